@@ -1,0 +1,34 @@
+# Two commands: `make demo` and `make test`. Both set everything up on first use, inside $(VENV) and the cache folder.
+
+VENV := $(or $(DPEER_VENV),.venv)
+CACHE := $(or $(DPEER_CACHE),.cache)
+RUN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export MPLCONFIGDIR ?= $(abspath $(CACHE))/matplotlib
+
+# The first interpreter that runs and has a supported version (a version manager's shim may exist and not run).
+PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+  "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
+
+.PHONY: demo test lint bench setup clean
+
+demo: setup
+	$(RUN)/dpeer demo
+
+test: setup
+	$(RUN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+bench: setup
+	for b in benchmarks/*.py; do $(RUN)/python "$$b" || exit 1; done
+
+setup:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found; use: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" launcher/bootstrap.py
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,210 @@
+"""The one strict, frozen config tree of a training run. YAML in, resolved YAML out; unknown keys are errors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Tolerance = Annotated[float, Field(ge=0)]  # inf is allowed: an unconstrained dimension
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Lora(Section):
+    rank: int = Field(16, ge=1)
+    """LoRA rank r."""
+    alpha: Positive = 32.0
+    """LoRA scale numerator: the update is multiplied by alpha / rank."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Module names that receive adapters."""
+
+
+class Model(Section):
+    path: str
+    """Local folder or hub id of the model to train; also the reference unless `reference_path` is given."""
+    revision: str | None = None
+    """Hub revision (commit) of the model."""
+    reference_path: str | None = None
+    """Frozen reference model; default: the same weights as `path`."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Compute precision; with bf16 the master weights and optimizer state stay fp32."""
+    lora: Lora | None = None
+    """Train low-rank adapters instead of all weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    export_dtype: Literal["bf16", "fp32"] = "bf16"
+    """Precision of the exported safetensors."""
+    head_chunk: int = Field(256, ge=1)
+    """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary."""
+
+
+class Data(Section):
+    train: str
+    """Hub id, file (CSV / JSONL / Parquet) or folder with the training records."""
+    heldout: str | None = None
+    """Held-out records for the certificate; for a hub id the test split is used when this is empty."""
+    max_tokens: int = Field(4096, ge=8)
+    """Longest prompt + response, in tokens."""
+    overlong: Literal["drop", "cut_prompt"] = "drop"
+    """Records longer than max_tokens: drop them, or cut the prompt from the left. Both are counted and reported."""
+
+
+class Dual(Section):
+    controller: Literal["ascent", "nu_pi", "pid"] = "ascent"
+    """How multipliers follow the constraint values: gradient ascent, nu-PI (ICML 2024) or PID (ICML 2020)."""
+    eta: Positive = 0.3
+    """Step size of the multipliers per optimizer step."""
+    ema: float = Field(0.5, ge=0, lt=1)
+    """Memory of the smoothed statistics: 0 uses the last step only. `ascent` and `protect` read it."""
+    max: Positive = 20.0
+    """Upper bound of each multiplier; sitting there while violated is reported as infeasible."""
+    dead_zone: NonNegative = 0.0
+    """Multipliers stay put while the absolute constraint value is below this; 0 turns it off."""
+    nu: float = Field(0.0, gt=-1, lt=1)
+    """nu_pi: memory of the smoothed error xi."""
+    kp: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """nu_pi and pid: proportional gain."""
+    ki: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """nu_pi and pid: integral gain."""
+    kd: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """pid: derivative gain."""
+
+
+class Constraint(Section):
+    form: Literal["threshold", "balance", "margin", "protect"] = "threshold"
+    """What each dimension must satisfy (docs/method.md): loss level, loss balance, margin hinge, no give-back."""
+    tolerance: Tolerance | dict[str, Tolerance] = 0.5
+    """eps: one value for all dimensions or one per dimension; inf leaves a dimension unconstrained."""
+    slack: NonNegative = 0.0
+    """margin form only: allowed mean hinge."""
+
+
+class Objective(Section):
+    kind: Literal["preference", "sft"] = "preference"
+    """Preference optimization over edges, or maximum likelihood on golden responses only."""
+    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    """Edge loss on the margin."""
+    beta: Positive = 0.1
+    """Reward scale: r = beta * (log pi - log pi_ref)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """sigmoid only: assumed share of flipped preferences."""
+    length_normalised: bool = False
+    """Divide response log-probabilities by their token count."""
+    golden_nll: NonNegative = 0.0
+    """Weight of the anchor: token-mean negative log-likelihood of golden responses."""
+    primary: Literal["uniform", "pooled"] | dict[str, NonNegative] = "uniform"
+    """Primary weights: 1/|D| each, in proportion to edge counts, or fixed by you."""
+    constraint: Constraint = Constraint()
+    dual: Dual = Dual()
+
+    @model_validator(mode="after")
+    def _smoothing_needs_sigmoid(self) -> Objective:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"label_smoothing ({self.label_smoothing}) applies to loss 'sigmoid' only, not '{self.loss}'")
+        if isinstance(self.primary, dict) and not sum(self.primary.values()) > 0:
+            raise ValueError("fixed primary weights must have a positive sum")
+        return self
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "cpu_adam"] = "adamw"
+    """torch AdamW, or DeepSpeedCPUAdam (for optimizer state offloaded to host memory)."""
+    lr: Positive = 1e-6
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning-rate shape after warm-up; linear and cosine end at zero."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam moment decay rates."""
+    eps: Positive = 1e-8
+    """Adam denominator floor."""
+    grad_clip: NonNegative = 1.0
+    """Clip the global gradient norm to this; 0 turns clipping off."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= b < 1 for b in value):
+            raise ValueError(f"betas must lie in [0, 1), got {value}")
+        return value
+
+
+class Training(Section):
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; give this or `epochs`."""
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Passes over the training records."""
+    records_per_step: int = Field(32, ge=1)
+    """Records (not pairs) in the global batch of one optimizer step."""
+    tokens_per_pack: int = Field(8192, ge=8)
+    """Forward tokens per micro-batch and rank; a single larger record gets a pack of its own."""
+    optimizer: Optimizer = Optimizer()
+    checkpoint_every: int = Field(50, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept on disk."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project; TensorBoard is always written."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give exactly one of steps ({self.steps}) and epochs ({self.epochs})")
+        return self
+
+    def total_steps(self, records: int) -> int:
+        """Optimizer steps of the run over a training set of that many records."""
+        return self.steps or max(1, math.ceil((self.epochs or 0) * records / self.records_per_step))
+
+
+class Cluster(Section):
+    address: str | None = None
+    """Address of a running Ray cluster; default: a private one on this machine (or RAY_ADDRESS)."""
+    policy_workers: int = Field(1, ge=1)
+    """ZeRO-3 ranks of the policy."""
+    reference: Literal["workers", "colocated", "cache"] = "cache"
+    """Where reference log-probs come from: own workers one step ahead, the policy's workers, or computed once."""
+    reference_workers: int = Field(1, ge=1)
+    """Ranks of the reference group (modes workers and cache)."""
+    cpus_per_worker: Positive = 1.0
+    """CPUs that Ray reserves per worker."""
+    gpus_per_worker: NonNegative = 0.0
+    """GPUs that Ray reserves per worker; 0 trains on CPU."""
+    deepspeed: str = "zero3"
+    """DeepSpeed config of the policy: a name in ds_configs/ or a path to a JSON file."""
+    reference_deepspeed: str = "reference"
+    """DeepSpeed config of the reference."""
+    timeout_s: Positive = 1800.0
+    """Longest silence of a worker or collective, in seconds, before the group is declared dead."""
+    placement_timeout_s: Positive = 300.0
+    """Longest wait for a feasible placement, in seconds."""
+    max_restarts: int = Field(3, ge=0)
+    """Restarts of the worker groups from the last checkpoint before the run gives up."""
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Run name: letters, digits, dot, dash, underscore; the run's folder is output_dir/name."""
+    output_dir: Path = Path("runs")
+    """Folder of all runs."""
+    seed: int = Field(0, ge=0)
+    """Seed of data order, initial adapters and everything else random."""
+    model: Model
+    data: Data
+    objective: Objective = Objective()
+    training: Training
+    cluster: Cluster = Cluster()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output_dir / self.name

@@ -1,0 +1,262 @@
+"""Recipes in and out: YAML plus `--set` overrides -> one frozen `Config`, and back to the resolved YAML of a run."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from dpeer.config import Config, Section
+from dpeer.errors import ConfigError
+
+Tree = dict[str, Any]
+
+_SHOWN_FAULTS = 8
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a recipe file; each override is `a.b.c=value` with the value written as YAML, the last one wins.
+
+    A recipe may start from another one with `extends: other.yaml` (relative to its own folder); mappings are merged.
+    Raises ConfigError that lists every fault: dotted key, what was given, what is allowed, nearest known key.
+    """
+    path = Path(path)
+    tree = _read_recipe(path)
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        config = Config.model_validate(tree)
+        faults = list(_misread_booleans(tree, Config))
+    except ValidationError as error:
+        faults = [*_explain(error, tree), *_misread_booleans(tree, Config)]
+    if not faults:
+        return config
+    shown = [f"  {fault}" for fault in faults[:_SHOWN_FAULTS]]
+    if len(faults) > _SHOWN_FAULTS:
+        shown.append(f"  ... and {len(faults) - _SHOWN_FAULTS} more")
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise ConfigError("\n".join([f"{path}: {count} in the config", *shown]))
+
+
+def resolved(config: Config) -> Tree:
+    """The whole config as JSON-safe builtins; an infinite tolerance is the string "inf", which loads back as inf."""
+    return cast(Tree, _json_safe(config.model_dump(mode="json")))
+
+
+def resolved_yaml(config: Config) -> str:
+    """The whole config, defaults included, as YAML; loading it gives an equal config."""
+    return yaml.dump(resolved(config), Dumper=_Dumper, sort_keys=False)
+
+
+# Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a repeated key is an error and 1e-6 is a number, as in YAML 1.2."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"key '{key.value}' is given twice, in lines {seen[key.value]} and {line}"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen[key.value if isinstance(key, yaml.ScalarNode) else line] = line
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The counterpart of _Loader: quotes text that would be read as a number."""
+
+
+for _dialect in (_Loader, _Dumper):
+    _dialect.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}{at}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML for a recipe: nested too deeply") from None
+
+
+def _read_recipe(path: Path, children: tuple[Path, ...] = ()) -> Tree:
+    if path.resolve() in children:
+        raise ConfigError(f"{path}: `extends` goes in a circle; remove it from one of the recipes")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the recipe as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give the path of a recipe file") from None
+    tree = _parse(text, str(path))
+    if not isinstance(tree, dict):
+        given = "an empty file" if tree is None else f"{type(tree).__name__} {_excerpt(tree)}"
+        raise ConfigError(f"{path}: a recipe is a mapping with the keys {_names(Config)}; given: {given}")
+    if "extends" not in tree:
+        return tree
+    base = tree.pop("extends")
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: {_excerpt(base)} given; must be the path of another recipe")
+    return _merge(_read_recipe(path.parent / base, (*children, path.resolve())), tree)
+
+
+def _merge(base: Tree, changes: Tree) -> Tree:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
+
+
+def _apply_override(tree: Tree, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {_excerpt(override)}: write it as section.key=value, e.g. training.steps=100")
+    for depth, key in enumerate(keys[:-1], start=1):
+        if tree.get(key) is None:
+            tree[key] = {}
+        if not isinstance(tree[key], dict):
+            parent = ".".join(keys[:depth])
+            raise ConfigError(
+                f"--set {dotted}: {parent} is {_excerpt(tree[key])} here, which has no keys inside; "
+                f"set it as a whole: --set '{parent}={{{'.'.join(keys[depth:])}: {text}}}'"
+            )
+        tree = tree[key]
+    tree[keys[-1]] = _parse(text, f"--set {dotted}")
+
+
+# Explaining
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """The section class that a field holds, if any (`Lora` of `Lora | None`)."""
+    options = (annotation, *get_args(annotation))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+
+
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}", field
+        if inner := _section(field.annotation):
+            yield from _fields(inner, f"{prefix}{name}.")
+
+
+def _names(section: type[Section]) -> str:
+    return ", ".join(section.model_fields)
+
+
+def _explain(error: ValidationError, tree: Tree) -> Iterator[str]:
+    """One line per faulty key; the faults of a union ("a number" or "a mapping") are joined."""
+    # Unknown keys first: a misspelt key is also why another one is missing.
+    details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    located = [(_dotted(e["loc"], tree), e) for e in details]
+    known = dict(_fields(Config))
+    for dotted in dict.fromkeys(key for key, _ in located):
+        faults = [e for key, e in located if key == dotted]
+        # An inner fault ("tolerance.A is negative") says more than "tolerance is not a number" of the same union.
+        if any(key.startswith(f"{dotted}.") for key, _ in located) and len(faults[0]["loc"]) > dotted.count(".") + 1:
+            continue
+        yield _fault_line(dotted, faults, known)
+
+
+def _fault_line(dotted: str, faults: list[ErrorDetails], known: Mapping[str, FieldInfo]) -> str:
+    first = faults[0]
+    given = _excerpt(first["input"])
+    purpose = known[dotted].description if dotted in known else None
+    about = f" ({purpose.rstrip('.')})" if purpose else ""
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{dotted}: unknown key{_hint(dotted, known)}"
+        case "missing":
+            return f"{dotted}: required, but not given{about}"
+        case "value_error":
+            where = f"{dotted}: " if dotted else ""
+            return f"{where}{first['msg'].removeprefix('Value error, ')}"
+        case "model_type":
+            section = _section(known[dotted].annotation) if dotted in known else Config
+            return f"{dotted}: {given} given; must be a section with keys among {_names(section or Config)}"
+    allowed = " or ".join(dict.fromkeys(_allowed(e) for e in faults))
+    choices = re.findall(r"'([^']*)'", " ".join(str(e.get("ctx", {}).get("expected", "")) for e in faults))
+    nearest = difflib.get_close_matches(str(first["input"]), choices, 1)
+    meant = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return f"{dotted}: {given} given; must be {allowed}{meant}{about}"
+
+
+def _allowed(fault: ErrorDetails) -> str:
+    """What pydantic's message asks for, in a recipe writer's words."""
+    message = re.sub(r"^\w+ should (be |match )?", "", fault["msg"]).partition(", unable to parse")[0]
+    words = {
+        "a valid dictionary": "a mapping",
+        "a valid tuple": "a list",
+        "a valid string": "text (quote it if it looks like a number)",
+    }
+    return words.get(message, message.replace("pattern ", "text that matches "))
+
+
+def _dotted(loc: tuple[int | str, ...], tree: Any) -> str:
+    """The user's key path: pydantic's location less the names of union members."""
+    keys: list[str] = []
+    for part in loc:
+        in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        if in_list or (isinstance(tree, dict) and part in tree):
+            tree = tree[part]
+        elif not (isinstance(tree, dict) and re.fullmatch(r"[a-z_]+", str(part))):
+            continue  # the name of a union member; a missing key looks like a field name
+        keys.append(str(part))
+    return ".".join(keys)
+
+
+def _hint(dotted: str, known: Mapping[str, FieldInfo]) -> str:
+    parent, _, name = dotted.rpartition(".")
+    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
+    if near := difflib.get_close_matches(name, siblings, 1):
+        return f"; did you mean {parent}.{near[0]}?" if parent else f"; did you mean {near[0]}?"
+    elsewhere = {key.rpartition(".")[2]: key for key in known}
+    if near := difflib.get_close_matches(name, elsewhere, 1):
+        return f"; did you mean {elsewhere[near[0]]}?"
+    return f"; known here: {', '.join(siblings)}" if siblings else ""
+
+
+def _misread_booleans(tree: Any, section: type[Section], prefix: str = "") -> Iterator[str]:
+    """true / false where a number is meant: pydantic would read them as 1 and 0."""
+    for name, field in section.model_fields.items():
+        value = tree.get(name) if isinstance(tree, dict) else None
+        if inner := _section(field.annotation):
+            yield from _misread_booleans(value, inner, f"{prefix}{name}.")
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        numeric = field.annotation is not bool and field.annotation is not str and not inner
+        if numeric and any(isinstance(v, bool) for v in inside):
+            yield f"{prefix}{name}: {_excerpt(value)} given; must not be true or false ({field.description})"
+
+
+def _excerpt(value: Any) -> str:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    short.maxlevel = 3
+    return short.repr(value)
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json_safe(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_json_safe(v) for v in value]
+    return "inf" if value == float("inf") else value

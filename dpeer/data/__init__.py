@@ -1,0 +1,1 @@
+"""Records, their partial order, tokens and packs."""

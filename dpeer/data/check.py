@@ -1,0 +1,168 @@
+"""What a data set holds, and everything that would hurt a training run on it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from dpeer.data.faults import Fault, excerpt
+from dpeer.data.load import load_with_faults, splits
+from dpeer.data.order import edges
+from dpeer.data.schema import DataSet, Record
+from dpeer.data.tokenize import audit, response_name
+from dpeer.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Smallest, median and largest of some lengths."""
+
+    least: int
+    median: float
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Counts of the sound records of one split.
+
+    masks: records per mask, written "A+T". edges: preference edges per dimension. lengths: of prompts and responses,
+    in characters and, with a tokenizer, in tokens ("prompt tokens" ... "prompt + longest response tokens").
+    """
+
+    name: str
+    records: int
+    masks: dict[str, int]
+    edges: dict[str, int]
+    lengths: dict[str, Spread]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """errors: what training would refuse or be misled by. warnings: what is allowed but rarely meant."""
+
+    source: str
+    dimensions: tuple[str, ...]
+    splits: tuple[Split, ...]
+    errors: tuple[Fault, ...]
+    warnings: tuple[Fault, ...]
+
+    def to_json(self) -> str:
+        """The whole report, every fault included, as indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+
+def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout: str | None = None) -> CheckReport:
+    """Check the training split of `source`, and `heldout` or, without it, the source's own test split if there is one.
+
+    Errors: faults of the rows; responses of a record with the same text; prompts in both splits; with a tokenizer, the
+    audit of its chat template. Warnings: active dimensions without a reject of their own; repeated records; records
+    with the same prompt and mask. Never raises for a fault of the data.
+    """
+    errors: list[Fault] = []
+    warnings: list[Fault] = []
+    found: list[Split] = []
+    data: list[DataSet] = []
+    try:
+        for name, place, split in _places(source, heldout):
+            part, faults = load_with_faults(place, split, data[0].dimensions if data else None)
+            errors += faults
+            tokens: dict[str, Spread] = {}
+            if tokenizer is not None:
+                tokens, faults = _tokens(part, tokenizer)
+                errors += faults
+            errors += _equal_responses(part)
+            warnings += [*_missing_rejects(part), *_repeats(part)]
+            found.append(_count(name, part, tokens))
+            data.append(part)
+    except DataError as error:
+        where = heldout if data and heldout else source
+        errors.append(Fault(where, "", str(error).removeprefix(f"{where}: ")))
+    if len(data) == 2:
+        errors += _leaks(*data)
+    return CheckReport(source, data[0].dimensions if data else (), tuple(found), tuple(errors), tuple(warnings))
+
+
+def _places(source: str, heldout: str | None) -> Iterator[tuple[str, str, str]]:
+    yield "train", source, "train"
+    if heldout is not None:
+        yield "heldout", heldout, "test"
+    elif "test" in splits(source):
+        yield "heldout", source, "test"
+
+
+def _count(name: str, data: DataSet, tokens: dict[str, Spread]) -> Split:
+    masks = Counter("+".join(r.mask) for r in data.records)
+    per_edge = Counter(e.dimension for r in data.records for e in edges(r))
+    prompts = [sum(len(m.content) for m in r.prompt) for r in data.records]
+    responses = [len(answer.text) for r in data.records for answer in r.responses]
+    characters = _spreads({"prompt characters": prompts, "response characters": responses})
+    return Split(
+        name,
+        len(data.records),
+        dict(sorted(masks.items(), key=lambda item: (item[0].count("+"), item[0]))),
+        {d: per_edge[d] for d in data.dimensions},
+        characters | tokens,
+    )
+
+
+def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...]]:
+    trees, faults = audit(data, tokenizer)
+    lengths = {
+        "prompt tokens": [len(t.prompt) for t in trees],
+        "response tokens": [len(r) for t in trees for r in t.responses],
+        "prompt + longest response tokens": [t.longest for t in trees],
+    }
+    return _spreads(lengths), faults
+
+
+def _spreads(lengths: dict[str, list[int]]) -> dict[str, Spread]:
+    return {name: Spread(min(n), median(n), max(n)) for name, n in lengths.items() if n}
+
+
+def _equal_responses(data: DataSet) -> Iterator[Fault]:
+    for record in data.records:
+        first: dict[str, int] = {}
+        for k, response in enumerate(record.responses):
+            j = first.setdefault(response.text.strip(), k)
+            if j < k:
+                message = f"same text as {response_name(record, j)}: {excerpt(response.text)}"
+                yield Fault(record.source, response_name(record, k), message)
+
+
+def _missing_rejects(data: DataSet) -> Iterator[Fault]:
+    for record in data.records:
+        failed = {r.fails for r in record.responses}
+        for dimension in record.mask:
+            if frozenset({dimension}) not in failed:
+                yield Fault(
+                    record.source, "", f"{dimension!r} is active, but no response fails it alone: empty reject?"
+                )
+
+
+def _repeats(data: DataSet) -> Iterator[Fault]:
+    first: dict[tuple[object, ...], Record] = {}
+    for record in data.records:
+        earlier = first.setdefault((_prompt(record), record.mask), record)
+        if earlier is not record:
+            what = "repeats" if earlier.key == record.key else "has the prompt and mask of"
+            yield Fault(record.source, "prompt", f"{what} {earlier.source}: {excerpt(record.prompt[-1].content)}")
+
+
+def _leaks(train: DataSet, heldout: DataSet) -> Iterator[Fault]:
+    seen = {_prompt(record): record.source for record in train.records}
+    for record in heldout.records:
+        if source := seen.get(_prompt(record)):
+            message = f"also trained on ({source}), so it is not held out: {excerpt(record.prompt[-1].content)}"
+            yield Fault(record.source, "prompt", message)
+
+
+def _prompt(record: Record) -> tuple[tuple[str, str], ...]:
+    return tuple((m.role, m.content.strip()) for m in record.prompt)

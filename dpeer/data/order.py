@@ -1,0 +1,33 @@
+"""The compositional partial order of a record's responses, and its one-dimension covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpeer.data.schema import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """`responses[better]` is preferred to `responses[worse]`, which fails `dimension` in addition."""
+
+    dimension: str
+    better: int
+    worse: int
+
+
+def at_least(better: frozenset[str], worse: frozenset[str]) -> bool:
+    """y >= y' iff F(y) is a subset of F(y'); neither way round means the two are incomparable."""
+    return better <= worse
+
+
+def edges(record: Record) -> tuple[Edge, ...]:
+    """All pairs with F' = F + {d}, labelled d. Pairs that differ in two dimensions are not attributable: no edge."""
+    found = []
+    for i, y in enumerate(record.responses):
+        for j, other in enumerate(record.responses):
+            extra = other.fails - y.fails
+            if at_least(y.fails, other.fails) and len(extra) == 1:
+                found.append(Edge(next(iter(extra)), i, j))
+    rank = {d: k for k, d in enumerate(record.mask)}
+    return tuple(sorted(found, key=lambda e: (rank[e.dimension], e.better, e.worse)))

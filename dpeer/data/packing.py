@@ -1,0 +1,205 @@
+"""Packs: micro-batches of token trees, balanced over ranks; the one representation from loader to kernel.
+
+A record is a tree: its prompt once, each response once. A response's last token is only ever a target, so it is left
+out of the input: a record costs P + sum(R - 1) forward tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dpeer.data.tokenize import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Queries [start, start + length) attend causally to themselves and fully to their prompt's tokens."""
+
+    start: int
+    length: int
+    prompt_start: int
+    prompt_length: int  # 0 for a prompt segment
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One micro-batch. T input tokens, N prediction rows, R responses, E edges, all records whole.
+
+    `rows[n]` is the position whose hidden state predicts `targets[n]`, a token of response `row_response[n]`.
+    Edge e prefers response `better[e]` to `worse[e]`; it belongs to dimension `dims[e]` and to sample `edge_sample[e]`.
+    `samples` are positions in the global batch; responses are numbered sample by sample.
+    """
+
+    input_ids: Tensor  # [1, T] int64
+    position_ids: Tensor  # [1, T] int64, restarting at each prompt
+    segments: tuple[Segment, ...]
+    rows: Tensor  # [N] int64
+    targets: Tensor  # [N] int64
+    row_response: Tensor  # [N] int64
+    response_tokens: Tensor  # [R] int64
+    golden: Tensor  # [R] bool: the one golden response of each sample
+    dims: Tensor  # [E] int64
+    better: Tensor  # [E] int64
+    worse: Tensor  # [E] int64
+    edge_sample: Tensor  # [E] int64
+    samples: tuple[int, ...]
+    response_counts: tuple[int, ...]
+    _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    def to(self, device: torch.device | str) -> Pack:
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items() if k != "_masks"}
+        return Pack(**moved)
+
+    def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
+        """Bottom-right aligned causal mask [queries, keys], True where attention is allowed."""
+        key = (queries, keys, window)
+        if key not in self._masks:
+            device = self.input_ids.device
+            distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+            allowed = distance >= 0
+            self._masks[key] = allowed if window is None else allowed & (distance < window)
+        return self._masks[key]
+
+    def varlen(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """(kv_index [sum K], cu_q [S+1], cu_k [S+1], longest query, longest key) for a variable-length kernel."""
+        device = self.input_ids.device
+        pieces, queries, keys = [], [0], [0]
+        for s in self.segments:
+            pieces += [torch.arange(s.prompt_start, s.prompt_start + s.prompt_length), torch.arange(s.start, s.start + s.length)]
+            queries.append(s.length)
+            keys.append(s.prompt_length + s.length)
+        cu_q, cu_k = (torch.tensor(x).cumsum(0).to(device, torch.int32) for x in (queries, keys))
+        return torch.cat(pieces).to(device), cu_q, cu_k, max(queries), max(keys)
+
+
+def forward_tokens(tree: TokenTree) -> int:
+    """Input tokens of one record: P + sum(R - 1)."""
+    return len(tree.prompt) + sum(len(r) - 1 for r in tree.responses)
+
+
+def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
+    """Concatenate records into one pack; `samples[i]` is the place of `trees[i]` in the global batch."""
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    rows: list[int] = []
+    targets: list[int] = []
+    row_response: list[int] = []
+    lengths: list[int] = []
+    golden: list[bool] = []
+    edges: list[tuple[int, int, int, int]] = []
+    for tree, sample in zip(trees, samples, strict=True):
+        prompt_start, first_response = len(ids), len(lengths)
+        ids += tree.prompt
+        positions += range(len(tree.prompt))
+        segments.append(Segment(prompt_start, len(tree.prompt), prompt_start, 0))
+        last_of_prompt = len(ids) - 1
+        for k, response in enumerate(tree.responses):
+            start, inputs = len(ids), response[:-1]
+            ids += inputs
+            positions += range(len(tree.prompt), len(tree.prompt) + len(inputs))
+            if inputs:
+                segments.append(Segment(start, len(inputs), prompt_start, len(tree.prompt)))
+            rows += [last_of_prompt, *range(start, start + len(inputs))]
+            targets += response
+            row_response += [len(lengths)] * len(response)
+            lengths.append(len(response))
+            golden.append(k == tree.golden)
+        edges += [(d, first_response + i, first_response + j, sample) for d, i, j in tree.edges]
+    edge_columns = torch.tensor(edges, dtype=torch.int64).reshape(-1, 4).T.contiguous()
+    return Pack(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        segments=tuple(segments),
+        rows=torch.tensor(rows),
+        targets=torch.tensor(targets),
+        row_response=torch.tensor(row_response),
+        response_tokens=torch.tensor(lengths),
+        golden=torch.tensor(golden),
+        dims=edge_columns[0],
+        better=edge_columns[1],
+        worse=edge_columns[2],
+        edge_sample=edge_columns[3],
+        samples=tuple(samples),
+        response_counts=tuple(len(t.responses) for t in trees),
+    )
+
+
+def plan_packs(costs: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Assign items to [rank][pack]: longest first to the least loaded rank, then first fit under the token budget.
+
+    Deterministic in its arguments. An item over the budget gets a pack of its own. Ranks may end with different
+    numbers of packs, also none: the step pads with dummies.
+    """
+    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    mine: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for i in order:
+        rank = min(range(ranks), key=lambda r: (load[r], r))
+        mine[rank].append(i)
+        load[rank] += costs[i]
+    return [_first_fit(items, costs, budget) for items in mine]
+
+
+def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for i in items:
+        slot = next((k for k, left in enumerate(room) if costs[i] <= left), None)
+        if slot is None:
+            packs.append([i])
+            room.append(budget - costs[i])
+        else:
+            packs[slot].append(i)
+            room[slot] -= costs[i]
+    return packs
+
+
+def rank_packs(trees: Sequence[TokenTree], ranks: int, rank: int, budget: int) -> list[Pack]:
+    """The packs of one rank for a global batch of records."""
+    plan = plan_packs([forward_tokens(t) for t in trees], ranks, budget)[rank]
+    return [build_pack([trees[i] for i in items], items) for items in plan]
+
+
+def batch_indices(cursor: int, size: int, records: int, seed: int) -> list[int]:
+    """Records of the global batch that starts at sample number `cursor`: a function of seed and cursor only.
+
+    Every epoch is its own permutation; a batch may span two.
+    """
+    return [_epoch_order(records, seed, s // records)[s % records] for s in range(cursor, cursor + size)]
+
+
+_ORDERS: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _epoch_order(records: int, seed: int, epoch: int) -> list[int]:
+    key = (records, seed, epoch)
+    if key not in _ORDERS:
+        if len(_ORDERS) > 3:
+            _ORDERS.clear()
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        _ORDERS[key] = torch.randperm(records, generator=generator).tolist()
+    return _ORDERS[key]
+
+
+def dummy_pack() -> Pack:
+    """The smallest pack that runs every submodule: prompt of one token, response of two, no edges, no samples."""
+    tree = TokenTree(index=-1, prompt=(0,), responses=((0, 0),), edges=(), golden=0, mask=())
+    pack = build_pack([tree], [0])
+    return Pack(**{**pack.__dict__, "samples": (), "response_counts": ()})
+
+
+def split_by_sample(values: Sequence[float], packs_counts: Sequence[int]) -> Iterator[list[float]]:
+    """Cut a flat list of per-response values into one list per sample."""
+    start = 0
+    for count in packs_counts:
+        yield list(values[start : start + count])
+        start += count

@@ -1,0 +1,175 @@
+"""Files to rows, strictly: every fault names file and row. No interpretation of the columns here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from dpeer.data.faults import Fault, excerpt
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """source: "file:row". where: the same for messages, with the line if it differs. cells: values by column."""
+
+    source: str
+    where: str
+    cells: dict[str, object]
+
+
+def rows(path: Path) -> tuple[list[Row], list[Fault]]:
+    """All readable rows of a CSV (UTF-8, comma), JSONL (UTF-8) or Parquet file, and the faults of the rest."""
+    faults: list[Fault] = []
+    reader = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix)
+    if reader is None:
+        return [], [
+            Fault(path.name, "", f"a {path.suffix or 'file without suffix'} is not read; use .csv, .jsonl or .parquet")
+        ]
+    try:
+        found = list(reader(path, faults))
+    except OSError as error:
+        return [], [Fault(path.name, "", f"cannot be read: {error.strerror or error}")]
+    if not found and not faults:
+        faults.append(Fault(path.name, "", "holds no records; one row (line) per record is needed"))
+    return found, faults
+
+
+def _text(path: Path, faults: list[Fault]) -> str:
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        faults.append(Fault(path.name, "", "is UTF-16; save it as UTF-8"))
+        return ""
+    if 0 in data:
+        line = data[: data.index(0)].count(b"\n") + 1
+        faults.append(
+            Fault(path.name, "", f"line {line} holds a NUL byte: not a text file, or damaged; save it as UTF-8 text")
+        )
+        return ""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        near = excerpt(data[max(0, error.start - 15) : error.start + 15])
+        faults.append(
+            Fault(path.name, "", f"line {line} is not UTF-8 (byte {error.start}, near {near}); save it as UTF-8")
+        )
+        return ""
+
+
+def _csv(path: Path, faults: list[Fault]) -> Iterator[Row]:
+    text = _text(path, faults)
+    if not text.strip():
+        return
+    # The module's cell limit is process-wide and too small for long answers; the parser checks lengths by column.
+    before = csv.field_size_limit(len(text) + 1)
+    try:
+        yield from _csv_rows(path.name, text, faults)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(name: str, text: str, faults: list[Fault]) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    number = 0
+    line = 1
+    try:
+        for cells in reader:
+            where = f"{name}, row {number} (line {line})"
+            line = reader.line_num + 1
+            if not cells:
+                continue
+            if not header:
+                header = [c.strip() for c in cells]
+                if fault := _header_fault(header):
+                    faults.append(Fault(f"{name}, header", "", fault))
+                    return
+                number = 1
+                continue
+            if len(cells) == len(header):
+                yield Row(f"{name}:{number}", where, dict(zip(header, cells, strict=True)))
+            else:
+                faults.append(
+                    Fault(
+                        where,
+                        "",
+                        f"{len(cells)} cells, the header has {len(header)}; quote cells that hold commas, quotes or "
+                        f"line breaks. Starts {excerpt(','.join(cells))}",
+                    )
+                )
+            number += 1
+    except csv.Error as error:
+        faults.append(
+            Fault(
+                f"{name}, row {number} (starts at line {line})",
+                "",
+                f"{error}: a quote is not closed or not doubled; reading stopped here",
+            )
+        )
+
+
+def _header_fault(header: list[str]) -> str:
+    if duplicate := _duplicate(header):
+        return f"column {duplicate!r} occurs twice; keep one"
+    if len(header) == 1 and any(d in header[0] for d in ";\t|"):
+        return f"one column {excerpt(header[0])}: the delimiter is not a comma; save it as comma-separated"
+    return ""
+
+
+def _duplicate(names: list[str]) -> str | None:
+    return next((n for i, n in enumerate(names) if n in names[:i]), None)
+
+
+def _jsonl(path: Path, faults: list[Fault]) -> Iterator[Row]:
+    text = _text(path, faults)
+    # Not splitlines(): JSON strings may hold U+2028 and its like.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, row {number}"
+        try:
+            value = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        except RecursionError:
+            faults.append(Fault(where, "", f"nested too deeply: {excerpt(line)}"))
+            continue
+        except ValueError as error:
+            near = line[max(0, error.pos - 20) : error.pos + 20] if isinstance(error, json.JSONDecodeError) else line
+            faults.append(Fault(where, "", f"is not JSON: {error}; near {excerpt(near)}"))
+            continue
+        if isinstance(value, dict):
+            yield Row(f"{path.name}:{number}", where, value)
+        else:
+            faults.append(Fault(where, "", f"one JSON object per line is needed, got {excerpt(value)}"))
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON value; write null or leave the key out")
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if duplicate := _duplicate([k for k, _ in pairs]):
+        raise ValueError(f"key {duplicate!r} occurs twice in one object")
+    return dict(pairs)
+
+
+def _parquet(path: Path, faults: list[Fault]) -> Iterator[Row]:
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+        if duplicate := _duplicate(table.column_names):
+            faults.append(Fault(path.name, "", f"column {duplicate!r} occurs twice; keep one"))
+            return
+        values = table.to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        faults.append(Fault(path.name, "", f"is not a whole Parquet file: {excerpt(str(error), 120)}"))
+        return
+    for number, cells in enumerate(values, start=1):
+        yield Row(f"{path.name}:{number}", f"{path.name}, row {number}", cells)

@@ -1,0 +1,232 @@
+"""Records to token trees, with an audit of the chat template on every response."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from jinja2.exceptions import TemplateError
+
+from dpeer.data.faults import Fault, data_error, excerpt
+from dpeer.data.order import edges
+from dpeer.data.schema import DataSet, Message, Record
+from dpeer.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """One record in tokens: the prompt once, every response once.
+
+    index: position in `DataSet.records`. edges: (dimension index, better response, worse response).
+    golden: index of the response that fails nothing. mask: active dimensions.
+    """
+
+    index: int
+    prompt: Ids
+    responses: tuple[Ids, ...]
+    edges: tuple[tuple[int, int, int], ...]
+    golden: int
+    mask: tuple[str, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt + longest response."""
+        return len(self.prompt) + max(len(r) for r in self.responses)
+
+
+@dataclass(frozen=True)
+class TokenizedSet:
+    """All trees that fit, in record order. dropped / cut: records left out / with a shortened prompt."""
+
+    dimensions: tuple[str, ...]
+    trees: tuple[TokenTree, ...]
+    dropped: int
+    cut: int
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash (hex) of the dimensions and of every tree's tokens and edges."""
+        digest = hashlib.sha256("\0".join(self.dimensions).encode())
+        for tree in self.trees:
+            flat = [len(tree.prompt), *tree.prompt, len(tree.responses)]
+            for response in tree.responses:
+                flat += [len(response), *response]
+            flat += [len(tree.edges), *(n for edge in tree.edges for n in edge)]
+            digest.update(array("q", flat).tobytes())
+        return digest.hexdigest()
+
+
+def tokenize(
+    data: DataSet, tokenizer: PreTrainedTokenizerBase, max_tokens: int, overlong: Literal["drop", "cut_prompt"]
+) -> TokenizedSet:
+    """Tokenize every record with the tokenizer's chat template.
+
+    A response ends with the template's end-of-turn token; whitespace tokens that the template writes after it (the
+    newline of ChatML) are left out, as the model never has to predict them. A record whose prompt + longest response
+    exceeds `max_tokens` is dropped, or with `cut_prompt` loses the first prompt tokens (a leading BOS is kept); where
+    the response alone leaves no room for a prompt the record is dropped all the same.
+
+    Raises DataError when the template is missing, refuses a record, changes its text, or when the prompt's tokens are
+    not a prefix of prompt + response (see `audit`), and when no record is left.
+    """
+    trees, faults = audit(data, tokenizer)
+    if faults:
+        raise data_error(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}", faults)
+    kept = []
+    cut = 0
+    for tree in trees:
+        if tree.longest > max_tokens and overlong == "cut_prompt":
+            shorter = _cut_prompt(tree, max_tokens, tokenizer.bos_token_id)
+            cut += shorter.longest <= max_tokens
+            tree = shorter
+        if tree.longest <= max_tokens:
+            kept.append(tree)
+    if not kept:
+        shortest = min((tree.longest for tree in trees), default=0)
+        raise DataError(
+            f"none of the {len(trees)} records fits into max_tokens {max_tokens}: the shortest has {shortest} tokens "
+            f"(overlong: {overlong}); raise data.max_tokens"
+        )
+    return TokenizedSet(data.dimensions, tuple(kept), len(trees) - len(kept), cut)
+
+
+def audit(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[TokenTree, ...], tuple[Fault, ...]]:
+    """Token trees of all sound records, without a length limit, and the faults of the others.
+
+    Checked for every response: the rendered prompt and its token ids are a prefix of prompt + response; prompt and
+    response text come through the template verbatim (outer whitespace apart); no text contains a control token; the
+    response ends with an end-of-turn token; BOS is not doubled; no two responses of a record have equal tokens.
+    """
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so prompt and response "
+            "cannot be told apart; use an instruction-tuned model's tokenizer or set tokenizer.chat_template"
+        )
+    control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    trees = []
+    faults = []
+    for index, record in enumerate(data.records):
+        try:
+            trees.append(_tree(index, record, data.dimensions, tokenizer, control))
+        except _Unsound as unsound:
+            faults.append(Fault(record.source, unsound.column, unsound.message))
+    return tuple(trees), tuple(faults)
+
+
+class _Unsound(Exception):
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
+        self.message = message
+
+
+def _tree(
+    index: int,
+    record: Record,
+    dimensions: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    control: dict[str, int],
+) -> TokenTree:
+    for column, text in _texts(record):
+        if found := next((c for c in control if c in text), None):
+            raise _Unsound(column, f"the text contains {found!r}, a control token of this tokenizer; remove it")
+    prompt_text = _render(record.prompt, tokenizer, generate=True)
+    for message in record.prompt:
+        if message.content.strip() not in prompt_text:
+            raise _Unsound(
+                "prompt",
+                f"the chat template drops or alters the {message.role} message {excerpt(message.content)}; "
+                f"rendered {excerpt(prompt_text)}",
+            )
+    texts = [prompt_text]
+    for k, response in enumerate(record.responses):
+        full_text = _render((*record.prompt, Message("assistant", response.text)), tokenizer, generate=False)
+        if full_text.startswith(prompt_text) and response.text.strip() not in full_text[len(prompt_text) :]:
+            raise _Unsound(
+                response_name(record, k),
+                f"the chat template drops or alters the response {excerpt(response.text)}; "
+                f"rendered {excerpt(full_text[len(prompt_text) :])}",
+            )
+        texts.append(full_text)
+    # What apply_chat_template does inside, without its return type, which depends on version and arguments.
+    prompt, *fulls = (tuple(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    bos = tokenizer.bos_token_id
+    if bos is not None and prompt[:2] == (bos, bos):
+        raise _Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
+    stops = set(control.values()) - {tokenizer.unk_token_id}
+    names = [response_name(record, k) for k in range(len(fulls))]
+    responses = tuple(_response(prompt, full, name, tokenizer, stops) for name, full in zip(names, fulls, strict=True))
+    for k, ids in enumerate(responses):
+        if (first := responses.index(ids)) < k:
+            raise _Unsound(names[k], f"same tokens as {names[first]}: {excerpt(record.responses[k].text)}")
+    if responses[0][0] in stops and prompt_text == _render(record.prompt, tokenizer, generate=False):
+        raise _Unsound(
+            "prompt",
+            "the chat template ignores add_generation_prompt, so the answer's header "
+            f"{_show(responses[0], 0, tokenizer)} would be trained as part of the response; write it there as well",
+        )
+    rank = {d: i for i, d in enumerate(dimensions)}
+    tree_edges = tuple((rank[e.dimension], e.better, e.worse) for e in edges(record))
+    return TokenTree(index, prompt, responses, tree_edges, record.golden, record.mask)
+
+
+def _response(prompt: Ids, full: Ids, column: str, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> Ids:
+    if full[: len(prompt)] != prompt:
+        at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), len(full))
+        raise _Unsound(
+            column,
+            f"prompt tokens are not a prefix of prompt + response; from token {at}: {_show(prompt, at, tokenizer)} alone, "
+            f"{_show(full, at, tokenizer)} with the response. Mend the template's generation prompt, or white space that starts the response",
+        )
+    end = len(full)
+    while end > len(prompt) and full[end - 1] not in stops and not str(tokenizer.decode([full[end - 1]])).strip():
+        end -= 1
+    if end == len(prompt) or full[end - 1] not in stops:
+        raise _Unsound(
+            column,
+            f"the chat template writes no end-of-turn token after the response (it ends with "
+            f"{_show(full, end - 1, tokenizer)}), so a trained model would not stop; add one to the assistant turn",
+        )
+    return full[len(prompt) : end]
+
+
+def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, generate: bool) -> str:
+    conversation = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(m.role for m in messages)
+        raise _Unsound("prompt", f"the chat template refuses the roles {roles}: {error}") from error
+
+
+def _cut_prompt(tree: TokenTree, max_tokens: int, bos: int | None) -> TokenTree:
+    head = tree.prompt[:1] if tree.prompt[:1] == (bos,) else ()
+    room = max_tokens - max(len(r) for r in tree.responses) - len(head)
+    if room < 1:
+        return tree
+    return TokenTree(tree.index, head + tree.prompt[-room:], tree.responses, tree.edges, tree.golden, tree.mask)
+
+
+def _texts(record: Record) -> list[tuple[str, str]]:
+    prompt = [("prompt", m.content) for m in record.prompt]
+    return prompt + [(response_name(record, k), r.text) for k, r in enumerate(record.responses)]
+
+
+def response_name(record: Record, k: int) -> str:
+    """Response k in messages: "response 2 (fails A)"."""
+    fails = record.responses[k].fails
+    return f"response {k + 1} (" + (f"fails {'+'.join(sorted(fails))}" if fails else "golden") + ")"
+
+
+def _show(ids: Ids, at: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    window = ids[at : at + 3]
+    return " ".join(f"{tokenizer.decode([i])!r}({i})" for i in window) or "nothing"

@@ -1,0 +1,21 @@
+"""Errors that a user can cause. Each says what was given, why it cannot work and what to do."""
+
+
+class DpeerError(ValueError):
+    """A problem the user can fix; the command line shows it on one screen, without a traceback."""
+
+
+class DataError(DpeerError):
+    """A fault in a data set: names file, row, column and a short excerpt."""
+
+
+class ConfigError(DpeerError):
+    """A fault in a recipe or in `--set`."""
+
+
+class ClusterError(DpeerError):
+    """A placement that cannot exist, or a worker that died or fell silent."""
+
+
+class CheckpointError(DpeerError):
+    """A checkpoint that is missing, damaged, or belongs to another run."""

@@ -1,0 +1,1 @@
+"""Language models over response trees: attention, log-probabilities, loading."""

@@ -1,0 +1,160 @@
+"""The language model over packs, and the loading of checkpoints that it can compute exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dpeer import config
+from dpeer.data.packing import Pack
+from dpeer.errors import ConfigError
+from dpeer.model import tree_attention
+from dpeer.model.logprob import response_sums, token_logprobs
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text")
+
+
+class Head(nn.Module):
+    """Reads the output weight inside its own forward, so that ZeRO-3 gathers it there and releases it early."""
+
+    def __init__(self, output: nn.Linear, chunk: int) -> None:
+        super().__init__()
+        self._output = [output]  # in a list: the module is registered once, in the model
+        self.chunk = chunk
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self._output[0].weight
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_logprobs(hidden, self._output[0].weight, targets, self.chunk)
+
+
+class TreeLM(nn.Module):
+    """A causal language model whose forward maps a pack to the log-probability of each of its responses."""
+
+    def __init__(self, model: PreTrainedModel, head_chunk: int = 256) -> None:
+        super().__init__()
+        self.model = model  # a PreTrainedModel, or a PeftModel around one
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._backbone = [getattr(causal, causal.base_model_prefix)]
+        self.head = Head(causal.get_output_embeddings(), head_chunk)
+
+    def forward(self, pack: Pack) -> Tensor:
+        """Sum log-probability [R] in nats (fp32) of the pack's responses, end-of-turn token included."""
+        hidden = self._backbone[0](
+            input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
+        ).last_hidden_state[0]
+        tokens = self.head(hidden[pack.rows], pack.targets)
+        return response_sums(tokens, pack.row_response, len(pack.response_tokens))
+
+
+def refuse_unsupported(model_config: Any, path: str) -> None:
+    """ConfigError for a model that tree attention or the chunked head would compute wrongly; names the reason."""
+    kind = model_config.model_type
+    reasons = []
+    if kind not in FAMILIES:
+        reasons.append(f"model type '{kind}' is not in the tested families {', '.join(FAMILIES)}")
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(model_config, key, None):
+            reasons.append(f"{key} = {getattr(model_config, key)}: soft-capped logits are not computed by the tree kernel")
+    if getattr(model_config, "attention_dropout", 0):
+        reasons.append(f"attention_dropout = {model_config.attention_dropout}: set it to 0 in the model's config.json")
+    scaling = getattr(model_config, "rope_parameters", None) or getattr(model_config, "rope_scaling", None) or {}
+    nested = [v for v in scaling.values() if isinstance(v, dict)] or [scaling]
+    for rope in nested:
+        if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+            reasons.append(f"rope_type '{rope['rope_type']}' depends on the sequence length")
+    if reasons:
+        raise ConfigError(f"model {path}: cannot be trained exactly. " + "; ".join(reasons) + ". Choose another model.")
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    with _hub_errors(path):
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
+    """Weights of `path` with tree attention. Under an active HfDeepSpeedConfig they come partitioned."""
+    with _hub_errors(path):
+        model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    refuse_unsupported(model_config, path)
+    with _hub_errors(path):
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            attn_implementation=tree_attention.NAME,
+            trust_remote_code=False,
+        )
+    if model.get_output_embeddings().bias is not None:
+        raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
+    return model
+
+
+def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
+    """Wrap with PEFT adapters; B starts at zero, so the policy starts equal to the reference."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"),
+        )
+    except ValueError as error:
+        raise ConfigError(f"model.lora.targets = {lora.targets}: {str(error).splitlines()[0]}") from error
+
+
+def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
+    """The policy (trainable) or the reference (frozen) of a run."""
+    path = spec.reference_path if reference and spec.reference_path else spec.path
+    model = load_causal_lm(path, spec.dtype, spec.revision)
+    if reference:
+        return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if spec.lora:
+        model = add_lora(model, spec.lora, seed)
+    return TreeLM(model.train(), spec.head_chunk)
+
+
+def model_hash(path: str, revision: str | None = None) -> str:
+    """sha256 of a local model's weight and config files, or of the hub id with its revision."""
+    folder = Path(path)
+    digest = hashlib.sha256()
+    if not folder.is_dir():
+        return hashlib.sha256(json.dumps([path, revision]).encode()).hexdigest()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin") or file.name == "config.json":
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+class _hub_errors:
+    """Turns transformers' loading errors into one that names the model and says what to do."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConfigError):
+            first = next((line for line in str(error).splitlines() if line.strip()), kind.__name__)
+            raise ConfigError(
+                f"model {self.path}: cannot be loaded ({first[:300]}). Give a local folder with config.json, "
+                "safetensors and a tokenizer, or a hub id that this machine can reach."
+            ) from error

@@ -1,0 +1,76 @@
+"""Log-probabilities of target tokens from hidden states, in chunks: [tokens, vocabulary] is never held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(h W^T)[target] per row. Backward recomputes a chunk of logits at a time from the stored logsumexp.
+
+    With a frozen W the gradient with respect to h is, per row, g * (W[target] - softmax @ W): it is found in the
+    forward pass, and the backward pass only scales it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        rows = hidden.shape[0]
+        logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+        lse = torch.empty_like(logprobs)
+        frozen = not ctx.needs_input_grad[1]
+        unit = torch.empty_like(hidden) if frozen and ctx.needs_input_grad[0] else None
+        for i in range(0, rows, chunk):
+            part = slice(i, i + chunk)
+            logits = (hidden[part] @ weight.T).float()
+            lse[part] = torch.logsumexp(logits, dim=-1)
+            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - lse[part]
+            if unit is not None:
+                unit[part] = _residual(logits, lse[part], targets[part]).to(weight.dtype) @ weight
+        ctx.chunk, ctx.frozen = chunk, frozen
+        if frozen:
+            ctx.save_for_backward(unit)
+        else:
+            ctx.save_for_backward(hidden, weight, targets, lse)
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad,) = grads
+        if ctx.frozen:
+            (unit,) = ctx.saved_tensors
+            return unit * grad[:, None].to(unit.dtype), None, None, None
+        hidden, weight, targets, lse = ctx.saved_tensors
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for i in range(0, hidden.shape[0], ctx.chunk):
+            part = slice(i, i + ctx.chunk)
+            logits = (hidden[part] @ weight.T).float()
+            d_logits = (_residual(logits, lse[part], targets[part]) * grad[part, None]).to(weight.dtype)
+            if d_hidden is not None:
+                d_hidden[part] = d_logits @ weight
+            d_weight += (d_logits.T @ hidden[part]).float()
+        return d_hidden, d_weight.to(weight.dtype), None, None
+
+
+def _residual(logits: Tensor, lse: Tensor, targets: Tensor) -> Tensor:
+    """onehot(target) - softmax(logits), computed in place of `logits`."""
+    residual = logits.sub_(lse[:, None]).exp_().neg_()
+    residual[torch.arange(len(targets), device=targets.device), targets] += 1
+    return residual
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 256) -> Tensor:
+    """Log-probability (nats, fp32) of `targets` [N] under softmax(hidden [N, H] @ weight [V, H]^T).
+
+    Peak extra memory is chunk x V, in the forward and the backward pass. A `chunk` of N or more is one piece.
+    """
+    result: Tensor = _TokenLogprobs.apply(hidden, weight, targets, chunk)
+    return result
+
+
+def response_sums(values: Tensor, row_response: Tensor, responses: int) -> Tensor:
+    """Sum per-token values [N] into one value per response [R]."""
+    return torch.zeros(responses, dtype=values.dtype, device=values.device).index_add(0, row_response, values)

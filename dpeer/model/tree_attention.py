@@ -1,0 +1,92 @@
+"""Attention over response trees: each response attends to its prompt and to itself, never to a sibling.
+
+Every segment (a prompt, a response) is one variable-length query; a response's keys are [prompt, own]. With a
+bottom-right aligned causal mask that is exactly the attention of separate sequences, so a prompt and a golden response
+are computed once however many preferences they serve. On CUDA in half precision the kernel is FlashAttention's
+variable-length one (through torch); elsewhere it is SDPA, segment by segment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from dpeer.data.packing import Pack
+
+NAME = "tree"  # a name with "flash" in it would make transformers look for a flash package
+_IGNORED = {"position_ids", "cache_position", "is_causal", "output_attentions", "output_hidden_states", "use_cache"}
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, H, T, D]
+    key: Tensor,  # [1, H_kv, T, D]
+    value: Tensor,  # [1, H_kv, T, D]
+    attention_mask: Tensor | None,
+    *,
+    tree: Pack | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **unknown: Any,
+) -> tuple[Tensor, None]:
+    """Attention function for transformers' registry; returns ([1, T, H, D], None).
+
+    Raises ValueError for everything that it does not compute exactly, rather than ignore it.
+    """
+    extra = sorted(k for k, v in unknown.items() if k not in _IGNORED and v is not None)
+    if tree is None or attention_mask is not None or dropout or query.shape[0] != 1 or extra:
+        raise ValueError(
+            f"tree attention needs a tree, no mask, no dropout, a batch of one and no further options; got tree="
+            f"{'given' if tree is not None else None}, mask={'given' if attention_mask is not None else None}, "
+            f"dropout={dropout}, batch={query.shape[0]}, options={extra}"
+        )
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(query, key, value, tree, scaling, sliding_window), None
+    return _segments(query, key, value, tree, scaling, sliding_window), None
+
+
+def _segments(query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    out = []
+    for s in tree.segments:
+        own = slice(s.start, s.start + s.length)
+        q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
+        if s.prompt_length:
+            prompt = slice(s.prompt_start, s.prompt_start + s.prompt_length)
+            k, v = torch.cat([key[:, :, prompt], k], dim=2), torch.cat([value[:, :, prompt], v], dim=2)
+        plain = not s.prompt_length and (window is None or window >= s.length)
+        mask = None if plain else tree.mask(s.length, k.shape[2], window)
+        out.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain, scale=scaling))
+    return torch.cat(out, dim=2).transpose(1, 2)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    kv_index, cu_q, cu_k, max_q, max_k = tree.varlen()
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
+    out = varlen_attn(
+        q.contiguous(),
+        k[kv_index],
+        v[kv_index],
+        cu_q,
+        cu_k,
+        max_q,
+        max_k,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out[None]
+
+
+AttentionInterface.register(NAME, tree_attention)
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

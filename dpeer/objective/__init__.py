@@ -1,0 +1,1 @@
+"""The method as pure functions: edge losses, constraints, dual state, ledger, certificate."""

@@ -1,0 +1,118 @@
+"""The model card: README.md of an exported model, with the front matter that model hubs read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpeer.errors import DpeerError
+from dpeer.report.page import templates
+from dpeer.report.run import Run, read_run
+from dpeer.report.text import constraint_form, edge_words, exact, finding, interval, method_name, subtitle
+
+FORMS = {
+    "threshold": "the mean edge loss of each dimension stays at or below its tolerance",
+    "balance": "the mean edge loss of no dimension exceeds that of another by more than its tolerance",
+    "margin": "the mean hinge [tolerance - margin]+ of each dimension stays at or below the slack",
+    "protect": "the mean edge loss of no dimension rises above its best so far by more than its tolerance",
+}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
+
+
+def model_card(run_dir: Path) -> str:
+    """Markdown of the card. A run without certificate gets a card that says so.
+
+    Raises:
+        DpeerError: the run has no ledger, or its manifest does not name the base model.
+    """
+    run = read_run(run_dir)
+    if not run.get("config.model.path"):
+        raise DpeerError(
+            f"{run_dir / 'manifest.json'} does not name the model that was trained, so no model card can be written. "
+            "Restore the manifest, or train again."
+        )
+    model, data = run.get("config.model.path"), run.get("config.data.train", "unknown")
+    card = templates(autoescape=False)
+    card.filters["cell"] = lambda value: str(value).replace("|", "\\|")
+    return card.get_template("card.md.j2").render(
+        front_matter=yaml.safe_dump(_front_matter(run, model, data), sort_keys=False, allow_unicode=True),
+        name=run.get("config.name", "model"),
+        base=_public_name(model),
+        method=method_name(run),
+        finding=finding(run),
+        subtitle=subtitle(run),
+        data=f"Trained on {_public_name(data)}",
+        splits=list(_splits(run)),
+        recipe=list(_recipe(run)),
+        certificate=run.certificate,
+        interval=interval,
+    )  # fmt: skip
+
+
+def is_hub_id(name: str) -> bool:
+    """True for "owner/name" that is neither a data file nor a path on this machine."""
+    return bool(HUB_ID.fullmatch(name)) and not name.endswith(DATA_FILES) and not Path(name).exists()
+
+
+def _public_name(name: str) -> str:
+    """A hub id as it is; of a local path only the last part, so that the card gives no folder names away."""
+    return name if is_hub_id(name) else Path(name).name
+
+
+def _front_matter(run: Run, model: str, data: str) -> dict[str, Any]:
+    kind = ["sft"] if run.get("config.objective.kind") == "sft" else ["dpo", "preference-optimization"]
+    tags = ["dpeer", *kind, *(["lagrangian"] if run.constraints else [])]
+    base = {"base_model": model} if is_hub_id(model) else {}
+    datasets = {"datasets": [data]} if is_hub_id(data) else {}
+    return {**base, "library_name": "transformers", "pipeline_tag": "text-generation", **datasets, "tags": tags}
+
+
+def _splits(run: Run) -> Iterator[dict[str, Any]]:
+    for key, name in (("train", "training"), ("heldout", "held-out")):
+        if split := run.get(f"data.{key}"):
+            yield {
+                "name": name,
+                "records": f"{split.get('records', 0):,}",
+                "edges": edge_words(split),
+                "sha256": split.get("sha256", "unknown"),
+            }
+
+
+def _recipe(run: Run) -> Iterator[str]:
+    """What was optimized, one line each."""
+    setting = run.get("config.objective", {})
+    if setting.get("kind") == "sft":
+        yield "Maximum likelihood on golden responses; rejected responses are not used."
+    else:
+        yield f"Edge loss: {setting.get('loss', 'sigmoid')}, beta {setting.get('beta', 'unknown')}."
+        if anchor := setting.get("golden_nll"):
+            yield f"Anchor: negative log-likelihood of golden responses, weight {anchor:g}."
+        primary = setting.get("primary", "uniform")
+        words = ", ".join(f"{d} {w:g}" for d, w in primary.items()) if isinstance(primary, Mapping) else primary
+        yield f"Primary weights: {words}."
+    if run.constraints:
+        constraint = setting.get("constraint", {})
+        form = constraint_form(run)
+        yield f"Constraint form `{form}`: {FORMS.get(form, 'see the configuration')}."
+        slack = f"; slack {constraint.get('slack', 0):g}" if form == "margin" else ""
+        yield f"Tolerance: {_tolerance_words(constraint.get('tolerance'))}{slack}."
+        dual = setting.get("dual", {})
+        yield (
+            f"Multipliers: controller `{dual.get('controller', 'ascent')}`, step size {dual.get('eta', 'unknown')}, "
+            f"at most {dual.get('max', 'unknown')}."
+        )
+    adapter = run.get("config.model.lora")
+    yield f"Weights trained: {'LoRA adapters of rank ' + str(adapter.get('rank')) if adapter else 'all'}."
+    batch = run.get("config.training.records_per_step", "an unknown number of")
+    yield f"{len(run.ledger)} optimizer steps of {batch} records."
+
+
+def _tolerance_words(tolerance: Any) -> str:
+    if isinstance(tolerance, Mapping):
+        return ", ".join(f"{d} {_tolerance_words(value)}" for d, value in tolerance.items())
+    return "none" if tolerance is None else exact(float(tolerance))

@@ -1,0 +1,249 @@
+"""One function per plot of the report: a run in, a titled picture out. The title states the finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpeer.report.plot import LIMIT, PALETTE, Z95, Line, Plot, Series, draw, line_plot, smooth, thin
+from dpeer.report.run import Run, Step
+from dpeer.report.text import constraint_form, exact, interval, number, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LINES = len(PALETTE)
+VERDICT_STYLE = {"satisfied": ("#009E73", "o"), "violated": ("#D55E00", "X"), "undecided": ("#E69F00", "D")}
+
+
+def smoothing_span(run: Run) -> int:
+    """Steps that the smoothed lines average over: a fifteenth of the run, at least 5."""
+    return max(5, len(run.ledger) // 15)
+
+
+def series(run: Run, value: Callable[[Step], float]) -> Series:
+    return np.array([value(step) for step in run.ledger], dtype=np.float64)
+
+
+def dimension_series(run: Run, dimension: str, field: str) -> Series:
+    return series(run, lambda s: getattr(s.dimensions[dimension], field) if dimension in s.dimensions else math.nan)
+
+
+def constraint_series(run: Run, name: str, field: str) -> Series:
+    return series(run, lambda s: getattr(s.constraints[name], field) if name in s.constraints else math.nan)
+
+
+def _steps(run: Run) -> Series:
+    return series(run, lambda s: s.step)
+
+
+def _observed(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if np.isfinite(line.values).any()]
+
+
+def _largest(values: dict[str, float]) -> str:
+    """Name of the largest value; unknown values count as smaller than any other."""
+    return max(values, key=lambda name: np.nan_to_num(values[name], nan=-math.inf))
+
+
+def _busiest(run: Run, field: str) -> list[str]:
+    """At most MOST_LINES constraints, those whose value ever rose highest, in their given order."""
+    peaks = {name: np.nanmax(constraint_series(run, name, field), initial=-math.inf) for name in run.constraints}
+    chosen = sorted(peaks, key=lambda name: peaks[name], reverse=True)[:MOST_LINES]
+    return [name for name in peaks if name in chosen]
+
+
+def _not_drawn(run: Run, names: Sequence[str]) -> str:
+    hidden = len(run.constraints) - len(names)
+    return f"The {len(names)} constraints that rose highest; {hidden} more are not drawn." if hidden else ""
+
+
+def _shared_range(lines: Sequence[Line], limits: Sequence[float]) -> tuple[float, float]:
+    """One y range for panels read side by side: 1st to 99th percentile of the values and every limit, with some air."""
+    values = np.concatenate([line.values[np.isfinite(line.values)] for line in lines])
+    inner = np.percentile(values, [1, 99]) if len(values) else np.array([0.0, 1.0])
+    marks = np.concatenate([inner, [x for x in limits if math.isfinite(x)]])
+    air = 0.1 * float(np.ptp(marks)) or 0.1
+    return float(marks.min()) - air, float(marks.max()) + 2 * air
+
+
+def _panels(run: Run, lines: Sequence[Line], limits: Sequence[float], ylabel: str) -> list[Plot]:
+    """One plot per line against its own limit, all on the same scale."""
+    span, ylim = smoothing_span(run), _shared_range(lines, limits)
+    plots = []
+    for k, (line, limit) in enumerate(zip(lines, limits, strict=True)):
+        end = smooth(line.values, span=span)[0][-1]
+        title = f"{line.name} ends at {number(end)}"
+        if math.isfinite(limit):
+            title += f", {'above' if end > limit else 'within'} its tolerance {exact(limit)}"
+        colour = PALETTE[k % len(PALETTE)]
+        plots.append(line_plot(_steps(run), [line], ylabel, title, span=span, limit=limit, ylim=ylim, colour=colour))
+    return plots
+
+
+def loss_panels(run: Run) -> list[Plot]:
+    """Loss of each dimension, against its tolerance where the constraint is on the loss itself."""
+    lines = _observed([Line(d, dimension_series(run, d, "loss")) for d in run.dimensions])
+    on_loss = run.ledger[-1].constraints if constraint_form(run) == "threshold" else {}
+    limits = [on_loss[line.name].tolerance if line.name in on_loss else math.inf for line in lines]
+    unit = " (nats)" if run.get("config.objective.loss", "sigmoid") == "sigmoid" else ""
+    return _panels(run, lines, limits, f"loss per edge{unit}") if lines else []
+
+
+def constraint_panels(run: Run) -> list[Plot]:
+    """Constraint values against their tolerances, for the forms where they are not the losses themselves."""
+    if constraint_form(run) == "threshold":
+        return []
+    lines = _observed([Line(name, constraint_series(run, name, "estimate")) for name in _busiest(run, "estimate")])
+    limits = [constraint_series(run, line.name, "tolerance")[-1] for line in lines]
+    return _panels(run, lines, limits, "constraint value") if lines else []
+
+
+def multipliers(run: Run) -> Plot | None:
+    names = _busiest(run, "multiplier")
+    lines = _observed([Line(name, constraint_series(run, name, "multiplier")) for name in names])
+    if not lines:
+        return None
+    final = {line.name: float(line.values[-1]) for line in lines}
+    top = _largest(final)
+    if final[top] > 0:
+        title = f"{top} presses hardest at the end: multiplier {number(final[top])}"
+    elif any(np.nanmax(line.values) > 0 for line in lines):
+        title = "Every multiplier is back at zero at the end"
+    else:
+        title = "No constraint ever pressed: all multipliers stay at zero"
+    return line_plot(_steps(run), lines, "multiplier λ", title, note=_not_drawn(run, names))
+
+
+def weights(run: Run) -> Plot | None:
+    lines = _observed([Line(d, 100 * dimension_series(run, d, "weight")) for d in run.dimensions[:MOST_LINES]])
+    if not lines:
+        return None
+    final = {line.name: float(line.values[-1]) for line in lines}
+    top = _largest(final)
+    level = np.nanmax(list(final.values())) - np.nanmin(list(final.values())) < 0.5
+    title = "All dimensions weigh the same at the end" if level else f"{top} weighs most at the end: {final[top]:.0f} %"
+    return line_plot(_steps(run), lines, "weight in the loss (%)", title)
+
+
+def margins(run: Run) -> Plot | None:
+    lines = _observed(
+        [
+            Line(d, dimension_series(run, d, "margin"), dimension_series(run, d, "margin_se"))
+            for d in run.dimensions[:MOST_LINES]
+        ]
+    )
+    if not lines:
+        return None
+    span = smoothing_span(run)
+    means = {line.name: float(smooth(line.values, span=span)[0][-1]) for line in lines}
+    lowest = min(lines, key=lambda line: means[line.name])
+    se = float(smooth(lowest.values, lowest.se, span)[1][-1])
+    error = f" ± {number(Z95 * se, 2)}" if math.isfinite(se) else ""
+    title = f"{lowest.name} has the smallest margin at the end: {number(means[lowest.name])}{error}"
+    note = "Bands: 95 %, from the standard errors of the steps that the line averages over."
+    return line_plot(_steps(run), lines, "margin (nats, scaled by β)", title, span=span, note=note)
+
+
+def drift(run: Run) -> Plot | None:
+    """Log-probability of golden and rejected responses: preference training can lower both."""
+    lines = _observed(
+        [
+            Line("golden", series(run, lambda s: s.golden_logp)),
+            Line("rejected", series(run, lambda s: s.rejected_logp)),
+        ]
+    )
+    if not lines:
+        return None
+    span = smoothing_span(run)
+    mean = smooth(lines[0].values, span=span)[0]
+    start, end = mean[np.isfinite(mean)][0], mean[-1]
+    what = f"{lines[0].name.capitalize()} log-probability"
+    if number(start) == number(end):
+        title = f"{what} stays at {number(end)} nats per response"
+    else:
+        title = f"{what} {'rises' if end > start else 'falls'} from {number(start)} to {number(end)} nats per response"
+    return line_plot(_steps(run), lines, "log-probability (nats)", title, span=span)
+
+
+def golden_nll(run: Run) -> Plot | None:
+    lines = _observed([Line("golden", series(run, lambda s: s.golden_nll))])
+    if not lines:
+        return None
+    span = smoothing_span(run)
+    end = smooth(lines[0].values, span=span)[0][-1]
+    title = f"Golden responses cost {number(end)} nats per token at the end"
+    return line_plot(_steps(run), lines, "golden NLL (nats per token)", title, span=span)
+
+
+def throughput(run: Run) -> Plot | None:
+    rates = np.array([t.tokens_per_second for t in run.timing], dtype=np.float64)
+    if not np.isfinite(rates).any():
+        return None
+    steps = np.array([t.step for t in run.timing], dtype=np.float64)
+    seconds = float(np.nansum([t.seconds for t in run.timing]))
+    waited = float(np.nansum([t.reference_wait_s for t in run.timing]))
+    index, median = thin(len(rates)), float(np.nanmedian(rates))
+
+    def paint(axes: Axes) -> None:
+        axes.plot(steps[index], rates[index], color=PALETTE[0], linewidth=1.2, marker="o" if len(steps) < 3 else "")
+        axes.axhline(median, **LIMIT)
+        axes.set(xlabel="optimizer step", ylabel="tokens per second")
+        axes.set_ylim(bottom=0)
+
+    title = f"Median throughput: {median:,.0f} tokens per second"
+    note = f"{number(seconds)} s in {len(steps)} training steps"
+    note += f", {percent(waited / seconds)} of them waiting for the reference." if seconds else "."
+    return Plot(title, f"Line plot of tokens per second over {len(steps)} steps. {title}. {note}", draw(paint), note)
+
+
+def certificate(run: Run) -> Plot | None:
+    """Interval of each constraint value on held-out records against its tolerance."""
+    found = run.certificate
+    if found is None or not found.constrained:
+        return None
+    rows = found.constrained
+
+    def paint(axes: Axes) -> None:
+        for y, c in enumerate(rows):
+            colour, marker = VERDICT_STYLE[c.verdict]
+            axes.plot([c.lower, c.upper], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+            axes.plot(c.estimate, y, marker, color=colour, markersize=7)
+            axes.plot([c.tolerance] * 2, [y - 0.36, y + 0.36], color="black", linewidth=2)
+        axes.set_yticks(range(len(rows)), [f"{c.name}\n{c.verdict}" for c in rows])
+        axes.set(xlabel="held-out value (black bar: tolerance)", ylim=(len(rows) - 0.4, -0.6))
+        axes.grid(visible=False, axis="y")
+
+    decided = sum(c.verdict != "undecided" for c in rows)
+    title = f"The held-out records decide {decided} of {len(rows)} constraints"
+    words = "; ".join(
+        f"{c.name} {number(c.estimate)} [{number(c.lower)}, {number(c.upper)}], tolerance {exact(c.tolerance)}, "
+        f"{c.verdict}"
+        for c in rows
+    )
+    note = f"Coloured bars: {percent(found.confidence)} intervals that hold for all constraints at once."
+    return Plot(title, f"Interval plot. {words}.", draw(paint, 0.9 + 0.48 * len(rows)), note)
+
+
+def selection(run: Run) -> Plot | None:
+    """How often golden has the highest length-normalised log-probability among a record's responses."""
+    found = run.certificate.selection if run.certificate else None
+    if found is None:
+        return None
+    rows = {"all masks": found.overall, **found.masks}
+
+    def paint(axes: Axes) -> None:
+        for y, rate in enumerate(rows.values()):
+            colour = "black" if y == 0 else PALETTE[0]
+            axes.plot([100 * rate.lower, 100 * rate.upper], [y, y], color=colour, linewidth=2)
+            axes.plot(100 * rate.rate, y, "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(rows)), [f"{name} (n = {rate.n})" for name, rate in rows.items()])
+        axes.set(xlabel="golden ranks first (% of records)", xlim=(-2, 102), ylim=(len(rows) - 0.4, -0.6))
+
+    title = f"Golden ranks first in {interval(found.overall)} of records"
+    words = "; ".join(f"{name} {interval(rate)}" for name, rate in rows.items())
+    note = "By log-probability per token among the responses of a record; bars: 95 % intervals."
+    return Plot(title, f"Dot plot. {words}.", draw(paint, 0.9 + 0.27 * len(rows)), note)

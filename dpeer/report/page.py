@@ -1,0 +1,136 @@
+"""The report of one run: everything a person needs to judge it, as one HTML file without any outside reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dpeer.report import figures, text
+from dpeer.report.plot import Plot
+from dpeer.report.run import Run, read_run
+from dpeer.training.run_dir import write_text
+
+MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    heading: str
+    text: str
+    plots: list[Plot]
+
+
+def templates(autoescape: bool = True) -> Environment:
+    """The templates beside this file, with the number formats of `text`."""
+    found = Environment(
+        loader=PackageLoader("dpeer.report", package_path="."),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = {"number": text.number, "exact": text.exact, "percent": text.percent, "extra_records": text.extra_records}
+    found.filters.update(formats)
+    return found
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into the run folder and return its path. An unfinished run gets a page that says so.
+
+    Raises:
+        DpeerError: the folder has no ledger, or no complete step in it.
+    """
+    run = read_run(run_dir)
+    page = templates().get_template("report.html.j2").render(
+        name=run.get("config.name", run.path.resolve().name),
+        method=text.method_name(run),
+        progress=text.progress(run),
+        finding=text.finding(run),
+        subtitle=text.subtitle(run),
+        notes=[*run.notes, *_warnings(run)],
+        certificate=run.certificate,
+        marks=MARKS,
+        heldout_plots=[plot for plot in (figures.certificate(run), figures.selection(run)) if plot],
+        sections=list(_sections(run)),
+        passport=list(_passport(run)),
+        config=list(text.flatten(run.get("config", {}))),
+        versions=list(text.flatten(run.get("versions", {}))),
+    )  # fmt: skip
+    write_text(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+def _warnings(run: Run) -> list[str]:
+    warnings = []
+    if stuck := text.saturated(run):
+        cap = run.get("config.objective.dual.max")
+        warnings.append(
+            f"The multiplier of {text.listing(stuck)} sits at its upper bound{f' {cap:g}' if cap else ''} at the end: "
+            "this tolerance may not be attainable together with the others. Allow a larger tolerance, or train longer."
+        )
+    if not run.timing:
+        warnings.append("timing.jsonl is missing: throughput is unknown.")
+    return warnings
+
+
+def _sections(run: Run) -> Iterator[Part]:
+    span = figures.smoothing_span(run)
+    smoothed = f"Bold: moving average over about {span} steps; faint: single steps."
+    yield Part(
+        "Loss per dimension",
+        f"Mean loss over the edges of each dimension in a training step. {smoothed}",
+        figures.loss_panels(run),
+    )
+    constraint_panels = figures.constraint_panels(run)
+    hidden = len(run.constraints) - len(constraint_panels)
+    yield Part(
+        "Constraints",
+        f"What the form “{text.constraint_form(run)}” holds below its tolerance. {smoothed}"
+        + (f" Shown are those that rose highest; {hidden} more are not drawn." if hidden else ""),
+        constraint_panels,
+    )
+    yield Part(
+        "How the dimensions were balanced",
+        "A violated constraint raises its multiplier, and that raises the weight of its dimension in the loss. "
+        "A margin is how much more than the reference the policy prefers the better response of an edge.",
+        [plot for plot in (figures.multipliers(run), figures.weights(run), figures.margins(run)) if plot],
+    )
+    yield Part(
+        "Side effects and speed",
+        f"Training against rejected responses can lower the probability of golden ones with them. {smoothed}",
+        [plot for plot in (figures.drift(run), figures.golden_nll(run), figures.throughput(run)) if plot],
+    )
+
+
+def _passport(run: Run) -> Iterator[tuple[str, Any]]:
+    """(label, value) pairs of what identifies the run; what is unknown is left out."""
+    yield "Method", text.method_name(run)
+    labels = {
+        "config.model.path": "Model",
+        "model.hash": "Model hash",
+        "reference.hash": "Reference hash",
+        "git": "Source revision",
+        "world.policy_workers": "Policy workers",
+        "world.reference_workers": "Reference workers",
+        "created": "Started",
+        "finished": "Finished",
+    }
+    for split, label in (("train", "Training data"), ("heldout", "Held-out data")):
+        if run.get(f"data.{split}"):
+            yield label, _data_words(run, split)
+            yield f"{label} sha256", run.get(f"data.{split}.sha256", "unknown")
+    for key, label in labels.items():
+        if (value := run.get(key)) is not None:
+            yield label, value
+
+
+def _data_words(run: Run, split: str) -> str:
+    """E.g. "records.jsonl: 600 records; edges A 300, T 100; 2 dropped, 0 cut as too long"."""
+    facts = run.get(f"data.{split}")
+    source = run.get(f"config.data.{split}", "test split of the training data")
+    overlong = f"{facts.get('dropped', 0)} dropped, {facts.get('cut', 0)} cut as too long"
+    return f"{source}: {facts.get('records', 0):,} records; edges {text.edge_words(facts)}; {overlong}"

@@ -1,0 +1,215 @@
+"""Reads a run folder. A missing or damaged piece becomes a note for the reader; only a missing ledger is an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from dpeer.errors import DpeerError
+
+NAN = math.nan
+Number = Annotated[float, BeforeValidator(lambda value: NAN if value is None else value)]
+Tolerance = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
+
+
+class Row(BaseModel):
+    """What the page reads of a line; a ledger may carry more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class DimensionStep(Row):
+    edges: Number = NAN
+    loss: Number = NAN
+    margin: Number = NAN
+    margin_se: Number = NAN
+    weight: Number = NAN
+
+
+class ConstraintStep(Row):
+    tolerance: Tolerance = math.inf
+    estimate: Number = NAN
+    multiplier: Number = NAN
+    saturated: bool = False
+
+
+class Step(Row):
+    step: int
+    golden_nll: Number = NAN
+    golden_logp: Number = NAN
+    rejected_logp: Number = NAN
+    dimensions: dict[str, DimensionStep] = {}
+    constraints: dict[str, ConstraintStep] = {}
+
+
+class StepTime(Row):
+    step: int
+    seconds: Number = NAN
+    tokens_per_second: Number = NAN
+    reference_wait_s: Number = NAN
+
+
+class Certified(Row):
+    """One constraint on held-out records; `lower` and `upper` bound the estimate for all constraints at once."""
+
+    name: str
+    dimensions: tuple[str, ...] = ()
+    estimate: Number = NAN
+    tolerance: Tolerance = math.inf
+    lower: Number = NAN
+    upper: Number = NAN
+    records: int = 0
+    edges: int = 0
+    verdict: Literal["satisfied", "violated", "undecided"]
+    extra_records: int | None = None
+
+    @property
+    def constrained(self) -> bool:
+        return math.isfinite(self.tolerance)
+
+
+class Rate(Row):
+    """A share in [0, 1] of `n` records, with its interval."""
+
+    rate: Number
+    lower: Number = NAN
+    upper: Number = NAN
+    n: int = 0
+
+
+class Selection(Row):
+    overall: Rate
+    masks: dict[str, Rate] = {}
+
+
+class Certificate(Row):
+    confidence: float = 0.95
+    constraints: tuple[Certified, ...] = ()
+    selection: Selection | None = None
+    heldout_records: int | None = None
+
+    @property
+    def constrained(self) -> tuple[Certified, ...]:
+        """The constraints that have a finite tolerance."""
+        return tuple(c for c in self.constraints if c.constrained)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder in memory. `ledger` is never empty and rises in step; `notes` say what is missing or damaged."""
+
+    path: Path
+    manifest: dict[str, Any]
+    ledger: tuple[Step, ...]
+    timing: tuple[StepTime, ...]
+    certificate: Certificate | None
+    notes: tuple[str, ...]
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(d for step in self.ledger for d in step.dimensions))
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """Names of the constraints that are enforced: preference training, finite tolerance."""
+        if self.get("config.objective.kind") == "sft":
+            return ()
+        named = ((name, c) for step in self.ledger for name, c in step.constraints.items())
+        return tuple(dict.fromkeys(name for name, c in named if math.isfinite(c.tolerance)))
+
+    def get(self, dotted: str, default: Any = None) -> Any:
+        """The manifest's entry under a dotted key, e.g. "config.objective.beta"; `default` if absent or null."""
+        value: Any = self.manifest
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return default if value is None else value
+
+
+RowT = TypeVar("RowT", Step, StepTime)
+
+
+def _read_steps(path: Path, kind: type[RowT]) -> tuple[tuple[RowT, ...], list[str]]:
+    """Rows by rising step. A step that a resumed run repeated counts once, as it was written last."""
+    rows: dict[int, RowT] = {}
+    damaged: list[str] = []
+    repeated = 0
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = kind.model_validate_json(line)
+        except ValidationError:
+            damaged.append(str(number))
+            continue
+        repeated += row.step in rows
+        rows[row.step] = row
+    notes = []
+    if damaged:
+        numbers = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        lines = "line is" if len(damaged) == 1 else "lines are"
+        notes.append(f"{path.name}: {len(damaged)} damaged {lines} left out (line {numbers}); a killed run leaves one.")
+    if repeated:
+        notes.append(f"{path.name}: {repeated} steps were written twice (a resumed run); the later lines count.")
+    return tuple(rows[step] for step in sorted(rows)), notes
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
+    if not path.is_file():
+        return {}, [f"{path.name} is missing: configuration, versions and hashes of this run are unknown."]
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        return {}, [f"{path.name} is damaged: configuration, versions and hashes of this run are unknown."]
+    if not manifest.get("finished"):
+        return manifest, ["This run has not finished; everything below is an interim state."]
+    return manifest, []
+
+
+def _read_certificate(path: Path) -> tuple[Certificate | None, list[str]]:
+    if not path.is_file():
+        return None, ["There is no certificate: nothing is known about held-out records."]
+    try:
+        return Certificate.model_validate_json(path.read_bytes()), []
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the file"
+        return None, [f"{path.name} is damaged ({where}: {fault['msg']}): nothing is known about held-out records."]
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read the files of a run folder.
+
+    Raises:
+        DpeerError: the folder has no ledger, or the ledger has no complete step.
+    """
+    ledger_path = run_dir / "ledger.jsonl"
+    if not ledger_path.is_file():
+        raise DpeerError(
+            f"{run_dir} has no ledger.jsonl, so there is nothing to report: it is not a run folder, or its training "
+            "has not completed a step. Give the folder that `dpeer train` printed (output_dir/name of the recipe)."
+        )
+    ledger, ledger_notes = _read_steps(ledger_path, Step)
+    if not ledger:
+        raise DpeerError(
+            f"{ledger_path} holds no complete step, so there is nothing to report: the run stopped before its first "
+            "step ended. Start it again with `dpeer train RECIPE`."
+        )
+    manifest, manifest_notes = _read_manifest(run_dir / "manifest.json")
+    certificate, certificate_notes = _read_certificate(run_dir / "certificate.json")
+    timing_path = run_dir / "timing.jsonl"
+    timing, timing_notes = _read_steps(timing_path, StepTime) if timing_path.is_file() else ((), [])
+    return Run(
+        path=run_dir,
+        manifest=manifest,
+        ledger=ledger,
+        timing=timing,
+        certificate=certificate,
+        notes=tuple(manifest_notes + certificate_notes + ledger_notes + timing_notes),
+    )

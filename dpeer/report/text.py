@@ -1,0 +1,127 @@
+"""The words and numbers of a report: what a run is, what it found, and how values are written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dpeer.report.run import Certified, Rate, Run
+
+UNKNOWN = "\u2013"
+MINUS = "\u2212"
+NBSP = "\u00a0"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """About `digits` significant digits, as decimals; an unknown value is a dash, an infinite one "none"."""
+    if math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return "none"
+    rounded = float(f"{value:.{digits}g}")
+    places = digits - 1 - math.floor(math.log10(abs(rounded))) if rounded else digits
+    most = digits if abs(rounded) >= 10**-digits else 6
+    text = f"{value:,.{min(max(places, 0), most)}f}"
+    return text.replace("-", MINUS if any(c in "123456789" for c in text) else "")
+
+
+def exact(value: float) -> str:
+    """A value that a person chose, as they would write it; inf is "none"."""
+    return f"{value:g}" if math.isfinite(value) else "none"
+
+
+def percent(share: float) -> str:
+    return UNKNOWN if math.isnan(share) else f"{100 * share:.0f}{NBSP}%"
+
+
+def interval(rate: Rate) -> str:
+    """E.g. "71 % [62, 79]"."""
+    return f"{percent(rate.rate)} [{bounds(rate)}]"
+
+
+def bounds(rate: Rate) -> str:
+    """Interval in percent, e.g. "62, 79"."""
+    return UNKNOWN if math.isnan(rate.lower) else f"{100 * rate.lower:.0f}, {100 * rate.upper:.0f}"
+
+
+def listing(names: Sequence[str]) -> str:
+    """E.g. "A", "A and T", "A, T and E"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def method_name(run: Run) -> str:
+    """What kind of training the run is, in a few words."""
+    if run.get("config.objective.kind") == "sft":
+        return "Supervised fine-tuning"
+    if run.constraints:
+        return "Lagrangian DPO"
+    primary = run.get("config.objective.primary", "uniform")
+    names = {"pooled": "Pooled DPO", "uniform": "DPO with equal weights per dimension"}
+    return "DPO with fixed weights" if isinstance(primary, Mapping) else names.get(primary, "DPO")
+
+
+def constraint_form(run: Run) -> str:
+    return str(run.get("config.objective.constraint.form", "threshold"))
+
+
+def progress(run: Run) -> str:
+    """E.g. "20 of 80 steps"."""
+    done, planned = len(run.ledger), run.get("config.training.steps")
+    return f"{done} of {planned} steps" if planned and planned != done else f"{done} step{'s' * (done != 1)}"
+
+
+def finding(run: Run) -> str:
+    """The one sentence that heads the page."""
+    certificate = run.certificate
+    if certificate is None:
+        state = "" if run.get("finished") else "unfinished, "
+        return f"{method_name(run)}: {state}{progress(run)} and no certificate yet"
+    constraints = certificate.constrained
+    if constraints:
+        met = sum(c.verdict == "satisfied" for c in constraints)
+        count = "All" if met == len(constraints) > 1 else f"{met} of"
+        if all(len(c.dimensions) == 1 for c in constraints):
+            noun = "dimension" if len(constraints) == 1 else "dimensions"
+            verb = "meets its" if met == 1 else "meet their"
+            return f"{count} {len(constraints)} {noun} {verb} tolerance on held-out records"
+        verb = "holds" if met == 1 else "hold"
+        return f"{count} {len(constraints)} constraint{'s' * (len(constraints) > 1)} {verb} on held-out records"
+    if certificate.selection:
+        overall = certificate.selection.overall
+        return f"{method_name(run)}, no constraints: golden ranks first in {percent(overall.rate)} of held-out records"
+    return f"{method_name(run)}, no constraints: {progress(run)}"
+
+
+def subtitle(run: Run) -> str:
+    """What the finding leaves open, e.g. "Violated: E. Undecided: T and C."."""
+    constraints = run.certificate.constrained if run.certificate else ()
+    names = {verdict: [c.name for c in constraints if c.verdict == verdict] for verdict in ("violated", "undecided")}
+    return " ".join(f"{verdict.capitalize()}: {listing(found)}." for verdict, found in names.items() if found)
+
+
+def extra_records(constraint: Certified) -> str:
+    """How many more held-out records an undecided constraint needs."""
+    if constraint.verdict != "undecided":
+        return UNKNOWN
+    return f"about {constraint.extra_records:,}" if constraint.extra_records else "cannot be estimated"
+
+
+def saturated(run: Run) -> list[str]:
+    """Constraints whose multiplier sits at its cap at the last step: not attainable at this tolerance."""
+    return [name for name, c in run.ledger[-1].constraints.items() if c.saturated]
+
+
+def edge_words(split: Mapping[str, Any]) -> str:
+    """Edges per dimension of a manifest's data split, e.g. "A 300, T 100"."""
+    return ", ".join(f"{d} {n:,}" for d, n in split.get("edges", {}).items()) or "none"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, value) pairs as `dpeer train --set` takes them."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,1 @@
+"""The training step under plain torch.distributed: policy, reference, checkpoints, export."""

@@ -1,0 +1,87 @@
+"""Export: a Hugging Face folder (safetensors, tokenizer, generation config, model card), reloaded and compared."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from dpeer.config import Config
+from dpeer.data.packing import build_pack
+from dpeer.errors import CheckpointError
+from dpeer.model.lm import DTYPES, TreeLM, add_lora, load_causal_lm, load_tokenizer
+from dpeer.training.policy import Policy
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # nats per token between the trained policy and the reloaded export
+
+
+def export(policy: Policy, folder: Path) -> None:
+    """Collective. Gathers the weights on rank 0, which writes `folder` under a temporary name, checks it, renames it.
+
+    A LoRA run is exported merged, with the bare adapter in `folder/adapter`.
+    """
+    policy.phase = "exporting"
+    expected = policy.score(policy.data.trees[:1])
+    state = policy.engine._zero3_consolidated_16bit_state_dict()
+    if policy.world.rank:
+        return
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    _write(policy.config, {k.removeprefix("model."): v for k, v in state.items()}, temporary)
+    _compare(policy, expected[0], temporary)
+    previous = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, previous)
+    os.replace(temporary, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _write(config: Config, state: Mapping[str, Tensor], folder: Path) -> None:
+    spec, dtype = config.model, DTYPES[config.model.export_dtype]
+    model: Any = load_causal_lm(spec.path, spec.export_dtype, spec.revision)
+    if spec.lora:
+        model = add_lora(model, spec.lora, config.seed)
+        missing = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False).missing_keys
+        _refuse_missing(missing, model)
+        model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+    else:
+        missing = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False).missing_keys
+        _refuse_missing(missing, model)
+    model.config._attn_implementation = "sdpa"
+    model.save_pretrained(folder)
+    load_tokenizer(spec.path, spec.revision).save_pretrained(folder)
+    try:
+        GenerationConfig.from_pretrained(spec.path, revision=spec.revision).save_pretrained(folder)
+    except OSError:
+        model.generation_config.save_pretrained(folder)  # the base has none: transformers' defaults for the model
+
+
+def _refuse_missing(missing: list[str], model: Any) -> None:
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    lost = [k for k in missing if not any(k.endswith(t) for t in tied) and not k.endswith("lm_head.weight")]
+    if lost:
+        raise CheckpointError(f"export: {len(lost)} weights were not gathered, among them {', '.join(lost[:3])}. Nothing was written.")
+
+
+@torch.no_grad()
+def _compare(policy: Policy, expected: list[float], folder: Path) -> None:
+    """Log-probs of one record from the reloaded folder against the live policy's."""
+    tree, spec = policy.data.trees[0], policy.config.model
+    lm = TreeLM(load_causal_lm(str(folder), spec.export_dtype).eval(), spec.head_chunk)
+    found = lm(build_pack([tree], [0])).tolist()
+    limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]
+    for before, after, response in zip(expected, found, tree.responses, strict=True):
+        gap = abs(before - after) / len(response)
+        if not gap <= limit:
+            raise CheckpointError(
+                f"export: the reloaded model differs from the trained one by {gap:.3g} nats per token (allowed {limit:g}). "
+                f"The folder was left at {folder} for inspection; the checkpoint is unharmed."
+            )

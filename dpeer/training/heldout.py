@@ -1,0 +1,56 @@
+"""From held-out log-probabilities of policy and reference to certificate.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dpeer.config import Config
+from dpeer.data.tokenize import TokenizedSet
+from dpeer.objective.certificate import HeldoutEdges, certify, selection_accuracy
+from dpeer.objective.constraints import build_constraints
+from dpeer.objective.dual import DualState
+
+CONFIDENCE = 0.95
+
+
+def heldout_edges(
+    config: Config, data: TokenizedSet, policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+) -> HeldoutEdges:
+    """Margins of all held-out edges (reward units), clustered by prompt: records with the same prompt are one cluster."""
+    clusters: dict[tuple[int, ...], int] = {}
+    margins, dims, records = [], [], []
+    for tree, lp, ref in zip(data.trees, policy, reference, strict=True):
+        rewards = [
+            config.objective.beta * (a - b) / (len(r) if config.objective.length_normalised else 1)
+            for a, b, r in zip(lp, ref, tree.responses, strict=True)
+        ]
+        cluster = clusters.setdefault(tree.prompt, len(clusters))
+        for d, better, worse in tree.edges:
+            margins.append(rewards[better] - rewards[worse])
+            dims.append(d)
+            records.append(cluster)
+    return HeldoutEdges(torch.tensor(margins, dtype=torch.float64), torch.tensor(dims), torch.tensor(records))
+
+
+def certificate(
+    config: Config,
+    data: TokenizedSet,
+    policy: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[float]],
+    dual: DualState,
+) -> dict[str, Any]:
+    """The certificate as JSON: verdict per constraint, selection accuracy overall and per mask."""
+    constraints = build_constraints(config.objective.constraint, data.dimensions)
+    edges = heldout_edges(config, data, policy, reference)
+    verdicts = certify(edges, constraints, config.objective, CONFIDENCE, dual)
+    per_token = [[v / len(r) for v, r in zip(lp, t.responses, strict=True)] for t, lp in zip(data.trees, policy, strict=True)]
+    overall, masks = selection_accuracy(per_token, [t.golden for t in data.trees], [t.mask for t in data.trees])
+    return {
+        "confidence": CONFIDENCE,
+        "constraints": [v.to_dict() for v in verdicts],
+        "selection": {"overall": overall.to_dict(), "masks": {k: v.to_dict() for k, v in masks.items()}},
+        "heldout_records": len(data.trees),
+    }

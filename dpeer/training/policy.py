@@ -1,0 +1,157 @@
+"""The policy worker: one ZeRO-3 rank of the model in training, with its copy of the dual state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpeer.config import Config
+from dpeer.data.packing import Pack, batch_indices
+from dpeer.data.tokenize import TokenizedSet, TokenTree
+from dpeer.errors import ClusterError
+from dpeer.objective.constraints import Weights, build_constraints, dimension_weights, edge_coefficients
+from dpeer.objective.dual import DualState, initial_state, update
+from dpeer.objective.ledger import ledger_entry
+from dpeer.objective.preference import edge_loss, margin_hinge
+from dpeer.objective.statistics import edge_statistics, summarise
+from dpeer.training.engine import learning_rate, policy_engine
+from dpeer.training.exchange import StepTotals, exchange
+from dpeer.training.scoring import Scores, local_packs, score
+from dpeer.training.world import World
+
+References = Mapping[int, Sequence[float]]  # place in the global batch -> reference log-prob of each response
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """What is known of a global batch before any forward: its records, edge counts [D] and golden tokens."""
+
+    trees: list[TokenTree]
+    edge_counts: Tensor
+    golden_tokens: int
+
+
+def global_batch(config: Config, data: TokenizedSet, step: int) -> list[TokenTree]:
+    """Records of optimizer step `step` (0-based): a function of data, seed and step only, never of the ranks."""
+    size = config.training.records_per_step
+    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), config.seed)]
+
+
+class Policy:
+    """One rank. Every method is collective: all ranks of the group call it with the same arguments."""
+
+    def __init__(self, config: Config, data: TokenizedSet, world: World) -> None:
+        self.config, self.data, self.world = config, data, world
+        self.steps = config.training.total_steps(len(data.trees))
+        self.constraints = build_constraints(config.objective.constraint, data.dimensions)
+        self.dual: DualState = initial_state(self.constraints, config.objective)
+        self.engine = policy_engine(config, world)
+        self.step = 0  # optimizer steps done
+        self.phase = "ready"
+
+    def batch(self, step: int) -> BatchPlan:
+        trees = global_batch(self.config, self.data, step)
+        dims = [d for t in trees for d, _, _ in t.edges]
+        counts = torch.bincount(torch.tensor(dims, dtype=torch.int64), minlength=len(self.data.dimensions))
+        return BatchPlan(trees, counts, sum(len(t.responses[t.golden]) for t in trees))
+
+    def train_step(self, references: References | None) -> dict[str, Any]:
+        """One optimizer step; returns its ledger entry. `references` is None for objective `sft`."""
+        objective, batch = self.config.objective, self.batch(self.step)
+        weights = dimension_weights(self.constraints, objective, self.dual.multipliers, batch.edge_counts)
+        lr = learning_rate(self.step, self.steps, self.config.training.optimizer)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+        totals = StepTotals.zeros(len(self.data.dimensions))
+        self.phase = f"step {self.step + 1}: forward and backward"
+        packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack)
+        for i, pack in enumerate(packs):
+            self.engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
+            loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
+            self.engine.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
+            totals = totals + part
+
+        self.phase = f"step {self.step + 1}: statistics"
+        totals = exchange(totals, self.dual.digest(), self.step + 1, self.world)
+        self.phase = f"step {self.step + 1}: optimizer"
+        self.engine.step()
+
+        summary, before = summarise(totals.table), self.dual
+        if objective.kind == "preference":
+            self.check_identity(totals)
+            self.dual = update(before, self.constraints, objective, summary)
+        self.step += 1
+        scalars = totals.readable() | {
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "lr": lr,
+            "records": self.step * self.config.training.records_per_step,
+        }
+        self.phase = f"step {self.step} done"
+        return ledger_entry(self.step, summary, weights, self.constraints, before, self.dual, scalars)
+
+    def pack_loss(
+        self, pack: Pack, logps: Tensor, batch: BatchPlan, weights: Weights, references: References | None
+    ) -> tuple[Tensor, StepTotals]:
+        """This pack's term of the global objective (edge weight w_d / n_d with global n_d), and its statistics."""
+        objective, n_dims = self.config.objective, len(self.data.dimensions)
+        totals = StepTotals.zeros(n_dims)
+        totals["forward_tokens"], totals["packs"] = pack.tokens, 1
+        if not pack.samples:
+            return (logps * 0).sum(), totals
+        golden = logps[pack.golden]
+        sft = objective.kind == "sft"
+        loss = golden.sum() * (-(1.0 if sft else objective.golden_nll) / batch.golden_tokens)
+        totals["golden_logp_sum"] = golden.detach().double().sum().item()
+        totals["golden_count"] = len(golden)
+        totals["golden_tokens"] = int(pack.response_tokens[pack.golden].sum())
+        totals["rejected_logp_sum"] = logps[~pack.golden].detach().double().sum().item()
+        totals["rejected_count"] = len(logps) - len(golden)
+        if references is not None and not sft:
+            reference = torch.tensor(
+                [v for s in pack.samples for v in references[s]], dtype=torch.float64, device=logps.device
+            )
+            rewards = objective.beta * (logps.double() - reference)
+            totals["identity_gap"] = (logps.detach().double() - reference).abs().sum().item()
+            totals["response_tokens"] = int(pack.response_tokens.sum())
+            if objective.length_normalised:
+                rewards = rewards / pack.response_tokens
+            margins = rewards[pack.better] - rewards[pack.worse]
+            losses = edge_loss(margins, objective)
+            hinges = margin_hinge(margins, self.constraints.edge_tolerance.to(margins.device)[pack.dims])
+            loss_coef, hinge_coef = edge_coefficients(weights, batch.edge_counts, pack.dims.cpu())
+            weighted = losses * loss_coef.to(margins.device) + hinges * hinge_coef.to(margins.device)
+            loss = loss + weighted.sum()
+            totals["edge_objective"] = weighted.detach().sum().item()
+            totals.table += edge_statistics(
+                *(x.detach().cpu() for x in (margins, losses, hinges, pack.dims, pack.edge_sample)), n_dims
+            )
+        totals["objective"] = loss.detach().item()
+        return loss, totals
+
+    def check_identity(self, totals: StepTotals) -> None:
+        """Before its first update the policy equals the reference: every margin is 0 and every loss ln 2."""
+        if self.step or self.config.model.reference_path not in (None, self.config.model.path):
+            return
+        gap = totals["identity_gap"] / totals["response_tokens"]
+        limit = {"fp32": 1e-4, "bf16": 2e-2}[self.config.model.dtype]
+        if not gap <= limit:
+            raise ClusterError(
+                f"step 1: policy and reference differ by {gap:.2e} nats per token (allowed {limit:.0e}), but must be "
+                "equal before the first update. The reference log-probs come from other weights, another tokenizer or "
+                "another precision: delete the run's reference cache and check model.reference_path."
+            )
+
+    def score(self, trees: Sequence[TokenTree]) -> Scores:
+        """This rank's share of the policy's log-probabilities of records."""
+        self.phase = "scoring"
+        self.engine.eval()
+        scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack)
+        self.engine.train()
+        return scores
+
+

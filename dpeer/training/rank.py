@@ -1,0 +1,103 @@
+"""One rank of the policy group with its data and its source of reference log-probs; driven by Ray or by torchrun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpeer.config import Config
+from dpeer.training import checkpoint
+from dpeer.training.export import export
+from dpeer.training.heldout import certificate
+from dpeer.training.policy import Policy, References, global_batch
+from dpeer.training.prepare import prepare
+from dpeer.training.reference import Reference, cache_path, read_cache
+from dpeer.training.scoring import Scores
+from dpeer.training.world import World
+
+
+class TrainingRank:
+    """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        self.prepared = prepare(config)
+        self.policy = Policy(config, self.prepared.train, world)
+        self.reference = Reference(config, world) if config.cluster.reference == "colocated" else None
+        self.cached: list[list[float]] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**self.prepared.facts, "steps": self.policy.steps}
+
+    @property
+    def phase(self) -> str:
+        return self.policy.phase
+
+    def read_cache(self) -> None:
+        self.cached = read_cache(cache_path(self.config, self.prepared.train), self.prepared.train)
+
+    def train_step(self, references: References | None = None) -> dict[str, Any]:
+        if references is None and self.config.objective.kind == "preference":
+            references = self._own_references()
+        return self.policy.train_step(references)
+
+    def _own_references(self) -> References:
+        trees = self.policy.batch(self.policy.step).trees
+        if self.reference:  # same records, same plan: this rank scores just what it trains on
+            return self.reference.score(trees)
+        assert self.cached is not None
+        place = {t.index: i for i, t in enumerate(self.prepared.train.trees)}
+        return {i: self.cached[place[t.index]] for i, t in enumerate(trees)}
+
+    def score_heldout(self) -> Scores:
+        return self.policy.score(self.prepared.heldout.trees) if self.prepared.heldout else {}
+
+    def score_heldout_reference(self) -> Scores:
+        assert self.reference is not None
+        return self.reference.score(self.prepared.heldout.trees) if self.prepared.heldout else {}
+
+    def cached_heldout(self) -> list[list[float]]:
+        """Not collective: held-out reference log-probs from the cache."""
+        held = self.prepared.heldout
+        return (read_cache(cache_path(self.config, held), held) or []) if held else []
+
+    def certificate(self, policy: list[list[float]], reference: list[list[float]]) -> dict[str, Any] | None:
+        """Not collective: the verdicts from all held-out scores. None without held-out records."""
+        if self.prepared.heldout is None:
+            return None
+        return certificate(self.config, self.prepared.heldout, policy, reference, self.policy.dual)
+
+    def save(self, folder: Path) -> None:
+        checkpoint.save(self.policy, folder, self.prepared.facts)
+
+    def load(self, folder: Path) -> int:
+        """Restore and return the number of steps done."""
+        checkpoint.load(self.policy, folder, self.prepared.facts)
+        return self.policy.step
+
+    def export(self, folder: Path) -> None:
+        export(self.policy, folder)
+
+
+class ReferenceRank:
+    """One rank of a separate reference group."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        self.prepared = prepare(config)
+        self.reference = Reference(config, world)
+
+    @property
+    def phase(self) -> str:
+        return self.reference.phase
+
+    def score_step(self, step: int) -> Scores:
+        """References for the global batch of optimizer step `step` (0-based)."""
+        return self.reference.score(global_batch(self.config, self.prepared.train, step))
+
+    def score_train(self) -> Scores:
+        return self.reference.score(self.prepared.train.trees)
+
+    def score_heldout(self) -> Scores:
+        return self.reference.score(self.prepared.heldout.trees) if self.prepared.heldout else {}

@@ -1,0 +1,161 @@
+"""The files of one run. Whatever is written is either whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dpeer.config import Config
+from dpeer.errors import CheckpointError
+from dpeer.objective.ledger import json_safe
+
+PACKAGES = ("dpeer", "torch", "transformers", "deepspeed", "peft", "ray", "datasets", "numpy")
+MAY_CHANGE = ("cluster", "output_dir", "training.checkpoint_every", "training.keep_checkpoints", "training.wandb_project")
+
+
+class RunDir:
+    """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, certificate.json, checkpoints/, export/, report.html."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger, self.timing = path / "ledger.jsonl", path / "timing.jsonl"
+        self.manifest, self.certificate = path / "manifest.json", path / "certificate.json"
+        self.checkpoints, self.export = path / "checkpoints", path / "export"
+
+    def begin(self, config: Config, facts: dict[str, Any]) -> None:
+        """Write the passport of a fresh run."""
+        write_json(
+            self.manifest,
+            {
+                "config": config.model_dump(mode="json"),
+                "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+                "git": _git_revision(),
+                "created": now(),
+                "finished": None,
+                **facts,
+            },
+        )
+
+    def check_resumable(self, config: Config, facts: dict[str, Any]) -> None:
+        """Refuse to go on with another config, data set or reference than the run began with; says what differs."""
+        if not self.manifest.exists():
+            raise CheckpointError(f"{self.path}: nothing to resume (no manifest.json). Start it without --resume.")
+        old = json.loads(self.manifest.read_text())
+        differs = [
+            f"{key}: was {before!r}, now {after!r}"
+            for key, before, after in _differences(old["config"], json_safe(config.model_dump(mode="json")))
+            if not key.startswith(MAY_CHANGE)
+        ]
+        differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in ("data", "reference") if old.get(k) != facts[k]]
+        if differs:
+            raise CheckpointError(
+                f"{self.path}: cannot resume, because the result would be of neither run. Changed since it began:\n  "
+                + "\n  ".join(differs)
+                + "\nGive the new run another name, or restore these."
+            )
+
+    def sync(self) -> None:
+        """Force ledger and timing to disk: a checkpoint must never be newer than the ledger it continues."""
+        for path in (self.ledger, self.timing):
+            with path.open("a") as stream:
+                os.fsync(stream.fileno())
+
+    def finish(self) -> None:
+        write_json(self.manifest, json.loads(self.manifest.read_text()) | {"finished": now()})
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.exists() and json.loads(self.manifest.read_text())["finished"] is not None
+
+    def append(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+        """One line per step to the ledger (deterministic) and to the timing file (not)."""
+        for path, line in ((self.ledger, entry), (self.timing, timing)):
+            with path.open("a") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def truncate(self, step: int) -> None:
+        """Forget the lines after `step`: they are about to be computed again. A half-written last line goes too."""
+        for path in (self.ledger, self.timing):
+            if not path.exists():
+                continue
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except (json.JSONDecodeError, KeyError):
+                    break
+            write_text(path, "".join(f"{line}\n" for line in kept))
+            if len(kept) != step:
+                raise CheckpointError(f"{path}: has {len(kept)} of the {step} steps up to the checkpoint. The run is damaged.")
+
+    def saved_steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        return sorted(int(p.parent.name.removeprefix("step-")) for p in self.checkpoints.glob("step-*/state.json"))
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:07d}"
+
+    def temporary_checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f".writing-{step:07d}"
+
+    def prune(self, keep: int) -> None:
+        for step in self.saved_steps()[:-keep]:
+            shutil.rmtree(self.checkpoint(step))
+
+    def clear_partial(self) -> None:
+        """Remove what a killed save left behind."""
+        for path in self.checkpoints.glob(".writing-*"):
+            shutil.rmtree(path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(json_safe(value), indent=1, allow_nan=False) + "\n")
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in dict.fromkeys([*old, *new]):
+            found += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return [] if old == new else [(prefix, old, new)]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the dpeer checkout, with + when it has uncommitted changes; None for an installed package."""
+    here = Path(__file__).resolve().parent
+    run = lambda *args: subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=True)  # noqa: E731
+    try:
+        dirty = "+" if run("status", "--porcelain").stdout.strip() else ""
+        return run("rev-parse", "HEAD").stdout.strip() + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,32 @@
+"""Log-probabilities of many records by a group of ranks, under ZeRO-3's rule that all ranks run the same forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dpeer.data.packing import Pack, build_pack, dummy_pack, forward_tokens, plan_packs, split_by_sample
+from dpeer.data.tokenize import TokenTree
+from dpeer.training.world import World
+
+Scores = dict[int, list[float]]  # position in the given records -> log-probability (nats) of each response
+
+
+def local_packs(trees: Sequence[TokenTree], world: World, budget: int) -> list[Pack]:
+    """This rank's packs, filled up with dummies to the same number on every rank (known without communication)."""
+    plan = plan_packs([forward_tokens(t) for t in trees], world.size, budget)
+    packs = [build_pack([trees[i] for i in items], items) for items in plan[world.rank]]
+    packs += [dummy_pack()] * (max(1, *map(len, plan)) - len(packs))
+    return [p.to(world.device) for p in packs]
+
+
+@torch.no_grad()
+def score(forward: Callable[[Pack], Tensor], trees: Sequence[TokenTree], world: World, budget: int) -> Scores:
+    """This rank's share of the scores; the ranks' shares together cover every record exactly once."""
+    scores: Scores = {}
+    for pack in local_packs(trees, world, budget):
+        values = forward(pack).double().tolist()
+        scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
+    return scores

@@ -1,0 +1,50 @@
+"""Ranks and their process group. Works the same under torchrun, in a Ray actor and in a single process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+
+def start(rank: int, size: int, address: str, port: int, timeout_s: float, *, gpu: bool, local_rank: int = 0) -> World:
+    """Join the process group of one worker group; every collective fails after `timeout_s` seconds of silence."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port)
+    )
+    if not gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return World(rank, size, device)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(vector: Tensor, world: World) -> Tensor:
+    """All-reduce one fp64 vector. The only collective that the method itself adds to a training step."""
+    on_device = vector.to(world.device)
+    dist.all_reduce(on_device)
+    return on_device.cpu()

@@ -1,0 +1,1 @@
+"""Judging and psychometrics: ratings in, ability estimates out. Never imported by dpeer."""

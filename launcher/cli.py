@@ -1,0 +1,128 @@
+"""The `dpeer` command line. Heavy imports live inside the commands, so that help appears at once."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from dpeer.errors import DpeerError
+from launcher.data_commands import app as data_app
+
+
+class _Guarded(TyperGroup):
+    """Ends every command with one screen on stderr and an exit code: 1 for a fault, 130 for Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            console.print("interrupted")
+            raise typer.Exit(130) from None
+        except DpeerError as error:
+            console.print(f"[bold red]error:[/] {escape(str(error))}")
+            fault: Exception = error
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # typer's own: usage errors and Exit
+                raise
+            path = _save_traceback(ctx.meta.get("run_dir"))
+            console.print(f"[bold red]unexpected {type(error).__name__}:[/] {escape(str(error)[:500])}")
+            console.print(f"This is a bug in dpeer or in a library below it. Traceback: {escape(str(path))}")
+            fault = error
+        if ctx.params.get("debug"):
+            console.print(escape("".join(traceback.format_exception(fault))))
+        raise typer.Exit(1)
+
+
+def _save_traceback(run_dir: Path | None) -> Path:
+    folder = run_dir if run_dir and run_dir.is_dir() else None
+    with tempfile.NamedTemporaryFile("w", prefix="dpeer-error-", suffix=".txt", dir=folder, delete=False) as file:
+        traceback.print_exc(file=file)
+    return Path(file.name)
+
+
+app = typer.Typer(
+    cls=_Guarded,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3.",
+)
+app.add_typer(data_app, name="data", help="Look at and check data sets.")
+
+Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/demo-lagrangian.", metavar="RUN")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3."""
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a YAML file.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. training.steps=100; repeat.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+) -> None:
+    """Train a model as a recipe says."""
+    from dpeer.config_io import load_config, resolved_yaml
+    from launcher.recipe import recipe_path
+
+    config = load_config(recipe_path(recipe), set_ or ())
+    ctx.meta["run_dir"] = config.run_dir
+    if dry_run:
+        typer.echo(resolved_yaml(config), nl=False)
+        return
+    from launcher.train import run
+
+    raise typer.Exit(run(config, resume=resume))
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/model.")] = None,
+) -> None:
+    """Write a run's newest checkpoint as a Hugging Face model with its card."""
+    from launcher.export import export_run
+
+    typer.echo(export_run(run, output))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write a run's report.html."""
+    from dpeer.report.page import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def demo() -> None:
+    """Train the toy model with every method, compare them, and leave model, ledger, certificate and page."""
+    from launcher.demo import run
+
+    raise typer.Exit(run())
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine offers: versions, cores, GPUs, DeepSpeed, CmdStan."""
+    from launcher.doctor import show
+
+    show()
+
+
+if __name__ == "__main__":
+    app()

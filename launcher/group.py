@@ -1,0 +1,176 @@
+"""A group of workers with one role: placement, calls to all ranks, and what is said when one dies or falls silent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from dpeer.config import Cluster, Config
+from dpeer.errors import ClusterError, DpeerError
+from launcher.worker import Worker
+
+GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
+
+
+class WorkerLost(ClusterError):
+    """A worker died or fell silent: the group is gone, the last checkpoint is not."""
+
+
+class Group:
+    """All ranks of one role. `spec` fixes placement; the same processes can serve several recipes (`build`)."""
+
+    def __init__(self, role: str, size: int, spec: Cluster) -> None:
+        self.role, self.size, self.spec = role, size, spec
+        bundles = [bundle(spec) for _ in range(size)]
+        self.placement = _reserve(role, bundles, spec.placement_timeout_s)
+        self.workers = [_worker(self.placement, i, spec) for i in range(size)]
+        self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?"}] * size
+        self.hosts = self._gather([w.place.remote() for w in self.workers], "starting", spec.placement_timeout_s)
+        addresses = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
+        own = [addresses[h["node"]] for h in self.hosts]
+        port = self._gather([self.workers[0].free_port.remote(own[0])], "choosing a port")[0]
+        settings = {
+            "timeout_s": spec.timeout_s,
+            "gpu": spec.gpus_per_worker > 0,
+            "threads": max(1, int(spec.cpus_per_worker)),
+        }
+        joins = [w.join.remote(i, size, own[i], own[0], port, settings) for i, w in enumerate(self.workers)]
+        self._gather(joins, "joining the process group")
+
+    def build(self, config: Config) -> dict[str, Any]:
+        return self.finish_build(self.start_build(config))
+
+    def start_build(self, config: Config) -> list[Any]:
+        values = config.model_dump(mode="python")
+        return [w.build.remote(self.role, values) for w in self.workers]
+
+    def finish_build(self, pending: list[Any]) -> dict[str, Any]:
+        facts: dict[str, Any] = self._gather(pending, "loading data and model")[0]
+        return facts
+
+    def start(self, method: str, *args: Any) -> list[Any]:
+        """Begin a collective call; `wait` for it later."""
+        return [w.call.remote(method, *args) for w in self.workers]
+
+    def wait(self, pending: list[Any], phase: str) -> list[Any]:
+        return self._gather(pending, phase)
+
+    def call(self, method: str, *args: Any, phase: str | None = None) -> list[Any]:
+        """Call a method of every rank; one result per rank. Raises WorkerLost, or the rank's own DpeerError."""
+        return self._gather(self.start(method, *args), phase or method.replace("_", " "))
+
+    def commit(self, temporary: Any, final: Any) -> None:
+        self._gather([self.workers[0].commit.remote(temporary, final)], "committing a checkpoint")
+
+    def close(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+        remove_placement_group(self.placement)
+
+    def _gather(self, refs: Sequence[Any], phase: str, limit_s: float | None = None) -> list[Any]:
+        limit = limit_s or self.spec.timeout_s + GRACE_S
+        rank_of = {ref: i for i, ref in enumerate(refs)}
+        pending, results = list(refs), {}
+        deadline = time.monotonic() + limit
+        failures: dict[int, Exception] = {}
+        while pending:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            done, pending = ray.wait(pending, num_returns=1, timeout=left)
+            for ref in done:
+                try:
+                    results[ref] = ray.get(ref)
+                except Exception as error:
+                    failures[rank_of[ref]] = error
+                    deadline = min(deadline, time.monotonic() + GRACE_S)
+                    if _dead(error) or isinstance(_cause(error), DpeerError):
+                        pending = []
+        if failures or pending:
+            raise self._failure(failures, [rank_of[r] for r in pending], phase, limit)
+        return [results[r] for r in refs]
+
+    def _failure(self, failures: dict[int, Exception], silent: list[int], phase: str, limit: float) -> Exception:
+        for error in failures.values():
+            cause = _cause(error)
+            if isinstance(cause, DpeerError):
+                return cause
+        dead = [rank for rank, error in failures.items() if _dead(error)] + self._died(exclude=set(failures))
+        if dead:
+            return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.")
+        if silent:
+            phases = "; ".join(f"rank {r}: {p}" for r, p in self._phases().items())
+            return WorkerLost(
+                f"{self._name(silent[0])} did not answer during '{phase}' within {limit:.0f} s (cluster.timeout_s = "
+                f"{self.spec.timeout_s:g}). Phases: {phases}."
+            )
+        rank, error = next(iter(failures.items()))
+        return RuntimeError(f"{self._name(rank)} failed during '{phase}': {error}")
+
+    def _name(self, rank: int) -> str:
+        place = self.hosts[rank]
+        return f"{self.role} worker rank {rank} (host {place['host']}, pid {place['pid']})"
+
+    def _phases(self) -> dict[int, str]:
+        refs = [w.phase.remote() for w in self.workers]
+        return {i: _try(lambda ref=ref: ray.get(ref, timeout=3), "no answer") for i, ref in enumerate(refs)}
+
+    def _died(self, exclude: set[int]) -> list[int]:
+        found = []
+        for i, worker in enumerate(self.workers):
+            if i not in exclude:
+                try:
+                    ray.get(worker.phase.remote(), timeout=3)
+                except (ActorDiedError, ActorUnavailableError):
+                    found.append(i)
+                except (RayActorError, RayTaskError, GetTimeoutError):
+                    continue
+        return found
+
+
+def bundle(spec: Cluster) -> dict[str, float]:
+    return {"CPU": spec.cpus_per_worker} | ({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})
+
+
+def _reserve(role: str, bundles: list[dict[str, float]], timeout_s: float) -> PlacementGroup:
+    group = placement_group(bundles, strategy="PACK")
+    if not group.wait(timeout_s):
+        remove_placement_group(group)
+        raise ClusterError(
+            f"{role}: {len(bundles)} x {bundles[0]} could not be placed within {timeout_s:g} s, though the cluster is large "
+            "enough: other jobs hold the resources. Wait for them or raise cluster.placement_timeout_s."
+        )
+    return group
+
+
+def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
+    environment = {"OMP_NUM_THREADS": str(max(1, int(spec.cpus_per_worker))), "OMP_WAIT_POLICY": "PASSIVE"}
+    if not spec.gpus_per_worker:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return Worker.options(
+        num_cpus=spec.cpus_per_worker,
+        num_gpus=spec.gpus_per_worker,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+        runtime_env={"env_vars": environment},
+    ).remote()
+
+
+def _cause(error: Exception) -> BaseException | None:
+    return error.cause if isinstance(error, RayTaskError) else None
+
+
+def _dead(error: Exception) -> bool:
+    return isinstance(error, RayActorError)
+
+
+def _try(action: Callable[[], str], otherwise: str) -> str:
+    try:
+        return action()
+    except Exception:
+        return otherwise

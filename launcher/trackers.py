@@ -1,0 +1,61 @@
+"""TensorBoard always, Weights & Biases when asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpeer.config import Config
+from dpeer.errors import ConfigError
+from dpeer.training.run_dir import RunDir
+
+
+class Trackers:
+    """Sends each ledger line to the trackers as flat scalars; a resumed run continues the same curves."""
+
+    def __init__(self, config: Config, files: RunDir) -> None:
+        self.config, self.files = config, files
+        self.wandb: Any = None
+
+    def __enter__(self) -> Trackers:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.config.training.wandb_project:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ConfigError(
+                    f"training.wandb_project = {self.config.training.wandb_project}: wandb is not installed. "
+                    "Install it (pip install wandb) or leave the key empty."
+                ) from error
+            self.wandb = wandb.init(
+                project=self.config.training.wandb_project,
+                name=self.config.name,
+                id=self.config.name,
+                resume="allow",
+                config=self.config.model_dump(mode="json"),
+            )
+        self.writer = SummaryWriter(str(self.files.path / "tensorboard"))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def log(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+        values = flat_scalars(entry) | {f"timing/{k}": v for k, v in timing.items() if k != "step"}
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, entry["step"])
+        if self.wandb:
+            self.wandb.log(values, step=entry["step"])
+
+
+def flat_scalars(entry: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a nested ledger line by slash-separated name; null and text are left out."""
+    found: dict[str, float] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            found |= flat_scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key != "step":
+            found[prefix + key] = float(value)
+    return found

@@ -1,0 +1,264 @@
+"""The driver of a training run. It never touches tensors: it orders steps, keeps the run's files and restarts groups."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dpeer.config import Config
+from dpeer.errors import CheckpointError, ClusterError
+from dpeer.objective.ledger import infeasible
+from dpeer.training.reference import merge
+from dpeer.training.run_dir import RunDir, write_json
+from launcher.cluster import check_feasible, connect
+from launcher.group import Group, WorkerLost, bundle
+from launcher.progress import Progress
+from launcher.trackers import Trackers
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
+
+
+def run(config: Config, *, resume: bool = False) -> int:
+    """Train as the recipe says; returns the process's exit code: 0 done, 130 / 143 stopped by a signal and saved."""
+    with connect(config.cluster):
+        groups = Groups(config)
+        try:
+            return train(config, groups, resume=resume)
+        finally:
+            groups.close()
+
+
+class Groups:
+    """The policy and reference groups, made when first needed, kept for the next recipe of the same placement."""
+
+    def __init__(self, config: Config) -> None:
+        self.spec = config.cluster
+        self._policy: Group | None = None
+        self._reference: Group | None = None
+        separate = self.spec.reference != "colocated"
+        wanted = {"policy": self.spec.policy_workers}
+        if self.spec.reference == "cache":  # one after the other
+            wanted = {"policy": max(self.spec.policy_workers, self.spec.reference_workers)}
+        elif separate:
+            wanted["reference"] = self.spec.reference_workers
+        check_feasible(wanted, bundle(self.spec))
+
+    def policy(self) -> Group:
+        self._policy = self._policy or Group("policy", self.spec.policy_workers, self.spec)
+        return self._policy
+
+    def reference(self) -> Group:
+        self._reference = self._reference or Group("reference", self.spec.reference_workers, self.spec)
+        return self._reference
+
+    def close(self) -> None:
+        for group in (self._policy, self._reference):
+            if group:
+                group.close()
+        self._policy = self._reference = None
+
+
+def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
+    files = RunDir(config.run_dir)
+    if files.manifest.exists() and not resume:
+        raise CheckpointError(
+            f"{files.path}: a run of this name exists. Continue it with --resume, or choose another name (--set name=...)."
+        )
+    if files.finished:
+        print(f"{files.path} is finished; nothing to do.")
+        return 0
+    restarts = 0
+    with Signals() as signals:
+        while True:
+            try:
+                Attempt(config, groups, files, signals).run()
+                return 0
+            except WorkerLost as lost:
+                groups.close()
+                restarts += 1
+                if restarts > config.cluster.max_restarts:
+                    raise ClusterError(
+                        f"{lost} Gave up after {config.cluster.max_restarts} restarts (cluster.max_restarts). "
+                        f"The last checkpoint is kept: run again with --resume."
+                    ) from lost
+                print(f"{lost} Restarting from the last checkpoint ({restarts} of {config.cluster.max_restarts}).", flush=True)
+            except Interrupted as stopped:
+                print(stopped, flush=True)
+                return 128 + (signals.received or signal.SIGINT)
+
+
+class Attempt:
+    """One life of the worker groups: build, load the last checkpoint, train, certify, export."""
+
+    def __init__(self, config: Config, groups: Groups, files: RunDir, signals: Signals) -> None:
+        self.config, self.groups, self.files, self.signals = config, groups, files, signals
+        self.mode = config.cluster.reference
+        self.preference = config.objective.kind == "preference"
+
+    def run(self) -> None:
+        start, facts = self.build()
+        with Progress(self.config.name, facts["steps"], start) as progress, Trackers(self.config, self.files) as trackers:
+            self.steps(start, facts["steps"], progress, trackers)
+        self.certify()
+        with self.signals.interruptible():
+            self.groups.policy().call("export", self.files.export, phase="exporting")
+        self.files.finish()
+        self.report()
+
+    def build(self) -> tuple[int, dict[str, Any]]:
+        """Bring both groups up, together where both are needed; load the last checkpoint. Returns (step, facts)."""
+        with self.signals.interruptible():
+            if self.mode == "cache":
+                self.fill_cache()
+            policy = self.groups.policy()
+            pending = policy.start_build(self.config)
+            if self.mode == "workers":
+                self.groups.reference().build(self.config)
+            facts = policy.finish_build(pending)
+            known = {k: facts[k] for k in ("data", "reference")}
+            if self.files.manifest.exists():
+                self.files.check_resumable(self.config, known)
+            else:
+                self.files.begin(self.config, known)
+            if self.mode == "cache":
+                policy.call("read_cache")
+            self.files.clear_partial()
+            saved = self.files.saved_steps()
+            start = policy.call("load", self.files.checkpoint(saved[-1]), phase="loading a checkpoint")[0] if saved else 0
+            self.files.truncate(start)
+        return start, facts
+
+    def steps(self, start: int, total: int, progress: Progress, trackers: Trackers) -> None:
+        policy, spec = self.groups.policy(), self.config.training
+        ahead = self.references_ahead(start) if start < total else None
+        tail: list[dict[str, Any]] = []
+        for step in range(start, total):
+            began = time.perf_counter()
+            references = self.arrived(ahead, step)
+            waited = time.perf_counter() - began
+            pending = policy.start("train_step", references)
+            ahead = self.references_ahead(step + 1) if step + 1 < total else None
+            entry = policy.wait(pending, f"training step {step + 1}")[0]
+            seconds = time.perf_counter() - began
+            timing = {
+                "step": entry["step"],
+                "seconds": seconds,
+                "tokens_per_second": entry["tokens"] / seconds,
+                "reference_wait_s": waited,
+            }
+            self.files.append(entry, timing)
+            progress.update(entry, timing)
+            trackers.log(entry, timing)
+            tail = [*tail[-19:], entry]
+            if self.signals.received or (step + 1) % spec.checkpoint_every == 0 or step + 1 == total:
+                self.save(step + 1)
+            if self.signals.received:
+                raise Interrupted(f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume.")
+        for message in infeasible(tail).values() if self.preference else ():
+            progress.warn(f"infeasible: {message}")
+
+    def references_ahead(self, step: int) -> list[Any] | None:
+        """Order the reference log-probs of a step, one step before they are needed."""
+        if self.mode != "workers" or not self.preference:
+            return None
+        return self.groups.reference().start("score_step", step)
+
+    def arrived(self, ahead: list[Any] | None, step: int) -> dict[int, list[float]] | None:
+        if ahead is None:
+            return None
+        shares = self.groups.reference().wait(ahead, f"reference log-probs of step {step + 1}")
+        return dict(enumerate(merge(shares, self.config.training.records_per_step)))
+
+    def save(self, step: int) -> None:
+        temporary, final = self.files.temporary_checkpoint(step), self.files.checkpoint(step)
+        self.files.checkpoints.mkdir(parents=True, exist_ok=True)
+        policy = self.groups.policy()
+        policy.call("save", temporary, phase=f"saving step {step}")
+        self.files.sync()
+        policy.commit(temporary, final)
+        self.files.prune(self.config.training.keep_checkpoints)
+
+    def certify(self) -> None:
+        """Held-out scores of policy and reference, and the verdicts from them."""
+        with self.signals.interruptible():
+            policy = self.groups.policy()
+            mine = policy.start("score_heldout")
+            match self.mode:
+                case "colocated":
+                    theirs = policy.wait(policy.start("score_heldout_reference"), "held-out reference scores")
+                case "workers":
+                    theirs = self.groups.reference().call("score_heldout", phase="held-out reference scores")
+                case "cache":
+                    theirs = [dict(enumerate(policy.call("cached_heldout")[0]))]
+            shares = policy.wait(mine, "held-out scores")
+            records = sum(map(len, shares))
+            certificate = policy.workers[0].call.remote("certificate", merge(shares, records), merge(theirs, records))
+            (verdict,) = policy.wait([certificate], "certificate")
+            if verdict:
+                write_json(self.files.certificate, verdict)
+
+    def fill_cache(self) -> None:
+        """Compute the reference log-probs of all records once, unless the cache has them; then free the workers."""
+        from dpeer.training.prepare import prepare
+        from dpeer.training.reference import cache_path, write_cache
+
+        prepared = prepare(self.config)
+        missing = [
+            (data, method)
+            for data, method in ((prepared.train, "score_train"), (prepared.heldout, "score_heldout"))
+            if data and not cache_path(self.config, data).exists()
+        ]
+        if not missing:
+            return
+        group = self.groups.reference()
+        group.build(self.config)
+        for data, method in missing:
+            scores = merge(group.call(method, phase="filling the reference cache"), len(data.trees))
+            write_cache(cache_path(self.config, data), scores)
+        self.groups.close()
+
+    def report(self) -> None:
+        from dpeer.report.card import model_card
+        from dpeer.report.page import write_report
+        from dpeer.training.run_dir import write_text
+
+        write_text(self.files.export / "README.md", model_card(self.files.path))
+        print(f"model: {self.files.export}\nreport: {write_report(self.files.path)}", flush=True)
+
+
+class Signals:
+    """Ctrl-C and SIGTERM. During a step they wait for its end and a checkpoint; elsewhere they stop at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._immediate = False
+        self._saved: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._saved[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._saved.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.received = number
+        if self._immediate:
+            raise Interrupted("Stopped by a signal before or after training; what was saved is kept. Go on with --resume.")
+        print("Stopping after this step; saving a checkpoint.", flush=True)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A phase that holds nothing worth saving: a signal ends it at once."""
+        self._immediate = True
+        try:
+            yield
+        finally:
+            self._immediate = False

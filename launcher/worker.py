@@ -1,0 +1,71 @@
+"""The Ray actor: one rank of a worker group. Thin: all work is done by dpeer.training."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"health": 1})
+class Worker:
+    """Joins a process group once; may then be built several times (another recipe, the same processes)."""
+
+    def __init__(self) -> None:
+        self.world: Any = None
+        self.rank: Any = None
+
+    def place(self) -> dict[str, Any]:
+        """Where this worker runs."""
+        return {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "host": socket.gethostname()}
+
+    def free_port(self, address: str) -> int:
+        with socket.socket() as s:
+            s.bind((address, 0))
+            return int(s.getsockname()[1])
+
+    def join(
+        self, rank: int, size: int, own_address: str, address: str, port: int, settings: dict[str, Any]
+    ) -> None:
+        """Join the group's process group at rank 0's `address` and `port`."""
+        if interface := _interface(own_address):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        import torch
+
+        from dpeer.training import world
+
+        torch.set_num_threads(settings["threads"])
+        self.world = world.start(rank, size, address, port, settings["timeout_s"], gpu=settings["gpu"])
+
+    def build(self, role: str, config: dict[str, Any]) -> dict[str, Any]:
+        """Load data and model for one recipe; returns the facts about the data."""
+        from dpeer.config import Config
+        from dpeer.training.rank import ReferenceRank, TrainingRank
+
+        self.rank = None
+        kinds = {"policy": TrainingRank, "reference": ReferenceRank}
+        self.rank = kinds[role](Config.model_validate(config), self.world)
+        return dict(self.rank.facts) if role == "policy" else {}
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self.rank, method)(*args)
+
+    def commit(self, temporary: Path, final: Path) -> None:
+        from dpeer.training import checkpoint
+
+        checkpoint.commit(temporary, final)
+
+    @ray.method(concurrency_group="health")
+    def phase(self) -> str:
+        """What this rank is doing; answers while the main thread is busy."""
+        return self.rank.phase if self.rank else "starting"
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that carries this node's address: gloo must not guess between several."""
+    found = (name for name, addresses in psutil.net_if_addrs().items() if address in {a.address for a in addresses})
+    return next(found, None)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dpeer.data.check import check
+from launcher.cli import app
+
+COLUMNS = ("mask", "prompt", "golden", "reject_A", "reject_C", "reject_E", "reject_T")
+
+
+def write(path: Path, *rows: dict[str, str]) -> str:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def row(prompt: str, mask: str, **changes: str) -> dict[str, str]:
+    base = {"mask": str(list(mask)), "prompt": prompt, "golden": f"golden of {prompt}"}
+    return base | {f"reject_{d}": f"{d} fails, {prompt}" for d in mask} | changes
+
+
+def test_counts(tmp_path):
+    rows = [row("one", "AT"), row("two", "TA"), row("three", "ECT"), row("four", "AT")]
+    report = check(write(tmp_path / "d.csv", *rows))
+    (split,) = report.splits
+    assert (report.errors, report.warnings) == ((), ())
+    assert (split.name, split.records) == ("train", 4)
+    assert split.masks == {"A+T": 3, "C+E+T": 1}
+    assert split.edges == {"A": 3, "C": 1, "E": 1, "T": 4}
+    prompts, responses = split.lengths["prompt characters"], split.lengths["response characters"]
+    assert (prompts.least, prompts.median, prompts.most) == (3, 3.5, 5)
+    assert (responses.least, responses.most) == (len("A fails, one"), len("golden of three"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "errors", "warnings"),
+    [
+        ([row("q", "AT", reject_A="golden of q ")], ["d.csv:1, column response 2 (fails A): same text as response 1 (golden)"], []),
+        ([row("q", "AT", reject_A="x", reject_T="x")], ["response 3 (fails T): same text as response 2 (fails A)"], []),
+        ([row("p", "AT"), row("q", "AT", reject_T="")], [], ["d.csv:2: no response fails only 'T'"]),
+        ([row("q", "AT"), row("q", "AT")], [], ["d.csv:2, column prompt: repeats d.csv:1: 'q'"]),
+        ([row("q", "AT"), row(" q", "AT", golden="x")], [], ["d.csv:2, column prompt: has the prompt and mask of d.csv:1"]),
+        ([row("q", "AT"), row("q", "AE")], [], []),
+        ([row("q", "AT"), row("p", "AX")], ["row 2 (line 3), column mask: unknown dimension 'X'"], []),
+    ],
+    ids=["golden equals reject", "equal rejects", "empty reject", "duplicate", "same prompt", "other mask", "bad row"],
+)  # fmt: skip
+def test_findings(tmp_path, rows, errors, warnings):
+    rows = [{k: v for k, v in r.items() if k in COLUMNS} for r in rows]
+    report = check(write(tmp_path / "d.csv", *rows))
+    for found, expected in ((report.errors, errors), (report.warnings, warnings)):
+        assert len(found) == len(expected)
+        for fault, fragment in zip(found, expected, strict=True):
+            assert fragment in str(fault)
+
+
+def test_prompts_in_both_splits(tmp_path):
+    train = write(tmp_path / "train.csv", row("one", "AT"), row("two", "AT"))
+    write(tmp_path / "test.csv", row("new", "AT"), row("two ", "AE"))
+    unknown, leak = check(str(tmp_path)).errors
+    assert "test.csv, row 2 (line 3), column mask: unknown dimension 'E'; the training data have A, T" in str(unknown) or leak
+    write(tmp_path / "test.csv", row("new", "AT"), row("two ", "A"))
+    (leak,) = check(str(tmp_path)).errors
+    assert str(leak).startswith("test.csv:2, column prompt: also trained on (train.csv:2)")
+    assert check(train, heldout=str(tmp_path / "test.csv")).errors == (leak,)
+    assert check(train).errors == ()
+    assert [s.name for s in check(str(tmp_path)).splits] == ["train", "heldout"]
+
+
+def test_a_missing_heldout_file_is_an_error_not_an_exception(tmp_path):
+    train = write(tmp_path / "train.csv", row("one", "AT"))
+    (error,) = check(train, heldout=str(tmp_path / "gone.csv")).errors
+    assert "gone.csv: no such file or folder" in str(error)
+
+
+def test_token_audit(tmp_path, make_tokenizer, templates):
+    path = write(tmp_path / "d.csv", row("one", "AT"), row("two", "AT", golden="Bye.<|im_end|>"))
+    report = check(path, make_tokenizer(templates["chatml"]))
+    (fault,) = report.errors
+    assert str(fault).startswith("d.csv:2, column response 1 (golden): the text contains '<|im_end|>'")
+    lengths = report.splits[0].lengths
+    assert lengths["prompt tokens"].least == lengths["prompt tokens"].most > 5
+    longest = lengths["prompt tokens"].most + lengths["response tokens"].most
+    assert lengths["prompt + longest response tokens"].most == longest
+
+
+def test_no_chat_template_is_an_error(tmp_path, make_tokenizer):
+    (fault,) = check(write(tmp_path / "d.csv", row("one", "AT")), make_tokenizer(None)).errors
+    assert "no chat template" in str(fault)
+
+
+def test_command(tmp_path, make_tokenizer, templates):
+    path = write(tmp_path / "d.csv", row("one [b]", "AT"), row("two", "CE", reject_C=""))
+    make_tokenizer(templates["llama3"]).save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(app, ["data", "check", path, "--tokenizer", str(tmp_path / "model")])
+    assert result.exit_code == 0
+    for line in ("2 train records; errors: 0, warnings: 1", "A+T", "C+E", "prompt tokens", "no response fails only 'C'"):
+        assert line in result.output
+
+    result = CliRunner().invoke(app, ["data", "check", path, "--json"])
+    assert result.exit_code == 0
+    report = json.loads(result.output)
+    assert report["splits"][0]["edges"] == {"A": 1, "C": 0, "E": 1, "T": 1}
+    assert report["warnings"] == [
+        {"where": "d.csv:2", "column": "", "message": "no response fails only 'C', which is active: empty reject?"}
+    ]
+
+    result = CliRunner().invoke(app, ["data", "show", path, "1"])
+    assert result.exit_code == 0
+    for line in ("d.csv:1  mask A+T", "one [b]", "response 2: fails A", "edges 1 > 2 (A), 1 > 3 (T)"):
+        assert line in result.output
+    result = CliRunner().invoke(app, ["data", "show", path, "3"])
+    assert (result.exit_code, "has 2 records" in result.output) == (1, True)
+
+
+def test_json_lists_every_fault_and_fails(tmp_path):
+    path = write(tmp_path / "d.csv", *(row(f"q{k}", "AT", golden="") for k in range(40)))
+    result = CliRunner().invoke(app, ["data", "check", path, "--json"])
+    assert result.exit_code == 1
+    assert len(json.loads(result.output)["errors"]) == 40
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path):
+    path = write(tmp_path / "d.csv", row("one", "AT"))
+    (tmp_path / "model").mkdir()
+    result = CliRunner().invoke(app, ["data", "check", path, "--tokenizer", str(tmp_path / "model")])
+    assert result.exit_code == 1
+    assert "no tokenizer could be loaded" in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,84 @@
+"""The command line as a whole: quick help, exit codes, one-screen faults."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import launcher.doctor
+from dpeer.errors import DataError
+from launcher.cli import app
+
+HEAVY = ("torch", "ray", "transformers", "deepspeed", "datasets", "matplotlib", "pandas", "numpy")
+
+
+def test_help_needs_no_heavy_import_and_is_quick() -> None:
+    probe = f"import sys, launcher.cli; print(*(set({HEAVY}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "launcher.cli", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0  # 0.3 s on an idle core; room for a busy one
+
+
+def test_help_lists_every_command() -> None:
+    output = CliRunner().invoke(app, ["--help"]).output
+    for command in ("train", "export", "report", "data", "demo", "doctor"):
+        assert command in output
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "demo", "--bogus"], ["export"]])
+def test_wrong_usage_ends_with_code_2(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "shown"),
+    [
+        (DataError("train.csv:7: [mask] is empty"), 1, "error: train.csv:7: [mask] is empty"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("boom"), 1, "unexpected ZeroDivisionError: boom"),
+    ],
+)
+def test_faults_become_one_screen(
+    fault: BaseException, code: int, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise fault
+
+    monkeypatch.setattr(launcher.doctor, "show", fail)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == code
+    assert shown in result.output
+    assert "Traceback (most" not in result.output
+
+
+def test_unexpected_fault_leaves_its_traceback_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(launcher.doctor, "show", lambda: 1 / 0)
+    result = CliRunner().invoke(app, ["--debug", "doctor"])
+    (saved,) = tmp_path.glob("dpeer-error-*.txt")
+    assert saved.name in result.output
+    assert "ZeroDivisionError" in saved.read_text()
+    assert "Traceback (most" in result.output
+
+
+def test_doctor_names_what_is_here() -> None:
+    import torch
+
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    assert torch.__version__ in result.output
+    assert "CmdStan" in result.output

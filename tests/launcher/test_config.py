@@ -1,0 +1,223 @@
+"""Recipes: what is accepted, what is refused and in which words, and that no option is decorative."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import dpeer.config as config_module
+from dpeer.config import Config, Section
+from dpeer.config_io import load_config, resolved_yaml
+from launcher.cli import app
+from launcher.recipe import RECIPES, recipe_names
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = """\
+name: try
+model: {path: base}
+data: {train: train.jsonl}
+training: {steps: 10}
+"""
+
+
+def changed(**sections: object) -> str:
+    return yaml.safe_dump({**yaml.safe_load(GOOD), **sections})
+
+
+# name -> (recipe file, --set values, fragments of the message)
+MALFORMED: dict[str, tuple[bytes | str, list[str], list[str]]] = {
+    "empty file": ("", [], ["an empty file", "training"]),
+    "only comments": ("# nothing\n", [], ["an empty file"]),
+    "a list": ("- name: x\n", [], ["list", "mapping"]),
+    "a word": ("hello\n", [], ["'hello'", "mapping"]),
+    "broken yaml": ("name: [x\n", [], ["line 2", "not valid YAML"]),
+    "tabs": ("name: x\nmodel:\n\tpath: a\n", [], ["line 3", "\\t"]),
+    "two documents": (GOOD + "---\n" + GOOD, [], ["not valid YAML", "another document"]),
+    "python tag": ("name: !!python/object/apply:os.getcwd []\n", [], ["not valid YAML", "python"]),
+    "not utf-8": (b"name: caf\xe9\n", [], ["not UTF-8", "byte 9"]),
+    "control bytes": (b"name: a\x00b\n", [], ["not valid YAML"]),
+    "deep nesting": ("[" * 5000, [], ["nested too deeply"]),
+    "repeated key": (GOOD + "name: other\n", [], ["'name' is given twice, in lines 1 and 5"]),
+    "repeated inner key": (changed() + "seed: 1\ncluster: {gpus_per_worker: 1, gpus_per_worker: 2}\n", [], ["twice"]),
+    "missing sections": ("name: x\n", [], ["model: required", "data: required", "training: required"]),
+    "missing path": (changed(model={}), [], ["model.path: required", "hub id"]),
+    "typo at the top": (changed(modle={"path": "x"}), [], ["modle: unknown key; did you mean model?"]),
+    "typo inside": (changed(training={"step": 3}), [], ["training.step: unknown key; did you mean training.steps?"]),
+    "key of another section": (changed(lr=1e-3), [], ["lr: unknown key; did you mean training.optimizer.lr?"]),
+    "unheard-of key": (changed(data={"train": "a", "zzz": 1}), [], ["data.zzz: unknown key; known here: train"]),
+    "number as key": (GOOD + "3: 4\n", [], ["3"]),
+    "section is text": (changed(model="base"), [], ["model: 'base' given; must be a section", "path"]),
+    "section is null": (changed(data=None), [], ["data: None given; must be a section"]),
+    "bad name": (changed(name="a/b"), [], ["name: 'a/b' given", "letters, digits"]),
+    "empty name": (changed(name=""), [], ["name: '' given"]),
+    "path is a number": (changed(model={"path": 7}), [], ["model.path: 7 given; must be text"]),
+    "negative seed": (changed(seed=-1), [], ["seed: -1 given; must be greater than or equal to 0"]),
+    "unknown choice": (changed(), ["model.dtype=fp16"], ["model.dtype: 'fp16' given", "'fp32' or 'bf16'", "'bf16'?"]),
+    "unknown form": (changed(), ["objective.constraint.form=thresh"], ["did you mean 'threshold'?"]),
+    "zero steps": (changed(training={"steps": 0}), [], ["training.steps: 0 given"]),
+    "fractional steps": (changed(training={"steps": 2.5}), [], ["training.steps: 2.5 given", "integer"]),
+    "steps and epochs": (changed(training={"steps": 2, "epochs": 1}), [], ["exactly one of steps (2) and epochs (1"]),
+    "no length": (changed(training={}), [], ["exactly one of steps"]),
+    "true as number": (changed(training={"steps": True}), [], ["training.steps: True given; must not be true"]),
+    "yes as rate": (changed(), ["training.optimizer.lr=yes"], ["training.optimizer.lr: True given"]),
+    "word as rate": (changed(), ["training.optimizer.lr=fast"], ["'fast' given; must be a valid number"]),
+    "infinite rate": (changed(), ["training.optimizer.lr=.inf"], ["training.optimizer.lr: inf", "finite"]),
+    "one beta": (changed(), ["training.optimizer.betas=[0.9]"], ["training.optimizer.betas"]),
+    "beta out of range": (changed(), ["training.optimizer.betas=[0.9, 1.5]"], ["[0, 1)", "1.5"]),
+    "negative tolerance": (changed(), ["objective.constraint.tolerance=-0.1"], ["tolerance: -0.1 given"]),
+    "nan tolerance": (changed(), ["objective.constraint.tolerance=.nan"], ["tolerance: nan given"]),
+    "tolerance list": (changed(), ["objective.constraint.tolerance=[1]"], ["valid number or a mapping"]),
+    "tolerance per dimension": (
+        changed(), ["objective.constraint.tolerance={A: 0.5, T: -1}"], ["objective.constraint.tolerance.T: -1 given"],
+    ),
+    "weights sum to zero": (changed(), ["objective.primary={A: 0, T: 0}"], ["positive sum"]),
+    "smoothing without sigmoid": (
+        changed(objective={"loss": "ipo", "label_smoothing": 0.1}), [], ["label_smoothing (0.1)", "'ipo'"],
+    ),
+    "lora rank": (changed(), ["model.lora={rank: 0}"], ["model.lora.rank: 0 given"]),
+    "many faults": (
+        changed(**{f"junk{i}": 0 for i in range(40)}), [], ["40 faults", "... and 32 more"],
+    ),
+    "huge value": (changed(seed="9" * 100_000), [], ["seed: '999", "given"]),
+    "set without value": (GOOD, ["training.steps"], ["--set 'training.steps': write it as section.key=value"]),
+    "set without key": (GOOD, ["=3"], ["write it as section.key=value"]),
+    "set with empty part": (GOOD, ["training..steps=3"], ["write it as section.key=value"]),
+    "set of unknown key": (GOOD, ["training.stepz=3"], ["training.stepz: unknown key; did you mean training.steps?"]),
+    "set below a value": (GOOD, ["name.first=x"], ["name is 'try' here", "no keys inside"]),
+    "set broken yaml": (GOOD, ["training.steps=[1"], ["--set training.steps", "not valid YAML"]),
+    "extends nothing there": (GOOD + "extends: gone.yaml\n", [], ["gone.yaml", "cannot be read"]),
+    "extends itself": (GOOD + "extends: recipe.yaml\n", [], ["in a circle"]),
+    "extends a number": (GOOD + "extends: 3\n", [], ["extends: 3 given"]),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_recipe_is_refused_on_one_screen(case: str, tmp_path: Path) -> None:
+    text, overrides, fragments = MALFORMED[case]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(text if isinstance(text, bytes) else text.encode())
+    options = [part for override in overrides for part in ("--set", override)]
+    result = CliRunner().invoke(app, ["train", str(recipe), *options, "--dry-run"])
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    assert "unexpected" not in result.output
+    lines = result.output.splitlines()
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 400
+    for fragment in fragments:
+        assert fragment in result.output
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    result = CliRunner().invoke(app, ["train", "dmeo", "--dry-run"])
+    assert result.exit_code == 1
+    assert "did you mean 'demo'?" in result.output
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipe_loads_and_round_trips(name: str, tmp_path: Path) -> None:
+    config = load_config(RECIPES / f"{name}.yaml")
+    copy = tmp_path / "resolved.yaml"
+    copy.write_text(resolved_yaml(config))
+    assert load_config(copy) == config
+    for deepspeed in (config.cluster.deepspeed, config.cluster.reference_deepspeed):
+        assert (ROOT / "ds_configs" / f"{deepspeed}.json").is_file()
+
+
+def test_baselines_differ_from_the_demo_only_where_they_should() -> None:
+    demo = load_config(RECIPES / "demo.yaml")
+    assert demo.objective.constraint.tolerance == 0.25
+    for name in ("pooled_dpo", "uniform", "scalarised", "sft"):
+        arm = load_config(RECIPES / f"{name}.yaml")
+        assert (arm.model, arm.data, arm.training, arm.cluster) == (demo.model, demo.data, demo.training, demo.cluster)
+        assert arm.run_dir != demo.run_dir
+        assert arm.objective != demo.objective
+
+
+def test_overrides_win_in_order_and_build_missing_sections(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(GOOD)
+    config = load_config(
+        recipe,
+        ["training.steps=3", "training.steps=4", "model.lora.rank=8", "training.optimizer.lr=1e-4", "name='2026'"],
+    )
+    assert config.training.steps == 4
+    assert config.model.lora is not None and config.model.lora.rank == 8
+    assert config.training.optimizer.lr == 1e-4
+    assert config.name == "2026"
+
+
+@pytest.mark.parametrize("text", ["inf", ".inf", "{A: inf, T: 0.5}"])
+def test_infinite_tolerance_is_read_and_survives_a_round_trip(text: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(GOOD)
+    config = load_config(recipe, [f"objective.constraint.tolerance={text}"])
+    tolerance = config.objective.constraint.tolerance
+    assert (tolerance["A"] if isinstance(tolerance, dict) else tolerance) == float("inf")
+    recipe.write_text(resolved_yaml(config))
+    assert load_config(recipe) == config
+
+
+@settings(deadline=None)
+@given(
+    lr=st.floats(min_value=1e-300, max_value=1e3),
+    tolerance=st.dictionaries(st.text(min_size=1, max_size=5), st.floats(min_value=0), min_size=1, max_size=4),
+    path=st.text(max_size=20),
+)
+def test_any_value_survives_a_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, tolerance: dict[str, float], path: str
+) -> None:
+    sections = yaml.safe_load(GOOD)
+    sections["training"]["optimizer"] = {"lr": lr}
+    sections["model"]["path"] = path
+    sections["objective"] = {"constraint": {"tolerance": tolerance}}
+    config = Config.model_validate(sections)
+    copy = tmp_path_factory.mktemp("round") / "resolved.yaml"
+    copy.write_text(resolved_yaml(config))
+    assert load_config(copy) == config
+
+
+def test_extends_merges_mappings_of_a_chain(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD + "objective: {beta: 0.3, constraint: {tolerance: 0.1, slack: 0.2}}\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nname: b\nobjective: {constraint: {tolerance: inf}}\n")
+    (tmp_path / "c.yaml").write_text("extends: b.yaml\ntraining: {steps: 7}\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.name, config.training.steps, config.objective.beta) == ("b", 7, 0.3)
+    assert (config.objective.constraint.tolerance, config.objective.constraint.slack) == (float("inf"), 0.2)
+
+
+def sections() -> list[type[Section]]:
+    return [c for c in vars(config_module).values() if isinstance(c, type) and issubclass(c, Section) and c != Section]
+
+
+def attributes(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def test_every_field_is_read_by_some_code() -> None:
+    files = [f for folder in ("dpeer", "launcher") for f in (ROOT / folder).rglob("*.py") if f.name != "config.py"]
+    read = set().union(*(attributes(ast.parse(file.read_text())) for file in files))
+    for node in ast.walk(ast.parse(Path(config_module.__file__).read_text())):
+        # A property such as run_dir passes on what it reads, if somebody reads it.
+        if isinstance(node, ast.FunctionDef) and node.name in read:
+            read |= attributes(node)
+    fields = {name for section in sections() for name in section.model_fields}
+    assert fields - read == set()
+
+
+def test_every_field_is_described_and_refuses_unknown_keys() -> None:
+    for section in sections():
+        assert section.model_config.get("extra") == "forbid"
+        leaves = {n: f for n, f in section.model_fields.items() if section is not Config or n in ("name", "seed")}
+        assert [n for n, f in leaves.items() if not f.description and not _is_section(f.annotation)] == []
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
