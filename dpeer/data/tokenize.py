@@ -184,8 +184,9 @@ def _response(prompt: Ids, full: Ids, column: str, tokenizer: PreTrainedTokenize
         at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), len(full))
         raise _Unsound(
             column,
-            f"prompt tokens are not a prefix of prompt + response; from token {at}: {_show(prompt, at, tokenizer)} alone, "
-            f"{_show(full, at, tokenizer)} with the response. Mend the template's generation prompt, or white space that starts the response",
+            f"prompt tokens are not a prefix of prompt + response; from token {at}: "
+            f"{_show(prompt, at, tokenizer)} alone, {_show(full, at, tokenizer)} with the response. "
+            "Mend the template's generation prompt, or white space that starts the response",
         )
     end = len(full)
     while end > len(prompt) and full[end - 1] not in stops and not str(tokenizer.decode([full[end - 1]])).strip():

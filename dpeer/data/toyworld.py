@@ -2,7 +2,7 @@
 
 Every response has one clause per dimension, in the order E A T C, each good or bad. Golden is good in every active
 dimension; the reject for X is bad in X and equal to golden elsewhere. The planted tension: T is rarely active, and
-where it is not, golden usually carries a bad T clause and its rejects a good one, so that preferring golden unteaches T.
+where it is not, golden usually carries a bad T clause and its rejects a good one, and preferring golden unteaches T.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from dpeer.data.toyworld_text import CLAUSES, FEELINGS, PROMPTS, SCENES, Quality
 from dpeer.errors import DataError
 
 DIMENSIONS = tuple(CLAUSES)
+"""In the order of the clauses. Masks and data sets list them alphabetically, as the loader does."""
 RARE = "T"
 RARE_MASKS = 0.19
 """Share of records in which T is active: makes about 8 % of the edges T edges."""
 TENSION = 0.8
 """Where T is inactive: share of records whose golden is bad and whose rejects are good in T."""
 
-_MASKS = [m for size in range(2, len(DIMENSIONS) + 1) for m in itertools.combinations(DIMENSIONS, size)]
+_MASKS = [m for size in range(2, len(DIMENSIONS) + 1) for m in itertools.combinations(sorted(DIMENSIONS), size)]
 _WITH_RARE = [m for m in _MASKS if RARE in m]
 _WITHOUT_RARE = [m for m in _MASKS if RARE not in m]
 
@@ -121,7 +122,7 @@ def _situations(rng: random.Random, n: int) -> list[dict[str, str]]:
 
 def _records(rng: random.Random, situations: Sequence[dict[str, str]]) -> DataSet:
     records = tuple(_record(rng, slots, f"toyworld:{row}") for row, slots in enumerate(situations, start=1))
-    return DataSet(tuple(d for d in DIMENSIONS if any(d in r.mask for r in records)), records)
+    return DataSet(tuple(sorted({d for r in records for d in r.mask})), records)
 
 
 def _record(rng: random.Random, slots: dict[str, str], source: str) -> Record:

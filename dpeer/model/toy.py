@@ -48,7 +48,7 @@ def build_base(
     for step in range(steps):
         loss = _reply_loss(model, rng.choices(chats, k=16))
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -65,16 +65,20 @@ def sample(
     """One sampled reply per prompt, the same for the same arguments; torch's own random state is left as it was."""
     tokenizer = AutoTokenizer.from_pretrained(model_path, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-    replies = []
+    replies: list[str] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), 256):
-            chats = [[{"role": "user", "content": p}] for p in prompts[start : start + 256]]
-            batch = tokenizer.apply_chat_template(
-                chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-            )
+            texts = [_prompt_text(tokenizer, p) for p in prompts[start : start + 256]]
+            batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
             tokens = model.generate(
-                **batch, do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
+                batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                do_sample=True,
+                temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=max_new_tokens,
             )
             replies += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return replies
@@ -125,11 +129,14 @@ def bpe(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
     )
 
 
+def _prompt_text(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+    chat = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+
+
 def _chat(tokenizer: PreTrainedTokenizerFast, prompt: str, reply: str) -> tuple[list[int], list[int]]:
     """Token ids of the prompt and of the reply with its end-of-turn token."""
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer([text, reply + END], add_special_tokens=False)["input_ids"]
+    ids = tokenizer([_prompt_text(tokenizer, prompt), reply + END], add_special_tokens=False)["input_ids"]
     return ids[0], ids[1]
 
 
@@ -179,7 +186,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """A temporary sibling of `folder` that takes its name when the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     try:
         yield temporary
         if (folder / "config.json").exists():

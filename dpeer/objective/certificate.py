@@ -91,7 +91,7 @@ def certify(
     The guarantee is asymptotic in the number of clusters, and for a population like the held-out records; rare, huge
     losses that none of a few records shows cannot be ruled out. What is certified: mean loss (`threshold`), difference
     of mean losses (`balance`), mean hinge (`margin`); for `protect` that the held-out loss is at most eps above the
-    lowest smoothed TRAINING loss, so it needs the final `state`.
+    lowest smoothed TRAINING loss, so it needs the final `state` (a dimension never seen in training: undecided).
     """
     if constraints.form == "protect" and state is None:
         raise DpeerError("form 'protect' is judged against the best loss in training: pass the final dual state")
@@ -103,7 +103,7 @@ def certify(
     sums, counts = _cluster_sums(values, dims, edges.records.long().cpu(), len(constraints.dimensions))
     offsets = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
     if constraints.form == "protect" and state is not None:
-        offsets = state.best
+        offsets = state.best.where(state.best.isfinite(), math.nan)
     tail = (1 - confidence) / (2 * max(1, int(constraints.enforced.sum())))
     return [_verdict(c, constraints, sums, counts, offsets, tail) for c in range(len(constraints.names))]
 

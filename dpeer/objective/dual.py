@@ -103,7 +103,7 @@ def update(state: DualState, constraints: ConstraintSet, objective: Objective, s
     """
     dual = objective.dual
     g, observed = constraint_values(constraints, summary, state)
-    _check_finite(summary, constraints, state.step)
+    _check_finite(summary, constraints, state.step + 1)
     if objective.kind == "sft":
         observed = torch.zeros_like(observed)
 

@@ -66,7 +66,7 @@ def _public_name(name: str) -> str:
 
 def _front_matter(run: Run, model: str, data: str) -> dict[str, Any]:
     kind = ["sft"] if run.get("config.objective.kind") == "sft" else ["dpo", "preference-optimization"]
-    tags = ["dpeer", *kind, *(["lagrangian"] if run.constraints else [])]
+    tags = ["dpeer", *kind, *(["lagrangian"] if run.lagrangian else [])]
     base = {"base_model": model} if is_hub_id(model) else {}
     datasets = {"datasets": [data]} if is_hub_id(data) else {}
     return {**base, "library_name": "transformers", "pipeline_tag": "text-generation", **datasets, "tags": tags}
@@ -101,11 +101,14 @@ def _recipe(run: Run) -> Iterator[str]:
         yield f"Constraint form `{form}`: {FORMS.get(form, 'see the configuration')}."
         slack = f"; slack {constraint.get('slack', 0):g}" if form == "margin" else ""
         yield f"Tolerance: {_tolerance_words(constraint.get('tolerance'))}{slack}."
-        dual = setting.get("dual", {})
-        yield (
-            f"Multipliers: controller `{dual.get('controller', 'ascent')}`, step size {dual.get('eta', 'unknown')}, "
-            f"at most {dual.get('max', 'unknown')}."
-        )
+        if run.lagrangian:
+            dual = setting.get("dual", {})
+            yield (
+                f"Multipliers: controller `{dual.get('controller', 'ascent')}`, "
+                f"step size {dual.get('eta', 'unknown')}, at most {dual.get('max', 'unknown')}."
+            )
+        else:
+            yield "The constraints were measured, not enforced: all multipliers stayed 0."
     adapter = run.get("config.model.lora")
     yield f"Weights trained: {'LoRA adapters of rank ' + str(adapter.get('rank')) if adapter else 'all'}."
     batch = run.get("config.training.records_per_step", "an unknown number of")

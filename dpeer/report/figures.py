@@ -67,7 +67,7 @@ def _shared_range(lines: Sequence[Line], limits: Sequence[float]) -> tuple[float
     inner = np.percentile(values, [1, 99]) if len(values) else np.array([0.0, 1.0])
     marks = np.concatenate([inner, [x for x in limits if math.isfinite(x)]])
     air = 0.1 * float(np.ptp(marks)) or 0.1
-    return float(marks.min()) - air, float(marks.max()) + 2 * air
+    return float(marks.min()) - 2 * air, float(marks.max()) + 2 * air
 
 
 def _panels(run: Run, lines: Sequence[Line], limits: Sequence[float], ylabel: str) -> list[Plot]:
@@ -103,6 +103,8 @@ def constraint_panels(run: Run) -> list[Plot]:
 
 
 def multipliers(run: Run) -> Plot | None:
+    if not run.lagrangian:
+        return None
     names = _busiest(run, "multiplier")
     lines = _observed([Line(name, constraint_series(run, name, "multiplier")) for name in names])
     if not lines:

@@ -114,8 +114,8 @@ def _passport(run: Run) -> Iterator[tuple[str, Any]]:
         "model.hash": "Model hash",
         "reference.hash": "Reference hash",
         "git": "Source revision",
-        "world.policy_workers": "Policy workers",
-        "world.reference_workers": "Reference workers",
+        "config.cluster.policy_workers": "Policy workers",
+        "config.cluster.reference": "Reference mode",
         "created": "Started",
         "finished": "Finished",
     }

@@ -116,11 +116,16 @@ class Run:
 
     @property
     def constraints(self) -> tuple[str, ...]:
-        """Names of the constraints that are enforced: preference training, finite tolerance."""
+        """Names of the constraints with a finite tolerance; maximum likelihood has none."""
         if self.get("config.objective.kind") == "sft":
             return ()
         named = ((name, c) for step in self.ledger for name, c in step.constraints.items())
         return tuple(dict.fromkeys(name for name, c in named if math.isfinite(c.tolerance)))
+
+    @property
+    def lagrangian(self) -> bool:
+        """True if training enforced its constraints, not only measured them."""
+        return bool(self.constraints) and self.get("config.objective.constraint.enforce", True)
 
     def get(self, dotted: str, default: Any = None) -> Any:
         """The manifest's entry under a dotted key, e.g. "config.objective.beta"; `default` if absent or null."""

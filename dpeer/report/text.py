@@ -20,11 +20,12 @@ def number(value: float, digits: int = 3) -> str:
         return UNKNOWN
     if math.isinf(value):
         return "none"
+    value = value if abs(value) >= 1e-6 else 0.0
     rounded = float(f"{value:.{digits}g}")
     places = digits - 1 - math.floor(math.log10(abs(rounded))) if rounded else digits
     most = digits if abs(rounded) >= 10**-digits else 6
     text = f"{value:,.{min(max(places, 0), most)}f}"
-    return text.replace("-", MINUS if any(c in "123456789" for c in text) else "")
+    return text.replace("-", MINUS)
 
 
 def exact(value: float) -> str:
@@ -55,7 +56,7 @@ def method_name(run: Run) -> str:
     """What kind of training the run is, in a few words."""
     if run.get("config.objective.kind") == "sft":
         return "Supervised fine-tuning"
-    if run.constraints:
+    if run.lagrangian:
         return "Lagrangian DPO"
     primary = run.get("config.objective.primary", "uniform")
     names = {"pooled": "Pooled DPO", "uniform": "DPO with equal weights per dimension"}

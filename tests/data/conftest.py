@@ -37,12 +37,17 @@ MISTRAL = (
 GEMMA = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
     "{{ raise_exception('System role not supported') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 FAMILIES = {"chatml": CHATML, "llama3": LLAMA3, "qwen3": QWEN3, "mistral": MISTRAL, "gemma": GEMMA}
 
-CORPUS = ["Is my plan good? It has a gap: you have no budget yet.", "user assistant system model\n\n", " I hear you."] * 4
+CORPUS = [
+    "Is my plan good? It has a gap: you have no budget yet.",
+    "user assistant system model\n\n",
+    " I hear you.",
+] * 4
 
 
 @pytest.fixture(scope="session")

@@ -42,16 +42,16 @@ def test_counts(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "errors", "warnings"),
     [
-        ([row("q", "AT", reject_A="golden of q ")], ["d.csv:1, column response 2 (fails A): same text as response 1 (golden)"], []),
+        ([row("q", "AT", reject_A="golden of q ")], ["response 2 (fails A): same text as response 1 (golden)"], []),
         ([row("q", "AT", reject_A="x", reject_T="x")], ["response 3 (fails T): same text as response 2 (fails A)"], []),
-        ([row("p", "AT"), row("q", "AT", reject_T="")], [], ["d.csv:2: no response fails only 'T'"]),
+        ([row("p", "AT"), row("q", "AT", reject_T="")], [], ["d.csv:2: 'T' is active, but no response fails it alone"]),
         ([row("q", "AT"), row("q", "AT")], [], ["d.csv:2, column prompt: repeats d.csv:1: 'q'"]),
-        ([row("q", "AT"), row(" q", "AT", golden="x")], [], ["d.csv:2, column prompt: has the prompt and mask of d.csv:1"]),
+        ([row("q", "AT"), row(" q", "AT", golden="x")], [], ["d.csv:2, column prompt: has the prompt and mask of"]),
         ([row("q", "AT"), row("q", "AE")], [], []),
         ([row("q", "AT"), row("p", "AX")], ["row 2 (line 3), column mask: unknown dimension 'X'"], []),
     ],
     ids=["golden equals reject", "equal rejects", "empty reject", "duplicate", "same prompt", "other mask", "bad row"],
-)  # fmt: skip
+)
 def test_findings(tmp_path, rows, errors, warnings):
     rows = [{k: v for k, v in r.items() if k in COLUMNS} for r in rows]
     report = check(write(tmp_path / "d.csv", *rows))
@@ -64,8 +64,8 @@ def test_findings(tmp_path, rows, errors, warnings):
 def test_prompts_in_both_splits(tmp_path):
     train = write(tmp_path / "train.csv", row("one", "AT"), row("two", "AT"))
     write(tmp_path / "test.csv", row("new", "AT"), row("two ", "AE"))
-    unknown, leak = check(str(tmp_path)).errors
-    assert "test.csv, row 2 (line 3), column mask: unknown dimension 'E'; the training data have A, T" in str(unknown) or leak
+    (unknown,) = check(str(tmp_path)).errors
+    assert "test.csv, row 2 (line 3), column mask: unknown dimension 'E'; the training data have A, T" in str(unknown)
     write(tmp_path / "test.csv", row("new", "AT"), row("two ", "A"))
     (leak,) = check(str(tmp_path)).errors
     assert str(leak).startswith("test.csv:2, column prompt: also trained on (train.csv:2)")
@@ -101,7 +101,7 @@ def test_command(tmp_path, make_tokenizer, templates):
     make_tokenizer(templates["llama3"]).save_pretrained(tmp_path / "model")
     result = CliRunner().invoke(app, ["data", "check", path, "--tokenizer", str(tmp_path / "model")])
     assert result.exit_code == 0
-    for line in ("2 train records; errors: 0, warnings: 1", "A+T", "C+E", "prompt tokens", "no response fails only 'C'"):
+    for line in ("2 train records; errors: 0, warnings: 1", "A+T", "C+E", "prompt tokens", "'C' is active"):
         assert line in result.output
 
     result = CliRunner().invoke(app, ["data", "check", path, "--json"])
@@ -109,7 +109,7 @@ def test_command(tmp_path, make_tokenizer, templates):
     report = json.loads(result.output)
     assert report["splits"][0]["edges"] == {"A": 1, "C": 0, "E": 1, "T": 1}
     assert report["warnings"] == [
-        {"where": "d.csv:2", "column": "", "message": "no response fails only 'C', which is active: empty reject?"}
+        {"where": "d.csv:2", "column": "", "message": "'C' is active, but no response fails it alone: empty reject?"}
     ]
 
     result = CliRunner().invoke(app, ["data", "show", path, "1"])

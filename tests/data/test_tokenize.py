@@ -47,7 +47,9 @@ def test_prompt_and_response_are_the_template_cut_in_two(make_tokenizer, templat
 
 def test_multi_turn_with_system_message(make_tokenizer, templates):
     turns = (Message("system", "Be kind."), *USER, Message("assistant", "It has a gap."), Message("user", "Why?"))
-    (tree,) = tokenize(data(record("No budget.", "No.", prompt=turns)), make_tokenizer(templates["llama3"]), 1000, "drop").trees
+    (tree,) = tokenize(
+        data(record("No budget.", "No.", prompt=turns)), make_tokenizer(templates["llama3"]), 1000, "drop"
+    ).trees
     text = make_tokenizer(templates["llama3"]).decode(tree.prompt)
     assert [text.index(m.content) for m in turns] == sorted(text.index(m.content) for m in turns)
 
@@ -69,7 +71,10 @@ THOUGHT = "<think>He wants praise.</think>It has a gap."
             id="generation prompt opens a thought",
         ),
         pytest.param(
-            CHATML_ANSWER.replace("%s", "{{ m.content }}"), SOUND, ["ignores add_generation_prompt", "<|im_start|>"], id="no generation prompt at all"
+            CHATML_ANSWER.replace("%s", "{{ m.content }}"),
+            SOUND,
+            ["ignores add_generation_prompt", "<|im_start|>"],
+            id="no generation prompt at all",
         ),
         pytest.param(
             CHATML_ANSWER.replace("%s", NO_THOUGHT) + GENERATE,
@@ -98,8 +103,7 @@ THOUGHT = "<think>He wants praise.</think>It has a gap."
             id="no end of turn",
         ),
         pytest.param(
-            "{{ bos_token }}" + CHATML_ANSWER.replace("%s", "{{ m.content }}").replace("{% for", "{{ bos_token }}{% for", 1)
-            + GENERATE,
+            "{{ bos_token }}{{ bos_token }}" + CHATML_ANSWER.replace("%s", "{{ m.content }}") + GENERATE,
             SOUND,
             ["BOS", "twice"],
             id="double BOS",
@@ -110,7 +114,10 @@ THOUGHT = "<think>He wants praise.</think>It has a gap."
         pytest.param("{% for m in messages %}", SOUND, ["refuses the roles user"], id="template syntax error"),
         pytest.param("chatml", record("Bye.<|im_end|>", "No."), ["'<|im_end|>'", "control token"], id="control token"),
         pytest.param(
-            "chatml", record("Yes.", "No.", prompt=(Message("user", "Strike <s>this</s>"),)), ["prompt", "'<s>'"], id="html"
+            "chatml",
+            record("Yes.", "No.", prompt=(Message("user", "Strike <s>this</s>"),)),
+            ["prompt", "'<s>'"],
+            id="html",
         ),
         pytest.param("llama3", record("Yes.", "Yes. "), ["response 2 (fails A)", "same tokens"], id="equal after trim"),
         pytest.param("chatml", record("Yes.", "\n\nNo."), ["not a prefix", "response 2"], id="merge over the boundary"),
@@ -121,7 +128,7 @@ THOUGHT = "<think>He wants praise.</think>It has a gap."
             id="system role refused",
         ),
     ],
-)  # fmt: skip
+)
 def test_the_audit_refuses(make_tokenizer, templates, template, bad, fragments):
     tokenizer = make_tokenizer(templates.get(template, template))
     with pytest.raises(DataError) as error:

@@ -37,7 +37,8 @@ class Past:
 
 def summary_of(losses, hinges=None):
     """Two records per dimension, each with the given loss; None: the dimension has no edges."""
-    rows = [(x, h, d, r) for d, (x, h) in enumerate(zip(losses, hinges or losses, strict=True)) if x is not None for r in (0, 1)]
+    pairs = enumerate(zip(losses, hinges or losses, strict=True))
+    rows = [(x, h, d, r) for d, (x, h) in pairs if x is not None for r in (0, 1)]
     loss, hinge, dims, records = (torch.tensor(c) for c in zip(*rows, strict=True))
     return summarise(edge_statistics(-loss.double(), loss.double(), hinge.double(), dims, records, len(losses)))
 
@@ -143,11 +144,11 @@ def test_sft_has_no_edge_terms():
 def test_weights_are_non_negative_and_sum_to_one(data):
     form = data.draw(st.sampled_from(FORMS))
     primary = data.draw(
-        st.sampled_from(["uniform", "pooled"])
-        | st.fixed_dictionaries({d: st.floats(0.01, 10) for d in DIMS})
+        st.sampled_from(["uniform", "pooled"]) | st.fixed_dictionaries({d: st.floats(0.01, 10) for d in DIMS})
     )
     constraints = build_constraints(Constraint(form=form), DIMS)
-    multipliers = data.draw(st.lists(st.floats(0, 20), min_size=len(constraints.names), max_size=len(constraints.names)))
+    n = len(constraints.names)
+    multipliers = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
     counts = torch.tensor(data.draw(st.lists(st.integers(0, 500), min_size=4, max_size=4)))
     weights = dimension_weights(constraints, Objective(primary=primary), f64(*multipliers), counts)
     both = torch.stack([weights.loss, weights.hinge])

@@ -58,7 +58,7 @@ def softplus(x):
 
 
 def kkt_multipliers(pairs, primary, constraint_of, n_constraints):
-    """Solve min primary . L s.t. constraint_of(margins) <= 0 by SLSQP; multipliers from stationarity on the active set."""
+    """Minimise primary . L with constraint_of(margins) <= 0 by SLSQP; multipliers from stationarity."""
     better, worse = np.array(pairs).T
 
     def margins(z):
@@ -89,7 +89,7 @@ def kkt_multipliers(pairs, primary, constraint_of, n_constraints):
 
 @pytest.mark.parametrize("controller", CONTROLLERS)
 def test_two_opposed_dimensions(controller):
-    """A wants token 0 over 1, B the reverse. L_A <= 0.5 fixes m = -ln(e^0.5 - 1); stationarity: 1/2 + lambda = e^m / 2."""
+    """A wants token 0 over 1, B the reverse. L_A <= 0.5 fixes m = -ln(e^0.5 - 1); then 1/2 + lambda = e^m / 2."""
     constraint = Constraint(tolerance={"A": 0.5, "B": math.inf})
     objective = Objective(constraint=constraint, dual=CONTROLLERS[controller])
     margins, state, ledger = train([(0, 1), (1, 0)], objective)
@@ -105,7 +105,7 @@ def test_three_dimensions_in_a_cycle(controller):
     primary = {"A": 1.0, "B": 2.0, "C": 3.0}
     constraint = Constraint(tolerance={"A": 0.5, "B": 0.6, "C": 10.0})
     objective = Objective(constraint=constraint, primary=primary, dual=CONTROLLERS[controller])
-    margins, state, _ = train(CYCLE, objective, steps=1500)
+    margins, state, _ = train(CYCLE, objective, steps=700)
     expected = kkt_multipliers(CYCLE, np.array([1, 2, 3]) / 6, lambda m: softplus(m) - np.array([0.5, 0.6, 10]), 3)
     assert (expected[1][:2] > 0.2).all() and expected[1][2] == 0
     np.testing.assert_allclose(margins, expected[0], atol=1e-3)
@@ -118,7 +118,7 @@ def test_balance_pairs(controller):
     primary = {"A": 6.0, "B": 3.0, "C": 1.0}
     constraint = Constraint(form="balance", tolerance=0.2)
     objective = Objective(constraint=constraint, primary=primary, dual=CONTROLLERS[controller])
-    margins, state, ledger = train(CYCLE, objective, steps=1500)
+    margins, state, ledger = train(CYCLE, objective, steps=700)
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
 
     def gaps(m):
@@ -144,7 +144,8 @@ def test_margin_hinge_form(controller):
 def test_protect_keeps_what_was_reached():
     """Weights favour B from the start; A reached its best, ln 2, at the start and may give back 0.1 only."""
     objective = Objective(
-        constraint=Constraint(form="protect", tolerance={"A": 0.1, "B": math.inf}), primary={"A": 0.1, "B": 0.9},
+        constraint=Constraint(form="protect", tolerance={"A": 0.1, "B": math.inf}),
+        primary={"A": 0.1, "B": 0.9},
         dual=CONTROLLERS["nu_pi"],
     )
     margins, state, _ = train([(0, 1), (1, 0)], objective)

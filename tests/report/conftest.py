@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,23 @@ MASKS = ("A+E", "A+T", "A+C", "E+T", "E+C", "T+C", "A+E+T", "A+E+C", "A+T+C", "E
 LEVELS = {"E": 0.62, "A": 0.30, "T": 0.44, "C": 0.22}
 
 
-def config(kind: str = "preference", form: str = "threshold", tolerance: Any = 0.4, steps: int = 80) -> dict[str, Any]:
+def config(steps: int = 80, **objective: Any) -> dict[str, Any]:
     return {
         "name": "lagrangian",
         "seed": 0,
         "model": {"path": "Qwen/Qwen3-8B", "revision": None, "dtype": "fp32", "lora": None},
         "data": {"train": "qisein/PersonaKnob", "heldout": None, "max_tokens": 4096},
         "objective": {
-            "kind": kind,
+            "kind": "preference",
             "loss": "sigmoid",
             "beta": 0.5,
             "golden_nll": 3.0,
             "primary": "uniform",
-            "constraint": {"form": form, "tolerance": tolerance, "slack": 0.0},
+            "constraint": {"form": "threshold", "tolerance": 0.4, "slack": 0.0},
             "dual": {"controller": "ascent", "eta": 0.3, "max": 20.0},
-        },
+        }
+        | objective,
+        "cluster": {"policy_workers": 2, "reference": "workers", "reference_workers": 1},
         "training": {"steps": steps, "epochs": None, "records_per_step": 32},
     }
 
@@ -108,19 +111,47 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def balance_step(line: dict[str, Any]) -> dict[str, Any]:
+    """The same step under form `balance`: one constraint per ordered pair, "E over A" first to fall behind."""
+    losses = {d: entry["loss"] for d, entry in line["dimensions"].items()}
+    line["constraints"] = {
+        f"{i} over {j}": {
+            "dimensions": [i, j],
+            "tolerance": 0.1,
+            "estimate": None if None in (losses[i], losses[j]) else losses[i] - losses[j],
+            "multiplier": max(0.0, 0.02 * line["step"] * (LEVELS[i] - LEVELS[j] - 0.1)),
+            "saturated": (i, j) == ("E", "C"),
+        }
+        for i, j in permutations(losses, 2)
+    }
+    return line
+
+
+@pytest.fixture
+def amend() -> Callable[[Path, Callable[[Any], Any]], None]:
+    """amend(file.json, change): rewrite a JSON file with `change(content)`; of a .jsonl file, each line."""
+
+    def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
+        if path.suffix == ".jsonl":
+            write_lines(path, [change(json.loads(line)) for line in path.read_text().splitlines()])
+        else:
+            path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+    return rewrite
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """make_run(name, steps=..., settings=config(...), certificate=True) -> run folder."""
+    """make_run(name, steps=..., certificate=True, kind="sft", ...) -> run folder; further keys go to `objective`."""
 
-    def make(
-        name: str = "run", steps: int = 80, settings: dict[str, Any] | None = None, certificate: bool = True
-    ) -> Path:
+    def make(name: str = "run", steps: int = 80, certificate: bool = True, **objective: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        settings = settings or config()
-        dimensions = LEVELS if settings["objective"]["kind"] == "preference" else {}
+        dimensions = {} if objective.get("kind") == "sft" else LEVELS
+        balance = objective.get("constraint", {}).get("form") == "balance"
         rng, multipliers = random.Random(0), dict.fromkeys(dimensions, 0.0)
-        write_lines(folder / "ledger.jsonl", [step_line(s, rng, dimensions, multipliers) for s in range(1, steps + 1)])
+        ledger = [step_line(s, rng, dimensions, multipliers) for s in range(1, steps + 1)]
+        write_lines(folder / "ledger.jsonl", [balance_step(line) for line in ledger] if balance else ledger)
         write_lines(
             folder / "timing.jsonl",
             [
@@ -129,25 +160,29 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             ],
         )
         manifest = {
-            "config": settings,
-            "versions": {"dpeer": "0.1.0", "torch": "2.13.0"},
+            "config": config(**objective),
+            "versions": {"dpeer": "0.1.0", "torch": "2.13.0", "ray": None},
             "git": "0123abcd",
             "data": {
-                "train": {"sha256": "ab" * 32, "records": 1331, "edges": {"E": 847, "A": 847}, "dropped": 3, "cut": 0},
-                "heldout": {"sha256": "cd" * 32, "records": 220, "edges": {"E": 140, "A": 140}, "dropped": 0, "cut": 0},
+                "train": {"sha256": "ab" * 32, "records": 1331, "edges": dict.fromkeys(LEVELS, 847), "dropped": 3},
+                "heldout": {"sha256": "cd" * 32, "records": 220, "edges": dict.fromkeys(LEVELS, 140), "dropped": 0},
             },
             "model": {"hash": "11" * 32},
             "reference": {"hash": "22" * 32},
             "created": "2026-05-01T10:00:00+00:00",
             "finished": "2026-05-01T10:05:00+00:00" if certificate else None,
-            "world": {"policy_workers": 2, "reference_workers": 1},
-        }
+        }  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest))
         if certificate:
             halves = {"E": 0.09, "A": 0.05, "T": 0.06, "C": 0.05}
+            singles = [certified(d, LEVELS[d], halves[d]) for d in dimensions]
+            pairs = [
+                certified(f"{i} over {j}", LEVELS[i] - LEVELS[j], 0.06, 0.1, dimensions=[i, j])
+                for i, j in permutations(dimensions, 2)
+            ]
             found = {
                 "confidence": 0.95,
-                "constraints": [certified(d, LEVELS[d], halves[d]) for d in dimensions],
+                "constraints": pairs if balance else singles,
                 "selection": selection(),
                 "heldout_records": 220,
             }

@@ -1,0 +1,38 @@
+"""`dpeer export`: the newest checkpoint of a run, also of an unfinished one, as a Hugging Face model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dpeer.config import Config
+from dpeer.errors import CheckpointError
+from dpeer.report.card import model_card
+from dpeer.training.run_dir import RunDir, write_text
+from launcher.cluster import connect
+from launcher.train import Groups
+
+
+def export_run(run_dir: Path, output: Path | None = None) -> Path:
+    """Export to `output` (default RUN/export), reloaded and compared before it is called done; returns the folder."""
+    files = RunDir(run_dir)
+    if not files.manifest.is_file():
+        raise CheckpointError(f"{run_dir}: no manifest.json here. Give the folder of a run, e.g. runs/NAME.")
+    saved = files.saved_steps()
+    if not saved:
+        raise CheckpointError(f"{run_dir}: no complete checkpoint yet. Train on with --resume.")
+    folder = output or files.export
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists. Remove it, or choose another folder with --output.")
+    config = Config.model_validate(json.loads(files.manifest.read_text())["config"])
+    with connect(config.cluster):
+        groups = Groups(config)
+        try:
+            policy = groups.policy()
+            policy.build(config)
+            policy.call("load", files.checkpoint(saved[-1]), phase="loading a checkpoint")
+            policy.call("export", folder, phase="exporting")
+        finally:
+            groups.close()
+    write_text(folder / "README.md", model_card(run_dir))
+    return folder

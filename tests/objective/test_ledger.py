@@ -1,0 +1,104 @@
+"""Ledger lines are strict JSON with the right numbers; infeasibility is judged from their tail."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from dpeer.config import Constraint, Objective
+from dpeer.objective.constraints import build_constraints, dimension_weights
+from dpeer.objective.dual import initial_state, update
+from dpeer.objective.ledger import infeasible, json_safe, ledger_entry
+from dpeer.objective.statistics import edge_statistics, summarise
+
+DIMS = ("A", "T", "E")
+
+
+def one_entry(form="threshold", tolerance=0.5):
+    """Dimension A: losses 0.75 and 0.25 of records 0 and 1, plus T: 1.0 of record 0; E has no edges."""
+    objective = Objective(constraint=Constraint(form=form, tolerance=tolerance))
+    constraints = build_constraints(objective.constraint, DIMS)
+    margins = torch.tensor([-0.5, 0.5, -1.5], dtype=torch.float64)
+    losses = torch.tensor([0.75, 0.25, 1.0], dtype=torch.float64)
+    dims, records = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
+    summary = summarise(edge_statistics(margins, losses, losses, dims, records, 3))
+    before = update(initial_state(constraints, objective), constraints, objective, summary)
+    weights = dimension_weights(constraints, objective, before.multipliers, torch.tensor([2, 1, 0]))
+    after = update(before, constraints, objective, summary)
+    scalars = {"lr": 1e-3, "golden_nll": math.nan}
+    return ledger_entry(2, summary, weights, constraints, before, after, scalars), before, after
+
+
+def test_numbers():
+    entry, before, after = one_entry()
+    assert (entry["step"], entry["lr"], entry["golden_nll"]) == (2, 1e-3, None)
+    assert entry["dual_digest"] == after.digest()
+    a = entry["dimensions"]["A"]
+    # two clusters with residuals +-0.25: sqrt(2 / 1 * 2 * 0.25^2) / 2
+    assert a["loss_se"] == pytest.approx(0.25) and a["margin_se"] == pytest.approx(0.5)
+    assert (a["edges"], a["loss"], a["margin"], a["accuracy"]) == (2, 0.5, 0.0, 0.5)
+    t = entry["constraints"]["T"]
+    assert (t["estimate"], t["slack"], t["tolerance"], t["edges"], t["dimensions"]) == (1.0, -0.5, 0.5, 1, ["T"])
+    assert t["multiplier"] == before.multipliers[1].item() > 0 and t["active"] and not t["saturated"]
+    assert t["se"] is None
+    e = entry["constraints"]["E"]
+    assert e["estimate"] is None and e["slack"] is None and e["multiplier"] == 0 and not e["active"]
+    assert sum(d["weight"] for d in entry["dimensions"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("form", ["threshold", "balance", "margin", "protect"])
+@pytest.mark.parametrize("tolerance", [0.1, math.inf])
+def test_strict_json_for_every_form(form, tolerance):
+    entry, _, _ = one_entry(form, tolerance)
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
+    assert entry == one_entry(form, tolerance)[0]
+
+
+def test_json_safe():
+    assert json_safe({"a": [math.nan, (math.inf, -math.inf)], "b": 1}) == {"a": [None, ["inf", "-inf"]], "b": 1}
+
+
+def tail_of(violations, saturated=True, se=0.0):
+    return [
+        {
+            "constraints": {
+                "A": {
+                    "dimensions": ["A"],
+                    "tolerance": 0.5,
+                    "slack": None if v is None else -v,
+                    "se": se,
+                    "multiplier": 20.0,
+                    "saturated": saturated,
+                }
+            }
+        }
+        for v in violations
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tail", "reported"),
+    [
+        (tail_of([0.2] * 10), True),
+        (tail_of([0.2] * 10, saturated=False), False),
+        (tail_of([0.2 - 0.01 * i for i in range(10)]), False),  # shrinking
+        (tail_of([0.2 + 0.01 * i for i in range(10)]), True),  # growing
+        (tail_of([0.2, 0.21, 0.19, 0.2, 0.17, 0.19, 0.18, 0.18], se=0.05), True),  # shrinking within noise only
+        (tail_of([-0.1] * 10), False),  # met
+        (tail_of([0.2, None, 0.2, None, 0.2, 0.2]), True),  # steps without edges do not count
+        (tail_of([None] * 10), False),
+        (tail_of([0.2] * 3), False),
+        ([], False),
+    ],
+)
+def test_infeasible(tail, reported):
+    found = infeasible(tail)
+    assert list(found) == (["A"] if reported else [])
+    if reported:
+        assert "at its cap 20" in found["A"] and "Loosen objective.constraint.tolerance" in found["A"]
+
+
+def test_an_unconstrained_dimension_is_never_infeasible():
+    entry, _, _ = one_entry(tolerance=math.inf)
+    assert infeasible([entry] * 10) == {}

@@ -1,0 +1,138 @@
+"""The report page as a browser gets it: self-contained, well formed, escaped, honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from dpeer.errors import DpeerError
+from dpeer.report.page import write_report
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects headings, text and images, and checks that every tag is closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", " ".join(data.split())))
+
+    def all(self, tag):
+        return [text for where, text in self.texts if where == tag]
+
+    @property
+    def words(self):
+        return " ".join(text for where, text in self.texts if where not in ("style", "title"))
+
+
+def read(folder) -> Page:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_whole_report(make_run):
+    page = read(make_run())
+    assert page.all("h1") == ["2 of 4 dimensions meet their tolerance on held-out records"]
+    assert page.all("h2") == [
+        "Held-out records",
+        "Loss per dimension",
+        "How the dimensions were balanced",
+        "Side effects and speed",
+        "Passport",
+    ]
+    for words in ("violated", "undecided", "about 310", "0.530 to 0.710", "Violated: E. Undecided: T."):
+        assert words in page.words
+    for fact in ("0123abcd", "ab" * 32, "22" * 32, "objective.dual.eta", "2.13.0", "3 dropped, 0 cut as too long"):
+        assert fact in page.words
+    assert len([tag for tag, _ in page.attributes if tag == "img"]) == 2 + 4 + 3 + 3
+
+
+@pytest.mark.parametrize("kind", ["preference", "sft"])
+def test_nothing_is_fetched_and_every_picture_has_a_text(make_run, kind):
+    page = read(make_run(steps=5, kind=kind))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.attributes}
+    for tag, attributes in page.attributes:
+        assert "href" not in attributes
+        if tag == "img":
+            assert attributes["src"].startswith("data:image/svg+xml;base64,") and len(attributes["alt"]) > 40
+    assert not any("url(" in style or "@import" in style for style in page.all("style"))
+
+
+def test_unfinished_run_has_a_page(make_run):
+    folder = make_run(steps=30, certificate=False)
+    with (folder / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"step": 31, "obj')
+    page = read(folder)
+    assert page.all("h1") == ["Lagrangian DPO: unfinished, 30 of 80 steps and no certificate yet"]
+    assert "Held-out records" not in page.all("h2")
+    for note in ("has not finished", "no certificate", "1 damaged line is left out (line 31)"):
+        assert note in page.words
+
+
+def test_bare_ledger_of_one_step_has_a_page(make_run):
+    folder = make_run(steps=1)
+    for name in ("manifest.json", "timing.jsonl", "certificate.json"):
+        (folder / name).unlink()
+    page = read(folder)
+    assert "run" in page.all("p")[0]
+    for note in ("manifest.json is missing", "timing.jsonl is missing", "no certificate"):
+        assert note in page.words
+
+
+def test_ledger_with_nothing_but_steps_has_a_page(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, "golden_nll": None, "dimensions": {"E": {}}}) + "\n")
+    assert read(tmp_path).all("h2") == ["Passport"]
+
+
+def test_balance_report_names_a_stuck_multiplier(make_run):
+    page = read(make_run(constraint={"form": "balance", "tolerance": 0.1}))
+    assert "The multiplier of E over C sits at its upper bound 20 at the end" in page.words
+    assert "5 more are not drawn" in page.words and "Constraints" in page.all("h2")
+
+
+def test_names_are_escaped(make_run, amend):
+    folder = make_run(steps=3)
+    hostile = "<script>alert(1)</script>&"
+    amend(folder / "manifest.json", lambda m: m | {"config": m["config"] | {"name": hostile}})
+    amend(folder / "ledger.jsonl", lambda line: line | {"dimensions": {hostile: line["dimensions"]["E"]}})
+    page = read(folder)
+    assert "script" not in {tag for tag, _ in page.attributes}
+    assert hostile in page.words
+
+
+def test_long_run_stays_a_small_file(make_run):
+    assert write_report(make_run(steps=3000)).stat().st_size < 1_500_000
+
+
+def test_page_is_whole_or_absent_and_written_again(make_run):
+    folder = make_run(steps=2, kind="sft")
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {
+        "certificate.json", "ledger.jsonl", "manifest.json", "report.html", "timing.jsonl"
+    }  # fmt: skip
+
+
+def test_no_ledger_leaves_no_page(tmp_path):
+    with pytest.raises(DpeerError, match=r"no ledger\.jsonl"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
