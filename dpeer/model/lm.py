@@ -48,7 +48,7 @@ class TreeLM(nn.Module):
         self.head = Head(causal.get_output_embeddings(), head_chunk)
 
     def forward(self, pack: Pack) -> Tensor:
-        """Sum log-probability [R] in nats (fp32) of the pack's responses, end-of-turn token included."""
+        """Sum log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn token included."""
         hidden = self._backbone[0](
             input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
         ).last_hidden_state[0]

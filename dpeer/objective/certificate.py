@@ -18,6 +18,7 @@ from dpeer.objective.constraints import Best, ConstraintSet
 from dpeer.objective.ledger import json_safe
 from dpeer.objective.preference import edge_loss, margin_hinge
 
+OUT_OF_REACH = 10**9  # records
 MIN_RECORDS = 20
 """Fewest records for a verdict: below, the coverage of any interval for a skewed mean is a matter of luck."""
 
@@ -38,7 +39,7 @@ class Verdict:
     lower, upper: simultaneous confidence interval of the estimate; nan if it cannot be computed
     records, edges: how many carry the constraint's dimensions
     extra_records: only where undecided: further records of these dimensions after which the interval would exclude the
-        tolerance if estimate and spread stayed as they are; None if that cannot be said
+        tolerance if estimate and spread stayed as they are; None if that cannot be said or is out of reach
     """
 
     name: str
@@ -202,7 +203,7 @@ class _Sample:
 
     def extra_records(self, tolerance: float) -> int | None:
         """Further clusters until the interval excludes the tolerance, if estimate and spread stay as they are."""
-        if not (self.deviation > 0 and self.estimate != tolerance):
+        if not (self.deviation > 0 and abs(self.estimate - tolerance) > 0):
             return None
 
         def enough(total: int) -> bool:
@@ -211,6 +212,8 @@ class _Sample:
 
         low, high = self.clusters, max(self.clusters + 1, MIN_RECORDS)
         while not enough(high):
+            if high > OUT_OF_REACH:
+                return None
             low, high = high, 2 * high
         while high - low > 1 and high > MIN_RECORDS:
             middle = (low + high) // 2

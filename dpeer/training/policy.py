@@ -106,17 +106,17 @@ class Policy:
         golden = logps[pack.golden]
         sft = objective.kind == "sft"
         loss = golden.sum() * (-(1.0 if sft else objective.golden_nll) / batch.golden_tokens)
-        totals["golden_logp_sum"] = golden.detach().double().sum().item()
+        totals["golden_logp_sum"] = golden.detach().sum().item()
         totals["golden_count"] = len(golden)
         totals["golden_tokens"] = int(pack.response_tokens[pack.golden].sum())
-        totals["rejected_logp_sum"] = logps[~pack.golden].detach().double().sum().item()
+        totals["rejected_logp_sum"] = logps[~pack.golden].detach().sum().item()
         totals["rejected_count"] = len(logps) - len(golden)
         if references is not None and not sft:
             reference = torch.tensor(
                 [v for s in pack.samples for v in references[s]], dtype=torch.float64, device=logps.device
             )
-            rewards = objective.beta * (logps.double() - reference)
-            totals["identity_gap"] = (logps.detach().double() - reference).abs().sum().item()
+            rewards = objective.beta * (logps - reference)
+            totals["identity_gap"] = (logps.detach() - reference).abs().sum().item()
             totals["response_tokens"] = int(pack.response_tokens.sum())
             if objective.length_normalised:
                 rewards = rewards / pack.response_tokens

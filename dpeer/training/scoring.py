@@ -27,6 +27,6 @@ def score(forward: Callable[[Pack], Tensor], trees: Sequence[TokenTree], world: 
     """This rank's share of the scores; the ranks' shares together cover every record exactly once."""
     scores: Scores = {}
     for pack in local_packs(trees, world, budget):
-        values = forward(pack).double().tolist()
+        values = forward(pack).tolist()
         scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
     return scores

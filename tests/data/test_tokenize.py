@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from dpeer.data.schema import DataSet, Message, Record, Response
 from dpeer.data.tokenize import audit, tokenize
@@ -188,6 +190,20 @@ def test_hash_covers_tokens_edges_and_dimensions(make_tokenizer, templates):
     one = sha(data(SOUND))
     assert one == sha(data(record(*(r.text for r in SOUND.responses), source="elsewhere:9")))
     other_text = record("It has a gap!", *(r.text for r in SOUND.responses[1:]))
-    swapped = Record(USER, ("A", "T"), (*SOUND.responses[:1], Response("Ask nobody.", frozenset("A"))), "t.csv:1")
+    golden, fails_a, fails_t, fails_both = (r.text for r in SOUND.responses)
+    labels = [(golden, ""), (fails_a, "T"), (fails_t, "A"), (fails_both, "AT")]
+    swapped = Record(USER, ("A", "T"), tuple(Response(t, frozenset(f)) for t, f in labels), "t.csv:1")
     renamed = DataSet(("A", "E2", "T"), (SOUND,))
     assert len({one, sha(data(other_text)), sha(data(swapped)), sha(renamed), sha(data(SOUND, SOUND))}) == 5
+
+
+def test_an_unknown_word_is_no_end_of_turn():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "user": 1, "assistant": 2, "Yes": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    with pytest.raises(DataError, match="no end-of-turn token"):
+        tokenize(data(record("Yes indeed", "Yes Yes indeed")), tokenizer, 100, "drop")

@@ -81,3 +81,9 @@ def test_doctor_names_what_is_here() -> None:
     assert result.exit_code == 0
     assert torch.__version__ in result.output
     assert "CmdStan" in result.output
+
+
+def test_export_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "no manifest.json here" in result.output

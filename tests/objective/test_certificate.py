@@ -125,6 +125,13 @@ def test_no_spread_proves_nothing():
     assert (v.verdict, v.extra_records, v.se) == ("undecided", None, 0)
 
 
+def test_a_hair_from_the_tolerance_is_out_of_reach():
+    edges = heldout(np.random.default_rng(11), 100, dims=1)
+    tolerance = float(softplus(edges.margins.numpy()).mean()) + 1e-9
+    (v,) = certify_at(edges, tolerance, dims=("A",))
+    assert (v.verdict, v.extra_records) == ("undecided", None)
+
+
 def test_extra_records_are_just_enough():
     """Repeating the sample keeps estimate and spread: the promised number decides, clearly fewer do not."""
     rng = np.random.default_rng(8)

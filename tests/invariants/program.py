@@ -1,0 +1,62 @@
+"""Run under torchrun by test_invariants.py: first gradients and two steps of many configurations, written to a folder.
+
+usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value). Counts the collectives of a step too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from dpeer.config_io import load_config
+from dpeer.training import world
+from dpeer.training.rank import TrainingRank
+
+
+def gradients(rank: TrainingRank) -> dict[str, Any]:
+    """Gradients of the global objective, by name, as the optimizer is about to use them."""
+    from deepspeed.utils import safe_get_full_grad
+
+    found = {}
+    for name, parameter in rank.policy.engine.module.named_parameters():
+        if parameter.requires_grad:
+            found[name] = safe_get_full_grad(parameter).detach().clone().float().contiguous()
+    return found
+
+
+def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.World) -> None:
+    rank = TrainingRank(load_config(recipe, [f"name={name}", *changes]), here)
+    captured: list[dict[str, Any]] = []
+    step = rank.policy.engine.step
+    rank.policy.engine.step = lambda: (captured.append(gradients(rank)), step())[1]
+    entries = [rank.train_step()]
+    reduced: list[tuple[str, int]] = []
+    original = dist.all_reduce
+    dist.all_reduce = lambda tensor, *a, **k: (reduced.append((str(tensor.dtype), tensor.numel())), original(tensor, *a, **k))[1]
+    entries.append(rank.train_step())
+    dist.all_reduce = original
+    if here.rank == 0:
+        save_file(captured[0], str(out / f"{name}.safetensors"))
+        (out / f"{name}.json").write_text(json.dumps({"entries": entries, "all_reduces": reduced}))
+
+
+def main() -> None:
+    out, recipe, *scenarios = sys.argv[1:]
+    here = world.start(
+        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+        120, gpu=False,
+    )
+    for text in scenarios:
+        name, _, changes = text.partition(":")
+        scenario(Path(out), recipe, name, [c for c in changes.split(",") if c], here)
+    world.stop()
+
+
+if __name__ == "__main__":
+    main()
