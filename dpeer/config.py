@@ -82,6 +82,8 @@ class Constraint(Section):
     """What each dimension must satisfy (docs/method.md): loss level, loss balance, margin hinge, no give-back."""
     tolerance: Tolerance | dict[str, Tolerance] = 0.5
     """eps: one value for all dimensions or one per dimension; inf leaves a dimension unconstrained."""
+    enforce: bool = True
+    """false: measure and certify the constraints but keep every multiplier at 0 (the baselines of an ablation)."""
     slack: NonNegative = 0.0
     """margin form only: allowed mean hinge."""
 

@@ -19,9 +19,8 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from dpeer.config import Config
-from dpeer.config_io import load_config
+from dpeer.config_io import load_config, resolved
 from dpeer.data import toyworld
-from dpeer.objective.ledger import json_safe
 from dpeer.report.comparison import ArmRow, write_comparison
 from dpeer.training.run_dir import RunDir, write_json
 from launcher.cluster import connect
@@ -115,7 +114,7 @@ def _up_to_date(config: Config) -> bool:
     """True for a finished run of the same config. A run of another config is removed: the demo's folder is its own."""
     files = RunDir(config.run_dir)
     if files.manifest.exists():
-        if json.loads(files.manifest.read_text())["config"] == json_safe(config.model_dump(mode="json")):
+        if json.loads(files.manifest.read_text())["config"] == resolved(config):
             return files.finished
         shutil.rmtree(files.path)
     return False

@@ -82,7 +82,7 @@ def certify(
 ) -> list[Verdict]:
     """One verdict per constraint, on records that training has not seen.
 
-    With probability `confidence` no verdict is false: all intervals hold at once (Bonferroni over the m enforced
+    With probability `confidence` no verdict is false: all intervals hold at once (Bonferroni over the m bounded
     constraints, both sides). Each interval is a t interval for a mean over C clusters (records), se being the ratio
     estimator's sandwich with the dependence between the two dimensions of a `balance` pair included, corrected for
     skewness (Hall 1992): edge losses are skewed, and a plain t interval then finds too many constraints satisfied.
@@ -105,7 +105,7 @@ def certify(
     offsets = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
     if constraints.form == "protect" and state is not None:
         offsets = state.best.where(state.best.isfinite(), math.nan)
-    tail = (1 - confidence) / (2 * max(1, int(constraints.enforced.sum())))
+    tail = (1 - confidence) / (2 * max(1, int(constraints.finite.sum())))
     return [_verdict(c, constraints, sums, counts, offsets, tail) for c in range(len(constraints.names))]
 
 

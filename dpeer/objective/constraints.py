@@ -41,6 +41,7 @@ class ConstraintSet:
     members: C tuples of dimension indices, (d,) or (i, j) for `balance`
     tolerances: [C] fp64, eps of each constraint; inf means that it is never enforced
     slack: allowed mean hinge of form `margin`
+    enforce: False measures the constraints and leaves every multiplier at 0
     """
 
     form: Form
@@ -49,16 +50,17 @@ class ConstraintSet:
     members: tuple[tuple[int, ...], ...]
     tolerances: Tensor
     slack: float
+    enforce: bool = True
 
     @property
     def bounds(self) -> Tensor:
         """[C] fp64: what an estimate may not exceed: eps, or the allowed mean hinge for form `margin`."""
         if self.form != "margin":
             return self.tolerances
-        return torch.full_like(self.tolerances, self.slack).where(self.enforced, math.inf)
+        return torch.full_like(self.tolerances, self.slack).where(self.finite, math.inf)
 
     @property
-    def enforced(self) -> Tensor:
+    def finite(self) -> Tensor:
         """[C] bool: constraints with a finite tolerance."""
         return self.tolerances.isfinite()
 
@@ -119,6 +121,7 @@ def build_constraints(constraint: Constraint, dimensions: tuple[str, ...]) -> Co
         members=members,
         tolerances=torch.tensor([eps[m[0]] for m in members], dtype=torch.float64),
         slack=constraint.slack,
+        enforce=constraint.enforce,
     )
 
 
@@ -165,11 +168,12 @@ def estimates(constraints: ConstraintSet, summary: Summary, state: Best) -> tupl
 def constraint_values(constraints: ConstraintSet, summary: Summary, state: Best) -> tuple[Tensor, Tensor]:
     """g [C] fp64 (satisfied when g <= 0) and observed [C] bool.
 
-    Not observed: a dimension without edges in this step (g is nan), or a tolerance of inf (g is -inf).
+    Not observed: a dimension without edges in this step (g is nan), a tolerance of inf (g is -inf), or constraints that
+    are only measured (`enforce` is False). A constraint that is not observed keeps its multiplier.
     """
     estimate, _ = estimates(constraints, summary, state)
     has_edges = torch.tensor([all(summary.edges[d] > 0 for d in m) for m in constraints.members], dtype=torch.bool)
-    return estimate - constraints.bounds, has_edges & constraints.enforced
+    return estimate - constraints.bounds, has_edges & constraints.finite & constraints.enforce
 
 
 def primary_weights(objective: Objective, dimensions: tuple[str, ...], edge_counts: Tensor) -> Tensor:

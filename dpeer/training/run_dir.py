@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpeer.config import Config
+from dpeer.config_io import resolved
 from dpeer.errors import CheckpointError
 from dpeer.objective.ledger import json_safe
 
@@ -34,7 +35,7 @@ class RunDir:
         write_json(
             self.manifest,
             {
-                "config": config.model_dump(mode="json"),
+                "config": resolved(config),
                 "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
                 "git": _git_revision(),
                 "created": now(),
@@ -50,7 +51,7 @@ class RunDir:
         old = json.loads(self.manifest.read_text())
         differs = [
             f"{key}: was {before!r}, now {after!r}"
-            for key, before, after in _differences(old["config"], json_safe(config.model_dump(mode="json")))
+            for key, before, after in _differences(old["config"], resolved(config))
             if not key.startswith(MAY_CHANGE)
         ]
         differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in ("data", "reference") if old.get(k) != facts[k]]

@@ -200,3 +200,13 @@ def test_coefficients_rebuild_the_weighted_means():
     means = torch.stack([values[dims == d].mean() for d in range(3)])
     assert (loss * values).sum().item() == pytest.approx((weights.loss * means).sum().item())
     assert (hinge * values).sum().item() == pytest.approx((weights.hinge * means).sum().item())
+
+
+def test_measured_constraints_are_not_observed():
+    """`enforce: false` keeps values and bounds, for ledger and certificate, but moves no multiplier."""
+    measured, enforced = (build_constraints(Constraint(tolerance=0.1, enforce=e), DIMS) for e in (False, True))
+    summary, past = summary_of([0.7, 0.2, 0.05, 0.3]), Past(torch.full((4,), math.inf, dtype=torch.float64))
+    g, observed = constraint_values(measured, summary, past)
+    assert torch.equal(g, constraint_values(enforced, summary, past)[0])
+    assert not observed.any() and constraint_values(enforced, summary, past)[1].all()
+    assert torch.equal(measured.bounds, enforced.bounds)
