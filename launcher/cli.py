@@ -109,11 +109,14 @@ def report(run: Run) -> None:
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of everything that the demo makes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the toy world and of training.")] = 0,
+) -> None:
     """Train the toy model with every method, compare them, and leave model, ledger, certificate and page."""
     from launcher.demo import run
 
-    raise typer.Exit(run())
+    raise typer.Exit(run(output, seed))
 
 
 @app.command()

@@ -7,12 +7,10 @@ other in the same worker groups; the oracle then reads what each model says. Fin
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
@@ -22,11 +20,13 @@ from dpeer.config import Config
 from dpeer.config_io import load_config, resolved
 from dpeer.data import toyworld
 from dpeer.report.comparison import ArmRow, write_comparison
-from dpeer.training.run_dir import RunDir, write_json
+from dpeer.training.run_dir import RunDir, write_json, write_text
 from launcher.cluster import connect
 from launcher.recipe import recipe_path
 from launcher.train import Groups, train
 
+TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 600
+MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?", "": " "}
 UNENFORCED = "objective.constraint.enforce=false"
 
 
@@ -51,7 +51,10 @@ ARMS = (
 
 def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     """Run what is not yet done, print the table, write demo.html; returns the exit code of the first arm that stopped."""
-    console, began, cpu = Console(highlight=False), time.monotonic(), _cpu_seconds()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    console, began = Console(highlight=False), time.monotonic()
     arms = {arm: arm_config(arm, root, seed) for arm in ARMS}
     base = prepare_world(root, seed, console)
     todo = [arm for arm, config in arms.items() if not _up_to_date(config)]
@@ -65,10 +68,13 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
                         return code
             finally:
                 groups.close()
-    rows = [_row("base", base, None, seed)]
-    rows += [_row(arm.title, config.run_dir / "export", config.run_dir, seed) for arm, config in arms.items()]
+    verdicts = {arm.title: _verdicts(config) for arm, config in arms.items()}
+    rows = [_row("base", _replies(root, base, base, seed))]
+    for arm, config in arms.items():
+        replies = _replies(root, config.run_dir / "export", config.run_dir, seed)
+        rows.append(_row(arm.title, replies, verdicts[arm.title], config.run_dir / "report.html"))
     page = write_comparison(rows, root / "demo.html")
-    show(console, rows)
+    show(console, rows, verdicts)
     last = arms[ARMS[-1]].run_dir
     for label, path in {
         "model": last / "export",
@@ -78,7 +84,7 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
         "comparison": page,
     }.items():
         console.print(f"{label:12}{path}", soft_wrap=True)
-    console.print(f"{time.monotonic() - began:.0f} s on the clock, {_cpu_seconds() - cpu:.0f} CPU seconds")
+    console.print(f"{'time':12}{time.monotonic() - began:.0f} s")
     return 0
 
 
@@ -97,16 +103,17 @@ def prepare_world(root: Path, seed: int, console: Console) -> Path:
     from dpeer.model.toy import build_base
 
     base, stamp = root / "base", root / "world.json"
-    if base.exists() and stamp.exists() and json.loads(stamp.read_text()) == {"seed": seed}:
+    made = {"seed": seed, "train": TRAIN_RECORDS, "heldout": HELDOUT_RECORDS}
+    if base.exists() and stamp.exists() and json.loads(stamp.read_text()) == made:
         return base
     if root.exists():
         console.print(f"{root} holds another demo; starting over.")
         shutil.rmtree(root)
-    world = toyworld.write_world(root / "world", seed)
+    world = toyworld.write_world(root / "world", seed, TRAIN_RECORDS, HELDOUT_RECORDS)
     with Progress("{task.description}", BarColumn(20), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("base model", total=600)
         build_base(base, world.pretrain, seed, 600, lambda step, loss: progress.update(task, completed=step + 1))
-    write_json(stamp, {"seed": seed})
+    write_json(stamp, made)
     return base
 
 
@@ -120,45 +127,47 @@ def _up_to_date(config: Config) -> bool:
     return False
 
 
-def _row(title: str, model: Path, run_dir: Path | None, seed: int) -> ArmRow:
-    """What the oracle reads in one model's sampled replies to fresh prompts; kept beside the model."""
+def _verdicts(config: Config) -> dict[str, str]:
+    found = json.loads(RunDir(config.run_dir).certificate.read_text())["constraints"]
+    return {c["name"]: c["verdict"] for c in found}
+
+
+def _replies(root: Path, model: Path, folder: Path, seed: int) -> list[str]:
+    """One sampled reply to each fresh prompt; kept in `folder`."""
     from dpeer.model.toy import sample
 
-    kept = (run_dir or model) / "replies.jsonl"
-    prompts = [json.loads(line)["prompt"] for line in (model.parents[0 if run_dir is None else 1] / "world/prompts.jsonl").open()]
+    kept = folder / "replies.jsonl"
     if not kept.exists():
-        replies = sample(model, prompts, seed)
-        kept.write_text("".join(json.dumps({"prompt": p, "reply": r}) + "\n" for p, r in zip(prompts, replies, strict=True)))
-    replies = [json.loads(line)["reply"] for line in kept.open()]
-    read = toyworld.share(replies)
-    verdicts: list[Any] = []
-    if run_dir:
-        verdicts = [c["verdict"] for c in json.loads((run_dir / "certificate.json").read_text())["constraints"]]
+        prompts = [json.loads(line)["prompt"] for line in (root / "world" / "prompts.jsonl").open()]
+        pairs = zip(prompts, sample(model, prompts, seed), strict=True)
+        write_text(kept, "".join(json.dumps({"prompt": p, "reply": r}) + "\n" for p, r in pairs))
+    return [json.loads(line)["reply"] for line in kept.open()]
+
+
+def _row(title: str, replies: list[str], verdicts: dict[str, str] | None = None, report: Path | None = None) -> ArmRow:
+    """What the oracle reads in a model's replies, beside what its certificate says."""
+    read, found = toyworld.share(replies), list((verdicts or {}).values())
     return ArmRow(
         name=title,
         shares=read.good,
         n=len(replies),
         fluency=read.fluency,
-        satisfied=verdicts.count("satisfied") if verdicts else None,
-        constraints=len(verdicts) or None,
-        report=run_dir / "report.html" if run_dir else None,
+        satisfied=found.count("satisfied") if found else None,
+        constraints=len(found) or None,
+        report=report,
+        note=", ".join(f"{n} {v}" for v in ("violated", "undecided") if (n := found.count(v))),
     )
 
 
-def show(console: Console, rows: list[ArmRow]) -> None:
+def show(console: Console, rows: list[ArmRow], verdicts: dict[str, dict[str, str]]) -> None:
     dimensions = list(rows[0].shares)
     table = Table(title="Share of good behaviour per dimension (oracle, fresh prompts)", title_justify="left")
-    table.add_column("model")
-    for name in (*dimensions, "worst", "mean", "fluency", "tolerance met"):
+    table.add_column("model", no_wrap=True)
+    for name in (*dimensions, "worst", "mean", "fluent"):
         table.add_column(name, justify="right")
     for row in rows:
         shares = [row.shares[d] for d in dimensions]
-        met = f"{row.satisfied} of {row.constraints}" if row.constraints else "-"
-        numbers = (*shares, min(shares), sum(shares) / len(shares), row.fluency)
-        table.add_row(row.name, *(f"{x:.2f}" for x in numbers), met)
+        cells = [f"{x:.2f} {MARKS[verdicts.get(row.name, {}).get(d, '')]}" for d, x in zip(dimensions, shares, strict=True)]
+        table.add_row(row.name, *cells, *(f"{x:.2f}" for x in (min(shares), sum(shares) / len(shares), row.fluency)))
     console.print(table)
-
-
-def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    console.print("tolerance on held-out records: ✓ met  ✗ violated  ? undecided at 95 %\n")

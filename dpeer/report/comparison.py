@@ -85,10 +85,10 @@ def share_plot(rows: Sequence[ArmRow], dimensions: Sequence[str]) -> Plot:
         axes.set_yticks(range(len(dimensions)), dimensions)
         axes.set(xlabel="responses with good behaviour (%)", xlim=(-2, 102), ylim=(len(dimensions) - 0.5, -0.5))
         axes.grid(visible=False, axis="y")
-        legend(axes, columns=3)
+        legend(axes, columns=2)
 
     words = "; ".join(f"{row.name}: " + ", ".join(f"{d} {interval(row.rate(d))}" for d in dimensions) for row in rows)
-    height = 1.2 + 0.2 * (len(rows) // 3) + 0.19 * len(rows) * len(dimensions)
+    height = 1.2 + 0.2 * (len(rows) // 2) + 0.19 * len(rows) * len(dimensions)
     note = "Bars: 95 % Wilson intervals."
     return Plot(_leaders(rows, dimensions), f"Dot plot. {words}.", draw(paint, height), note)
 

@@ -1,0 +1,241 @@
+"""One optimizer step of dpeer against TRL's DPOTrainer: CPU seconds, peak memory, forward tokens, on the same work.
+
+usage: python benchmarks/step_vs_trl.py [--quick] [--json FILE]
+
+Both sides train the same model on the same token ids with the same objective (all pairs weigh the same); a run whose
+ids or losses differ is refused. See benchmarks/README.md for what is set on each side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from common import CACHE, BenchmarkError, machine, measure, peer_environment, print_table, spread
+
+WORKERS = Path(__file__).resolve().parent / "step_workers"
+WORK = CACHE / "step-vs-trl"
+VOCAB, RECORDS, STEPS = 8192, 2, 4  # each record comes twice, so that the second pass shows what the first has learnt
+LR, BETA, SEED = 1e-4, 0.1, 0
+LOSS_TOLERANCE = 1e-5
+PAD, EOS = "<pad>", "<eos>"
+TEMPLATE = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 'assistant' else ' ') }}{% endfor %}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One optimizer step over one record: a prompt, a golden response and `rejects` others, lengths in tokens."""
+
+    prompt: int
+    response: int  # end-of-turn token included
+    rejects: int
+    reference: str  # colocated: computed in the step; cache: computed before
+
+    @property
+    def name(self) -> str:
+        source = {"colocated": "live", "cache": "cached"}[self.reference]
+        return f"{self.prompt}/{self.response}/{self.rejects}, {source} reference"
+
+    @property
+    def folder(self) -> Path:
+        return WORK / f"{self.prompt}-{self.response}-{self.rejects}"
+
+
+SETTINGS = [Setting(300, 100, k, reference) for k in (4, 1) for reference in ("colocated", "cache")]
+SIDES = ("trl", "dpeer", "trl_completions", "dpeer_bare")
+COMPARISONS = (  # label, TRL's side, dpeer's side
+    ("whole step", "trl", "dpeer"),
+    ("whole step, TRL's head on completions only", "trl_completions", "dpeer"),
+    ("bare step", "trl", "dpeer_bare"),
+)
+
+
+def write_inputs() -> None:
+    """Model, tokenizer, records, TRL's pairs in dpeer's order, and recipes; all afresh, so never out of date."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    shutil.rmtree(WORK, ignore_errors=True)
+    words = {PAD: 0, EOS: 1} | {f"w{i}": i for i in range(2, VOCAB)}
+    core = Tokenizer(models.WordLevel(words, unk_token=PAD))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=EOS, chat_template=TEMPLATE)
+    tokenizer.save_pretrained(WORK / "model")
+    torch.manual_seed(SEED)
+    shape = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    Qwen3ForCausalLM(shape).save_pretrained(WORK / "model")
+    rng = random.Random(SEED)
+    for setting in {s.folder: s for s in SETTINGS}.values():
+        setting.folder.mkdir()
+        records = [_record(setting, rng) for _ in range(RECORDS)]
+        _write_lines(setting.folder / "records.jsonl", records)
+        _write_lines(setting.folder / "pairs.jsonl", list(_pairs(records)))
+        (setting.folder / "recipe.yaml").write_text(yaml.safe_dump(_recipe(setting)))
+
+
+def _record(setting: Setting, rng: random.Random) -> dict[str, Any]:
+    mask = [f"D{i}" for i in range(setting.rejects)]
+
+    def text(tokens: int) -> str:
+        return " ".join(f"w{rng.randrange(2, VOCAB)}" for _ in range(tokens))
+
+    fails: list[list[str]] = [[], *([d] for d in mask)]
+    responses = [{"text": text(setting.response - 1), "fails": f} for f in fails]
+    return {"prompt": text(setting.prompt), "mask": mask, "responses": responses}
+
+
+def _pairs(records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """TRL's conversational rows for all steps, in the order in which dpeer takes the records."""
+    from dpeer.data.packing import batch_indices
+
+    for i in batch_indices(0, STEPS, RECORDS, SEED):
+        golden, *rejects = ([{"role": "assistant", "content": r["text"]}] for r in records[i]["responses"])
+        prompt = [{"role": "user", "content": records[i]["prompt"]}]
+        yield from ({"prompt": prompt, "chosen": golden, "rejected": reject} for reject in rejects)
+
+
+def _recipe(setting: Setting) -> dict[str, Any]:
+    """Plain DPO over all pairs: no tolerance, no anchor; optimizer settings are TRL's defaults."""
+    optimizer = {"lr": LR, "schedule": "constant", "warmup": 0, "betas": [0.9, 0.999], "eps": 1e-8, "grad_clip": 1.0}
+    return {
+        "name": "step",
+        "output_dir": str(setting.folder),
+        "seed": SEED,
+        "model": {"path": str(WORK / "model"), "dtype": "fp32"},
+        "data": {"train": str(setting.folder / "records.jsonl")},
+        "objective": {"beta": BETA, "golden_nll": 0, "primary": "pooled", "constraint": {"tolerance": float("inf")}},
+        "training": {"steps": STEPS, "records_per_step": 1, "optimizer": optimizer},
+        "cluster": {"deepspeed": "cpu", "reference_deepspeed": "cpu", "timeout_s": 60},
+    }
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(side: str, setting: Setting, trl_python: Path) -> dict[str, Any]:
+    """Measure one side in a fresh process."""
+    common = {"reference": setting.reference}
+    if side.startswith("dpeer"):
+        step = "bare" if side == "dpeer_bare" else "product"
+        job = common | {"recipe": str(setting.folder / "recipe.yaml"), "step": step}
+        return measure(sys.executable, WORKERS / "dpeer_side.py", job)
+    job = common | {
+        "model": str(WORK / "model"),
+        "pairs": str(setting.folder / "pairs.jsonl"),
+        "scratch": str(setting.folder / "trl"),
+        "pairs_per_step": setting.rejects,
+        "pairs_per_forward": setting.rejects,
+        "steps": STEPS,
+        "lr": LR,
+        "beta": BETA,
+        "completions_head": side == "trl_completions",
+    }
+    return measure(trl_python, WORKERS / "trl_side.py", job)
+
+
+def check_same_work(setting: Setting, results: dict[str, dict[str, Any]]) -> float:
+    """Refuse a round whose sides saw other ids or computed other losses; returns the largest difference of losses."""
+    if len({r["ids"] for r in results.values()}) > 1:
+        raise BenchmarkError(f"{setting.name}: the sides saw different token ids, so their times cannot be compared")
+    expected = results["trl"]["losses"]
+    gaps = {side: max(abs(a - b) for a, b in zip(r["losses"], expected, strict=True)) for side, r in results.items()}
+    worst = max(gaps, key=lambda side: gaps[side])
+    if not gaps[worst] <= LOSS_TOLERANCE:
+        raise BenchmarkError(
+            f"{setting.name}: losses of {worst} differ from TRL's by {gaps[worst]:.1e} (allowed {LOSS_TOLERANCE:.0e}): "
+            f"{results[worst]['losses']} against {expected}"
+        )
+    return gaps[worst]
+
+
+def compare(setting: Setting, rounds: list[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """One row per comparison: medians over rounds; a round's ratio divides its own two medians over steps."""
+    cpu = {side: [statistics.median(r[side]["cpu_s"]) for r in rounds] for side in SIDES}
+    for label, peer, ours in COMPARISONS:
+        yield {
+            "setting": setting.name,
+            "comparison": label,
+            "cpu_s": {"trl": cpu[peer], "dpeer": cpu[ours]},
+            "ratio": [a / b for a, b in zip(cpu[peer], cpu[ours], strict=True)],
+            "peak_mb": {k: statistics.median(r[s]["peak_mb"] for r in rounds) for k, s in (("trl", peer), ("dpeer", ours))},
+            "tokens": {"trl": rounds[0][peer]["tokens"], "dpeer": rounds[0][ours]["tokens"]},
+        }
+
+
+def table_row(row: dict[str, Any]) -> list[str]:
+    tokens = {side: "+".join(str(n) for n in counts.values()) for side, counts in row["tokens"].items()}
+    return [
+        f"{row['setting']}: {row['comparison']}",
+        f"{statistics.median(row['cpu_s']['trl']):.3f}",
+        f"{statistics.median(row['cpu_s']['dpeer']):.3f}",
+        spread(row["ratio"]),
+        f"{row['peak_mb']['trl']:.0f} -> {row['peak_mb']['dpeer']:.0f}",
+        f"{tokens['trl']} -> {tokens['dpeer']}",
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="CPU seconds and peak memory per optimizer step, dpeer against TRL.")
+    parser.add_argument("--quick", action="store_true", help="2 rounds instead of 5")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    options = parser.parse_args()
+    count = 2 if options.quick else 5
+    about = machine()
+    try:
+        same = f"transformers=={about['transformers']}"
+        trl_python = peer_environment("trl-1.16", ["torch==2.13.0"], ["torch==2.13.0", "trl==1.16.*", same])
+        write_inputs()
+        for setting in SETTINGS:
+            if setting.reference == "cache":
+                fill = {"recipe": str(setting.folder / "recipe.yaml"), "reference": "cache", "step": "fill_cache"}
+                measure(sys.executable, WORKERS / "dpeer_side.py", fill)
+        found: dict[Setting, list[dict[str, dict[str, Any]]]] = {s: [] for s in SETTINGS}
+        gap = 0.0
+        for number in range(count):
+            for setting in SETTINGS:
+                print(f"round {number + 1}/{count}: {setting.name}", file=sys.stderr, flush=True)
+                results = {side: run(side, setting, trl_python) for side in SIDES}
+                gap = max(gap, check_same_work(setting, results))
+                found[setting].append(results)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    rows = [row for setting, rounds in found.items() for row in compare(setting, rounds)]
+    print_table(
+        "Optimizer step, prompt/response/rejects in tokens: TRL 1.16 -> dpeer",
+        ["setting", "TRL CPU s", "dpeer CPU s", "ratio [range]", "peak RSS, MB", "forward tokens (policy+reference)"],
+        [table_row(row) for row in rows],
+        f"{count} alternating rounds, medians; one thread; fp32; losses of all steps agree to {gap:.1e}; {about['cpu']}",
+    )
+    if options.json:
+        settings = [asdict(s) for s in SETTINGS]
+        report = {"machine": about, "rounds": count, "loss_gap": gap, "settings": settings, "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""dpeer's side of step_vs_trl.py: the whole training step under ZeRO-3, or the bare model step with torch's AdamW."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import torch
+from meter import Meter, finish, job
+
+from dpeer.config import Config
+from dpeer.config_io import load_config
+from dpeer.data.packing import build_pack
+from dpeer.data.tokenize import TokenizedSet
+from dpeer.model.lm import TreeLM, build_lm
+from dpeer.objective.preference import edge_loss
+from dpeer.training import world
+from dpeer.training.policy import global_batch
+from dpeer.training.prepare import prepare
+from dpeer.training.rank import TrainingRank
+from dpeer.training.reference import Reference, cache_path, merge, read_cache, write_cache
+
+
+def fill_cache(config: Config, here: world.World) -> None:
+    data = prepare(config).train
+    write_cache(cache_path(config, data), merge([Reference(config, here).score(data.trees)], len(data.trees)))
+
+
+def product(config: Config, here: world.World, meter: Meter) -> TokenizedSet:
+    """TrainingRank under DeepSpeed ZeRO-3 with one rank: what a run does, statistics, dual update and ledger included."""
+    rank = TrainingRank(config, here)
+    meter.count(rank.policy.engine.module._backbone[0], "policy")
+    if rank.reference:
+        meter.count(rank.reference.engine.module._backbone[0], "reference")
+    else:
+        rank.read_cache()
+    meter.start()
+    for _ in range(rank.policy.steps):
+        meter.step_done(rank.train_step()["objective"])
+    return rank.prepared.train
+
+
+def bare(config: Config, meter: Meter) -> TokenizedSet:
+    """Tree forward and backward in plain torch, with the optimizer and the clipping of TRL's default."""
+    data, spec = prepare(config).train, config.training.optimizer
+    policy = build_lm(config.model, config.seed)
+    meter.count(policy._backbone[0], "policy")
+    reference: TreeLM | None = None
+    if config.cluster.reference == "colocated":
+        reference = build_lm(config.model, config.seed, reference=True)
+        meter.count(reference._backbone[0], "reference")
+    cached = {} if reference else dict(zip(data.trees, read_cache(cache_path(config, data), data) or [], strict=True))
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True
+    )
+    meter.start()
+    for step in range(config.training.total_steps(len(data.trees))):
+        trees = global_batch(config, data, step)
+        pack = build_pack(trees, range(len(trees)))
+        with torch.no_grad():
+            known = reference(pack) if reference else torch.tensor([v for t in trees for v in cached[t]])
+        rewards = config.objective.beta * (policy(pack) - known)
+        loss = edge_loss(rewards[pack.better] - rewards[pack.worse], config.objective).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), spec.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        meter.step_done(loss.item())
+    return data
+
+
+def pairs(config: Config, data: TokenizedSet) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    for step in range(config.training.total_steps(len(data.trees))):
+        for tree in global_batch(config, data, step):
+            for _, better, worse in tree.edges:
+                yield list(tree.prompt), list(tree.responses[better]), list(tree.responses[worse])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    spec, meter = job(), Meter()
+    config = load_config(spec["recipe"], [f"cluster.reference={spec['reference']}"])
+    if spec["step"] == "bare":
+        finish(meter.result(pairs(config, bare(config, meter))))
+        return
+    here = world.start(0, 1, "127.0.0.1", free_port(), config.cluster.timeout_s, gpu=False)
+    if spec["step"] == "fill_cache":
+        fill_cache(config, here)
+        finish({})
+    else:
+        finish(meter.result(pairs(config, product(config, here, meter))))
+    world.stop()
+
+
+if __name__ == "__main__":
+    main()
