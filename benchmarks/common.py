@@ -57,17 +57,19 @@ def measure(python: Path | str, script: Path, job: dict[str, Any]) -> dict[str, 
 def _checked(command: list[str], environment: Any) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise BenchmarkError(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stderr or done.stdout)[-3000:]}")
+        said = (done.stderr or done.stdout)[-3000:]
+        raise BenchmarkError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """ "median [lowest, highest]". """
+    """The median, then the lowest and the highest value in brackets."""
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    names = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     packages = {p: version(p) for p in ("torch", "transformers", "deepspeed")}
     return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "threads": 1} | packages
 

@@ -174,13 +174,14 @@ def check_same_work(setting: Setting, results: dict[str, dict[str, Any]]) -> flo
 def compare(setting: Setting, rounds: list[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """One row per comparison: medians over rounds; a round's ratio divides its own two medians over steps."""
     cpu = {side: [statistics.median(r[side]["cpu_s"]) for r in rounds] for side in SIDES}
+    peak = {side: statistics.median(r[side]["peak_mb"] for r in rounds) for side in SIDES}
     for label, peer, ours in COMPARISONS:
         yield {
             "setting": setting.name,
             "comparison": label,
             "cpu_s": {"trl": cpu[peer], "dpeer": cpu[ours]},
             "ratio": [a / b for a, b in zip(cpu[peer], cpu[ours], strict=True)],
-            "peak_mb": {k: statistics.median(r[s]["peak_mb"] for r in rounds) for k, s in (("trl", peer), ("dpeer", ours))},
+            "peak_mb": {"trl": peak[peer], "dpeer": peak[ours]},
             "tokens": {"trl": rounds[0][peer]["tokens"], "dpeer": rounds[0][ours]["tokens"]},
         }
 
@@ -228,7 +229,7 @@ def main() -> int:
         "Optimizer step, prompt/response/rejects in tokens: TRL 1.16 -> dpeer",
         ["setting", "TRL CPU s", "dpeer CPU s", "ratio [range]", "peak RSS, MB", "forward tokens (policy+reference)"],
         [table_row(row) for row in rows],
-        f"{count} alternating rounds, medians; one thread; fp32; losses of all steps agree to {gap:.1e}; {about['cpu']}",
+        f"{count} alternating rounds, medians; one thread; fp32; losses agree to {gap:.1e}; {about['cpu']}",
     )
     if options.json:
         settings = [asdict(s) for s in SETTINGS]

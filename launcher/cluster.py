@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,9 @@ from dpeer.config import Cluster
 from dpeer.errors import ClusterError
 
 OBJECT_STORE_BYTES = 200 * 2**20
+PREFIX = "dpeer-ray-"
+NEW_S = 60.0  # a folder younger than this may not have its lock yet
+SOCKETS = Path("/tmp")  # short: Ray's socket paths must stay below 108 bytes
 
 
 @contextmanager
@@ -27,42 +33,97 @@ def connect(spec: Cluster) -> Iterator[None]:
     address = spec.address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, log_to_driver=False)
+            with _signals_for_driver_only():
+                ray.init(address=address, log_to_driver=False)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(
-                f"cluster.address = {address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one, or "
-                "leave cluster.address empty (and RAY_ADDRESS unset) for a private one on this machine."
+                f"cluster.address = {address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one, "
+                "or leave cluster.address empty (and RAY_ADDRESS unset) for a private one on this machine."
             ) from error
         try:
             yield
         finally:
             ray.shutdown()
         return
-    folder = Path(tempfile.mkdtemp(prefix="dpeer-", dir="/tmp"))  # short: Ray's sockets live below it
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    before = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    with _private_folder() as folder, _token(folder):
+        try:
+            with _signals_for_driver_only():
+                ray.init(
+                    address="local",
+                    num_cpus=os.cpu_count(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
+                    _node_ip_address="127.0.0.1",
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder for Ray's sockets and logs. A lock marks it as in use; the next start removes what a kill left."""
+    for stale in SOCKETS.glob(f"{PREFIX}*/"):
+        _remove_unlocked(stale)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SOCKETS))
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    try:
+        if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < NEW_S:
+            return
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:  # its owner removed it
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[None]:
+    """A secret that every process of the private cluster must show."""
+    path = folder / "token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    before = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    try:
         yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
         if before is None:
             del os.environ["RAY_AUTH_TOKEN_PATH"]
         else:
             os.environ["RAY_AUTH_TOKEN_PATH"] = before
+
+
+@contextmanager
+def _signals_for_driver_only() -> Iterator[None]:
+    """Around ray.init: a SIGTERM to the whole process group must not end Ray's daemons before the driver has saved.
+
+    They inherit the blocked signal, as Ray itself does it for SIGINT. Ray's own SIGTERM handler is taken out again.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def check_feasible(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> None:
@@ -72,9 +133,9 @@ def check_feasible(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> No
         groups = " + ".join(f"{n} {role}" for role, n in wanted.items())
         available = "; ".join(_readable({k: n.get(k, 0) for k in bundle}) for n in nodes) or "no node"
         raise ClusterError(
-            f"wanted {groups} workers of {_readable(bundle)} each; available per node: {available}. {missing} of them can "
-            f"never be placed. Lower {' or '.join(f'cluster.{role}_workers' for role in wanted)}, or cluster.cpus_per_worker "
-            "/ cluster.gpus_per_worker, or use a larger cluster."
+            f"wanted {groups} workers of {_readable(bundle)} each; available per node: {available}. {missing} of them "
+            f"can never be placed. Lower {' or '.join(f'cluster.{role}_workers' for role in wanted)}, or "
+            "cluster.cpus_per_worker / cluster.gpus_per_worker, or use a larger cluster."
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -16,10 +16,20 @@ from dpeer.errors import ClusterError, DpeerError
 from launcher.worker import Worker
 
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
+PROBE_S = 3.0  # how long a rank may take to say what it is doing
+DEAD = "dead"
 
 
 class WorkerLost(ClusterError):
     """A worker died or fell silent: the group is gone, the last checkpoint is not."""
+
+
+class WorkerFailed(ClusterError):
+    """A worker raised an exception that is nobody's known fault. `details` holds its traceback."""
+
+    def __init__(self, message: str, details: str) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Group:
@@ -31,6 +41,14 @@ class Group:
         self.placement = _reserve(role, bundles, spec.placement_timeout_s)
         self.workers = [_worker(self.placement, i, spec) for i in range(size)]
         self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?"}] * size
+        try:
+            self._join()
+        except BaseException:  # a signal too must not leave processes behind
+            self.close()
+            raise
+
+    def _join(self) -> None:
+        spec = self.spec
         self.hosts = self._gather([w.place.remote() for w in self.workers], "starting", spec.placement_timeout_s)
         addresses = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
         own = [addresses[h["node"]] for h in self.hosts]
@@ -40,7 +58,7 @@ class Group:
             "gpu": spec.gpus_per_worker > 0,
             "threads": max(1, int(spec.cpus_per_worker)),
         }
-        joins = [w.join.remote(i, size, own[i], own[0], port, settings) for i, w in enumerate(self.workers)]
+        joins = [w.join.remote(i, self.size, own[i], own[0], port, settings) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group")
 
     def build(self, config: Config) -> dict[str, Any]:
@@ -101,37 +119,40 @@ class Group:
             cause = _cause(error)
             if isinstance(cause, DpeerError):
                 return cause
-        dead = [rank for rank, error in failures.items() if _dead(error)] + self._died(exclude=set(failures))
+        dead = [rank for rank, error in failures.items() if _dead(error)]
+        phases = self._phases() if not dead else []
+        dead += [rank for rank, said in enumerate(phases) if said == DEAD]
         if dead:
             return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.")
         if silent:
-            phases = "; ".join(f"rank {r}: {p}" for r, p in self._phases().items())
+            said = "; ".join(f"rank {r}: {p}" for r, p in enumerate(phases))
             return WorkerLost(
                 f"{self._name(silent[0])} did not answer during '{phase}' within {limit:.0f} s (cluster.timeout_s = "
-                f"{self.spec.timeout_s:g}). Phases: {phases}."
+                f"{self.spec.timeout_s:g}). Phases: {said}."
             )
         rank, error = next(iter(failures.items()))
-        return RuntimeError(f"{self._name(rank)} failed during '{phase}': {error}")
+        cause = _cause(error) or error
+        reason = (str(cause).strip().splitlines() or ["no message"])[0][:300]
+        return WorkerFailed(f"{self._name(rank)} failed during '{phase}': {type(cause).__name__}: {reason}", str(error))
 
     def _name(self, rank: int) -> str:
         place = self.hosts[rank]
         return f"{self.role} worker rank {rank} (host {place['host']}, pid {place['pid']})"
 
-    def _phases(self) -> dict[int, str]:
+    def _phases(self) -> list[str]:
+        """What each rank says it is doing, asked all at once."""
         refs = [w.phase.remote() for w in self.workers]
-        return {i: _try(lambda ref=ref: ray.get(ref, timeout=3), "no answer") for i, ref in enumerate(refs)}
+        ray.wait(refs, num_returns=len(refs), timeout=PROBE_S)
+        return [_phase(ref) for ref in refs]
 
-    def _died(self, exclude: set[int]) -> list[int]:
-        found = []
-        for i, worker in enumerate(self.workers):
-            if i not in exclude:
-                try:
-                    ray.get(worker.phase.remote(), timeout=3)
-                except (ActorDiedError, ActorUnavailableError):
-                    found.append(i)
-                except (RayActorError, RayTaskError, GetTimeoutError):
-                    continue
-        return found
+
+def _phase(ref: Any) -> str:
+    try:
+        return str(ray.get(ref, timeout=0))
+    except RayActorError:
+        return DEAD
+    except (RayTaskError, GetTimeoutError):
+        return "no answer"
 
 
 def bundle(spec: Cluster) -> dict[str, float]:
@@ -143,8 +164,8 @@ def _reserve(role: str, bundles: list[dict[str, float]], timeout_s: float) -> Pl
     if not group.wait(timeout_s):
         remove_placement_group(group)
         raise ClusterError(
-            f"{role}: {len(bundles)} x {bundles[0]} could not be placed within {timeout_s:g} s, though the cluster is large "
-            "enough: other jobs hold the resources. Wait for them or raise cluster.placement_timeout_s."
+            f"{role}: {len(bundles)} x {bundles[0]} could not be placed within {timeout_s:g} s, though the cluster is "
+            "large enough: other jobs hold the resources. Wait for them or raise cluster.placement_timeout_s."
         )
     return group
 
@@ -153,7 +174,8 @@ def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(spec.cpus_per_worker))), "OMP_WAIT_POLICY": "PASSIVE"}
     if not spec.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
-    return Worker.options(
+    actor: Any = Worker
+    return actor.options(
         num_cpus=spec.cpus_per_worker,
         num_gpus=spec.gpus_per_worker,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
@@ -167,10 +189,3 @@ def _cause(error: Exception) -> BaseException | None:
 
 def _dead(error: Exception) -> bool:
     return isinstance(error, RayActorError)
-
-
-def _try(action: Callable[[], str], otherwise: str) -> str:
-    try:
-        return action()
-    except Exception:
-        return otherwise

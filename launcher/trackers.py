@@ -12,8 +12,8 @@ from dpeer.training.run_dir import RunDir
 class Trackers:
     """Sends each ledger line to the trackers as flat scalars; a resumed run continues the same curves."""
 
-    def __init__(self, config: Config, files: RunDir) -> None:
-        self.config, self.files = config, files
+    def __init__(self, config: Config, files: RunDir, start: int) -> None:
+        self.config, self.files, self.start = config, files, start
         self.wandb: Any = None
 
     def __enter__(self) -> Trackers:
@@ -34,7 +34,7 @@ class Trackers:
                 resume="allow",
                 config=self.config.model_dump(mode="json"),
             )
-        self.writer = SummaryWriter(str(self.files.path / "tensorboard"))
+        self.writer = SummaryWriter(str(self.files.path / "tensorboard"), purge_step=self.start + 1)
         return self
 
     def __exit__(self, *exc: object) -> None:

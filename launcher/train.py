@@ -1,4 +1,4 @@
-"""The driver of a training run. It never touches tensors: it orders steps, keeps the run's files and restarts groups."""
+"""The driver of a training run. It never touches tensors: it orders steps, keeps the files and restarts groups."""
 
 from __future__ import annotations
 
@@ -12,25 +12,41 @@ from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError
 from dpeer.objective.ledger import infeasible
 from dpeer.training.reference import merge
-from dpeer.training.run_dir import RunDir, write_json
+from dpeer.training.run_dir import RunDir, write_json, write_text
 from launcher.cluster import check_feasible, connect
-from launcher.group import Group, WorkerLost, bundle
+from launcher.group import Group, WorkerFailed, WorkerLost, bundle
 from launcher.progress import Progress
 from launcher.trackers import Trackers
 
+TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`."""
 
 
 def run(config: Config, *, resume: bool = False) -> int:
     """Train as the recipe says; returns the process's exit code: 0 done, 130 / 143 stopped by a signal and saved."""
-    with connect(config.cluster):
-        groups = Groups(config)
+    check_startable(RunDir(config.run_dir), resume)
+    with Signals() as signals:
         try:
-            return train(config, groups, resume=resume)
-        finally:
-            groups.close()
+            with connect(config.cluster):
+                groups = Groups(config)
+                try:
+                    return train(config, groups, resume=resume)
+                finally:
+                    groups.close()
+        except Interrupted as stopped:
+            print(stopped, flush=True)
+            return signals.exit_code
+
+
+def check_startable(files: RunDir, resume: bool) -> None:
+    if files.manifest.exists() and not resume:
+        raise CheckpointError(
+            f"{files.path}: a run of this name exists. Continue it with --resume, or choose another name "
+            "(--set name=...)."
+        )
 
 
 class Groups:
@@ -65,10 +81,7 @@ class Groups:
 
 def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     files = RunDir(config.run_dir)
-    if files.manifest.exists() and not resume:
-        raise CheckpointError(
-            f"{files.path}: a run of this name exists. Continue it with --resume, or choose another name (--set name=...)."
-        )
+    check_startable(files, resume)
     if files.finished:
         print(f"{files.path} is finished; nothing to do.")
         return 0
@@ -78,18 +91,28 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
             try:
                 Attempt(config, groups, files, signals).run()
                 return 0
+            except WorkerFailed as failed:
+                write_text(files.path / "error.txt", failed.details)
+                raise ClusterError(
+                    f"{failed}\nIts traceback is in {files.path / 'error.txt'}. The last checkpoint is kept: once the "
+                    "cause is removed, go on with --resume."
+                ) from failed
             except WorkerLost as lost:
                 groups.close()
+                if signals.received:
+                    print(f"{lost} Stopped by a signal; the last checkpoint is kept. Go on with --resume.", flush=True)
+                    return signals.exit_code
                 restarts += 1
                 if restarts > config.cluster.max_restarts:
                     raise ClusterError(
                         f"{lost} Gave up after {config.cluster.max_restarts} restarts (cluster.max_restarts). "
                         f"The last checkpoint is kept: run again with --resume."
                     ) from lost
-                print(f"{lost} Restarting from the last checkpoint ({restarts} of {config.cluster.max_restarts}).", flush=True)
+                which = f"{restarts} of {config.cluster.max_restarts}"
+                print(f"{lost} Restarting from the last checkpoint ({which}).", flush=True)
             except Interrupted as stopped:
                 print(stopped, flush=True)
-                return 128 + (signals.received or signal.SIGINT)
+                return signals.exit_code
 
 
 class Attempt:
@@ -102,36 +125,54 @@ class Attempt:
 
     def run(self) -> None:
         start, facts = self.build()
-        with Progress(self.config.name, facts["steps"], start) as progress, Trackers(self.config, self.files) as trackers:
+        with (
+            Progress(self.config.name, facts["steps"], start) as progress,
+            Trackers(self.config, self.files, start) as trackers,
+            self.signals.deferred(),
+        ):
             self.steps(start, facts["steps"], progress, trackers)
         self.certify()
-        with self.signals.interruptible():
-            self.groups.policy().call("export", self.files.export, phase="exporting")
+        self.groups.policy().call("export", self.files.export, phase="exporting")
         self.files.finish()
         self.report()
 
     def build(self) -> tuple[int, dict[str, Any]]:
         """Bring both groups up, together where both are needed; load the last checkpoint. Returns (step, facts)."""
-        with self.signals.interruptible():
-            if self.mode == "cache":
-                self.fill_cache()
-            policy = self.groups.policy()
-            pending = policy.start_build(self.config)
-            if self.mode == "workers":
-                self.groups.reference().build(self.config)
-            facts = policy.finish_build(pending)
-            known = {k: facts[k] for k in ("data", "reference")}
-            if self.files.manifest.exists():
-                self.files.check_resumable(self.config, known)
-            else:
-                self.files.begin(self.config, known)
-            if self.mode == "cache":
-                policy.call("read_cache")
-            self.files.clear_partial()
-            saved = self.files.saved_steps()
-            start = policy.call("load", self.files.checkpoint(saved[-1]), phase="loading a checkpoint")[0] if saved else 0
-            self.files.truncate(start)
+        if self.mode == "cache":
+            self.fill_cache()
+        policy = self.groups.policy()
+        pending = policy.start_build(self.config)
+        if self.mode == "workers":
+            self.groups.reference().build(self.config)
+        facts = policy.finish_build(pending)
+        known = {k: facts[k] for k in ("data", "reference")}
+        if self.files.manifest.exists():
+            self.files.check_resumable(self.config, known)
+        else:
+            self.files.begin(self.config, known)
+        if self.mode == "cache":
+            policy.call("read_cache")
+        self.files.clear_partial()
+        start = self.load()
+        self.files.truncate(start)
         return start, facts
+
+    def load(self) -> int:
+        """Restore the newest checkpoint, if there is one; returns the number of steps done."""
+        saved = self.files.saved_steps()
+        if not saved:
+            return 0
+        folder = self.files.checkpoint(saved[-1])
+        try:
+            step: int = self.groups.policy().call("load", folder, phase="loading a checkpoint")[0]
+        except WorkerFailed as failed:
+            earlier = f" to go on from step {saved[-2]}" if len(saved) > 1 else " to start from the beginning"
+            write_text(self.files.path / "error.txt", failed.details)
+            raise CheckpointError(
+                f"{folder}: this checkpoint is damaged and cannot be loaded. {failed}\n"
+                f"Remove the folder{earlier}; the traceback is in {self.files.path / 'error.txt'}."
+            ) from failed
+        return step
 
     def steps(self, start: int, total: int, progress: Progress, trackers: Trackers) -> None:
         policy, spec = self.groups.policy(), self.config.training
@@ -158,7 +199,9 @@ class Attempt:
             if self.signals.received or (step + 1) % spec.checkpoint_every == 0 or step + 1 == total:
                 self.save(step + 1)
             if self.signals.received:
-                raise Interrupted(f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume.")
+                raise Interrupted(
+                    f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume."
+                )
         for message in infeasible(tail).values() if self.preference else ():
             progress.warn(f"infeasible: {message}")
 
@@ -185,22 +228,21 @@ class Attempt:
 
     def certify(self) -> None:
         """Held-out scores of policy and reference, and the verdicts from them."""
-        with self.signals.interruptible():
-            policy = self.groups.policy()
-            mine = policy.start("score_heldout")
-            match self.mode:
-                case "colocated":
-                    theirs = policy.wait(policy.start("score_heldout_reference"), "held-out reference scores")
-                case "workers":
-                    theirs = self.groups.reference().call("score_heldout", phase="held-out reference scores")
-                case "cache":
-                    theirs = [dict(enumerate(policy.call("cached_heldout")[0]))]
-            shares = policy.wait(mine, "held-out scores")
-            records = sum(map(len, shares))
-            certificate = policy.workers[0].call.remote("certificate", merge(shares, records), merge(theirs, records))
-            (verdict,) = policy.wait([certificate], "certificate")
-            if verdict:
-                write_json(self.files.certificate, verdict)
+        policy = self.groups.policy()
+        mine = policy.start("score_heldout")
+        match self.mode:
+            case "colocated":
+                theirs = policy.wait(policy.start("score_heldout_reference"), "held-out reference scores")
+            case "workers":
+                theirs = self.groups.reference().call("score_heldout", phase="held-out reference scores")
+            case "cache":
+                theirs = [dict(enumerate(policy.call("cached_heldout")[0]))]
+        shares = policy.wait(mine, "held-out scores")
+        records = sum(map(len, shares))
+        certificate = policy.workers[0].call.remote("certificate", merge(shares, records), merge(theirs, records))
+        (verdict,) = policy.wait([certificate], "certificate")
+        if verdict:
+            write_json(self.files.certificate, verdict)
 
     def fill_cache(self) -> None:
         """Compute the reference log-probs of all records once, unless the cache has them; then free the workers."""
@@ -225,18 +267,19 @@ class Attempt:
     def report(self) -> None:
         from dpeer.report.card import model_card
         from dpeer.report.page import write_report
-        from dpeer.training.run_dir import write_text
 
         write_text(self.files.export / "README.md", model_card(self.files.path))
         print(f"model: {self.files.export}\nreport: {write_report(self.files.path)}", flush=True)
 
 
 class Signals:
-    """Ctrl-C and SIGTERM. During a step they wait for its end and a checkpoint; elsewhere they stop at once."""
+    """Ctrl-C and SIGTERM. During training they wait for the step's end and a checkpoint, unless sent twice; elsewhere
+    there is nothing worth saving and they stop at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._immediate = False
+        self._deferred = False
+        self._first = 0.0
         self._saved: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -249,16 +292,24 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        self.received = number
-        if self._immediate:
-            raise Interrupted("Stopped by a signal before or after training; what was saved is kept. Go on with --resume.")
-        print("Stopping after this step; saving a checkpoint.", flush=True)
+        if not self._deferred:
+            self.received = number
+            raise Interrupted("Stopped by a signal outside training; what was saved is kept. Go on with --resume.")
+        if self.received is None:
+            self.received, self._first = number, time.monotonic()
+            print("Stopping after this step; saving a checkpoint. Once more to stop without.", flush=True)
+        elif time.monotonic() - self._first > TWICE_S:
+            raise Interrupted("Stopped at once by a second signal; the last checkpoint is kept. Go on with --resume.")
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process ended by the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.received or signal.SIGINT)
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """A phase that holds nothing worth saving: a signal ends it at once."""
-        self._immediate = True
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
         try:
             yield
         finally:
-            self._immediate = False
+            self._deferred = False

@@ -27,7 +27,7 @@ def fill_cache(config: Config, here: world.World) -> None:
 
 
 def product(config: Config, here: world.World, meter: Meter) -> TokenizedSet:
-    """TrainingRank under DeepSpeed ZeRO-3 with one rank: what a run does, statistics, dual update and ledger included."""
+    """TrainingRank under DeepSpeed ZeRO-3 with one rank: statistics, dual update and ledger entry included."""
     rank = TrainingRank(config, here)
     meter.count(rank.policy.engine.module._backbone[0], "policy")
     if rank.reference:
@@ -58,7 +58,8 @@ def bare(config: Config, meter: Meter) -> TokenizedSet:
         trees = global_batch(config, data, step)
         pack = build_pack(trees, range(len(trees)))
         with torch.no_grad():
-            known = reference(pack) if reference else torch.tensor([v for t in trees for v in cached[t]])
+            values = [v for t in trees for v in cached[t]] if cached else []
+            known = reference(pack) if reference else torch.tensor(values, dtype=torch.float64)
         rewards = config.objective.beta * (policy(pack) - known)
         loss = edge_loss(rewards[pack.better] - rewards[pack.worse], config.objective).mean()
         loss.backward()

@@ -1,4 +1,4 @@
-"""CPU time, peak memory, forward tokens and losses of one process. Standard library only: both environments import it."""
+"""CPU time, peak memory, forward tokens and losses of one process; imported in both environments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Meter:
-    """`start()` before the first step, `step_done(loss)` after each: what lies between counts, data loading included."""
+    """`start()` before the first step, `step_done(loss)` after each: all that lies between counts, data loading too."""
 
     def __init__(self) -> None:
         self.cpu_s: list[float] = []
@@ -41,7 +41,7 @@ class Meter:
         self.start()
 
     def result(self, pairs: Iterable[tuple[list[int], list[int], list[int]]]) -> dict[str, Any]:
-        """`pairs`: the (prompt, chosen, rejected) ids of all steps in order; hashed, so that both sides can be compared.
+        """`pairs`: the (prompt, chosen, rejected) ids of all steps in order, hashed to compare the two sides.
 
         The first step is warm-up (allocator, lazy initialisation) and is not timed. Peak memory is the kernel's VmHWM,
         which unlike ru_maxrss does not carry over from the parent process.

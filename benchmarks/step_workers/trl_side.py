@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     spec, meter = job(), Meter()
     if spec["completions_head"]:
-        # On CUDA the head scores completion positions only; this is the switch, which the tiles' own kernels do not read.
+        # TRL's head scores completion positions only on CUDA, all positions on CPU. This name is read for that choice alone.
         trl.trainer.utils._use_triton = lambda device: True
     rows = [json.loads(line) for line in Path(spec["pairs"]).read_text().splitlines()]
     arguments = DPOConfig(

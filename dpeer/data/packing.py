@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,9 @@ class Pack:
         return int(self.input_ids.shape[1])
 
     def to(self, device: torch.device | str) -> Pack:
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items() if k != "_masks"}
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items() if k != "_masks"
+        }
         return Pack(**moved)
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
@@ -73,7 +76,10 @@ class Pack:
         device = self.input_ids.device
         pieces, queries, keys = [], [0], [0]
         for s in self.segments:
-            pieces += [torch.arange(s.prompt_start, s.prompt_start + s.prompt_length), torch.arange(s.start, s.start + s.length)]
+            pieces += [
+                torch.arange(s.prompt_start, s.prompt_start + s.prompt_length),
+                torch.arange(s.start, s.start + s.length),
+            ]
             queries.append(s.length)
             keys.append(s.prompt_length + s.length)
         cu_q, cu_k = (torch.tensor(x).cumsum(0).to(device, torch.int32) for x in (queries, keys))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +28,7 @@ class Head(nn.Module):
         self.chunk = chunk
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         return self._output[0].weight
 
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +46,7 @@ class TreeLM(nn.Module):
         self.head = Head(causal.get_output_embeddings(), head_chunk)
 
     def forward(self, pack: Pack) -> Tensor:
-        """Sum log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn token included."""
+        """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, with their end-of-turn token."""
         hidden = self._backbone[0](
             input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
         ).last_hidden_state[0]
@@ -64,9 +62,13 @@ def refuse_unsupported(model_config: Any, path: str) -> None:
         reasons.append(f"model type '{kind}' is not in the tested families {', '.join(FAMILIES)}")
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         if getattr(model_config, key, None):
-            reasons.append(f"{key} = {getattr(model_config, key)}: soft-capped logits are not computed by the tree kernel")
+            reasons.append(
+                f"{key} = {getattr(model_config, key)}: soft-capped logits are not computed by the tree kernel"
+            )
     if getattr(model_config, "attention_dropout", 0):
         reasons.append(f"attention_dropout = {model_config.attention_dropout}: set it to 0 in the model's config.json")
+    if getattr(model_config, "use_bidirectional_attention", False):
+        reasons.append("use_bidirectional_attention is on: a causal language model is needed")
     scaling = getattr(model_config, "rope_parameters", None) or getattr(model_config, "rope_scaling", None) or {}
     nested = [v for v in scaling.values() if isinstance(v, dict)] or [scaling]
     for rope in nested:
@@ -87,12 +89,18 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTra
         model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     refuse_unsupported(model_config, path)
     with _hub_errors(path):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
             dtype=DTYPES[dtype],
             attn_implementation=tree_attention.NAME,
             trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(
+            f"model {path}: its checkpoint lacks {len(missing)} of the weights that its config.json describes, among "
+            f"them {', '.join(missing[:3])}; they would start at random values. Give a complete checkpoint."
         )
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
@@ -104,14 +112,34 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    if isinstance(targets, list):
+        _refuse_targets(model, targets)
     torch.manual_seed(seed)
     try:
         return get_peft_model(
             model,
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"),
+            LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+            ),
         )
     except ValueError as error:
         raise ConfigError(f"model.lora.targets = {lora.targets}: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """ConfigError for names that no module has, and for the embedding and the head: it reads the bare weight."""
+    modules = dict(model.named_modules())
+    outer = (model.get_input_embeddings(), model.get_output_embeddings())
+    for target in targets:
+        matches = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
+        if not matches:
+            known = sorted({name.rsplit(".", 1)[-1] for name, m in modules.items() if isinstance(m, nn.Linear)})
+            raise ConfigError(f"model.lora.targets: no module is named '{target}'. Linear modules: {', '.join(known)}.")
+        if any(m is o for m in matches for o in outer):
+            raise ConfigError(
+                f"model.lora.targets: '{target}' is the embedding or the output head, which take no adapters here. "
+                "Leave it out."
+            )
 
 
 def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
@@ -127,21 +155,6 @@ def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeL
     return TreeLM(model.train(), spec.head_chunk)
 
 
-def model_hash(path: str, revision: str | None = None) -> str:
-    """sha256 of a local model's weight and config files, or of the hub id with its revision."""
-    folder = Path(path)
-    digest = hashlib.sha256()
-    if not folder.is_dir():
-        return hashlib.sha256(json.dumps([path, revision]).encode()).hexdigest()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin") or file.name == "config.json":
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
 class _hub_errors:
     """Turns transformers' loading errors into one that names the model and says what to do."""
 
@@ -152,7 +165,10 @@ class _hub_errors:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConfigError):
+        mismatch = isinstance(error, RuntimeError) and "mismatched" in str(error)
+        if mismatch or (
+            isinstance(error, (OSError, ValueError, SafetensorError)) and not isinstance(error, ConfigError)
+        ):
             first = next((line for line in str(error).splitlines() if line.strip()), kind.__name__)
             raise ConfigError(
                 f"model {self.path}: cannot be loaded ({first[:300]}). Give a local folder with config.json, "

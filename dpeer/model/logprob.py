@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,8 +68,8 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int =
 
     Peak extra memory is chunk x V, in the forward and the backward pass. A `chunk` of N or more is one piece.
     """
-    result: Tensor = _TokenLogprobs.apply(hidden, weight, targets, chunk)
-    return result
+    apply: Callable[..., Tensor] = _TokenLogprobs.apply
+    return apply(hidden, weight, targets, chunk)
 
 
 def response_sums(values: Tensor, row_response: Tensor, responses: int) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from dpeer.data.packing import Pack
 
 NAME = "tree"  # a name with "flash" in it would make transformers look for a flash package
-_IGNORED = {"position_ids", "cache_position", "is_causal", "output_attentions", "output_hidden_states", "use_cache"}
+_IGNORED = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache"}
 
 
 def tree_attention(
@@ -50,7 +50,9 @@ def tree_attention(
     return _segments(query, key, value, tree, scaling, sliding_window), None
 
 
-def _segments(query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None) -> Tensor:
+def _segments(
+    query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None
+) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

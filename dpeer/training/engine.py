@@ -15,23 +15,43 @@ from torch import nn
 from dpeer.config import Config, Optimizer
 from dpeer.errors import ConfigError
 from dpeer.model.lm import TreeLM, build_lm
+from dpeer.training.extensions import cpu_adam
 from dpeer.training.world import World
 
+FROM_RECIPE = {
+    "bf16",
+    "fp16",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+}
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
 def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, Any]:
     """The user's JSON (a name in ds_configs/ or a path) plus the parts that follow from the recipe."""
     path = Path(name) if name.endswith(".json") else DS_CONFIGS / f"{name}.json"
+    field = "cluster.deepspeed" if trained else "cluster.reference_deepspeed"
     try:
-        settings = json.loads(path.read_text())
+        settings: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
-        raise ConfigError(f"cluster.deepspeed = {name}: no such file ({path}). Known names: {known}.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"cluster.deepspeed = {name}: {path} is not JSON ({error}).") from None
-    if settings.get("zero_optimization", {}).get("stage") != 3:
-        raise ConfigError(f"cluster.deepspeed = {name}: {path} must set zero_optimization.stage to 3.")
+        raise ConfigError(f"{field} = {name}: no such file ({path}). Known names: {known}.") from None
+    except OSError as error:
+        raise ConfigError(f"{field} = {name}: {path} cannot be read ({error.strerror}). Give a JSON file.") from None
+    except ValueError as error:
+        raise ConfigError(f"{field} = {name}: {path} is not JSON ({error}).") from None
+    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") != 3:
+        raise ConfigError(f"{field} = {name}: {path} must be an object that sets zero_optimization.stage to 3.")
+    if owned := sorted(FROM_RECIPE & settings.keys()):
+        raise ConfigError(
+            f"{field} = {name}: {path} sets {', '.join(owned)}, which the recipe decides (model.dtype, "
+            "training.optimizer, training.records_per_step, training.tokens_per_pack). Remove these keys."
+        )
     settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
     if config.model.dtype == "bf16":
         settings["bf16"] = {"enabled": True}
@@ -71,12 +91,15 @@ def reference_engine(config: Config, world: World) -> Any:
 
 
 def _optimizer(parameters: list[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
-    options: dict[str, Any] = dict(lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+    options: dict[str, Any] = {
+        "lr": spec.lr,
+        "betas": spec.betas,
+        "eps": spec.eps,
+        "weight_decay": spec.weight_decay,
+    }
     if spec.name == "adamw":
         return torch.optim.AdamW(parameters, **options)
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+    optimizer: torch.optim.Optimizer = cpu_adam()(parameters, adamw_mode=True, **options)
     return optimizer
 
 

@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 def heldout_edges(
     config: Config, data: TokenizedSet, policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
 ) -> HeldoutEdges:
-    """Margins of all held-out edges (reward units), clustered by prompt: records with the same prompt are one cluster."""
+    """Margins of all held-out edges (reward units); records with the same prompt are one cluster."""
     clusters: dict[tuple[int, ...], int] = {}
     margins, dims, records = [], [], []
     for tree, lp, ref in zip(data.trees, policy, reference, strict=True):
@@ -32,7 +32,11 @@ def heldout_edges(
             margins.append(rewards[better] - rewards[worse])
             dims.append(d)
             records.append(cluster)
-    return HeldoutEdges(torch.tensor(margins, dtype=torch.float64), torch.tensor(dims), torch.tensor(records))
+    return HeldoutEdges(
+        torch.tensor(margins, dtype=torch.float64),
+        torch.tensor(dims, dtype=torch.int64),
+        torch.tensor(records, dtype=torch.int64),
+    )
 
 
 def certificate(
@@ -46,7 +50,9 @@ def certificate(
     constraints = build_constraints(config.objective.constraint, data.dimensions)
     edges = heldout_edges(config, data, policy, reference)
     verdicts = certify(edges, constraints, config.objective, CONFIDENCE, dual)
-    per_token = [[v / len(r) for v, r in zip(lp, t.responses, strict=True)] for t, lp in zip(data.trees, policy, strict=True)]
+    per_token = [
+        [v / len(r) for v, r in zip(lp, t.responses, strict=True)] for t, lp in zip(data.trees, policy, strict=True)
+    ]
     overall, masks = selection_accuracy(per_token, [t.golden for t in data.trees], [t.mask for t in data.trees])
     return {
         "confidence": CONFIDENCE,

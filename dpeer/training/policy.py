@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dpeer.config import Config
-from dpeer.data.packing import Pack, batch_indices
+from dpeer.data.packing import Pack, batch_indices, forward_tokens
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.errors import ClusterError
+from dpeer.errors import ClusterError, ConfigError, DpeerError
 from dpeer.objective.constraints import Weights, build_constraints, dimension_weights, edge_coefficients
 from dpeer.objective.dual import DualState, initial_state, update
 from dpeer.objective.ledger import ledger_entry
@@ -20,9 +22,11 @@ from dpeer.objective.preference import edge_loss, margin_hinge
 from dpeer.objective.statistics import edge_statistics, summarise
 from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
+from dpeer.training.reference import merge
 from dpeer.training.scoring import Scores, local_packs, score
 from dpeer.training.world import World
 
+IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models, per token
 References = Mapping[int, Sequence[float]]  # place in the global batch -> reference log-prob of each response
 
 
@@ -51,7 +55,31 @@ class Policy:
         self.dual: DualState = initial_state(self.constraints, config.objective)
         self.engine = policy_engine(config, world)
         self.step = 0  # optimizer steps done
+        self.check_tree()
         self.phase = "ready"
+
+    def check_tree(self) -> None:
+        """One short record must score the same as a tree and as one tree per response, each in its own pack."""
+        candidates = [t for t in self.data.trees if len(t.responses) > 1]
+        if not candidates:
+            return
+        tree = min(candidates, key=forward_tokens)
+        single = [replace(tree, responses=(r,), edges=(), golden=0) for r in tree.responses]
+        self.phase = "comparing a tree with its separate sequences"
+        self.engine.eval()
+        shares: list[Scores] = [{}] * self.world.size
+        dist.all_gather_object(shares, score(self.engine, [tree, *single], self.world, budget=1))
+        self.engine.train()
+        together, *alone = merge(shares, 1 + len(single))
+        for joint, (separate,), response in zip(together, alone, tree.responses, strict=True):
+            scale = max(1.0, abs(separate) / len(response))
+            gap = abs(joint - separate) / len(response) / scale
+            if not gap <= IDENTITY[self.config.model.dtype]:
+                raise ConfigError(
+                    f"model {self.config.model.path}: a response has log-prob {joint:.6g} beside its siblings and "
+                    f"{separate:.6g} alone. The model keeps state across positions, or its positions depend on the "
+                    "sequence length: it cannot be trained as a tree. Choose a model with plain causal attention."
+                )
 
     def batch(self, step: int) -> BatchPlan:
         trees = global_batch(self.config, self.data, step)
@@ -78,8 +106,11 @@ class Policy:
 
         self.phase = f"step {self.step + 1}: statistics"
         totals = exchange(totals, self.dual.digest(), self.step + 1, self.world)
+        self.check_finite(totals["objective"], "objective")
         self.phase = f"step {self.step + 1}: optimizer"
         self.engine.step()
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        self.check_finite(norm, "gradient norm")
 
         summary, before = summarise(totals.table), self.dual
         if objective.kind == "preference":
@@ -87,7 +118,7 @@ class Policy:
             self.dual = update(before, self.constraints, objective, summary)
         self.step += 1
         scalars = totals.readable() | {
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "grad_norm": norm,
             "lr": lr,
             "records": self.step * self.config.training.records_per_step,
         }
@@ -127,18 +158,28 @@ class Policy:
             weighted = losses * loss_coef.to(margins.device) + hinges * hinge_coef.to(margins.device)
             loss = loss + weighted.sum()
             totals["edge_objective"] = weighted.detach().sum().item()
+            values = [x.detach().cpu() for x in (margins, losses, hinges)]
             totals.table += edge_statistics(
-                *(x.detach().cpu() for x in (margins, losses, hinges, pack.dims, pack.edge_sample)), n_dims
+                values[0], values[1], values[2], pack.dims.cpu(), pack.edge_sample.cpu(), n_dims
             )
         totals["objective"] = loss.detach().item()
         return loss, totals
+
+    def check_finite(self, value: float, name: str) -> None:
+        """The same value on every rank, so all stop together; what was saved before is untouched."""
+        if not math.isfinite(value):
+            raise DpeerError(
+                f"step {self.step + 1}: the {name} is {value}. Training has diverged, and nothing after this would mean "
+                "anything. Lower training.optimizer.lr or objective.beta, or use model.dtype fp32 to see whether precision "
+                "is the cause. The last checkpoint is kept."
+            )
 
     def check_identity(self, totals: StepTotals) -> None:
         """Before its first update the policy equals the reference: every margin is 0 and every loss ln 2."""
         if self.step or self.config.model.reference_path not in (None, self.config.model.path):
             return
         gap = totals["identity_gap"] / totals["response_tokens"]
-        limit = {"fp32": 1e-4, "bf16": 2e-2}[self.config.model.dtype]
+        limit = IDENTITY[self.config.model.dtype]
         if not gap <= limit:
             raise ClusterError(
                 f"step 1: policy and reference differ by {gap:.2e} nats per token (allowed {limit:.0e}), but must be "
@@ -153,5 +194,3 @@ class Policy:
         scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack)
         self.engine.train()
         return scores
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.model import tree_attention
-from dpeer.model.lm import model_hash
+from dpeer.model.identity import model_hash
 from dpeer.training.engine import reference_engine
 from dpeer.training.scoring import Scores, score
 from dpeer.training.world import World
@@ -46,7 +47,8 @@ def reference_hash(config: Config) -> str:
 
 def cache_path(config: Config, data: TokenizedSet) -> Path:
     """File of cached log-probs: keyed by everything that changes them. Length normalisation happens after reading."""
-    key = [reference_hash(config), data.sha256, config.model.dtype, tree_attention.NAME, torch.__version__, "sum"]
+    kernel = f"{tree_attention.NAME} on {'gpu' if config.cluster.gpus_per_worker else 'cpu'}"
+    key = [reference_hash(config), data.sha256, config.model.dtype, kernel, torch.__version__, "sum"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return config.output_dir / "reference_cache" / f"{name}.safetensors"
 
@@ -58,10 +60,18 @@ def read_cache(path: Path, data: TokenizedSet) -> list[list[float]] | None:
     try:
         flat = load_file(path)["logprobs"].tolist()
     except (SafetensorError, KeyError) as error:
-        raise CheckpointError(f"reference cache {path}: not readable ({error}). Delete it; it is made again.") from error
+        raise CheckpointError(
+            f"reference cache {path}: not readable ({error}). Delete it; it is made again."
+        ) from error
     counts = [len(t.responses) for t in data.trees]
     if len(flat) != sum(counts):
-        raise CheckpointError(f"reference cache {path}: holds {len(flat)} values, the data has {sum(counts)} responses. Delete it.")
+        raise CheckpointError(
+            f"reference cache {path}: holds {len(flat)} values, the data has {sum(counts)} responses. Delete it."
+        )
+    if bad := sum(not math.isfinite(v) for v in flat):
+        raise CheckpointError(
+            f"reference cache {path}: {bad} of its {len(flat)} values are not finite. Delete it; it is made again."
+        )
     values = iter(flat)
     return [[next(values) for _ in range(n)] for n in counts]
 

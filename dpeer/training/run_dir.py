@@ -18,7 +18,14 @@ from dpeer.errors import CheckpointError
 from dpeer.objective.ledger import json_safe
 
 PACKAGES = ("dpeer", "torch", "transformers", "deepspeed", "peft", "ray", "datasets", "numpy")
-MAY_CHANGE = ("cluster", "output_dir", "training.checkpoint_every", "training.keep_checkpoints", "training.wandb_project")
+MAY_CHANGE = (  # nothing here changes what a step computes
+    "cluster",
+    "output_dir",
+    "training.tokens_per_pack",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.wandb_project",
+)
 
 
 class RunDir:
@@ -54,7 +61,9 @@ class RunDir:
             for key, before, after in _differences(old["config"], resolved(config))
             if not key.startswith(MAY_CHANGE)
         ]
-        differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in ("data", "reference") if old.get(k) != facts[k]]
+        differs += [
+            f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in ("data", "reference") if old.get(k) != facts[k]
+        ]
         if differs:
             raise CheckpointError(
                 f"{self.path}: cannot resume, because the result would be of neither run. Changed since it began:\n  "
@@ -82,20 +91,20 @@ class RunDir:
                 stream.write(json.dumps(line, allow_nan=False) + "\n")
 
     def truncate(self, step: int) -> None:
-        """Forget the lines after `step`: they are about to be computed again. A half-written last line goes too."""
-        for path in (self.ledger, self.timing):
-            if not path.exists():
-                continue
-            kept = []
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (json.JSONDecodeError, KeyError):
-                    break
-            write_text(path, "".join(f"{line}\n" for line in kept))
-            if len(kept) != step:
-                raise CheckpointError(f"{path}: has {len(kept)} of the {step} steps up to the checkpoint. The run is damaged.")
+        """Forget the lines after `step`: they are about to be computed again. A half-written last line goes too.
+
+        Raises CheckpointError, and leaves the files alone, when a line up to `step` is missing.
+        """
+        kept = {path: _lines_up_to(path, step) for path in (self.ledger, self.timing)}
+        for path, lines in kept.items():
+            if len(lines) != step:
+                raise CheckpointError(
+                    f"{path}: only steps 1 to {len(lines)} of the {step} steps up to the checkpoint are there. The run "
+                    "is damaged: restore the file, or start anew under another name."
+                )
+        for path, lines in kept.items():
+            if path.exists():
+                write_text(path, "".join(f"{line}\n" for line in lines))
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
@@ -117,6 +126,19 @@ class RunDir:
             shutil.rmtree(path)
 
 
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """The leading lines of a JSONL file that hold steps 1, 2, ... in order, at most `step` of them."""
+    lines: list[str] = []
+    for line in path.read_text(errors="replace").splitlines()[:step] if path.exists() else ():
+        try:
+            if json.loads(line)["step"] != len(lines) + 1:
+                break
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+        lines.append(line)
+    return lines
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -124,11 +146,14 @@ def now() -> str:
 def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -153,10 +178,14 @@ def _version(package: str) -> str | None:
 
 def _git_revision() -> str | None:
     """Revision of the dpeer checkout, with + when it has uncommitted changes; None for an installed package."""
-    here = Path(__file__).resolve().parent
-    run = lambda *args: subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=True)  # noqa: E731
+    here = str(Path(__file__).resolve().parent)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        dirty = "+" if run("status", "--porcelain").stdout.strip() else ""
-        return run("rev-parse", "HEAD").stdout.strip() + dirty
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -56,7 +56,9 @@ def tree_of() -> Callable[[Sequence[int], int], TokenTree]:
 @pytest.fixture(scope="session")
 def trees(tree_of: Callable[[Sequence[int], int], TokenTree]) -> list[TokenTree]:
     """One-token prompts and responses, prompts longer than the window of 16, duplicates, a lone response."""
-    made = [tree_of(shape, i) for i, shape in enumerate([(23, 9, 1, 20), (1, 6, 6), (1, 1), (5, 19, 2, 3, 1, 7), (17, 18)])]
+    made = [
+        tree_of(shape, i) for i, shape in enumerate([(23, 9, 1, 20), (1, 6, 6), (1, 1), (5, 19, 2, 3, 1, 7), (17, 18)])
+    ]
     twin = made[1]
     made.append(TokenTree(5, twin.prompt, (twin.responses[0],) * 3, (), 0, ("A",)))
     return made

@@ -1,0 +1,242 @@
+"""The whole command line with real Ray and DeepSpeed processes: kills, signals, silence, modes, refusals, exports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+SHORT = ("training.steps=2", "cluster.policy_workers=1")
+
+
+def complaint(run: Any) -> str:
+    """What the user sees of a refused command: exit code 1, one screen, no traceback."""
+    assert run.wait() == 1, run.output
+    assert "Traceback (most recent call last)" not in run.output
+    assert len(run.output.splitlines()) <= 24, run.output
+    return run.output[run.output.index("error:") :]
+
+
+def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: Any, baseline: Path) -> None:
+    run = lab.train("killed")
+    run.until(lambda: lab.steps("killed") >= 6)
+    rank1 = run.workers[1]
+    rank1.kill()
+    run.until(lambda: "(1 of 3)" in run.output)
+    run.until(lambda: lab.steps("killed") >= 12)
+    assert len(run.workers) == 6
+    reference = run.workers[-1]
+    reference.kill()
+    assert run.wait() == 0, run.output
+    lines = [line for line in run.output.splitlines() if "Restarting from the last checkpoint" in line]
+    assert len(lines) == 2
+    for line, role, victim in zip(lines, ("policy", "reference"), (rank1, reference), strict=True):
+        assert line.startswith(f"{role} worker rank ")
+        assert f"(host {os.uname().nodename}, pid {victim.pid}) died during '" in line
+    assert (lab.run("killed") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+    assert run.survivors() == []
+
+
+def test_killed_driver_takes_its_processes_with_it_and_can_be_resumed(lab: Any, baseline: Path) -> None:
+    run = lab.train("driver")
+    run.until(lambda: lab.steps("driver") >= 10)
+    run.process.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert len(run.family) >= 5
+    assert run.survivors() == []
+    again = lab.train("driver", resume=True)
+    assert again.wait() == 0, again.output
+    assert (lab.run("driver") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_with_fewer_ranks(lab: Any, baseline: Path) -> None:
+    run = lab.train("interrupted")
+    run.until(lambda: lab.steps("interrupted") >= 6)
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does it: to the whole process group
+    assert run.wait(40) == 130, run.output
+    assert run.output.splitlines()[-1].endswith("Go on with --resume.")
+    done = lab.steps("interrupted")
+    assert (lab.run("interrupted") / f"checkpoints/step-{done:07d}/state.json").exists()
+    assert 6 <= done < 24 and run.survivors() == []
+
+    again = lab.train("interrupted", "cluster.policy_workers=1", resume=True)
+    assert again.wait() == 0, again.output
+    found, expected = lab.ledger("interrupted"), lab.ledger("baseline")
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert [a[k] for k in ("step", "records", "tokens")] == [b[k] for k in ("step", "records", "tokens")]
+        assert a["golden_nll"] == pytest.approx(b["golden_nll"], rel=1e-4)
+        for name, values in b["dimensions"].items():
+            assert a["dimensions"][name]["edges"] == values["edges"]
+            assert a["dimensions"][name]["loss"] == pytest.approx(values["loss"], rel=1e-4, abs=1e-4)
+
+
+def test_sigterm_to_the_process_group_saves(lab: Any) -> None:
+    run = lab.train("terminated")
+    run.until(lambda: lab.steps("terminated") >= 5)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.wait(40) == 143, run.output
+    assert f"saved step {lab.steps('terminated')} of 24" in run.output
+    assert run.survivors() == []
+
+
+def test_signal_before_training_ends_at_once(lab: Any) -> None:
+    run = lab.train("early")
+    run.until(lambda: bool(run.look() or run.workers))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(30) == 143, run.output
+    assert "outside training" in run.output and "Traceback" not in run.output
+    assert run.survivors() == []
+
+
+def test_silent_worker_is_named_within_the_timeout(lab: Any) -> None:
+    run = lab.train("silent", "cluster.timeout_s=12", "cluster.max_restarts=0")
+    run.until(lambda: lab.steps("silent") >= 3)
+    stopped = run.workers[1]
+    began = time.monotonic()
+    stopped.suspend()
+    said = complaint(run)
+    assert time.monotonic() - began < 12 + 20 + 25  # timeout, grace, and the end of the processes
+    assert f"pid {stopped.pid}) did not answer during 'training step" in said
+    assert "policy worker rank" in said and "cluster.timeout_s = 12" in said and "forward and backward" in said
+    assert "--resume" in said
+    assert run.survivors() == []
+
+
+def test_reference_modes_give_the_same_run(lab: Any, baseline: Path) -> None:
+    steps = 6
+    expected = (baseline / "ledger.jsonl").read_bytes().splitlines()[:1]
+    first = lab.train("cache", f"training.steps={steps}", "cluster.reference=cache")
+    second = lab.train("cached", f"training.steps={steps}", "cluster.reference=cache") if first.wait() == 0 else first
+    assert second.wait() == 0, second.output
+    assert (len(first.workers), len(second.workers)) == (3, 2)  # a full cache needs no reference group
+    colocated = lab.train("colocated", f"training.steps={steps}", "cluster.reference=colocated")
+    assert colocated.wait() == 0, colocated.output
+    ledgers = [(lab.run(n) / "ledger.jsonl").read_bytes() for n in ("cache", "cached", "colocated")]
+    assert ledgers[0] == ledgers[1]
+    assert ledgers[0].splitlines()[:1] == expected
+    assert ledgers[0] == ledgers[2]
+
+
+def test_impossible_placement_is_refused_at_once(lab: Any) -> None:
+    run = lab.train("wide", "cluster.policy_workers=64")
+    said = complaint(run)
+    assert "wanted 64 policy + 1 reference workers of 0.4 CPU each" in said
+    assert f"available per node: {os.cpu_count()} CPU" in said and "cluster.policy_workers" in said
+    assert time.monotonic() - run.began < 40
+    assert not lab.run("wide").exists()
+
+
+def test_existing_run_and_changed_recipe_are_refused(lab: Any, baseline: Path) -> None:
+    before = (baseline / "ledger.jsonl").read_bytes()
+    assert "a run of this name exists. Continue it with --resume" in complaint(lab.train("baseline"))
+    assert (baseline / "ledger.jsonl").read_bytes() == before
+
+
+def copy_unfinished(lab: Any, source: Path, name: str) -> Path:
+    """A copy of a run that ended after its last checkpoint but before its export."""
+    folder = shutil.copytree(source, lab.run(name))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["name"] = name
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"finished": None}))
+    shutil.rmtree(folder / "export")
+    return folder
+
+
+def test_resume_with_another_objective_is_refused(lab: Any, baseline: Path) -> None:
+    copy_unfinished(lab, baseline, "changed")
+    said = complaint(lab.train("changed", "objective.beta=0.7", resume=True))
+    assert "cannot resume" in said and "objective.beta: was 0.5, now 0.7" in said
+
+
+def test_damaged_checkpoint_is_named(lab: Any, baseline: Path) -> None:
+    folder = copy_unfinished(lab, baseline, "damaged") / "checkpoints" / "step-0000024"
+    shard = max(folder.glob("deepspeed/*optim*"), key=lambda p: p.stat().st_size)
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    said = complaint(lab.train("damaged", resume=True))
+    assert f"{folder}: this checkpoint is damaged" in said.replace("\n", "")
+    assert "go on from step 20" in said and "error.txt" in said
+    assert (lab.run("damaged") / "error.txt").stat().st_size > 200
+
+
+def test_fault_in_the_data_is_told_by_the_worker(lab: Any) -> None:
+    bad = lab.folder / "bad.jsonl"
+    bad.write_text('{"prompt": "Hi", "mask": ["A", "T"], "responses": "none"}\n')
+    said = complaint(lab.train("badly", f"data.train={bad}", *SHORT))
+    assert "bad.jsonl:1" in said and "responses" in said
+
+
+def test_unexpected_fault_of_a_worker_is_short_on_screen_and_whole_on_disk(lab: Any) -> None:
+    settings = lab.folder / "odd.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": "many"}}))
+    said = complaint(lab.train("odd", f"cluster.deepspeed={settings}", *SHORT))
+    assert "policy worker rank 0" in said and "failed during 'loading data and model': ValidationError" in said
+    assert "Traceback" in (lab.run("odd") / "error.txt").read_text()
+
+
+def test_diverged_run_is_refused_and_keeps_its_last_checkpoint(lab: Any) -> None:
+    run = lab.train(
+        "diverged", "training.steps=12", "training.checkpoint_every=1", "training.keep_checkpoints=50",
+        "training.optimizer.lr=1e30", "training.optimizer.grad_clip=0", "training.optimizer.warmup=0.9",
+    )  # fmt: skip
+    said = complaint(run)
+    assert "finite" in said and "training.optimizer.lr" in said
+    assert all(entry["objective"] is not None for entry in lab.ledger("diverged"))
+    assert len(list(lab.run("diverged").glob("checkpoints/step-*/state.json"))) == lab.steps("diverged")
+
+
+def test_export_loads_without_dpeer_and_generates(lab: Any, baseline: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(baseline / "export")
+    tokenizer = AutoTokenizer.from_pretrained(baseline / "export")
+    assert model.config._attn_implementation == "sdpa"
+    assert min(p.numel() for p in model.parameters()) > 0
+    ids = tokenizer("Tell me", return_tensors="pt")["input_ids"]
+    assert model.generate(ids, max_new_tokens=5, min_new_tokens=5).shape == (1, ids.shape[1] + 5)
+    certificate = json.loads((baseline / "certificate.json").read_text())
+    assert len(certificate["constraints"]) == 4
+    assert "<html" in (baseline / "report.html").read_text()
+    assert not list(baseline.glob("**/.*"))
+
+
+def test_report_and_export_commands(lab: Any, baseline: Path) -> None:
+    from safetensors.torch import load_file
+
+    (baseline / "report.html").unlink()
+    report, copy = lab.start("report", str(baseline)), lab.start("export", str(baseline), "--output", "copy")
+    assert (report.wait(), copy.wait()) == (0, 0), report.output + copy.output
+    assert (baseline / "report.html").stat().st_size > 10_000
+    found, expected = (load_file(f / "model.safetensors") for f in (lab.folder / "copy", baseline / "export"))
+    assert found.keys() == expected.keys() and all(found[k].equal(expected[k]) for k in expected)
+    assert copy.survivors() == []
+
+
+def test_sft_with_adapters_exports_the_merged_model_and_the_adapter(lab: Any) -> None:
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    run = lab.train(
+        "lora", "objective.kind=sft", "model.lora={rank: 4}", "training.steps=4", "training.optimizer.lr=0.05",
+        "cluster.reference=colocated",
+    )  # fmt: skip
+    assert run.wait() == 0, run.output
+    losses = [entry["golden_nll"] for entry in lab.ledger("lora")]
+    assert losses[-1] < losses[0] - 0.1
+    export = lab.run("lora") / "export"
+    assert all(t.numel() > 0 for f in export.glob("**/*.safetensors") for t in load_file(f).values())
+    base, merged = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (lab.folder / "model", export))
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    before = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, export / "adapter")(ids).logits
+    torch.testing.assert_close(adapted, merged(ids).logits, atol=1e-3, rtol=1e-3)
+    assert (adapted - before).abs().max() > 0.05

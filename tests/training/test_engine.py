@@ -1,0 +1,214 @@
+"""The engine's settings, and the start-up canary of the policy in one process without Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+from dpeer.config import Config, Optimizer
+from dpeer.data.tokenize import TokenizedSet, TokenTree
+from dpeer.errors import ConfigError
+from dpeer.model import lm, tree_attention
+from dpeer.model.toy import tiny_model
+from dpeer.training import world
+from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
+from dpeer.training.policy import Policy
+
+
+def recipe(path: str = "model", **model: Any) -> Config:
+    return Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": path, "dtype": "fp32"} | model,
+            "data": {"train": "d.jsonl"},
+            "training": {"steps": 3, "records_per_step": 2, "optimizer": {"grad_clip": 0.7}},
+            "cluster": {"deepspeed": "cpu", "reference_deepspeed": "cpu"},
+        }
+    )
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
+def test_every_shipped_config_is_accepted(name: str) -> None:
+    for dtype in ("fp32", "bf16"):
+        for trained in (True, False):
+            settings = deepspeed_config(name, recipe(dtype=dtype), trained=trained)
+            assert settings["zero_optimization"]["stage"] == 3
+            assert settings["train_micro_batch_size_per_gpu"] == settings["gradient_accumulation_steps"] == 1
+            assert ("bf16" in settings) == (dtype == "bf16")
+            assert settings.get("gradient_clipping") == (0.7 if trained else None)
+            if trained and dtype == "bf16":
+                assert settings["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ("[]", "must be an object that sets zero_optimization.stage to 3"),
+        ("{}", "zero_optimization.stage to 3"),
+        ('{"zero_optimization": 3}', "zero_optimization.stage to 3"),
+        ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage to 3"),
+        ('{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}', "sets fp16, which the recipe decides"),
+        ('{"zero_optimization": {"stage": 3}, "scheduler": {}, "optimizer": {}}', "sets optimizer, scheduler"),
+        ('{"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}', "train_batch_size"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    for trained, field in ((True, "cluster.deepspeed"), (False, "cluster.reference_deepspeed")):
+        with pytest.raises(ConfigError) as caught:
+            deepspeed_config(str(path), recipe(), trained=trained)
+        assert says in str(caught.value) and str(caught.value).startswith(f"{field} = ")
+
+
+def test_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster.deepspeed = zero4: no such file.*zero3, zero3_hpz"):
+        deepspeed_config("zero4", recipe(), trained=True)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
+    for name, says in (("folder", "cannot be read"), ("latin", "is not JSON")):
+        with pytest.raises(ConfigError, match=says):
+            deepspeed_config(str(tmp_path / f"{name}.json"), recipe(), trained=True)
+
+
+def test_own_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 12345}}))
+    assert deepspeed_config(str(path), recipe(), trained=True)["zero_optimization"]["reduce_bucket_size"] == 12345
+
+
+# Learning rate
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_warmup_rises_linearly_to_the_peak(schedule: str) -> None:
+    spec = Optimizer.model_validate({"lr": 2.0, "warmup": 0.2, "schedule": schedule})
+    rates = [learning_rate(s, 20, spec) for s in range(20)]
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[0] > 0 and max(rates) == 2.0
+    assert all(a >= b for a, b in pairwise(rates[4:]))
+
+
+def test_schedules_by_hand() -> None:
+    def rates(schedule: str, total: int, warmup: float = 0.0) -> list[float]:
+        spec = Optimizer.model_validate({"lr": 1.0, "warmup": warmup, "schedule": schedule})
+        return [learning_rate(s, total, spec) for s in range(total + 1)]
+
+    assert rates("constant", 4) == [1, 1, 1, 1, 1]
+    assert rates("linear", 4) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    half = math.sqrt(0.5)
+    assert rates("cosine", 4) == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2, 0])
+    assert rates("linear", 6, 1 / 3)[2:] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert rates("cosine", 1, 0.9) == pytest.approx([1, 0], abs=1e-12)
+
+
+# The canary
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[world.World]:
+    """A process group of this process alone."""
+    before = dict(os.environ)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield world.start(0, 1, "127.0.0.1", port, 60, gpu=False)
+    world.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("canary")
+    dynamic = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    made = {
+        "plain": tiny_model(root / "plain", "qwen3", 3, vocab=300),
+        "dynamic": tiny_model(
+            root / "dynamic", "llama", 3, vocab=300, rope_parameters=dynamic, max_position_embeddings=8
+        ),
+    }
+    return {name: str(path) for name, path in made.items()}
+
+
+@pytest.fixture
+def data() -> TokenizedSet:
+    """The shortest record with siblings is the third; the first has none."""
+    trees = [
+        TokenTree(0, (5, 6), ((7, 8),), (), 0, ("A",)),
+        TokenTree(1, tuple(range(10, 40)), ((50, 51, 52), (53, 54), (55,)), ((0, 0, 1), (0, 0, 2)), 0, ("A",)),
+        TokenTree(
+            2, tuple(range(60, 66)), ((90, 91, 92, 93), (94, 95, 96, 97, 98, 99), (90,)), ((0, 0, 1),), 0, ("A",)
+        ),
+    ]
+    return TokenizedSet(("A",), tuple(trees), 0, 0)
+
+
+def causal_over_everything(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    """A leak: later responses see earlier ones, as in a model that ignores the tree."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=options["scaling"])
+    return out.transpose(1, 2), None
+
+
+@pytest.fixture
+def leak() -> Iterator[None]:
+    AttentionInterface.register(tree_attention.NAME, causal_over_everything)
+    yield
+    AttentionInterface.register(tree_attention.NAME, tree_attention.tree_attention)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_canary_passes_a_sound_model(
+    here: world.World, models: dict[str, str], data: TokenizedSet, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[list[tuple[int, ...]]] = []
+    original = torch.nn.Embedding.forward
+    record: Callable[[Any, Tensor], Tensor] = lambda m, ids: (scored.append(ids.tolist()), original(m, ids))[1]  # noqa: E731
+    monkeypatch.setattr(torch.nn.Embedding, "forward", record)
+    policy = Policy(recipe(models["plain"], dtype=dtype), data, here)
+    assert policy.phase == "ready" and policy.step == 0
+    assert policy.engine.module.training
+    assert sorted(len(ids[0]) for ids in scored) == [6, 9, 11, 14]  # the third record: tree, and each response alone
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_canary_refuses_a_leak(
+    here: world.World, models: dict[str, str], data: TokenizedSet, leak: None, dtype: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"keeps state across positions.*cannot be trained as a tree"):
+        Policy(recipe(models["plain"], dtype=dtype), data, here)
+
+
+def test_canary_refuses_length_dependent_positions(
+    here: world.World, models: dict[str, str], data: TokenizedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the list of rope types would miss if a new one appeared."""
+    monkeypatch.setattr(lm, "refuse_unsupported", lambda *_: None)
+    with pytest.raises(ConfigError, match="positions depend on the sequence length"):
+        Policy(recipe(models["dynamic"]), data, here)
+
+
+def test_canary_has_nothing_to_compare(
+    here: world.World, models: dict[str, str], data: TokenizedSet, leak: None
+) -> None:
+    """Single responses only: no sibling, no leak."""
+    lonely = TokenizedSet(("A",), data.trees[:1], 0, 0)
+    assert Policy(recipe(models["plain"]), lonely, here).phase == "ready"

@@ -1,0 +1,238 @@
+"""Files of a run: whole or absent, resumable only as the same run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpeer.config import Config
+from dpeer.errors import CheckpointError
+from dpeer.training.run_dir import RunDir, write_json, write_text
+
+FACTS = {"data": {"train": {"sha256": "d0"}}, "reference": {"hash": "r0"}}
+
+
+def recipe(**changes: Any) -> Config:
+    """A config with dotted changes."""
+    tree: dict[str, Any] = {
+        "name": "x",
+        "model": {"path": "m"},
+        "data": {"train": "d.jsonl"},
+        "training": {"steps": 9},
+        "objective": {"constraint": {"tolerance": {"A": 0.4, "E": math.inf}}},
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return Config.model_validate(tree)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.begin(recipe(), FACTS)
+    for step in range(1, 6):
+        run.append({"step": step, "loss": 0.5}, {"step": step, "seconds": 1.0})
+    return run
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+# Truncation
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 6, "lo', "\0\0\0\0", "\n\n", "5\n", '"x"\n', "[1]\n", "{}\n"])
+def test_truncate_forgets_later_lines_and_half_written_ones(run: RunDir, tail: str) -> None:
+    for path in (run.ledger, run.timing):
+        path.write_text(path.read_text() + tail)
+    run.truncate(5)
+    assert steps(run.ledger) == steps(run.timing) == [1, 2, 3, 4, 5]
+    run.truncate(3)
+    assert steps(run.ledger) == steps(run.timing) == [1, 2, 3]
+    run.append({"step": 4}, {"step": 4})
+    assert steps(run.ledger) == [1, 2, 3, 4]
+    run.truncate(0)
+    assert run.ledger.read_text() == run.timing.read_text() == ""
+
+
+def test_truncate_survives_bytes_that_are_no_text(run: RunDir) -> None:
+    with run.ledger.open("ab") as stream:
+        stream.write(b'{"step": 6, "x": "\xff\xfe')
+    run.truncate(5)
+    assert steps(run.ledger) == [1, 2, 3, 4, 5]
+
+
+def test_truncate_keeps_the_bytes_of_kept_lines(run: RunDir) -> None:
+    before = run.ledger.read_bytes().splitlines(keepends=True)
+    run.truncate(4)
+    assert run.ledger.read_bytes() == b"".join(before[:4])
+
+
+def test_nothing_to_truncate(tmp_path: Path) -> None:
+    RunDir(tmp_path).truncate(0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["short", "hole", "garbled", "twice", "absent"])
+@pytest.mark.parametrize("which", ["ledger", "timing"])
+def test_truncate_refuses_missing_steps_and_touches_nothing(run: RunDir, damage: str, which: str) -> None:
+    path: Path = getattr(run, which)
+    lines = path.read_text().splitlines(keepends=True)
+    if damage == "absent":
+        path.unlink()
+    else:
+        damaged = {
+            "short": lines[:3],
+            "hole": lines[:1] + lines[2:],
+            "garbled": [lines[0], "garbage\n", *lines[2:]],
+            "twice": [lines[0], *lines[:4]],
+        }
+        path.write_text("".join(damaged[damage]))
+    before = {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
+    with pytest.raises(CheckpointError, match=f"{which}.jsonl: only steps 1 to . of the 4 steps"):
+        run.truncate(4)
+    assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
+
+
+# Resume
+
+
+def test_same_run_is_resumable(run: RunDir) -> None:
+    """Through JSON and back: infinite tolerances, tuples and paths must compare equal to themselves."""
+    run.check_resumable(recipe(), FACTS)
+    harmless = {
+        "output_dir": "elsewhere",
+        "cluster__policy_workers": 4,
+        "cluster__reference": "colocated",
+        "training__checkpoint_every": 7,
+        "training__keep_checkpoints": 9,
+        "training__wandb_project": "p",
+    }
+    run.check_resumable(recipe(**harmless), FACTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 3}, "seed: was 0, now 3"),
+        ({"training__steps": 10}, "training.steps: was 9, now 10"),
+        ({"training__optimizer": {"lr": 0.5}}, "training.optimizer.lr: was 1e-06, now 0.5"),
+        ({"objective__beta": 0.2}, "objective.beta: was 0.1, now 0.2"),
+        (
+            {"objective__constraint": {"tolerance": {"A": 0.4, "E": 0.1}}},
+            "objective.constraint.tolerance.E: was 'inf', now 0.1",
+        ),
+        ({"objective__constraint": {"tolerance": 0.4}}, "objective.constraint.tolerance: was {"),
+        ({"model__lora": {"rank": 2}}, "model.lora: was None, now {"),
+        ({"data__train": "e.jsonl"}, "data.train: was 'd.jsonl', now 'e.jsonl'"),
+    ],
+)
+def test_resume_names_what_changed(run: RunDir, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        run.check_resumable(recipe(**changes), FACTS)
+    changed = str(caught.value).splitlines()[1:-1]
+    assert len(changed) == 1 and says in changed[0]
+
+
+def test_resume_refuses_other_data_and_reference(run: RunDir) -> None:
+    for key, other in (("data", {"train": {"sha256": "d1"}}), ("reference", {"hash": "r1"})):
+        with pytest.raises(CheckpointError, match=f"{key}: was .*0.*now .*1"):
+            run.check_resumable(recipe(), FACTS | {key: other})
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing to resume \(no manifest.json\)"):
+        RunDir(tmp_path).check_resumable(recipe(), FACTS)
+
+
+def test_passport(run: RunDir) -> None:
+    manifest = json.loads(run.manifest.read_text())
+    assert (
+        manifest["data"] == FACTS["data"] and manifest["config"]["objective"]["constraint"]["tolerance"]["E"] == "inf"
+    )
+    assert manifest["versions"]["torch"] and manifest["finished"] is None and not run.finished
+    run.finish()
+    assert run.finished and json.loads(run.manifest.read_text())["config"] == manifest["config"]
+    assert not RunDir(run.path / "other").finished
+
+
+# Writing
+
+
+def test_write_json_is_strict_and_leaves_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"a": math.inf, "b": [-math.inf, math.nan], "c": (1, 2)})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(path.read_text(), parse_constant=refuse) == {"a": "inf", "b": ["-inf", None], "c": [1, 2]}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    monkeypatch.setattr("dpeer.training.run_dir.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_ledger_lines_are_strict_json(run: RunDir) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        run.append({"step": 6, "loss": math.nan}, {"step": 6})
+
+
+def test_sync(run: RunDir) -> None:
+    before = run.ledger.read_bytes()
+    run.sync()
+    assert run.ledger.read_bytes() == before
+
+
+# Checkpoints
+
+
+def saved(run: RunDir, step: int) -> None:
+    run.checkpoint(step).mkdir(parents=True)
+    (run.checkpoint(step) / "state.json").write_text("{}")
+
+
+def test_only_complete_checkpoints_count(run: RunDir) -> None:
+    assert run.saved_steps() == []
+    for step in (10, 9, 10_000_000):
+        saved(run, step)
+    run.checkpoint(11).mkdir()
+    partial = run.temporary_checkpoint(12)
+    partial.mkdir()
+    (partial / "state.json").write_text("{}")
+    assert run.saved_steps() == [9, 10, 10_000_000]
+    run.clear_partial()
+    assert not partial.exists() and run.saved_steps() == [9, 10, 10_000_000]
+
+
+def test_prune_keeps_the_newest(run: RunDir) -> None:
+    for step in (2, 4, 6, 8):
+        saved(run, step)
+    run.prune(5)
+    assert run.saved_steps() == [2, 4, 6, 8]
+    run.prune(2)
+    assert run.saved_steps() == [6, 8] and not run.checkpoint(4).exists()
+    run.prune(1)
+    assert run.saved_steps() == [8]
+
+
+def test_clear_partial_on_a_fresh_run(tmp_path: Path) -> None:
+    RunDir(tmp_path / "none").clear_partial()

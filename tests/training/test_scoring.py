@@ -1,0 +1,77 @@
+"""Scoring by several ranks: the shares cover every record once, and all ranks run the same number of forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dpeer.data.packing import Pack
+from dpeer.data.tokenize import TokenTree
+from dpeer.training.reference import merge
+from dpeer.training.scoring import local_packs, score
+from dpeer.training.world import World
+
+
+def trees(counts: Sequence[int]) -> list[TokenTree]:
+    """Record i with counts[i] responses, whose tokens say which record and response they are."""
+    return [
+        TokenTree(i, (1000 + i,) * (1 + i % 4), tuple((100 * i + k,) * (1 + k) for k in range(n)), (), 0, ())
+        for i, n in enumerate(counts)
+    ]
+
+
+def by_target(pack: Pack) -> Tensor:
+    """A model whose log-prob of a response is the sum of its tokens."""
+    return torch.zeros(len(pack.response_tokens), dtype=torch.float64).index_add(
+        0, pack.row_response, pack.targets.double()
+    )
+
+
+def worlds(size: int) -> list[World]:
+    return [World(r, size, torch.device("cpu")) for r in range(size)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 6), max_size=12), st.integers(1, 5), st.integers(1, 60))
+def test_shares_cover_every_record_once(counts: list[int], ranks: int, budget: int) -> None:
+    records = trees(counts)
+    shares = [score(by_target, records, here, budget) for here in worlds(ranks)]
+    expected = [[float(sum(r)) for r in t.responses] for t in records]
+    assert merge(shares, len(records)) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 6), max_size=12), st.integers(1, 5), st.integers(1, 60))
+def test_every_rank_runs_as_many_forwards(counts: list[int], ranks: int, budget: int) -> None:
+    packs = [local_packs(trees(counts), here, budget) for here in worlds(ranks)]
+    assert len({len(p) for p in packs}) == 1 and len(packs[0]) >= 1
+    assert sum(len(p.samples) for mine in packs for p in mine) == len(counts)
+
+
+def test_ranks_without_work_run_dummies() -> None:
+    busy, idle = (local_packs(trees([2]), here, 100) for here in worlds(2))
+    assert [p.samples for p in busy] == [(0,)] and [p.samples for p in idle] == [()]
+    assert score(by_target, trees([2]), worlds(2)[1], 100) == {}
+
+
+def test_budget_of_one_gives_every_record_its_own_pack() -> None:
+    (here,) = worlds(1)
+    packs = local_packs(trees([2, 3, 1]), here, 1)
+    assert sorted(p.samples for p in packs) == [(0,), (1,), (2,)]
+
+
+def test_no_gradients_are_kept() -> None:
+    weight = torch.ones((), requires_grad=True)
+    seen = []
+
+    def forward(pack: Pack) -> Tensor:
+        out = by_target(pack) * weight
+        seen.append(out.requires_grad)
+        return out
+
+    score(forward, trees([1, 2]), worlds(1)[0], 10)
+    assert seen and not any(seen)
