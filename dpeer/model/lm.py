@@ -46,7 +46,7 @@ class TreeLM(nn.Module):
         self.head = Head(causal.get_output_embeddings(), head_chunk)
 
     def forward(self, pack: Pack) -> Tensor:
-        """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, with their end-of-turn token."""
+        """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included."""
         hidden = self._backbone[0](
             input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
         ).last_hidden_state[0]

@@ -169,9 +169,9 @@ class Policy:
         """The same value on every rank, so all stop together; what was saved before is untouched."""
         if not math.isfinite(value):
             raise DpeerError(
-                f"step {self.step + 1}: the {name} is {value}. Training has diverged, and nothing after this would mean "
-                "anything. Lower training.optimizer.lr or objective.beta, or use model.dtype fp32 to see whether precision "
-                "is the cause. The last checkpoint is kept."
+                f"step {self.step + 1}: the {name} is {value}. Training has diverged, and nothing after this would "
+                "mean anything. Lower training.optimizer.lr or objective.beta, or use model.dtype fp32 to see whether "
+                "precision is the cause. The last checkpoint is kept."
             )
 
     def check_identity(self, totals: StepTotals) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -56,6 +57,11 @@ class Launched:
         for child in sorted(children, key=lambda c: c.create_time()):
             if child not in self.workers and _command(child).startswith("ray::Worker"):
                 self.workers.append(child)
+
+    def ray_folder(self) -> Path:
+        """Where the private Ray cluster of this run keeps its sockets."""
+        commands = " ".join(map(_command, self.family))
+        return Path(next(word for word in re.findall(r"/tmp/dpeer-ray-[^/\s]+", commands)))
 
     def until(self, condition: Callable[[], bool], limit_s: float = 150) -> None:
         deadline = time.monotonic() + limit_s

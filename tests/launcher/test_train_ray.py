@@ -47,12 +47,16 @@ def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: A
 def test_killed_driver_takes_its_processes_with_it_and_can_be_resumed(lab: Any, baseline: Path) -> None:
     run = lab.train("driver")
     run.until(lambda: lab.steps("driver") >= 10)
+    left = run.ray_folder()
     run.process.kill()
     assert run.wait() == -signal.SIGKILL
     assert len(run.family) >= 5
     assert run.survivors() == []
+    assert left.is_dir()
+    os.utime(left, (0, 0))  # an old one: nobody is about to lock it
     again = lab.train("driver", resume=True)
     assert again.wait() == 0, again.output
+    assert not left.exists()
     assert (lab.run("driver") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
 
 
@@ -234,7 +238,8 @@ def test_sft_with_adapters_exports_the_merged_model_and_the_adapter(lab: Any) ->
     assert losses[-1] < losses[0] - 0.1
     export = lab.run("lora") / "export"
     assert all(t.numel() > 0 for f in export.glob("**/*.safetensors") for t in load_file(f).values())
-    base, merged = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (lab.folder / "model", export))
+    load = AutoModelForCausalLM.from_pretrained
+    base, merged = (load(f, dtype=torch.float32) for f in (lab.folder / "model", export))
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     before = base(ids).logits
     adapted = PeftModel.from_pretrained(base, export / "adapter")(ids).logits

@@ -1,0 +1,56 @@
+"""The demo compares what it says it compares, and skips only what is really done."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dpeer.config_io import resolved
+from dpeer.training.run_dir import RunDir
+from launcher import demo
+
+
+def differences(a: object, b: object, prefix: str = "") -> set[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return set().union(*(differences(a.get(k), b.get(k), f"{prefix}{k}.") for k in a.keys() | b.keys()))
+    return set() if a == b else {prefix[:-1]}
+
+
+def test_arms_differ_from_the_lagrangian_run_only_as_declared(tmp_path: Path) -> None:
+    configs = {arm.run: resolved(demo.arm_config(arm, tmp_path, 5)) for arm in demo.ARMS}
+    lagrangian = configs["lagrangian"]
+    assert lagrangian["objective"]["constraint"]["enforce"] and lagrangian["seed"] == 5
+    assert differences(configs["uniform"], lagrangian) == {"name", "objective.constraint.enforce"}
+    assert differences(configs["pooled"], lagrangian) == {"name", "objective.constraint.enforce", "objective.primary"}
+    assert configs["sft"]["objective"]["kind"] == "sft"
+    assert lagrangian["cluster"]["policy_workers"] >= 2 and lagrangian["cluster"]["reference"] == "workers"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_only_a_finished_run_of_the_same_config_is_skipped(tmp_path: Path, finished: bool) -> None:
+    config = demo.arm_config(demo.ARMS[-1], tmp_path, 0)
+    files = RunDir(config.run_dir)
+    assert not demo._up_to_date(config)
+    files.begin(config, {})
+    if finished:
+        files.finish()
+    assert demo._up_to_date(config) == finished and files.manifest.exists()
+    changed = json.loads(files.manifest.read_text())
+    changed["config"]["objective"]["beta"] = 0.123
+    files.manifest.write_text(json.dumps(changed))
+    assert not demo._up_to_date(config) and not files.path.exists()
+
+
+def test_table_marks_verdicts_and_fits_a_terminal(tmp_path: Path) -> None:
+    reply = "".join(f"{c} " for c in ("You are right.", "I cannot say."))
+    verdicts = {"E": "satisfied", "A": "violated", "T": "undecided", "C": "satisfied"}
+    rows = [demo._row("base", [reply]), demo._row("uniform (λ = 0)", [reply, reply], verdicts, tmp_path / "report.html")]
+    assert (rows[1].satisfied, rows[1].constraints, rows[1].note) == (2, 4, "1 violated, 1 undecided")
+    out = io.StringIO()
+    demo.show(Console(file=out, width=80), rows, {"uniform (λ = 0)": verdicts})
+    line = next(x for x in out.getvalue().splitlines() if "uniform" in x)
+    assert [line.count(mark) for mark in "✓✗?"] == [2, 1, 1] and "…" not in out.getvalue()
