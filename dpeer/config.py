@@ -109,7 +109,8 @@ class Objective(Section):
     @model_validator(mode="after")
     def _smoothing_needs_sigmoid(self) -> Objective:
         if self.label_smoothing and self.loss != "sigmoid":
-            raise ValueError(f"label_smoothing ({self.label_smoothing}) applies to loss 'sigmoid' only, not '{self.loss}'")
+            given = f"label_smoothing ({self.label_smoothing})"
+            raise ValueError(f"{given} applies to loss 'sigmoid' only, not '{self.loss}'")
         if isinstance(self.primary, dict) and not sum(self.primary.values()) > 0:
             raise ValueError("fixed primary weights must have a positive sum")
         return self

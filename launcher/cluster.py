@@ -24,6 +24,7 @@ from dpeer.errors import ClusterError
 OBJECT_STORE_BYTES = 200 * 2**20
 PREFIX = "dpeer-ray-"
 NEW_S = 60.0  # a folder younger than this may not have its lock yet
+_SECRET = secrets.token_hex(32)  # one per process: Ray reads it once and keeps it over clusters
 SOCKETS = Path("/tmp")  # short: Ray's socket paths must stay below 108 bytes
 
 
@@ -102,7 +103,7 @@ def _token(folder: Path) -> Iterator[None]:
     """A secret that every process of the private cluster must show."""
     path = folder / "token"
     path.touch(mode=0o600)
-    path.write_text(secrets.token_hex(32))
+    path.write_text(_SECRET)
     before = os.environ.get("RAY_AUTH_TOKEN_PATH")
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
     try:

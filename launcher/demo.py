@@ -41,7 +41,13 @@ ARMS = (
     Arm(
         "SFT on golden",
         "sft",
-        ("objective.kind=sft", UNENFORCED, "training.steps=60", "training.records_per_step=16", "training.optimizer.lr=2e-3"),
+        (
+            "objective.kind=sft",
+            UNENFORCED,
+            "training.steps=60",
+            "training.records_per_step=16",
+            "training.optimizer.lr=2e-3",
+        ),
     ),
     Arm("pooled DPO", "pooled", ("objective.primary=pooled", UNENFORCED)),
     Arm("uniform (λ = 0)", "uniform", (UNENFORCED,)),
@@ -50,7 +56,7 @@ ARMS = (
 
 
 def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
-    """Run what is not yet done, print the table, write demo.html; returns the exit code of the first arm that stopped."""
+    """Run what is not yet done, print the table, write demo.html; returns 0 or the code of the arm that stopped."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -167,7 +173,8 @@ def show(console: Console, rows: list[ArmRow], verdicts: dict[str, dict[str, str
         table.add_column(name, justify="right")
     for row in rows:
         shares = [row.shares[d] for d in dimensions]
-        cells = [f"{x:.2f} {MARKS[verdicts.get(row.name, {}).get(d, '')]}" for d, x in zip(dimensions, shares, strict=True)]
+        found = verdicts.get(row.name, {})
+        cells = [f"{row.shares[d]:.2f} {MARKS[found.get(d, '')]}" for d in dimensions]
         table.add_row(row.name, *cells, *(f"{x:.2f}" for x in (min(shares), sum(shares) / len(shares), row.fluency)))
     console.print(table)
     console.print("tolerance on held-out records: ✓ met  ✗ violated  ? undecided at 95 %\n")

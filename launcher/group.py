@@ -101,7 +101,7 @@ class Group:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            done, pending = ray.wait(pending, num_returns=1, timeout=left)
+            done, pending = _wait(pending, 1, left)
             for ref in done:
                 try:
                     results[ref] = ray.get(ref)
@@ -142,8 +142,17 @@ class Group:
     def _phases(self) -> list[str]:
         """What each rank says it is doing, asked all at once."""
         refs = [w.phase.remote() for w in self.workers]
-        ray.wait(refs, num_returns=len(refs), timeout=PROBE_S)
+        _wait(refs, len(refs), PROBE_S)
         return [_phase(ref) for ref in refs]
+
+
+def _wait(refs: list[Any], count: int, timeout_s: float) -> tuple[list[Any], list[Any]]:
+    """ray.wait, which wraps what a signal handler raises meanwhile in a SystemError; it is unwrapped here."""
+    try:
+        done, pending = ray.wait(refs, num_returns=count, timeout=timeout_s)
+    except SystemError as error:
+        raise (error.__cause__ or error) from None
+    return done, pending
 
 
 def _phase(ref: Any) -> str:

@@ -62,7 +62,7 @@ def bare(config: Config, meter: Meter) -> TokenizedSet:
             known = reference(pack) if reference else torch.tensor(values, dtype=torch.float64)
         rewards = config.objective.beta * (policy(pack) - known)
         loss = edge_loss(rewards[pack.better] - rewards[pack.worse], config.objective).mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), spec.grad_clip)
         optimizer.step()
         optimizer.zero_grad()

@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     spec, meter = job(), Meter()
     if spec["completions_head"]:
-        # TRL's head scores completion positions only on CUDA, all positions on CPU. This name is read for that choice alone.
+        # TRL's head skips prompt positions on CUDA and scores all on CPU. This name is read for that choice alone.
         trl.trainer.utils._use_triton = lambda device: True
     rows = [json.loads(line) for line in Path(spec["pairs"]).read_text().splitlines()]
     arguments = DPOConfig(

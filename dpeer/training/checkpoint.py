@@ -28,7 +28,7 @@ UNIVERSAL = "universal"
 
 
 def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
-    """Write this rank's shard into `folder`; rank 0 adds state.json last. `facts` (hashes) are checked again on load."""
+    """Write this rank's shard into `folder`; rank 0 adds state.json last. `facts` (hashes) are checked on load."""
     policy.phase = f"saving step {policy.step}"
     policy.engine.save_checkpoint(
         str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
@@ -59,7 +59,8 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         if state["facts"].get(key) != value:
             raise CheckpointError(
-                f"{folder}: belongs to another run: {key} was {state['facts'].get(key)}, now {value}. Restore it or start anew."
+                f"{folder}: belongs to another run: {key} was {state['facts'].get(key)}, now {value}. "
+                "Restore it or start anew."
             )
     same = state["world_size"] == policy.world.size
     if same:
@@ -78,8 +79,9 @@ def _load_universal(policy: Policy, folder: Path) -> None:
     if policy.world.rank == 0 and not target.exists():
         temporary = folder / f".{UNIVERSAL}"
         shutil.rmtree(temporary, ignore_errors=True)
-        convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers", "1"]
-        convert += ["--num_merge_workers", "1", "--input_folder", str(folder / SHARDS), "--output_folder", str(temporary)]
+        convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+        convert += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+        convert += ["--input_folder", str(folder / SHARDS), "--output_folder", str(temporary)]
         done = subprocess.run(convert, capture_output=True, text=True)
         if done.returncode:
             raise CheckpointError(f"{folder}: cannot be converted to another number of ranks: {done.stderr[-600:]}")

@@ -78,6 +78,7 @@ def exchange(totals: StepTotals, digest: int, step: int, world: World) -> StepTo
         values = ", ".join(f"rank {r}: {d:012x}" for r, d in enumerate(digests))
         raise ClusterError(
             f"step {step}: the dual state differs between ranks ({values}). The multipliers are no longer shared, so "
-            "the run is stopped. Resume from the last checkpoint; if it happens again, suspect hardware or mixed versions."
+            "the run is stopped. Resume from the last checkpoint; if it happens again, suspect hardware or mixed "
+            "versions."
         )
     return StepTotals(vector[:cut].reshape(shape), vector[cut : cut + len(SCALARS)])

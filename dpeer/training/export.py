@@ -68,7 +68,9 @@ def _refuse_missing(missing: list[str], model: Any) -> None:
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     lost = [k for k in missing if not any(k.endswith(t) for t in tied) and not k.endswith("lm_head.weight")]
     if lost:
-        raise CheckpointError(f"export: {len(lost)} weights were not gathered, among them {', '.join(lost[:3])}. Nothing was written.")
+        raise CheckpointError(
+            f"export: {len(lost)} weights were not gathered, among them {', '.join(lost[:3])}. Nothing was written."
+        )
 
 
 @torch.no_grad()
@@ -82,6 +84,6 @@ def _compare(policy: Policy, expected: list[float], folder: Path) -> None:
         gap = abs(before - after) / len(response)
         if not gap <= limit:
             raise CheckpointError(
-                f"export: the reloaded model differs from the trained one by {gap:.3g} nats per token (allowed {limit:g}). "
-                f"The folder was left at {folder} for inspection; the checkpoint is unharmed."
+                f"export: the reloaded model differs from the trained one by {gap:.3g} nats per token (allowed "
+                f"{limit:g}). The folder was left at {folder} for inspection; the checkpoint is unharmed."
             )

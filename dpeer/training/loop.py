@@ -27,7 +27,8 @@ def run(config: Config, here: world.World) -> None:
     """Train to the end on this rank of an initialised process group."""
     if config.cluster.reference != "colocated":
         raise ConfigError(
-            f"cluster.reference = {config.cluster.reference}: without Ray there are no other workers; set it to colocated."
+            f"cluster.reference = {config.cluster.reference}: without Ray there are no other workers; "
+            "set it to colocated."
         )
     files, first = RunDir(config.run_dir), here.rank == 0
     rank = TrainingRank(config, here)

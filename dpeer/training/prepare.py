@@ -43,7 +43,7 @@ def prepare(config: Config) -> Prepared:
 
 
 def _facts(data: TokenizedSet) -> dict[str, Any]:
-    edges = {d: 0 for d in data.dimensions}
+    edges = dict.fromkeys(data.dimensions, 0)
     for tree in data.trees:
         for d, _, _ in tree.edges:
             edges[data.dimensions[d]] += 1

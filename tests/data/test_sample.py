@@ -24,7 +24,7 @@ def records() -> dict[str, tuple[Record, ...]]:
 
 def test_four_train_and_one_test_record_per_mask(records: dict[str, tuple[Record, ...]]) -> None:
     for split, each in (("train", 4), ("test", 1)):
-        assert Counter(frozenset(r.mask) for r in records[split]) == {m: each for m in MASKS}
+        assert Counter(frozenset(r.mask) for r in records[split]) == dict.fromkeys(MASKS, each)
 
 
 def test_each_reject_fails_one_active_dimension(records: dict[str, tuple[Record, ...]]) -> None:

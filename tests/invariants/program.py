@@ -1,6 +1,6 @@
-"""Run under torchrun by test_invariants.py: first gradients and two steps of many configurations, written to a folder.
+"""Run under torchrun by test_invariants.py: gradients and two steps of many configurations, written out.
 
-usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value). Counts the collectives of a step too.
+usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value). Counts a step's all-reduces too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.
     entries = [rank.train_step()]
     reduced: list[tuple[str, int]] = []
     original = dist.all_reduce
-    dist.all_reduce = lambda tensor, *a, **k: (reduced.append((str(tensor.dtype), tensor.numel())), original(tensor, *a, **k))[1]
+
+    def counted(tensor: Any, *args: Any, **options: Any) -> Any:
+        reduced.append((str(tensor.dtype), tensor.numel()))
+        return original(tensor, *args, **options)
+
+    dist.all_reduce = counted
     entries.append(rank.train_step())
     dist.all_reduce = original
     if here.rank == 0:
@@ -49,8 +54,12 @@ def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.
 def main() -> None:
     out, recipe, *scenarios = sys.argv[1:]
     here = world.start(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-        120, gpu=False,
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        120,
+        gpu=False,
     )
     for text in scenarios:
         name, _, changes = text.partition(":")

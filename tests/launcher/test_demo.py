@@ -48,7 +48,7 @@ def test_only_a_finished_run_of_the_same_config_is_skipped(tmp_path: Path, finis
 def test_table_marks_verdicts_and_fits_a_terminal(tmp_path: Path) -> None:
     reply = "".join(f"{c} " for c in ("You are right.", "I cannot say."))
     verdicts = {"E": "satisfied", "A": "violated", "T": "undecided", "C": "satisfied"}
-    rows = [demo._row("base", [reply]), demo._row("uniform (λ = 0)", [reply, reply], verdicts, tmp_path / "report.html")]
+    rows = [demo._row("base", [reply]), demo._row("uniform (λ = 0)", [reply] * 2, verdicts, tmp_path / "report.html")]
     assert (rows[1].satisfied, rows[1].constraints, rows[1].note) == (2, 4, "1 violated, 1 undecided")
     out = io.StringIO()
     demo.show(Console(file=out, width=80), rows, {"uniform (λ = 0)": verdicts})
