@@ -218,7 +218,7 @@ def main() -> int:
     about = machine()
     try:
         same = f"transformers=={about['transformers']}"
-        trl_python = peer_environment("trl-1.16", ["torch==2.13.0"], ["torch==2.13.0", "trl==1.16.*", same])
+        trl_python = peer_environment("trl-1.16", ["torch==2.13.0"], ["trl==1.16.*", same])
         write_inputs()
         for setting in SETTINGS:
             if setting.reference == "cache":

@@ -124,13 +124,14 @@ class Group:
         dead += [rank for rank, said in enumerate(phases) if said == DEAD]
         if dead:
             return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.")
-        if silent:
+        own = {rank: error for rank, error in failures.items() if not _collective(error)}
+        if silent and not own:
             said = "; ".join(f"rank {r}: {p}" for r, p in enumerate(phases))
             return WorkerLost(
                 f"{self._name(silent[0])} did not answer during '{phase}' within {limit:.0f} s (cluster.timeout_s = "
                 f"{self.spec.timeout_s:g}). Phases: {said}."
             )
-        rank, error = next(iter(failures.items()))
+        rank, error = next(iter((own or failures).items()))
         cause = _cause(error) or error
         reason = (str(cause).strip().splitlines() or ["no message"])[0][:300]
         return WorkerFailed(f"{self._name(rank)} failed during '{phase}': {type(cause).__name__}: {reason}", str(error))
@@ -194,6 +195,12 @@ def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
 
 def _cause(error: Exception) -> BaseException | None:
     return error.cause if isinstance(error, RayTaskError) else None
+
+
+def _collective(error: Exception) -> bool:
+    """True when a rank only reports that another one left it waiting (gloo's RuntimeError, torch's Dist*Error)."""
+    cause = _cause(error) or error
+    return type(cause).__name__.startswith("Dist") or "gloo" in str(cause)
 
 
 def _dead(error: Exception) -> bool:
