@@ -124,38 +124,34 @@ class Attempt:
         self.preference = config.objective.kind == "preference"
 
     def run(self) -> None:
-        start, facts = self.build()
+        start, total = self.build()
         with (
-            Progress(self.config.name, facts["steps"], start) as progress,
+            Progress(self.config.name, total, start) as progress,
             Trackers(self.config, self.files, start) as trackers,
             self.signals.deferred(),
         ):
-            self.steps(start, facts["steps"], progress, trackers)
+            self.steps(start, total, progress, trackers)
         self.certify()
         self.groups.policy().call("export", self.files.export, phase="exporting")
         self.files.finish()
         self.report()
 
-    def build(self) -> tuple[int, dict[str, Any]]:
-        """Bring both groups up, together where both are needed; load the last checkpoint. Returns (step, facts)."""
+    def build(self) -> tuple[int, int]:
+        """Bring both groups up, together where both are needed; load the last checkpoint. Returns (steps done, steps in all)."""
         if self.mode == "cache":
             self.fill_cache()
         policy = self.groups.policy()
         pending = policy.start_build(self.config)
         if self.mode == "workers":
             self.groups.reference().build(self.config)
-        facts = policy.finish_build(pending)
-        known = {k: facts[k] for k in ("data", "reference")}
-        if self.files.manifest.exists():
-            self.files.check_resumable(self.config, known)
-        else:
-            self.files.begin(self.config, known)
+        built = policy.finish_build(pending)
+        self.files.begin_or_resume(self.config, built["facts"])
         if self.mode == "cache":
             policy.call("read_cache")
         self.files.clear_partial()
         start = self.load()
         self.files.truncate(start)
-        return start, facts
+        return start, int(built["steps"])
 
     def load(self) -> int:
         """Restore the newest checkpoint, if there is one; returns the number of steps done."""

@@ -28,9 +28,7 @@ class Worker:
             s.bind((address, 0))
             return int(s.getsockname()[1])
 
-    def join(
-        self, rank: int, size: int, own_address: str, address: str, port: int, settings: dict[str, Any]
-    ) -> None:
+    def join(self, rank: int, size: int, own_address: str, address: str, port: int, settings: dict[str, Any]) -> None:
         """Join the group's process group at rank 0's `address` and `port`."""
         if interface := _interface(own_address):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -49,7 +47,7 @@ class Worker:
         self.rank = None
         kinds = {"policy": TrainingRank, "reference": ReferenceRank}
         self.rank = kinds[role](Config.model_validate(config), self.world)
-        return dict(self.rank.facts) if role == "policy" else {}
+        return dict(self.rank.summary) if role == "policy" else {}
 
     def call(self, method: str, *args: Any) -> Any:
         return getattr(self.rank, method)(*args)

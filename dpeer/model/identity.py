@@ -9,13 +9,13 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 BLOCK = 1 << 16
-BLOCKS = 256  # per file: files of up to 16 MiB are read whole
+BLOCKS = 64  # per file: files of up to 4 MiB are read whole
 
 
 def model_hash(path: str, revision: str | None = None) -> str:
     """sha256 (hex) over names, sizes and contents of a model's weight and config files; a hub id is its local snapshot.
 
-    Of a large file only 256 evenly spaced blocks of 64 KiB are read, the first (with the tensor index) among them: any
+    Of a large file only 64 evenly spaced blocks of 64 KiB are read, the first (with the tensor index) among them: any
     optimizer step changes practically every block, so only a deliberate edit between the blocks goes unnoticed.
     """
     folder = Path(path)

@@ -32,9 +32,8 @@ def run(config: Config, here: world.World) -> None:
         )
     files, first = RunDir(config.run_dir), here.rank == 0
     rank = TrainingRank(config, here)
-    known = {k: rank.facts[k] for k in ("data", "reference")}
     if first:
-        files.check_resumable(config, known) if files.manifest.exists() else files.begin(config, known)
+        files.begin_or_resume(config, rank.prepared.facts)
         files.clear_partial()
         files.checkpoints.mkdir(exist_ok=True)
     dist.barrier()

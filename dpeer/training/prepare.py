@@ -9,6 +9,7 @@ from dpeer.config import Config
 from dpeer.data.load import load, splits
 from dpeer.data.tokenize import TokenizedSet, tokenize
 from dpeer.errors import DataError
+from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.training.reference import reference_hash
 
@@ -37,6 +38,7 @@ def prepare(config: Config) -> Prepared:
         heldout = tokenize(held, tokenizer, spec.max_tokens, spec.overlong)
     facts = {
         "data": {"train": _facts(train)} | ({"heldout": _facts(heldout)} if heldout else {}),
+        "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
     }
     return Prepared(train, heldout, facts)

@@ -27,8 +27,9 @@ class TrainingRank:
         self.cached: list[list[float]] | None = None
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return {**self.prepared.facts, "steps": self.policy.steps}
+    def summary(self) -> dict[str, Any]:
+        """Steps of the run, and the facts that must not change when it goes on."""
+        return {"steps": self.policy.steps, "facts": self.prepared.facts}
 
     @property
     def phase(self) -> str:

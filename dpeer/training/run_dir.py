@@ -51,6 +51,12 @@ class RunDir:
             },
         )
 
+    def begin_or_resume(self, config: Config, facts: dict[str, Any]) -> None:
+        if self.manifest.exists():
+            self.check_resumable(config, facts)
+        else:
+            self.begin(config, facts)
+
     def check_resumable(self, config: Config, facts: dict[str, Any]) -> None:
         """Refuse to go on with another config, data set or reference than the run began with; says what differs."""
         if not self.manifest.exists():
@@ -61,9 +67,7 @@ class RunDir:
             for key, before, after in _differences(old["config"], resolved(config))
             if not key.startswith(MAY_CHANGE)
         ]
-        differs += [
-            f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in ("data", "reference") if old.get(k) != facts[k]
-        ]
+        differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in facts if old.get(k) != facts[k]]
         if differs:
             raise CheckpointError(
                 f"{self.path}: cannot resume, because the result would be of neither run. Changed since it began:\n  "

@@ -83,7 +83,10 @@ def result(folder: Path) -> Callable[[int, str], Result]:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(
             [*launch, program, str(out), str(folder / "recipe.yaml"), *scenarios],
-            env=environment, capture_output=True, text=True, timeout=280,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
         )
         assert done.returncode == 0, done.stderr[-3000:]
 

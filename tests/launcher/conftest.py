@@ -38,7 +38,11 @@ class Launched:
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "launcher.cli", *arguments],
-                cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=folder,
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.family: set[psutil.Process] = set()
         self.workers: list[psutil.Process] = []

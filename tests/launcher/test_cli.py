@@ -49,9 +49,7 @@ def test_wrong_usage_ends_with_code_2(arguments: list[str]) -> None:
         (ZeroDivisionError("boom"), 1, "unexpected ZeroDivisionError: boom"),
     ],
 )
-def test_faults_become_one_screen(
-    fault: BaseException, code: int, shown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_become_one_screen(fault: BaseException, code: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise fault
 
@@ -62,9 +60,7 @@ def test_faults_become_one_screen(
     assert "Traceback (most" not in result.output
 
 
-def test_unexpected_fault_leaves_its_traceback_in_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_unexpected_fault_leaves_its_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(launcher.doctor, "show", lambda: 1 / 0)
     result = CliRunner().invoke(app, ["--debug", "doctor"])
