@@ -137,7 +137,7 @@ class Attempt:
         self.report()
 
     def build(self) -> tuple[int, int]:
-        """Bring both groups up, together where both are needed; load the last checkpoint. Returns (steps done, steps in all)."""
+        """Bring the groups up and load the last checkpoint; returns (steps done, steps in all)."""
         if self.mode == "cache":
             self.fill_cache()
         policy = self.groups.policy()
