@@ -7,6 +7,7 @@ other in the same worker groups; the oracle then reads what each model says. Fin
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ ARMS = (
 
 def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     """Run what is not yet done, print the table, write demo.html; returns 0 or the code of the arm that stopped."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process, which only samples; workers set their own
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from dpeer.errors import CheckpointError
 from dpeer.report.card import model_card
 from dpeer.training.run_dir import RunDir, write_text
 from launcher.cluster import connect
-from launcher.train import Groups
+from launcher.train import LONG_S, Groups
 
 
 def export_run(run_dir: Path, output: Path | None = None) -> Path:
@@ -31,7 +31,7 @@ def export_run(run_dir: Path, output: Path | None = None) -> Path:
             policy = groups.policy()
             policy.build(config)
             policy.call("load", files.checkpoint(saved[-1]), phase="loading a checkpoint")
-            policy.call("export", folder, phase="exporting")
+            policy.call("export", folder, phase="exporting", limit_s=LONG_S)
         finally:
             groups.close()
     write_text(folder / "README.md", model_card(run_dir))

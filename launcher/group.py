@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,10 @@ class Group:
     def _join(self) -> None:
         spec = self.spec
         self.hosts = self._gather([w.place.remote() for w in self.workers], "starting", spec.placement_timeout_s)
+        by_node = sorted(
+            range(self.size), key=lambda i: (self.hosts[i]["node"], i)
+        )  # hpZ takes neighbours for one node
+        self.workers, self.hosts = [self.workers[i] for i in by_node], [self.hosts[i] for i in by_node]
         addresses = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
         own = [addresses[h["node"]] for h in self.hosts]
         port = self._gather([self.workers[0].free_port.remote(own[0])], "choosing a port")[0]
@@ -57,6 +62,7 @@ class Group:
             "timeout_s": spec.timeout_s,
             "gpu": spec.gpus_per_worker > 0,
             "threads": max(1, int(spec.cpus_per_worker)),
+            "folder": os.getcwd(),
         }
         joins = [w.join.remote(i, self.size, own[i], own[0], port, settings) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group")
@@ -69,8 +75,11 @@ class Group:
         return [w.build.remote(self.role, values) for w in self.workers]
 
     def finish_build(self, pending: list[Any]) -> dict[str, Any]:
-        facts: dict[str, Any] = self._gather(pending, "loading data and model")[0]
-        return facts
+        """Rank 0's summary, after all ranks have proved to hold the same data and weights."""
+        found = self._gather(pending, "loading data and model")
+        for rank, summary in enumerate(found):
+            refuse_other_facts(self._name(rank), summary["facts"], found[0]["facts"])
+        return dict(found[0])
 
     def start(self, method: str, *args: Any) -> list[Any]:
         """Begin a collective call; `wait` for it later."""
@@ -79,9 +88,13 @@ class Group:
     def wait(self, pending: list[Any], phase: str) -> list[Any]:
         return self._gather(pending, phase)
 
-    def call(self, method: str, *args: Any, phase: str | None = None) -> list[Any]:
+    def call(self, method: str, *args: Any, phase: str | None = None, limit_s: float | None = None) -> list[Any]:
         """Call a method of every rank; one result per rank. Raises WorkerLost, or the rank's own DpeerError."""
-        return self._gather(self.start(method, *args), phase or method.replace("_", " "))
+        return self._gather(self.start(method, *args), phase or method.replace("_", " "), limit_s)
+
+    def call_first(self, method: str, *args: Any, phase: str, limit_s: float | None = None) -> Any:
+        """Call a method that is not collective on rank 0 alone."""
+        return self._gather([self.workers[0].call.remote(method, *args)], phase, limit_s)[0]
 
     def commit(self, temporary: Any, final: Any) -> None:
         self._gather([self.workers[0].commit.remote(temporary, final)], "committing a checkpoint")
@@ -145,6 +158,16 @@ class Group:
         refs = [w.phase.remote() for w in self.workers]
         _wait(refs, len(refs), PROBE_S)
         return [_phase(ref) for ref in refs]
+
+
+def refuse_other_facts(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """ClusterError when a worker has loaded other data or weights than rank 0."""
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise ClusterError(
+                f"{name} holds another {key} than policy rank 0: {found.get(key)} instead of {value}. All nodes must "
+                "see the same files: use a shared file system, or the same hub revision (model.revision) everywhere."
+            )
 
 
 def _wait(refs: list[Any], count: int, timeout_s: float) -> tuple[list[Any], list[Any]]:

@@ -11,13 +11,16 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError
 from dpeer.objective.ledger import infeasible
+from dpeer.training import checkpoint
 from dpeer.training.reference import merge
 from dpeer.training.run_dir import RunDir, write_json, write_text
 from launcher.cluster import check_feasible, connect
-from launcher.group import Group, WorkerFailed, WorkerLost, bundle
+from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts
 from launcher.progress import Progress
 from launcher.trackers import Trackers
 
+LONG_S = 24 * 3600.0  # for work of one rank that no collective waits on: a dead worker is noticed at once all the same
+CACHE_SLICE = 128  # records per worker and call
 TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not
 
 
@@ -42,6 +45,8 @@ def run(config: Config, *, resume: bool = False) -> int:
 
 
 def check_startable(files: RunDir, resume: bool) -> None:
+    if resume and not files.manifest.exists():
+        raise CheckpointError(f"{files.path}: nothing to resume (no manifest.json). Start it without --resume.")
     if files.manifest.exists() and not resume:
         raise CheckpointError(
             f"{files.path}: a run of this name exists. Continue it with --resume, or choose another name "
@@ -132,7 +137,7 @@ class Attempt:
         ):
             self.steps(start, total, progress, trackers)
         self.certify()
-        self.groups.policy().call("export", self.files.export, phase="exporting")
+        self.groups.policy().call("export", self.files.export, phase="exporting", limit_s=LONG_S)
         self.files.finish()
         self.report()
 
@@ -143,8 +148,10 @@ class Attempt:
         policy = self.groups.policy()
         pending = policy.start_build(self.config)
         if self.mode == "workers":
-            self.groups.reference().build(self.config)
+            theirs = self.groups.reference().build(self.config)
         built = policy.finish_build(pending)
+        if self.mode == "workers":
+            refuse_other_facts("the reference group", theirs["facts"], built["facts"])
         self.files.begin_or_resume(self.config, built["facts"])
         if self.mode == "cache":
             policy.call("read_cache")
@@ -157,16 +164,19 @@ class Attempt:
         """Restore the newest checkpoint, if there is one; returns the number of steps done."""
         saved = self.files.saved_steps()
         if not saved:
+            self.files.refuse_lost_checkpoints()
             return 0
-        folder = self.files.checkpoint(saved[-1])
+        folder, policy = self.files.checkpoint(saved[-1]), self.groups.policy()
         try:
-            step: int = self.groups.policy().call("load", folder, phase="loading a checkpoint")[0]
+            policy.call_first("convert", folder, phase="converting a checkpoint", limit_s=LONG_S)
+            step: int = policy.call("load", folder, phase="loading a checkpoint")[0]
         except WorkerFailed as failed:
             earlier = f" to go on from step {saved[-2]}" if len(saved) > 1 else " to start from the beginning"
             write_text(self.files.path / "error.txt", failed.details)
             raise CheckpointError(
-                f"{folder}: this checkpoint is damaged and cannot be loaded. {failed}\n"
-                f"Remove the folder{earlier}; the traceback is in {self.files.path / 'error.txt'}."
+                f"{folder}: could not be loaded. {failed}\nThe traceback is in {self.files.path / 'error.txt'}; the "
+                "checkpoint was not changed. Remove the cause (memory, disk, a missing file) and go on with --resume. "
+                f"If the files themselves are damaged, move the folder away{earlier}."
             ) from failed
         return step
 
@@ -218,6 +228,7 @@ class Attempt:
         self.files.checkpoints.mkdir(parents=True, exist_ok=True)
         policy = self.groups.policy()
         policy.call("save", temporary, phase=f"saving step {step}")
+        checkpoint.refuse_unshared(temporary, "the driver")
         self.files.sync()
         policy.commit(temporary, final)
         self.files.prune(self.config.training.keep_checkpoints)
@@ -232,12 +243,11 @@ class Attempt:
             case "workers":
                 theirs = self.groups.reference().call("score_heldout", phase="held-out reference scores")
             case "cache":
-                theirs = [dict(enumerate(policy.call("cached_heldout")[0]))]
+                theirs = [dict(enumerate(policy.call_first("cached_heldout", phase="held-out reference scores")))]
         shares = policy.wait(mine, "held-out scores")
         records = sum(map(len, shares))
-        certificate = policy.workers[0].call.remote("certificate", merge(shares, records), merge(theirs, records))
-        (verdict,) = policy.wait([certificate], "certificate")
-        if verdict:
+        scores = merge(shares, records), merge(theirs, records)
+        if verdict := policy.call_first("certificate", *scores, phase="certificate"):
             write_json(self.files.certificate, verdict)
 
     def fill_cache(self) -> None:
@@ -246,18 +256,20 @@ class Attempt:
         from dpeer.training.reference import cache_path, write_cache
 
         prepared = prepare(self.config)
-        missing = [
-            (data, method)
-            for data, method in ((prepared.train, "score_train"), (prepared.heldout, "score_heldout"))
-            if data and not cache_path(self.config, data).exists()
-        ]
-        if not missing:
+        train, heldout = prepared.train, prepared.heldout
+        paths = {d.sha256: cache_path(self.config, d) for d in (train, heldout) if d}
+        if all(path.exists() for path in paths.values()):
             return
-        group = self.groups.reference()
-        group.build(self.config)
-        for data, method in missing:
-            scores = merge(group.call(method, phase="filling the reference cache"), len(data.trees))
-            write_cache(cache_path(self.config, data), scores)
+        group, phase = self.groups.reference(), "filling the reference cache"
+        refuse_other_facts("the reference group", group.build(self.config)["facts"], prepared.facts)
+        scores: list[list[float]] = []
+        slice_size = CACHE_SLICE * self.config.cluster.reference_workers
+        for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
+            stop = min(start + slice_size, len(train.trees))
+            scores += merge(group.call("score_train", start, stop, phase=phase), stop - start)
+        write_cache(paths[train.sha256], scores)
+        if heldout:
+            write_cache(paths[heldout.sha256], merge(group.call("score_heldout", phase=phase), len(heldout.trees)))
         self.groups.close()
 
     def report(self) -> None:

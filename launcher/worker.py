@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import ray
 
+from dpeer.errors import ClusterError
+
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"health": 1})
 class Worker:
@@ -29,7 +31,14 @@ class Worker:
             return int(s.getsockname()[1])
 
     def join(self, rank: int, size: int, own_address: str, address: str, port: int, settings: dict[str, Any]) -> None:
-        """Join the group's process group at rank 0's `address` and `port`."""
+        """Join the group's process group at rank 0's `address` and `port`, in the driver's working directory."""
+        try:
+            os.chdir(settings["folder"])
+        except OSError as error:
+            raise ClusterError(
+                f"host {socket.gethostname()} cannot enter {settings['folder']} ({error.strerror}), where the driver "
+                "runs. Start the run from a folder that all nodes share."
+            ) from error
         if interface := _interface(own_address):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         import torch
@@ -47,7 +56,7 @@ class Worker:
         self.rank = None
         kinds = {"policy": TrainingRank, "reference": ReferenceRank}
         self.rank = kinds[role](Config.model_validate(config), self.world)
-        return dict(self.rank.summary) if role == "policy" else {}
+        return dict(self.rank.summary)
 
     def call(self, method: str, *args: Any) -> Any:
         return getattr(self.rank, method)(*args)

@@ -26,6 +26,9 @@ class Segment:
     prompt_length: int  # 0 for a prompt segment
 
 
+Varlen = tuple[Tensor, Tensor, Tensor, int, int]
+
+
 @dataclass(frozen=True)
 class Pack:
     """One micro-batch. T input tokens, N prediction rows, R responses, E edges, all records whole.
@@ -50,6 +53,7 @@ class Pack:
     samples: tuple[int, ...]
     response_counts: tuple[int, ...]
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
+    _varlen: list[Varlen] = field(default_factory=list, repr=False)  # filled once, read by every layer
 
     @property
     def tokens(self) -> int:
@@ -57,7 +61,7 @@ class Pack:
 
     def to(self, device: torch.device | str) -> Pack:
         moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items() if k != "_masks"
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items() if not k.startswith("_")
         }
         return Pack(**moved)
 
@@ -71,8 +75,13 @@ class Pack:
             self._masks[key] = allowed if window is None else allowed & (distance < window)
         return self._masks[key]
 
-    def varlen(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    def varlen(self) -> Varlen:
         """(kv_index [sum K], cu_q [S+1], cu_k [S+1], longest query, longest key) for a variable-length kernel."""
+        if not self._varlen:
+            self._varlen.append(self._build_varlen())
+        return self._varlen[0]
+
+    def _build_varlen(self) -> Varlen:
         device = self.input_ids.device
         pieces, queries, keys = [], [0], [0]
         for s in self.segments:

@@ -13,7 +13,7 @@ BLOCKS = 64  # per file: files of up to 4 MiB are read whole
 
 
 def model_hash(path: str, revision: str | None = None) -> str:
-    """sha256 (hex) over names, sizes and contents of a model's weight and config files; a hub id is its local snapshot.
+    """sha256 (hex) over names, sizes and contents of a model's weight and config files; a hub id counts by its commit.
 
     Of a large file only 64 evenly spaced blocks of 64 KiB are read, the first (with the tensor index) among them: any
     optimizer step changes practically every block, so only a deliberate edit between the blocks goes unnoticed.
@@ -24,6 +24,8 @@ def model_hash(path: str, revision: str | None = None) -> str:
         if config is None:
             return hashlib.sha256(json.dumps([path, revision]).encode()).hexdigest()
         folder = Path(config).parent
+        if folder.parent.name == "snapshots":  # named after its commit, which pins every file, downloaded yet or not
+            return hashlib.sha256(json.dumps([path, folder.name]).encode()).hexdigest()
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".bin") or file.name == "config.json":

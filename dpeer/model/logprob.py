@@ -52,7 +52,7 @@ class _TokenLogprobs(torch.autograd.Function):
             d_logits = (_residual(logits, lse[part], targets[part]) * grad[part, None]).to(weight.dtype)
             if d_hidden is not None:
                 d_hidden[part] = d_logits @ weight
-            d_weight += (d_logits.T @ hidden[part]).float()
+            d_weight += d_logits.T @ hidden[part]
         return d_hidden, d_weight.to(weight.dtype), None, None
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch.distributed as dist
 
 from dpeer.errors import CheckpointError
 from dpeer.objective.dual import DualState
-from dpeer.training.policy import Policy
+from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import write_json
 from dpeer.training.scoring import Scores
 
@@ -28,32 +30,53 @@ UNIVERSAL = "universal"
 
 
 def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
-    """Write this rank's shard into `folder`; rank 0 adds state.json last. `facts` (hashes) are checked on load."""
+    """Collective. Write this rank's shard into `folder`, on disk when this returns; rank 0 adds state.json last.
+
+    `facts` (hashes) are checked on load. CheckpointError when the ranks do not share the folder.
+    """
     policy.phase = f"saving step {policy.step}"
     policy.engine.save_checkpoint(
         str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
     )
+    for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
+        _sync(shard)
     probe = _probe(policy)
     if policy.world.rank == 0:
+        _sync(folder / SHARDS)
         write_json(
             folder / "state.json",
             {
                 "step": policy.step,
                 "world_size": policy.world.size,
+                "numerics": _numerics(policy),
                 "dual": policy.dual.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
                 "facts": facts,
             },
+        )
+        _sync(folder)
+    dist.barrier()
+    refuse_unshared(folder, f"rank {policy.world.rank}")
+
+
+def refuse_unshared(folder: Path, who: str) -> None:
+    """CheckpointError when a process cannot see the checkpoint that rank 0 has just written."""
+    if not (folder / "state.json").is_file():
+        raise CheckpointError(
+            f"{folder}: {who} does not see the files that policy rank 0 has written there. output_dir must lie on a "
+            "file system that the driver and all workers share. Earlier checkpoints are untouched."
         )
 
 
 def commit(temporary: Path, final: Path) -> None:
     """Make a checkpoint visible, once every rank has returned from `save`."""
     os.replace(temporary, final)
+    _sync(final.parent)
 
 
 def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
-    """Restore a policy group, at the same or another number of ranks; refuses what does not belong or did not load."""
+    """Collective. Restore at the same or (after `convert`) another number of ranks; refuses what does not belong or did
+    not load."""
     policy.phase = f"loading {folder.name}"
     state = json.loads((folder / "state.json").read_text())
     for key, value in facts.items():
@@ -62,34 +85,57 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 f"{folder}: belongs to another run: {key} was {state['facts'].get(key)}, now {value}. "
                 "Restore it or start anew."
             )
-    same = state["world_size"] == policy.world.size
-    if same:
+    same_ranks = state["world_size"] == policy.world.size
+    if same_ranks:
         _, client = policy.engine.load_checkpoint(str(folder), tag=SHARDS)
         torch.set_rng_state(client["torch_rng"])
     else:
         _load_universal(policy, folder)
     policy.step = state["step"]
     policy.dual = DualState.from_dict(state["dual"])
-    _check_probe(policy, folder, state["probe"], 1e-6 if same else 1e-4)
+    exact = same_ranks and state["numerics"] == _numerics(policy)
+    _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
+
+
+def convert(folder: Path, world_size: int) -> None:
+    """Not collective. Add DeepSpeed's universal form to a checkpoint of another number of ranks, unless it is there."""
+    state = json.loads((folder / "state.json").read_text())
+    if state["world_size"] == world_size or (folder / UNIVERSAL).exists():
+        return
+    temporary = tempfile.mkdtemp(prefix=f".{UNIVERSAL}-", dir=folder)
+    workers = str(max(1, (os.cpu_count() or 1) // 2))
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
+    command += ["--input_folder", str(folder / SHARDS), "--output_folder", temporary]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        shutil.rmtree(temporary)
+        raise CheckpointError(f"{folder}: cannot be converted to {world_size} ranks: {done.stderr[-600:]}")
+    os.replace(temporary, folder / UNIVERSAL)
 
 
 def _load_universal(policy: Policy, folder: Path) -> None:
-    """Convert the shards once (rank 0) to DeepSpeed's universal form, then load it at the present world size."""
-    target = folder / UNIVERSAL
-    if policy.world.rank == 0 and not target.exists():
-        temporary = folder / f".{UNIVERSAL}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-        convert += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-        convert += ["--input_folder", str(folder / SHARDS), "--output_folder", str(temporary)]
-        done = subprocess.run(convert, capture_output=True, text=True)
-        if done.returncode:
-            raise CheckpointError(f"{folder}: cannot be converted to another number of ranks: {done.stderr[-600:]}")
-        os.replace(temporary, target)
-    dist.barrier()
     policy.engine._config.load_universal_checkpoint = True
     policy.engine.load_checkpoint(str(folder), tag=UNIVERSAL)
     policy.engine._config.load_universal_checkpoint = False
+    for state in policy.engine.optimizer.optimizer.state.values():
+        # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group.
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
+
+
+def _numerics(policy: Policy) -> list[str]:
+    """What must be equal for a forward pass to repeat to the last digits."""
+    device = policy.world.device
+    return [torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(), torch.__version__]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _probe(policy: Policy) -> Scores:

@@ -58,9 +58,26 @@ def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, A
         if trained:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if trained:
+        _refuse_optimizer_place(name, zero, config)
         settings["gradient_clipping"] = config.training.optimizer.grad_clip
         settings["zero_allow_untested_optimizer"] = True
     return settings
+
+
+def _refuse_optimizer_place(name: str, zero: dict[str, Any], config: Config) -> None:
+    """ConfigError for an optimizer that cannot work where its state lives; DeepSpeed finds out only after loading."""
+    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    on_cpu = config.training.optimizer.name == "cpu_adam"
+    if offloaded and not on_cpu:
+        raise ConfigError(
+            f"cluster.deepspeed = {name} keeps the optimizer state in host memory, where "
+            f"{config.training.optimizer.name} cannot update it: set training.optimizer.name to cpu_adam."
+        )
+    if on_cpu and not offloaded and config.cluster.gpus_per_worker:
+        raise ConfigError(
+            f"training.optimizer.name = cpu_adam needs the optimizer state in host memory, but cluster.deepspeed = "
+            f"{name} keeps it on the GPU: set cluster.deepspeed to zero3_offload, or use adamw."
+        )
 
 
 def learning_rate(step: int, total: int, spec: Optimizer) -> float:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from dpeer.config import Config
-from dpeer.data.packing import build_pack
+from dpeer.config import Config, Model
+from dpeer.data.packing import build_pack, forward_tokens
+from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.model.lm import DTYPES, TreeLM, add_lora, load_causal_lm, load_tokenizer
 from dpeer.training.policy import Policy
@@ -27,14 +28,16 @@ def export(policy: Policy, folder: Path) -> None:
     A LoRA run is exported merged, with the bare adapter in `folder/adapter`.
     """
     policy.phase = "exporting"
-    expected = policy.score(policy.data.trees[:1])
+    tree = min(policy.data.trees, key=forward_tokens)
+    expected = policy.score([tree])
     state = policy.engine._zero3_consolidated_16bit_state_dict()
     if policy.world.rank:
         return
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     _write(policy.config, {k.removeprefix("model."): v for k, v in state.items()}, temporary)
-    _compare(policy, expected[0], temporary)
+    del state
+    _compare(policy.config.model, tree, expected[0], temporary)
     previous = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
@@ -48,35 +51,32 @@ def _write(config: Config, state: Mapping[str, Tensor], folder: Path) -> None:
     model: Any = load_causal_lm(spec.path, spec.export_dtype, spec.revision)
     if spec.lora:
         model = add_lora(model, spec.lora, config.seed)
-        missing = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False).missing_keys
-        _refuse_missing(missing, model)
+    missing = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False).missing_keys
+    _refuse_missing(missing, tied=model.config.get_text_config().tie_word_embeddings)
+    if spec.lora:
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
-    else:
-        missing = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False).missing_keys
-        _refuse_missing(missing, model)
     model.config._attn_implementation = "sdpa"
+    model.generation_config = GenerationConfig()  # an odd one of the base must not cost the export
     model.save_pretrained(folder)
     load_tokenizer(spec.path, spec.revision).save_pretrained(folder)
     try:
         GenerationConfig.from_pretrained(spec.path, revision=spec.revision).save_pretrained(folder)
-    except OSError:
-        model.generation_config.save_pretrained(folder)  # the base has none: transformers' defaults for the model
+    except (OSError, ValueError) as error:
+        print(f"export: the base's generation config was not copied ({str(error).splitlines()[0]}); defaults are used.")
 
 
-def _refuse_missing(missing: list[str], model: Any) -> None:
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    lost = [k for k in missing if not any(k.endswith(t) for t in tied) and not k.endswith("lm_head.weight")]
-    if lost:
+def _refuse_missing(missing: list[str], tied: bool) -> None:
+    """Only a head that is the embedding may be absent."""
+    if lost := [k for k in missing if not (tied and k.endswith("lm_head.weight"))]:
         raise CheckpointError(
             f"export: {len(lost)} weights were not gathered, among them {', '.join(lost[:3])}. Nothing was written."
         )
 
 
 @torch.no_grad()
-def _compare(policy: Policy, expected: list[float], folder: Path) -> None:
-    """Log-probs of one record from the reloaded folder against the live policy's."""
-    tree, spec = policy.data.trees[0], policy.config.model
+def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path) -> None:
+    """Log-probs of one record (the shortest: this may be 70B on CPU) from the reloaded folder against the policy's."""
     lm = TreeLM(load_causal_lm(str(folder), spec.export_dtype).eval(), spec.head_chunk)
     found = lm(build_pack([tree], [0])).tolist()
     limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]

@@ -36,8 +36,14 @@ def run(config: Config, here: world.World) -> None:
         files.begin_or_resume(config, rank.prepared.facts)
         files.clear_partial()
         files.checkpoints.mkdir(exist_ok=True)
+    box = [files.saved_steps() if first else None]
+    dist.broadcast_object_list(box)  # rank 0 decides: the others may see an older state of the file system
+    saved = box[0] or []
+    if first and not saved:
+        files.refuse_lost_checkpoints()
+    if saved and first:
+        rank.convert(files.checkpoint(saved[-1]))
     dist.barrier()
-    saved = files.saved_steps()
     done = rank.load(files.checkpoint(saved[-1])) if saved else 0
     if first:
         files.truncate(done)

@@ -72,6 +72,11 @@ class TrainingRank:
     def save(self, folder: Path) -> None:
         checkpoint.save(self.policy, folder, self.prepared.facts)
 
+    def convert(self, folder: Path) -> None:
+        """Not collective, and as long as it takes: make a checkpoint loadable at this number of ranks."""
+        self.policy.phase = "converting a checkpoint to another number of ranks"
+        checkpoint.convert(folder, self.policy.world.size)
+
     def load(self, folder: Path) -> int:
         """Restore and return the number of steps done."""
         checkpoint.load(self.policy, folder, self.prepared.facts)
@@ -97,8 +102,13 @@ class ReferenceRank:
         """References for the global batch of optimizer step `step` (0-based)."""
         return self.reference.score(global_batch(self.config, self.prepared.train, step))
 
-    def score_train(self) -> Scores:
-        return self.reference.score(self.prepared.train.trees)
+    @property
+    def summary(self) -> dict[str, Any]:
+        return {"facts": self.prepared.facts}
+
+    def score_train(self, start: int, stop: int) -> Scores:
+        """Scores of the training records [start, stop), keyed from 0."""
+        return self.reference.score(self.prepared.train.trees[start:stop])
 
     def score_heldout(self) -> Scores:
         return self.reference.score(self.prepared.heldout.trees) if self.prepared.heldout else {}

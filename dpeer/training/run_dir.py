@@ -120,13 +120,26 @@ class RunDir:
     def temporary_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f".writing-{step:07d}"
 
+    def refuse_lost_checkpoints(self) -> None:
+        """CheckpointError when there is no checkpoint though the ledger is longer than a run without one can get."""
+        if not (self.ledger.exists() and self.manifest.exists()):
+            return
+        every = json.loads(self.manifest.read_text())["config"]["training"]["checkpoint_every"]
+        steps = self.ledger.read_bytes().count(b"\n")
+        if steps > every:
+            raise CheckpointError(
+                f"{self.checkpoints}: no checkpoint is there, but the ledger has {steps} steps and one was saved every "
+                f"{every}. Starting over would wipe the ledger. Restore the folder (is its disk mounted?), or give the "
+                "new run another name."
+            )
+
     def prune(self, keep: int) -> None:
         for step in self.saved_steps()[:-keep]:
             shutil.rmtree(self.checkpoint(step))
 
     def clear_partial(self) -> None:
         """Remove what a killed save left behind."""
-        for path in self.checkpoints.glob(".writing-*"):
+        for path in (*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob("step-*/.universal-*")):
             shutil.rmtree(path)
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +24,19 @@ def start(rank: int, size: int, address: str, port: int, timeout_s: float, *, gp
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port)
     )
-    if not gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
+    limit = timedelta(seconds=timeout_s)
+    for default in ("default_pg_timeout", "default_pg_nccl_timeout"):  # DeepSpeed makes groups of its own without one
+        setattr(c10d, default, limit)
     dist.init_process_group(
         "nccl" if gpu else "gloo",
         init_method=f"tcp://{address}:{port}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=limit,
     )
     return World(rank, size, device)
 

@@ -52,3 +52,19 @@ def test_size_and_config_count(folder: Path) -> None:
     changed = model_hash(str(folder))
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
     assert len({before, changed, model_hash(str(folder))}) == 3
+
+
+def test_hub_snapshot_counts_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before its weights are downloaded: the first rank to ask must get the same hash as the last."""
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr("dpeer.model.identity.cached_file", lambda *a, **k: str(snapshot / "config.json"))
+    before = model_hash("org/name")
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    assert model_hash("org/name") == before
+    snapshot.rename(snapshot.with_name("decaf0"))
+    monkeypatch.setattr(
+        "dpeer.model.identity.cached_file", lambda *a, **k: str(snapshot.with_name("decaf0") / "config.json")
+    )
+    assert model_hash("org/name") != before

@@ -26,6 +26,8 @@ from dpeer.training import world
 from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
 from dpeer.training.policy import Policy
 
+TIMEOUT_S = 77.0
+
 
 def recipe(path: str = "model", **model: Any) -> Config:
     return Config.model_validate(
@@ -46,7 +48,12 @@ def recipe(path: str = "model", **model: Any) -> Config:
 def test_every_shipped_config_is_accepted(name: str) -> None:
     for dtype in ("fp32", "bf16"):
         for trained in (True, False):
-            settings = deepspeed_config(name, recipe(dtype=dtype), trained=trained)
+            config = recipe(dtype=dtype)
+            if "offload" in name:
+                adam = config.training.optimizer.model_copy(update={"name": "cpu_adam"})
+                training = config.training.model_copy(update={"optimizer": adam})
+                config = config.model_copy(update={"training": training})
+            settings = deepspeed_config(name, config, trained=trained)
             assert settings["zero_optimization"]["stage"] == 3
             assert settings["train_micro_batch_size_per_gpu"] == settings["gradient_accumulation_steps"] == 1
             assert ("bf16" in settings) == (dtype == "bf16")
@@ -129,7 +136,7 @@ def here() -> Iterator[world.World]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield world.start(0, 1, "127.0.0.1", port, 60, gpu=False)
+    yield world.start(0, 1, "127.0.0.1", port, TIMEOUT_S, gpu=False)
     world.stop()
     os.environ.clear()
     os.environ.update(before)
@@ -212,3 +219,38 @@ def test_canary_has_nothing_to_compare(
     """Single responses only: no sibling, no leak."""
     lonely = TokenizedSet(("A",), data.trees[:1], 0, 0)
     assert Policy(recipe(models["plain"]), lonely, here).phase == "ready"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "gpus", "name", "says"),
+    [
+        ("adamw", 0, "zero3_offload", "set training.optimizer.name to cpu_adam"),
+        ("adamw", 1, "zero3_offload", "set training.optimizer.name to cpu_adam"),
+        ("cpu_adam", 1, "zero3", "set cluster.deepspeed to zero3_offload"),
+        ("cpu_adam", 1, "zero3_offload", None),
+        ("cpu_adam", 0, "cpu", None),
+    ],
+)
+def test_optimizer_must_work_where_its_state_lives(optimizer: str, gpus: int, name: str, says: str | None) -> None:
+    config = Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": "m"},
+            "data": {"train": "d"},
+            "training": {"steps": 1, "optimizer": {"name": optimizer}},
+            "cluster": {"gpus_per_worker": gpus},
+        }
+    )
+    if says is None:
+        deepspeed_config(name, config, trained=True)
+        return
+    with pytest.raises(ConfigError, match=says):
+        deepspeed_config(name, config, trained=True)
+
+
+def test_every_process_group_inherits_the_timeout(here: world.World) -> None:
+    """DeepSpeed clones the world group without a timeout; the default must then be ours."""
+    import torch.distributed as dist
+
+    clone = dist.new_group([0])
+    assert clone._get_backend(torch.device("cpu")).options._timeout.total_seconds() == pytest.approx(TIMEOUT_S)

@@ -236,3 +236,27 @@ def test_prune_keeps_the_newest(run: RunDir) -> None:
 
 def test_clear_partial_on_a_fresh_run(tmp_path: Path) -> None:
     RunDir(tmp_path / "none").clear_partial()
+
+
+# Lost checkpoints
+
+
+def test_ledger_longer_than_an_unsaved_run_is_never_wiped(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.begin(recipe(training__checkpoint_every=3), FACTS)
+    for step in range(1, 5):
+        run.refuse_lost_checkpoints()
+        run.append({"step": step}, {"step": step})
+    with pytest.raises(CheckpointError, match="ledger has 4 steps and one was saved every 3"):
+        run.refuse_lost_checkpoints()
+    assert steps(run.ledger) == [1, 2, 3, 4]
+
+
+def test_leftovers_of_a_killed_save_or_conversion_go(run: RunDir) -> None:
+    whole = run.checkpoint(3)
+    for folder in (whole, run.temporary_checkpoint(4), whole / ".universal-abc", whole / "universal"):
+        folder.mkdir(parents=True)
+    (whole / "state.json").write_text("{}")
+    run.clear_partial()
+    assert sorted(p.name for p in whole.iterdir()) == ["state.json", "universal"]
+    assert run.saved_steps() == [3] and not run.temporary_checkpoint(4).exists()
