@@ -64,7 +64,9 @@ def write_inputs() -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     shutil.rmtree(WORK, ignore_errors=True)
     words = {PAD: 0, EOS: 1} | {f"w{i}": i for i in range(2, VOCAB)}
     core = Tokenizer(models.WordLevel(words, unk_token=PAD))
