@@ -53,9 +53,7 @@ def tree_attention(
 def _segments(
     query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None
 ) -> Tensor:
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    grouped = query.shape[1] != key.shape[1]
     out = []
     for s in tree.segments:
         own = slice(s.start, s.start + s.length)
@@ -65,7 +63,8 @@ def _segments(
             k, v = torch.cat([key[:, :, prompt], k], dim=2), torch.cat([value[:, :, prompt], v], dim=2)
         plain = not s.prompt_length and (window is None or window >= s.length)
         mask = None if plain else tree.mask(s.length, k.shape[2], window)
-        out.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain, scale=scaling))
+        options = {"attn_mask": mask, "is_causal": plain, "scale": scaling, "enable_gqa": grouped}
+        out.append(F.scaled_dot_product_attention(q, k, v, **options))
     return torch.cat(out, dim=2).transpose(1, 2)
 
 

@@ -115,7 +115,7 @@ def _optimizer(parameters: list[nn.Parameter], spec: Optimizer) -> torch.optim.O
         "weight_decay": spec.weight_decay,
     }
     if spec.name == "adamw":
-        return torch.optim.AdamW(parameters, **options)
+        return torch.optim.AdamW(parameters, fused=True, **options)
     optimizer: torch.optim.Optimizer = cpu_adam()(parameters, adamw_mode=True, **options)
     return optimizer
 

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_invariants.py: gradients and two steps of many configurations, written out.
+"""Run under torchrun by test_invariants.py: gradients and three steps of many configurations, written out.
 
 usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value). Counts a step's all-reduces too.
 """
@@ -46,6 +46,7 @@ def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.
     dist.all_reduce = counted
     entries.append(rank.train_step())
     dist.all_reduce = original
+    entries.append(rank.train_step())
     if here.rank == 0:
         save_file(captured[0], str(out / f"{name}.safetensors"))
         (out / f"{name}.json").write_text(json.dumps({"entries": entries, "all_reduces": reduced}))
