@@ -178,12 +178,6 @@ def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[
     return packs
 
 
-def rank_packs(trees: Sequence[TokenTree], ranks: int, rank: int, budget: int) -> list[Pack]:
-    """The packs of one rank for a global batch of records."""
-    plan = plan_packs([forward_tokens(t) for t in trees], ranks, budget)[rank]
-    return [build_pack([trees[i] for i in items], items) for items in plan]
-
-
 def batch_indices(cursor: int, size: int, records: int, seed: int) -> list[int]:
     """Records of the global batch that starts at sample number `cursor`: a function of seed and cursor only.
 

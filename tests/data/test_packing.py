@@ -13,7 +13,6 @@ from dpeer.data.packing import (
     dummy_pack,
     forward_tokens,
     plan_packs,
-    rank_packs,
     split_by_sample,
 )
 from dpeer.data.tokenize import TokenTree
@@ -143,13 +142,6 @@ def test_first_fit_leaves_no_two_half_empty_packs(costs: list[int], budget: int)
     """No pack could take in another one whole, so a step has less than twice the packs that it needs."""
     loads = [sum(costs[i] for i in items) for items in plan_packs(costs, 1, budget)[0]]
     assert all(a + b > budget for k, a in enumerate(loads) for b in loads[k + 1 :])
-
-
-def test_rank_packs_share_out_a_batch() -> None:
-    batch = [LEFT, RIGHT, LEFT, RIGHT, RIGHT]
-    packs = [p for rank in range(3) for p in rank_packs(batch, 3, rank, 7)]
-    assert sorted(s for p in packs for s in p.samples) == [0, 1, 2, 3, 4]
-    assert sum(p.tokens for p in packs) == sum(map(forward_tokens, batch))
 
 
 @settings(max_examples=60, deadline=None)

@@ -108,15 +108,15 @@ def test_signal_before_training_ends_at_once(lab: Any) -> None:
 
 
 def test_silent_worker_is_named_within_the_timeout(lab: Any) -> None:
-    run = lab.train("silent", "cluster.timeout_s=12", "cluster.max_restarts=0")
+    run = lab.train("silent", "cluster.timeout_s=30", "cluster.max_restarts=0")
     run.until(lambda: lab.steps("silent") >= 3)
     stopped = run.workers[1]
     began = time.monotonic()
     stopped.suspend()
     said = complaint(run)
-    assert time.monotonic() - began < 12 + 20 + 25  # timeout, grace, and the end of the processes
+    assert time.monotonic() - began < 30 + 20 + 60  # timeout, grace, and the end of the processes
     assert f"pid {stopped.pid}) did not answer during 'training step" in said
-    assert "policy worker rank" in said and "cluster.timeout_s = 12" in said and "forward and backward" in said
+    assert "policy worker rank" in said and "cluster.timeout_s = 30" in said and "forward and backward" in said
     assert "--resume" in said
     assert run.survivors() == []
 
