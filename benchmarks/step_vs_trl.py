@@ -88,6 +88,9 @@ def write_inputs() -> None:
         pad_token_id=0,
     )
     Qwen3ForCausalLM(shape).save_pretrained(WORK / "model")
+    zero3 = json.loads((Path(__file__).parents[1] / "ds_configs" / "zero3.json").read_text())
+    zero3["zero_optimization"]["overlap_comm"] = False  # needs CUDA streams; all else as on a GPU
+    (WORK / "zero3.json").write_text(json.dumps(zero3))
     rng = random.Random(SEED)
     for setting in {s.folder: s for s in SETTINGS}.values():
         setting.folder.mkdir()
@@ -130,7 +133,7 @@ def _recipe(setting: Setting) -> dict[str, Any]:
         "data": {"train": str(setting.folder / "records.jsonl")},
         "objective": {"beta": BETA, "golden_nll": 0, "primary": "pooled", "constraint": {"tolerance": float("inf")}},
         "training": {"steps": STEPS, "records_per_step": 1, "optimizer": optimizer},
-        "cluster": {"deepspeed": "cpu", "timeout_s": 60},
+        "cluster": {"deepspeed": str(WORK / "zero3.json"), "timeout_s": 60},
     }
 
 

@@ -24,7 +24,7 @@ data: {{train: {folder}/world/train.jsonl, heldout: {folder}/world/test.jsonl, m
 objective: {{beta: 0.5, golden_nll: 1.0, constraint: {{tolerance: 0.25}}}}
 training: {{steps: 24, records_per_step: 8, tokens_per_pack: 1000, checkpoint_every: 4, optimizer: {{lr: 1.0e-3}}}}
 cluster:
-  {{policy_workers: 2, reference: workers, reference_workers: 1, deepspeed: cpu, reference_deepspeed: cpu,
+  {{policy_workers: 2, reference: workers, reference_workers: 1, deepspeed: {folder}/ds.json, reference_deepspeed: cpu,
     timeout_s: 60, placement_timeout_s: 60, cpus_per_worker: 0.4}}
 """
 
@@ -133,6 +133,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     world = toyworld.write_world(folder / "world", 3, n_train=60, n_heldout=20, n_prompts=2, n_pretrain=5)
     tiny_model(folder / "model", "qwen3", 1, vocab=400, texts=[r.responses[0].text for r in world.train.records])
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+    settings = json.loads((ROOT / "ds_configs" / "cpu.json").read_text())
+    settings["zero_optimization"]["sub_group_size"] = 20_000  # several sub-groups, as models of billions have
+    (folder / "ds.json").write_text(json.dumps(settings))
     lab = Lab(folder)
     yield lab
     for launched in lab.launched:
