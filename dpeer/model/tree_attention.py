@@ -63,8 +63,10 @@ def _segments(
             k, v = torch.cat([key[:, :, prompt], k], dim=2), torch.cat([value[:, :, prompt], v], dim=2)
         plain = not s.prompt_length and (window is None or window >= s.length)
         mask = None if plain else tree.mask(s.length, k.shape[2], window)
-        options = {"attn_mask": mask, "is_causal": plain, "scale": scaling, "enable_gqa": grouped}
-        out.append(F.scaled_dot_product_attention(q, k, v, **options))
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=grouped
+        )
+        out.append(attended)
     return torch.cat(out, dim=2).transpose(1, 2)
 
 
