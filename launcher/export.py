@@ -30,7 +30,9 @@ def export_run(run_dir: Path, output: Path | None = None) -> Path:
         try:
             policy = groups.policy()
             policy.build(config)
-            policy.call("load", files.checkpoint(saved[-1]), phase="loading a checkpoint")
+            checkpoint = files.checkpoint(saved[-1])
+            policy.call_first("convert", checkpoint, phase="converting a checkpoint", limit_s=LONG_S)
+            policy.call("load", checkpoint, phase="loading a checkpoint")
             policy.call("export", folder, phase="exporting", limit_s=LONG_S)
         finally:
             groups.close()

@@ -14,7 +14,6 @@ from dpeer.training.world import World, sum_over_ranks
 
 SCALARS = (
     "objective",
-    "edge_objective",
     "golden_logp_sum",
     "golden_count",
     "golden_tokens",

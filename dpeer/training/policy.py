@@ -157,7 +157,6 @@ class Policy:
             loss_coef, hinge_coef = edge_coefficients(weights, batch.edge_counts, pack.dims.cpu())
             weighted = losses * loss_coef.to(margins.device) + hinges * hinge_coef.to(margins.device)
             loss = loss + weighted.sum()
-            totals["edge_objective"] = weighted.detach().sum().item()
             values = [x.detach().cpu() for x in (margins, losses, hinges)]
             totals.table += edge_statistics(
                 values[0], values[1], values[2], pack.dims.cpu(), pack.edge_sample.cpu(), n_dims

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpeer.config import Config
+from dpeer.errors import CheckpointError
 from dpeer.training import checkpoint
 from dpeer.training.export import export
 from dpeer.training.heldout import certificate
@@ -24,7 +25,7 @@ class TrainingRank:
         self.prepared = prepare(config)
         self.policy = Policy(config, self.prepared.train, world)
         self.reference = Reference(config, world) if config.cluster.reference == "colocated" else None
-        self.cached: list[list[float]] | None = None
+        self.cached: dict[int, list[float]] = {}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -36,7 +37,16 @@ class TrainingRank:
         return self.policy.phase
 
     def read_cache(self) -> None:
-        self.cached = read_cache(cache_path(self.config, self.prepared.train), self.prepared.train)
+        """Not collective in itself: reference log-probs of all training records, by record index."""
+        train = self.prepared.train
+        path = cache_path(self.config, train)
+        found = read_cache(path, train)
+        if found is None:
+            raise CheckpointError(
+                f"reference cache {path}: this worker does not see it. output_dir must lie on a file system that the "
+                "driver and all workers share."
+            )
+        self.cached = {tree.index: values for tree, values in zip(train.trees, found, strict=True)}
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
         if references is None and self.config.objective.kind == "preference":
@@ -44,12 +54,10 @@ class TrainingRank:
         return self.policy.train_step(references)
 
     def _own_references(self) -> References:
-        trees = self.policy.batch(self.policy.step).trees
+        trees = global_batch(self.config, self.prepared.train, self.policy.step)
         if self.reference:  # same records, same plan: this rank scores just what it trains on
             return self.reference.score(trees)
-        assert self.cached is not None
-        place = {t.index: i for i, t in enumerate(self.prepared.train.trees)}
-        return {i: self.cached[place[t.index]] for i, t in enumerate(trees)}
+        return {i: self.cached[t.index] for i, t in enumerate(trees)}
 
     def score_heldout(self) -> Scores:
         return self.policy.score(self.prepared.heldout.trees) if self.prepared.heldout else {}
