@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -18,25 +18,32 @@ from dpeer.config import Config, Section
 from dpeer.errors import ConfigError
 
 Tree = dict[str, Any]
+Root = TypeVar("Root", bound=Section)
 
 _SHOWN_FAULTS = 8
+_ELEMENT = re.compile(r"\.\d+(?=\.|$)")  # the number of a list's element in a dotted key
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """The config of a recipe file; each override is `a.b.c=value` with the value written as YAML, the last one wins.
+    """The config of a training recipe; see `load_section`."""
+    return load_section(Config, path, overrides)
+
+
+def load_section(root: type[Root], path: Path | str, overrides: Sequence[str] = ()) -> Root:
+    """The config tree of a recipe file; each override is `a.b.c=value` with the value as YAML, the last one wins.
 
     A recipe may start from another one with `extends: other.yaml` (relative to its own folder); mappings are merged.
     Raises ConfigError that lists every fault: dotted key, what was given, what is allowed, nearest known key.
     """
     path = Path(path)
-    tree = _read_recipe(path)
+    tree = _read_recipe(path, root)
     for override in overrides:
         _apply_override(tree, override)
     try:
-        config = Config.model_validate(tree)
-        faults = list(_misread_booleans(tree, Config))
+        config = root.model_validate(tree)
+        faults = list(_misread_booleans(tree, root))
     except ValidationError as error:
-        faults = [*_explain(error, tree), *_misread_booleans(tree, Config)]
+        faults = [*_explain(error, tree, root), *_misread_booleans(tree, root)]
     if not faults:
         return config
     shown = [f"  {fault}" for fault in faults[:_SHOWN_FAULTS]]
@@ -46,12 +53,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     raise ConfigError("\n".join([f"{path}: {count} in the config", *shown]))
 
 
-def resolved(config: Config) -> Tree:
+def resolved(config: Section) -> Tree:
     """The whole config as JSON-safe builtins; an infinite tolerance is the string "inf", which loads back as inf."""
     return cast(Tree, _json_safe(config.model_dump(mode="json")))
 
 
-def resolved_yaml(config: Config) -> str:
+def resolved_yaml(config: Section) -> str:
     """The whole config, defaults included, as YAML; loading it gives an equal config."""
     return yaml.dump(resolved(config), Dumper=_Dumper, sort_keys=False)
 
@@ -96,7 +103,7 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML for a recipe: nested too deeply") from None
 
 
-def _read_recipe(path: Path, children: tuple[Path, ...] = ()) -> Tree:
+def _read_recipe(path: Path, root: type[Section], children: tuple[Path, ...] = ()) -> Tree:
     if path.resolve() in children:
         raise ConfigError(f"{path}: `extends` goes in a circle; remove it from one of the recipes")
     try:
@@ -108,13 +115,13 @@ def _read_recipe(path: Path, children: tuple[Path, ...] = ()) -> Tree:
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         given = "an empty file" if tree is None else f"{type(tree).__name__} {_excerpt(tree)}"
-        raise ConfigError(f"{path}: a recipe is a mapping with the keys {_names(Config)}; given: {given}")
+        raise ConfigError(f"{path}: a recipe is a mapping with the keys {_names(root)}; given: {given}")
     if "extends" not in tree:
         return tree
     base = tree.pop("extends")
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: {_excerpt(base)} given; must be the path of another recipe")
-    return _merge(_read_recipe(path.parent / base, (*children, path.resolve())), tree)
+    return _merge(_read_recipe(path.parent / base, root, (*children, path.resolve())), tree)
 
 
 def _merge(base: Tree, changes: Tree) -> Tree:
@@ -163,24 +170,25 @@ def _names(section: type[Section]) -> str:
     return ", ".join(section.model_fields)
 
 
-def _explain(error: ValidationError, tree: Tree) -> Iterator[str]:
+def _explain(error: ValidationError, tree: Tree, root: type[Section]) -> Iterator[str]:
     """One line per faulty key; the faults of a union ("a number" or "a mapping") are joined."""
     # Unknown keys first: a misspelt key is also why another one is missing.
     details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     located = [(_dotted(e["loc"], tree), e) for e in details]
-    known = dict(_fields(Config))
+    known = dict(_fields(root))
     for dotted in dict.fromkeys(key for key, _ in located):
         faults = [e for key, e in located if key == dotted]
         # An inner fault ("tolerance.A is negative") says more than "tolerance is not a number" of the same union.
         if any(key.startswith(f"{dotted}.") for key, _ in located) and len(faults[0]["loc"]) > dotted.count(".") + 1:
             continue
-        yield _fault_line(dotted, faults, known)
+        yield _fault_line(dotted, faults, known, root)
 
 
-def _fault_line(dotted: str, faults: list[ErrorDetails], known: Mapping[str, FieldInfo]) -> str:
+def _fault_line(dotted: str, faults: list[ErrorDetails], known: Mapping[str, FieldInfo], root: type[Section]) -> str:
     first = faults[0]
     given = _excerpt(first["input"])
-    purpose = known[dotted].description if dotted in known else None
+    field = known.get(_ELEMENT.sub("", dotted))
+    purpose = field.description if field else None
     about = f" ({purpose.rstrip('.')})" if purpose else ""
     match first["type"]:
         case "extra_forbidden":
@@ -191,8 +199,8 @@ def _fault_line(dotted: str, faults: list[ErrorDetails], known: Mapping[str, Fie
             where = f"{dotted}: " if dotted else ""
             return f"{where}{first['msg'].removeprefix('Value error, ')}"
         case "model_type":
-            section = _section(known[dotted].annotation) if dotted in known else Config
-            return f"{dotted}: {given} given; must be a section with keys among {_names(section or Config)}"
+            section = _section(field.annotation) if field else root
+            return f"{dotted}: {given} given; must be a section with keys among {_names(section or root)}"
     allowed = " or ".join(dict.fromkeys(_allowed(e) for e in faults))
     choices = re.findall(r"'([^']*)'", " ".join(str(e.get("ctx", {}).get("expected", "")) for e in faults))
     nearest = difflib.get_close_matches(str(first["input"]), choices, 1)
@@ -226,7 +234,8 @@ def _dotted(loc: tuple[int | str, ...], tree: Any) -> str:
 
 def _hint(dotted: str, known: Mapping[str, FieldInfo]) -> str:
     parent, _, name = dotted.rpartition(".")
-    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
+    plain = _ELEMENT.sub("", parent)
+    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == plain]
     if near := difflib.get_close_matches(name, siblings, 1):
         return f"; did you mean {parent}.{near[0]}?" if parent else f"; did you mean {near[0]}?"
     elsewhere = {key.rpartition(".")[2]: key for key in known}
@@ -240,10 +249,12 @@ def _misread_booleans(tree: Any, section: type[Section], prefix: str = "") -> It
     for name, field in section.model_fields.items():
         value = tree.get(name) if isinstance(tree, dict) else None
         if inner := _section(field.annotation):
-            yield from _misread_booleans(value, inner, f"{prefix}{name}.")
-        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            inside = enumerate(value) if isinstance(value, list) else [("", value)]
+            for at, element in inside:
+                yield from _misread_booleans(element, inner, f"{prefix}{name}.{at}.".replace("..", "."))
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         numeric = field.annotation is not bool and field.annotation is not str and not inner
-        if numeric and any(isinstance(v, bool) for v in inside):
+        if numeric and any(isinstance(v, bool) for v in values):
             yield f"{prefix}{name}: {_excerpt(value)} given; must not be true or false ({field.description})"
 
 

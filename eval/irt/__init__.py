@@ -1,0 +1,1 @@
+"""Psychometrics: from ratings to abilities by a many-facet item response model."""

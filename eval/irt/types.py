@@ -1,0 +1,116 @@
+"""What passes between the rooms of the psychometrics: ratings as index arrays, options, posterior draws, tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ratings:
+    """N ratings with status ok as index arrays into the name tuples; R responses."""
+
+    models: tuple[str, ...]
+    items: tuple[str, ...]
+    judges: tuple[str, ...]
+    dimensions: tuple[str, ...]
+    criteria: tuple[tuple[str, str], ...]
+    """(dimension, criterion) pairs."""
+    scale: tuple[int, ...]
+    """The K possible scores, ascending, unused ones included."""
+    response_model: Ints  # [R]
+    response_item: Ints  # [R]
+    response_length: Floats  # [R] standardised log length; all zeros when unknown
+    response: Ints  # [N]
+    dimension: Ints  # [N]
+    criterion: Ints  # [N]
+    judge: Ints  # [N]
+    category: Ints  # [N] index into scale
+    reversed: Bools  # [N] the scale was listed from the top
+    own_family: Bools  # [N] judge and model are of one family
+    own_model: Bools  # [N] the judge is the model
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Rows of the table per status, those left out included."""
+    status_by_judge: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Ints:
+        """[N]"""
+        return self.response_model[self.response]
+
+    @property
+    def item(self) -> Ints:
+        """[N]"""
+        return self.response_item[self.response]
+
+    def __len__(self) -> int:
+        return len(self.category)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the model contains and how it is sampled."""
+
+    model: str = "gmfrm"
+    """rasch: equal discrimination; gmfrm: a discrimination per judge."""
+    response_effect: bool | None = None
+    """None: on where a response is rated more than once per dimension."""
+    halo: bool = False
+    length: bool = False
+    order: bool = False
+    self_family: bool = False
+    self_model: bool = False
+    chains: int = 4
+    warmup: int = 1000
+    draws: int = 1000
+    """Per chain, after warm-up."""
+    seed: int = 1
+    threads: int = 1
+    """Threads per chain (reduce_sum)."""
+    approx: bool = False
+    """A short run that is labelled approximate and supports no claim."""
+    anchors: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """Draws [chains, draws, ...] by name, and what the sampler said.
+
+    theta [M, D] ability | mu [D] | severity [J, D] total of judge and judge x dimension | severity_judge [J]
+    log_alpha [J] | beta [Q, D] difficulty (nan where the item was not rated in d) | delta [C] criterion difficulty
+    tau [J, D, K-1] thresholds (nan where a category is unused) | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau,
+    s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
+    | u [R, D] response effects, thinned, only where kept. Names of terms that are switched off are absent.
+    """
+
+    ratings: Ratings
+    options: Options
+    draws: dict[str, Floats]
+    sampler: dict[str, Floats]
+    """divergent, energy, treedepth, stepsize: each [chains, draws]."""
+    facts: dict[str, Any]
+    """CmdStan version, seconds, model hash, unused categories, notes."""
+
+    def flat(self, name: str) -> Floats:
+        """Draws of all chains in one axis: [chains * draws, ...]."""
+        values = self.draws[name]
+        return values.reshape(-1, *values.shape[2:])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Findings:
+    """Every table of a fit, one pandas frame each; see `eval.irt.tables` for the columns."""
+
+    tables: dict[str, pd.DataFrame]
+    gate: dict[str, Any]
+    """green (bool), reasons (list of str), advice (list of str), and the figures behind them."""
+    notes: tuple[str, ...]
+    facts: dict[str, Any]
