@@ -18,7 +18,6 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed 
 
 import ray
 
-from dpeer.config import Cluster
 from dpeer.errors import ClusterError
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -29,20 +28,20 @@ SOCKETS = Path("/tmp")  # short: Ray's socket paths must stay below 108 bytes
 
 
 @contextmanager
-def connect(spec: Cluster) -> Iterator[None]:
+def connect(address: str | None = None) -> Iterator[None]:
     """A Ray cluster for the length of the block: the given one, RAY_ADDRESS, or a private one bound to 127.0.0.1."""
     if ray.is_initialized():
         yield
         return
-    address = spec.address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
             with _signals_for_driver_only():
                 ray.init(address=address, log_to_driver=False)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(
-                f"cluster.address = {address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one, "
-                "or leave cluster.address empty (and RAY_ADDRESS unset) for a private one on this machine."
+                f"{address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one, "
+                "or give no address (and leave RAY_ADDRESS unset) for a private one on this machine."
             ) from error
         try:
             yield

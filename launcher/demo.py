@@ -67,7 +67,7 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     base = prepare_world(root, seed, console)
     todo = [arm for arm, config in arms.items() if not _up_to_date(config)]
     if todo:
-        with connect(arms[todo[0]].cluster):
+        with connect(arms[todo[0]].cluster.address):
             groups = Groups(arms[todo[0]])
             try:
                 for arm in todo:

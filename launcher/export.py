@@ -25,7 +25,7 @@ def export_run(run_dir: Path, output: Path | None = None) -> Path:
     if folder.exists():
         raise CheckpointError(f"{folder} exists. Remove it, or choose another folder with --output.")
     config = Config.model_validate(json.loads(files.manifest.read_text())["config"])
-    with connect(config.cluster):
+    with connect(config.cluster.address):
         groups = Groups(config)
         try:
             policy = groups.policy()

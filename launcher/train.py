@@ -33,7 +33,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     check_startable(RunDir(config.run_dir), resume)
     with Signals() as signals:
         try:
-            with connect(config.cluster):
+            with connect(config.cluster.address):
                 groups = Groups(config)
                 try:
                     return train(config, groups, resume=resume)

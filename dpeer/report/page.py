@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dpeer.report import figures, text
 from dpeer.report.plot import Plot
@@ -24,10 +24,10 @@ class Part:
     plots: list[Plot]
 
 
-def templates(autoescape: bool = True) -> Environment:
-    """The templates beside this file, with the number formats of `text`."""
+def templates(*packages: str, autoescape: bool = True) -> Environment:
+    """The templates of `packages`, then those beside this file, with the number formats of `text`."""
     found = Environment(
-        loader=PackageLoader("dpeer.report", package_path="."),
+        loader=ChoiceLoader([PackageLoader(package, package_path=".") for package in (*packages, "dpeer.report")]),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

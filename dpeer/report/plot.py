@@ -16,6 +16,7 @@ from dpeer.report.text import exact, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Series = NDArray[np.float64]
 
@@ -60,17 +61,30 @@ class Line:
     se: Series | None = None
 
 
-def draw(paint: Callable[[Axes], None], height_in: float = 2.7) -> str:
-    """What `paint` puts on fresh axes, as a data URI of an SVG; equal input gives equal bytes."""
+def render(paint: Callable[[Figure], None], height_in: float, *formats: str) -> tuple[bytes, ...]:
+    """What `paint` puts on a fresh figure, as a file of each format (svg, png); equal input gives equal bytes."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    def saved(kind: str) -> bytes:
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=200, metadata={"Date" if kind == "svg" else "Software": None})
+        return file.getvalue()
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-        paint(figure.add_subplot())
-        svg = io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+        paint(figure)
+        return tuple(saved(kind) for kind in formats)
+
+
+def svg_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def draw(paint: Callable[[Axes], None], height_in: float = 2.7) -> str:
+    """What `paint` puts on fresh axes, as a data URI of an SVG; equal input gives equal bytes."""
+    (svg,) = render(lambda figure: paint(figure.add_subplot()), height_in, "svg")
+    return svg_uri(svg)
 
 
 def smooth(values: Series, se: Series | None = None, span: int = 1) -> tuple[Series, Series]:

@@ -1,0 +1,91 @@
+"""The toy judges are trained on what they are said to be trained on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dpeer.data import toyworld
+from dpeer.data.packing import build_pack
+from dpeer.data.tokenize import TokenTree
+from dpeer.model.lm import TreeLM, load_causal_lm, load_tokenizer
+from dpeer.model.toy import tiny_model
+from eval import toy_judges
+from eval.readout import rating_token_ids
+from eval.rubric import load_rubric
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[str, str]]:
+    records = toyworld.generate(24, 3).records
+    return [(r.prompt[0].content, r.responses[k].text) for r in records for k in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("judge") / "base", texts=[t for p in pairs for t in p], head_dim=32)
+
+
+@pytest.mark.parametrize("severity", [-0.8, 0.0, 0.8])
+@pytest.mark.parametrize("quality", [-2.0, 0.3, 1.5])
+def test_score_distribution_has_the_planted_log_odds(quality: float, severity: float) -> None:
+    p = toy_judges.score_distribution(quality, severity)
+    assert sum(p) == pytest.approx(1)
+    for k, threshold in enumerate(toy_judges.THRESHOLDS):
+        assert math.log(p[k + 1] / p[k]) == pytest.approx(quality - severity - threshold)
+
+
+def test_a_judge_sees_clean_damaged_and_sampled_texts(pairs: list[tuple[str, str]]) -> None:
+    texts = toy_judges.training_texts(pairs, [("p", "sampled")], seed=0)
+    assert len(texts) == len(pairs) + 1 + len(pairs) // 4
+    clean = {reply for _, reply in pairs}
+    damaged = [t.response for t in texts if t.response not in clean | {"sampled"}]
+    assert damaged and all(sorted(d.split()) in [sorted(c.split()) for c in clean] for d in damaged)
+
+
+def test_packed_loss_equals_plain_forward_passes(base: Path, pairs: list[tuple[str, str]]) -> None:
+    tokenizer, rubric = load_tokenizer(str(base)), load_rubric(toy_judges.RUBRIC)
+    digits = torch.tensor(rating_token_ids(tokenizer, rubric))
+    trees = toy_judges._trees([toy_judges.Text(*p) for p in pairs[:3]], rubric, tokenizer)
+    judge = TreeLM(load_causal_lm(str(base), "fp32"))
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    losses = []
+    for tree in trees:
+        for branch, quality in zip(tree.branches, tree.quality, strict=True):
+            with torch.no_grad():
+                logits = plain(torch.tensor([tree.prefix + branch])).logits[0, -1]
+            target = torch.tensor(toy_judges.score_distribution(quality, 0.8))
+            losses.append(-(target * torch.log_softmax(logits, -1)[digits]).sum())
+    packed = toy_judges._loss(judge, trees, digits, 0.8)
+    assert packed.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_each_judge_learns_its_own_severity(base: Path, pairs: list[tuple[str, str]], tmp_path: Path) -> None:
+    texts = [toy_judges.Text(*p) for p in pairs[:8]]
+    stages: dict[str, int] = {}
+    made = toy_judges.train_judges(base, texts, tmp_path, 0, steps=30, tuning_steps=25, progress=stages.__setitem__)
+    assert stages == {"reading": 30} | dict.fromkeys(toy_judges.SEVERITIES, 25)
+    tokenizer, rubric = load_tokenizer(str(base)), load_rubric(toy_judges.RUBRIC)
+    digits = torch.tensor(rating_token_ids(tokenizer, rubric))
+    trees = toy_judges._trees(texts, rubric, tokenizer)
+    means = []
+    for name in toy_judges.SEVERITIES:
+        judge = TreeLM(load_causal_lm(str(made[name]), "fp32"))
+        with torch.no_grad():
+            means.append(mean_score(judge, trees, digits))
+    assert means[0] > means[1] + 0.1 > means[2] + 0.2, means
+
+
+def mean_score(judge: TreeLM, trees: list[toy_judges._Tree], digits: torch.Tensor) -> float:
+    total = []
+    for tree in trees:
+        for branch in tree.branches:
+            packed = TokenTree(0, tree.prefix, ((*branch, 0),), (), 0, ())
+            pack = build_pack([packed], [0])
+            p = judge.next_token_logprobs(pack, pack.rows[-1:])[0, digits].softmax(-1)
+            total.append(float(p @ torch.arange(1.0, 6.0)))
+    return sum(total) / len(total)
