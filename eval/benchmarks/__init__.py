@@ -1,0 +1,1 @@
+"""Public benchmarks with their own ratings."""

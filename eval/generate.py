@@ -1,0 +1,102 @@
+"""Responses of the models under test to a prompt set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from dpeer.errors import ConfigError
+from eval.config import EvalConfig, Served
+from eval.engine import Answer, Call, Method
+from eval.plan import responses_folder
+from eval.prompting import Segment, visible
+from eval.prompts import load_prompts
+from eval.ratings import anti_join, content_id, done_ids, drop_rows, lock, write_part
+from eval.run import Connect, Work, execute, settings_of
+from eval.served import family, served_hash
+from eval.table import RESPONSES
+
+ID = RESPONSES.names[0]
+
+
+def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, console: Console | None = None) -> Path:
+    """Make all planned responses that are missing; returns the folder of their part files.
+
+    Every response has its own seed, which follows from its id: a resumed run gives the samples that an uninterrupted
+    one gives (up to the rounding of other batches). With `retry_errors`, responses that failed are asked for again.
+    """
+    console = console or Console(highlight=False)
+    folder = responses_folder(cfg)
+    with lock(folder):
+        if retry_errors and (dropped := drop_rows(folder, ("engine_error",), RESPONSES)):
+            console.print(f"{dropped} failed responses are asked for again.")
+        rows = plan(cfg)
+        todo = anti_join(rows, done_ids(folder, RESPONSES), ID)
+        works = [_work(cfg, rows, todo, served) for served in cfg.models]
+        execute(cfg, works, connect, folder, console)
+    return folder
+
+
+def plan(cfg: EvalConfig) -> pd.DataFrame:
+    """Every planned response: the columns of the responses table that are known before it is made."""
+    if not cfg.models:
+        raise ConfigError("models is empty: name at least one model under test (name, path).")
+    prompts = load_prompts(cfg.prompts, cfg.seed)
+    return pd.concat([_rows(cfg, served, prompts) for served in cfg.models], ignore_index=True)
+
+
+def _rows(cfg: EvalConfig, served: Served, prompts: pd.DataFrame) -> pd.DataFrame:
+    samples = cfg.generation.samples
+    sampling = cfg.generation.model_dump(exclude={"samples"}) | {"seed": cfg.seed}
+    if served.backend == "vllm":
+        sampling["dtype"] = settings_of(cfg, served).dtype
+    own = {"model": served.name, "model_hash": served_hash(served)}
+    rows = prompts[["item", "prompt"]].loc[prompts.index.repeat(samples)].reset_index(drop=True)
+    rows["sample"] = list(range(samples)) * len(prompts)
+    keys = zip(rows["item"], rows["prompt"], rows["sample"], strict=True)
+    rows.insert(0, ID, [content_id(**own, sampling=sampling, item=i, prompt=p, sample=s) for i, p, s in keys])
+    return rows.assign(**own, family=family(served))
+
+
+def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, served: Served) -> Work:
+    left = todo[todo["model"] == served.name]
+    spec = cfg.generation
+    return Work(
+        served,
+        Method("sample", max_tokens=spec.max_tokens, temperature=spec.temperature, top_p=spec.top_p),
+        ids=frozenset(left[ID]),
+        calls=lambda: _calls(left, spec.system),
+        write=_writer(responses_folder(cfg) / f"model={served.name}", left),
+        done=int((rows["model"] == served.name).sum()) - len(left),
+    )
+
+
+def _calls(rows: pd.DataFrame, system: str | None) -> Iterator[Call]:
+    for response_id, item, prompt in rows[[ID, "item", "prompt"]].itertuples(index=False, name=None):
+        segments = (Segment(visible(prompt), False),)
+        yield Call(response_id, item, segments, system, seed=int(response_id[:8], 16))
+
+
+def _writer(folder: Path, left: pd.DataFrame) -> Callable[[Sequence[Answer]], None]:
+    by_id = left.set_index(ID, drop=False)
+
+    def write(answers: Sequence[Answer]) -> None:
+        known = by_id.loc[[a.id for a in answers]].to_dict("records")
+        rows = [row | _response(answer) for row, answer in zip(known, answers, strict=True)]
+        write_part(folder, rows, RESPONSES)
+
+    return write
+
+
+def _response(answer: Answer) -> dict[str, object]:
+    failed = answer.finish in ("error", "too_long")
+    status = "engine_error" if failed else "truncated" if answer.finish == "length" else "ok"
+    return {
+        "response": None if failed else visible(answer.text),
+        "tokens": answer.output_tokens,
+        "status": status,
+        "error": answer.error,
+    }

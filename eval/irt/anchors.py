@@ -1,0 +1,97 @@
+"""Anchors: judges and items whose place on the scale is taken from an earlier fit, fixed or as a tight prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dpeer.errors import ConfigError
+from eval.irt.types import Floats, Posterior, Ratings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Anchors:
+    """(mean, sd) per element, nan where it is free."""
+
+    judges: Floats  # [J, D, 2] severity
+    items: Floats  # [Q, D, 2] difficulty
+    log_alpha: Floats  # [J, 2]
+    mu: Floats  # [D] of the earlier fit; nan where unknown
+
+
+def anchors_from(
+    posterior: Posterior, judges: Iterable[str] = (), items: Iterable[str] = (), sd: float | None = None
+) -> dict[str, Any]:
+    """Anchors for `Options.anchors` from an earlier fit; plain JSON.
+
+    sd: None takes the earlier posterior sd of each element, 0 fixes it. Raises ConfigError for names it does not have.
+    """
+    ratings, dimensions = posterior.ratings, posterior.ratings.dimensions
+    judges, items = tuple(judges), tuple(items)
+    for kind, asked, known in (("judge", judges, ratings.judges), ("item", items, ratings.items)):
+        if unknown := sorted(set(asked) - set(known)):
+            raise ConfigError(f"anchors: the earlier fit has no {kind} {unknown[0]}; it has {', '.join(known[:20])}")
+
+    def pair(draws: Floats) -> list[float]:
+        return [float(draws.mean()), float(draws.std()) if sd is None else sd]
+
+    severity, beta = posterior.flat("severity"), posterior.flat("beta")
+    found: dict[str, Any] = {
+        "model": "gmfrm" if "log_alpha" in posterior.draws else "rasch",
+        "response_effect": bool(posterior.facts["response_effect"]),
+        "mu": dict(zip(dimensions, posterior.flat("mu").mean(axis=0).tolist(), strict=True)),
+        "judges": {
+            j: {d: pair(severity[:, ratings.judges.index(j), k]) for k, d in enumerate(dimensions)} for j in judges
+        },
+        "items": {},
+        "log_alpha": {},
+    }
+    for name in items:
+        draws = beta[:, ratings.items.index(name)]
+        found["items"][name] = {d: pair(draws[:, k]) for k, d in enumerate(dimensions) if not np.isnan(draws[0, k])}
+    if "log_alpha" in posterior.draws:
+        alpha = posterior.flat("log_alpha")
+        found["log_alpha"] = {j: pair(alpha[:, ratings.judges.index(j)]) for j in judges}
+    return found
+
+
+def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool, response_effect: bool) -> Anchors:
+    """Anchors as arrays over the elements of `ratings`; all nan without anchors. Raises ConfigError."""
+    j, q, d = len(ratings.judges), len(ratings.items), len(ratings.dimensions)
+    found = Anchors(np.full((j, d, 2), np.nan), np.full((q, d, 2), np.nan), np.full((j, 2), np.nan), np.full(d, np.nan))
+    if not anchors:
+        return found
+    now = {"model": "gmfrm" if alpha else "rasch", "response_effect": response_effect}
+    for name, value in now.items():
+        if name in anchors and anchors[name] != value:
+            raise ConfigError(
+                f"anchors: the earlier fit has {name} {anchors[name]}, this one {value}; their logits are not on one "
+                "scale, so fit both in the same way"
+            )
+    for kind, names, into in (("judges", ratings.judges, found.judges), ("items", ratings.items, found.items)):
+        at = {name: i for i, name in enumerate(names)}
+        for name, values in anchors.get(kind, {}).items():
+            for dimension, value in values.items():
+                if name in at and dimension in ratings.dimensions:
+                    into[at[name], ratings.dimensions.index(dimension)] = _pair(kind, name, value)
+    for name, value in anchors.get("log_alpha", {}).items():
+        if alpha and name in ratings.judges:
+            found.log_alpha[ratings.judges.index(name)] = _pair("log_alpha", name, value)
+    for dimension, value in anchors.get("mu", {}).items():
+        if dimension in ratings.dimensions:
+            found.mu[ratings.dimensions.index(dimension)] = float(value)
+    if np.isnan(found.judges).all() and np.isnan(found.items).all():
+        raise ConfigError(
+            "anchors: none of the anchored judges and items occurs in these ratings, so nothing is linked"
+        )
+    return found
+
+
+def _pair(kind: str, name: str, value: Any) -> tuple[float, float]:
+    mean, sd = (float(v) for v in value)
+    if not (np.isfinite(mean) and np.isfinite(sd) and sd >= 0):
+        raise ConfigError(f"anchors: {kind} {name} has mean {mean}, sd {sd}; both must be finite, sd at least 0")
+    return mean, sd

@@ -1,0 +1,335 @@
+"""Identification of a rating design: can these ratings, or this plan of ratings, tell the models apart?
+
+A direction on which the ratings are silent (see `eval.irt.elimination`) and that moves models apart makes the design
+useless for comparing them, even where every two models are connected: refused, by name, with the cheapest repair. One
+that moves only judges apart harms only statements about judges: a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpeer.errors import DpeerError
+from eval.irt import elimination
+from eval.irt.elimination import Part
+from eval.irt.types import Bools, Floats, Ints, Options, Ratings
+from eval.irt.weaknesses import FEW, DesignWarning, groups_of, names_of, weaknesses
+
+ALIASED = 1e-8
+"""Share of a covariate's squares that must be left unexplained by models, items, judges and criteria."""
+
+
+class DesignError(DpeerError):
+    """A design that cannot answer the question; `name` says how it fails."""
+
+    name = "DesignError"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{self.name}: {text}")
+
+
+class NoRatings(DesignError):
+    name = "NoRatings"
+
+
+class TooFewModels(DesignError):
+    name = "TooFewModels"
+
+
+class TooFewJudges(DesignError):
+    name = "TooFewJudges"
+
+
+class ConstantScores(DesignError):
+    name = "ConstantScores"
+
+
+class DisconnectedDesign(DesignError):
+    """Groups of models that share neither items nor judges."""
+
+    name = "DisconnectedDesign"
+
+
+class DisjointItems(DesignError):
+    name = "DisjointItems"
+
+
+class DisjointJudges(DesignError):
+    name = "DisjointJudges"
+
+
+class DisjointCriteria(DesignError):
+    name = "DisjointCriteria"
+
+
+class RankDeficient(DesignError):
+    """Every two facets are connected, and yet a contrast of models is not identified."""
+
+    name = "RankDeficient"
+
+
+class SelfPreferenceAliased(DesignError):
+    name = "SelfPreferenceAliased"
+
+
+class ConstantCovariate(DesignError):
+    name = "ConstantCovariate"
+
+
+class CollinearCovariate(DesignError):
+    name = "CollinearCovariate"
+
+
+class ResponseEffectAliased(DesignError):
+    name = "ResponseEffectAliased"
+
+
+class HaloAliased(DesignError):
+    name = "HaloAliased"
+
+
+class DiscriminationAliased(DesignError):
+    name = "DiscriminationAliased"
+
+
+@dataclass(frozen=True, slots=True)
+class DesignReport:
+    """An accepted design; mappings are by dimension."""
+
+    warnings: tuple[DesignWarning, ...]
+    ratings: dict[str, int]
+    rank: dict[str, int]
+    columns: dict[str, int]
+    """Models, judges and criteria that were rated: rank + 3 where all are comparable."""
+    components: dict[str, int]
+    """Connected parts of the model x item x judge graph."""
+
+
+def check(ratings: Ratings, options: Options, planned: bool = False) -> DesignReport:
+    """Refuse a design in which abilities or a wanted effect are not identified; warn of a weak one.
+
+    Near-linear in the number of ratings. With `planned`, categories are not looked at, nor is a length not known yet.
+    Anchored judges and items (`options.anchors`) count as known.
+
+    Raises: a `DesignError` by its name, with the offenders and the cheapest repair.
+    """
+    _enough(ratings, planned)
+    items = _anchored(ratings.items, ratings.dimensions, options, "items")
+    judges = _anchored(ratings.judges, ratings.dimensions, options, "judges")
+    parts = [elimination.eliminate(ratings, d, items[d], judges[d]) for d in range(len(ratings.dimensions))]
+    together = [_together(*known) for known in zip(parts, items, judges, strict=True)]
+    _comparable(ratings, parts, items, judges)
+    _covariates(ratings, options, parts, planned)
+    _random_effects(ratings, options)
+    named = dict(zip(ratings.dimensions, parts, strict=True))
+    return DesignReport(
+        warnings=tuple(weaknesses(ratings, named, items, judges, planned)),
+        ratings={name: len(part.rows) for name, part in named.items()},
+        rank={name: part.rank for name, part in named.items()},
+        columns={name: part.columns for name, part in named.items()},
+        components={
+            name: int(elimination.connected(linked).max()) + 1 for name, linked in zip(named, together, strict=True)
+        },
+    )
+
+
+def _anchored(names: Sequence[str], dimensions: Sequence[str], options: Options, kind: str) -> Bools:
+    """[D, n]"""
+    known = (options.anchors or {}).get(kind, {})
+    return np.array([[dimension in known.get(name, ()) for name in names] for dimension in dimensions], bool)
+
+
+def _together(part: Part, items: Bools, judges: Bools) -> Bools:
+    return elimination.shares(part.items_met, items) | elimination.shares(part.judges_met, judges)
+
+
+def _enough(ratings: Ratings, planned: bool) -> None:
+    if not len(ratings):
+        raise NoRatings(f"none of {sum(ratings.statuses.values())} rows is a rating with status ok and a score")
+    if len(ratings.models) < 2:
+        raise TooFewModels(
+            f"only {ratings.models[0]} was rated; ability is relative. Cheapest repair: rate a base model too"
+        )
+    if len(ratings.judges) < 2:
+        raise TooFewJudges(
+            f"only {ratings.judges[0]} rated; its severity and noise cannot be told from ability. "
+            f"Cheapest repair: a second judge on the same responses, {FEW} or more per model"
+        )
+    if planned:
+        return
+    for d, name in enumerate(ratings.dimensions):
+        used = np.unique(ratings.category[ratings.dimension == d])
+        if len(used) == 1:
+            raise ConstantScores(
+                f"every rating of {name} is {ratings.scale[used[0]]}. "
+                "Repair: leave the dimension out, or use harder prompts or a finer scale"
+            )
+
+
+def _comparable(ratings: Ratings, parts: Sequence[Part], items: Bools, judges: Bools) -> None:
+    faults: dict[tuple[type[DesignError], str, str], list[str]] = {}
+    for d, (name, part) in enumerate(zip(ratings.dimensions, parts, strict=True)):
+        if fault := _fault(ratings, part, items[d], judges[d]):
+            faults.setdefault(fault, []).append(name)
+    for (error, problem, repair), dimensions in faults.items():
+        raise error(f"in {names_of(dimensions)}: {problem}. Cheapest repair: {repair}")
+
+
+def _fault(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> tuple[type[DesignError], str, str] | None:
+    rated = part.gram.diagonal()[: len(ratings.models)] > 0
+    if not rated.all():
+        missing = [name for name, seen in zip(ratings.models, rated, strict=True) if not seen]
+        return (
+            DisconnectedDesign,
+            f"no usable rating of {names_of(missing)}",
+            "let the judges of the other models rate them",
+        )
+    silent = part.null[: len(ratings.models)]
+    labels = elimination.clusters(silent)
+    if labels.max() == 0:
+        return None
+    reasons: tuple[tuple[Bools, type[DesignError], str], ...] = (
+        (_together(part, items, judges), DisconnectedDesign, "share neither an item nor a judge"),
+        (elimination.shares(part.items_met, items), DisjointItems, "answered disjoint items"),
+        (elimination.shares(part.judges_met, judges), DisjointJudges, "were rated by disjoint judges"),
+        (elimination.shares(part.criteria_met), DisjointCriteria, "were rated on disjoint criteria"),
+    )
+    error: type[DesignError] = RankDeficient
+    groups, reason = labels, "are linked, but so that ability cannot be told from difficulty and severity"
+    for linked, named, why in reasons:
+        if (apart := elimination.connected(linked)).max() > 0:
+            error, groups, reason = named, apart, why
+            break
+    return error, f"{groups_of(ratings.models, groups)} {reason}", _repair(ratings, part, labels, silent)
+
+
+def _repair(ratings: Ratings, part: Part, labels: Ints, silent: Floats) -> str:
+    """The fewest ratings that make all models comparable, of responses that exist where possible.
+
+    A rating of model b in a cell (item, judge, criterion) where model a has one removes exactly one silent direction,
+    along ability[b] - ability[a]; so it takes as many as there are directions that move models apart.
+    """
+    model, judge = part.elements[0], ratings.judge[part.rows]
+    counts = np.bincount(model, minlength=len(ratings.models))
+    hub = int(np.argmax(np.bincount(labels, weights=counts)))
+    cells = np.flatnonzero(labels[model] == hub)
+    steps = []
+    for label in np.unique(labels[labels != hub]):
+        newcomer = int(np.argmax(np.where(labels == label, counts, -1)))
+        direction = silent[newcomer] - silent[model[cells[0]]]
+        if np.linalg.norm(direction) < 1e-6:
+            continue
+        silent = silent - np.outer(silent @ direction, direction) / (direction @ direction)
+        answered = np.isin(part.item, ratings.response_item[ratings.response_model == newcomer])[cells]
+        cell = cells[np.argmax(answered)]
+        who, what, by = ratings.models[newcomer], ratings.items[part.item[cell]], ratings.judges[judge[cell]]
+        steps.append(
+            f"judge {by} rates {who} on item {what}" + ("" if answered.any() else " (which it must answer first)")
+        )
+    return f"{names_of(steps, '; ')}. One rating each identifies the abilities, {FEW} or more make them precise"
+
+
+def _covariates(ratings: Ratings, options: Options, parts: Sequence[Part], planned: bool) -> None:
+    """Wanted effects must not be combinations of abilities, difficulties, severities and each other."""
+    wanted = {
+        "own_family": (options.self_family, ratings.own_family),
+        "own_model": (options.self_model, ratings.own_model),
+        "order": (options.order, ratings.reversed),
+    }
+    shared = {name: values.astype(np.float64) for name, (on, values) in wanted.items() if on}
+    length = ratings.response_length[ratings.response]
+    with_length = options.length and not (planned and not length.any())
+    left = np.zeros((len(shared), len(shared)))
+    for name, part in zip(ratings.dimensions, parts, strict=True):
+        columns = [values[part.rows] for values in (*([length] if with_length else []), *shared.values())]
+        if not columns:
+            return
+        rest = elimination.unexplained(part, np.column_stack(columns))
+        if with_length:
+            if rest[0, 0] <= ALIASED * (columns[0] @ columns[0]):
+                raise _length_aliased(ratings, part, columns[0], name)
+            rest = rest[1:, 1:] - np.outer(rest[0, 1:], rest[0, 1:]) / rest[0, 0]
+        left += rest
+    for index, (name, values) in enumerate(shared.items()):
+        if left[index, index] <= ALIASED * (values @ values):
+            raise _order_aliased(ratings, values) if name == "order" else _self_aliased(ratings, name, values)
+    if len(shared) > 1:
+        scale = 1 / np.sqrt(left.diagonal())
+        if np.linalg.eigvalsh(left * scale[:, None] * scale)[0] < ALIASED:
+            error = CollinearCovariate if "order" in shared else SelfPreferenceAliased
+            raise error(f"{names_of(shared)} mark the same ratings and cannot be told apart. Repair: leave one out")
+
+
+def _same_within(index: Ints, values: Floats, size: int) -> Bools:
+    """[size] whether a covariate is the same in all ratings of each element."""
+    low, high = np.full(size, np.inf), np.full(size, -np.inf)
+    np.minimum.at(low, index, values)
+    np.maximum.at(high, index, values)
+    return high <= low
+
+
+def _length_aliased(ratings: Ratings, part: Part, length: Floats, dimension: str) -> DesignError:
+    if not length.any():
+        return ConstantCovariate("length: not known. Repair: a table with response_length, or no length effect")
+    if _same_within(part.elements[0], length, len(ratings.models)).all():
+        return ConstantCovariate(
+            f"length: the same in all responses of each model in {dimension}, so that its effect cannot be told from "
+            "ability. Repair: responses that vary in length, or no length effect"
+        )
+    return CollinearCovariate(
+        f"length: in {dimension} a sum of model and item parts, so that its effect cannot be told from theirs. "
+        "Repair: more samples per model and item, or no length effect"
+    )
+
+
+def _order_aliased(ratings: Ratings, order: Floats) -> DesignError:
+    repair = "Repair: an even number of repeats (every second one lists the scale from the top), or no order effect"
+    if _same_within(ratings.model, order, len(ratings.models)).all():
+        return ConstantCovariate(f"order: the same in all ratings of each model, not to be told from ability. {repair}")
+    return CollinearCovariate(f"order: a combination of models, items and judges, not to be told from theirs. {repair}")
+
+
+def _self_aliased(ratings: Ratings, name: str, values: Floats) -> DesignError:
+    own = "its own family" if name == "own_family" else "itself"
+    if not values.any():
+        return SelfPreferenceAliased(f"{name}: no judge rated {own}. Repair: leave this effect out")
+    constant = _same_within(ratings.judge, values, len(ratings.judges))
+    marked = np.bincount(ratings.judge, weights=values, minlength=len(ratings.judges)) > 0
+    only = [judge for judge, on in zip(ratings.judges, constant & marked, strict=True) if on]
+    if only:
+        problem = f"{names_of(only)} rated only {own}, so that self-preference cannot be told from severity"
+        repair = f"let {only[0]} also rate the other models, on the items that other judges rated"
+    elif _same_within(ratings.model, values, len(ratings.models)).all():
+        problem = "the judges of a model are all of its family or all of another, not to be told from ability"
+        repair = "a judge of another family on the same responses"
+    else:
+        problem = f"which judges rated {own} is a combination of models, items and judges"
+        repair = "let a judge of another family rate the same responses"
+    return SelfPreferenceAliased(f"{name}: {problem}. Cheapest repair: {repair}")
+
+
+def _random_effects(ratings: Ratings, options: Options) -> None:
+    """Effects without a column of their own need replication of the right kind."""
+    dimensions, judges = len(ratings.dimensions), len(ratings.judges)
+    cell = ratings.response * dimensions + ratings.dimension
+    repeated = len(np.unique(cell)) < len(cell)
+    if options.response_effect and not repeated:
+        raise ResponseEffectAliased(
+            "every response was rated once per dimension, so that its effect cannot be told from noise. "
+            "Repair: a second judge on the same responses, or no response effect"
+        )
+    seen = np.unique((ratings.response * judges + ratings.judge) * dimensions + ratings.dimension)
+    if options.halo and len(np.unique(seen // dimensions)) == len(seen):
+        raise HaloAliased(
+            f"no judge rated a response on two dimensions ({names_of(ratings.dimensions)}). "
+            "Repair: rate the same responses on all dimensions, or no halo effect"
+        )
+    binary = len(ratings.scale) == 2 and judges == 2 and len(seen) == len(ratings)
+    if binary and options.model == "gmfrm" and options.response_effect is not False and repeated:
+        raise DiscriminationAliased(
+            f"{names_of(ratings.judges)} rated each response once on a two-point scale, so that discrimination "
+            "cannot be told from the spread of responses. Repair: model rasch (equal discrimination) or a third judge"
+        )

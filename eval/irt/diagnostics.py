@@ -1,0 +1,247 @@
+"""Has the sampler converged? R-hat, effective sample sizes, energy, divergences, and the gate that a claim must pass.
+
+R-hat and ESS are rank-normalised (Vehtari et al., 2021, Bayesian Analysis 16:667); E-BFMI: Betancourt (2016).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eval.irt.types import Floats, Posterior, Ratings
+
+MAX_RHAT = 1.01
+MIN_ESS = 400.0
+MIN_EBFMI = 0.3
+
+NOT_GATED = ("beta", "u")
+"""Nuisance blocks with an element per item or response. No claim is about one of them, and their scales are gated."""
+
+LARGE_BLOCK = 2000
+"""From this size on, only the elements with the largest plain R-hat get the rank-normalised figures (2.4 ms each)."""
+
+_AXES = {
+    "theta": ("model", "dimension"),
+    "severity": ("judge", "dimension"),
+    "severity_judge": ("judge",),
+    "log_alpha": ("judge",),
+    "beta": ("item", "dimension"),
+    "delta": ("criterion",),
+    "tau": ("judge", "dimension", "step"),
+    "correlation": ("dimension", "dimension"),
+    "mu": ("dimension",),
+    "length": ("dimension",),
+    "s_theta": ("dimension",),
+    "s_beta": ("dimension",),
+    "s_u": ("dimension",),
+}
+
+
+def parameter_names(ratings: Ratings, name: str, shape: tuple[int, ...]) -> list[str]:
+    """Names such as `theta[lagrangian, T]` of all elements of a block, last axis fastest."""
+    if not shape:
+        return [name]
+    known = {
+        "model": ratings.models,
+        "judge": ratings.judges,
+        "item": ratings.items,
+        "dimension": ratings.dimensions,
+        "criterion": tuple(f"{d}/{c}" for d, c in ratings.criteria),
+        "step": tuple(str(score) for score in ratings.scale[1:]),
+    }
+    axes = [known[axis] for axis in _AXES.get(name, ())]
+    if tuple(len(axis) for axis in axes) != shape:
+        axes = [tuple(str(i + 1) for i in range(n)) for n in shape]
+    return [f"{name}[{', '.join(index)}]" for index in product(*axes)]
+
+
+def _plain_rhat(draws: Floats) -> Floats:
+    """Split R-hat without ranks, of draws [chains, draws, n]: a cheap screen."""
+    half = draws.shape[1] // 2
+    split = np.concatenate([draws[:, :half], draws[:, -half:]])
+    within = split.var(axis=1, ddof=1).mean(axis=0)
+    between = split.mean(axis=1).var(axis=0, ddof=1)
+    rhat: Floats = np.sqrt((half - 1) / half + between / np.maximum(within, np.finfo(float).tiny))
+    return rhat
+
+
+def convergence(draws: Floats) -> tuple[Floats, Floats, Floats]:
+    """R-hat, bulk and tail ESS of draws [chains, draws, n], each [n].
+
+    R-hat is nan for a single chain. Chains that stand still at different values: R-hat inf and an ESS of one each.
+    """
+    from arviz_stats.base import array_stats
+
+    stuck = (draws.std(axis=1) == 0).all(axis=0)
+    rhat, bulk, tail = (np.full(draws.shape[2], float(fill)) for fill in (np.inf, len(draws), len(draws)))
+    moving = draws[:, :, ~stuck]
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    if moving.shape[2]:
+        if len(draws) > 1:
+            rhat[~stuck] = array_stats.rhat(moving, **axes)
+        bulk[~stuck] = array_stats.ess(moving, method="bulk", **axes)
+        tail[~stuck] = array_stats.ess(moving, method="tail", prob=(0.05, 0.95), **axes)
+    if len(draws) == 1:
+        rhat[:] = np.nan
+    return rhat, bulk, tail
+
+
+def diagnostics(posterior: Posterior) -> pd.DataFrame:
+    """One row per parameter that is neither constant nor absent (nan): parameter, rhat, ess_bulk, ess_tail, gated."""
+    frames = []
+    for name, draws in posterior.draws.items():
+        if name == "u":
+            continue
+        flat = draws.reshape(*draws.shape[:2], -1)
+        varies = ~np.isnan(flat).all(axis=(0, 1)) & ~(flat == flat[:1, :1]).all(axis=(0, 1))
+        chosen = np.flatnonzero(varies)
+        if len(chosen) > LARGE_BLOCK:
+            worst = np.argsort(_plain_rhat(flat[:, :, chosen]))[-LARGE_BLOCK:]
+            chosen = chosen[np.sort(worst)]
+        names = parameter_names(posterior.ratings, name, draws.shape[2:])
+        rhat, bulk, tail = convergence(flat[:, :, chosen])
+        frames.append(
+            pd.DataFrame(
+                {
+                    "parameter": pd.Series([names[i] for i in chosen], dtype="str"),
+                    "rhat": rhat,
+                    "ess_bulk": bulk,
+                    "ess_tail": tail,
+                    "gated": name not in NOT_GATED,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def ebfmi(energy: Floats) -> Floats:
+    """Energy fraction of missing information per chain, of energies [chains, draws]."""
+    fraction: Floats = np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1, ddof=1)
+    return fraction
+
+
+def gate(posterior: Posterior, table: pd.DataFrame | None = None) -> dict[str, Any]:
+    """May claims be made from this fit? green, reasons and advice, with the figures behind them (ready for JSON).
+
+    R-hat < 1.01, bulk and tail ESS > 400, no divergence and E-BFMI > 0.3, prior scales included: they fail first.
+    An approximate fit, or one that supports no intervals, is never green. `table` saves a second run of `diagnostics`.
+    """
+    table = diagnostics(posterior) if table is None else table
+    gated = table[table["gated"]]
+    rhat, bulk, tail = gated["rhat"], gated["ess_bulk"], gated["ess_tail"]
+    divergences = int(posterior.sampler["divergent"].sum())
+    energies = ebfmi(posterior.sampler["energy"])
+    max_depth = int(posterior.facts.get("max_treedepth", 10))
+    hits = int((posterior.sampler["treedepth"] >= max_depth).sum())
+    chains, draws = posterior.sampler["divergent"].shape
+
+    reasons, advice = _structural(posterior, gated)
+    slow = bool((bulk <= MIN_ESS).any() or (tail <= MIN_ESS).any())
+    if chains == 1:
+        reasons.append("one chain: R-hat needs at least two")
+        advice.append("run four chains (--chains 4)")
+    elif (bad := gated[~(rhat < MAX_RHAT)])["parameter"].any():
+        reasons.append(f"R-hat is {rhat.max():.3f} at {_first(bad, 'rhat', True)}; it must be below {MAX_RHAT}")
+    for column, word in (("ess_bulk", "bulk"), ("ess_tail", "tail")):
+        if (bad := gated[~(gated[column] > MIN_ESS)])["parameter"].any():
+            least = gated[column].min()
+            reasons.append(f"{word} ESS is {least:.0f} at {_first(bad, column, False)}; it must be above {MIN_ESS:.0f}")
+    if divergences:
+        reasons.append(f"{divergences} of {chains * draws} transitions diverged; there must be none")
+        advice.append("sample with smaller steps (a higher adapt_delta, e.g. 0.95 or 0.99) and a longer warm-up")
+    if not (energies > MIN_EBFMI).all():
+        worst = int(np.nanargmin(energies)) if np.isfinite(energies).any() else 0
+        reasons.append(f"E-BFMI is {energies[worst]:.2f} in chain {worst + 1}; it must be above {MIN_EBFMI}")
+        advice.append("raise the warm-up (twice as long), and leave out terms that the data hardly inform")
+    if hits > 0.01 * chains * draws:
+        advice.append(
+            f"{hits} trajectories reached tree depth {max_depth}: a longer warm-up or a higher limit saves time"
+        )
+    if slow or (rhat >= MAX_RHAT).any():
+        advice.append(_more_draws(gated, draws, float(np.nanmin([bulk.min(), tail.min()]))))
+        advice += _terms_to_drop(posterior, gated)
+
+    score = np.maximum(gated["rhat"].fillna(0) / MAX_RHAT, MIN_ESS / gated[["ess_bulk", "ess_tail"]].min(axis=1))
+    worst_rows = gated.loc[score.sort_values(ascending=False).index[:10], ["parameter", "rhat", "ess_bulk", "ess_tail"]]
+    return {
+        "green": not reasons,
+        "reasons": reasons,
+        "advice": list(dict.fromkeys(advice)),
+        "worst": worst_rows.to_dict(orient="records"),
+        "rhat_max": float(rhat.max()),
+        "ess_bulk_min": float(bulk.min()),
+        "ess_tail_min": float(tail.min()),
+        "ebfmi_min": float(energies.min()),
+        "divergences": divergences,
+        "treedepth_hits": hits,
+        "chains": int(chains),
+        "draws": int(draws),
+        "parameters": len(gated),
+    }
+
+
+def _structural(posterior: Posterior, gated: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Reasons that no number of draws can lift."""
+    reasons, advice = [], []
+    if posterior.options.approx:
+        reasons.append("the fit is approximate: its intervals are not calibrated")
+        advice.append("fit again without --approx")
+    if why := posterior.facts.get("no_intervals"):
+        reasons.append(
+            why if isinstance(why, str) else "the data do not support intervals: each response has one rating"
+        )
+        advice.append("let a second judge rate the responses, or repeat the ratings")
+    broken = [n for n, draws in posterior.draws.items() if n != "u" and _partly_nan(draws)]
+    if broken:
+        reasons.append(f"some draws of {', '.join(broken)} are not numbers")
+        advice.append("look for extreme ratings (a judge or model with one single score), then fit again")
+    if not gated["parameter"].str.startswith("theta").any():
+        reasons.append("no ability varies between draws: the sampler did not move, or there is one model only")
+        advice.append("fit at least two models; with two or more, raise the warm-up")
+    return reasons, advice
+
+
+def _partly_nan(draws: Floats) -> bool:
+    missing = np.isnan(draws)
+    return bool((missing.any(axis=(0, 1)) & ~missing.all(axis=(0, 1))).any())
+
+
+def _first(bad: pd.DataFrame, column: str, largest: bool) -> str:
+    order = bad.sort_values(column, ascending=not largest, na_position="first")
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"{order['parameter'].iloc[0]}{more}"
+
+
+def _more_draws(gated: pd.DataFrame, draws: int, least: float) -> str:
+    if not gated["rhat"].max() < 1.05:
+        return "the chains disagree: raise the warm-up first (twice as long), then the draws"
+    needed = int(np.ceil(draws * MIN_ESS * 1.25 / max(least, 1.0) / 100) * 100)
+    return f"more draws: about {max(needed, 2 * draws)} per chain would do"
+
+
+def _terms_to_drop(posterior: Posterior, gated: pd.DataFrame) -> list[str]:
+    """Which optional term the slow scales belong to, and why the data may not inform it."""
+    slow = gated[(gated["ess_bulk"] <= MIN_ESS) | (gated["ess_tail"] <= MIN_ESS) | (gated["rhat"] >= MAX_RHAT)]
+    names = set(slow["parameter"].str.partition("[")[0])
+    ratings = posterior.ratings
+    cells = len(np.unique(ratings.response * len(ratings.dimensions) + ratings.dimension))
+    each = len(ratings) / cells
+    advice = []
+    if "s_u" in names and each < 3:
+        advice.append(
+            f"the response effect rests on {each:.1f} ratings per response and dimension: have responses rated more "
+            "often; leaving it out (response_effect off) would understate every interval"
+        )
+    if "s_halo" in names:
+        advice.append("leave the halo out: the ratings hardly inform it")
+    if {"s_alpha", "log_alpha"} & names and (len(ratings.judges) < 3 or len(ratings.scale) == 2):
+        advice.append(
+            f"use --model rasch: {len(ratings.judges)} judges and {len(ratings.scale)} scores hardly inform alpha"
+        )
+    for name in ("own_family", "own_model", "length", "order"):
+        if name in names:
+            advice.append(f"leave the term {name} out, or add ratings that vary in it")
+    return advice

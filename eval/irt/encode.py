@@ -1,0 +1,203 @@
+"""Ratings tables to index arrays: every row is checked, counted by status, and used only when its status is ok."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dpeer.errors import DataError
+from eval.irt.types import Bools, Floats, Ints, Ratings
+from eval.table import RATINGS, STATUSES
+
+NAMES = ("model", "item", "dimension", "judge")
+TEXTS = (
+    *NAMES,
+    *("rating_id", "response_id", "criterion", "status", "order"),
+    *("model_family", "judge_family", "model_hash", "judge_hash"),
+)
+MOST_CATEGORIES = 10
+
+
+def encode(
+    table: pd.DataFrame | Path | str, dimensions: Sequence[str] | None = None, scale: Sequence[int] | None = None
+) -> Ratings:
+    """Check a ratings table (frame, CSV or Parquet file, folder of Parquet parts) and turn it into index arrays.
+
+    Needs the columns model, item, dimension, judge and score; `eval.table.RATINGS` lists the rest. `scale` holds the
+    possible scores; default: all whole numbers from the least to the greatest score. Raises DataError with row and
+    column.
+    """
+    frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
+    if missing := [c for c in (*NAMES, "score") if c not in frame.columns]:
+        have = ", ".join(map(str, frame.columns))
+        raise DataError(f"ratings: no column {', '.join(missing)}; a rating needs {', '.join(NAMES)}, score; found: {have}")
+    frame = frame.reset_index(drop=True)
+    for name in NAMES:
+        _refuse(frame[name].isna() | (frame[name].astype(str) == ""), frame, name, "is empty; every rating needs one")
+    texts = {name: _text(frame, name) for name in TEXTS}
+    if dimensions is not None:
+        if unknown := set(dimensions) - set(texts["dimension"]):
+            known = ", ".join(sorted(set(texts["dimension"])))
+            raise DataError(f"ratings: no row has the dimension {', '.join(sorted(unknown))}; there are: {known}")
+        kept = texts["dimension"].isin(list(dimensions)).to_numpy()
+        frame, texts = frame[kept], {name: values[kept] for name, values in texts.items()}
+    return _encode(frame, texts, dimensions, scale)
+
+
+def _encode(
+    frame: pd.DataFrame, texts: dict[str, pd.Series], dimensions: Sequence[str] | None, scale: Sequence[int] | None
+) -> Ratings:
+    score = _scores(frame)
+    status = texts["status"].where(texts["status"] != "", np.where(score.isna(), "unparsed", "ok"))
+    _refuse(~status.isin(STATUSES), frame, "status", f"is not one of {', '.join(STATUSES)}")
+    _refuse((status == "ok") & score.isna(), frame, "score", "is empty although the status is ok")
+    _refuse(~texts["order"].isin(["", "up", "down"]), frame, "order", "is neither up nor down")
+    twice = texts["rating_id"].duplicated() & (texts["rating_id"] != "")
+    _refuse(twice, frame, "rating_id", "occurs twice; each rating may be given once")
+
+    counts = pd.crosstab(texts["judge"], status)
+    ok = (status == "ok").to_numpy()
+    if not ok.any():
+        said = ", ".join(f"{n} {s}" for s, n in counts.sum().items()) or "no rows"
+        raise DataError(f"ratings: no row has a usable score ({said}); nothing can be fitted")
+    text = {name: values[ok] for name, values in texts.items()}
+    possible = _scale(score[ok], frame[ok], scale)
+
+    models, model = _codes(text["model"])
+    items, item = _codes(text["item"])
+    judges, judge = _codes(text["judge"])
+    names, dimension = _codes(text["dimension"], dimensions)
+    pairs, criterion = _criteria(dimension, text["criterion"], names)
+    response, response_model, response_item = _responses(frame[ok], text, model, item)
+    return Ratings(
+        models=models,
+        items=items,
+        judges=judges,
+        dimensions=names,
+        criteria=pairs,
+        scale=possible,
+        response_model=response_model,
+        response_item=response_item,
+        response_length=_lengths(frame[ok], response, len(response_model)),
+        response=response,
+        dimension=dimension,
+        criterion=criterion,
+        judge=judge,
+        category=np.searchsorted(possible, score[ok].to_numpy(np.int64)).astype(np.int64),
+        reversed=(text["order"] == "down").to_numpy(),
+        own_family=_same(text["model_family"], text["judge_family"]),
+        own_model=(text["model"] == text["judge"]).to_numpy() | _same(text["model_hash"], text["judge_hash"]),
+        statuses={str(s): int(n) for s, n in counts.sum().items()},
+        status_by_judge={str(j): {str(s): int(n) for s, n in row.items()} for j, row in counts.iterrows()},
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Columns that matter of a file, or of all Parquet parts below a folder."""
+    wanted = {*TEXTS, "score", "sample", "response_length"}
+    if path.suffix.lower() == ".csv" and path.is_file():
+        kinds = dict.fromkeys(TEXTS, str)
+        return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values={"score": [""], "response_length": [""]})
+    if not path.exists() or (path.is_dir() and not any(path.rglob("*.parquet"))):
+        raise DataError(f"{path}: no ratings here; give a CSV or Parquet file, or the ratings folder of `dpeer judge`")
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    try:
+        rows = ds.dataset(path, format="parquet", partitioning="hive", exclude_invalid_files=False)
+        return rows.to_table(columns=[c for c in rows.schema.names if c in wanted]).to_pandas()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+
+
+def _text(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column as strings; empty where it is absent or null."""
+    if name not in frame.columns:
+        return pd.Series("", index=frame.index, dtype=object)
+    column = frame[name]
+    return column.astype(object).where(column.notna(), "").astype(str)
+
+
+def _refuse(bad: pd.Series, frame: pd.DataFrame, column: str, why: str) -> None:
+    rows = np.flatnonzero(bad.to_numpy(bool))
+    if len(rows):
+        value = repr(frame[column].iloc[rows[0]]) if column in frame.columns else "(missing)"
+        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        raise DataError(f"ratings, row {frame.index[rows[0]] + 1}, column {column}: {value[:80]} {why}{more}")
+
+
+def _scores(frame: pd.DataFrame) -> pd.Series:
+    number = pd.to_numeric(frame["score"], errors="coerce").astype(float)
+    whole = np.isfinite(number) & (number == number.round())
+    _refuse(frame["score"].notna() & ~whole, frame, "score", "is not a whole number")
+    return number
+
+
+def _scale(score: pd.Series, frame: pd.DataFrame, given: Sequence[int] | None) -> tuple[int, ...]:
+    if given is None:
+        possible = tuple(range(int(score.min()), int(score.max()) + 1))
+    else:
+        possible = tuple(sorted(set(given)))
+        _refuse(~score.isin(possible), frame, "score", f"is not on the scale {', '.join(map(str, possible))}")
+    if not 2 <= len(possible) <= MOST_CATEGORIES:
+        found = f"{possible[0]} to {possible[-1]}" if len(possible) > 1 else f"{possible[0]} only"
+        raise DataError(
+            f"ratings: the scores are {found}; the model takes 2 to {MOST_CATEGORIES} ordered categories: "
+            "merge scores, or give the scale"
+        )
+    return possible
+
+
+def _codes(values: pd.Series, names: Sequence[str] | None = None) -> tuple[tuple[str, ...], Ints]:
+    found = tuple(sorted(values.unique()))
+    if names is not None:
+        if empty := [n for n in names if n not in found]:
+            raise DataError(f"ratings: dimension {empty[0]} has no row with a usable score")
+        found = tuple(names)
+    return found, pd.Categorical(values, categories=list(found)).codes.astype(np.int64)
+
+
+def _criteria(
+    dimension: Ints, criterion: pd.Series, names: tuple[str, ...]
+) -> tuple[tuple[tuple[str, str], ...], Ints]:
+    labels, code = _codes(criterion)
+    keys, index = np.unique(dimension * len(labels) + code, return_inverse=True)
+    return tuple((names[k // len(labels)], labels[k % len(labels)]) for k in keys), index.astype(np.int64)
+
+
+def _responses(
+    frame: pd.DataFrame, text: dict[str, pd.Series], model: Ints, item: Ints
+) -> tuple[Ints, Ints, Ints]:
+    """Index of each rating's response; model and item of each response."""
+    sample = _text(frame, "sample").replace("", "0")
+    named = text["response_id"].where(text["response_id"] != "", text["model"] + "/" + text["item"] + "/" + sample)
+    codes, _ = pd.factorize(named, sort=True)
+    response = codes.astype(np.int64)
+    _, first = np.unique(response, return_index=True)
+    other = (model != model[first][response]) | (item != item[first][response])
+    why = "belongs to two models or items; a response has one of each"
+    _refuse(pd.Series(other, index=frame.index), frame, "response_id", why)
+    return response, model[first], item[first]
+
+
+def _lengths(frame: pd.DataFrame, response: Ints, n: int) -> Floats:
+    """[R] standardised log(1 + length); zeros unless every response has a known length."""
+    if "response_length" not in frame.columns:
+        return np.zeros(n)
+    given = pd.to_numeric(frame["response_length"], errors="coerce").to_numpy(float)
+    _, first = np.unique(response, return_index=True)
+    if np.isnan(given[first]).any():
+        return np.zeros(n)
+    log = np.log1p(given[first])
+    spread = float(log.std())
+    return np.asarray((log - log.mean()) / spread if spread > 0 else np.zeros(n))
+
+
+def _same(a: pd.Series, b: pd.Series) -> Bools:
+    return ((a == b) & (a != "")).to_numpy(bool)
+
+
+assert {c for c in TEXTS if c != "model_hash"} <= set(RATINGS.names)

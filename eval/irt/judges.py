@@ -1,0 +1,69 @@
+"""The judge table: how severe, how discriminating and how predictable each judge is, with a note in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from eval.irt.ability import estimates
+from eval.irt.fit_statistics import FitStatistics
+from eval.irt.types import Posterior
+
+FIT_RANGE = (0.5, 1.5)
+"""Mean squares that are productive for measurement (Linacre, 2002)."""
+LEAST_GAP = 0.1
+"""Smallest gap between observed and expected mean score that is worth a word, as a share of one score step."""
+
+
+def judge_table(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
+    """judge, severity, alpha, infit, infit_p, outfit, outfit_p, n, mean_score, note."""
+    r = posterior.ratings
+    J = len(r.judges)
+    severity = posterior.draws.get("severity_judge")
+    overall = posterior.flat("severity").mean(axis=2) if severity is None else posterior.flat("severity_judge")
+    alpha = np.exp(posterior.flat("log_alpha")) if "log_alpha" in posterior.draws else np.ones((1, J))
+    n = np.bincount(r.judge, minlength=J)
+    total = np.bincount(r.judge, np.asarray(r.scale, dtype=float)[r.category], J)
+    frame = pd.DataFrame({"judge": r.judges, **estimates("severity", overall), **estimates("alpha", alpha)})
+    frame = frame.merge(statistics.judges, on="judge", how="left")
+    frame["n"], frame["mean_score"] = n, np.where(n, total / np.maximum(n, 1), np.nan)
+    return frame.assign(note=[_note(posterior, statistics, row) for row in frame.to_dict(orient="records")])
+
+
+def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float]) -> str:
+    """What stands out about a judge; empty if nothing does."""
+    r = posterior.ratings
+    given = np.unique(r.category[r.judge == r.judges.index(str(row["judge"]))])
+    if len(given) == 1:
+        return f"constant: gives the score {r.scale[given[0]]} only"
+    words = _misfits(statistics.misfit, str(row["judge"]), _step(r.scale))
+    low, high = FIT_RANGE
+    if row["infit"] > high:
+        words.append(f"noisy: varies more than the model expects (infit {row['infit']:.1f})")
+    elif row["infit"] < low:
+        words.append(f"too regular: varies less than the model expects (infit {row['infit']:.1f})")
+    if row["alpha_high"] < 1:
+        words.append(f"agrees less with the others (alpha {row['alpha']:.1f})")
+    elif row["alpha_low"] > 1:
+        words.append(f"sets the consensus (alpha {row['alpha']:.1f}), which is not validity")
+    return "; ".join(words)
+
+
+def _step(scale: tuple[int, ...]) -> float:
+    return (scale[-1] - scale[0]) / (len(scale) - 1)
+
+
+def _misfits(misfit: pd.DataFrame, judge: str, step: float) -> list[str]:
+    """The cell of a judge that fits worst, if it is beyond chance among all cells (Bonferroni) and not trivial."""
+    own = misfit[misfit["judge"] == judge]
+    critical = stats.norm.isf(0.025 / max(1, len(misfit)))
+    gap = own["observed"] - own["expected"]
+    bad = own[(own["z"].abs() > critical) & (gap.abs() > LEAST_GAP * step)]
+    if not len(bad):
+        return []
+    worst = bad.loc[bad["z"].abs().idxmax()]
+    side = "higher" if worst["z"] > 0 else "lower"
+    more = f", and {len(bad) - 1} more such cells" if len(bad) > 1 else ""
+    by = f"{abs(worst['observed'] - worst['expected']):.2f}"
+    return [f"misfits: scores {worst['model']} {side} in {worst['dimension']} than the model expects (by {by}){more}"]

@@ -1,0 +1,336 @@
+// Many-facet partial credit model (Linacre 1989; with judge discriminations: Uto & Ueno 2020) for ratings of responses.
+//
+//   log P(category l) = const + alpha[j] * (score[l] * (eta[cell] + halo - location) - tau[j, d, 1] - ... - tau[j, d, l - 1])
+//   eta[cell]         = mu[d] + theta[m, d] - beta[q, d] + u[response, d] + length[d] * response length
+//   location          = severity[j, d] + delta[c] - order * (+-1/2) - own_family - own_model
+//
+// A cell is a response on one dimension. Ratings are sorted into groups that share judge, dimension, criterion and flags,
+// so that a group is one categorical_logit_glm. Categories that nobody uses in a dimension are left out of its softmax;
+// the others keep their scores. Compiles on CmdStan 2.27: no sum_to_zero_vector, no tuples.
+functions {
+  // n - 1 free values to n values that sum to zero; orthonormal (Helmert), O(n).
+  vector sum_zero(vector z) {
+    int n = rows(z);
+    vector[n + 1] x = rep_vector(0, n + 1);
+    real total = 0;
+    for (i in 1 : n) {
+      int k = n + 1 - i;
+      real w = z[k] / sqrt(k * (k + 1.0));
+      total += w;
+      x[k] += total;
+      x[k + 1] -= w * k;
+    }
+    return x;
+  }
+
+  // (n - 1)(m - 1) free values to an n x m matrix whose rows and columns sum to zero.
+  matrix sum_zero_both(vector z, int n, int m) {
+    matrix[n - 1, m] half;
+    matrix[n, m] x;
+    for (i in 1 : n - 1) {
+      half[i] = sum_zero(segment(z, (i - 1) * (m - 1) + 1, m - 1))';
+    }
+    for (j in 1 : m) {
+      x[ : , j] = sum_zero(half[ : , j]);
+    }
+    return x;
+  }
+
+  // Log-likelihood of the groups `slice`, in the form that reduce_sum wants.
+  real groups_lpdf_sum(array[] int slice, int from, int to, array[] int y, array[] int cell, array[] int pair,
+                       array[] int first, array[] int last, array[] int judge, array[] int dim,
+                       array[] int step_first, array[] int steps, array[] vector score, vector eta, vector halo,
+                       vector location, vector alpha, matrix tau) {
+    real total = 0;
+    for (g in slice) {
+      int n = last[g] - first[g] + 1;
+      int d = dim[g];
+      int a = step_first[d];
+      int l = steps[d] + 1;
+      vector[l] s = alpha[judge[g]] * head(score[d], l);
+      vector[l] passed = append_row(0, alpha[judge[g]] * cumulative_sum(tau[judge[g], a : a + l - 2]'));
+      vector[n] x = eta[cell[first[g] : last[g]]];
+      if (rows(halo) > 0) {
+        x += halo[pair[first[g] : last[g]]];
+      }
+      total += categorical_logit_glm_lpmf(y[first[g] : last[g]] | to_matrix(x, n, 1), -passed - location[g] * s,
+                                          to_matrix(s, 1, l));
+    }
+    return total;
+  }
+}
+data {
+  int<lower=2> M; // models
+  int<lower=1> J; // judges
+  int<lower=1> D; // dimensions
+  int<lower=1> C; // criteria, sorted by dimension
+  int<lower=2> K; // categories of the scale
+  int<lower=1> B; // items x dimensions that were rated, sorted by dimension
+  int<lower=1> E; // cells, sorted by dimension
+  int<lower=1> N; // ratings, sorted by group
+  int<lower=1> G; // groups
+  int<lower=0> P; // judge x response pairs (halo), 0: none
+
+  array[D] int<lower=1> steps; // used categories - 1
+  array[D] vector[K] score; // distance of each used category from the lowest, then zeros
+  array[D] int<lower=1> item_first;
+  array[D] int<lower=1> item_last;
+  array[D] int<lower=1> criterion_first;
+  array[D] int<lower=1> criterion_last;
+  array[D] int<lower=1> cell_first;
+  array[D] int<lower=1> cell_last;
+  array[E] int<lower=1> cell_ability; // (d - 1) * M + m
+  array[E] int<lower=1> cell_item;
+  vector[E] cell_length;
+
+  array[G] int<lower=1> first;
+  array[G] int<lower=1> last;
+  array[G] int<lower=1, upper=J> judge;
+  array[G] int<lower=1, upper=D> dim;
+  array[G] int<lower=1, upper=C> criterion;
+  vector[G] reversed; // +1/2 or -1/2
+  vector[G] own_family; // 0 or 1
+  vector[G] own_model;
+  array[N] int<lower=1> y;
+  array[N] int<lower=1, upper=E> cell;
+  array[P > 0 ? N : 0] int<lower=1> pair;
+
+  int<lower=0, upper=1> use_alpha;
+  int<lower=0, upper=1> use_u;
+  int<lower=0, upper=1> use_length;
+  int<lower=0, upper=1> use_order;
+  int<lower=0, upper=1> use_own_family;
+  int<lower=0, upper=1> use_own_model;
+  int<lower=0, upper=1> use_threads;
+  int<lower=0, upper=1> centre_theta;
+  int<lower=0, upper=1> centre_beta;
+  int<lower=0, upper=1> centre_u;
+
+  // Anchors: value = mean + sd * z, so sd 0 fixes it. Where a block has anchors it is not centred on zero.
+  array[D] int<lower=0, upper=1> items_anchored;
+  array[B] int<lower=0, upper=1> item_anchored;
+  vector[B] item_mean;
+  vector<lower=0>[B] item_sd;
+  int<lower=0, upper=1> judges_anchored;
+  array[J, D] int<lower=0, upper=1> judge_anchored;
+  matrix[J, D] judge_mean;
+  matrix<lower=0>[J, D] judge_sd;
+  int<lower=0, upper=1> alphas_anchored;
+  array[J] int<lower=0, upper=1> alpha_anchored;
+  vector[J] alpha_mean;
+  vector<lower=0>[J] alpha_sd;
+}
+transformed data {
+  array[G] int groups;
+  array[D] int step_first;
+  int S = sum(steps);
+  int free_steps = S - D;
+  int has_main = J > 1 || judges_anchored;
+  int has_deviation = (J > 1 && D > 1) || judges_anchored;
+  int has_tau_deviation = J > 1 && free_steps > 0;
+  for (g in 1 : G) {
+    groups[g] = g;
+  }
+  for (d in 1 : D) {
+    step_first[d] = sum(steps[1 : d - 1]) + 1;
+  }
+}
+parameters {
+  vector[D] mu;
+  vector<lower=0>[D] s_theta;
+  cholesky_factor_corr[D] L_theta;
+  vector[(M - 1) * D] theta_raw;
+  vector<lower=0>[D] s_beta;
+  vector[B - D + sum(items_anchored)] beta_raw;
+  vector[sum(items_anchored) > 0 ? D : 0] beta_mean;
+  vector<lower=0>[has_main] s_severity;
+  vector[judges_anchored ? J : J - 1] severity_raw;
+  vector<lower=0>[has_deviation] s_dev;
+  vector[judges_anchored ? J * D : (J - 1) * (D - 1)] dev_raw;
+  vector[judges_anchored ? D : 0] severity_mean;
+  vector<lower=0>[use_alpha] s_alpha;
+  vector[use_alpha ? J - 1 + alphas_anchored : 0] alpha_raw;
+  vector[C - D] delta_raw;
+  vector[free_steps] tau_raw;
+  vector<lower=0>[has_tau_deviation] s_tau;
+  vector[(J - 1) * free_steps] tau_dev_raw;
+  vector[use_length ? D : 0] length;
+  vector[use_order] order;
+  vector[use_own_family] own_family_effect;
+  vector[use_own_model] own_model_effect;
+  vector<lower=0>[P > 0] s_halo;
+  vector[P] halo_raw;
+  vector<lower=0>[use_u ? D : 0] s_u;
+  vector[use_u ? E : 0] u_raw;
+}
+transformed parameters {
+  matrix[M, D] theta;
+  matrix[J, D] severity = rep_matrix(0, J, D);
+  vector[use_alpha ? J : 0] log_alpha;
+  vector[B] beta;
+  vector[C] delta;
+  matrix[J, S] tau;
+  {
+    matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
+    if (!centre_theta) {
+      z = z * diag_pre_multiply(s_theta, L_theta)';
+    }
+    for (d in 1 : D) {
+      theta[ : , d] = sum_zero(z[ : , d]);
+    }
+  }
+  if (judges_anchored) {
+    for (j in 1 : J) {
+      for (d in 1 : D) {
+        real z = dev_raw[(d - 1) * J + j];
+        severity[j, d] = judge_anchored[j, d] ? judge_mean[j, d] + judge_sd[j, d] * z
+                         : severity_mean[d] + s_severity[1] * severity_raw[j] + s_dev[1] * z;
+      }
+    }
+  } else if (J > 1) {
+    // Deviations sum to zero over judges and over dimensions: the judge's main effect is its mean over dimensions.
+    severity = rep_matrix(sum_zero(severity_raw), D);
+    if (D > 1) {
+      severity += sum_zero_both(dev_raw, J, D);
+    }
+  }
+  if (use_alpha) {
+    if (alphas_anchored) {
+      for (j in 1 : J) {
+        log_alpha[j] = alpha_anchored[j] ? alpha_mean[j] + alpha_sd[j] * alpha_raw[j] : s_alpha[1] * alpha_raw[j];
+      }
+    } else {
+      log_alpha = s_alpha[1] * sum_zero(alpha_raw);
+    }
+  }
+  {
+    int at = 1;
+    for (d in 1 : D) {
+      int n = item_last[d] - item_first[d] + 1;
+      vector[n - 1 + items_anchored[d]] z = segment(beta_raw, at, n - 1 + items_anchored[d]);
+      vector[n] scaled;
+      at += rows(z);
+      if (items_anchored[d]) {
+        scaled = beta_mean[d] + s_beta[d] * z;
+        for (i in 1 : n) {
+          int b = item_first[d] + i - 1;
+          if (item_anchored[b]) {
+            scaled[i] = item_mean[b] + item_sd[b] * z[i];
+          }
+        }
+      } else {
+        scaled = centre_beta ? sum_zero(z) : s_beta[d] * sum_zero(z);
+      }
+      beta[item_first[d] : item_last[d]] = scaled;
+    }
+  }
+  {
+    int at = 1;
+    int tau_at = 1;
+    int dev_at = 1;
+    for (d in 1 : D) {
+      int c = criterion_last[d] - criterion_first[d];
+      int f = steps[d] - 1;
+      int a = step_first[d];
+      delta[criterion_first[d] : criterion_last[d]] = sum_zero(segment(delta_raw, at, c));
+      tau[ : , a : a + f] = rep_matrix(sum_zero(segment(tau_raw, tau_at, f))', J);
+      if (J > 1 && f > 0) {
+        tau[ : , a : a + f] += sum_zero_both(segment(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
+      }
+      at += c;
+      tau_at += f;
+      dev_at += (J - 1) * f;
+    }
+  }
+}
+model {
+  vector[E] eta;
+  vector[P] halo;
+  vector[G] location;
+  vector[J] alpha = use_alpha ? exp(log_alpha) : rep_vector(1, J);
+  {
+    vector[M * D] ability = to_vector(theta + rep_matrix(mu', M));
+    eta = ability[cell_ability] - beta[cell_item];
+    for (d in 1 : D) {
+      int a = cell_first[d];
+      int b = cell_last[d];
+      if (use_u) {
+        eta[a : b] += centre_u ? u_raw[a : b] : s_u[d] * u_raw[a : b];
+      }
+      if (use_length) {
+        eta[a : b] += length[d] * cell_length[a : b];
+      }
+    }
+  }
+  if (P > 0) {
+    halo = s_halo[1] * halo_raw;
+  }
+  for (g in 1 : G) {
+    location[g] = severity[judge[g], dim[g]] + delta[criterion[g]];
+  }
+  if (use_order) {
+    location -= order[1] * reversed;
+  }
+  if (use_own_family) {
+    location -= own_family_effect[1] * own_family;
+  }
+  if (use_own_model) {
+    location -= own_model_effect[1] * own_model;
+  }
+  if (use_threads) {
+    target += reduce_sum(groups_lpdf_sum, groups, 1, y, cell, pair, first, last, judge, dim, step_first, steps, score,
+                         eta, halo, location, alpha, tau);
+  } else {
+    target += groups_lpdf_sum(groups, 1, G, y, cell, pair, first, last, judge, dim, step_first, steps, score, eta, halo,
+                              location, alpha, tau);
+  }
+
+  // Scales of centred blocks: a prior that avoids zero (Chung et al. 2013), where a centred block has a funnel.
+  mu ~ normal(0, 5);
+  s_theta ~ gamma(2, 1);
+  L_theta ~ lkj_corr_cholesky(2);
+  if (centre_theta) {
+    matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
+    matrix[D, D] root = diag_pre_multiply(s_theta, L_theta);
+    to_vector(mdivide_left_tri_low(root, z')) ~ std_normal();
+    target += -(M - 1) * sum(log(diagonal(root)));
+  } else {
+    theta_raw ~ std_normal();
+  }
+  s_beta ~ gamma(2, 1);
+  beta_mean ~ normal(0, 5);
+  {
+    int at = 1;
+    for (d in 1 : D) {
+      int n = item_last[d] - item_first[d] + items_anchored[d];
+      segment(beta_raw, at, n) ~ normal(0, centre_beta && !items_anchored[d] ? s_beta[d] : 1);
+      at += n;
+    }
+  }
+  s_severity ~ gamma(2, 2);
+  severity_raw ~ normal(0, has_main && !judges_anchored ? s_severity[1] : 1);
+  s_dev ~ gamma(2, 4);
+  dev_raw ~ normal(0, has_deviation && !judges_anchored ? s_dev[1] : 1);
+  severity_mean ~ normal(0, 5);
+  s_alpha ~ std_normal();
+  alpha_raw ~ std_normal();
+  delta_raw ~ std_normal();
+  tau_raw ~ normal(0, 2.5);
+  s_tau ~ gamma(2, 4);
+  tau_dev_raw ~ normal(0, has_tau_deviation ? s_tau[1] : 1);
+  length ~ std_normal();
+  order ~ std_normal();
+  own_family_effect ~ std_normal();
+  own_model_effect ~ std_normal();
+  s_halo ~ std_normal();
+  halo_raw ~ std_normal();
+  s_u ~ std_normal();
+  if (use_u) {
+    for (d in 1 : D) {
+      u_raw[cell_first[d] : cell_last[d]] ~ normal(0, centre_u ? s_u[d] : 1);
+    }
+  }
+}
+generated quantities {
+  matrix[D, D] correlation = multiply_lower_tri_self_transpose(L_theta);
+}

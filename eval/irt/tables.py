@@ -1,0 +1,284 @@
+"""Every table of a fit, as files and on a terminal, and the claims that its diagnostics allow.
+
+Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
+ability, ranks, reliability, reversals (`eval.irt.ability`); judges (`eval.irt.judges`); severity, criteria, items,
+thresholds; models_fit, misfit, ppc (`eval.irt.fit_statistics`); effects, scales, correlation, statuses, connectivity; diagnostics
+(`eval.irt.diagnostics`); drift (`eval.irt.drift`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dpeer.errors import ConfigError
+from eval.irt.ability import (
+    ability_table,
+    estimates,
+    fair_averages,
+    rank_table,
+    reliability_table,
+    reversal_table,
+)
+from eval.irt.diagnostics import diagnostics, gate
+from eval.irt.drift import drift
+from eval.irt.fit_statistics import FitStatistics, fit_statistics
+from eval.irt.judges import judge_table
+from eval.irt.types import Findings, Floats, Posterior, Ratings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCALES = ("mu", "s_theta", "s_beta", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo")
+DISORDER = 0.95
+"""Posterior probability from which a threshold counts as below the one before it."""
+
+FAIR = (
+    "Fair averages are expected scores for a judge of average severity, thresholds and discrimination (alpha 1) and an "
+    "average criterion, averaged over the spread of the items, responses and halos."
+)
+EFFECT_NOTES = {
+    "own_family": "a judge on models of its family; positive = favours them",
+    "own_model": "a judge on its own responses; positive = favours them",
+    "length": "per sd of log response length; positive = longer scores higher",
+    "order": "scale listed from the top minus from the bottom",
+}
+
+
+def findings(posterior: Posterior, base: str | None = None, before: Posterior | None = None) -> Findings:
+    """All tables of a fit.
+
+    base: the model that others are compared with (default: the first). before: a fit since which drift is shown.
+    Where the data support no intervals (`facts["no_intervals"]`), all measures of uncertainty are blank.
+    """
+    r = posterior.ratings
+    base = r.models[0] if base is None else base
+    if base not in r.models:
+        raise ConfigError(f"base {base} was not rated; choose one of {', '.join(r.models)}")
+    fair, statistics, converged = fair_averages(posterior), fit_statistics(posterior), diagnostics(posterior)
+    tables = {
+        "ability": ability_table(posterior, base, fair),
+        "ranks": rank_table(posterior),
+        "reliability": reliability_table(posterior),
+        "reversals": reversal_table(posterior, fair),
+        "judges": judge_table(posterior, statistics),
+        "severity": _crossed("severity", posterior.flat("severity"), judge=r.judges, dimension=r.dimensions),
+        "criteria": _criteria(posterior),
+        "items": _items(posterior, statistics),
+        "thresholds": _thresholds(posterior),
+        "models_fit": statistics.models,
+        "misfit": statistics.misfit,
+        "ppc": statistics.ppc,
+        "effects": _effects(posterior),
+        "scales": _scales(posterior),
+        "correlation": _correlation(posterior),
+        "statuses": _statuses(r),
+        "connectivity": connectivity(r),
+        "diagnostics": converged,
+    }
+    if before is not None:
+        tables["drift"] = drift(before, posterior)
+    if posterior.facts.get("no_intervals"):
+        tables = _without_intervals(tables)
+    facts = {key: value for key, value in posterior.facts.items() if key != "u_draws"}
+    facts |= {
+        "base": base,
+        "options": asdict(posterior.options),
+        "ratings": len(r),
+        "responses": len(np.unique(r.response)),
+    }
+    facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
+    return Findings(tables, gate(posterior, converged), _notes(posterior, tables), facts)
+
+
+def _crossed(name: str, draws: Floats, **axes: tuple[str, ...] | tuple[int, ...]) -> pd.DataFrame:
+    """A row per cell of draws [S, *axes] that was estimated."""
+    index = pd.MultiIndex.from_product(axes.values(), names=list(axes))
+    return pd.DataFrame(estimates(name, draws), index=index).dropna().reset_index()
+
+
+def _criteria(posterior: Posterior) -> pd.DataFrame:
+    r = posterior.ratings
+    draws = posterior.flat("delta") if "delta" in posterior.draws else np.zeros((1, len(r.criteria)))
+    frame = pd.DataFrame(r.criteria, columns=["dimension", "criterion"]).assign(**estimates("difficulty", draws))
+    return frame.assign(n=np.bincount(r.criterion, minlength=len(r.criteria)))
+
+
+def _items(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
+    r = posterior.ratings
+    D = len(r.dimensions)
+    n = np.bincount(r.item * D + r.dimension, minlength=len(r.items) * D)
+    frame = _crossed("difficulty", posterior.flat("beta"), item=r.items, dimension=r.dimensions)
+    counts = pd.DataFrame({"item": np.repeat(r.items, D), "dimension": np.tile(r.dimensions, len(r.items)), "n": n})
+    fit = statistics.items[["item", "dimension", "infit", "outfit"]]
+    keys = ["item", "dimension"]
+    return frame.merge(counts, on=keys, how="left").merge(fit, on=keys, how="left")
+
+
+def _thresholds(posterior: Posterior) -> pd.DataFrame:
+    """step: the score that the threshold leads to, from the next lower score that is in use."""
+    r, tau = posterior.ratings, posterior.flat("tau")
+    frame = _crossed("threshold", tau, judge=r.judges, dimension=r.dimensions, step=tuple(r.scale[1:]))
+    disordered = []
+    for thresholds in np.moveaxis(tau, 0, -1).reshape(-1, len(r.scale) - 1, len(tau)):
+        used = thresholds[np.isfinite(thresholds[:, 0])]
+        disordered += [False] * bool(len(used)) + list((np.diff(used, axis=0) < 0).mean(axis=1) > DISORDER)
+    return frame.assign(disordered=np.array(disordered, dtype=bool))
+
+
+def _effects(posterior: Posterior) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for term, note in EFFECT_NOTES.items():
+        if term in posterior.draws:
+            rows += _rows(posterior, term, "term", note=note)
+    if "s_halo" in posterior.draws:
+        note = "what a judge adds to all dimensions of one response"
+        rows += [row | {"term": "halo"} for row in _rows(posterior, "s_halo", "term", note=note)]
+    columns = ["term", "dimension", "estimate", "estimate_low", "estimate_high", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _scales(posterior: Posterior) -> pd.DataFrame:
+    rows = [row for name in SCALES if name in posterior.draws for row in _rows(posterior, name, "parameter")]
+    return pd.DataFrame(rows, columns=["parameter", "dimension", "estimate", "estimate_low", "estimate_high"])
+
+
+def _rows(posterior: Posterior, name: str, key: str, **more: str) -> list[dict[str, Any]]:
+    """One row per dimension of a term [S, D]; one without dimension for a term [S]."""
+    draws = posterior.flat(name)
+    dimensions = posterior.ratings.dimensions if draws.ndim > 1 else ("",)
+    columns = estimates("estimate", draws)
+    return [
+        {key: name, "dimension": d, **{c: float(v[i]) for c, v in columns.items()}, **more}
+        for i, d in enumerate(dimensions)
+        if np.isfinite(columns["estimate"][i])
+    ]
+
+
+def _correlation(posterior: Posterior) -> pd.DataFrame:
+    """One row per pair of dimensions."""
+    names = posterior.ratings.dimensions
+    first, second = np.triu_indices(len(names), 1)
+    draws = posterior.flat("correlation")[:, first, second] if len(first) else np.zeros((1, 0))
+    pairs = {"dimension": [names[i] for i in first], "other": [names[i] for i in second]}
+    return pd.DataFrame({**pairs, **estimates("correlation", draws)})
+
+
+def _statuses(ratings: Ratings) -> pd.DataFrame:
+    rows = [(j, status, count) for j, counts in ratings.status_by_judge.items() for status, count in counts.items()]
+    return pd.DataFrame(rows, columns=["judge", "status", "count"])
+
+
+def connectivity(ratings: Ratings) -> pd.DataFrame:
+    """Ratings per judge, model and dimension, empty cells included."""
+    J, M, D = len(ratings.judges), len(ratings.models), len(ratings.dimensions)
+    n = np.bincount((ratings.judge * M + ratings.model) * D + ratings.dimension, minlength=J * M * D)
+    axes = {"judge": ratings.judges, "model": ratings.models, "dimension": ratings.dimensions}
+    index = pd.MultiIndex.from_product(axes.values(), names=list(axes))
+    return pd.DataFrame({"n": n}, index=index).reset_index()
+
+
+def _without_intervals(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    kept = {name: table.copy() for name, table in tables.items() if name not in ("ranks", "reliability")}
+    for name, table in kept.items():
+        if name not in ("misfit", "ppc"):
+            blank = [c for c in table if c.endswith(("_low", "_high", "_sd")) or c in ("p", "p_better")]
+            table[blank] = np.nan
+    return kept
+
+
+def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, ...]:
+    """What a reader must know about this fit, most important first."""
+    notes = [str(note) for note in posterior.facts.get("notes", ())]
+    for row in tables["judges"].itertuples():
+        notes += [f"Judge {row.judge}: {row.note}."] if row.note else []
+    if len(disordered := tables["thresholds"].query("disordered")):
+        judges = ", ".join(dict.fromkeys(disordered["judge"]))
+        notes.append(
+            f"Thresholds are out of order for {judges}: a score between is never the likeliest. A finding, no error."
+        )
+    if "s_u" not in posterior.draws:
+        notes.append("No response effect: where a response is rated more than once, all intervals are too narrow.")
+    if len(tables["reversals"]):
+        notes.append(
+            f"{len(tables['reversals'])} pairs of models change their order when raw means are adjusted; see reversals."
+        )
+    return (*notes, FAIR)
+
+
+def claims(found: Findings) -> list[str]:
+    """Sentences on models that differ from the base; none at all unless the gate is green (else read its reasons)."""
+    if not found.gate["green"]:
+        return []
+    sentences = []
+    for row in found.tables["ability"].itertuples():
+        if row.contrast_low > 0 or row.contrast_high < 0:
+            word, p = ("better", row.p_better) if row.contrast > 0 else ("worse", 1 - row.p_better)
+            certainty = "P > 0.999" if p > 0.999 else f"P = {p:.3f}"
+            span = f"[{row.contrast_low:.1f}, {row.contrast_high:.1f}]"
+            where = f"{row.model} is {word} than {found.facts['base']} in {row.dimension}"
+            sentences.append(f"{where}: {row.contrast:+.1f} logits {span}, {certainty}")
+    return sentences
+
+
+def write_tables(found: Findings, folder: Path) -> None:
+    """Every table as CSV and JSON (records; null where unknown), with gate, notes, facts and claims as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in found.tables.items():
+        _write(folder / f"{name}.csv", table.to_csv(index=False))
+        _write(folder / f"{name}.json", str(table.to_json(orient="records", indent=1, double_precision=10)))
+    for name, value in (
+        ("gate", found.gate),
+        ("notes", found.notes),
+        ("facts", found.facts),
+        ("claims", claims(found)),
+    ):
+        _write(folder / f"{name}.json", json.dumps(value, indent=1, default=_plain))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    """numpy values as JSON knows them."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+
+
+def terminal(found: Findings) -> list[RenderableType]:
+    """For a terminal: abilities per model and dimension, severities per judge, and the verdict of the diagnostics."""
+    from rich.table import Table
+    from rich.text import Text
+
+    ability, judges = found.tables["ability"], found.tables["judges"]
+    dimensions = list(dict.fromkeys(ability["dimension"]))
+    models = Table("model", *dimensions, title="Ability in logits, 95 % interval", title_justify="left")
+    for model, rows in ability.groupby("model", sort=False):
+        cells = {row.dimension: _estimate(row, "ability") for row in rows.itertuples()}
+        models.add_row(Text(str(model)), *(cells[d] for d in dimensions))
+    columns = ("judge", "severity", "alpha", "infit", "ratings", "note")
+    severities = Table(*columns, title="Judges: severity in logits, positive = stricter", title_justify="left")
+    for row in judges.itertuples():
+        numbers = (_estimate(row, "severity"), f"{row.alpha:.2f}", f"{row.infit:.2f}", f"{row.n:,}")
+        severities.add_row(Text(row.judge), *numbers, Text(row.note))
+    if found.gate["green"]:
+        verdict = [Text("Diagnostics: green", style="green")]
+    else:
+        lines = [f"  {reason}" for reason in found.gate["reasons"]] + [
+            f"  -> {advice}" for advice in found.gate["advice"]
+        ]
+        verdict = [Text("Diagnostics: no claim can be made", style="yellow"), *map(Text, lines)]
+    return [models, severities, *verdict]
+
+
+def _estimate(row: Any, name: str) -> str:
+    value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
+    return f"{value:+.2f}" + (f" ({low:.2f} to {high:.2f})" if np.isfinite(low) else "")

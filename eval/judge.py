@@ -1,0 +1,196 @@
+"""The judge farm: planned ratings in, rated rows on disk out; and what a plan will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from dpeer.errors import DpeerError
+from eval.config import EvalConfig, Served
+from eval.engine import Answer, Call, Method
+from eval.plan import Plan, plan, ratings_folder, temperature
+from eval.prompting import encode_chat, judge_segments, prefix_length
+from eval.ratings import drop_rows, lock, read_table, write_part, write_table
+from eval.readout import Reading, read_logprobs, read_structured
+from eval.run import Connect, Work, execute, read_rates, settings_of
+
+RETRIED = ("engine_error", "truncated")
+SAMPLE = 200
+"""Conversations whose tokens are counted for an estimate; with fewer the count is exact."""
+
+
+def judge(
+    cfg: EvalConfig,
+    connect: Connect,
+    retry_errors: bool = False,
+    check_design: bool = True,
+    console: Console | None = None,
+) -> Path:
+    """Make all planned ratings that are missing; returns the table of exactly the planned rows.
+
+    `connect` gives a context in which Ray is initialised; it is entered only when something is missing. With
+    `retry_errors`, rows with status engine_error or truncated are taken out first and asked for again.
+    """
+    console = console or Console(highlight=False)
+    folder, table = ratings_folder(cfg), cfg.folder / "ratings.parquet"
+    with lock(folder):
+        if retry_errors and (dropped := drop_rows(folder, RETRIED)):
+            console.print(f"{dropped} failed or truncated ratings are asked for again.")
+        planned = plan(cfg, check_design)
+        for note in planned.notes:
+            console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+        execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
+        if len(planned.todo) or not table.exists() or not _holds(table, planned):
+            found = read_table(folder)
+            write_table(table, found[found["rating_id"].isin(planned.rows["rating_id"])])
+    return table
+
+
+def _holds(table: Path, planned: Plan) -> bool:
+    ids = pd.read_parquet(table, columns=["rating_id"])["rating_id"]
+    return len(ids) == len(planned.rows) and set(ids) == set(planned.rows["rating_id"])
+
+
+def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
+    """What is left for one judge."""
+    todo = planned.todo[planned.todo["judge"] == served.name]
+    method = Method(
+        cfg.judging.mode,
+        max_tokens=1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens,
+        temperature=temperature(cfg),
+        rubric=planned.rubric,
+    )
+    return Work(
+        served,
+        method,
+        ids=frozenset(todo["rating_id"]),
+        calls=lambda: calls(planned, todo, cfg.judging.mode),
+        write=_writer(cfg, planned, served, todo),
+        done=int((planned.rows["judge"] == served.name).sum()) - len(todo),
+    )
+
+
+def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:
+    """The requests behind planned rows, in their order."""
+    texts = planned.responses[["prompt", "response"]]
+    columns = ["rating_id", "response_id", "dimension", "criterion", "order"]
+    for response_id, group in rows[columns].groupby("response_id", sort=False):
+        prompt, response = texts.loc[response_id]
+        for rating_id, _, dimension, criterion, order in group.itertuples(index=False, name=None):
+            segments = judge_segments(planned.rubric, prompt, response, dimension, criterion, order, mode)
+            yield Call(rating_id, str(response_id), segments, seed=int(rating_id[:8], 16))
+
+
+def _writer(cfg: EvalConfig, planned: Plan, served: Served, todo: pd.DataFrame) -> Callable[[Sequence[Answer]], None]:
+    by_id = todo.set_index("rating_id", drop=False)
+    settings = settings_of(cfg, served)
+    local = served.backend == "vllm"
+    common = {
+        "dtype": settings.dtype if local else None,
+        "batch_invariant": settings.batch_invariant if local else None,
+    }
+    folder = ratings_folder(cfg) / f"judge={served.name}"
+
+    def write(answers: Sequence[Answer]) -> None:
+        known = by_id.loc[[a.id for a in answers]].to_dict("records")
+        write_part(folder, [row | common | rated(a, cfg, planned) for row, a in zip(known, answers, strict=True)])
+
+    return write
+
+
+def rated(answer: Answer, cfg: EvalConfig, planned: Plan) -> dict[str, Any]:
+    """The columns of the ratings table that an answer fills."""
+    reading = read(answer, cfg, planned.rubric.scale)
+    return {
+        "status": reading.status,
+        "score": reading.score,
+        "expected": reading.expected,
+        "mass": reading.mass,
+        "logprobs": list(answer.logprobs) or None,
+        "rationale": reading.rationale,
+        "error": reading.error,
+        "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": answer.cached_tokens,
+        "output_tokens": answer.output_tokens,
+        "engine": answer.engine,
+    }
+
+
+def read(answer: Answer, cfg: EvalConfig, scale: Sequence[int]) -> Reading:
+    if answer.finish == "too_long":
+        return Reading("truncated", error=answer.error)
+    if answer.finish == "error":
+        return Reading("engine_error", error=answer.error)
+    if cfg.judging.mode == "logprob":
+        return read_logprobs(answer.logprobs, scale, cfg.judging.min_mass)
+    return read_structured(answer.text, answer.finish, scale)
+
+
+def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None) -> pd.DataFrame:
+    """What the missing ratings cost, one row per judge.
+
+    Columns: judge, calls, prompt_tokens, shared_tokens (of these, in a prefix that an earlier call of the conversation
+    has computed), exact (counted, not estimated from a sample), seconds (NaN when nothing is known about the speed:
+    give tokens_per_second, computed prompt tokens and output tokens per second of all replicas together, or run once).
+    """
+    rates = read_rates(ratings_folder(cfg))
+    found = []
+    for served in cfg.judges:
+        todo = planned.todo[planned.todo["judge"] == served.name]
+        prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.mode)
+        rate = rates.get(f"{served.name}/{cfg.judging.mode}")
+        speed = tokens_per_second or (rate["tokens"] / rate["seconds"] if rate and rate["tokens"] else float("nan"))
+        output = len(todo) * (1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens)
+        found.append(
+            {
+                "judge": served.name,
+                "calls": len(todo),
+                "prompt_tokens": round(prompt),
+                "shared_tokens": round(shared),
+                "exact": exact,
+                "seconds": (prompt - shared + output) / speed if len(todo) else 0.0,
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tuple[float, float, bool]:
+    """Prompt tokens, those in shared prefixes, and whether they were counted over all conversations."""
+    conversations = todo["response_id"].unique()
+    if not len(conversations):
+        return 0.0, 0.0, True
+    chosen = conversations[:SAMPLE]  # shuffled already: the first are a random sample
+    tokenizer = _tokenizer(served)
+    prompt = shared = 0.0
+    before = None
+    for call in calls(planned, todo[todo["response_id"].isin(chosen)], mode):
+        if tokenizer is None:
+            text = [s.text for s in call.segments]
+            length, prefix = len("".join(text)) / BYTES_PER_TOKEN, len("".join(text[:-1])) / BYTES_PER_TOKEN
+        else:
+            length, prefix = len(encode_chat(tokenizer, call.segments)), prefix_length(tokenizer, call.segments)
+        prompt += length
+        shared += prefix if call.conversation == before else 0
+        before = call.conversation
+    factor = len(todo) / int(todo["response_id"].isin(chosen).sum())
+    return prompt * factor, shared * factor, tokenizer is not None and len(chosen) == len(conversations)
+
+
+BYTES_PER_TOKEN = 4.0
+"""Characters per token of English text, where the tokenizer is not here."""
+
+
+def _tokenizer(served: Served) -> Any:
+    """The judge's tokenizer if it is on this machine already."""
+    from dpeer.model.lm import load_tokenizer
+
+    if served.backend == "openai":
+        return None
+    try:
+        return load_tokenizer(served.path, served.revision)
+    except (DpeerError, OSError):
+        return None

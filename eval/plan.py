@@ -1,0 +1,241 @@
+"""Which judge rates which response on what: the planned rows of the ratings table, before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpeer.errors import ConfigError, DataError
+from eval.config import EvalConfig, Served
+from eval.irt import design
+from eval.irt.linking import linked_design, planned_ratings
+from eval.irt.types import Bools, Options
+from eval.prompting import visible
+from eval.ratings import anti_join, content_id, done_ids, read_table
+from eval.rubric import Rubric, load_rubric
+from eval.served import family, family_of_name, served_hash
+from eval.table import RESPONSES
+
+ORDERS = ("up", "down")
+ASKED = ("dimension", "criterion", "repeat", "order")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Planned ratings; conversations stand in the order in which they are sent."""
+
+    rubric: Rubric
+    responses: pd.DataFrame
+    """Columns of the responses table, indexed by response_id."""
+    rows: pd.DataFrame
+    """Every planned rating, with the columns of the ratings table that are known before it is made."""
+    todo: pd.DataFrame
+    """Those that are not on disk yet."""
+    notes: tuple[str, ...]
+    """What the person should know: warnings of the design, related judges, responses that cannot be rated."""
+
+
+def responses_folder(cfg: EvalConfig) -> Path:
+    return cfg.folder / "responses"
+
+
+def ratings_folder(cfg: EvalConfig) -> Path:
+    return cfg.folder / "ratings"
+
+
+def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
+    """The ratings that a config asks for, and which of them are missing.
+
+    Raises ConfigError for related judges that are not allowed, DataError for a faulty responses table, and a
+    DesignError when the planned ratings cannot tell the models apart.
+    """
+    if not cfg.judges:
+        raise ConfigError("judges is empty: name at least one judge model (name, path).")
+    rubric = load_rubric(cfg.judging.rubric)
+    asked = _asked(cfg, rubric)
+    responses, notes = load_responses(cfg)
+    notes += _relations(cfg, responses)
+    chosen = _chosen(cfg, responses)
+    judged = [_rows(cfg, rubric, j, asked, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
+    rows = pd.concat(judged, ignore_index=True)
+    if check_design:
+        report = design.check(planned_ratings(rows, rubric.scale), Options(), planned=True)
+        notes += [str(warning) for warning in report.warnings]
+    done = done_ids(ratings_folder(cfg))
+    if stale := len(done.difference(rows["rating_id"])):
+        notes.append(
+            f"{stale} ratings in {ratings_folder(cfg)} are not of this plan (other judge, rubric, settings or "
+            "responses); they stay there and are left out."
+        )
+    return Plan(rubric, responses.set_index("response_id"), rows, anti_join(rows, done), tuple(notes))
+
+
+def load_responses(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
+    """Responses that can be rated, and notes on those that cannot."""
+    path = cfg.responses or responses_folder(cfg)
+    table = _imported(cfg.responses) if cfg.responses else read_table(path, RESPONSES)
+    wanted = [m.name for m in cfg.models]
+    if wanted and not cfg.responses:
+        table = table[table["model"].isin(wanted)]
+    if table.empty:
+        raise DataError(f"{path}: no responses. Run `dpeer generate` first, or set `responses` to a file with some.")
+    notes = []
+    failed = table["status"] == "engine_error"
+    if failed.any():
+        notes.append(f"{int(failed.sum())} responses failed in the engine and cannot be rated.")
+    return table[~failed].reset_index(drop=True), notes
+
+
+def _imported(path: Path) -> pd.DataFrame:
+    """A responses table from any file with the columns model, prompt and response."""
+    readers = {".csv": pd.read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: responses must be a .csv, .jsonl or .parquet file")
+    try:
+        table = readers[path.suffix](path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix}: {str(error)[:200]}") from error
+    if missing := {"model", "prompt", "response"} - set(table.columns):
+        raise DataError(f"{path}: column {sorted(missing)[0]} is missing; it has {', '.join(map(str, table.columns))}")
+    texts = {c: table[c].map(lambda v: visible(v) if isinstance(v, str) else "") for c in ("prompt", "response")}
+    item = table["item"].astype(str) if "item" in table else texts["prompt"].map(lambda p: content_id(prompt=p)[:16])
+    filled = pd.DataFrame({"model": table["model"].astype(str), "item": item, **texts})
+    filled["sample"] = table["sample"] if "sample" in table else filled.groupby(["model", "item"]).cumcount()
+    filled["family"] = table["family"] if "family" in table else None
+    filled["tokens"], filled["status"], filled["error"], filled["model_hash"] = 0, "ok", None, None
+    keys = filled[["model", "item", "sample", "prompt", "response"]].astype({"sample": int}).to_dict("records")
+    filled["response_id"] = [content_id(**key) for key in keys]
+    if twice := int(filled["response_id"].duplicated().sum()):
+        raise DataError(f"{path}: {twice} rows repeat an earlier one (same model, item, sample and texts); remove them")
+    return filled[RESPONSES.names]
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+
+
+def _asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
+    """(dimension, criterion, repeat, order) of the calls of one conversation."""
+    judging = cfg.judging
+    if unknown := [d for d in judging.dimensions if d not in rubric.dimensions]:
+        raise ConfigError(
+            f"judging.dimensions: rubric {rubric.name} has no {unknown[0]}; it has {', '.join(rubric.dimensions)}"
+        )
+    if judging.mode == "logprob" and judging.repeats > len(ORDERS):
+        raise ConfigError(
+            f"judging.repeats = {judging.repeats} with mode logprob: after the two orders of the scale a repeat would "
+            "be the same question with the same answer. Set repeats to 1 or 2, or mode to structured."
+        )
+    pairs = [(d, c) for d in judging.dimensions or rubric.dimensions for c in rubric.dimensions[d].criteria]
+    return [(d, c, r, ORDERS[r % 2]) for (d, c), r in product(pairs, range(judging.repeats))]
+
+
+def _chosen(cfg: EvalConfig, responses: pd.DataFrame) -> Bools:
+    """[R, J] whether the judge rates the response."""
+    judges = len(cfg.judges)
+    if cfg.design.kind == "full":
+        return np.ones((len(responses), judges), bool)
+    models, items = pd.factorize(responses["model"], sort=True), pd.factorize(responses["item"], sort=True)
+    spec = cfg.design
+    cells: Bools = linked_design(
+        len(models[1]), len(items[1]), judges, min(spec.anchors, len(items[1])), spec.judges_per_response, cfg.seed
+    )
+    return np.asarray(cells[models[0], items[0]], bool)
+
+
+def _rows(
+    cfg: EvalConfig, rubric: Rubric, index: int, asked: Sequence[tuple[str, str, int, str]], responses: pd.DataFrame
+) -> pd.DataFrame:
+    """Planned ratings of one judge, in an order of conversations that the seed decides."""
+    judge = cfg.judges[index]
+    shuffled = responses.iloc[np.random.default_rng([cfg.seed, index]).permutation(len(responses))]
+    own = {
+        "judge": judge.name,
+        "judge_hash": served_hash(judge),
+        "rubric_hash": rubric.hash,
+        "mode": cfg.judging.mode,
+    }
+    content = [content_id(prompt=p, response=r) for p, r in zip(shuffled["prompt"], shuffled["response"], strict=True)]
+    base = own | {"sampling": sampling_of(cfg, judge)}
+    keys = zip(shuffled["response_id"], content, strict=True)
+    ids = [
+        content_id(**base, response_id=response, content=text, dimension=d, criterion=c, repeat=r, order=o)
+        for response, text in keys
+        for d, c, r, o in asked
+    ]
+    repeated = shuffled.loc[shuffled.index.repeat(len(asked)), ["response_id", "model", "item", "sample"]]
+    rows = repeated.reset_index(drop=True)
+    rows.insert(0, "rating_id", ids)
+    for column, values in zip(ASKED, zip(*asked, strict=True), strict=True):
+        rows[column] = list(values) * len(shuffled)
+    lengths = shuffled["response"].str.len().to_numpy()
+    return rows.assign(
+        **own,
+        model_family=np.repeat(model_families(cfg, shuffled), len(asked)),
+        judge_family=family(judge),
+        response_length=np.repeat(lengths, len(asked)),
+    )
+
+
+def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
+    """Everything besides the texts that a rating depends on."""
+    judging, settings = cfg.judging, judge.engine or cfg.engine
+    how: dict[str, Any] = (
+        {"min_mass": judging.min_mass}
+        if judging.mode == "logprob"
+        else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
+    )
+    if judge.backend == "vllm":
+        how |= {"dtype": settings.dtype, "batch_invariant": settings.batch_invariant}
+    return how
+
+
+def temperature(cfg: EvalConfig) -> float:
+    """Structured answers are greedy, unless repeats go beyond the two orders of the scale: then they must vary."""
+    return 1.0 if cfg.judging.mode == "structured" and cfg.judging.repeats > len(ORDERS) else 0.0
+
+
+def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:
+    """Family of each response's model: from its row, the config, or the model's name."""
+    known = {m.name: family(m) for m in cfg.models}
+    by_name = {m: known.get(m) or family_of_name(m) for m in responses["model"].unique()}
+    return responses["family"].where(responses["family"].notna(), responses["model"].map(by_name))
+
+
+def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:
+    """Notes on judges that are a model under test or of its family; ConfigError unless that is allowed."""
+    families = dict(zip(responses["model"], model_families(cfg, responses), strict=True))
+    hashes: Mapping[str, Any] = dict(zip(responses["model"], responses["model_hash"], strict=True))
+    related = list(_related(cfg.judges, families, hashes))
+    if related and not cfg.judging.allow_related:
+        raise ConfigError(
+            f"{'; '.join(related)}. Such a judge may prefer its own. Take another judge, or set "
+            "judging.allow_related=true: its ratings are then marked, and the self-preference term can be fitted. (Set "
+            "`family` where a family is guessed wrongly.)"
+        )
+    return [f"{relation} (allowed; its ratings are marked)." for relation in related]
+
+
+def _related(
+    judges: Sequence[Served], families: Mapping[str, str | None], hashes: Mapping[str, str | None]
+) -> Iterator[str]:
+    for judge in judges:
+        own, kind = served_hash(judge), family(judge)
+        for model in families:
+            if own == hashes[model]:
+                if judge.name != model:
+                    raise ConfigError(
+                        f"judge {judge.name} is the model {model} itself under another name. Give both the same name, "
+                        "so that the self-preference term knows, or take another judge."
+                    )
+                yield f"judge {judge.name} is a model under test"
+            elif judge.name == model:
+                raise ConfigError(f"judge {judge.name} has the name of another model under test. Rename one of them.")
+            elif kind is not None and kind == families[model]:
+                yield f"judge {judge.name} is of the family of {model} ({kind})"

@@ -1,0 +1,136 @@
+"""Prompt sets: what the models under test are asked."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from dpeer.data.faults import Fault, data_error, excerpt
+from dpeer.data.load import HUB_ID, _file, _hub_rows, splits
+from dpeer.data.read import SUFFIXES, Row, rows
+from dpeer.errors import ConfigError, DataError
+from eval.config import Prompts
+
+KEY_DIGITS = 16
+"""Hex digits of the sha256 of a prompt that serve as its id."""
+
+
+def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
+    """One row per prompt, in the order of the file: columns item, prompt, and the file's others as meta_<name>.
+
+    The test split of a hub id or folder is taken where there is one. Without an id column equal prompts are one item:
+    the first is kept and a warning counts the others. `limit` picks by seed and id, so that a larger one only adds.
+
+    Raises DataError that names file, row and column (a missing or empty prompt, an id that occurs twice), and
+    ConfigError where no path is given.
+    """
+    if not prompts.path:
+        raise ConfigError("prompts.path is empty; give a file (.csv, .jsonl, .parquet), a folder or a hub id")
+    found, faults = _rows(prompts.path)
+    items: dict[str, dict[str, object]] = {}
+    origin: dict[str, str] = {}
+    repeated = 0
+    for row in found:
+        try:
+            item = _item(row, prompts)
+            if prompts.id is not None and item["item"] in items:
+                first = origin[str(item["item"])]
+                raise _Invalid(prompts.id, f"the id {excerpt(item['item'])} occurs twice, first in {first}")
+        except _Invalid as invalid:
+            faults.append(Fault(row.where, invalid.column, invalid.message))
+            continue
+        repeated += item["item"] in items
+        items.setdefault(str(item["item"]), item)
+        origin.setdefault(str(item["item"]), row.where)
+    if faults:
+        raise data_error(prompts.path, faults)
+    if repeated:
+        warnings.warn(
+            f"{prompts.path}: {repeated} rows repeat the prompt of an earlier row and are left out; to keep them apart "
+            "give each an id and name its column in prompts.id",
+            stacklevel=2,
+        )
+    return pd.DataFrame(_chosen(items.values(), prompts.limit, seed))
+
+
+def _chosen(items: Iterable[dict[str, object]], limit: int | None, seed: int) -> list[dict[str, object]]:
+    every = list(items)
+    if limit is None or limit >= len(every):
+        return every
+    order = sorted(every, key=lambda i: hashlib.sha256(f"{seed}\0{i['item']}".encode()).digest())
+    kept = {str(i["item"]) for i in order[:limit]}
+    return [i for i in every if i["item"] in kept]
+
+
+def _rows(source: str) -> tuple[list[Row], list[Fault]]:
+    path = Path(source)
+    split = "test" if "test" in splits(source) else "train"
+    if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
+        return rows(_file(path, split))
+    found = _hub_rows(source, split)
+    if not found:
+        raise DataError(f"{source}: the {split} split holds no rows")
+    return found, []
+
+
+class _Invalid(Exception):
+    """A fault in one column of the row at hand."""
+
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
+        self.message = message
+
+
+def _item(row: Row, prompts: Prompts) -> dict[str, object]:
+    prompt = _prompt(_cell(row, prompts.prompt), prompts.prompt)
+    if prompts.id is None:
+        item = hashlib.sha256(prompt.encode()).hexdigest()[:KEY_DIGITS]
+    else:
+        item = _id(_cell(row, prompts.id), prompts.id)
+    meta = {f"meta_{name}": value for name, value in row.cells.items() if name not in (prompts.prompt, prompts.id)}
+    return {"item": item, "prompt": prompt, **meta}
+
+
+def _cell(row: Row, column: str) -> object:
+    if column not in row.cells:
+        near = difflib.get_close_matches(column, row.cells, 1)
+        hint = f"; is {near[0]!r} meant?" if near else ""
+        setting = "prompts.prompt or prompts.id"
+        raise _Invalid(
+            column, f"is missing; the row has {excerpt(', '.join(row.cells), 100)}{hint} Name the column in {setting}"
+        )
+    return row.cells[column]
+
+
+def _prompt(value: object, column: str) -> str:
+    """The text of a prompt; a list of messages may hold a single user message."""
+    if isinstance(value, list):
+        roles = [m.get("role") if isinstance(m, dict) else None for m in value]
+        if roles != ["user"]:
+            raise _Invalid(column, f"holds the messages {roles}; only a single user message is supported")
+        value = value[0].get("content")
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        raise _Invalid(column, f"is empty ({excerpt(value)}); a prompt needs text")
+    if not isinstance(value, str):
+        raise _Invalid(column, f"must be text, got {type(value).__name__} {excerpt(value)}")
+    return _encodable(value, column)
+
+
+def _id(value: object, column: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise _Invalid(column, f"an id must be text or a whole number, got {excerpt(value)}")
+    return _encodable(str(value).strip(), column)
+
+
+def _encodable(text: str, column: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _Invalid(column, f"holds half a surrogate pair at character {error.start}: {excerpt(text)}") from None
+    return text

@@ -1,0 +1,199 @@
+"""Pictures of the models: abilities, contrasts to the base model, ranks, fair averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from eval.report.picture import (
+    BLUE,
+    GREY,
+    INK,
+    Interval,
+    Paint,
+    Picture,
+    by_dimension,
+    heat,
+    heat_height,
+    intervals,
+    matrix,
+    rows_height,
+    shared_range,
+    sided,
+)
+from eval.report.words import (
+    SURE,
+    Frames,
+    base_of,
+    clear,
+    estimate,
+    fixed,
+    known,
+    label,
+    labels,
+    plural,
+    probability,
+    signed,
+    slug,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def ability(frames: Frames) -> Iterator[Picture]:
+    """Per dimension: abilities with intervals, highest first, and beside them the contrasts to the base model."""
+    frame = frames["ability"]
+    base = base_of(frame)
+    spans = (
+        shared_range(frame, "ability_low", "ability_high", "ability"),
+        shared_range(frame, "contrast_low", "contrast_high", "contrast"),
+    )
+    for dimension, part in by_dimension(frame):
+        part = part.sort_values("ability", ascending=False, kind="stable")
+        yield _ability(dimension, part, base, spans[0])
+        if base is not None:
+            yield _contrast(dimension, part[part["model"] != base], base, spans[1])
+
+
+def _ability(dimension: str, part: pd.DataFrame, base: str | None, xlim: tuple[float, float] | None) -> Picture:
+    rows = [
+        Interval(
+            row.model,
+            row.ability,
+            row.ability_low,
+            row.ability_high,
+            *((INK, "s") if row.model == base else (BLUE, "o")),
+        )
+        for row in part.itertuples()
+    ]
+    first = next(part.itertuples())
+    words = "; ".join(f"{label(row.model)} {estimate(row, 'ability')}" for row in part.itertuples())
+    return Picture(
+        f"ability_{slug(dimension)}",
+        f"{dimension}: abilities",
+        f"{dimension}: {label(first.model)} has the highest ability, {estimate(first, 'ability')}",
+        f"Dot plot of abilities in logits with 95 % intervals. {words}.",
+        intervals(rows, "ability (logits)", xlim=xlim),
+        rows_height(len(rows)),
+        f"Black square: {label(base)}, the base model." if base else "",
+    )
+
+
+def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, float] | None) -> Picture:
+    part = part.sort_values("contrast", ascending=False, kind="stable")
+    rows = [
+        sided(row.model, row.contrast, row.contrast_low, row.contrast_high, f"P {probability(row.p_better)}")
+        for row in part.itertuples()
+    ]
+    sides = [clear(row.low, row.high) for row in rows]
+    words = "; ".join(
+        f"{label(row.model)} {estimate(row, 'contrast')}, P better {probability(row.p_better)}"
+        for row in part.itertuples()
+    )
+    return Picture(
+        f"contrast_{slug(dimension)}",
+        f"{dimension}: differences to {label(base)}",
+        f"{dimension}: {_sides(sides, label(base))}",
+        f"Dot plot of ability minus that of {label(base)} in logits with 95 % intervals. {words}.",
+        intervals(rows, "ability minus base (logits)", xlim=xlim),
+        rows_height(len(rows)),
+        "P: probability of being better than the base model. Triangles: the interval excludes zero.",
+    )
+
+
+def _sides(sides: list[int], base: str) -> str:
+    """E.g. "3 of 4 models are better than base, 1 is worse"."""
+    better, worse, total = sides.count(1), sides.count(-1), len(sides)
+    if not better and not worse:
+        return f"no model differs reliably from {base}"
+    if total == 1:
+        return f"{'better' if better else 'worse'} than {base}, with an interval that excludes zero"
+    if total in (better, worse):
+        return f"all {total} are {'better' if better else 'worse'} than {base}"
+    parts = [
+        f"{n} of {total} {'is' if n == 1 else 'are'} {side}" for n, side in ((better, "better"), (worse, "worse")) if n
+    ]
+    return f"{' and '.join(parts)} than {base}"
+
+
+def ranks(frames: Frames) -> Iterator[Picture]:
+    """Per dimension: probability of every rank for every model, best expected rank first."""
+    for dimension, part in by_dimension(frames["ranks"]):
+        values, models, places = matrix(part.sort_values("rank", kind="stable"), "model", "rank", "probability")
+        values = np.nan_to_num(values)
+        order = np.argsort(values @ np.arange(len(places)), kind="stable")
+        values, names = values[order], [models[i] for i in order]
+        texts = [[f"{100 * p:.0f}" if p > 0.005 else "" for p in row] for row in values]
+        first = int(np.argmax(values[:, 0]))
+        verb = "ranks first" if values[first, 0] >= SURE else "most likely ranks first, but not surely"
+        words = "; ".join(f"{label(n)}: first {probability(row[0])}" for n, row in zip(names, values, strict=True))
+        yield Picture(
+            f"ranks_{slug(dimension)}",
+            f"{dimension}: rank probabilities",
+            f"{dimension}: {label(names[first])} {verb} (P {probability(values[first, 0])})",
+            f"Heat map of the probability of each rank. {words}.",
+            heat(
+                values,
+                names,
+                [str(p) for p in places],
+                texts,
+                colours="Blues",
+                limits=(0, 1),
+                xlabel="rank (1 = most able)",
+            ),
+            heat_height(len(names), ["1"]),
+            "Colour: probability, from white (0) to dark blue (1); numbers: per cent.",
+        )
+
+
+def fair(frames: Frames) -> Iterator[Picture]:
+    """Per dimension: raw mean scores beside fair averages, on the rating scale."""
+    frame = frames["ability"]
+    if not frame["fair"].notna().any():
+        return
+    reversals = frames.get("reversals")
+    scores = frame[["fair_low", "fair", "fair_high", "raw_mean"]].to_numpy(dtype=np.float64)
+    low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
+    xlim = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    for dimension, part in by_dimension(frame):
+        part = part.sort_values("fair", ascending=False, kind="stable")
+        turned = 0 if reversals is None else int((reversals["dimension"] == dimension).sum())
+        gaps = (part["fair"] - part["raw_mean"]).abs()
+        widest = part.loc[gaps.idxmax()] if gaps.notna().any() else part.iloc[0]
+        how = f"reverses {plural(turned, 'pair')}" if turned else "changes no order"
+        moved = signed(widest["fair"] - widest["raw_mean"])
+        words = "; ".join(
+            f"{label(r.model)} raw {fixed(r.raw_mean)}, fair {estimate(r, 'fair')}" for r in part.itertuples()
+        )
+        yield Picture(
+            f"fair_{slug(dimension)}",
+            f"{dimension}: fair averages beside raw means",
+            f"{dimension}: adjusting {how}; {label(widest['model'])} moves by {moved}",
+            f"Dot plot of raw mean scores and fair averages with 95 % intervals. {words}.",
+            _fair(part, xlim),
+            rows_height(len(part)),
+            "Filled: fair average, what an average judge would give over items like these. Hollow: raw mean.",
+        )
+
+
+def _fair(part: pd.DataFrame, xlim: tuple[float, float]) -> Paint:
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for y, row in enumerate(part.itertuples()):
+            if known(row.fair_low) and known(row.fair_high):
+                axes.plot([row.fair_low, row.fair_high], [y, y], color=BLUE, linewidth=2.2, solid_capstyle="butt")
+            if known(row.raw_mean):
+                axes.annotate(
+                    "", (row.fair, y), (row.raw_mean, y), arrowprops={"arrowstyle": "-", "color": GREY, "ls": ":"}
+                )
+                axes.plot(row.raw_mean, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=6.5, zorder=4)
+            axes.plot(row.fair, y, "o", color=BLUE, markersize=6.5, zorder=3)
+        axes.set_yticks(range(len(part)), labels(part["model"]))
+        axes.set(xlabel="score on the rating scale", xlim=xlim, ylim=(len(part) - 0.4, -0.6))
+        axes.grid(visible=False, axis="y")
+
+    return paint

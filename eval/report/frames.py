@@ -1,0 +1,73 @@
+"""Tables and facts of a fit as the page reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpeer.objective.ledger import json_safe
+
+
+def _with_bounds(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
+
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "ability": ("model", "dimension", *_with_bounds("ability", "fair", "contrast"), "p_better", "raw_mean", "n"),
+    "ranks": ("model", "dimension", "rank", "probability"),
+    "reliability": ("dimension", "separation", "reliability", "sd"),
+    "judges": (
+        *("judge", *_with_bounds("severity", "alpha")),
+        *("infit", "infit_p", "outfit", "outfit_p", "n", "mean_score", "note"),
+    ),
+    "severity": ("judge", "dimension", *_with_bounds("severity")),
+    "criteria": ("dimension", "criterion", *_with_bounds("difficulty"), "n"),
+    "items": ("item", "dimension", *_with_bounds("difficulty"), "n", "infit", "outfit"),
+    "thresholds": ("judge", "dimension", "step", *_with_bounds("threshold"), "disordered"),
+    "models_fit": ("model", "dimension", "infit", "infit_p", "outfit", "outfit_p"),
+    "misfit": ("judge", "model", "dimension", "observed", *_with_bounds("expected"), "p", "z"),
+    "ppc": ("judge", "dimension", "score", "observed", *_with_bounds("expected"), "p", "z"),
+    "effects": ("term", "dimension", *_with_bounds("estimate"), "note"),
+    "scales": ("parameter", "dimension", *_with_bounds("estimate")),
+    "correlation": ("dimension", "other", *_with_bounds("correlation")),
+    "reversals": (
+        "dimension",
+        "model",
+        "other",
+        "raw_difference",
+        "fair_difference",
+        *_with_bounds("contrast"),
+        "p",
+        "why",
+    ),
+    "statuses": ("judge", "status", "count"),
+    "diagnostics": ("parameter", "rhat", "ess_bulk", "ess_tail"),
+    "drift": ("kind", "name", "dimension", "before", "now", *_with_bounds("difference"), "drifted"),
+    "connectivity": ("judge", "model", "dimension", "n"),
+}
+"""What the page reads of each table; a table may carry more, and a column that is absent counts as unknown."""
+
+
+def frames(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The known tables that have rows, each with all of its columns and a fresh index."""
+    found = {}
+    for name, expected in COLUMNS.items():
+        frame = tables.get(name)
+        if frame is not None and len(frame):
+            more = [column for column in frame.columns if column not in expected]
+            found[name] = frame.reindex(columns=[*expected, *more]).reset_index(drop=True)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Nested facts as JSON knows them: no numpy types, no nan, keys as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, np.ndarray)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return json_safe(value) if isinstance(value, (str, int, float, bool, type(None))) else str(value)

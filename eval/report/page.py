@@ -1,0 +1,150 @@
+"""The report of one fit: a page without any outside reference, and every picture and table of it as files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dpeer.report.page import templates
+from dpeer.report.plot import Plot, render, svg_uri
+from dpeer.report.text import flatten
+from dpeer.training.run_dir import write_json, write_text
+from eval.irt.tables import write_tables
+from eval.irt.types import Findings
+from eval.report import words
+from eval.report.frames import frames, plain
+from eval.report.picture import Picture
+from eval.report.sections import one, sections
+from eval.report.tables import Table
+
+FORMATS = ("svg", "png")
+GATE = {
+    "rhat_max": "Largest R-hat (below 1.01)",
+    "ess_bulk_min": "Smallest bulk ESS (above 400)",
+    "ess_tail_min": "Smallest tail ESS (above 400)",
+    "divergences": "Divergent transitions (none)",
+    "ebfmi_min": "Smallest E-BFMI (above 0.3)",
+    "treedepth_hits": "Trajectories at the depth limit",
+    "chains": "Chains",
+    "draws": "Draws per chain",
+    "parameters": "Parameters checked",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A section with its pictures drawn."""
+
+    heading: str
+    text: str
+    hints: list[str]
+    """Notes that several of its pictures share."""
+    plots: list[Plot]
+    tables: list[Table]
+    estimates: bool
+
+    @property
+    def anchor(self) -> str:
+        return words.slug(self.heading).lower()
+
+
+def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[str] = ()) -> Path:
+    """Write report.html, figures/*.svg and *.png, tables/*.csv and *.json, and report.json with titles and texts of all figures.
+
+    Equal findings give equal bytes. Pictures and tables that an earlier report wrote here and this one does not are removed.
+
+    Returns:
+        The path of the page.
+    """
+    known = frames(findings.tables)
+    claim = bool(findings.gate.get("green"))
+    finding = words.finding(known) if claim else words.no_claim(findings.gate)
+    stale = _listed(folder)
+    index: list[dict[str, str]] = []
+    chapters = []
+    for section in sections(known, claim):
+        drawn = [_save(picture, claim, folder / "figures", index) for picture in section.pictures]
+        hints, plots = _hoisted(drawn)
+        chapters.append(Chapter(section.heading, section.text, hints, plots, section.tables, section.estimates))
+    write_tables(findings, folder / "tables")
+    written = [f"figures/{figure['name']}.{kind}" for figure in index for kind in FORMATS]
+    written += [f"tables/{name}.{kind}" for name in findings.tables for kind in ("csv", "json")]
+    page = templates("eval.report").get_template("evaluation.html.j2").render(
+        title=title,
+        finding=finding,
+        setting=words.setting(known, findings.facts),
+        claim=claim,
+        reasons=list(findings.gate.get("reasons", ())),
+        advice=list(findings.gate.get("advice", ())),
+        notes=[*notes, *findings.notes],
+        chapters=chapters,
+        gate=list(_gate(findings.gate)),
+        diagnostics=[*one(known, "diagnostics"), *one(known, "scales")],
+        limits=list(words.limits()),
+        passport=list(_facts(findings.facts, nested=False)),
+        options=list(_facts(findings.facts, nested=True)),
+        files=written,
+    )  # fmt: skip
+    write_text(folder / "report.html", page)
+    write_json(
+        folder / "report.json", {"title": title, "finding": finding, "claim": claim, "figures": index, "files": written}
+    )
+    for name in stale - set(written):
+        (folder / name).unlink(missing_ok=True)
+    return folder / "report.html"
+
+
+def _save(picture: Picture, claim: bool, folder: Path, index: list[dict[str, str]]) -> Plot:
+    """Draw one picture, save it in every format and enter it in the index, under a name of its own."""
+    taken = {figure["name"] for figure in index}
+    name = next(n for n in (picture.name, *(f"{picture.name}_{k}" for k in range(2, len(taken) + 3))) if n not in taken)
+    files = render(picture.paint, picture.height_in, *FORMATS)
+    for kind, file in zip(FORMATS, files, strict=True):
+        _write_bytes(folder / f"{name}.{kind}", file)
+    plot = Plot(picture.title(claim), picture.alt, svg_uri(files[0]), picture.note)
+    index.append({"name": name, "title": plot.title, "alt": plot.alt, "note": plot.note})
+    return plot
+
+
+def _hoisted(plots: list[Plot]) -> tuple[list[str], list[Plot]]:
+    """Notes that more than one plot has, once; and the plots without them."""
+    seen = Counter(plot.note for plot in plots if plot.note)
+    shared = [note for note, times in seen.items() if times > 1]
+    return shared, [replace(plot, note="") if plot.note in shared else plot for plot in plots]
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Whole or absent, like `write_text`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _listed(folder: Path) -> set[str]:
+    """Pictures and tables that an earlier report lists; only plain names in the two folders that a report owns."""
+    try:
+        listed = json.loads((folder / "report.json").read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {name for name in map(str, listed) if name.count("/") == 1 and Path(name).parts[0] in ("figures", "tables")}
+
+
+def _gate(gate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, label in GATE.items():
+        value = gate.get(key)
+        if words.known(value):
+            whole = float(value) == int(value) or key.startswith("ess")
+            yield label, words.count(value) if whole else words.fixed(value, 3 if "rhat" in key else 2)
+
+
+def _facts(facts: Mapping[str, Any], nested: bool) -> Iterator[tuple[str, str]]:
+    """The plain facts, or those in groups such as the options of the fit; notes stand at the top of the page."""
+    for key, value in plain(facts).items():
+        if isinstance(value, Mapping) is nested and key != "notes" and value not in (None, [], {}):
+            yield from flatten({key: value})

@@ -1,0 +1,210 @@
+"""What all pictures of the page share: the picture itself, interval rows, heat maps, and their colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dpeer.report.plot import PALETTE
+from eval.report.words import clear, known, labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Paint = Callable[["Figure"], None]
+
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE = PALETTE[:5]
+INK, GREY = "#1c2024", "#6b747c"
+SIDES = {1: (GREEN, "^"), 0: (GREY, "o"), -1: (VERMILLION, "v")}
+"""Colour and marker of an interval above zero, across it, and below it."""
+LEAST_FONT = 5.0
+LOG_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20)
+ZERO: dict[str, Any] = {"color": INK, "linewidth": 1.0, "zorder": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """`subject` says what is shown, `finding` what it shows; `name` is the stem of its files."""
+
+    name: str
+    subject: str
+    finding: str
+    alt: str
+    paint: Paint
+    height_in: float
+    note: str = ""
+    counted: bool = False
+    """The finding counts data and estimates nothing, so that it holds whatever the diagnostics say."""
+
+    def title(self, claim: bool) -> str:
+        """The finding, or only the subject where the fit supports no claim."""
+        return self.finding if claim or self.counted else self.subject
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One row of an interval plot; `side` picks its colour where no colour is given."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    colour: str = BLUE
+    marker: str = "o"
+    remark: str = ""
+    """Written at the right end of the row."""
+
+
+def sided(name: str, value: float, low: float, high: float, remark: str = "") -> Interval:
+    """An interval in the colours of better, undecided and worse, by the side of zero on which it lies."""
+    colour, marker = SIDES[clear(low, high)]
+    return Interval(name, value, low, high, colour, marker, remark)
+
+
+def decided(name: str, value: float, low: float, high: float, null: float = 0.0) -> Interval:
+    """An interval in blue, or in grey where it holds the value that means "no difference"."""
+    return Interval(name, value, low, high, BLUE if clear(low - null, high - null) else GREY)
+
+
+def rows_height(rows: int, base: float = 0.7) -> float:
+    """Height in inches of a plot with one row per name."""
+    return base + 0.25 * max(rows, 2)
+
+
+def intervals(
+    rows: Sequence[Interval],
+    xlabel: str,
+    *,
+    line: float = 0.0,
+    xlim: tuple[float, float] | None = None,
+    log: bool = False,
+) -> Paint:
+    """Dots with interval bars, one named row each, first on top, and a line that means "no difference"."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        interval_rows(axes, rows)
+        axes.axvline(line, **ZERO)
+        if log:
+            axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            axes.set_xticks([x for x in LOG_TICKS if low <= x <= high])
+            axes.set_xticks([], minor=True)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.set(xlabel=xlabel)
+        if xlim:
+            axes.set_xlim(*xlim)
+
+    return paint
+
+
+def interval_rows(axes: Axes, rows: Sequence[Interval]) -> None:
+    for y, row in enumerate(rows):
+        if known(row.low) and known(row.high):
+            axes.plot([row.low, row.high], [y, y], color=row.colour, linewidth=2.2, solid_capstyle="butt", zorder=2)
+        axes.plot(row.value, y, row.marker, color=row.colour, markersize=6.5, zorder=3)
+        if row.remark:
+            place: dict[str, Any] = {
+                "xycoords": ("axes fraction", "data"),
+                "textcoords": "offset points",
+                "annotation_clip": False,
+            }
+            axes.annotate(row.remark, (1, y), xytext=(4, 0), va="center", fontsize=8, color=GREY, **place)
+    axes.set_yticks(range(len(rows)), labels(row.name for row in rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+
+
+def heat(
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    *,
+    colours: str,
+    limits: tuple[float, float],
+    xlabel: str = "",
+    ylabel: str = "",
+    bar: str = "",
+) -> Paint:
+    """A table of coloured cells [rows, columns]; unknown ones are grey.
+
+    Each cell gets its text, or only its star where the cells are too narrow to be read.
+    """
+    slant = turned(columns)
+    largest = max((len(text) for line in texts for text in line), default=1)
+    size = min(9.0, (150 if bar else 200) / len(columns) / max(3, largest) / 0.62)
+    if size < LEAST_FONT:
+        texts, size = [["*" if text.endswith("*") else "" for text in line] for line in texts], 9.0
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set_facecolor("#eceff1")
+        mesh = axes.pcolormesh(values, cmap=colours, vmin=limits[0], vmax=limits[1], edgecolors="white", linewidth=0.8)
+        for i, j in np.ndindex(values.shape):
+            red, green, blue, _ = mesh.cmap(mesh.norm(values[i, j])) if known(values[i, j]) else (1, 1, 1, 1)
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+            axes.text(
+                j + 0.5, i + 0.5, texts[i][j], ha="center", va="center", fontsize=size, color="white" if dark else INK
+            )
+        axes.set_xticks(
+            np.arange(len(columns)) + 0.5,
+            labels(columns, 16),
+            rotation=45 if slant else 0,
+            ha="right" if slant else "center",
+        )
+        if slant:
+            for tick in axes.get_xticklabels():
+                tick.set_rotation_mode("anchor")
+        axes.set_yticks(np.arange(len(rows)) + 0.5, labels(rows, 18))
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.invert_yaxis()
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if bar:
+            legend = figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=25, pad=0.02)
+            legend.set_label(bar)
+            legend.outline.set_visible(False)
+
+    return paint
+
+
+def turned(columns: Sequence[str]) -> bool:
+    """True if column names do not fit side by side."""
+    return max(map(len, labels(columns, 16))) > 40 / len(columns)
+
+
+def heat_height(rows: int, columns: Sequence[str]) -> float:
+    """Height in inches of a heat map, its turned column names included."""
+    return 0.8 + 0.28 * max(rows, 2) + (0.062 * max(map(len, labels(columns, 16))) if turned(columns) else 0)
+
+
+def matrix(
+    frame: pd.DataFrame, row: str, column: str, value: str
+) -> tuple[NDArray[np.float64], tuple[str, ...], tuple[str, ...]]:
+    """Values [rows, columns] with the names in order of appearance; nan where a pair is absent."""
+    wide = frame.pivot_table(index=row, columns=column, values=value, aggfunc="sum", min_count=1, sort=False)
+    names = tuple(dict.fromkeys(frame[row])), tuple(dict.fromkeys(frame[column]))
+    ordered = wide.reindex(index=list(names[0]), columns=list(names[1]))
+    return ordered.to_numpy(dtype=np.float64), *names
+
+
+def by_dimension(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(dimension, its rows), in order of appearance."""
+    for dimension in dict.fromkeys(frame["dimension"]):
+        yield str(dimension), frame[frame["dimension"] == dimension]
+
+
+def shared_range(frame: pd.DataFrame, *columns: str, air: float = 0.06) -> tuple[float, float] | None:
+    """One x range for panels that are compared, zero included; None where nothing is known."""
+    values = frame[list(columns)].to_numpy(dtype=np.float64).ravel()
+    values = np.append(values[np.isfinite(values)], 0.0)
+    span = float(np.ptp(values))
+    return (float(values.min()) - air * span, float(values.max()) + air * span) if span else None

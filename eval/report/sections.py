@@ -1,0 +1,135 @@
+"""The chapters of the page: which pictures and tables stand where, and the words that introduce them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from eval.report import abilities, data, judges, tables
+from eval.report.picture import Picture
+from eval.report.tables import Table
+from eval.report.words import Frames
+from eval.report.wright import wright
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """`estimates`: it rests on the fit; a fit that supports no claim shows it folded, below checks and counts."""
+
+    heading: str
+    text: str
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    estimates: bool = True
+
+    @property
+    def empty(self) -> bool:
+        return not self.pictures and not self.tables
+
+
+def sections(frames: Frames, claim: bool) -> Iterator[Section]:
+    """All chapters that have content. Without a claim, what compares models (contrasts, ranks, reversals) is left out."""
+    every = (*_models(frames, claim), *_judges(frames), *_items(frames), *_data(frames))
+    yield from (section for section in every if not section.empty)
+
+
+def _models(frames: Frames, claim: bool) -> Iterator[Section]:
+    def pictures(draw: Callable[[Frames], Iterator[Picture]], *needed: str) -> list[Picture]:
+        return list(draw(frames)) if all(name in frames for name in needed) else []
+
+    drawn = pictures(abilities.ability, "ability")
+    yield Section(
+        "Abilities",
+        "What a model's answers deserve, with the severity of judges, the difficulty of items and the luck of single responses "
+        "taken out. Bars are 95 % intervals; panels of a kind share one axis.",
+        [picture for picture in drawn if claim or not picture.name.startswith("contrast_")],
+        list(
+            tables.kept(*([tables.ability(frames, claim)] if "ability" in frames else []), *one(frames, "reliability"))
+        ),
+    )
+    if claim:
+        yield Section("Ranks", "How sure the order of the models is.", pictures(abilities.ranks, "ranks"))
+    yield Section(
+        "Fair averages and raw means",
+        "A raw mean mixes what a model did with who judged it on what. The fair average is the score that an average judge would "
+        "give it over items like these: the ability in the units of the rating scale.",
+        pictures(abilities.fair, "ability"),
+        list(tables.kept(*one(frames, "reversals"))) if claim else [],
+    )
+    yield Section(
+        "One ruler for models, items and judges",
+        "Abilities, difficulties, severities and score steps are on the same logit scale, so that they can be laid side by side. "
+        "Models are measured best where items and score steps are.",
+        pictures(wright, "ability"),
+    )
+
+
+def one(frames: Frames, name: str) -> list[Table]:
+    """The table of that name, if the fit has it."""
+    made: Table = getattr(tables, name)(frames) if name in frames else Table(name, (), ())
+    return [made] if made.rows else []
+
+
+def _drawn(frames: Frames, draw: Callable[[Frames], Iterator[Picture]], name: str) -> list[Picture]:
+    return list(draw(frames)) if name in frames else []
+
+
+def _judges(frames: Frames) -> Iterator[Section]:
+    severity = list(judges.severity(frames)) if {"judges", "severity"} & set(frames) else []
+    yield Section(
+        "Judges",
+        "Severity is how much a judge takes off, discrimination how closely it follows the consensus. Infit and outfit are mean "
+        "squared residuals, 1 where a judge is as predictable as the model expects; p is their posterior predictive probability, "
+        "and ! marks one outside 0.025 to 0.975.",
+        [*severity, *_drawn(frames, judges.discrimination, "judges"), *_drawn(frames, judges.fit, "judges")],
+        one(frames, "judges"),
+    )
+    yield Section(
+        "Judges who see a model differently",
+        "Mean score of a judge on a model minus the one that the fit expects. A gap is what severity and ability cannot explain: "
+        "self-preference, a string matcher, a rubric read in another way. Look here first.",
+        _drawn(frames, judges.misfit, "misfit"),
+        [*one(frames, "misfit"), *one(frames, "models_fit")],
+    )
+    yield Section(
+        "Side effects",
+        "What else moves ratings, as far as it was fitted.",
+        [*_drawn(frames, data.effects, "effects"), *_drawn(frames, data.correlation, "correlation")],
+        one(frames, "effects"),
+    )
+
+
+def _items(frames: Frames) -> Iterator[Section]:
+    yield Section(
+        "Items",
+        "How hard it is to get a high score on an item.",
+        _drawn(frames, data.items, "items"),
+        [*one(frames, "items"), *one(frames, "criteria")],
+    )
+    yield Section(
+        "Does the fit reproduce the scores?",
+        "Scores that were given, beside those that the fitted model would give: where they part, the model is wrong about that judge.",
+        _drawn(frames, judges.predictive, "ppc"),
+    )
+    yield Section(
+        "Score steps",
+        "Where a judge passes from one score to the next. Steps out of order mean that a score in between is never the most likely "
+        "one: the judge does not use it as the rubric asks.",
+        _drawn(frames, judges.thresholds, "thresholds"),
+    )
+
+
+def _data(frames: Frames) -> Iterator[Section]:
+    yield Section(
+        "Ratings",
+        "What became of the planned ratings, and which judge rated which model.",
+        [*_drawn(frames, data.statuses, "statuses"), *_drawn(frames, data.connectivity, "connectivity")],
+        one(frames, "statuses"),
+        estimates=False,
+    )
+    yield Section(
+        "Anchors",
+        "Elements that were tied to an earlier fit, and how far they would move if they were free.",
+        _drawn(frames, data.drift, "drift"),
+        one(frames, "drift"),
+    )

@@ -1,0 +1,279 @@
+"""Tables of the page, as text in rows; the files beside the page hold every figure in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from dpeer.report.text import UNKNOWN
+from eval.report.data import term_words
+from eval.report.judges import beyond_chance, p_words
+from eval.report.picture import by_dimension
+from eval.report.words import (
+    PARAMETERS,
+    Frames,
+    base_of,
+    between,
+    count,
+    fit_flags,
+    fixed,
+    known,
+    probability,
+    share_words,
+    signed,
+)
+
+FOLD_FROM = 31
+"""Tables with at least this many rows are folded."""
+EXTREME_ITEMS = (5, 3)
+"""Of each end, with at most two dimensions and with more."""
+WORST_PARAMETERS = 15
+WORST_GAPS = 10
+
+Cell = Callable[[Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`head`: (name, whether its column holds numbers). `rows`: one text per column."""
+
+    title: str
+    head: tuple[tuple[str, bool], ...]
+    rows: tuple[tuple[str, ...], ...]
+    minor: bool = False
+    """Folded whatever its size."""
+
+    @property
+    def folded(self) -> bool:
+        return self.minor or len(self.rows) >= FOLD_FROM
+
+
+def text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def build(title: str, rows: Iterable[Any], **columns: Cell) -> Table:
+    """One column per keyword, in order; a name that ends in `_n` holds numbers. Columns without content are left out."""
+    rows = list(rows)
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    kept = {name: found for name, found in cells.items() if any(x not in ("", UNKNOWN) for x in found)}
+    head = tuple((name.removesuffix("_n").replace("_", " "), name.endswith("_n")) for name in kept)
+    return Table(title, head, tuple(zip(*kept.values(), strict=True)))
+
+
+def ability(frames: Frames, claim: bool) -> Table:
+    """Abilities, and with a claim also the comparison to the base model."""
+    frame = frames["ability"]
+    base = base_of(frame)
+    compare: dict[str, Cell] = {}
+    if claim and base is not None:
+        compare = {
+            "Difference_to_base_n": lambda r: "base" if r.model == base else bounded(r, "contrast", signed),
+            "P_(better)_n": lambda r: probability(r.p_better) if r.model != base else "",
+        }
+    total: dict[str, Cell] = {"With_length_n": lambda r: bounded(r, "total")} if "total" in frame else {}
+    rows = [
+        row
+        for _, part in by_dimension(frame)
+        for row in part.sort_values("ability", ascending=False, kind="stable").itertuples()
+    ]
+    return build(
+        "Abilities in logits and fair averages on the rating scale, with 95 % intervals",
+        rows,
+        Dimension=lambda r: str(r.dimension),
+        Model=lambda r: str(r.model),
+        Ability_n=lambda r: bounded(r, "ability"),
+        **total,
+        **compare,
+        Fair_average_n=lambda r: bounded(r, "fair"),
+        Raw_mean_n=lambda r: fixed(r.raw_mean),
+        Ratings_n=lambda r: count(r.n),
+    )
+
+
+def bounded(row: Any, name: str, form: Callable[[Any], str] = fixed) -> str:
+    """An estimate above its 95 % interval."""
+    return f"{form(getattr(row, name))}\n{between(getattr(row, f'{name}_low'), getattr(row, f'{name}_high'))}".rstrip()
+
+
+def reliability(frames: Frames) -> Table:
+    return build(
+        "How well the models are told apart",
+        frames["reliability"].itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Sd_of_abilities_n=lambda r: fixed(r.sd),
+        Separation_n=lambda r: fixed(r.separation, 1),
+        Reliability_n=lambda r: fixed(r.reliability),
+    )
+
+
+def reversals(frames: Frames) -> Table:
+    return build(
+        "Pairs of models whose order the adjustment turns round",
+        frames["reversals"].itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Pair=lambda r: f"{r.model} and {r.other}",
+        Raw_difference_n=lambda r: signed(r.raw_difference),
+        Fair_difference_n=lambda r: signed(r.fair_difference),
+        Logits_n=lambda r: bounded(r, "contrast", signed),
+        P_n=lambda r: probability(r.p),
+        Why=lambda r: text(r.why),
+    )
+
+
+def judges(frames: Frames) -> Table:
+    return build(
+        "Judges",
+        frames["judges"].itertuples(),
+        Judge=lambda r: str(r.judge),
+        Severity_n=lambda r: bounded(r, "severity"),
+        Discrimination_n=lambda r: bounded(r, "alpha"),
+        Infit_n=lambda r: mean_square(r, "infit"),
+        Outfit_n=lambda r: mean_square(r, "outfit"),
+        Mean_score_n=lambda r: fixed(r.mean_score),
+        Ratings_n=lambda r: count(r.n),
+        Remarks=lambda r: text(r.note) or fit_flags(r),
+    )
+
+
+def mean_square(row: Any, name: str) -> str:
+    """Mean square above its posterior predictive p."""
+    value, p = getattr(row, name), getattr(row, f"{name}_p")
+    return f"{fixed(value)}\np {p_words(p)}" if known(value) and known(p) else fixed(value)
+
+
+def models_fit(frames: Frames) -> Table:
+    found = build(
+        "Infit and outfit of the models",
+        (row for _, part in by_dimension(frames["models_fit"]) for row in part.itertuples()),
+        Dimension=lambda r: str(r.dimension),
+        Model=lambda r: str(r.model),
+        Infit_n=lambda r: mean_square(r, "infit"),
+        Outfit_n=lambda r: mean_square(r, "outfit"),
+        Remarks=fit_flags,
+    )
+    return replace(found, minor=True)
+
+
+def misfit(frames: Frames) -> Table:
+    return build(
+        "Largest gaps beyond chance",
+        beyond_chance(frames["misfit"])[:WORST_GAPS].itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Judge=lambda r: str(r.judge),
+        Model=lambda r: str(r.model),
+        Observed_n=lambda r: fixed(r.observed),
+        Expected_n=lambda r: bounded(r, "expected"),
+        Gap_n=lambda r: signed(r.observed - r.expected),
+        Predictive_sds_n=lambda r: signed(r.z, 1),
+    )
+
+
+def items(frames: Frames) -> Table:
+    """Hardest and easiest items of each dimension."""
+    rows: list[tuple[str, Any]] = []
+    most = EXTREME_ITEMS[frames["items"]["dimension"].nunique() > 2]
+    for _, part in by_dimension(frames["items"]):
+        part = part[part["difficulty"].notna()].sort_values("difficulty", ascending=False, kind="stable")
+        ends = min(most, len(part) // 2)
+        rows += [("hardest", row) for row in part[:ends].itertuples()]
+        rows += [("easiest", row) for row in part[len(part) - ends :].itertuples()]
+    return build(
+        "Hardest and easiest items",
+        rows,
+        Dimension=lambda r: str(r[1].dimension),
+        End=lambda r: r[0],
+        Item=lambda r: str(r[1].item),
+        Difficulty_n=lambda r: bounded(r[1], "difficulty"),
+        Ratings_n=lambda r: count(r[1].n),
+        Infit_n=lambda r: fixed(r[1].infit),
+        Outfit_n=lambda r: fixed(r[1].outfit),
+        Remarks=lambda r: fit_flags(r[1]),
+    )
+
+
+def criteria(frames: Frames) -> Table:
+    frame = frames["criteria"]
+    several = frame.groupby("dimension")["criterion"].transform("nunique") > 1
+    return build(
+        "Criteria: difficulty within their dimension",
+        frame[several].itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Criterion=lambda r: str(r.criterion),
+        Difficulty_n=lambda r: bounded(r, "difficulty"),
+        Ratings_n=lambda r: count(r.n),
+    )
+
+
+def effects(frames: Frames) -> Table:
+    return build(
+        "Effects",
+        frames["effects"].itertuples(),
+        Effect=term_words,
+        Estimate_n=lambda r: bounded(r, "estimate"),
+        Remarks=lambda r: text(r.note),
+    )
+
+
+def scales(frames: Frames) -> Table:
+    found = build(
+        "Levels and spreads of the fit",
+        frames["scales"].itertuples(),
+        Parameter=lambda r: PARAMETERS.get(str(r.parameter), str(r.parameter)),
+        Dimension=lambda r: text(r.dimension),
+        Estimate_n=lambda r: bounded(r, "estimate"),
+    )
+    return replace(found, minor=True)
+
+
+def statuses(frames: Frames) -> Table:
+    """Counts and shares per judge, one column per status."""
+    frame = frames["statuses"]
+    wide = frame.pivot_table(index="judge", columns="status", values="count", aggfunc="sum", fill_value=0, sort=False)
+    names = [str(name) for name in wide.columns]
+    head = (("Judge", False), ("All", True), *((name, True) for name in names))
+    rows = tuple(
+        (str(judge), f"{int(found.sum()):,}", *(share_words(int(n), int(found.sum())) for n in found))
+        for judge, found in zip(wide.index, wide.to_numpy(), strict=True)
+    )
+    return Table("What became of every planned rating", head, rows)
+
+
+def drift(frames: Frames) -> Table:
+    frame = frames["drift"]
+    order = frame["difference"].abs().sort_values(ascending=False, kind="stable").index
+    return build(
+        "Anchors",
+        frame.reindex(order).itertuples(),
+        Kind=lambda r: str(r.kind),
+        Name=lambda r: str(r.name),
+        Dimension=lambda r: text(r.dimension),
+        Before_n=lambda r: fixed(r.before),
+        Now_n=lambda r: fixed(r.now),
+        Difference_n=lambda r: bounded(r, "difference", signed),
+        Verdict=lambda r: "drifted" if r.drifted is True or r.drifted == 1 else "stable",
+    )
+
+
+def diagnostics(frames: Frames) -> Table:
+    """The parameters that converged worst."""
+    frame = frames["diagnostics"]
+    least = frame[["ess_bulk", "ess_tail"]].min(axis=1).clip(lower=1e-9)
+    badness: pd.Series[float] = pd.concat([(frame["rhat"] - 1) / 0.01, 400 / least], axis=1).max(axis=1)
+    order = badness.sort_values(ascending=False, kind="stable").index[:WORST_PARAMETERS]
+    found = build(
+        f"The {len(order)} parameters that converged worst",
+        frame.reindex(order).itertuples(),
+        Parameter=lambda r: str(r.parameter),
+        **{"R-hat_n": lambda r: fixed(r.rhat, 3)},
+        Bulk_ESS_n=lambda r: count(r.ess_bulk),
+        Tail_ESS_n=lambda r: count(r.ess_tail),
+    )
+    return replace(found, minor=True)
+
+
+def kept(*found: Table) -> Iterator[Table]:
+    yield from (table for table in found if table.rows)

@@ -1,0 +1,93 @@
+"""The second half of `dpeer demo`: the trained models answer, three judges of known severity rate, abilities follow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from dpeer.config_io import load_section
+from dpeer.training.run_dir import write_json
+from eval.config import EvalConfig
+from eval.irt.types import Findings, Options
+from eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
+from launcher.cluster import connect
+from launcher.recipe import EVALUATION, recipe_path
+
+SAMPLED = 400
+"""Replies of the base model among the judges' training texts."""
+PAIRS = 1600
+
+
+def evaluation_config(root: Path, seed: int) -> EvalConfig:
+    """The shipped recipe with the demo's own places."""
+    recipe = recipe_path("demo", EVALUATION)
+    shipped = load_section(EvalConfig, recipe)
+    moved = {
+        kind: [{"name": s.name, "path": str(root / Path(s.path).relative_to("runs/demo"))} for s in getattr(shipped, kind)]
+        for kind in ("models", "judges")
+    }
+    changes = (
+        f"output_dir={json.dumps(str(root))}",
+        f"seed={seed}",
+        f"prompts.path={json.dumps(str(root / 'world' / 'prompts.jsonl'))}",
+        *(f"{kind}={json.dumps(served)}" for kind, served in moved.items()),
+    )
+    return load_section(EvalConfig, recipe, changes)
+
+
+def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
+    """Judges, responses, ratings, fit and page; whatever is there already is kept. Returns findings and page."""
+    from eval.generate import generate
+    from eval.irt.fit import load
+    from eval.judge import judge
+    from eval.run import Connect
+    from launcher.irt_commands import conclude, run_fit
+
+    config = evaluation_config(root, seed)
+    prepare_judges(root, seed, console)
+    link: Connect = lambda: connect(config.farm.address)  # noqa: E731
+    generate(config, link, console=console)
+    ratings = judge(config, link, console=console)
+    folder = config.folder / "irt"
+    # TODO fit only when changed
+    found = run_fit(ratings, folder, Options(seed=seed + 1), base="base", console=console)
+    return found, folder / "report.html"
+
+
+def prepare_judges(root: Path, seed: int, console: Console) -> None:
+    """Train the three judges once per seed and base model."""
+    from dpeer.model.identity import model_hash
+    from dpeer.model.toy import sample
+    from eval.toy_judges import train_judges, training_texts
+
+    folder, stamp = root / "judges", root / "judges.json"
+    made = {"seed": seed, "base": model_hash(str(root / "base")), "steps": [READING_STEPS, TUNING_STEPS]}
+    if stamp.exists() and json.loads(stamp.read_text()) == made:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    rows = [json.loads(line) for line in (root / "world" / "pretrain.jsonl").open(encoding="utf-8")]
+    pairs = [(row["prompt"], row["response"]) for row in rows[:PAIRS]]
+    prompts = [prompt for prompt, _ in pairs[:SAMPLED]]
+    texts = training_texts(pairs, list(zip(prompts, sample(root / "base", prompts, seed), strict=True)), seed)
+    with Progress("{task.description}", BarColumn(20), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("judges", total=READING_STEPS + TUNING_STEPS * len(SEVERITIES))
+        train_judges(root / "base", texts, folder, seed, progress=lambda name, step: bar.advance(task))
+    write_json(stamp, made)
+
+
+def show(console: Console, found: Findings) -> None:
+    """Severities as planted and as recovered."""
+    table = Table(title="Severity of the judges in logits", title_justify="left")
+    for name in ("judge", "planted", "recovered", "95 % interval"):
+        table.add_column(name, justify="right" if name != "judge" else "left")
+    judges = found.tables["judges"].set_index("judge")
+    for name, planted in SEVERITIES.items():
+        row = judges.loc[name]
+        interval = f"{row.severity_low:+.2f} to {row.severity_high:+.2f}"
+        table.add_row(name, f"{planted:+.2f}", f"{row.severity:+.2f}", interval)
+    console.print(table)

@@ -1,0 +1,111 @@
+"""`dpeer generate`, `dpeer judge` and `dpeer ratings`: from models and prompts to a table of ratings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import pandas as pd
+
+    from eval.config import EvalConfig
+    from eval.plan import Plan
+
+ratings = typer.Typer(no_args_is_help=True)
+
+Recipe = Annotated[str, typer.Argument(help="Name of a shipped evaluation recipe, or the path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. design.kind=linked; repeat.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again where an engine failed.")]
+
+
+def generate(recipe: Recipe, set_: Overrides = None, retry_errors: RetryErrors = False, dry_run: DryRun = False) -> None:
+    """Let the models of an evaluation recipe answer its prompts; a stopped run goes on where it was."""
+    config = _config(recipe, set_)
+    if dry_run:
+        _print_config(config)
+        return
+    from eval.generate import generate as run
+
+    typer.echo(run(config, lambda: _connect(config), retry_errors))
+
+
+def judge(
+    recipe: Recipe,
+    set_: Overrides = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Print calls, tokens and time, check the design, and stop.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1, help="With --plan-only: prompt tokens per second of all replicas together.")
+    ] = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Let the judges of an evaluation recipe rate the responses; a stopped run goes on where it was."""
+    config = _config(recipe, set_)
+    if dry_run:
+        _print_config(config)
+    elif plan_only:
+        from eval.judge import cost
+        from eval.plan import plan
+
+        planned = plan(config)
+        _show_plan(planned, cost(config, planned, tokens_per_second))
+    else:
+        from eval.judge import judge as run
+
+        table = run(config, lambda: _connect(config), retry_errors)
+        typer.echo(table)
+        typer.echo(f"Next: dpeer irt fit {table} --output {config.folder / 'irt'}")
+
+
+def _config(recipe: str, overrides: list[str] | None) -> EvalConfig:
+    from dpeer.config_io import load_section
+    from eval.config import EvalConfig
+    from launcher.recipe import EVALUATION, recipe_path
+
+    return load_section(EvalConfig, recipe_path(recipe, EVALUATION), overrides or ())
+
+
+def _print_config(config: EvalConfig) -> None:
+    from dpeer.config_io import resolved_yaml
+
+    typer.echo(resolved_yaml(config), nl=False)
+
+
+def _connect(config: EvalConfig) -> AbstractContextManager[None]:
+    from launcher.cluster import connect
+
+    return connect(config.farm.address)
+
+
+def _show_plan(planned: Plan, cost: pd.DataFrame) -> None:
+    console = Console(highlight=False)
+    for note in planned.notes:
+        console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+    table = Table("judge", title=f"{len(planned.rows):,} ratings planned, {len(planned.todo):,} to make", title_justify="left")
+    for name in ("calls", "prompt tokens", "of these shared", "time"):
+        table.add_column(name, justify="right")
+    for row in cost.itertuples():
+        about = "" if row.exact else "about "
+        tokens = [f"{about}{value:,}" for value in (row.prompt_tokens, row.shared_tokens)]
+        table.add_row(row.judge, f"{row.calls:,}", *tokens, _duration(float(row.seconds)))
+    console.print(table)
+    if cost["seconds"].isna().any():
+        console.print("Time is unknown before a first run; --tokens-per-second N gives an estimate.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds != seconds:
+        return "unknown"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

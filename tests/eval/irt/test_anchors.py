@@ -1,0 +1,51 @@
+"""What an earlier fit hands on as anchors."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpeer.errors import ConfigError
+from eval.irt.anchors import anchors_from, check_anchors
+from eval.irt.types import Posterior
+
+made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
+
+
+@pytest.fixture
+def earlier() -> Posterior:
+    return replace(made_up(items=5, noise=0.2), facts={"response_effect": False})
+
+
+def test_anchors_carry_mean_and_sd(earlier: Posterior) -> None:
+    anchors = anchors_from(earlier, judges=["judge1"], items=["item0", "item4"], sd=0.05)
+    assert list(anchors["judges"]) == ["judge1"] and list(anchors["items"]) == ["item0", "item4"]
+    assert anchors["judges"]["judge1"]["A"] == [pytest.approx(earlier.flat("severity")[:, 1, 1].mean()), 0.05]
+    free = anchors_from(earlier, judges=["judge1"])
+    assert free["judges"]["judge1"]["T"][1] == pytest.approx(0.2, abs=0.03) and free["items"] == {}
+    assert json.loads(json.dumps(anchors)) == anchors
+
+
+def test_items_are_anchored_only_where_they_were_rated(earlier: Posterior) -> None:
+    earlier.draws["beta"][:, :, 2, 1] = np.nan
+    assert list(anchors_from(earlier, items=["item2"])["items"]["item2"]) == ["T"]
+
+
+def test_unknown_anchors_are_refused(earlier: Posterior) -> None:
+    with pytest.raises(ConfigError, match="nobody"):
+        anchors_from(earlier, judges=["nobody"])
+
+
+def test_anchors_find_their_place_in_other_ratings(earlier: Posterior) -> None:
+    anchors = anchors_from(earlier, judges=["judge2"], items=["item3"], sd=0.0)
+    later = replace(earlier.ratings, judges=("new", "judge2", "judge0"))
+    found = check_anchors(later, anchors, alpha=True, response_effect=False)
+    assert found.judges[1, :, 0] == pytest.approx(earlier.flat("severity")[:, 2].mean(axis=0))
+    assert np.isnan(found.judges[[0, 2]]).all() and np.isfinite(found.items[3]).all()
+    with pytest.raises(ConfigError, match="response_effect"):
+        check_anchors(later, anchors, alpha=True, response_effect=True)
