@@ -207,7 +207,7 @@ def sampling(method: Method, ratings: tuple[int, ...], call: Call, prompt: int, 
         "seed": call.seed,
     }
     if method.mode == "structured" and method.rubric:
-        values["structured_outputs"] = {"json": json_schema(method.rubric)}
+        values["structured_outputs"] = {"json": json.dumps(json_schema(method.rubric))}
     return values
 
 

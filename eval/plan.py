@@ -107,7 +107,7 @@ def _imported(path: Path) -> pd.DataFrame:
     item = table["item"].astype(str) if "item" in table else texts["prompt"].map(lambda p: content_id(prompt=p)[:16])
     filled = pd.DataFrame({"model": table["model"].astype(str), "item": item, **texts})
     filled["sample"] = table["sample"] if "sample" in table else filled.groupby(["model", "item"]).cumcount()
-    filled["family"] = table["family"] if "family" in table else None
+    filled["family"] = table.get("family")
     filled["tokens"], filled["status"], filled["error"], filled["model_hash"] = 0, "ok", None, None
     keys = filled[["model", "item", "sample", "prompt", "response"]].astype({"sample": int}).to_dict("records")
     filled["response_id"] = [content_id(**key) for key in keys]

@@ -10,15 +10,9 @@ from dpeer.errors import ConfigError
 from eval.config import Served
 from eval.ratings import content_id
 
-KNOWN = ("claude", "command", "deepseek", "falcon", "gemini", "gemma", "glm", "gpt", "granite", "grok", "internlm") + (
-    "kimi",
-    "llama",
-    "mistral",
-    "nemotron",
-    "olmo",
-    "phi",
-    "qwen",
-    "smollm",
+KNOWN = (
+    *("claude", "command", "deepseek", "falcon", "gemini", "gemma", "glm", "gpt", "granite", "grok", "internlm"),
+    *("kimi", "llama", "mistral", "nemotron", "olmo", "phi", "qwen", "smollm"),
 )
 ALIASES = {
     "chatgpt": "gpt",

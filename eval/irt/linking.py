@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
-from eval.irt.types import Bools, Floats, Ints, Ratings
+from eval.irt.encode import encode
+from eval.irt.types import Bools, Ratings
 
 
 def linked_design(models: int, items: int, judges: int, anchors: int, judges_per_response: int, seed: int) -> Bools:
@@ -64,55 +65,8 @@ def _unlinked(chosen: Bools) -> int:
 
 
 def planned_ratings(plan: pd.DataFrame, scale: Sequence[int]) -> Ratings:
-    """A plan (columns of the ratings table, a row per rating still to be made) as Ratings, every category zero.
+    """A plan (columns of the ratings table, a row per rating still to be made) as Ratings, every category the lowest.
 
-    Needs model, item, judge, dimension; uses sample, criterion, order, model_family, judge_family and response_length
-    where they are there.
+    For `eval.irt.design.check(..., planned=True)`. Raises DataError as `encode` does.
     """
-
-    def codes(name: str, default: str = "") -> tuple[Ints, tuple[str, ...]]:
-        column = plan[name].astype(str) if name in plan else pd.Series(default, index=plan.index)
-        index, names = pd.factorize(column, sort=True)
-        return index.astype(np.int64), tuple(names)
-
-    (model, models), (item, items), (judge, judges) = codes("model"), codes("item"), codes("judge")
-    (dimension, dimensions), (criterion, criteria), (sample, samples) = (
-        codes("dimension"),
-        codes("criterion"),
-        codes("sample"),
-    )
-    _, first, response = np.unique(
-        (model * len(items) + item) * len(samples) + sample, return_index=True, return_inverse=True
-    )
-    pairs, pair = np.unique(dimension * len(criteria) + criterion, return_inverse=True)
-    families = {"model_family", "judge_family"} <= set(plan.columns)
-    return Ratings(
-        models=models,
-        items=items,
-        judges=judges,
-        dimensions=dimensions,
-        criteria=tuple((dimensions[p // len(criteria)], criteria[p % len(criteria)]) for p in pairs),
-        scale=tuple(scale),
-        response_model=model[first],
-        response_item=item[first],
-        response_length=_standard_length(plan, first),
-        response=response.astype(np.int64),
-        dimension=dimension,
-        criterion=pair.astype(np.int64),
-        judge=judge,
-        category=np.zeros(len(plan), np.int64),
-        reversed=(plan["order"] == "down").to_numpy(bool) if "order" in plan else np.zeros(len(plan), bool),
-        own_family=(plan["model_family"] == plan["judge_family"]).to_numpy(bool)
-        if families
-        else np.zeros(len(plan), bool),
-        own_model=(plan["model"].astype(str) == plan["judge"].astype(str)).to_numpy(bool),
-    )
-
-
-def _standard_length(plan: pd.DataFrame, first: Ints) -> Floats:
-    """[R] standardised log length; zeros where lengths are not known yet."""
-    if "response_length" not in plan or plan["response_length"].isna().any():
-        return np.zeros(len(first))
-    length = np.log(np.maximum(plan["response_length"].to_numpy(np.float64)[first], 1.0))
-    spread = float(length.std())
-    return (length - length.mean()) / spread if spread > 0 else np.zeros(len(first))
+    return encode(plan.assign(status="ok", score=scale[0]), scale=scale)

@@ -7,17 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from dpeer.errors import DpeerError
 from eval.irt.anchors import check_anchors
+from eval.irt.errors import IrtError
 from eval.irt.types import Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
 CENTRE_FROM = {"theta": 5, "beta": 8, "u": 12}  # responses per ability, responses per item, ratings per cell
-
-
-class IrtError(DpeerError):
-    """Ratings that the model cannot be fitted to, or a sampler that failed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,7 +124,11 @@ def _check(ratings: Ratings, options: Options) -> None:
     if len(ratings.models) < 2:
         raise IrtError(f"only {ratings.models[0]} was rated; abilities are relative, so at least two models are needed")
     wants = {
-        "length": (options.length, bool(np.ptp(ratings.response_length)), "the responses' lengths are unknown or equal"),
+        "length": (
+            options.length,
+            bool(np.ptp(ratings.response_length)),
+            "the responses' lengths are unknown or equal",
+        ),
         "order": (options.order, bool(np.ptp(ratings.reversed)), "the scale was always listed the same way"),
         "self_family": (options.self_family, bool(np.ptp(ratings.own_family)), _ALL_OR_NONE.format("family")),
         "self_model": (options.self_model, bool(np.ptp(ratings.own_model)), _ALL_OR_NONE.format("model")),

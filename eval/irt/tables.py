@@ -2,8 +2,8 @@
 
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
 ability, ranks, reliability, reversals (`eval.irt.ability`); judges (`eval.irt.judges`); severity, criteria, items,
-thresholds; models_fit, misfit, ppc (`eval.irt.fit_statistics`); effects, scales, correlation, statuses, connectivity; diagnostics
-(`eval.irt.diagnostics`); drift (`eval.irt.drift`).
+thresholds; models_fit, misfit, ppc (`eval.irt.fit_statistics`); effects, scales, correlation, statuses, connectivity;
+diagnostics (`eval.irt.diagnostics`); drift (`eval.irt.drift`).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def findings(posterior: Posterior, base: str | None = None, before: Posterior | 
         "responses": len(np.unique(r.response)),
     }
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
-    return Findings(tables, gate(posterior, converged), _notes(posterior, tables), facts)
+    return Findings(tables, gate(posterior, converged, statistics.misfit), _notes(posterior, tables), facts)
 
 
 def _crossed(name: str, draws: Floats, **axes: tuple[str, ...] | tuple[int, ...]) -> pd.DataFrame:
@@ -216,15 +216,22 @@ def claims(found: Findings) -> list[str]:
     """Sentences on models that differ from the base; none at all unless the gate is green (else read its reasons)."""
     if not found.gate["green"]:
         return []
-    sentences = []
+    sentences, misfit = [], found.tables["misfit"]
     for row in found.tables["ability"].itertuples():
         if row.contrast_low > 0 or row.contrast_high < 0:
             word, p = ("better", row.p_better) if row.contrast > 0 else ("worse", 1 - row.p_better)
             certainty = "P > 0.999" if p > 0.999 else f"P = {p:.3f}"
             span = f"[{row.contrast_low:.1f}, {row.contrast_high:.1f}]"
             where = f"{row.model} is {word} than {found.facts['base']} in {row.dimension}"
-            sentences.append(f"{where}: {row.contrast:+.1f} logits {span}, {certainty}")
+            own = misfit[misfit["notable"] & (misfit["model"] == row.model) & (misfit["dimension"] == row.dimension)]
+            caveat = "".join(f"; but {_gap(cell)}" for cell in own.itertuples())
+            sentences.append(f"{where}: {row.contrast:+.1f} logits {span}, {certainty}{caveat}")
     return sentences
+
+
+def _gap(cell: Any) -> str:
+    gap = cell.observed - cell.expected
+    return f"{cell.judge} scores it {abs(gap):.2f} {'higher' if gap > 0 else 'lower'} than the model of judging expects"
 
 
 def write_tables(found: Findings, folder: Path) -> None:

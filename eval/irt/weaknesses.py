@@ -22,6 +22,9 @@ class DesignWarning:
     """bridge, few_ratings, few_judges, nested_judges, unused_category, constant_judge or common_leniency."""
     text: str
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def names_of(names: Iterable[str], separator: str = ", ") -> str:
     names = list(names)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATUS_COLOURS = {"ok": "#a9cbe2", "unparsed": VERMILLION, "truncated": ORANGE, "low_mass": PURPLE, "engine_error": INK}
-KINDS = {"models": "model", "judges": "judge", "items": "item"}
 
 
 def items(frames: Frames) -> Iterator[Picture]:
@@ -190,8 +189,9 @@ def _connectivity(
     elif empty:
         found = f"{empty} of {counts.size} judge-model cells are empty, and all are linked"
     else:
-        least, most = f"{counts.min():,.0f}", f"{counts.max():,.0f}"
-        found = f"every judge rated every model, {least if least == most else f'{least} to {most}'} ratings per pair"
+        least, most = int(counts.min()), int(counts.max())
+        span = plural(most, "rating") if least == most else f"{least:,} to {most:,} ratings"
+        found = f"every judge rated every model, {span} per pair"
     found = prefix + found if prefix else found[0].upper() + found[1:]
     texts = [[f"{n:,.0f}" if n else "" for n in line] for line in counts]
     return Picture(
@@ -225,16 +225,17 @@ def _groups(linked: NDArray[np.bool_]) -> int:
 
 
 def drift(frames: Frames) -> Iterator[Picture]:
-    """How far anchored models, judges and items have moved since the fit that they come from."""
+    """How far judges and items have moved since an earlier fit."""
     frame = frames["drift"]
-    most = 40
+    most = 20
     order = frame["difference"].abs().sort_values(ascending=False, kind="stable").index
-    shown = frame.reindex(order)[:most]
+    ranked = frame.reindex(order)
+    shown = ranked[:most]
     rows = [
         Interval(_anchor(r), r.difference, r.difference_low, r.difference_high, VERMILLION if r.drifted == 1 else GREY)
         for r in shown.itertuples()
     ]
-    moved = frame[frame["drifted"].fillna(False).astype(bool)]
+    moved = ranked[ranked["drifted"].fillna(False).astype(bool)]
     if len(moved):
         finding = f"{len(moved)} of {plural(len(frame), 'anchor')} drifted: {label(moved.iloc[0]['name'])} by "
         finding += f"{signed(moved.iloc[0]['difference'])}"
@@ -243,9 +244,9 @@ def drift(frames: Frames) -> Iterator[Picture]:
     words = "; ".join(f"{_anchor(row)} {estimate(row, 'difference')}" for row in shown.itertuples())
     yield Picture(
         "drift",
-        "Anchors now and before",
+        "Judges and items now and in an earlier fit",
         finding,
-        f"Dot plot of the change of anchored elements in logits with 95 % intervals. {words}.",
+        f"Dot plot of the change of judges and items in logits with 95 % intervals. {words}.",
         intervals(rows, "now minus before (logits)"),
         rows_height(len(rows)),
         "Orange: drifted." + (f" The {most} largest of {len(frame)}." if len(frame) > most else ""),

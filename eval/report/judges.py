@@ -57,9 +57,11 @@ def severity(frames: Frames) -> Iterator[Picture]:
     parts = [frame for name in ("judges", "severity") if (frame := frames.get(name)) is not None]
     columns = ["severity_low", "severity_high", "severity"]
     xlim = shared_range(pd.concat([part[columns] for part in parts]), *columns)
+    several = "severity" in frames and frames["severity"]["dimension"].nunique() > 1
     if "judges" in frames:
-        yield _severity("severity", "All dimensions: severity", "All dimensions: ", frames["judges"], xlim)
-    if "severity" in frames and frames["severity"]["dimension"].nunique() > 1:
+        prefix = "All dimensions: " if several else "Severity: "
+        yield _severity("severity", "Severity of the judges", prefix, frames["judges"], xlim)
+    if several:
         for dimension, part in by_dimension(frames["severity"]):
             yield _severity(f"severity_{slug(dimension)}", f"{dimension}: severity", f"{dimension}: ", part, xlim)
 
@@ -95,11 +97,14 @@ def discrimination(frames: Frames) -> Iterator[Picture]:
     rows = [decided(row.judge, row.alpha, row.alpha_low, row.alpha_high, null=1.0) for row in part.itertuples()]
     words = "; ".join(f"{label(row.judge)} {estimate(row, 'alpha')}" for row in part.itertuples())
     first, last = part.iloc[0], part.iloc[-1]
+    found = "No judge's discrimination differs reliably from the average"
+    if any(row.colour == BLUE for row in rows):
+        found = f"{label(first['judge'])} follows the consensus most ({fixed(first['alpha'])}), "
+        found += f"{label(last['judge'])} least ({fixed(last['alpha'])})"
     yield Picture(
         "discrimination",
         "Discrimination of the judges",
-        f"{label(first['judge'])} follows the consensus most ({fixed(first['alpha'])}), "
-        f"{label(last['judge'])} least ({fixed(last['alpha'])})",
+        found,
         f"Dot plot of judge discriminations on a log axis with 95 % intervals. {words}.",
         intervals(rows, "discrimination alpha (1 = average judge)", line=1.0, log=True),
         rows_height(len(rows)),
@@ -140,7 +145,8 @@ def fit(frames: Frames) -> Iterator[Picture]:
         f"Dot plot of infit and outfit mean squares per judge. {words}.",
         paint,
         rows_height(len(frame)),
-        f"Filled: infit; hollow: outfit; shaded: {low:g} to {high:g}. Above: noisier than the model; below: too regular.",
+        f"Filled: infit; hollow: outfit; shaded: {low:g} to {high:g}. Above: noisier than the model; below: too "
+        "regular.",
     )
 
 
@@ -200,7 +206,8 @@ def predictive(frames: Frames) -> Iterator[Picture]:
             f"{len(outside)} of {len(part)} counts differ by more than chance allows.",
             _predictive(part, set(outside.index), judges, lines, columns),
             0.35 + 1.25 * lines,
-            "Bars: observed ratings; dots: predicted, with 95 % intervals. Orange: more than chance allows among all bars.",
+            "Bars: observed ratings; dots: predicted, with 95 % intervals. Orange: more than chance allows among all "
+            "bars.",
         )
 
 
@@ -249,7 +256,8 @@ def thresholds(frames: Frames) -> Iterator[Picture]:
             f"Dot plot of score thresholds per judge in logits. {words}.",
             _thresholds(part, judges),
             0.7 + 0.36 * max(2, len(judges)),
-            "Number: where that score becomes as likely as the one below, severity apart; bars: 95 %. Orange: out of order.",
+            "Number: where that score becomes as likely as the one below, severity apart; bars: 95 %. Orange: out of "
+            "order.",
         )
 
 

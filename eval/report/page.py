@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from eval.report.sections import one, sections
 from eval.report.tables import Table
 
 FORMATS = ("svg", "png")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 GATE = {
     "rhat_max": "Largest R-hat (below 1.01)",
     "ess_bulk_min": "Smallest bulk ESS (above 400)",
@@ -54,9 +56,9 @@ class Chapter:
 
 
 def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[str] = ()) -> Path:
-    """Write report.html, figures/*.svg and *.png, tables/*.csv and *.json, and report.json with titles and texts of all figures.
+    """Write report.html, figures/*.svg and *.png, tables/*.csv and *.json, and report.json, which describes figures.
 
-    Equal findings give equal bytes. Pictures and tables that an earlier report wrote here and this one does not are removed.
+    Equal findings give equal bytes. Pictures and tables of an earlier report that this one does not write are removed.
 
     Returns:
         The path of the page.
@@ -90,7 +92,7 @@ def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[s
         options=list(_facts(findings.facts, nested=True)),
         files=written,
     )  # fmt: skip
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", CONTROL.sub("\ufffd", page))
     write_json(
         folder / "report.json", {"title": title, "finding": finding, "claim": claim, "figures": index, "files": written}
     )
@@ -101,8 +103,9 @@ def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[s
 
 def _save(picture: Picture, claim: bool, folder: Path, index: list[dict[str, str]]) -> Plot:
     """Draw one picture, save it in every format and enter it in the index, under a name of its own."""
-    taken = {figure["name"] for figure in index}
-    name = next(n for n in (picture.name, *(f"{picture.name}_{k}" for k in range(2, len(taken) + 3))) if n not in taken)
+    taken = {figure["name"].lower() for figure in index}
+    names = (picture.name, *(f"{picture.name}_{k}" for k in range(2, len(taken) + 3)))
+    name = next(name for name in names if name.lower() not in taken)
     files = render(picture.paint, picture.height_in, *FORMATS)
     for kind, file in zip(FORMATS, files, strict=True):
         _write_bytes(folder / f"{name}.{kind}", file)
@@ -127,12 +130,12 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Pictures and tables that an earlier report lists; only plain names in the two folders that a report owns."""
+    """Pictures and tables that an earlier report lists; only plain files of the two folders that a report owns."""
     try:
-        listed = json.loads((folder / "report.json").read_bytes())["files"]
+        listed = [str(name) for name in json.loads((folder / "report.json").read_bytes())["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    return {name for name in map(str, listed) if name.count("/") == 1 and Path(name).parts[0] in ("figures", "tables")}
+    return {name for name in listed if re.fullmatch(r"(figures|tables)/[\w-]+\.(svg|png|csv|json)", name)}
 
 
 def _gate(gate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,8 @@ INK, GREY = "#1c2024", "#6b747c"
 SIDES = {1: (GREEN, "^"), 0: (GREY, "o"), -1: (VERMILLION, "v")}
 """Colour and marker of an interval above zero, across it, and below it."""
 LEAST_FONT = 5.0
-LOG_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20)
+LOG_TICKS = ((0.5, 0.65, 0.8, 1, 1.25, 1.5, 2), (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20))
+"""For an axis that spans a factor of at most four, and for a longer one."""
 ZERO: dict[str, Any] = {"color": INK, "linewidth": 1.0, "zorder": 1}
 
 
@@ -91,10 +92,11 @@ def intervals(
         axes = figure.add_subplot()
         interval_rows(axes, rows)
         axes.axvline(line, **ZERO)
+        axes.locator_params(axis="x", nbins=7)
         if log:
             axes.set_xscale("log")
             low, high = axes.get_xlim()
-            axes.set_xticks([x for x in LOG_TICKS if low <= x <= high])
+            axes.set_xticks([x for x in LOG_TICKS[int(high > 4 * low)] if low <= x <= high])
             axes.set_xticks([], minor=True)
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.set(xlabel=xlabel)

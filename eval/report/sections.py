@@ -28,40 +28,9 @@ class Section:
 
 
 def sections(frames: Frames, claim: bool) -> Iterator[Section]:
-    """All chapters that have content. Without a claim, what compares models (contrasts, ranks, reversals) is left out."""
+    """All chapters that have content. Without a claim, contrasts, ranks and reversals are left out."""
     every = (*_models(frames, claim), *_judges(frames), *_items(frames), *_data(frames))
     yield from (section for section in every if not section.empty)
-
-
-def _models(frames: Frames, claim: bool) -> Iterator[Section]:
-    def pictures(draw: Callable[[Frames], Iterator[Picture]], *needed: str) -> list[Picture]:
-        return list(draw(frames)) if all(name in frames for name in needed) else []
-
-    drawn = pictures(abilities.ability, "ability")
-    yield Section(
-        "Abilities",
-        "What a model's answers deserve, with the severity of judges, the difficulty of items and the luck of single responses "
-        "taken out. Bars are 95 % intervals; panels of a kind share one axis.",
-        [picture for picture in drawn if claim or not picture.name.startswith("contrast_")],
-        list(
-            tables.kept(*([tables.ability(frames, claim)] if "ability" in frames else []), *one(frames, "reliability"))
-        ),
-    )
-    if claim:
-        yield Section("Ranks", "How sure the order of the models is.", pictures(abilities.ranks, "ranks"))
-    yield Section(
-        "Fair averages and raw means",
-        "A raw mean mixes what a model did with who judged it on what. The fair average is the score that an average judge would "
-        "give it over items like these: the ability in the units of the rating scale.",
-        pictures(abilities.fair, "ability"),
-        list(tables.kept(*one(frames, "reversals"))) if claim else [],
-    )
-    yield Section(
-        "One ruler for models, items and judges",
-        "Abilities, difficulties, severities and score steps are on the same logit scale, so that they can be laid side by side. "
-        "Models are measured best where items and score steps are.",
-        pictures(wright, "ability"),
-    )
 
 
 def one(frames: Frames, name: str) -> list[Table]:
@@ -71,23 +40,50 @@ def one(frames: Frames, name: str) -> list[Table]:
 
 
 def _drawn(frames: Frames, draw: Callable[[Frames], Iterator[Picture]], name: str) -> list[Picture]:
+    """The pictures of that table, if the fit has it."""
     return list(draw(frames)) if name in frames else []
+
+
+def _models(frames: Frames, claim: bool) -> Iterator[Section]:
+    drawn = _drawn(frames, abilities.ability, "ability")
+    yield Section(
+        "Abilities",
+        "What a model's answers deserve, with the severity of judges, the difficulty of items and the luck of single "
+        "responses taken out. Bars are 95 % intervals; panels of a kind share one axis.",
+        [picture for picture in drawn if claim or not picture.name.startswith("contrast_")],
+        ([tables.ability(frames, claim)] if "ability" in frames else []) + one(frames, "reliability"),
+    )
+    if claim:
+        yield Section("Ranks", "How sure the order of the models is.", _drawn(frames, abilities.ranks, "ranks"))
+    yield Section(
+        "Fair averages and raw means",
+        "A raw mean mixes what a model did with who judged it on what. The fair average is the score that an average "
+        "judge would give it over items like these: the ability in the units of the rating scale.",
+        _drawn(frames, abilities.fair, "ability"),
+        one(frames, "reversals") if claim else [],
+    )
+    yield Section(
+        "One ruler for models, items and judges",
+        "Abilities, difficulties, severities and score steps are on the same logit scale, so that they can be laid "
+        "side by side. Models are measured best where items and score steps are.",
+        _drawn(frames, wright, "ability"),
+    )
 
 
 def _judges(frames: Frames) -> Iterator[Section]:
     severity = list(judges.severity(frames)) if {"judges", "severity"} & set(frames) else []
     yield Section(
         "Judges",
-        "Severity is how much a judge takes off, discrimination how closely it follows the consensus. Infit and outfit are mean "
-        "squared residuals, 1 where a judge is as predictable as the model expects; p is their posterior predictive probability, "
-        "and ! marks one outside 0.025 to 0.975.",
+        "Severity is how much a judge takes off, discrimination how closely it follows the consensus. Infit and "
+        "outfit are mean squared residuals, 1 where a judge is as predictable as the model expects; p is their "
+        "posterior predictive probability, and ! marks one outside 0.025 to 0.975.",
         [*severity, *_drawn(frames, judges.discrimination, "judges"), *_drawn(frames, judges.fit, "judges")],
         one(frames, "judges"),
     )
     yield Section(
         "Judges who see a model differently",
-        "Mean score of a judge on a model minus the one that the fit expects. A gap is what severity and ability cannot explain: "
-        "self-preference, a string matcher, a rubric read in another way. Look here first.",
+        "Mean score of a judge on a model minus the one that the fit expects. A gap is what severity and ability "
+        "cannot explain: self-preference, a string matcher, a rubric read in another way. Look here first.",
         _drawn(frames, judges.misfit, "misfit"),
         [*one(frames, "misfit"), *one(frames, "models_fit")],
     )
@@ -108,13 +104,14 @@ def _items(frames: Frames) -> Iterator[Section]:
     )
     yield Section(
         "Does the fit reproduce the scores?",
-        "Scores that were given, beside those that the fitted model would give: where they part, the model is wrong about that judge.",
+        "Scores that were given, beside those that the fitted model would give: where they part, the model is wrong "
+        "about that judge.",
         _drawn(frames, judges.predictive, "ppc"),
     )
     yield Section(
         "Score steps",
-        "Where a judge passes from one score to the next. Steps out of order mean that a score in between is never the most likely "
-        "one: the judge does not use it as the rubric asks.",
+        "Where a judge passes from one score to the next. Steps out of order mean that a score in between is never "
+        "the most likely one: the judge does not use it as the rubric asks.",
         _drawn(frames, judges.thresholds, "thresholds"),
     )
 
@@ -129,7 +126,8 @@ def _data(frames: Frames) -> Iterator[Section]:
     )
     yield Section(
         "Anchors",
-        "Elements that were tied to an earlier fit, and how far they would move if they were free.",
+        "Judges and items that an earlier fit shares, and how far they have moved since. Those that drifted no longer "
+        "serve as anchors.",
         _drawn(frames, data.drift, "drift"),
         one(frames, "drift"),
     )

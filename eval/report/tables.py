@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ def text(value: Any) -> str:
 
 
 def build(title: str, rows: Iterable[Any], **columns: Cell) -> Table:
-    """One column per keyword, in order; a name that ends in `_n` holds numbers. Columns without content are left out."""
+    """One column per keyword; a name that ends in `_n` holds numbers. Columns without content are left out."""
     rows = list(rows)
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     kept = {name: found for name, found in cells.items() if any(x not in ("", UNKNOWN) for x in found)}
@@ -273,7 +273,3 @@ def diagnostics(frames: Frames) -> Table:
         Tail_ESS_n=lambda r: count(r.ess_tail),
     )
     return replace(found, minor=True)
-
-
-def kept(*found: Table) -> Iterator[Table]:
-    yield from (table for table in found if table.rows)

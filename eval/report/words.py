@@ -225,24 +225,24 @@ def losses(statuses: pd.DataFrame) -> str:
 def limits() -> Iterator[str]:
     """What the page cannot tell, in plain words."""
     yield (
-        "Estimates are on the logit scale of this one model variant: a difference of 1 multiplies the odds of the next higher "
-        "score by 2.7 for a judge of average discrimination. Logits of other variants, other judges or other item sets are "
-        "on other scales; compare fair averages there, and only with the same rubric."
+        "Estimates are on the logit scale of this one model variant: a difference of 1 multiplies the odds of the "
+        "next higher score by 2.7 for a judge of average discrimination. Logits of other variants, other judges or "
+        "other item sets are on other scales; compare fair averages there, and only with the same rubric."
     )
     yield (
-        "Ability is relative: it sums to zero over the models of this table, and difficulty and severity to zero over items "
-        "and judges. A leniency or a taste that all judges share cannot be seen in it. Only human ratings of some of the "
-        "responses, brought in as a judge or as anchors, can show it."
+        "Ability is relative: it sums to zero over the models of this table, as severity does over the judges. A "
+        "leniency or a taste that all judges share cannot be seen in it. Only human ratings of some of the responses, "
+        "brought in as a judge or as anchors, can show it."
     )
     yield (
-        "Discrimination (alpha) says how closely a judge follows the consensus of the judges, not how valid that consensus is. Two "
-        "judges that are near-copies of each other agree, and so pull the scale towards themselves."
+        "Discrimination (alpha) says how closely a judge follows the consensus of the judges, not how valid that "
+        "consensus is. Two judges that are near-copies of each other agree, and so pull the scale towards themselves."
     )
     yield (
-        "Intervals are 95 % credible intervals, each for itself: with many models and dimensions some will miss. They hold for "
-        "items and responses like these, and for these judges."
+        "Intervals are 95 % credible intervals, each for itself: with many models and dimensions some will miss. "
+        "They hold for items and responses like these, and for these judges."
     )
-    yield "An approximate fit, or one whose diagnostics are not green, supports no claim, whatever its figures look like."
+    yield "An approximate fit, or one whose diagnostics are not green, supports no claim, whatever its figures."
 
 
 def misfit_words(row: Any) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUTER = 4.0
-"""Logits beyond abilities and judges up to which thresholds and items stretch the ruler; rare scores lie far outside."""
+"""Logits beyond abilities and judges up to which items and thresholds stretch the ruler; rare scores lie far out."""
 
 
 def wright(frames: Frames) -> Iterator[Picture]:
@@ -57,8 +57,8 @@ def wright(frames: Frames) -> Iterator[Picture]:
             f"Wright map in logits: {', '.join(words)}.",
             _paint(models, difficulty, judges, steps, level),
             1.75 + 0.24 * len(models) + 0.36 * len(judges),
-            "Items right of a model are hard for it. Judges: dot = severity; number = where that score becomes as likely as the one below, "
-            "on an average item.",
+            "Items right of a model are hard for it. Judges: dot = severity; number = where that score becomes as "
+            "likely as the one below, on an average item.",
         )
 
 
@@ -124,7 +124,11 @@ def _models(axes: Axes, models: pd.DataFrame) -> None:
 
 
 def _items(axes: Axes, difficulty: NDArray[np.float64], ruler: tuple[float, float]) -> None:
-    axes.hist(difficulty, bins=np.linspace(*ruler, 41).tolist(), color="#b9c3cc")
+    axes.hist(
+        difficulty,
+        bins=np.linspace(*ruler, int(np.clip(2 * np.sqrt(len(difficulty)), 8, 40))).tolist(),
+        color="#b9c3cc",
+    )
     axes.set_ylabel("items", rotation=0, ha="right", va="center")
     axes.locator_params(axis="y", nbins=3, integer=True)
 

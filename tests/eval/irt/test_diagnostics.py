@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from eval.irt.diagnostics import LARGE_BLOCK, convergence, diagnostics, ebfmi, gate, parameter_names
@@ -178,3 +179,11 @@ def test_advice_names_the_term_that_the_data_do_not_inform() -> None:
     found = gate(changed(p, s_u=np.stack([slow, slow], -1), s_halo=slow, own_family=slow))
     text = " ".join(found["advice"])
     assert "halo" in text and "own" in text and not found["green"]
+
+
+def test_ratings_that_the_model_does_not_predict_close_the_gate() -> None:
+    p = converged()
+    misfit = pd.DataFrame({"notable": [True, True, True, False, False, False]})
+    found = gate(p, misfit=misfit)
+    assert not found["green"] and "50% of the judge x model" in found["reasons"][0] and found["misfit"] == 0.5
+    assert gate(p, misfit=misfit.iloc[2:])["green"]

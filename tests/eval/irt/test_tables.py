@@ -292,3 +292,14 @@ def test_notes_tell_what_was_left_out(fitted: Posterior) -> None:
 
 def test_drift_stands_beside_the_other_tables(fitted: Posterior) -> None:
     assert set(findings(fitted, before=fitted).tables["drift"]["kind"]) == {"judges", "items"}
+
+
+def test_a_claim_carries_the_misfit_of_its_model(found: Findings) -> None:
+    misfit = found.tables["misfit"].copy()
+    assert not any("; but" in sentence for sentence in claims(found))
+    decided = found.tables["ability"].query("contrast_low > 0 or contrast_high < 0").iloc[0]
+    cell = (misfit["judge"] == "judge2") & (misfit["model"] == decided["model"])
+    cell &= misfit["dimension"] == decided["dimension"]
+    misfit.loc[cell, ["notable", "observed"]] = [True, misfit.loc[cell, "expected"].item() + 0.4]
+    sentences = claims(replace(found, tables=found.tables | {"misfit": misfit}))
+    assert sentences[0].endswith("; but judge2 scores it 0.40 higher than the model of judging expects")
