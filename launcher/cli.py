@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -13,7 +15,9 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from dpeer.errors import DpeerError
+from launcher import eval_commands
 from launcher.data_commands import app as data_app
+from launcher.irt_commands import app as irt_app
 
 
 class _Guarded(TyperGroup):
@@ -26,6 +30,9 @@ class _Guarded(TyperGroup):
         except KeyboardInterrupt:
             console.print("interrupted")
             raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except DpeerError as error:
             console.print(f"[bold red]error:[/] {escape(str(error))}")
             fault: Exception = error
@@ -56,6 +63,10 @@ app = typer.Typer(
     help="Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3.",
 )
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
+app.command()(eval_commands.generate)
+app.command()(eval_commands.judge)
+app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")
+app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well they are recovered.")
 
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/lagrangian.", metavar="RUN")]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +31,9 @@ def evaluation_config(root: Path, seed: int) -> EvalConfig:
     recipe = recipe_path("demo", EVALUATION)
     shipped = load_section(EvalConfig, recipe)
     moved = {
-        kind: [{"name": s.name, "path": str(root / Path(s.path).relative_to("runs/demo"))} for s in getattr(shipped, kind)]
+        kind: [
+            {"name": s.name, "path": str(root / Path(s.path).relative_to("runs/demo"))} for s in getattr(shipped, kind)
+        ]
         for kind in ("models", "judges")
     }
     changes = (
@@ -42,20 +47,27 @@ def evaluation_config(root: Path, seed: int) -> EvalConfig:
 
 def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
     """Judges, responses, ratings, fit and page; whatever is there already is kept. Returns findings and page."""
-    from eval.generate import generate
     from eval.irt.fit import load
+
+    from eval.generate import generate
+    from eval.irt.tables import findings
     from eval.judge import judge
-    from eval.run import Connect
-    from launcher.irt_commands import conclude, run_fit
+    from launcher.irt_commands import run_fit
 
     config = evaluation_config(root, seed)
     prepare_judges(root, seed, console)
-    link: Connect = lambda: connect(config.farm.address)  # noqa: E731
+    link = partial(connect, config.farm.address)
     generate(config, link, console=console)
     ratings = judge(config, link, console=console)
     folder = config.folder / "irt"
-    # TODO fit only when changed
-    found = run_fit(ratings, folder, Options(seed=seed + 1), base="base", console=console)
+    options = Options(seed=seed + 1)
+    made = {"ratings": sha256(ratings.read_bytes()).hexdigest(), "options": asdict(options)}
+    stamp = folder / "made.json"
+    if stamp.exists() and json.loads(stamp.read_text()) == made:
+        found = findings(load(folder), "base")
+    else:
+        found = run_fit(ratings, folder, options, base="base", console=console)
+        write_json(stamp, made)
     return found, folder / "report.html"
 
 

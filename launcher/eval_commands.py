@@ -27,7 +27,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved conf
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again where an engine failed.")]
 
 
-def generate(recipe: Recipe, set_: Overrides = None, retry_errors: RetryErrors = False, dry_run: DryRun = False) -> None:
+def generate(
+    recipe: Recipe, set_: Overrides = None, retry_errors: RetryErrors = False, dry_run: DryRun = False
+) -> None:
     """Let the models of an evaluation recipe answer its prompts; a stopped run goes on where it was."""
     config = _config(recipe, set_)
     if dry_run:
@@ -68,6 +70,81 @@ def judge(
         typer.echo(f"Next: dpeer irt fit {table} --output {config.folder / 'irt'}")
 
 
+@ratings.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file with ratings made elsewhere.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
+    map_: Annotated[
+        list[str],
+        typer.Option(
+            "--map", metavar="THEIRS=OURS", help="Column mapping, e.g. annotator=judge, stars=score:E; repeat."
+        ),
+    ],
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="TEXT=SCORE", help="Score of a label; repeat.")
+    ] = None,
+    constant: Annotated[
+        list[str] | None, typer.Option("--constant", metavar="OURS=VALUE", help="Value that no column holds; repeat.")
+    ] = None,
+    human: Annotated[list[str] | None, typer.Option(help="A judge who is a person; repeat.")] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FAMILY", help="Family of a model or judge; repeat.")
+    ] = None,
+) -> None:
+    """Bring ratings made elsewhere, by people or programs, into the form that `dpeer irt fit` reads."""
+    from dpeer.errors import ConfigError
+    from eval.importer import import_ratings
+
+    labels = {}
+    for text, score in _pairs(label, "--label").items():
+        try:
+            labels[text] = int(score)
+        except ValueError:
+            raise ConfigError(f"--label {text}={score}: the score must be a whole number") from None
+    table = import_ratings(
+        path,
+        _pairs(map_, "--map"),
+        labels or None,
+        constants=_pairs(constant, "--constant") or None,
+        humans=human or (),
+        families=_pairs(family, "--family") or None,
+    )
+    _write_ratings(table, output)
+
+
+@ratings.command()
+def xstest(
+    folder: Annotated[Path, typer.Argument(help="Folder with ratings.csv and prompts.csv of XSTest.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
+) -> None:
+    """Import the XSTest ratings: compliance with safe prompts and refusal of unsafe ones, four judges."""
+    from eval.benchmarks.xstest import xstest_ratings
+
+    _write_ratings(xstest_ratings(folder), output)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    from dpeer.errors import ConfigError
+
+    pairs = {}
+    for text in given or ():
+        left, equals, right = text.rpartition("=")
+        if not equals or not left or not right:
+            raise ConfigError(f"{option} {text}: write it as LEFT=RIGHT")
+        if left in pairs:
+            raise ConfigError(f"{option}: {left} is given twice")
+        pairs[left] = right
+    return pairs
+
+
+def _write_ratings(table: pd.DataFrame, output: Path) -> None:
+    from eval.ratings import write_table
+
+    write_table(output, table)
+    counts = ", ".join(f"{count:,} {status}" for status, count in table["status"].value_counts().items())
+    typer.echo(f"{output}: {len(table):,} ratings ({counts})")
+
+
 def _config(recipe: str, overrides: list[str] | None) -> EvalConfig:
     from dpeer.config_io import load_section
     from eval.config import EvalConfig
@@ -92,7 +169,9 @@ def _show_plan(planned: Plan, cost: pd.DataFrame) -> None:
     console = Console(highlight=False)
     for note in planned.notes:
         console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
-    table = Table("judge", title=f"{len(planned.rows):,} ratings planned, {len(planned.todo):,} to make", title_justify="left")
+    table = Table(
+        "judge", title=f"{len(planned.rows):,} ratings planned, {len(planned.todo):,} to make", title_justify="left"
+    )
     for name in ("calls", "prompt tokens", "of these shared", "time"):
         table.add_column(name, justify="right")
     for row in cost.itertuples():

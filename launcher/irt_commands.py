@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,11 +11,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from eval.irt.simulate import Spec
     from eval.irt.types import Findings, Options, Posterior
 
 app = typer.Typer(no_args_is_help=True)
 
 Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV, JSONL or Parquet file.", metavar="RATINGS")]
+TERMS = {"halo": "halo", "length": "length", "order": "order", "own-family": "self_family", "own-model": "self_model"}
+Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {', '.join(TERMS)}; repeat.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Setting of the simulation, e.g. judges=5; repeat."),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the result; made if it is missing.")]
 
 
@@ -24,15 +31,16 @@ def fit(
     table: Table,
     output: Output = Path("runs/irt"),
     model: Annotated[str, typer.Option(help="gmfrm: each judge has a discrimination; rasch: all equal.")] = "gmfrm",
-    base: Annotated[str | None, typer.Option(help="Model that the others are compared with; default: the first.")] = None,
-    dimension: Annotated[list[str] | None, typer.Option(help="Use this dimension; repeat. Default: all.")] = None,
-    terms: Annotated[
-        list[str] | None,
-        typer.Option("--with", help="Add a term: halo, length, order, own-family, own-model; repeat."),
+    base: Annotated[
+        str | None, typer.Option(help="Model that the others are compared with; default: the first.")
     ] = None,
+    dimension: Annotated[list[str] | None, typer.Option(help="Use this dimension; repeat. Default: all.")] = None,
+    terms: Terms = None,
     response_effect: Annotated[
         bool | None,
-        typer.Option("--response-effect/--no-response-effect", help="Default: on where responses are rated repeatedly."),
+        typer.Option(
+            "--response-effect/--no-response-effect", help="Default: on where responses are rated repeatedly."
+        ),
     ] = None,
     chains: Annotated[int, typer.Option(min=1)] = 4,
     warmup: Annotated[int, typer.Option(min=10, help="Warm-up iterations per chain.")] = 1000,
@@ -45,16 +53,10 @@ def fit(
     ] = None,
 ) -> None:
     """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html."""
-    from dpeer.errors import ConfigError
     from eval.irt.types import Options
 
-    flags = {"halo": "halo", "length": "length", "order": "order", "own-family": "self_family", "own-model": "self_model"}
-    if unknown := [t for t in terms or () if t not in flags]:
-        raise ConfigError(f"--with {unknown[0]}: no such term; known: {', '.join(flags)}")
-    if model not in ("gmfrm", "rasch"):
-        raise ConfigError(f"--model {model}: must be gmfrm or rasch")
     options = Options(
-        model=model,
+        model=_model(model),
         response_effect=response_effect,
         chains=chains,
         warmup=warmup,
@@ -63,7 +65,7 @@ def fit(
         seed=seed,
         approx=approx,
         anchors=_anchors(anchor),
-        **{flags[t]: True for t in terms or ()},
+        **_terms(terms),
     )
     run_fit(table, output, options, base, tuple(dimension or ()), before=anchor)
 
@@ -78,10 +80,11 @@ def run_fit(
     console: Console | None = None,
 ) -> Findings:
     """Encode, check the design, sample, write everything into `output`, and show the tables."""
-    from eval.irt.design import check
-    from eval.irt.encode import encode
     from eval.irt.fit import fit as sample
     from eval.irt.fit import save
+
+    from eval.irt.design import check
+    from eval.irt.encode import encode
 
     console = console or Console(highlight=False)
     ratings = encode(table, dimensions or None)
@@ -92,7 +95,9 @@ def run_fit(
     report = check(ratings, options)
     for warning in report.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning.text)}", soft_wrap=True)
-    bar = Progress(TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+    )
     with bar:
         task = bar.add_task("sampling", total=1.0)
         posterior = sample(ratings, options, lambda what, done: bar.update(task, description=what, completed=done))
@@ -117,10 +122,140 @@ def conclude(
     return found
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a fit.", metavar="FIT")],
+    base: Annotated[
+        str | None, typer.Option(help="Model that the others are compared with; default: the first.")
+    ] = None,
+) -> None:
+    """Write tables, figures and report.html of a fit again."""
+    from eval.irt.fit import load
+
+    conclude(load(folder), folder, base, (), Console(highlight=False))
+
+
+@app.command()
+def drift(
+    before: Annotated[Path, typer.Argument(help="Folder of the earlier fit.")],
+    now: Annotated[Path, typer.Argument(help="Folder of the later fit, made without --anchor.")],
+) -> None:
+    """Show which judges and items have moved between two fits."""
+    from eval.irt.fit import load
+    from rich.table import Table
+
+    from eval.irt.drift import drift as compare
+
+    found = compare(load(before), load(now))
+    table = Table("kind", "name", "dimension", "before", "now", "difference", "95 % interval", "drifted")
+    for row in found.itertuples():
+        interval = f"{row.difference_low:+.2f} to {row.difference_high:+.2f}"
+        values = [f"{value:+.2f}" for value in (row.before, row.now, row.difference)]
+        table.add_row(row.kind, row.name, row.dimension, *values, interval, "yes" if row.drifted else "")
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
+    set_: Settings = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write simulated ratings and, beside them, the truth as JSON."""
+    from dpeer.training.run_dir import write_json
+    from eval.irt.simulate import simulate as run
+    from eval.ratings import write_table
+
+    table, truth = run(_spec(set_), seed)
+    write_table(output, table)
+    known = output.with_suffix(".truth.json")
+    write_json(known, {name: values.tolist() for name, values in truth.items()})
+    typer.echo(f"{output}: {len(table):,} ratings; truth in {known}")
+
+
+@app.command()
+def recover(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; a stopped one goes on.")],
+    set_: Settings = None,
+    replications: Annotated[int, typer.Option(min=1)] = 20,
+    model: Annotated[str, typer.Option(help="gmfrm or rasch.")] = "gmfrm",
+    terms: Terms = None,
+    response_effect: Annotated[bool | None, typer.Option("--response-effect/--no-response-effect")] = None,
+    chains: Annotated[int, typer.Option(min=1)] = 4,
+    warmup: Annotated[int, typer.Option(min=10)] = 500,
+    draws: Annotated[int, typer.Option(min=10)] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Simulate and fit again and again: how well the intervals cover the truth."""
+    from eval.irt.recover import recover as run
+    from eval.irt.recover import recovery_table
+    from eval.irt.types import Options
+
+    options = Options(
+        model=_model(model),
+        response_effect=response_effect,
+        chains=chains,
+        warmup=warmup,
+        draws=draws,
+        **_terms(terms),
+    )
+    console = Console(highlight=False)
+    with Progress(TextColumn("replications"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=replications)
+        found = run(_spec(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
+    console.print(recovery_table(found))
+
+
+def _spec(given: list[str] | None) -> Spec:
+    """The simulation's settings, from NAME=VALUE pairs."""
+    from dataclasses import fields
+
+    import yaml
+
+    from dpeer.errors import ConfigError
+    from eval.irt.simulate import Spec
+
+    defaults = {field.name: field.default for field in fields(Spec)}
+    values = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or name not in defaults:
+            raise ConfigError(f"--set {text}: write it as NAME=VALUE with a name among {', '.join(defaults)}")
+        read = yaml.safe_load(value)
+        wanted = type(defaults[name])
+        if wanted is float and isinstance(read, int) and not isinstance(read, bool):
+            read = float(read)
+        if name == "linked" and isinstance(read, list) and len(read) == 2:
+            read = (int(read[0]), int(read[1]))
+        elif not isinstance(read, wanted) or isinstance(read, bool):
+            raise ConfigError(
+                f"--set {text}: must be {'two numbers, [anchors, judges]' if name == 'linked' else 'a number'}"
+            )
+        values[name] = read
+    return Spec(**values)
+
+
+def _model(name: str) -> str:
+    from dpeer.errors import ConfigError
+
+    if name not in ("gmfrm", "rasch"):
+        raise ConfigError(f"--model {name}: must be gmfrm or rasch")
+    return name
+
+
+def _terms(given: list[str] | None) -> dict[str, Any]:
+    from dpeer.errors import ConfigError
+
+    if unknown := [t for t in given or () if t not in TERMS]:
+        raise ConfigError(f"--with {unknown[0]}: no such term; known: {', '.join(TERMS)}")
+    return {TERMS[t]: True for t in given or ()}
+
+
 def _anchors(folder: Path | None) -> dict[str, object] | None:
     if folder is None:
         return None
-    from eval.irt.anchors import anchors_from
     from eval.irt.fit import load
+
+    from eval.irt.anchors import anchors_from
 
     return anchors_from(load(folder))

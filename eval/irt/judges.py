@@ -9,6 +9,8 @@ from eval.irt.ability import estimates
 from eval.irt.fit_statistics import FitStatistics
 from eval.irt.types import Posterior
 
+LEADS = 1.5
+"""From this discrimination on, a judge weighs enough to set the consensus."""
 FIT_RANGE = (0.5, 1.5)
 """Mean squares that are productive for measurement (Linacre, 2002)."""
 
@@ -42,7 +44,7 @@ def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float]
         words.append(f"too regular: varies less than the model expects (infit {row['infit']:.1f})")
     if row["alpha_high"] < 1:
         words.append(f"agrees less with the others (alpha {row['alpha']:.1f})")
-    elif row["alpha_low"] > 1:
+    elif row["alpha_low"] > 1 and row["alpha"] > LEADS:
         words.append(f"sets the consensus (alpha {row['alpha']:.1f}), which is not validity")
     return "; ".join(words)
 

@@ -87,14 +87,20 @@ def findings(posterior: Posterior, base: str | None = None, before: Posterior | 
     if posterior.facts.get("no_intervals"):
         tables = _without_intervals(tables)
     facts = {key: value for key, value in posterior.facts.items() if key != "u_draws"}
+    options = asdict(posterior.options) | {"anchors": _anchored(posterior.options.anchors)}
     facts |= {
         "base": base,
-        "options": asdict(posterior.options),
+        "options": options,
         "ratings": len(r),
         "responses": len(np.unique(r.response)),
     }
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
     return Findings(tables, gate(posterior, converged, statistics.misfit), _notes(posterior, tables), facts)
+
+
+def _anchored(anchors: dict[str, Any] | None) -> str | None:
+    kinds = ((kind, len((anchors or {}).get(kind, ()))) for kind in ("judges", "items"))
+    return ", ".join(f"{n} {kind}" for kind, n in kinds if n) or None
 
 
 def _crossed(name: str, draws: Floats, **axes: tuple[str, ...] | tuple[int, ...]) -> pd.DataFrame:
