@@ -170,7 +170,7 @@ def _ratings(
     constants: Mapping[str, str],
     scale: _Scale,
 ) -> Iterator[dict[str, Any]]:
-    names = DEFAULTS | constants | {ours: _name(row, column) for ours, column in columns.items() if ours in _NAMES}
+    names = {**DEFAULTS, **constants} | {ours: _name(row, column) for ours, column in columns.items() if ours in _NAMES}
     texts = {ours: _text(row, columns[ours]) for ours in ("response", "rationale") if ours in columns}
     sample = names["sample"]
     if not sample.isdecimal():
@@ -187,7 +187,6 @@ def _ratings(
             "sample": int(sample),
             "dimension": dimension,
             "criterion": criterion,
-            "order": "up",
             "mode": "import",
             "status": "unparsed" if score is None else "ok",
             "score": score,

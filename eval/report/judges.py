@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from dpeer.report.plot import Z95
 from dpeer.report.text import listing
 from eval.irt.judges import FIT_RANGE
 from eval.report.picture import (
@@ -150,18 +151,28 @@ def fit(frames: Frames) -> Iterator[Picture]:
     )
 
 
-def beyond_chance(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows that fit worse than chance allows among all rows of the table (Bonferroni at 5 %), the worst first."""
-    critical = norm.isf(0.025 / len(frame))
-    size = frame["z"].abs()
-    return frame[size > critical].reindex(size[size > critical].sort_values(ascending=False, kind="stable").index)
+def notable(misfit: pd.DataFrame) -> pd.DataFrame:
+    """Cells of judge x model whose gap the fit calls notable, the least likely first."""
+    found = misfit[misfit["notable"].fillna(False).astype(bool)]
+    return found.reindex(found["z"].abs().sort_values(ascending=False, kind="stable").index)
+
+
+def off(ppc: pd.DataFrame) -> pd.DataFrame:
+    """Score counts further from their prediction than chance allows among all of them, the furthest first.
+
+    5 % by Bonferroni, with the standard deviation that the 95 % predictive interval implies for a normal variable.
+    """
+    sd = (ppc["expected_high"] - ppc["expected_low"]) / (2 * Z95)
+    gap = (ppc["observed"] - ppc["expected"]).abs()
+    found = ppc[gap > norm.isf(0.025 / len(ppc)) * sd.clip(lower=0.5)]
+    return found.reindex(gap[found.index].sort_values(ascending=False, kind="stable").index)
 
 
 def misfit(frames: Frames) -> Iterator[Picture]:
     """Per dimension: observed minus expected mean score of every judge on every model."""
     frame = frames["misfit"].assign(gap=lambda f: f["observed"] - f["expected"])
     most = float(np.nanmax(np.abs(frame["gap"].to_numpy(dtype=np.float64)), initial=0.0)) or 1.0
-    beyond = beyond_chance(frame)
+    beyond = notable(frame)
     for dimension, part in by_dimension(frame):
         found = [misfit_words(row) for row in beyond[beyond["dimension"] == dimension].itertuples()]
         marked = {(row.model, row.judge) for row in beyond[beyond["dimension"] == dimension].itertuples()}
@@ -177,7 +188,7 @@ def misfit(frames: Frames) -> Iterator[Picture]:
             f"Heat map of observed minus expected mean score, models by judges. {'; '.join(found[:12]) or title}.",
             heat(values, models, judges, texts, colours="PuOr_r", limits=(-most, most), bar="score points"),
             heat_height(len(models), judges),
-            "*: more than chance allows among all cells of the fit (5 %, Bonferroni).",
+            "*: more than chance allows among all cells of the fit (5 %, Bonferroni), and not trivial.",
         )
 
 
@@ -187,7 +198,7 @@ def _cell(value: float, marked: bool) -> str:
 
 def predictive(frames: Frames) -> Iterator[Picture]:
     """Per dimension: how often each judge gave each score, and how often the fitted model would."""
-    beyond = beyond_chance(frames["ppc"])
+    beyond = off(frames["ppc"])
     for dimension, part in by_dimension(frames["ppc"]):
         judges = tuple(dict.fromkeys(part["judge"]))
         outside = beyond[beyond["dimension"] == dimension]

@@ -14,7 +14,7 @@ from eval.report.wright import wright
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """`estimates`: it rests on the fit; a fit that supports no claim shows it folded, below checks and counts."""
+    """`estimates`: it is neither a check nor a count; a fit that supports no claim shows it folded, below those."""
 
     heading: str
     text: str
@@ -86,6 +86,7 @@ def _judges(frames: Frames) -> Iterator[Section]:
         "cannot explain: self-preference, a string matcher, a rubric read in another way. Look here first.",
         _drawn(frames, judges.misfit, "misfit"),
         [*one(frames, "misfit"), *one(frames, "models_fit")],
+        estimates=False,
     )
     yield Section(
         "Side effects",
@@ -107,6 +108,7 @@ def _items(frames: Frames) -> Iterator[Section]:
         "Scores that were given, beside those that the fitted model would give: where they part, the model is wrong "
         "about that judge.",
         _drawn(frames, judges.predictive, "ppc"),
+        estimates=False,
     )
     yield Section(
         "Score steps",

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dpeer.report.text import UNKNOWN
 from eval.report.data import term_words
-from eval.report.judges import beyond_chance, p_words
+from eval.report.judges import notable, p_words
 from eval.report.picture import by_dimension
 from eval.report.words import (
     PARAMETERS,
@@ -161,7 +161,7 @@ def models_fit(frames: Frames) -> Table:
 def misfit(frames: Frames) -> Table:
     return build(
         "Largest gaps beyond chance",
-        beyond_chance(frames["misfit"])[:WORST_GAPS].itertuples(),
+        notable(frames["misfit"])[:WORST_GAPS].itertuples(),
         Dimension=lambda r: str(r.dimension),
         Judge=lambda r: str(r.judge),
         Model=lambda r: str(r.model),

@@ -114,12 +114,14 @@ def make_findings(
     expected = rng.uniform(2, 4, len(misfit))
     gap = rng.normal(0, 0.06, len(misfit))
     gap[(misfit["judge"] == judges[min(1, J - 1)]) & (misfit["model"] == models[-1])] = 0.41
-    misfit = misfit.assign(observed=expected + gap, **bounded("expected", expected, 0.14), p=0.3, z=gap / 0.07)
+    misfit = misfit.assign(
+        observed=expected + gap, **bounded("expected", expected, 0.14), p=0.3, z=gap / 0.07, notable=np.abs(gap) > 0.3
+    )
     ppc = grid(judge=judges, dimension=dimensions, score=range(1, scores + 1))
     counts = rng.integers(items // 2, 2 * items, len(ppc)).astype(float)
     z = rng.normal(0, 1, len(ppc))
     z[-1] = 5
-    ppc = ppc.assign(observed=(counts + 4 * z).round(), **bounded("expected", counts, 8), p=0.4, z=z)
+    ppc = ppc.assign(observed=(counts + 4 * z).round(), **bounded("expected", counts, 8.0), p=0.4)
 
     pairs = [(a, b) for i, a in enumerate(dimensions) for b in dimensions[i + 1 :]]
     correlation = pd.DataFrame(pairs, columns=["dimension", "other"])

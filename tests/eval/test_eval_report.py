@@ -18,10 +18,10 @@ from eval.irt.types import Findings
 from eval.report import words
 from eval.report.data import connectivity
 from eval.report.frames import COLUMNS, frames
-from eval.report.judges import beyond_chance
+from eval.report.judges import off
 from eval.report.page import write_report
 from eval.report.sections import sections
-from tests.eval.made_findings import grid, make_findings
+from tests.eval.made_findings import bounded, grid, make_findings
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 HOSTILE = '<script>alert("x")</script>&'
@@ -301,10 +301,11 @@ def test_long_names_stay_apart_on_an_axis():
     assert words.labels(["a\x00b\n", "short"]) == ["a b", "short"]
 
 
-def test_misfit_beyond_chance_is_corrected_for_the_number_of_cells():
+def test_surprising_counts_are_corrected_for_their_number():
     limit = norm.isf(0.05 / 2 / 20)
-    frame = pd.DataFrame({"z": [limit - 0.01, -limit - 0.01, limit + 1, *[0.0] * 16, np.nan]})
-    assert list(beyond_chance(frame).index) == [2, 1]
+    gaps = np.array([limit - 0.01, -limit - 0.01, limit + 1, *[0.0] * 17])
+    counts = pd.DataFrame({"observed": 100 + 3 * gaps, **bounded("expected", np.full(20, 100.0), 1.96 * 3)})
+    assert list(off(counts).index) == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,185 @@
+"""Runs the compiled model: one process per chain, progress from what they print, all ended when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.irt.errors import IrtError
+from eval.irt.types import Floats
+
+ITERATION = re.compile(r"Iteration:\s*(\d+)\s*/\s*(\d+)")
+SAMPLER = ("lp__", "accept_stat__", "stepsize__", "treedepth__", "n_leapfrog__", "divergent__", "energy__")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How each chain is run; see the CmdStan guide for the terms."""
+
+    warmup: int
+    draws: int
+    adapt_delta: float
+    max_treedepth: int
+    seed: int
+    threads: int
+
+
+@dataclass(slots=True)
+class _Chain:
+    process: subprocess.Popen[bytes]
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=30))
+    done: float = 0.0
+
+
+def run_chains(
+    executable: Path,
+    data: Path,
+    starts: list[dict[str, Any]],
+    inverse_metric: Floats,
+    sampling: Sampling,
+    folder: Path,
+    progress: Callable[[float], None],
+) -> list[Path]:
+    """CSV files of all chains, written below `folder`; `progress` gets the fraction done.
+
+    At most as many chains at once as there are cores for their threads. Raises IrtError with CmdStan's last lines when
+    a chain fails. Whatever ends this call ends the chains: they are killed, and one whose parent died stops by itself at
+    its next message.
+    """
+    (folder / "metric.json").write_text(json.dumps({"inv_metric": inverse_metric.tolist()}))
+    at_once = max(1, len(os.sched_getaffinity(0)) // sampling.threads)
+    waiting = deque(enumerate(starts, 1))
+    files = [folder / f"chain-{i}.csv" for i, _ in waiting]
+    running: list[_Chain] = []
+    finished = 0
+    environment = os.environ | {"STAN_NUM_THREADS": str(sampling.threads), "OMP_NUM_THREADS": "1"}
+    with selectors.DefaultSelector() as events:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    number, start = waiting.popleft()
+                    (folder / f"start-{number}.json").write_text(json.dumps(start))
+                    command = _command(executable, data, number, sampling, folder)
+                    process = subprocess.Popen(
+                        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                    )
+                    running.append(chain := _Chain(process))
+                    events.register(_stdout(process), selectors.EVENT_READ, chain)
+                for key, _ in events.select():
+                    chain = key.data
+                    if text := os.read(key.fd, 1 << 16):
+                        _hear(chain, text.decode(errors="replace"))
+                        continue
+                    events.unregister(key.fileobj)
+                    if code := chain.process.wait():
+                        said = "\n".join(chain.last)
+                        raise IrtError(f"a chain of the sampler ended with {code}; its last lines:\n{said}")
+                    running.remove(chain)
+                    finished += 1
+                progress((finished + sum(chain.done for chain in running)) / len(starts))
+        finally:
+            for chain in running:
+                with suppress(ProcessLookupError):
+                    chain.process.kill()
+                chain.process.wait()
+                _stdout(chain.process).close()
+    return files
+
+
+def _stdout(process: subprocess.Popen[bytes]) -> Any:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def _command(executable: Path, data: Path, number: int, sampling: Sampling, folder: Path) -> list[str]:
+    return [
+        str(executable),
+        f"id={number}",
+        *("random", f"seed={sampling.seed}"),
+        *("data", f"file={data}", f"init={folder / f'start-{number}.json'}"),
+        *("output", f"file={folder / f'chain-{number}.csv'}", "refresh=20", "sig_figs=9"),
+        *("method=sample", f"num_samples={sampling.draws}", f"num_warmup={sampling.warmup}"),
+        *("adapt", f"delta={sampling.adapt_delta}"),
+        *("algorithm=hmc", "engine=nuts", f"max_depth={sampling.max_treedepth}"),
+        *("metric=diag_e", f"metric_file={folder / 'metric.json'}"),
+    ]
+
+
+def _hear(chain: _Chain, text: str) -> None:
+    for line in text.splitlines():
+        if found := ITERATION.search(line):
+            chain.done = int(found.group(1)) / int(found.group(2))
+        elif line.strip():
+            chain.last.append(line.rstrip())
+
+
+def read_csv(
+    path: Path, names: set[str], thinned: set[str], kept: set[int], draws: int
+) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, Any]]:
+    """Draws of the blocks `names` [S, ...], of `thinned` at the rows `kept` only, and what the file says about the run.
+
+    Wide files (10^4 columns) are mostly response effects: only the columns that are asked for become numbers.
+    """
+    facts: dict[str, Any] = {}
+    columns: dict[str, slice] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    all_draws: dict[str, list[Floats]] = {}
+    row = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            if line.startswith(b"#"):
+                facts |= _comment(line.decode(errors="replace"))
+            elif not columns:
+                columns, shapes = _header(line.decode().strip().split(","))
+                all_draws = {name: [] for name in columns if name in names | thinned}
+            elif line.strip():
+                fields = line.split(b",")
+                for name, found in all_draws.items():
+                    if name not in thinned or row in kept:
+                        found.append(np.array(fields[columns[name]], dtype=np.float64))
+                row += 1
+    if row != draws:
+        raise IrtError(f"a chain of the sampler wrote {row} of {draws} draws; is the disk full?")
+    shaped = {
+        name: np.stack(rows).reshape(len(rows), *reversed(shapes[name])).transpose(0, *range(len(shapes[name]), 0, -1))
+        for name, rows in all_draws.items()
+    }
+    return (
+        {n: v for n, v in shaped.items() if n not in thinned},
+        {n: v for n, v in shaped.items() if n in thinned},
+        facts,
+    )
+
+
+def _header(fields: list[str]) -> tuple[dict[str, slice], dict[str, tuple[int, ...]]]:
+    """Columns and shape of each block; CmdStan writes the first index fastest. A scalar has the shape (1,)."""
+    columns: dict[str, slice] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, text in enumerate(fields):
+        name, *index = text.split(".")
+        columns[name] = slice(columns[name].start if name in columns else i, i + 1)
+        shapes[name] = tuple(map(int, index)) or (1,)
+    return columns, shapes
+
+
+def _comment(line: str) -> dict[str, Any]:
+    if found := re.match(r"#\s*stan_version_(major|minor|patch) = (\d+)", line):
+        return {found.group(1): int(found.group(2))}
+    if found := re.match(r"#\s*(?:Elapsed Time:)?\s*([\d.e+-]+) seconds \((Warm-up|Sampling)\)", line):
+        return {found.group(2): float(found.group(1))}
+    return {}
+
+
+def versions(facts: dict[str, Any]) -> Iterator[int]:
+    yield from (facts[part] for part in ("major", "minor", "patch") if part in facts)

@@ -1,0 +1,150 @@
+"""Abilities from ratings: `fit` samples the posterior of `model.stan` with CmdStan; `save` and `load` keep it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.irt.anchors import check_anchors
+from eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
+from eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
+from eval.irt.errors import IrtError
+from eval.irt.fit_folder import load, save
+from eval.irt.stan_data import Problem, build, metric, starts
+from eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+
+__all__ = ["IrtError", "fit", "load", "save"]
+
+APPROX_WARMUP, APPROX_DRAWS = 200, 100
+KEPT_EFFECTS = 200
+"""Draws, over all chains, of which the response effects are kept."""
+LARGE = 8000
+"""Parameters from which on trees are kept shallower."""
+SCALARS = ("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "order", "own_family", "own_model")
+VECTORS = ("mu", "s_theta", "s_beta", "s_u", "length")
+WANTED = {
+    *VECTORS,
+    *(name for name in SCALARS if not name.startswith("own")),
+    *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "correlation"),
+}
+
+
+def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], None] | None = None) -> Posterior:
+    """Posterior draws of the many-facet model (see `model.stan` for the formula and the priors).
+
+    `progress` gets what is being done and the fraction of it. Installs CmdStan and compiles the model on first use.
+    Raises IrtError when the data hold nothing to estimate, CmdStan cannot be had, or a chain fails.
+    """
+    say = progress or (lambda what, done: None)
+    if options.approx:
+        options = replace(options, warmup=min(options.warmup, APPROX_WARMUP), draws=min(options.draws, APPROX_DRAWS))
+    problem = build(ratings, options)
+    cmdstan = find_or_install(lambda text: say(text, 0.0))
+    executable = compile_model(lambda text: say(text, 0.0), cmdstan)
+    begin = time.perf_counter()
+    inverse_metric = metric(problem)
+    sampling = Sampling(
+        warmup=options.warmup,
+        draws=options.draws,
+        adapt_delta=0.8 if options.approx else 0.9,
+        max_treedepth=8 if len(inverse_metric) > LARGE else 10,
+        seed=options.seed,
+        threads=options.threads,
+    )
+    keep = max(1, KEPT_EFFECTS // options.chains)
+    kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
+    label = "sampling (approximate)" if options.approx else "sampling"
+    rng = np.random.default_rng(options.seed)
+    with tempfile.TemporaryDirectory(prefix="dpeer-irt-") as scratch:
+        folder = Path(scratch)
+        (folder / "data.json").write_text(json.dumps(problem.data))
+        files = run_chains(
+            executable,
+            folder / "data.json",
+            [starts(problem, rng) for _ in range(options.chains)],
+            inverse_metric,
+            sampling,
+            folder,
+            lambda done: say(label, done),
+        )
+        sampled = time.perf_counter()
+        found = [read_csv(f, WANTED | set(SAMPLER), {"u_raw"}, set(kept.tolist()), options.draws) for f in files]
+    draws = {name: np.stack([d[name] for d, _, _ in found]) for name in found[0][0]}
+    sampler = {name.removesuffix("__"): draws.pop(name)[..., 0] for name in SAMPLER}
+    draws = _named(draws, ratings, problem, options)
+    facts: dict[str, Any] = {
+        "cmdstan": version(cmdstan),
+        "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
+        "seconds": round(sampled - begin, 2),
+        "cpu_seconds": round(sum(f.get("Warm-up", 0) + f.get("Sampling", 0) for _, _, f in found), 2),
+        "leapfrogs": int(sampler["n_leapfrog"].sum()),
+        "sampling_cpu_seconds": round(sum(f.get("Sampling", 0) for _, _, f in found), 2),
+        "parameters": len(inverse_metric),
+        "response_effect": problem.response_effect,
+        "max_treedepth": sampling.max_treedepth,
+        "adapt_delta": sampling.adapt_delta,
+        "unused_categories": _unused(ratings, problem),
+        "notes": list(problem.notes),
+    }
+    if problem.no_intervals:
+        facts["no_intervals"] = problem.no_intervals
+    if problem.response_effect:
+        u = np.stack([t["u_raw"] for _, t, _ in found])
+        if not problem.data["centre_u"]:
+            u = u * draws["s_u"][:, kept][..., problem.cell_dimension]
+        shape = (len(ratings.response_model), len(ratings.dimensions))
+        draws["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
+        facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
+    return Posterior(ratings=ratings, options=options, draws=draws, sampler=sampler, facts=facts)
+
+
+def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options: Options) -> dict[str, Floats]:
+    """Stan's blocks [chains, draws, ...] under the names and shapes of `Posterior`."""
+    j, q, d, k = (len(x) for x in (ratings.judges, ratings.items, ratings.dimensions, ratings.scale))
+    draws = {name: found[name] for name in (*VECTORS, "theta", "severity", "log_alpha") if name in found}
+    for name in SCALARS:
+        stan = f"{name}_effect" if name.startswith("own") else name
+        if stan in found:
+            draws[name] = found[stan][..., 0]
+    draws["severity_judge"] = found["severity"].mean(axis=-1)
+    draws["beta"] = _spread(found["beta"], (problem.item, problem.item_dimension), (q, d))
+    if len(ratings.criteria) > d:
+        draws["delta"] = found["delta"][..., np.argsort(problem.criterion)]
+    if d > 1:
+        draws["correlation"] = found["correlation"]
+    tau = np.full((*found["tau"].shape[:2], j, d, k - 1), np.nan)
+    at = 0
+    for i, used in enumerate(problem.used):
+        tau[:, :, :, i, used[1:] - 1] = found["tau"][..., at : at + len(used) - 1]
+        at += len(used) - 1
+    draws["tau"] = tau
+    anchors = check_anchors(ratings, options.anchors, "log_alpha" in found, problem.response_effect)
+    moved = ~np.isnan(anchors.mu)
+    if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
+        shift = np.where(moved, found["mu"] - np.nan_to_num(anchors.mu), 0.0)
+        draws["theta"] = found["theta"] + shift[..., None, :]
+        draws["mu"] = found["mu"] - shift
+    return draws
+
+
+def _spread(values: Floats, index: tuple[Ints, ...], shape: tuple[int, ...]) -> Floats:
+    """values [chains, draws, n] into [chains, draws, *shape] at `index`; nan elsewhere."""
+    found = np.full((*values.shape[:2], *shape), np.nan)
+    found[:, :, *index] = values
+    return found
+
+
+def _unused(ratings: Ratings, problem: Problem) -> dict[str, list[int]]:
+    unused = {
+        name: [score for k, score in enumerate(ratings.scale) if k not in used]
+        for name, used in zip(ratings.dimensions, problem.used, strict=True)
+    }
+    return {name: scores for name, scores in unused.items() if scores}

@@ -1,0 +1,91 @@
+"""A fit on disk: manifest.json (names, options, facts) and draws.npz (ratings and draws as arrays)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.irt.errors import IrtError
+from eval.irt.types import Options, Posterior, Ratings
+
+FORMAT = 1
+SINGLE = ("u",)
+"""Draws that are stored in single precision."""
+_NAMES = ("models", "items", "judges", "dimensions", "criteria", "scale", "statuses", "status_by_judge")
+
+
+def save(posterior: Posterior, folder: Path) -> None:
+    """Write `folder`/manifest.json and draws.npz; an interrupted save leaves no manifest, or the former fit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ratings = posterior.ratings
+    arrays = {f"ratings.{f.name}": getattr(ratings, f.name) for f in fields(Ratings) if f.name not in _NAMES}
+    for name, values in posterior.draws.items():
+        arrays[f"draws.{name}"] = values.astype(np.float32) if name in SINGLE else values
+    arrays |= {f"sampler.{name}": values for name, values in posterior.sampler.items()}
+    draws, manifest = folder / "draws.npz", folder / "manifest.json"
+    new_draws, new_manifest = (p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (draws, manifest))
+    try:
+        with new_draws.open("wb") as stream:
+            np.savez(stream, **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        said = {
+            "format": FORMAT,
+            "sha256": _sha256(new_draws),
+            "ratings": {name: getattr(ratings, name) for name in _NAMES},
+            "options": asdict(posterior.options),
+            "facts": posterior.facts,
+        }
+        new_manifest.write_text(json.dumps(said, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        manifest.unlink(missing_ok=True)
+        os.replace(new_draws, draws)
+        os.replace(new_manifest, manifest)
+    finally:
+        for rest in (new_draws, new_manifest):
+            rest.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> Posterior:
+    """The fit that `save` wrote; raises IrtError where it is missing, unfinished or damaged."""
+    try:
+        said = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IrtError(f"{folder}: no finished fit here (no manifest.json); run `dpeer irt fit`") from error
+    except (OSError, ValueError) as error:
+        raise IrtError(f"{folder}/manifest.json cannot be read ({error}); fit again") from error
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        raise IrtError(f"{folder}: not a fit of this version of dpeer (format {FORMAT}); fit again")
+    try:
+        if _sha256(folder / "draws.npz") != said["sha256"]:
+            raise IrtError(f"{folder}/draws.npz does not belong to its manifest; it was changed or cut short: fit again")
+        with np.load(folder / "draws.npz", allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise IrtError(f"{folder}/draws.npz cannot be read ({error}); fit again") from error
+
+    def part(prefix: str) -> dict[str, Any]:
+        return {n.removeprefix(f"{prefix}."): v for n, v in arrays.items() if n.startswith(f"{prefix}.")}
+
+    names = said["ratings"]
+    tuples = {n: tuple(names[n]) for n in ("models", "items", "judges", "dimensions", "scale")}
+    ratings = Ratings(
+        **tuples,
+        criteria=tuple((d, c) for d, c in names["criteria"]),
+        statuses=names["statuses"],
+        status_by_judge=names["status_by_judge"],
+        **part("ratings"),
+    )
+    draws = {n: v.astype(np.float64) for n, v in part("draws").items()}
+    return Posterior(ratings, Options(**said["options"]), draws, part("sampler"), said["facts"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
