@@ -72,7 +72,11 @@ def run_chains(
                     (folder / f"start-{number}.json").write_text(json.dumps(start))
                     command = _command(executable, data, number, sampling, folder)
                     process = subprocess.Popen(
-                        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
                     )
                     running.append(chain := _Chain(process))
                     events.register(_stdout(process), selectors.EVENT_READ, chain)

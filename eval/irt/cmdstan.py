@@ -73,8 +73,8 @@ def find_or_install(progress: Progress) -> Path:
         return folder
     if missing := [tool for tool in ("g++", "make") if not shutil.which(tool)]:
         raise IrtError(
-            f"{' and '.join(missing)} not found: CmdStan is C++ and must be built once; install a C++ compiler and make "
-            "(Debian: apt-get install g++ make), or set CMDSTAN to a built CmdStan"
+            f"{' and '.join(missing)} not found: CmdStan is C++ and must be built once; install a C++ compiler and "
+            "make (Debian: apt-get install g++ make), or set CMDSTAN to a built CmdStan"
         )
     with _lock("install", progress):
         if folder := find():

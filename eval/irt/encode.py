@@ -197,7 +197,7 @@ def _lengths(frame: pd.DataFrame, response: Ints, n: int) -> Floats:
 
 
 def _same(a: pd.Series, b: pd.Series) -> Bools:
-    return ((a == b) & (a != "")).to_numpy(bool)
+    return np.asarray((a == b) & (a != ""), dtype=bool)
 
 
 assert {c for c in TEXTS if c != "model_hash"} <= set(RATINGS.names)

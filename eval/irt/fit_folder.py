@@ -64,7 +64,9 @@ def load(folder: Path) -> Posterior:
         raise IrtError(f"{folder}: not a fit of this version of dpeer (format {FORMAT}); fit again")
     try:
         if _sha256(folder / "draws.npz") != said["sha256"]:
-            raise IrtError(f"{folder}/draws.npz does not belong to its manifest; it was changed or cut short: fit again")
+            raise IrtError(
+                f"{folder}/draws.npz does not belong to its manifest; it was changed or cut short: fit again"
+            )
         with np.load(folder / "draws.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, zipfile.BadZipFile) as error:

@@ -8,6 +8,14 @@
 // so that a group is one categorical_logit_glm. Categories that nobody uses in a dimension are left out of its softmax;
 // the others keep their scores. Compiles on CmdStan 2.27: no sum_to_zero_vector, no tuples.
 functions {
+  // n values from `first` on; none where n is 0 (2.27 refuses to slice an empty vector).
+  vector part(vector x, int first, int n) {
+    if (n == 0) {
+      return rep_vector(0, 0);
+    }
+    return x[first : first + n - 1];
+  }
+
   // n - 1 free values to n values that sum to zero; orthonormal (Helmert), O(n).
   vector sum_zero(vector z) {
     int n = rows(z);
@@ -28,7 +36,7 @@ functions {
     matrix[n - 1, m] half;
     matrix[n, m] x;
     for (i in 1 : n - 1) {
-      half[i] = sum_zero(segment(z, (i - 1) * (m - 1) + 1, m - 1))';
+      half[i] = sum_zero(part(z, (i - 1) * (m - 1) + 1, m - 1))';
     }
     for (j in 1 : m) {
       x[ : , j] = sum_zero(half[ : , j]);
@@ -207,7 +215,7 @@ transformed parameters {
     int at = 1;
     for (d in 1 : D) {
       int n = item_last[d] - item_first[d] + 1;
-      vector[n - 1 + items_anchored[d]] z = segment(beta_raw, at, n - 1 + items_anchored[d]);
+      vector[n - 1 + items_anchored[d]] z = part(beta_raw, at, n - 1 + items_anchored[d]);
       vector[n] scaled;
       at += rows(z);
       if (items_anchored[d]) {
@@ -232,10 +240,10 @@ transformed parameters {
       int c = criterion_last[d] - criterion_first[d];
       int f = steps[d] - 1;
       int a = step_first[d];
-      delta[criterion_first[d] : criterion_last[d]] = sum_zero(segment(delta_raw, at, c));
-      tau[ : , a : a + f] = rep_matrix(sum_zero(segment(tau_raw, tau_at, f))', J);
+      delta[criterion_first[d] : criterion_last[d]] = sum_zero(part(delta_raw, at, c));
+      tau[ : , a : a + f] = rep_matrix(sum_zero(part(tau_raw, tau_at, f))', J);
       if (J > 1 && f > 0) {
-        tau[ : , a : a + f] += sum_zero_both(segment(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
+        tau[ : , a : a + f] += sum_zero_both(part(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
       }
       at += c;
       tau_at += f;
@@ -303,7 +311,7 @@ model {
     int at = 1;
     for (d in 1 : D) {
       int n = item_last[d] - item_first[d] + items_anchored[d];
-      segment(beta_raw, at, n) ~ normal(0, centre_beta && !items_anchored[d] ? s_beta[d] : 1);
+      part(beta_raw, at, n) ~ normal(0, centre_beta && !items_anchored[d] ? s_beta[d] : 1);
       at += n;
     }
   }

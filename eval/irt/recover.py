@@ -30,14 +30,15 @@ class RecoveryReport:
     spec: Spec
     options: Options
     elements: pd.DataFrame
-    """One row per replication and element: seed, parameter, element, truth, mean, sd, low, high, low50, high50, below (share of
-    draws below the truth)."""
+    """A row per replication and element: seed, parameter, element, truth, mean, sd, low, high (95 %), low50, high50,
+    below (share of draws below the truth)."""
     runs: pd.DataFrame
-    """One row per replication: seed, ratings, seconds, green, rhat, divergences."""
+    """A row per replication: seed, ratings, seconds, green, rhat_max, ess_min, divergences."""
 
     def summary(self) -> pd.DataFrame:
-        """One row per parameter: n, coverage and its standard error (clustered by replication), coverage50, rmse, bias, slope
-        (of estimate on truth), width of the 95 % interval, worst (largest distance from the truth in posterior sd)."""
+        """A row per parameter: n, coverage of 95 % intervals with its standard error (clustered by replication),
+        coverage50, rmse, bias, slope (of estimate on truth), width (of 95 % intervals), worst (farthest from truth, in
+        posterior sd)."""
         rows = []
         for parameter, group in self.elements.groupby("parameter", sort=False):
             truth, mean = group["truth"], group["mean"]
@@ -130,7 +131,7 @@ def elements(posterior: Posterior, truth: dict[str, Floats]) -> dict[str, list[A
     known = dict(truth)
     draws["contrast"] = draws["theta"][:, 1:] - draws["theta"][:, :1]
     known["contrast"] = truth["theta"][1:] - truth["theta"][:1]
-    for name in sorted(draws, key=list((REPORTED[0], "contrast", *REPORTED[1:], *SCALES)).index):
+    for name in sorted(draws, key=["theta", "contrast", *REPORTED[1:], *SCALES].index):
         values, target = draws[name].reshape(len(draws[name]), -1), known[name].ravel()
         low, low50, high50, high = np.quantile(values, [0.025, 0.25, 0.75, 0.975], axis=0)
         fields = {
@@ -166,7 +167,9 @@ def _replicate(spec: Spec, options: Options, seed: int) -> dict[str, Any]:
         "ratings": len(ratings),
         "seconds": round(seconds, 1),
         "green": bool(verdict["green"]),
-        "divergences": int(posterior.sampler["divergent"].sum()),
+        "rhat_max": verdict["rhat_max"],
+        "ess_min": min(verdict["ess_bulk_min"], verdict["ess_tail_min"]),
+        "divergences": verdict["divergences"],
     }
     return {"run": run, "elements": elements(posterior, truth)}
 

@@ -153,8 +153,8 @@ def simulate(spec: Spec, seed: int) -> tuple[pd.DataFrame, dict[str, Floats]]:
         }
     )
     table.loc[~parsed, "score"] = pd.NA
-    keys = ["response_id", "judge", "dimension", "criterion", "repeat"]
-    table.insert(0, "rating_id", table[keys].astype(str).agg(":".join, axis=1))
+    rating_id = table["response_id"] + ":" + table["judge"] + ":" + table["dimension"] + ":" + table["criterion"]
+    table.insert(0, "rating_id", rating_id + ":" + table["repeat"].astype(str))
     return table, truth
 
 

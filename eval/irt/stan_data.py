@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.irt.anchors import check_anchors
 from eval.irt.errors import IrtError
-from eval.irt.types import Floats, Ints, Options, Ratings
+from eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
@@ -126,12 +126,12 @@ def _check(ratings: Ratings, options: Options) -> None:
     wants = {
         "length": (
             options.length,
-            bool(np.ptp(ratings.response_length)),
+            _varies(ratings.response_length),
             "the responses' lengths are unknown or equal",
         ),
-        "order": (options.order, bool(np.ptp(ratings.reversed)), "the scale was always listed the same way"),
-        "self_family": (options.self_family, bool(np.ptp(ratings.own_family)), _ALL_OR_NONE.format("family")),
-        "self_model": (options.self_model, bool(np.ptp(ratings.own_model)), _ALL_OR_NONE.format("model")),
+        "order": (options.order, _varies(ratings.reversed), "the scale was always listed the same way"),
+        "self_family": (options.self_family, _varies(ratings.own_family), _ALL_OR_NONE.format("family")),
+        "self_model": (options.self_model, _varies(ratings.own_model), _ALL_OR_NONE.format("model")),
     }
     for name, (wanted, varies, why) in wants.items():
         if wanted and not varies:
@@ -141,6 +141,10 @@ def _check(ratings: Ratings, options: Options) -> None:
 
 
 _ALL_OR_NONE = "all ratings, or none, are of a judge's own {}"
+
+
+def _varies(values: Floats | Bools) -> bool:
+    return len(np.unique(values)) > 1
 
 
 def _alpha(ratings: Ratings, options: Options) -> tuple[bool, list[str]]:
@@ -270,7 +274,7 @@ def _blocks(data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...]) -> l
 def _helmert(x: Floats) -> Floats:
     """The free values that Stan's `sum_zero` turns into x - mean(x)."""
     i = np.arange(1, len(x))
-    return (np.cumsum(x)[:-1] - i * x[1:]) / np.sqrt(i * (i + 1))
+    return np.asarray((np.cumsum(x)[:-1] - i * x[1:]) / np.sqrt(i * (i + 1)))
 
 
 def _segments(name: str, dimension: Ints, d: int) -> dict[str, Ints]:

@@ -209,12 +209,11 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
         notes.append(
             f"Thresholds are out of order for {judges}: a score between is never the likeliest. A finding, no error."
         )
-    if "s_u" not in posterior.draws:
-        notes.append("No response effect: where a response is rated more than once, all intervals are too narrow.")
-    if len(tables["reversals"]):
-        notes.append(
-            f"{len(tables['reversals'])} pairs of models change their order when raw means are adjusted; see reversals."
-        )
+    r = posterior.ratings
+    if "s_u" not in posterior.draws and len(r) > len(np.unique(r.response * len(r.dimensions) + r.dimension)):
+        notes.append("No response effect, although responses are rated more than once: all intervals are too narrow.")
+    if n := len(tables["reversals"]):
+        notes.append(f"Adjusting turns the order of raw means in {n} pair{'s' * (n > 1)} of models; see reversals.")
     return (*notes, FAIR)
 
 

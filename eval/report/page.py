@@ -31,7 +31,7 @@ GATE = {
     "ess_tail_min": "Smallest tail ESS (above 400)",
     "divergences": "Divergent transitions (none)",
     "ebfmi_min": "Smallest E-BFMI (above 0.3)",
-    "misfit": "Judge x model cells that misfit (share, at most 0.25)",
+    "misfit": "Share of judge x model cells that misfit (at most 0.25)",
     "treedepth_hits": "Trajectories at the depth limit",
     "chains": "Chains",
     "draws": "Draws per chain",

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpeer.report.plot import PALETTE
+from dpeer.report.text import NBSP
 from eval.report.words import clear, known, labels
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Picture:
 
     def title(self, claim: bool) -> str:
         """The finding, or only the subject where the fit supports no claim."""
-        return self.finding if claim or self.counted else self.subject
+        title = self.finding if claim or self.counted else self.subject
+        return title.replace(" %", f"{NBSP}%")
 
 
 @dataclass(frozen=True, slots=True)

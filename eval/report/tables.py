@@ -130,7 +130,7 @@ def judges(frames: Frames) -> Table:
         frames["judges"].itertuples(),
         Judge=lambda r: str(r.judge),
         Severity_n=lambda r: bounded(r, "severity"),
-        Discrimination_n=lambda r: bounded(r, "alpha"),
+        Discrimination_n=lambda r: bounded(r, "alpha") if r.alpha_low != r.alpha_high else "",
         Infit_n=lambda r: mean_square(r, "infit"),
         Outfit_n=lambda r: mean_square(r, "outfit"),
         Mean_score_n=lambda r: fixed(r.mean_score),
