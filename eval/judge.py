@@ -126,7 +126,8 @@ def read(answer: Answer, cfg: EvalConfig, scale: Sequence[int]) -> Reading:
     if answer.finish == "error":
         return Reading("engine_error", error=answer.error)
     if cfg.judging.mode == "logprob":
-        return read_logprobs(answer.logprobs, scale, cfg.judging.min_mass)
+        draw = int(answer.id[:16], 16) / 2**64 if cfg.judging.score == "sampled" else None  # an id is a uniform hash
+        return read_logprobs(answer.logprobs, scale, cfg.judging.min_mass, draw)
     return read_structured(answer.text, answer.finish, scale)
 
 

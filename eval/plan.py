@@ -127,10 +127,10 @@ def _asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
         raise ConfigError(
             f"judging.dimensions: rubric {rubric.name} has no {unknown[0]}; it has {', '.join(rubric.dimensions)}"
         )
-    if judging.mode == "logprob" and judging.repeats > len(ORDERS):
+    if judging.mode == "logprob" and judging.score == "most_likely" and judging.repeats > len(ORDERS):
         raise ConfigError(
             f"judging.repeats = {judging.repeats} with mode logprob: after the two orders of the scale a repeat would "
-            "be the same question with the same answer. Set repeats to 1 or 2, or mode to structured."
+            "be the same question with the same answer. Set repeats to 1 or 2, judging.score to sampled, or mode to structured."
         )
     pairs = [(d, c) for d in judging.dimensions or rubric.dimensions for c in rubric.dimensions[d].criteria]
     return [(d, c, r, ORDERS[r % 2]) for (d, c), r in product(pairs, range(judging.repeats))]
@@ -187,7 +187,7 @@ def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
     """Everything besides the texts that a rating depends on."""
     judging, settings = cfg.judging, judge.engine or cfg.engine
     how: dict[str, Any] = (
-        {"min_mass": judging.min_mass}
+        {"min_mass": judging.min_mass, "score": judging.score}
         if judging.mode == "logprob"
         else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
     )

@@ -140,39 +140,38 @@ def _terse_question(rubric: Rubric, dimension: str, criterion: str, order: Order
 # Tokens
 
 
-def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment], system: str | None = None
-) -> list[int]:
+def encode_chat(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> list[int]:
     """Token ids of the model's chat template around one user message that consists of the segments.
 
-    Only the template and `system`, which comes from a config, yield control tokens: a `<|im_end|>` or `[INST]` inside
-    a segment is ordinary text. Every segment is encoded by itself, so equal leading segments are equal leading ids.
-    Raises ConfigError where the template is missing, or refuses or alters the messages.
+    Only the template yields control tokens: a `<|im_end|>` or `[INST]` inside a segment is ordinary text. Every
+    segment is encoded by itself, so equal leading segments are equal leading ids. A reasoning model's template is
+    asked to leave thinking out, where it knows that option. Not thread-safe per tokenizer.
+    Raises ConfigError where the template is missing, or refuses or alters a user message.
     """
-    head, tail = _frame(tokenizer, *_rendered(tokenizer, system))
+    head, tail = _frame(tokenizer, *_rendered(tokenizer))
     return [*head, *itertools.chain.from_iterable(_data_ids(tokenizer, s.text) for s in segments), *tail]
 
 
-def prefix_length(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment], system: str | None = None) -> int:
+def prefix_length(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> int:
     """Leading tokens of `encode_chat` that all calls about the same conversation share."""
-    head, _ = _frame(tokenizer, *_rendered(tokenizer, system))
+    head, _ = _frame(tokenizer, *_rendered(tokenizer))
     return len(head) + sum(len(_data_ids(tokenizer, s.text)) for s in segments[:-1])
 
 
 def generation_ids(tokenizer: PreTrainedTokenizerBase, answer: str = "") -> list[int]:
     """Token ids of what the chat template writes after the user message, followed by the start of an answer."""
-    _, tail = _rendered(tokenizer, None)
+    _, tail = _rendered(tokenizer)
     return _joined_ids(tokenizer, tail + answer)
 
 
-def chat_messages(segments: Sequence[Segment], system: str | None = None) -> list[dict[str, str]]:
+def chat_messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
     """The same as messages for an endpoint that applies a template that we do not see.
 
     There untrusted text that looks like a control token (`<|im_end|>`, `</s>`, `<think>`, `[INST]`) gets a
     zero-width U+2060 behind its first character, so that no tokenizer takes it for one.
     """
     texts = (s.text if s.trusted else _MARKER.sub("\\g<0>\u2060", s.text) for s in segments)
-    return _messages("".join(texts), system)
+    return [{"role": "user", "content": "".join(texts)}]
 
 
 _MARKER = re.compile(r"<(?=[|\uff5c/A-Za-z_])|\[(?=/?[A-Z_]+\])")
@@ -182,36 +181,27 @@ _TEMPLATE_OPTIONS = {"enable_thinking": False, "date_string": "1 January 2026"}
 """A reasoning model must answer at once, and a prompt must not change from day to day. Other templates ignore both."""
 
 
-def _messages(user: str, system: str | None) -> list[dict[str, str]]:
-    before = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, {"role": "user", "content": user}]
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str]:
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """What the template writes before and after the user message."""
     if not tokenizer.chat_template:
         raise ConfigError(
             f"{_named(tokenizer)} has no chat template, so it cannot be asked anything; use an instruction-tuned model"
         )
-    return _render(tokenizer, str(tokenizer.chat_template), system)
+    return _render(tokenizer, str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=8)
-def _render(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> tuple[str, str]:
+def _render(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
     from jinja2.exceptions import TemplateError
 
-    messages = _messages(_PLACEHOLDER, system)
-    roles = " and ".join(m["role"] for m in messages)
+    messages = [{"role": "user", "content": _PLACEHOLDER}]
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **_TEMPLATE_OPTIONS)
     except (TemplateError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{_named(tokenizer)}: its chat template refuses one {roles} message: {error}; change the template"
-            + (" or leave the system message out" if system is not None else "")
-        ) from error
+        raise ConfigError(f"{_named(tokenizer)}: its chat template refuses a single user message: {error}") from error
     head, placeholder, tail = str(text).partition(_PLACEHOLDER)
-    if not placeholder or _PLACEHOLDER in tail or (system or "").strip() not in head:
-        raise ConfigError(f"{_named(tokenizer)}: its chat template drops, repeats or alters the {roles} message")
+    if not placeholder or _PLACEHOLDER in tail:
+        raise ConfigError(f"{_named(tokenizer)}: its chat template drops, repeats or alters the user message")
     return head, tail
 
 

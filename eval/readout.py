@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -68,12 +70,14 @@ def _digit_ids(tokenizer: PreTrainedTokenizerBase, template: str, scale: tuple[i
     return tuple(ids)
 
 
-def read_logprobs(logprobs: Sequence[float | None] | None, scale: Sequence[int], min_mass: float) -> Reading:
+def read_logprobs(
+    logprobs: Sequence[float | None] | None, scale: Sequence[int], min_mass: float, draw: float | None = None
+) -> Reading:
     """Reading of the raw log-probability (nats) of each score, lowest first.
 
     expected: mean score under the distribution renormalised over the scale. mass: probability of all rating tokens
-    together; below `min_mass` the status is low_mass. score: the most probable one, of equals the lowest. -inf is
-    probability 0; a missing, NaN or positive value is no reading and gives engine_error.
+    together; below `min_mass` the status is low_mass. score: the most probable one, of equals the lowest; with
+    `draw` in [0, 1) the one at that quantile of the renormalised distribution. -inf is probability 0; a missing, NaN or positive value is no reading and gives engine_error.
     """
     if logprobs is None or len(logprobs) != len(scale):
         found = "none" if logprobs is None else str(len(logprobs))
@@ -95,7 +99,11 @@ def read_logprobs(logprobs: Sequence[float | None] | None, scale: Sequence[int],
         return Reading(
             "low_mass", expected=expected, mass=mass, error=f"{mass:.2g} of the probability is on rating tokens"
         )
-    return Reading("ok", score=scale[weights.index(max(weights))], expected=expected, mass=mass)
+    if draw is None:
+        chosen = weights.index(max(weights))
+    else:
+        chosen = bisect.bisect_right(list(itertools.accumulate(weights))[:-1], draw * sum(weights))
+    return Reading("ok", score=scale[chosen], expected=expected, mass=mass)
 
 
 def json_schema(rubric: Rubric, mode: Literal["logprob", "structured"] = "structured") -> dict[str, Any] | None:
