@@ -57,14 +57,16 @@ class _Replica:
     since: float = field(default_factory=time.monotonic)
 
     def send(self, attempt: _Attempt) -> None:
+        if not self.sent:
+            self.since = time.monotonic()
         self.sent.append((self.actor.answer.remote(attempt.calls), attempt))
 
 
 class Farm:
     """Answers the calls of one model after another. Use as a context: leaving it ends all engines."""
 
-    def __init__(self, spec: config.Farm, say: Say = lambda line: None) -> None:
-        self.spec, self.say = spec, say
+    def __init__(self, spec: config.Farm, say: Say = lambda line: None, worker: type = Worker) -> None:
+        self.spec, self.say, self.worker = spec, say, worker
         self.restarts = 0
         self._idle: list[tuple[dict[str, str], Any]] = []
         self._replicas: list[_Replica] = []
@@ -73,9 +75,13 @@ class Farm:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for actor in [r.actor for r in self._replicas] + [actor for _, actor in self._idle]:
-            ray.kill(actor)
-        self._replicas, self._idle = [], []
+        self._dismiss()
+        self.make_room()
+
+    def _dismiss(self) -> None:
+        for replica in self._replicas:
+            ray.kill(replica.actor)
+        self._replicas = []
 
     def run(self, job: Job, tasks: Iterable[Task]) -> Iterator[list[Answer]]:
         """Answers, task by task as they finish; every call is answered exactly once. Tasks are made as they are needed.
@@ -89,14 +95,19 @@ class Farm:
         check_feasible(len(waiting), resources(job), job.served.name)
         self.restarts = 0
         self._replicas = [self._hire(job) for _ in waiting]
-        while True:
-            self._distribute(waiting, source)
-            if not any(r.sent for r in self._replicas):
-                break
-            self._wait()
-            for replica in list(self._replicas):
-                yield from self._collect(job, replica, waiting)
-        self._release(job)
+        try:
+            while True:
+                self._distribute(waiting, source)
+                if not any(r.sent for r in self._replicas):
+                    break
+                self._wait()
+                for replica in list(self._replicas):
+                    yield from self._collect(job, replica, waiting)
+            if job.device == "cpu":
+                self._idle += [(environment(job), r.actor) for r in self._replicas]
+                self._replicas = []
+        finally:  # on a GPU only the end of a process surely frees all of its memory
+            self._dismiss()
 
     def _distribute(self, waiting: deque[_Attempt], source: Iterator[_Attempt]) -> None:
         """Work for whoever has least, that of dead engines first."""
@@ -180,7 +191,7 @@ class Farm:
                 self.make_room()
             wanted = resources(job)
             actor = (
-                ray.remote(Worker)
+                ray.remote(self.worker)
                 .options(
                     num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), runtime_env={"env_vars": environment(job)}
                 )
@@ -191,19 +202,10 @@ class Farm:
         return replica
 
     def make_room(self) -> None:
-        """End processes that wait for another kind of engine: they hold what a new one needs."""
+        """End the processes that wait for a next model: they hold what another kind of engine needs."""
         for _, actor in self._idle:
             ray.kill(actor)
         self._idle = []
-
-    def _release(self, job: Job) -> None:
-        """Keep processes for the next model on CPU; on a GPU only the end of a process surely frees all memory."""
-        for replica in self._replicas:
-            if job.device == "cpu":
-                self._idle.append((environment(job), replica.actor))
-            else:
-                ray.kill(replica.actor)
-        self._replicas = []
 
 
 def conversations(calls: Iterable[Call]) -> Iterator[Task]:

@@ -130,7 +130,8 @@ def _asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
     if judging.mode == "logprob" and judging.score == "most_likely" and judging.repeats > len(ORDERS):
         raise ConfigError(
             f"judging.repeats = {judging.repeats} with mode logprob: after the two orders of the scale a repeat would "
-            "be the same question with the same answer. Set repeats to 1 or 2, judging.score to sampled, or mode to structured."
+            "be the same question with the same answer. Set repeats to 1 or 2, judging.score to sampled, or mode to "
+            "structured."
         )
     pairs = [(d, c) for d in judging.dimensions or rubric.dimensions for c in rubric.dimensions[d].criteria]
     return [(d, c, r, ORDERS[r % 2]) for (d, c), r in product(pairs, range(judging.repeats))]

@@ -146,7 +146,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment])
     Only the template yields control tokens: a `<|im_end|>` inside a segment is ordinary text. Where the template's own
     marks are ordinary text too (`[INST]` of Llama 2), marks in untrusted text are broken as in `chat_messages`. Every
     segment is encoded by itself, so equal leading segments are equal leading ids. A reasoning model's template is
-    asked to leave thinking out, where it knows that option. Not thread-safe per tokenizer.
+    asked to leave thinking out, where it knows that option.
     Raises ConfigError where the template is missing, or refuses or alters a user message.
     """
     head, tail = _frame(tokenizer, *_rendered(tokenizer))
@@ -212,7 +212,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str
 
 @lru_cache(maxsize=8)
 def _frame(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(_ids(tokenizer, head, data=False)), tuple(_joined_ids(tokenizer, tail))
+    return tuple(_ids(tokenizer, head)), tuple(_joined_ids(tokenizer, tail))
 
 
 def _named(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -238,11 +238,13 @@ def _data_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
 
 
 def _harmless_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text none of which is a control token."""
-    ids = _joined_ids(tokenizer, text, data=True)
+    """Ids of a text none of which is a control token: a text with one is cut until the token falls apart.
+
+    (`split_special_tokens` of transformers would leave added tokens that are not marked special, such as `<think>`.)
+    """
+    ids = _joined_ids(tokenizer, text)
     if len(text) < 2 or _control_ids(tokenizer).isdisjoint(ids):
         return ids
-    # An added token that is not marked as special (`<think>`): cut until it falls apart.
     middle = len(text) // 2
     return _harmless_ids(tokenizer, text[:middle]) + _harmless_ids(tokenizer, text[middle:])
 
@@ -254,18 +256,16 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(i for i, t in added.items() if len(t.content.strip()) > 1) - {tokenizer.unk_token_id}
 
 
-def _joined_ids(tokenizer: PreTrainedTokenizerBase, text: str, data: bool = False) -> list[int]:
+def _joined_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text as they would be in the middle of a longer one."""
     if not text or not _starts_anew(tokenizer):
-        return _ids(tokenizer, text, data)
+        return _ids(tokenizer, text)
     if not tokenizer.is_fast:
         raise ConfigError(
             f"{_named(tokenizer)} is a slow one that writes a space before every piece of text; use the model's fast "
             "tokenizer (tokenizer.json)"
         )
-    encoded = tokenizer(
-        _ANCHOR + text, add_special_tokens=False, split_special_tokens=data, return_offsets_mapping=True, verbose=False
-    )
+    encoded = tokenizer(_ANCHOR + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [
         i for i, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True) if end > len(_ANCHOR)
     ]
@@ -278,10 +278,8 @@ _ANCHOR = "\ue000"
 @lru_cache(maxsize=8)
 def _starts_anew(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts a space before each text that it encodes (sentencepiece's dummy prefix)."""
-    return str(tokenizer.decode(_ids(tokenizer, "a", True) + _ids(tokenizer, "b", True))) != "ab"
+    return str(tokenizer.decode(_ids(tokenizer, "a") + _ids(tokenizer, "b"))) != "ab"
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, data: bool) -> list[int]:
-    if not text:
-        return []
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=data, verbose=False)["input_ids"])
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []

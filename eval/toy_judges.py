@@ -18,9 +18,8 @@ from dpeer.data import toyworld
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from dpeer.model.lm import TreeLM
     from eval.rubric import Rubric
 
 QUALITY = {"good": 1.5, "bad": -1.5, "none": -2.0}
@@ -74,15 +73,16 @@ def train_judges(
     `progress` is called with a stage's name and its finished steps.
     """
     import torch
+    from transformers import AutoModelForCausalLM
 
-    from dpeer.model.lm import TreeLM, load_causal_lm, load_tokenizer
+    from dpeer.model.lm import load_tokenizer
     from eval.readout import rating_token_ids
     from eval.rubric import load_rubric
 
     rubric, tokenizer = load_rubric(RUBRIC), load_tokenizer(str(base))
     trees = _trees(texts, rubric, tokenizer)
     digits = torch.tensor(rating_token_ids(tokenizer, rubric))
-    judge = TreeLM(load_causal_lm(str(base), "fp32"))
+    judge = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     _train(judge, trees, digits, 0.0, steps, 4e-3, seed, partial(progress, "reading"))
     start = {name: value.clone() for name, value in judge.state_dict().items()}
     made = {}
@@ -124,7 +124,7 @@ def _common_prefix(calls: Sequence[Sequence[int]]) -> int:
 
 
 def _train(
-    judge: TreeLM,
+    judge: PreTrainedModel,
     trees: Sequence[_Tree],
     digits: Tensor,
     severity: float,
@@ -148,24 +148,44 @@ def _train(
         progress(step + 1)
 
 
-def _loss(judge: TreeLM, trees: Sequence[_Tree], digits: Tensor, severity: float) -> Tensor:
-    """Mean cross-entropy between the planted score distribution and the judge's next token, over all vocabulary."""
+def _loss(judge: PreTrainedModel, trees: Sequence[_Tree], digits: Tensor, severity: float) -> Tensor:
+    """Mean cross-entropy between the planted score distributions and the judge's next token, over all vocabulary."""
     import torch
 
-    from dpeer.data.packing import build_pack
-    from dpeer.data.tokenize import TokenTree
-
-    packed = [
-        TokenTree(i, t.prefix, tuple((*branch, 0) for branch in t.branches), (), 0, ()) for i, t in enumerate(trees)
-    ]
-    pack = build_pack(packed, range(len(trees)))
-    rows = pack.rows[torch.cumsum(pack.response_tokens, 0) - 1]  # the position that predicts each branch's rating
-    logprobs = judge.next_token_logprobs(pack, rows)[:, digits]
-    target = logprobs.new_tensor([score_distribution(q, severity) for t in trees for q in t.quality])
+    logprobs = next_token_logprobs(judge, trees)[:, digits]
+    target = torch.tensor([score_distribution(q, severity) for t in trees for q in t.quality])
     return -(target * logprobs).sum(dim=1).mean()
 
 
-def _save(judge: TreeLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    judge.model.save_pretrained(folder)
+def next_token_logprobs(judge: PreTrainedModel, trees: Sequence[_Tree]) -> Tensor:
+    """Log-probabilities [branches of all trees, V] in nats after each branch, as if it alone followed the prefix.
+
+    One row per tree: prefix and branches side by side, with positions that restart and a mask between siblings.
+    """
+    import torch
+
+    width = max(len(t.prefix) + sum(map(len, t.branches)) for t in trees)
+    ids, positions = (torch.zeros(len(trees), width, dtype=torch.int64) for _ in range(2))
+    owner = torch.full((len(trees), width), -2)  # -1: prefix, k: branch k, -2: padding
+    ends = []
+    for row, tree in enumerate(trees):
+        at = 0
+        for k, tokens in enumerate((tree.prefix, *tree.branches), start=-1):
+            span = slice(at, at + len(tokens))
+            ids[row, span], owner[row, span] = torch.tensor(tokens), k
+            start = 0 if k < 0 else len(tree.prefix)
+            positions[row, span] = torch.arange(start, start + len(tokens))
+            at += len(tokens)
+            ends += [(row, at - 1)] if k >= 0 else []
+    own, other = owner[:, :, None], owner[:, None, :]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    seen = ((own == other) | ((other == -1) & (own >= 0))) & causal
+    hidden = judge.model(input_ids=ids, position_ids=positions, attention_mask=seen[:, None], use_cache=False)[0]
+    rows, columns = torch.tensor(ends).T
+    return torch.log_softmax(judge.lm_head(hidden[rows, columns]), dim=-1)
+
+
+def _save(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    judge.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -47,19 +47,11 @@ class TreeLM(nn.Module):
 
     def forward(self, pack: Pack) -> Tensor:
         """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included."""
-        tokens = self.head(self._hidden(pack)[pack.rows], pack.targets)
-        return response_sums(tokens, pack.row_response, len(pack.response_tokens))
-
-    def next_token_logprobs(self, pack: Pack, rows: Tensor) -> Tensor:
-        """Log-probabilities [N, V] in nats of every token after the positions `rows` [N]. For small vocabularies."""
-        return torch.log_softmax((self._hidden(pack)[rows] @ self.head.weight.T).float(), dim=-1)
-
-    def _hidden(self, pack: Pack) -> Tensor:
-        """Last hidden states [T, H]."""
-        hidden: Tensor = self._backbone[0](
+        hidden = self._backbone[0](
             input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
         ).last_hidden_state[0]
-        return hidden
+        tokens = self.head(hidden[pack.rows], pack.targets)
+        return response_sums(tokens, pack.row_response, len(pack.response_tokens))
 
 
 def refuse_unsupported(model_config: Any, path: str) -> None:

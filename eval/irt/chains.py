@@ -8,7 +8,7 @@ import re
 import selectors
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,42 +128,34 @@ def _hear(chain: _Chain, text: str) -> None:
             chain.last.append(line.rstrip())
 
 
-def read_csv(
-    path: Path, names: set[str], thinned: set[str], kept: set[int], draws: int
-) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, Any]]:
-    """Draws of the blocks `names` [S, ...], of `thinned` at the rows `kept` only, and what the file says about the run.
+def read_csv(path: Path, names: set[str], thinned: set[str], kept: set[int], draws: int) -> dict[str, Floats]:
+    """Draws of the blocks `names` [S, ...], and of `thinned` at the rows `kept` only.
 
     Wide files (10^4 columns) are mostly response effects: only the columns that are asked for become numbers.
     """
-    facts: dict[str, Any] = {}
     columns: dict[str, slice] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    all_draws: dict[str, list[Floats]] = {}
+    found: dict[str, list[Floats]] = {}
     row = 0
     with path.open("rb") as stream:
         for line in stream:
-            if line.startswith(b"#"):
-                facts |= _comment(line.decode(errors="replace"))
-            elif not columns:
+            if line.startswith(b"#") or not line.strip():
+                continue
+            if not columns:
                 columns, shapes = _header(line.decode().strip().split(","))
-                all_draws = {name: [] for name in columns if name in names | thinned}
-            elif line.strip():
-                fields = line.split(b",")
-                for name, found in all_draws.items():
-                    if name not in thinned or row in kept:
-                        found.append(np.array(fields[columns[name]], dtype=np.float64))
-                row += 1
+                found = {name: [] for name in columns if name in names | thinned}
+                continue
+            fields = line.split(b",")
+            for name, rows in found.items():
+                if name not in thinned or row in kept:
+                    rows.append(np.array(fields[columns[name]], dtype=np.float64))
+            row += 1
     if row != draws:
         raise IrtError(f"a chain of the sampler wrote {row} of {draws} draws; is the disk full?")
-    shaped = {
+    return {
         name: np.stack(rows).reshape(len(rows), *reversed(shapes[name])).transpose(0, *range(len(shapes[name]), 0, -1))
-        for name, rows in all_draws.items()
+        for name, rows in found.items()
     }
-    return (
-        {n: v for n, v in shaped.items() if n not in thinned},
-        {n: v for n, v in shaped.items() if n in thinned},
-        facts,
-    )
 
 
 def _header(fields: list[str]) -> tuple[dict[str, slice], dict[str, tuple[int, ...]]]:
@@ -175,9 +167,3 @@ def _header(fields: list[str]) -> tuple[dict[str, slice], dict[str, tuple[int, .
         columns[name] = slice(columns[name].start if name in columns else i, i + 1)
         shapes[name] = tuple(map(int, index)) or (1,)
     return columns, shapes
-
-
-def _comment(line: str) -> dict[str, Any]:
-    if found := re.match(r"#\s*stan_version_(major|minor|patch) = (\d+)", line):
-        return {found.group(1): int(found.group(2))}
-    return {}

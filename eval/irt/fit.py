@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     problem = build(ratings, options)
     cmdstan = find_or_install(lambda text: say(text, 0.0))
     executable = compile_model(lambda text: say(text, 0.0), cmdstan)
-    begin = time.perf_counter()
+    begin, cpu_before = time.perf_counter(), _children_cpu()
     inverse_metric = metric(problem)
     sampling = Sampling(
         warmup=options.warmup,
@@ -75,18 +76,18 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
             folder,
             lambda done: say(label, done),
         )
-        sampled = time.perf_counter()
+        sampled, cpu = time.perf_counter(), _children_cpu() - cpu_before
         found = [read_csv(f, WANTED | set(SAMPLER), {"u_raw"}, set(kept.tolist()), options.draws) for f in files]
-    draws = {name: np.stack([d[name] for d, _, _ in found]) for name in found[0][0]}
+    draws = {name: np.stack([chain[name] for chain in found]) for name in found[0]}
+    u_raw = draws.pop("u_raw", None)
     sampler = {name.removesuffix("__"): draws.pop(name)[..., 0] for name in SAMPLER}
     draws = _named(draws, ratings, problem, options)
     facts: dict[str, Any] = {
         "cmdstan": version(cmdstan),
         "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
         "seconds": round(sampled - begin, 2),
-        "cpu_seconds": round(sum(f.get("Warm-up", 0) + f.get("Sampling", 0) for _, _, f in found), 2),
+        "cpu_seconds": round(cpu, 2),
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
-        "sampling_cpu_seconds": round(sum(f.get("Sampling", 0) for _, _, f in found), 2),
         "parameters": len(inverse_metric),
         "response_effect": problem.response_effect,
         "max_treedepth": sampling.max_treedepth,
@@ -96,14 +97,19 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     }
     if problem.no_intervals:
         facts["no_intervals"] = problem.no_intervals
-    if problem.response_effect:
-        u = np.stack([t["u_raw"] for _, t, _ in found])
+    if u_raw is not None:
+        u = u_raw
         if not problem.data["centre_u"]:
             u = u * draws["s_u"][:, kept][..., problem.cell_dimension]
         shape = (len(ratings.response_model), len(ratings.dimensions))
         draws["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings=ratings, options=options, draws=draws, sampler=sampler, facts=facts)
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options: Options) -> dict[str, Floats]:

@@ -113,6 +113,7 @@ data {
   int<lower=0, upper=1> centre_theta;
   int<lower=0, upper=1> centre_beta;
   int<lower=0, upper=1> centre_u;
+  int<lower=0, upper=1> centre_tau;
 
   // Anchors: value = mean + sd * z, so sd 0 fixes it. Where a block has anchors it is not centred on zero.
   array[D] int<lower=0, upper=1> items_anchored;
@@ -243,7 +244,7 @@ transformed parameters {
       delta[criterion_first[d] : criterion_last[d]] = sum_zero(part(delta_raw, at, c));
       tau[ : , a : a + f] = rep_matrix(sum_zero(part(tau_raw, tau_at, f))', J);
       if (J > 1 && f > 0) {
-        tau[ : , a : a + f] += sum_zero_both(part(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
+        tau[ : , a : a + f] += (centre_tau ? 1 : s_tau[1]) * sum_zero_both(part(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
       }
       at += c;
       tau_at += f;
@@ -325,7 +326,7 @@ model {
   delta_raw ~ std_normal();
   tau_raw ~ normal(0, 2.5);
   s_tau ~ gamma(2, 4);
-  tau_dev_raw ~ normal(0, has_tau_deviation ? s_tau[1] : 1);
+  tau_dev_raw ~ normal(0, has_tau_deviation && centre_tau ? s_tau[1] : 1);
   length ~ std_normal();
   order ~ std_normal();
   own_family_effect ~ std_normal();

@@ -13,7 +13,8 @@ from eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
-CENTRE_FROM = {"theta": 5, "beta": 8, "u": 12}  # responses per ability, responses per item, ratings per cell
+CENTRE_FROM = {"theta": 5, "beta": 8, "u": 12, "tau": 500}
+"""Responses per ability, responses per item, ratings per response and dimension, ratings per judge and category."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,6 @@ def build(ratings: Ratings, options: Options) -> Problem:
     items, cell_item = np.unique(
         cell_dimension * len(ratings.items) + ratings.response_item[cell_response], return_inverse=True
     )
-    per_cell = len(ratings) / len(cells)
     u = len(ratings) > len(cells) if options.response_effect is None else options.response_effect
     pairs, pair = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
     pairs = pairs if options.halo else pairs[:0]
@@ -80,8 +80,9 @@ def build(ratings: Ratings, options: Options) -> Problem:
     data |= {"use_alpha": alpha, "use_u": u, "use_length": options.length, "use_order": options.order}
     data |= {"use_own_family": options.self_family, "use_own_model": options.self_model}
     data |= {"use_threads": options.threads > 1}
-    responses = len(cells) / (m * d), len(cells) / len(items), per_cell
-    data |= {f"centre_{k}": n >= CENTRE_FROM[k] for k, n in zip(("theta", "beta", "u"), responses, strict=True)}
+    counts = {"theta": len(cells) / (m * d), "beta": len(cells) / len(items), "u": len(ratings) / len(cells)}
+    counts["tau"] = len(ratings) / (j * sum(len(c) for c in used))
+    data |= {f"centre_{block}": count >= CENTRE_FROM[block] for block, count in counts.items()}
     data |= _anchors(ratings, options, items, alpha, u)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
@@ -258,7 +259,7 @@ def _blocks(data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...]) -> l
         ("delta_raw", *effects(data["C"] - d, info * n / data["C"])),
         ("tau_raw", tau, np.full(free, 1 / (1 + 0.15 * n / d))),
         ("s_tau", *scales(int(j > 1 and free > 0), j * free)),
-        ("tau_dev_raw", *effects((j - 1) * free, 0.15 * n / (j * d))),
+        ("tau_dev_raw", *effects((j - 1) * free, 0.15 * n / (j * d), data["centre_tau"])),
         ("length", *effects(d * data["use_length"], e / d / noise)),
         ("order", *effects(data["use_order"], info * n / 4)),
         ("own_family_effect", *effects(data["use_own_family"], info * n / 10)),

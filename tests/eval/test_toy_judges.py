@@ -10,9 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dpeer.data import toyworld
-from dpeer.data.packing import build_pack
-from dpeer.data.tokenize import TokenTree
-from dpeer.model.lm import TreeLM, load_causal_lm, load_tokenizer
+from dpeer.model.lm import load_tokenizer
 from dpeer.model.toy import tiny_model
 from eval import toy_judges
 from eval.readout import rating_token_ids
@@ -47,11 +45,11 @@ def test_a_judge_sees_clean_damaged_and_sampled_texts(pairs: list[tuple[str, str
     assert damaged and all(sorted(d.split()) in [sorted(c.split()) for c in clean] for d in damaged)
 
 
-def test_packed_loss_equals_plain_forward_passes(base: Path, pairs: list[tuple[str, str]]) -> None:
+def test_batched_loss_equals_plain_forward_passes(base: Path, pairs: list[tuple[str, str]]) -> None:
     tokenizer, rubric = load_tokenizer(str(base)), load_rubric(toy_judges.RUBRIC)
     digits = torch.tensor(rating_token_ids(tokenizer, rubric))
     trees = toy_judges._trees([toy_judges.Text(*p) for p in pairs[:3]], rubric, tokenizer)
-    judge = TreeLM(load_causal_lm(str(base), "fp32"))
+    judge = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     losses = []
     for tree in trees:
@@ -60,8 +58,8 @@ def test_packed_loss_equals_plain_forward_passes(base: Path, pairs: list[tuple[s
                 logits = plain(torch.tensor([tree.prefix + branch])).logits[0, -1]
             target = torch.tensor(toy_judges.score_distribution(quality, 0.8))
             losses.append(-(target * torch.log_softmax(logits, -1)[digits]).sum())
-    packed = toy_judges._loss(judge, trees, digits, 0.8)
-    assert packed.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    batched = toy_judges._loss(judge, trees, digits, 0.8)
+    assert batched.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_each_judge_learns_its_own_severity(base: Path, pairs: list[tuple[str, str]], tmp_path: Path) -> None:
@@ -74,18 +72,8 @@ def test_each_judge_learns_its_own_severity(base: Path, pairs: list[tuple[str, s
     trees = toy_judges._trees(texts, rubric, tokenizer)
     means = []
     for name in toy_judges.SEVERITIES:
-        judge = TreeLM(load_causal_lm(str(made[name]), "fp32"))
+        judge = AutoModelForCausalLM.from_pretrained(made[name], dtype=torch.float32)
         with torch.no_grad():
-            means.append(mean_score(judge, trees, digits))
+            scores = toy_judges.next_token_logprobs(judge, trees)[:, digits].softmax(-1)
+        means.append(float((scores @ torch.arange(1.0, 6.0)).mean()))
     assert means[0] > means[1] + 0.1 > means[2] + 0.2, means
-
-
-def mean_score(judge: TreeLM, trees: list[toy_judges._Tree], digits: torch.Tensor) -> float:
-    total = []
-    for tree in trees:
-        for branch in tree.branches:
-            packed = TokenTree(0, tree.prefix, ((*branch, 0),), (), 0, ())
-            pack = build_pack([packed], [0])
-            p = judge.next_token_logprobs(pack, pack.rows[-1:])[0, digits].softmax(-1)
-            total.append(float(p @ torch.arange(1.0, 6.0)))
-    return sum(total) / len(total)

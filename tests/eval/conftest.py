@@ -1,0 +1,27 @@
+"""Tiny models and one private Ray cluster for the tests of the judge farm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders a, b (qwen3) and c (llama): random tiny models with a vocabulary of bytes, so every digit is a token."""
+    from dpeer.model.toy import tiny_model
+
+    folder = tmp_path_factory.mktemp("models")
+    for seed, (name, family) in enumerate({"a": "qwen3", "b": "qwen3", "c": "llama"}.items()):
+        tiny_model(folder / name, family, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    from launcher.cluster import connect
+
+    with connect():
+        yield
