@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dpeer.data.faults import Fault, data_error, excerpt
+from dpeer.data.parse import Invalid
 from dpeer.data.read import Row, rows
 from dpeer.errors import ConfigError, DataError
 from eval.prompting import visible
@@ -89,6 +90,9 @@ def ratings_table(
         raise data_error(source, faults)
     _judge_labels(ratings, scale, source)
     _identify(ratings)
+    judges = dict.fromkeys(rating["judge"] for rating in ratings)
+    if absent := [name for name in humans if name not in judges]:
+        raise ConfigError(f"humans: {absent[0]!r} is no judge of {source}; its judges are {', '.join(judges)}")
     for rating in ratings:
         rating["model_family"] = rating["model_family"] or families.get(rating["model"])
         rating["judge_family"] = rating["judge_family"] or families.get(rating["judge"])
@@ -107,6 +111,8 @@ def _plan(
     for theirs, ours in mapping.items():
         if ours == SCORE or ours.startswith(f"{SCORE}:"):
             dimension, _, criterion = ours.removeprefix(SCORE).removeprefix(":").partition("/")
+            if not dimension and ours != SCORE:
+                raise ConfigError(f"column {theirs!r} is mapped to {ours!r}; write score:DIMENSION")
             scores[theirs] = (dimension, criterion)
             continue
         _known(ours)
@@ -154,15 +160,6 @@ def _check_scores(scores: Mapping[str, tuple[str, str]], given: Collection[str])
 # Rows to ratings
 
 
-class Invalid(Exception):
-    """A fault in one column of the row at hand."""
-
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
-        self.message = message
-
-
 def _ratings(
     row: Row,
     columns: Mapping[str, str],
@@ -170,20 +167,19 @@ def _ratings(
     constants: Mapping[str, str],
     scale: _Scale,
 ) -> Iterator[dict[str, Any]]:
-    names = {**DEFAULTS, **constants} | {ours: _name(row, column) for ours, column in columns.items() if ours in _NAMES}
-    texts = {ours: _text(row, columns[ours]) for ours in ("response", "rationale") if ours in columns}
-    sample = names["sample"]
-    if not sample.isdecimal():
+    names = {**DEFAULTS, **constants} | {ours: _name(row, columns[ours]) for ours in _NAMES if ours in columns}
+    texts = {ours: _text(row, columns[ours]) for ours in OPTIONAL if ours in columns and ours not in _NAMES}
+    response, sample = texts.get("response"), names["sample"]
+    if not sample.isdecimal() or len(sample) > 9:
         raise Invalid(columns.get("sample", "sample"), f"must be a whole number from 0 up, got {excerpt(sample)}")
     for column, (dimension, criterion) in scores.items():
         dimension, criterion = dimension or names["dimension"], criterion or names["criterion"]
         label = _label(_cell(row, column))
         score = scale.score(label, dimension, column)
         yield {
-            "response_id": content_id(
-                model=names["model"], item=names["item"], sample=int(sample), response=texts.get("response")
-            ),
-            **{ours: names.get(ours) for ours in (*REQUIRED, "model_family", "judge_family")},
+            "response_id": content_id(model=names["model"], item=names["item"], sample=int(sample), response=response),
+            **{ours: names[ours] for ours in REQUIRED},
+            **{ours: constants.get(ours) or texts.get(ours) for ours in ("model_family", "judge_family")},
             "sample": int(sample),
             "dimension": dimension,
             "criterion": criterion,
@@ -192,11 +188,11 @@ def _ratings(
             "score": score,
             "error": (label or "empty") if score is None else None,
             "rationale": texts.get("rationale"),
-            "response_length": len(texts["response"]) if "response" in texts else None,
+            "response_length": None if response is None else len(response),
         }
 
 
-_NAMES = (*REQUIRED, *DEFAULTS, "model_family", "judge_family")
+_NAMES = (*REQUIRED, *DEFAULTS)
 
 
 def _cell(row: Row, column: str) -> object:
@@ -214,9 +210,9 @@ def _name(row: Row, column: str) -> str:
     return name
 
 
-def _text(row: Row, column: str) -> str:
+def _text(row: Row, column: str) -> str | None:
     value = _cell(row, column)
-    return visible(value) if isinstance(value, str) else _label(value)
+    return visible(value) if isinstance(value, str) else _label(value) or None
 
 
 def _label(value: object) -> str:
@@ -276,11 +272,12 @@ def _scores(labels: Mapping[Any, Any]) -> dict[str, int]:
 def _judge_labels(ratings: Sequence[Mapping[str, Any]], scale: _Scale, source: str) -> None:
     """Refuse a table without a single known label; warn of unknown ones that look like an oversight."""
     unknown = Counter((r["dimension"], r["error"]) for r in ratings if r["status"] == "unparsed")
-    frequent = "; ".join(f"{excerpt(label)} in {count} rows" for (_, label), count in unknown.most_common(SHOWN))
     if unknown.total() == len(ratings):
+        frequent = Counter(r["error"] for r in ratings).most_common(SHOWN)
+        listed = "; ".join(f"{excerpt(label)} in {count} rows" for label, count in frequent)
         raise DataError(
-            f"{source}: none of the {len(ratings)} labels means a score: {frequent}. Give the scores of the labels, "
-            "or map another column to score"
+            f"{source}: none of the {len(ratings)} labels means a score: {listed}. Give the scores of the labels, or "
+            "map another column to score"
         )
     suspects = []
     for (dimension, label), count in unknown.most_common():

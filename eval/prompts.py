@@ -12,6 +12,7 @@ import pandas as pd
 
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.load import HUB_ID, _file, _hub_rows, splits
+from dpeer.data.parse import Invalid
 from dpeer.data.read import SUFFIXES, Row, rows
 from dpeer.errors import ConfigError, DataError
 from eval.config import Prompts
@@ -40,8 +41,8 @@ def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
             item = _item(row, prompts)
             if prompts.id is not None and item["item"] in items:
                 first = origin[str(item["item"])]
-                raise _Invalid(prompts.id, f"the id {excerpt(item['item'])} occurs twice, first in {first}")
-        except _Invalid as invalid:
+                raise Invalid(prompts.id, f"the id {excerpt(item['item'])} occurs twice, first in {first}")
+        except Invalid as invalid:
             faults.append(Fault(row.where, invalid.column, invalid.message))
             continue
         repeated += item["item"] in items
@@ -78,15 +79,6 @@ def _rows(source: str) -> tuple[list[Row], list[Fault]]:
     return found, []
 
 
-class _Invalid(Exception):
-    """A fault in one column of the row at hand."""
-
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
-        self.message = message
-
-
 def _item(row: Row, prompts: Prompts) -> dict[str, object]:
     prompt = _prompt(_cell(row, prompts.prompt), prompts.prompt)
     if prompts.id is None:
@@ -100,10 +92,11 @@ def _item(row: Row, prompts: Prompts) -> dict[str, object]:
 def _cell(row: Row, column: str) -> object:
     if column not in row.cells:
         near = difflib.get_close_matches(column, row.cells, 1)
-        hint = f"; is {near[0]!r} meant?" if near else ""
-        setting = "prompts.prompt or prompts.id"
-        raise _Invalid(
-            column, f"is missing; the row has {excerpt(', '.join(row.cells), 100)}{hint} Name the column in {setting}"
+        hint = f" (is {near[0]!r} meant?)" if near else ""
+        raise Invalid(
+            column,
+            f"is missing; the row has {excerpt(', '.join(row.cells), 100)}{hint}; name the column in prompts.prompt or "
+            "prompts.id",
         )
     return row.cells[column]
 
@@ -113,18 +106,18 @@ def _prompt(value: object, column: str) -> str:
     if isinstance(value, list):
         roles = [m.get("role") if isinstance(m, dict) else None for m in value]
         if roles != ["user"]:
-            raise _Invalid(column, f"holds the messages {roles}; only a single user message is supported")
+            raise Invalid(column, f"holds the messages {roles}; only a single user message is supported")
         value = value[0].get("content")
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
-        raise _Invalid(column, f"is empty ({excerpt(value)}); a prompt needs text")
+        raise Invalid(column, f"is empty ({excerpt(value)}); a prompt needs text")
     if not isinstance(value, str):
-        raise _Invalid(column, f"must be text, got {type(value).__name__} {excerpt(value)}")
+        raise Invalid(column, f"must be text, got {type(value).__name__} {excerpt(value)}")
     return _encodable(value, column)
 
 
 def _id(value: object, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise _Invalid(column, f"an id must be text or a whole number, got {excerpt(value)}")
+        raise Invalid(column, f"an id must be text or a whole number, got {excerpt(value)}")
     return _encodable(str(value).strip(), column)
 
 
@@ -132,5 +125,5 @@ def _encodable(text: str, column: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise _Invalid(column, f"holds half a surrogate pair at character {error.start}: {excerpt(text)}") from None
+        raise Invalid(column, f"holds half a surrogate pair at character {error.start}: {excerpt(text)}") from None
     return text

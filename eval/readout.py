@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dpeer.data.faults import excerpt
 from dpeer.errors import ConfigError
@@ -77,7 +77,8 @@ def read_logprobs(
 
     expected: mean score under the distribution renormalised over the scale. mass: probability of all rating tokens
     together; below `min_mass` the status is low_mass. score: the most probable one, of equals the lowest; with
-    `draw` in [0, 1) the one at that quantile of the renormalised distribution. -inf is probability 0; a missing, NaN or positive value is no reading and gives engine_error.
+    `draw` in [0, 1) the one at that quantile of the renormalised distribution. -inf is probability 0; a missing, NaN
+    or positive value is no reading and gives engine_error.
     """
     if logprobs is None or len(logprobs) != len(scale):
         found = "none" if logprobs is None else str(len(logprobs))
@@ -106,10 +107,8 @@ def read_logprobs(
     return Reading("ok", score=scale[chosen], expected=expected, mass=mass)
 
 
-def json_schema(rubric: Rubric, mode: Literal["logprob", "structured"] = "structured") -> dict[str, Any] | None:
-    """JSON schema of a structured answer, rationale before score; None where log-probabilities are read."""
-    if mode == "logprob":
-        return None
+def json_schema(rubric: Rubric) -> dict[str, Any]:
+    """JSON schema of a structured answer, rationale before score."""
     return {
         "type": "object",
         "properties": {

@@ -53,9 +53,9 @@ def execute(
         farm: Farm | None = None
         for work in works:
             if work.served.backend == "vllm" and farm is None:
+                stack.enter_context(connect())
                 from eval.farm import Farm
 
-                stack.enter_context(connect())
                 farm = stack.enter_context(Farm(cfg.farm, lambda line: console.print(line, soft_wrap=True)))
             _execute_one(cfg, work, farm, folder, console)
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from eval.rubric import Rubric
 
-QUALITY = {"good": 1.5, "bad": -1.5, "none": -2.0}
-"""Latent quality of a clause in logits, by what the oracle reads."""
+QUALITY = {"good": 1.5, "bad": -1.5, "none": 0.0}
+"""Latent quality of a clause in logits, by what the oracle reads; one that it cannot read is neither good nor bad."""
 THRESHOLDS = (-1.5, -0.5, 0.5, 1.5)
 SEVERITIES = {"lenient": -0.8, "neutral": 0.0, "severe": 0.8}
 RUBRIC = "toyworld"
-READING_STEPS, TUNING_STEPS = 400, 50
+READING_STEPS, TUNING_STEPS = 600, 80
 _BATCH = 32
 
 

@@ -1,4 +1,4 @@
-"""`dpeer demo`: the whole training half on a laptop, in a world whose truth is known.
+"""`dpeer demo`: the whole job on a laptop, in a world whose truth is known.
 
 Four ways to train the same base model (golden likelihood, pooled DPO, uniform weights, Lagrangian) run one after the
 other in the same worker groups; the oracle then reads what each model says. Finished parts are skipped on a second run.
@@ -22,6 +22,7 @@ from dpeer.config_io import load_config, resolved
 from dpeer.data import toyworld
 from dpeer.report.comparison import ArmRow, write_comparison
 from dpeer.training.run_dir import RunDir, write_json, write_text
+from launcher import demo_evaluation
 from launcher.cluster import connect
 from launcher.recipe import recipe_path
 from launcher.train import Groups, train
@@ -82,7 +83,10 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
         replies = _replies(root, config.run_dir / "export", config.run_dir, seed)
         rows.append(_row(arm.title, replies, verdicts[arm.title], config.run_dir / "report.html"))
     page = write_comparison(rows, root / "demo.html")
+    console.rule("[bold]judges and abilities", align="left")
+    found, abilities_page = demo_evaluation.evaluate(root, seed, console)
     show(console, rows, verdicts)
+    demo_evaluation.show(console, found, {"base": "base"} | {arm.title: arm.run for arm in ARMS}, list(rows[0].shares))
     last = arms[ARMS[-1]].run_dir
     for label, path in {
         "model": last / "export",
@@ -90,6 +94,7 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
         "certificate": last / "certificate.json",
         "report": last / "report.html",
         "comparison": page,
+        "abilities": abilities_page,
     }.items():
         console.print(f"{label:12}{path}", soft_wrap=True)
     console.print(f"{'time':12}{time.monotonic() - began:.0f} s")

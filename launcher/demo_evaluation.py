@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -21,9 +22,9 @@ from eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
 from launcher.cluster import connect
 from launcher.recipe import EVALUATION, recipe_path
 
-SAMPLED = 400
+SAMPLED = 800
 """Replies of the base model among the judges' training texts."""
-PAIRS = 1600
+PAIRS = 2200
 
 
 def evaluation_config(root: Path, seed: int) -> EvalConfig:
@@ -47,9 +48,8 @@ def evaluation_config(root: Path, seed: int) -> EvalConfig:
 
 def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
     """Judges, responses, ratings, fit and page; whatever is there already is kept. Returns findings and page."""
-    from eval.irt.fit import load
-
     from eval.generate import generate
+    from eval.irt.fit import load
     from eval.irt.tables import findings
     from eval.judge import judge
     from launcher.irt_commands import run_fit
@@ -64,11 +64,10 @@ def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
     made = {"ratings": sha256(ratings.read_bytes()).hexdigest(), "options": asdict(options)}
     stamp = folder / "made.json"
     if stamp.exists() and json.loads(stamp.read_text()) == made:
-        found = findings(load(folder), "base")
-    else:
-        found = run_fit(ratings, folder, options, base="base", console=console)
-        write_json(stamp, made)
-    return found, folder / "report.html"
+        return findings(load(folder), "base"), folder / "report.html"
+    found, page = run_fit(ratings, folder, options, "base", (), console)
+    write_json(stamp, made)
+    return found, page
 
 
 def prepare_judges(root: Path, seed: int, console: Console) -> None:
@@ -92,14 +91,31 @@ def prepare_judges(root: Path, seed: int, console: Console) -> None:
     write_json(stamp, made)
 
 
-def show(console: Console, found: Findings) -> None:
-    """Severities as planted and as recovered."""
+def show(console: Console, found: Findings, names: dict[str, str], dimensions: Sequence[str]) -> None:
+    """Abilities per model, severities as planted and as recovered, and whether the fit may be trusted.
+
+    `names` maps a row's title to the model's name in the ratings.
+    """
+    table = Table(title="Ability in logits, from the three judges' ratings (± half of the 95 % interval)")
+    table.title_justify = "left"
+    table.add_column("model", no_wrap=True)
+    for d in dimensions:
+        table.add_column(d, justify="right", no_wrap=True)
+    rows = found.tables["ability"].set_index(["model", "dimension"])
+    for title, name in names.items():
+        cells = [rows.loc[(name, d)] for d in dimensions]
+        table.add_row(title, *(f"{c.ability:+.2f} ±{(c.ability_high - c.ability_low) / 2:.2f}" for c in cells))
+    console.print(table)
     table = Table(title="Severity of the judges in logits", title_justify="left")
-    for name in ("judge", "planted", "recovered", "95 % interval"):
-        table.add_column(name, justify="right" if name != "judge" else "left")
+    for column in ("judge", "planted", "recovered", "95 % interval"):
+        table.add_column(column, justify="left" if column == "judge" else "right")
     judges = found.tables["judges"].set_index("judge")
     for name, planted in SEVERITIES.items():
         row = judges.loc[name]
         interval = f"{row.severity_low:+.2f} to {row.severity_high:+.2f}"
         table.add_row(name, f"{planted:+.2f}", f"{row.severity:+.2f}", interval)
     console.print(table)
+    reasons = "; ".join(found.gate["reasons"])
+    console.print(
+        "Diagnostics of the fit: " + (f"no claim can be made: {reasons}" if reasons else "all green"), soft_wrap=True
+    )

@@ -67,26 +67,24 @@ def fit(
         anchors=_anchors(anchor),
         **_terms(terms),
     )
-    run_fit(table, output, options, base, tuple(dimension or ()), before=anchor)
+    console = Console(highlight=False)
+    show(*run_fit(table, output, options, base, tuple(dimension or ()), console), console)
 
 
 def run_fit(
     table: Path,
     output: Path,
     options: Options,
-    base: str | None = None,
-    dimensions: tuple[str, ...] = (),
-    before: Path | None = None,
-    console: Console | None = None,
-) -> Findings:
-    """Encode, check the design, sample, write everything into `output`, and show the tables."""
+    base: str | None,
+    dimensions: tuple[str, ...],
+    console: Console,
+) -> tuple[Findings, Path]:
+    """Encode, check the design, sample, write everything into `output`; returns the findings and the page."""
+    from eval.irt.design import check
+    from eval.irt.encode import encode
     from eval.irt.fit import fit as sample
     from eval.irt.fit import save
 
-    from eval.irt.design import check
-    from eval.irt.encode import encode
-
-    console = console or Console(highlight=False)
     ratings = encode(table, dimensions or None)
     console.print(
         f"{len(ratings):,} ratings: {len(ratings.models)} models, {len(ratings.items)} items, "
@@ -94,7 +92,7 @@ def run_fit(
     )
     report = check(ratings, options)
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning.text)}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(str(warning))}", soft_wrap=True)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), console=console
     )
@@ -102,24 +100,29 @@ def run_fit(
         task = bar.add_task("sampling", total=1.0)
         posterior = sample(ratings, options, lambda what, done: bar.update(task, description=what, completed=done))
     save(posterior, output)
-    return conclude(posterior, output, base, tuple(w.text for w in report.warnings), console)
+    return conclude(posterior, output, base, tuple(str(w) for w in report.warnings))
 
 
 def conclude(
-    posterior: Posterior, output: Path, base: str | None, notes: tuple[str, ...], console: Console
-) -> Findings:
-    """Tables, page and terminal summary of a fit."""
-    from eval.irt.tables import claims, findings, terminal
+    posterior: Posterior, output: Path, base: str | None, notes: tuple[str, ...] = (), before: Posterior | None = None
+) -> tuple[Findings, Path]:
+    """Tables and page of a fit; with an earlier fit also how far judges and items have moved."""
+    from eval.irt.tables import findings
     from eval.report.page import write_report
 
-    found = findings(posterior, base)
-    page = write_report(found, output, title=output.name, notes=notes)
+    found = findings(posterior, base, before)
+    return found, write_report(found, output, title=output.name, notes=notes)
+
+
+def show(found: Findings, page: Path, console: Console) -> None:
+    """The findings on a terminal."""
+    from eval.irt.tables import claims, terminal
+
     for part in terminal(found):
         console.print(part)
     for claim in claims(found):
         console.print(f"• {escape(claim)}", soft_wrap=True)
     console.print(f"report      {page}", soft_wrap=True)
-    return found
 
 
 @app.command()
@@ -128,31 +131,14 @@ def report(
     base: Annotated[
         str | None, typer.Option(help="Model that the others are compared with; default: the first.")
     ] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Folder of an earlier fit: show which judges and items have moved since.")
+    ] = None,
 ) -> None:
     """Write tables, figures and report.html of a fit again."""
     from eval.irt.fit import load
 
-    conclude(load(folder), folder, base, (), Console(highlight=False))
-
-
-@app.command()
-def drift(
-    before: Annotated[Path, typer.Argument(help="Folder of the earlier fit.")],
-    now: Annotated[Path, typer.Argument(help="Folder of the later fit, made without --anchor.")],
-) -> None:
-    """Show which judges and items have moved between two fits."""
-    from eval.irt.fit import load
-    from rich.table import Table
-
-    from eval.irt.drift import drift as compare
-
-    found = compare(load(before), load(now))
-    table = Table("kind", "name", "dimension", "before", "now", "difference", "95 % interval", "drifted")
-    for row in found.itertuples():
-        interval = f"{row.difference_low:+.2f} to {row.difference_high:+.2f}"
-        values = [f"{value:+.2f}" for value in (row.before, row.now, row.difference)]
-        table.add_row(row.kind, row.name, row.dimension, *values, interval, "yes" if row.drifted else "")
-    Console(highlight=False).print(table)
+    show(*conclude(load(folder), folder, base, (), load(before) if before else None), Console(highlight=False))
 
 
 @app.command()
@@ -254,8 +240,8 @@ def _terms(given: list[str] | None) -> dict[str, Any]:
 def _anchors(folder: Path | None) -> dict[str, object] | None:
     if folder is None:
         return None
+    from eval.irt.anchors import anchors_from
     from eval.irt.fit import load
 
-    from eval.irt.anchors import anchors_from
-
-    return anchors_from(load(folder))
+    earlier = load(folder)
+    return anchors_from(earlier, judges=earlier.ratings.judges, items=earlier.ratings.items)

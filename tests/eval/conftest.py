@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cluster import connect  # first of all: it sets how Ray behaves, which ray reads when it is imported
+
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,7 +23,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    from launcher.cluster import connect
-
     with connect():
         yield

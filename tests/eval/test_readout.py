@@ -51,6 +51,15 @@ def test_impossible_scores_are_fine_and_ties_go_to_the_lowest() -> None:
     assert (nothing.status, nothing.mass, nothing.expected) == ("low_mass", 0.0, None)
 
 
+def test_a_draw_picks_by_the_renormalised_distribution() -> None:
+    logprobs = [math.log(p) for p in (0.1, 0.2, 0.5)]
+    picked = [read_logprobs(logprobs, (1, 2, 3), 0.5, (n + 0.5) / 800).score for n in range(800)]
+    assert [picked.count(score) for score in (1, 2, 3)] == [100, 200, 500]
+    assert read_logprobs(logprobs, (1, 2, 3), 0.5, 0.0).score == 1
+    assert read_logprobs([-math.inf, 0.0, -math.inf], (1, 2, 3), 0.5, math.nextafter(1, 0)).score == 2
+    assert read_logprobs(logprobs, (1, 2, 3), 0.9, 0.5).status == "low_mass"
+
+
 def test_tiny_probabilities_are_renormalised_without_underflow() -> None:
     reading = read_logprobs([-2000.0, -2000.0 + math.log(3)], (0, 1), 0.0)
     assert (reading.status, reading.expected) == ("ok", pytest.approx(0.75))
@@ -169,11 +178,9 @@ def test_exactly_what_the_schema_allows_is_read(value: Any) -> None:
 
 
 def test_the_schema_puts_the_rationale_first_and_follows_the_scale() -> None:
-    schema = json_schema(load_rubric("compliance"), "structured")
-    assert schema is not None
+    schema = json_schema(load_rubric("compliance"))
     assert list(schema["properties"]) == schema["required"] == ["rationale", "score"]
     assert schema["properties"]["score"]["enum"] == [0, 1, 2]
-    assert json_schema(load_rubric("compliance"), "logprob") is None
 
 
 # Rating tokens

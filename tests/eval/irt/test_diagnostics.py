@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,9 +99,7 @@ def test_of_many_items_the_worst_are_shown() -> None:
     p = made_up(items=3)
     beta = np.random.default_rng(0).normal(size=(4, 60, 20_000, 1))
     beta[0, :, 1234] += 3
-    start = time.perf_counter()
     table = diagnostics(changed(p, beta=beta))
-    assert time.perf_counter() - start < 30
     items = table[table["parameter"].str.startswith("beta")].set_index("parameter")
     assert len(items) == LARGE_BLOCK and items["rhat"].idxmax() == "beta[1235, 1]"
 

@@ -17,7 +17,7 @@ from scipy.special import expit
 from dpeer.errors import ConfigError
 from eval.irt.ability import fair_averages, rank_table, raw_means, reliability_table, reversal_table
 from eval.irt.tables import claims, findings, terminal, write_tables
-from eval.irt.types import Findings, Posterior
+from eval.irt.types import Findings, Options, Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 
@@ -309,3 +309,19 @@ def test_one_dimension_and_one_judge_have_their_tables_too() -> None:
     found = findings(made_up(items=6, dimensions=1, judges=1, noise=0.1))
     assert len(found.tables["correlation"]) == 0 and len(found.tables["judges"]) == 1
     assert len(found.tables["ability"]) == 4 and "T" in shown(found)
+
+
+@pytest.mark.slow
+def test_a_real_fit_has_every_table_and_its_model_describes_its_data(tmp_path: Path) -> None:
+    from eval.irt.encode import encode
+    from eval.irt.fit import fit
+    from eval.irt.simulate import Spec, simulate
+
+    table, _ = simulate(Spec(models=4, items=20, dimensions=2, judges=3, criteria=2), seed=1)
+    found = findings(fit(encode(table), Options(warmup=250, draws=250)))
+    assert found.tables.keys() == TABLES.keys()
+    assert found.tables["judges"]["infit"].to_numpy() == pytest.approx(1, abs=0.15)
+    assert not found.tables["misfit"]["notable"].any()
+    assert found.tables["diagnostics"]["rhat"].max() < 1.1
+    write_tables(found, tmp_path)
+    assert len(pd.read_csv(tmp_path / "ability.csv")) == 8
