@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +34,7 @@ def findings() -> Iterator[tuple[str, str]]:
     for package in PACKAGES:
         yield package, _version(package)
     yield "cmdstanpy", _version("cmdstanpy")
-    yield "CmdStan", str(cmdstan() or "not found: needed for ability estimates only; set CMDSTAN to its folder")
+    yield "CmdStan", cmdstan()
 
 
 def gpus() -> tuple[str, ...]:
@@ -48,12 +47,16 @@ def gpus() -> tuple[str, ...]:
     return tuple(answer.stdout.splitlines()) if answer.returncode == 0 else ()
 
 
-def cmdstan() -> Path | None:
-    """Folder of the CmdStan that cmdstanpy would use."""
-    if given := os.environ.get("CMDSTAN"):
-        return Path(given) if (Path(given) / "bin").is_dir() else None
-    installed = sorted(Path.home().glob(".cmdstan/cmdstan-*"))
-    return installed[-1] if installed else None
+def cmdstan() -> str:
+    """The CmdStan that ability estimates would use, or what will happen without one."""
+    from dpeer.errors import DpeerError
+    from eval.irt.cmdstan import find, version
+
+    try:
+        folder = find()
+    except DpeerError as error:
+        return str(error)
+    return f"{version(folder)} in {folder}" if folder else "not found: dpeer installs it when it is first needed"
 
 
 def _version(package: str) -> str:
