@@ -60,8 +60,10 @@ ARMS = (
 def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     """Run what is not yet done, print the table, write demo.html; returns 0 or the code of the arm that stopped."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process, which only samples; workers set their own
+    import torch
     from transformers.utils import logging
 
+    torch.set_num_threads(1)  # models this small: more threads only wait for each other
     logging.disable_progress_bar()
     console, began = Console(highlight=False), time.monotonic()
     arms = {arm: arm_config(arm, root, seed) for arm in ARMS}

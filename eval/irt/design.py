@@ -289,7 +289,9 @@ def _order_aliased(ratings: Ratings, order: Floats) -> DesignError:
     repair = "Repair: an even number of repeats (every second one lists the scale from the top), or no order effect"
     if _same_within(ratings.model, order, len(ratings.models)).all():
         return ConstantCovariate(f"order: the same in all ratings of each model, not to be told from ability. {repair}")
-    return CollinearCovariate(f"order: a combination of models, items and judges, not to be told from theirs. {repair}")
+    return CollinearCovariate(
+        f"order: a combination of models, items, judges and length, not to be told from theirs. {repair}"
+    )
 
 
 def _self_aliased(ratings: Ratings, name: str, values: Floats) -> DesignError:

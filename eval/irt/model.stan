@@ -263,11 +263,15 @@ model {
     for (d in 1 : D) {
       int a = cell_first[d];
       int b = cell_last[d];
-      if (use_u) {
-        eta[a : b] += centre_u ? u_raw[a : b] : s_u[d] * u_raw[a : b];
-      }
       if (use_length) {
         eta[a : b] += length[d] * cell_length[a : b];
+      }
+      if (use_u && centre_u) {
+        u_raw[a : b] ~ normal(eta[a : b], s_u[d]);
+        eta[a : b] = u_raw[a : b];
+      } else if (use_u) {
+        u_raw[a : b] ~ std_normal();
+        eta[a : b] += s_u[d] * u_raw[a : b];
       }
     }
   }
@@ -334,11 +338,6 @@ model {
   s_halo ~ std_normal();
   halo_raw ~ std_normal();
   s_u ~ std_normal();
-  if (use_u) {
-    for (d in 1 : D) {
-      u_raw[cell_first[d] : cell_last[d]] ~ normal(0, centre_u ? s_u[d] : 1);
-    }
-  }
 }
 generated quantities {
   matrix[D, D] correlation = multiply_lower_tri_self_transpose(L_theta);

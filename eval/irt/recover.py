@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.table import Table
+from scipy.stats import kstest
 
 from eval.irt.simulate import Spec, simulate
 from eval.irt.types import Floats, Options, Posterior
@@ -37,8 +38,8 @@ class RecoveryReport:
 
     def summary(self) -> pd.DataFrame:
         """A row per parameter: n, coverage of 95 % intervals with its standard error (clustered by replication),
-        coverage50, rmse, bias, slope (of estimate on truth), width (of 95 % intervals), worst (farthest from truth, in
-        posterior sd)."""
+        coverage50, rmse, bias, slope (of estimate on truth), width (of 95 % intervals), rank_gap (Kolmogorov-Smirnov
+        distance of `below` from uniform), worst (farthest from truth, in posterior sd)."""
         rows = []
         for parameter, group in self.elements.groupby("parameter", sort=False):
             truth, mean = group["truth"], group["mean"]
@@ -56,6 +57,7 @@ class RecoveryReport:
                     "bias": (mean - truth).mean(),
                     "slope": np.polyfit(truth, mean, 1)[0] if varies else np.nan,
                     "width": (group["high"] - group["low"]).mean(),
+                    "rank_gap": kstest(group["below"], "uniform").statistic,
                     "worst": ((mean - truth).abs() / group["sd"]).max(),
                 }
             )
@@ -73,7 +75,7 @@ def recover(
     """Simulate and fit `replications` data sets with seeds from `seed` on; `progress` gets (done, of).
 
     Each replication is one JSON line in `folder`, in a file of this spec and these options: a study that was stopped
-    goes on where it was, and a longer one reuses the shorter.
+    goes on where it was, and a longer one reuses the shorter. Raises DesignError for a spec that is not identified.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_fingerprint(spec, options)}.jsonl"
@@ -103,10 +105,11 @@ def recovery_table(report: RecoveryReport) -> Table:
         title=f"Recovery of a known truth: {len(runs)} replications, {runs['green'].sum()} with a green gate, "
         f"{runs['seconds'].mean():.0f} s each",
         caption="coverage of 95 % intervals (± 2 standard errors), aim 90-98 %; errors and widths in logits; "
-        "slope of estimate on truth; farthest from the truth in posterior sd",
+        "slope of estimate on truth; rank gap: distance of the truth's place among the draws from uniform; "
+        "farthest from the truth in posterior sd",
     )
     table.add_column("parameter")
-    for name in ("n", "coverage", "of 50 %", "RMSE", "bias", "slope", "width", "farthest"):
+    for name in ("n", "coverage", "of 50 %", "RMSE", "bias", "slope", "width", "rank gap", "farthest"):
         table.add_column(name, justify="right")
     for row in report.summary().to_dict("records"):
         error = "" if np.isnan(row["coverage_se"]) else f" ± {200 * row['coverage_se']:.0f}"
@@ -119,6 +122,7 @@ def recovery_table(report: RecoveryReport) -> Table:
             f"{row['bias']:+.3f}",
             "" if np.isnan(row["slope"]) else f"{row['slope']:.2f}",
             f"{row['width']:.2f}",
+            f"{row['rank_gap']:.2f}",
             f"{row['worst']:.1f}",
         )
     return table
@@ -152,12 +156,14 @@ def elements(posterior: Posterior, truth: dict[str, Floats]) -> dict[str, list[A
 
 
 def _replicate(spec: Spec, options: Options, seed: int) -> dict[str, Any]:
+    from eval.irt.design import check
     from eval.irt.diagnostics import gate
     from eval.irt.encode import encode
     from eval.irt.fit import fit
 
     table, truth = simulate(spec, seed)
     ratings = encode(table)
+    check(ratings, options)
     start = time.perf_counter()
     posterior = fit(ratings, replace(options, seed=options.seed + seed))
     seconds = time.perf_counter() - start

@@ -12,11 +12,11 @@ from launcher.cluster import connect  # first of all: it sets how Ray behaves, w
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders a, b (qwen3) and c (llama): random tiny models with a vocabulary of bytes, so every digit is a token."""
+    """Folders a, b (qwen3), c (llama) and d (qwen2): random tiny models with a vocabulary of bytes, so every digit is a token."""
     from dpeer.model.toy import tiny_model
 
     folder = tmp_path_factory.mktemp("models")
-    for seed, (name, family) in enumerate({"a": "qwen3", "b": "qwen3", "c": "llama"}.items()):
+    for seed, (name, family) in enumerate({"a": "qwen3", "b": "qwen3", "c": "llama", "d": "qwen2"}.items()):
         tiny_model(folder / name, family, seed)
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -331,21 +330,6 @@ def test_samples_follow_their_seed_and_not_their_company(farm: Farm, models: Pat
     assert alone["s7"].text == together["s7"].text
     assert {a.finish for a in together.values()} <= {"stop", "length"}
     assert all(a.output_tokens == 24 for a in together.values() if a.finish == "length")
-
-
-def test_an_engine_that_is_killed_is_replaced_and_nothing_is_lost(farm: Farm, models: Path) -> None:
-    calls = chats(range(40))
-    batches = farm.run(job(models / "a"), tasks_of(calls, 2))
-    found = [a for _ in range(3) for a in next(batches)]
-    engines = [p for p in psutil.Process().children(recursive=True) if "Worker" in " ".join(p.cmdline()[:1])]
-    assert engines
-    for engine in engines:
-        engine.kill()
-    for batch in batches:
-        found += batch
-    assert Counter(a.id for a in found) == Counter(ids(calls))
-    assert farm.restarts == 1
-    assert_close({a.id: a for a in found}, reference(models / "a", calls[::7]))
 
 
 def test_ray_data_gives_the_same_answers(farm: Farm, models: Path) -> None:

@@ -196,6 +196,12 @@ def test_judges_nested_in_models_and_the_repair_uses_an_existing_response() -> N
         check(ratings_of(cells, (2, 6, 4, 1, 1)), PLAIN)
 
 
+def test_the_repair_prefers_a_response_that_exists() -> None:
+    cells = [c for c in full(2, 6, 4, 1, 1) if ((c[0] == 0) == (c[2] < 2)) and (c[0] == 0 or c[1] > 3)]
+    with pytest.raises(design.DisjointJudges, match=r"judge j0 rates m1 on item q4\. One rating"):
+        check(ratings_of(cells, (2, 6, 4, 1, 1)), PLAIN)
+
+
 def test_criteria_nested_in_models() -> None:
     cells = [c for c in full(2, 6, 2, 1, 2) if c[0] == c[4]]
     with pytest.raises(design.DisjointCriteria, match="criterion c0"):
@@ -283,6 +289,17 @@ def test_constant_covariates() -> None:
     sums = by_model + np.tile(np.arange(6.0), 3)
     with pytest.raises(design.CollinearCovariate, match="length"):
         check(ratings_of(cells, sizes, response_length=sums), replace(PLAIN, length=True))
+
+
+def test_order_that_follows_length() -> None:
+    cells, sizes = full(3, 6, 3, 2, 1), (3, 6, 3, 2, 1)
+    length = np.random.default_rng(0).choice([-1.0, 1.0], 18)
+    ratings = ratings_of(cells, sizes, response_length=length)
+    ratings = replace(ratings, reversed=length[ratings.response] > 0)
+    check(ratings, replace(PLAIN, order=True))
+    check(ratings, replace(PLAIN, length=True))
+    with pytest.raises(design.CollinearCovariate, match="order: a combination of models, items, judges and length"):
+        check(ratings, replace(PLAIN, order=True, length=True))
 
 
 def test_random_effects_need_replication() -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from eval.irt.design import TooFewJudges
 from eval.irt.encode import encode
 from eval.irt.recover import RecoveryReport, elements, recover, recovery_table
 from eval.irt.simulate import Spec, simulate
@@ -44,6 +45,7 @@ def test_coverage_of_known_posteriors(claimed: float, coverage: float, coverage5
     assert found["width"] == pytest.approx(2 * 1.96 * claimed, rel=0.05)
     assert found["slope"] == pytest.approx(1, abs=0.03)
     assert 0 < found["coverage_se"] < 0.02
+    assert (found["rank_gap"] < 0.05) == (claimed == 0.3)
 
 
 def test_slope_shows_a_scale_that_is_too_small_and_contrasts_are_to_the_first_model() -> None:
@@ -75,6 +77,11 @@ def test_a_stopped_study_goes_on_and_a_longer_one_reuses_it(tmp_path: Path) -> N
         recover(SMALL, SHORT, 1, 6, tmp_path).elements, again.elements.query("seed == 6").reset_index(drop=True)
     )
     assert file.stat().st_mtime_ns == stamp, "nothing was fitted again"
+
+
+def test_a_spec_that_is_not_identified_is_refused_before_it_is_fitted(tmp_path: Path) -> None:
+    with pytest.raises(TooFewJudges):
+        recover(Spec(judges=1), SHORT, 1, 0, tmp_path)
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def test_shapes_and_sums_to_zero() -> None:
 
 def test_encoding_keeps_the_order_of_the_truth() -> None:
     table, truth = simulate(BUSY, seed=1)
+    assert (table["order"].map({"up": 0, "down": 1}) == table["repeat"]).all()
     ratings = encode(table)
     assert ratings.models == ("model0", "model1", "model2")
     assert ratings.judges == ("model0", "rater1", "rater2", "rater3")

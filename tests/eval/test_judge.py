@@ -1,0 +1,550 @@
+"""Plans of ratings, judges behind an endpoint, and a run with real engines that is killed twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+from rich.console import Console
+
+from dpeer.errors import ClusterError, ConfigError, DataError
+from eval import judge as judging
+from eval.config import EvalConfig, Served
+from eval.engine import Answer
+from eval.irt.design import DesignError
+from eval.judge import cost, judge, rated
+from eval.openai_backend import score_logprobs
+from eval.plan import plan, responses_folder
+from eval.prompting import encode_chat, judge_segments
+from eval.ratings import read_table, write_part
+from eval.rubric import load_rubric
+from eval.served import family, family_of_name, served_hash
+from eval.table import RATINGS, RESPONSES
+
+ROOT = Path(__file__).parents[2]
+RUBRIC = load_rubric("toyworld")
+DIMENSIONS = list(RUBRIC.dimensions)
+
+
+def write_responses(path: Path, items: int, models: tuple[str, ...] = ("x", "y"), samples: int = 1) -> Path:
+    rows = [
+        {
+            "model": m,
+            "item": f"q{i}",
+            "prompt": f"Question {i}?",
+            "response": f"Answer {s} of {m} to {i}. " * (1 + i % 3),
+        }
+        for m in models
+        for i in range(items)
+        for s in range(samples)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evaluation(folder: Path, models: Path, items: int = 5, samples: int = 1, **changes: Any) -> EvalConfig:
+    """Two models under test that exist as responses only, two judges, the toy rubric with its four dimensions."""
+    values = {
+        "name": "test",
+        "output_dir": str(folder),
+        "responses": str(write_responses(folder / "responses.jsonl", items, samples=samples)),
+        "judges": [{"name": n, "path": str(models / n)} for n in ("a", "c")],
+        "judging": {"rubric": "toyworld", "min_mass": 0.0},
+        "engine": {"device": "cpu", "dtype": "float32", "max_model_len": 512, "max_num_seqs": 64},
+    }
+    return EvalConfig.model_validate(values | changes)
+
+
+def no_ray() -> Any:
+    raise AssertionError("Ray was started for nothing")
+
+
+# Plans
+
+
+def test_a_full_plan_has_every_rating_once_in_an_order_of_the_seed(tmp_path: Path, models: Path) -> None:
+    how = {"rubric": "toyworld", "repeats": 2}
+    rows = plan(evaluation(tmp_path, models, items=5, samples=3, judging=how)).rows
+    assert len(rows) == rows["rating_id"].nunique() == 2 * 5 * 3 * 2 * 4 * 2
+    cells = Counter(rows.groupby(["judge", "model", "item", "sample", "dimension", "criterion", "repeat"]).size())
+    assert cells == {1: len(rows)}
+    assert set(rows[["repeat", "order"]].itertuples(index=False, name=None)) == {(0, "up"), (1, "down")}
+    for _, own in rows.groupby("judge"):
+        assert (own["response_id"] != own["response_id"].shift()).sum() == 30, "calls of a conversation stand together"
+    again = plan(evaluation(tmp_path, models, items=5, samples=3, judging=how)).rows
+    assert list(again["rating_id"]) == list(rows["rating_id"])
+    other = plan(evaluation(tmp_path, models, items=5, samples=3, judging=how, seed=1)).rows
+    assert set(other["rating_id"]) == set(rows["rating_id"]) and list(other["rating_id"]) != list(rows["rating_id"])
+    fewer = plan(evaluation(tmp_path, models, items=5, samples=3)).rows
+    assert set(fewer["rating_id"]) != set(rows["rating_id"])  # min_mass differs, and with it the status of a row
+    fewer = plan(evaluation(tmp_path, models, items=5, samples=3, judging={"rubric": "toyworld"})).rows
+    assert set(fewer["rating_id"]) < set(rows["rating_id"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"judging": {"rubric": "toyworld", "mode": "structured", "min_mass": 0.0}},
+        {"judging": {"rubric": "toyworld", "min_mass": 0.25}},
+        {"judging": {"rubric": "toyworld", "min_mass": 0.0, "score": "sampled"}},
+        {"engine": {"dtype": "bfloat16"}},
+        {"engine": {"dtype": "float32", "batch_invariant": True}},
+    ],
+)
+def test_whatever_a_rating_depends_on_changes_its_id(tmp_path: Path, models: Path, change: dict[str, Any]) -> None:
+    before = set(plan(evaluation(tmp_path, models)).rows["rating_id"])
+    assert before.isdisjoint(plan(evaluation(tmp_path, models, **change)).rows["rating_id"])
+    where = {"engine": {"device": "gpu", "dtype": "float32", "max_num_seqs": 7, "tensor_parallel": 2}}
+    assert before == set(plan(evaluation(tmp_path, models, **where)).rows["rating_id"])
+
+
+def test_a_linked_plan_gives_the_anchors_to_all_and_the_rest_to_some(tmp_path: Path, models: Path) -> None:
+    judges = [{"name": n, "path": str(models / "a")} for n in ("j1", "j2", "j3")]
+    design = {"kind": "linked", "anchors": 4, "judges_per_response": 2}
+    planned = plan(evaluation(tmp_path, models, items=20, judges=judges, design=design))
+    raters = planned.rows.groupby(["item", "model"])["judge"].nunique()
+    assert Counter(raters) == {3: 4 * 2, 2: 16 * 2}
+    assert (planned.rows.groupby("item")["model"].nunique() == 2).all()
+
+
+def test_a_design_that_cannot_tell_models_apart_is_refused_before_any_engine(tmp_path: Path, models: Path) -> None:
+    cfg = evaluation(tmp_path, models, judges=[{"name": "a", "path": str(models / "a")}])
+    with pytest.raises(DesignError, match="TooFewJudges"):
+        judge(cfg, no_ray)
+    assert len(plan(cfg, check_design=False).rows) == 5 * 2 * 4
+
+
+def test_related_judges_are_refused_or_marked(tmp_path: Path, models: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [json.loads(line) for line in write_responses(path, 5).read_text().splitlines()]
+    path.write_text("".join(json.dumps(r | {"family": {"x": "llama", "y": "gpt"}[r["model"]]}) + "\n" for r in rows))
+    with pytest.raises(ConfigError, match=r"judge c is of the family of x \(llama\).*allow_related"):
+        plan(evaluation(tmp_path, models, responses=str(path)))
+    allowed = {"rubric": "toyworld", "allow_related": True}
+    planned = plan(evaluation(tmp_path, models, responses=str(path), judging=allowed))
+    assert any("judge c is of the family of x" in note for note in planned.notes)
+    own = planned.rows[planned.rows["model_family"] == planned.rows["judge_family"]]
+    assert set(own[["judge", "model"]].itertuples(index=False, name=None)) == {("c", "x")}
+
+
+def test_a_judge_that_is_a_model_under_test_is_known_by_its_weights(tmp_path: Path, models: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(write_responses(path, 5, ("a", "y")).read_text())
+    with pytest.raises(ConfigError, match="has the name of another model under test"):
+        plan(evaluation(tmp_path, models, responses=str(path)))
+    cfg = evaluation(tmp_path, models, responses=None)
+    own = {"model_hash": served_hash(cfg.judges[0]), "family": None, "status": "ok", "prompt": "?", "response": "!"}
+    for name in ("a", "z"):
+        made = [{"response_id": f"{name}{i}", "model": name, "item": str(i), "sample": 0} | own for i in range(3)]
+        write_part(responses_folder(cfg) / f"model={name}", made, RESPONSES)
+    with pytest.raises(ConfigError, match="judge a is the model z itself under another name"):
+        plan(cfg)
+
+
+def test_families() -> None:
+    names = {
+        "meta-llama/Meta-Llama-3-8B-Instruct": "llama",
+        "Qwen/Qwen3-8B": "qwen",
+        "mistralai/Mixtral-8x7B": "mistral",
+        "google/gemma-2-9b-it": "gemma",
+        "gpt-4o": "gpt",
+        "claude-sonnet": "claude",
+        "my-own-model": None,
+    }
+    for name, kind in names.items():
+        assert family_of_name(name) == kind, name
+        assert family(Served(name="j", path=name, backend="openai", base_url="http://h")) == kind
+    assert family(Served(name="j", path="gpt-4o", family="house", backend="openai", base_url="http://h")) == "house"
+
+
+def test_the_family_of_a_local_model_is_its_model_type(models: Path) -> None:
+    assert [family(Served(name="gpt", path=str(models / n))) for n in ("a", "c")] == ["qwen", "llama"]
+
+
+def test_repeats_that_would_ask_the_same_again_are_refused(tmp_path: Path, models: Path) -> None:
+    with pytest.raises(ConfigError, match=r"judging\.repeats = 3 with mode logprob"):
+        plan(evaluation(tmp_path, models, judging={"rubric": "toyworld", "repeats": 3}))
+    for how in ({"score": "sampled"}, {"mode": "structured"}):
+        rows = plan(evaluation(tmp_path, models, judging={"rubric": "toyworld", "repeats": 3} | how)).rows
+        assert list(rows["order"][:3]) == ["up", "down", "up"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("r.jsonl", '{"model": "x", "prompt": "p"}\n', "column response is missing; it has model, prompt"),
+        ("r.csv", "model,prompt,response\nx,p,r\nx,p,r\n", None),
+        ("r.jsonl", '{"model": "x", "item": "1", "sample": 0, "prompt": "p", "response": "r"}\n' * 2, "1 rows repeat"),
+        ("r.jsonl", "{not json\n", "cannot be read as .jsonl"),
+        ("r.txt", "", "must be a .csv, .jsonl or .parquet file"),
+    ],
+)
+def test_faulty_responses(tmp_path: Path, models: Path, name: str, text: str, fault: str | None) -> None:
+    (tmp_path / name).write_text(text)
+    cfg = evaluation(tmp_path, models, responses=str(tmp_path / name))
+    if fault is None:  # equal answers without a sample number are samples
+        assert len(plan(cfg, check_design=False).responses) == 2
+        return
+    with pytest.raises(DataError, match=fault):
+        plan(cfg, check_design=False)
+
+
+def test_no_responses_yet(tmp_path: Path, models: Path) -> None:
+    with pytest.raises(DataError, match=r"no responses\. Run `dpeer generate` first"):
+        plan(evaluation(tmp_path, models, responses=None))
+
+
+def test_the_cost_of_a_plan_is_counted_in_the_judges_own_tokens(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpeer.model.lm import load_tokenizer
+
+    cfg = evaluation(tmp_path, models, items=30)
+    planned = plan(cfg)
+    tokenizer = load_tokenizer(str(models / "a"))
+    prompt = shared = 0
+    for r in planned.responses.itertuples():
+        calls = [
+            encode_chat(tokenizer, judge_segments(RUBRIC, r.prompt, r.response, d, "clause", "up", "logprob"))
+            for d in DIMENSIONS
+        ]
+        prompt += sum(map(len, calls))
+        common = next(i for i, column in enumerate(zip(*calls, strict=False)) if len(set(column)) > 1)
+        shared += 3 * common
+    found = cost(cfg, planned, tokens_per_second=1000.0).set_index("judge")
+    assert found.loc["a", ["calls", "prompt_tokens", "exact"]].tolist() == [240, prompt, True]
+    assert abs(found.loc["a", "shared_tokens"] - shared) <= 240  # digits may merge where the questions part
+    assert found.loc["a", "seconds"] == pytest.approx((prompt - found.loc["a", "shared_tokens"] + 240) / 1000)
+    assert cost(cfg, planned)["seconds"].isna().all()
+    monkeypatch.setattr(judging, "SAMPLE", 20)
+    estimated = cost(cfg, planned).set_index("judge")
+    assert not estimated.loc["a", "exact"]
+    assert estimated.loc["a", "prompt_tokens"] == pytest.approx(prompt, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (Answer("00" * 16, "stop", logprobs=(-0.1, -4.0, -4.0, -4.0, -5.0)), "ok"),
+        (Answer("00" * 16, "stop", logprobs=(-5.0, -6.0, -6.0, -6.0, -6.0)), "low_mass"),
+        (Answer("00" * 16, "too_long", error="700 prompt tokens", prompt_tokens=700), "truncated"),
+        (Answer("00" * 16, "error", error="boom"), "engine_error"),
+        (Answer("00" * 16, "stop"), "engine_error"),
+    ],
+)
+def test_every_answer_becomes_a_row(tmp_path: Path, models: Path, answer: Answer, status: str) -> None:
+    cfg = evaluation(tmp_path, models, judging={"rubric": "toyworld"})
+    row = rated(answer, cfg, plan(cfg))
+    assert row["status"] == status
+    assert (row["score"] is None) == (status != "ok")
+    assert row["error"] is not None or status == "ok"
+
+
+# An endpoint
+
+
+class Endpoint:
+    """The chat completion protocol on 127.0.0.1. `decide` maps a request to (HTTP status, reply)."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.decide: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] = self.rate
+        self.lock = threading.Lock()
+
+    def rate(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Score 4 with certainty 0.9, or the same as JSON."""
+        if "response_format" in request:
+            return self.reply('{"rationale": "It says so.", "score": 4}')
+        top = [("4", math.log(0.9)), (" 4", math.log(0.05)), ("2", math.log(0.01)), ("The", math.log(0.03))]
+        return self.reply("4", top)
+
+    def reply(self, text: str, top: list[tuple[str, float]] | None = None) -> tuple[int, dict[str, Any]]:
+        listed = [{"token": t, "logprob": p, "bytes": None} for t, p in top or []]
+        logprobs = (
+            {"content": [{"token": "4", "logprob": -0.1, "bytes": None, "top_logprobs": listed}]} if top else None
+        )
+        message = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": 50, "completion_tokens": 1, "total_tokens": 51}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}
+        head = {"id": "1", "object": "chat.completion", "created": 0, "model": "served"}
+        return 200, head | {"choices": [choice], "usage": usage}
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[Endpoint, str]]:
+    state = Endpoint()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with state.lock:
+                state.requests.append(request)
+                state.keys.add(self.headers["Authorization"])
+                status, reply = state.decide(request)
+            body = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield state, f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def remote(folder: Path, models: Path, url: str, **changes: Any) -> EvalConfig:
+    judges = [
+        {"name": n, "path": f"served-{n}", "backend": "openai", "base_url": url, "api_key_env": "JUDGE_KEY"}
+        for n in ("j1", "j2")
+    ]
+    return evaluation(folder, models, judges=judges, **changes)
+
+
+@contextmanager
+def recorded() -> Iterator[tuple[Console, StringIO]]:
+    text = StringIO()
+    yield Console(file=text, width=300), text
+
+
+def test_an_endpoint_rates_every_planned_row_and_a_second_run_asks_nothing(
+    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, url = endpoint
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    cfg = remote(tmp_path, models, url, items=20)
+    with recorded() as (console, text):
+        table = pd.read_parquet(judge(cfg, no_ray, console=console))
+    assert list(table.columns) == RATINGS.names
+    assert set(table["rating_id"]) == set(plan(cfg).rows["rating_id"]) and len(table) == 2 * 2 * 20 * 4
+    assert len(state.requests) == len(table) and state.keys == {"Bearer sk-very-secret"}
+    assert set(table["status"]) == {"ok"} and set(table["score"]) == {4}
+    row = table.iloc[0]
+    assert row["mass"] == pytest.approx(0.96) and row["expected"] == pytest.approx((0.95 * 4 + 0.01 * 2) / 0.96)
+    assert row["logprobs"][0] == -math.inf and row["engine"] == "openai served" and pd.isna(row["dtype"])
+    assert {r["model"] for r in state.requests} == {"served-j1", "served-j2"}
+    kept = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert kept and not any(b"sk-very-secret" in p.read_bytes() for p in kept) and "secret" not in text.getvalue()
+    asked = len(state.requests)
+    before = {p: p.stat().st_mtime_ns for p in kept if p.suffix == ".parquet"}
+    judge(cfg, no_ray, console=console)
+    assert len(state.requests) == asked and before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_plan_that_grows_asks_for_what_is_new_and_one_that_shrinks_leaves_rows_out(
+    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]
+) -> None:
+    state, url = endpoint
+    quiet = Console(file=StringIO())
+    judge(remote(tmp_path, models, url, items=4), no_ray, console=quiet)
+    asked = len(state.requests)
+    judge(remote(tmp_path, models, url, items=6), no_ray, console=quiet)
+    assert len(state.requests) - asked == 2 * 2 * 2 * 4
+    asked = len(state.requests)
+    with recorded() as (console, text):
+        table = pd.read_parquet(judge(remote(tmp_path, models, url, items=5), no_ray, console=console))
+    assert len(state.requests) == asked and len(table) == 2 * 2 * 5 * 4
+    assert "16 ratings in " in text.getvalue() and "not of this plan" in text.getvalue()
+
+
+def test_what_the_endpoint_refuses_is_a_row_and_can_be_asked_again(
+    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]
+) -> None:
+    state, url = endpoint
+    cfg = remote(tmp_path, models, url, judging={"rubric": "toyworld", "min_mass": 0.0, "dimensions": ["A", "T"]})
+
+    def moody(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        text = request["messages"][0]["content"]
+        if "Question 1?" in text:
+            return 400, {"error": {"message": "I do not like this one", "code": "content_filter"}}
+        if "Question 2?" in text:
+            return 400, {"error": {"message": "too long", "code": "context_length_exceeded"}}
+        return state.rate(request)
+
+    state.decide = moody
+    quiet = Console(file=StringIO())
+    table = pd.read_parquet(judge(cfg, no_ray, console=quiet)).set_index("item")
+    assert set(table.loc["q1", "status"]) == {"engine_error"} and "do not like" in table.loc["q1", "error"].iloc[0]
+    assert set(table.loc["q2", "status"]) == {"truncated"}
+    assert set(table.drop(["q1", "q2"])["status"]) == {"ok"}
+    state.decide, asked = state.rate, len(state.requests)
+    judge(cfg, no_ray, console=quiet)
+    assert len(state.requests) == asked, "failed rows are rows; they are asked for again only on demand"
+    again = pd.read_parquet(judge(cfg, no_ray, retry_errors=True, console=quiet))
+    assert len(state.requests) - asked == 2 * 2 * 2 * 2
+    assert set(again["status"]) == {"ok"} and set(again["rating_id"]) == set(table["rating_id"])
+    assert len(read_table(cfg.folder / "ratings")) == len(again)
+
+
+def test_structured_answers_of_an_endpoint(tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]) -> None:
+    state, url = endpoint
+    cfg = remote(tmp_path, models, url, judging={"rubric": "toyworld", "mode": "structured", "max_tokens": 99})
+    table = pd.read_parquet(judge(cfg, no_ray, console=Console(file=StringIO())))
+    assert set(table["status"]) == {"ok"} and set(table["score"]) == {4} and set(table["rationale"]) == {"It says so."}
+    assert all(r["max_tokens"] == 99 and r["temperature"] == 0 for r in state.requests)
+    assert state.requests[0]["response_format"]["json_schema"]["schema"]["required"] == ["rationale", "score"]
+
+
+def test_an_endpoint_that_is_busy_for_a_moment_is_asked_again(
+    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]
+) -> None:
+    state, url = endpoint
+    state.decide = lambda r: state.rate(r) if len(state.requests) > 3 else (429, {"error": {"message": "slow down"}})
+    table = pd.read_parquet(judge(remote(tmp_path, models, url), no_ray, console=Console(file=StringIO())))
+    assert set(table["status"]) == {"ok"}
+    assert len(state.requests) == len(table) + 3
+
+
+def test_an_endpoint_that_refuses_everything_stops_the_run(
+    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, url = endpoint
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    state.decide = lambda r: (401, {"error": {"message": "Incorrect API key provided: sk-very-secret"}})
+    quiet = Console(file=StringIO())
+    with pytest.raises(ClusterError, match=r"answers 401 \(.*<key>\); the key is read from JUDGE_KEY") as caught:
+        judge(remote(tmp_path, models, url), no_ray, console=quiet)
+    assert "secret" not in str(caught.value)
+    state.decide = lambda r: state.reply("4")
+    with pytest.raises(ConfigError, match=r"gives no log-probabilities.*judging\.mode=structured"):
+        judge(remote(tmp_path, models, url), no_ray, console=quiet)
+
+
+def test_scores_among_the_likeliest_tokens() -> None:
+    top = [("3", math.log(0.5)), (" 3", math.log(0.25)), ("13", math.log(0.1)), ("1\n", math.log(0.05))]
+    found = score_logprobs(top, (1, 2, 3))
+    assert found[0] == pytest.approx(math.log(0.05)) and found[1] == -math.inf
+    assert found[2] == pytest.approx(math.log(0.75))
+
+
+# Real engines
+
+
+class Run:
+    """`dpeer COMMAND recipe.yaml` in its own process group."""
+
+    def __init__(self, command: str, folder: Path) -> None:
+        self.log = folder / f"{command}-{time.monotonic_ns()}.log"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "launcher.cli", command, "recipe.yaml"],
+                cwd=folder,
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.family: set[psutil.Process] = set()
+
+    def until(self, condition: Callable[[], bool], limit_s: float = 200) -> None:
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.005)
+        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+
+    def engines(self) -> list[psutil.Process]:
+        return [p for p in self.family if p.is_running() and p.cmdline() and p.cmdline()[0].startswith("ray::Worker")]
+
+    def wait(self, limit_s: float = 250) -> int:
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running:\n{self.log.read_text()}") from None
+
+    def end(self) -> None:
+        for process in self.family:
+            if process.is_running():
+                process.kill()
+        if self.process.poll() is None:
+            self.process.kill()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
+    runs: list[Run] = []
+
+    def start(command: str) -> Run:
+        runs.append(Run(command, tmp_path))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.end()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_driver_and_a_killed_engine_lose_and_double_nothing(
+    tmp_path: Path, models: Path, launch: Callable[[str], Run]
+) -> None:
+    """Generate, then judge with two engines' worth of kills: exactly the planned rows, each once."""
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Tell me about {i}."}}\n' for i in range(64)))
+    recipe = {
+        "name": "test",
+        "output_dir": str(tmp_path),
+        "prompts": {"path": str(tmp_path / "prompts.jsonl")},
+        "models": [{"name": f"m{n}", "path": str(models / n), "family": "tested"} for n in ("a", "b")],
+        "generation": {"max_tokens": 24},
+        "judges": [{"name": n, "path": str(models / n)} for n in ("c", "d")],
+        "judging": {"rubric": "toyworld", "min_mass": 0.0, "repeats": 2},
+        "engine": {"device": "cpu", "dtype": "float32", "max_model_len": 512, "max_num_seqs": 64},
+        "farm": {"conversations_per_task": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    cfg = EvalConfig.model_validate(recipe)
+    generated = launch("generate")
+    assert generated.wait() == 0, generated.log.read_text()
+    responses = read_table(cfg.folder / "responses", RESPONSES)
+    assert Counter(responses["model"]) == {"ma": 64, "mb": 64}
+
+    def parts() -> int:
+        return len(list((cfg.folder / "ratings").rglob("part-*.parquet")))
+
+    first = launch("judge")
+    first.until(lambda: parts() >= 5)
+    first.process.kill()
+    first.wait()
+    assert 0 < len(read_table(cfg.folder / "ratings")) < 2 * 128 * 8
+    written = parts()
+    second = launch("judge")
+    second.until(lambda: parts() >= written + 5)
+    (engine,) = second.engines()
+    engine.kill()
+    assert second.wait() == 0, second.log.read_text()
+    assert "nothing that was finished is lost" in second.log.read_text()
+    rows = plan(cfg).rows
+    table = read_table(cfg.folder / "ratings")
+    assert len(rows) == 2 * 128 * 8
+    assert Counter(table["rating_id"]) == Counter(rows["rating_id"])
+    assert Counter(pd.read_parquet(cfg.folder / "ratings.parquet")["rating_id"]) == Counter(rows["rating_id"])
+    assert set(table["status"]) == {"ok"}
+    began = time.monotonic()
+    third = launch("judge")
+    assert third.wait() == 0, third.log.read_text()
+    assert time.monotonic() - began < 30
+    judge(cfg, no_ray, console=Console(file=StringIO()))
