@@ -231,10 +231,12 @@ def check_feasible(count: int, wanted: Mapping[str, float], name: str) -> None:
     if places >= count:
         return
     available = "; ".join(_readable({k: n.get(k, 0) for k in wanted}) for n in nodes) or "no node"
-    advice = f"Set farm.replicas={places}" if places else "Lower engine.tensor_parallel, or set engine.device=cpu"
+    advice = f"Set farm.replicas={places}"
+    if not places:  # one core is everywhere: it is the GPUs that lack
+        advice = "Set engine.device=cpu (or DPEER_DEVICE=cpu), lower engine.tensor_parallel"
     raise ClusterError(
-        f"{name}: wanted {count} engines of {_readable(wanted)} each; available per node: {available}. "
-        f"{count - places} of them can never be placed. {advice}, or use a larger cluster."
+        f"{name}: wanted {count} engine{'s' * (count > 1)} of {_readable(wanted)} each; available per node: "
+        f"{available}. {count - places} can never be placed. {advice}, or use a larger cluster."
     )
 
 

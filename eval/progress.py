@@ -25,10 +25,12 @@ class Meter:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task(name, total=total, completed=done, speed="starting its engine")
+        self.task = self.bar.add_task(name, total=total, completed=done, speed="starting")
 
     def __enter__(self) -> Meter:
         self.bar.start()
+        if not self.console.is_terminal:
+            self.console.print(f"{self.name} {self.done:,}/{self.total:,}  starting")
         return self
 
     def __exit__(self, *exc: object) -> None:

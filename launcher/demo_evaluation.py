@@ -96,8 +96,7 @@ def show(console: Console, found: Findings, names: dict[str, str], dimensions: S
 
     `names` maps a row's title to the model's name in the ratings.
     """
-    table = Table(title="Ability in logits, from the three judges' ratings (± half of the 95 % interval)")
-    table.title_justify = "left"
+    table = Table(title="Ability in logits by the judges' ratings (± half of the 95 % interval)", title_justify="left")
     table.add_column("model", no_wrap=True)
     for d in dimensions:
         table.add_column(d, justify="right", no_wrap=True)

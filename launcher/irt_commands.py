@@ -150,10 +150,10 @@ def simulate(
     """Write simulated ratings and, beside them, the truth as JSON."""
     from dpeer.training.run_dir import write_json
     from eval.irt.simulate import simulate as run
-    from eval.ratings import write_table
 
     table, truth = run(_spec(set_), seed)
-    write_table(output, table)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(output, index=False)
     known = output.with_suffix(".truth.json")
     write_json(known, {name: values.tolist() for name, values in truth.items()})
     typer.echo(f"{output}: {len(table):,} ratings; truth in {known}")

@@ -112,7 +112,7 @@ data {
   int<lower=0, upper=1> use_threads;
   int<lower=0, upper=1> centre_theta;
   int<lower=0, upper=1> centre_beta;
-  int<lower=0, upper=1> centre_u;
+  real<lower=0, upper=1> centre_u;
   int<lower=0, upper=1> centre_tau;
 
   // Anchors: value = mean + sd * z, so sd 0 fixes it. Where a block has anchors it is not centred on zero.
@@ -266,9 +266,11 @@ model {
       if (use_length) {
         eta[a : b] += length[d] * cell_length[a : b];
       }
-      if (use_u && centre_u) {
-        u_raw[a : b] ~ normal(eta[a : b], s_u[d]);
-        eta[a : b] = u_raw[a : b];
+      if (use_u && centre_u > 0) {
+        real spread = s_u[d] ^ (1 - centre_u);
+        vector[b - a + 1] middle = centre_u * eta[a : b];
+        u_raw[a : b] ~ normal(middle, s_u[d] ^ centre_u);
+        eta[a : b] += spread * (u_raw[a : b] - middle);
       } else if (use_u) {
         u_raw[a : b] ~ std_normal();
         eta[a : b] += s_u[d] * u_raw[a : b];

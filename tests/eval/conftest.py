@@ -12,7 +12,7 @@ from launcher.cluster import connect  # first of all: it sets how Ray behaves, w
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders a, b (qwen3), c (llama) and d (qwen2): random tiny models with a vocabulary of bytes, so every digit is a token."""
+    """Folders a, b (qwen3), c (llama), d (qwen2): random tiny models whose tokens are bytes, so a digit is one."""
     from dpeer.model.toy import tiny_model
 
     folder = tmp_path_factory.mktemp("models")
