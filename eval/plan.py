@@ -228,6 +228,7 @@ def _related(
 ) -> Iterator[str]:
     for judge in judges:
         own, kind = served_hash(judge), family(judge)
+        relatives = []
         for model in families:
             if own == hashes[model]:
                 if judge.name != model:
@@ -239,4 +240,6 @@ def _related(
             elif judge.name == model:
                 raise ConfigError(f"judge {judge.name} has the name of another model under test. Rename one of them.")
             elif kind is not None and kind == families[model]:
-                yield f"judge {judge.name} is of the family of {model} ({kind})"
+                relatives.append(model)
+        if relatives:
+            yield f"judge {judge.name} is of the family {kind}, like {', '.join(relatives)}"

@@ -144,7 +144,7 @@ def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options
 def _spread(values: Floats, index: tuple[Ints, ...], shape: tuple[int, ...]) -> Floats:
     """values [chains, draws, n] into [chains, draws, *shape] at `index`; nan elsewhere."""
     found = np.full((*values.shape[:2], *shape), np.nan)
-    found[:, :, *index] = values
+    found[(slice(None), slice(None), *index)] = values
     return found
 
 

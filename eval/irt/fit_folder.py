@@ -76,7 +76,7 @@ def load(folder: Path) -> Posterior:
         return {n.removeprefix(f"{prefix}."): v for n, v in arrays.items() if n.startswith(f"{prefix}.")}
 
     names = said["ratings"]
-    tuples = {n: tuple(names[n]) for n in ("models", "items", "judges", "dimensions", "scale")}
+    tuples: dict[str, Any] = {n: tuple(names[n]) for n in ("models", "items", "judges", "dimensions", "scale")}
     ratings = Ratings(
         **tuples,
         criteria=tuple((d, c) for d, c in names["criteria"]),

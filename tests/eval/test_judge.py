@@ -133,11 +133,11 @@ def test_related_judges_are_refused_or_marked(tmp_path: Path, models: Path) -> N
     path = tmp_path / "own.jsonl"
     rows = [json.loads(line) for line in write_responses(path, 5).read_text().splitlines()]
     path.write_text("".join(json.dumps(r | {"family": {"x": "llama", "y": "gpt"}[r["model"]]}) + "\n" for r in rows))
-    with pytest.raises(ConfigError, match=r"judge c is of the family of x \(llama\).*allow_related"):
+    with pytest.raises(ConfigError, match=r"judge c is of the family llama, like x.*allow_related"):
         plan(evaluation(tmp_path, models, responses=str(path)))
     allowed = {"rubric": "toyworld", "allow_related": True}
     planned = plan(evaluation(tmp_path, models, responses=str(path), judging=allowed))
-    assert any("judge c is of the family of x" in note for note in planned.notes)
+    assert any("judge c is of the family llama, like x" in note for note in planned.notes)
     own = planned.rows[planned.rows["model_family"] == planned.rows["judge_family"]]
     assert set(own[["judge", "model"]].itertuples(index=False, name=None)) == {("c", "x")}
 
