@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "gpu"]
 LEAST_JSON = 8
 """Fewest tokens in which a structured answer is worth asking for."""
+CPU_BATCH = 4096
+"""Tokens that an engine on CPU computes in one step, or more where one conversation needs it."""
 CPU_BLOCK = 32
 """Tokens per block of the prefix cache on CPU, the least that its attention takes: rubric tails are short."""
 
@@ -208,7 +210,7 @@ def sampling(method: Method, ratings: tuple[int, ...], call: Call, prompt: int, 
         "temperature": method.temperature,
         "top_p": method.top_p,
         "max_tokens": room(method, prompt, longest),
-        "seed": call.seed,
+        "seed": call.seed if method.temperature > 0 else None,
     }
     if method.mode == "structured" and method.rubric:
         values["structured_outputs"] = {"json": json.dumps(json_schema(method.rubric))}
@@ -233,7 +235,13 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
         "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
     }
     if job.device == "cpu":
-        values |= {"enforce_eager": True, "block_size": CPU_BLOCK}
+        values |= {
+            "enforce_eager": True,
+            "block_size": CPU_BLOCK,
+            # vLLM 0.32 dies on CPU when it divides the prompt of a request that has a seed.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(CPU_BATCH, values["max_model_len"]),
+        }
     else:
         values |= {
             "tensor_parallel_size": settings.tensor_parallel,

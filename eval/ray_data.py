@@ -39,7 +39,8 @@ def answers(job: Job, tasks: Iterable[Task], spec: config.Farm) -> Iterator[list
     """Answers, block by block as they finish. A conversation is one input row, so it stays on one engine.
 
     What is not yet handed out is lost with the driver and asked for again by the next run. Engines that die are
-    replaced by Ray Data, which sends their blocks again. vLLM's count of cached tokens does not come through.
+    replaced by Ray Data, each at most max_restarts times, and their blocks sent again; one that hangs is not noticed.
+    vLLM's count of cached tokens does not come through. Raises ClusterError as `Farm.run` does.
     """
     rows = [{"calls": conversation} for task in tasks for conversation in conversations(task)]
     wanted = resources(job)
@@ -126,13 +127,16 @@ def _processor(job: Job, spec: config.Farm, wanted: dict[str, float]) -> Any:
         **stages,
     )
     light = {"num_cpus": TOKENIZING}
-    return build_processor(
+    built = build_processor(
         processor,
         preprocess=lambda row: row,
         postprocess=_kept,
         preprocess_map_kwargs=light,
         postprocess_map_kwargs=light,
     )
+    limits = {"max_restarts": spec.max_restarts, "max_task_retries": spec.max_restarts}  # Ray's own are infinite
+    built.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(limits)
+    return built
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:

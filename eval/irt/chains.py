@@ -54,8 +54,8 @@ def run_chains(
     """CSV files of all chains, written below `folder`; `progress` gets the fraction done.
 
     At most as many chains at once as there are cores for their threads. Raises IrtError with CmdStan's last lines when
-    a chain fails. Whatever ends this call ends the chains: they are killed, and one whose parent died stops by itself at
-    its next message.
+    a chain fails. Whatever ends this call ends the chains: they are killed, and one whose parent died stops by itself
+    at its next message.
     """
     (folder / "metric.json").write_text(json.dumps({"inv_metric": inverse_metric.tolist()}))
     at_once = max(1, len(os.sched_getaffinity(0)) // sampling.threads)

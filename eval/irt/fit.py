@@ -81,7 +81,7 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     draws = {name: np.stack([chain[name] for chain in found]) for name in found[0]}
     u_raw = draws.pop("u_raw", None)
     sampler = {name.removesuffix("__"): draws.pop(name)[..., 0] for name in SAMPLER}
-    draws = _named(draws, ratings, problem, options)
+    found_draws, draws = draws, _named(draws, ratings, problem, options)
     facts: dict[str, Any] = {
         "cmdstan": version(cmdstan),
         "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
@@ -98,13 +98,22 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     if problem.no_intervals:
         facts["no_intervals"] = problem.no_intervals
     if u_raw is not None:
-        u = u_raw
-        if not problem.data["centre_u"]:
-            u = u * draws["s_u"][:, kept][..., problem.cell_dimension]
+        u = _response_effects(u_raw, {name: values[:, kept] for name, values in found_draws.items()}, problem)
         shape = (len(ratings.response_model), len(ratings.dimensions))
         draws["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings=ratings, options=options, draws=draws, sampler=sampler, facts=facts)
+
+
+def _response_effects(raw: Floats, draws: dict[str, Floats], problem: Problem) -> Floats:
+    """u [chains, draws, E] of its partly centred form, see `model.stan`."""
+    data, d = problem.data, problem.cell_dimension
+    ability = np.swapaxes(draws["theta"] + draws["mu"][..., None, :], -1, -2).reshape(*raw.shape[:2], -1)
+    eta = ability[..., np.array(data["cell_ability"]) - 1] - draws["beta"][..., np.array(data["cell_item"]) - 1]
+    if "length" in draws:
+        eta += draws["length"][..., d] * np.array(data["cell_length"])
+    c = data["centre_u"]
+    return np.asarray(draws["s_u"][..., d] ** (1 - c) * (raw - c * eta))
 
 
 def _children_cpu() -> float:
@@ -126,6 +135,7 @@ def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options
         draws["delta"] = found["delta"][..., np.argsort(problem.criterion)]
     if d > 1:
         draws["correlation"] = found["correlation"]
+        draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
     tau = np.full((*found["tau"].shape[:2], j, d, k - 1), np.nan)
     at = 0
     for i, used in enumerate(problem.used):
@@ -144,7 +154,8 @@ def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options
 def _spread(values: Floats, index: tuple[Ints, ...], shape: tuple[int, ...]) -> Floats:
     """values [chains, draws, n] into [chains, draws, *shape] at `index`; nan elsewhere."""
     found = np.full((*values.shape[:2], *shape), np.nan)
-    found[(slice(None), slice(None), *index)] = values
+    at: Any = (slice(None), slice(None), *index)
+    found[at] = values
     return found
 
 

@@ -110,10 +110,13 @@ data {
   int<lower=0, upper=1> use_own_family;
   int<lower=0, upper=1> use_own_model;
   int<lower=0, upper=1> use_threads;
+
+  // How far a block is centred: 0 for effect = s * z with z ~ normal(0, 1), 1 for effect ~ normal(0, s), and between
+  // them effect = s^(1 - c) * z with z ~ normal(0, s^c) (Papaspiliopoulos et al. 2007; Gorinova et al. 2020).
   int<lower=0, upper=1> centre_theta;
-  int<lower=0, upper=1> centre_beta;
+  real<lower=0, upper=1> centre_beta;
   real<lower=0, upper=1> centre_u;
-  int<lower=0, upper=1> centre_tau;
+  real<lower=0, upper=1> centre_tau;
 
   // Anchors: value = mean + sd * z, so sd 0 fixes it. Where a block has anchors it is not centred on zero.
   array[D] int<lower=0, upper=1> items_anchored;
@@ -228,7 +231,7 @@ transformed parameters {
           }
         }
       } else {
-        scaled = centre_beta ? sum_zero(z) : s_beta[d] * sum_zero(z);
+        scaled = s_beta[d] ^ (1 - centre_beta) * sum_zero(z);
       }
       beta[item_first[d] : item_last[d]] = scaled;
     }
@@ -244,7 +247,7 @@ transformed parameters {
       delta[criterion_first[d] : criterion_last[d]] = sum_zero(part(delta_raw, at, c));
       tau[ : , a : a + f] = rep_matrix(sum_zero(part(tau_raw, tau_at, f))', J);
       if (J > 1 && f > 0) {
-        tau[ : , a : a + f] += (centre_tau ? 1 : s_tau[1]) * sum_zero_both(part(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
+        tau[ : , a : a + f] += s_tau[1] ^ (1 - centre_tau) * sum_zero_both(part(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
       }
       at += c;
       tau_at += f;
@@ -266,14 +269,10 @@ model {
       if (use_length) {
         eta[a : b] += length[d] * cell_length[a : b];
       }
-      if (use_u && centre_u > 0) {
-        real spread = s_u[d] ^ (1 - centre_u);
+      if (use_u) {
         vector[b - a + 1] middle = centre_u * eta[a : b];
         u_raw[a : b] ~ normal(middle, s_u[d] ^ centre_u);
-        eta[a : b] += spread * (u_raw[a : b] - middle);
-      } else if (use_u) {
-        u_raw[a : b] ~ std_normal();
-        eta[a : b] += s_u[d] * u_raw[a : b];
+        eta[a : b] += s_u[d] ^ (1 - centre_u) * (u_raw[a : b] - middle);
       }
     }
   }
@@ -318,7 +317,7 @@ model {
     int at = 1;
     for (d in 1 : D) {
       int n = item_last[d] - item_first[d] + items_anchored[d];
-      part(beta_raw, at, n) ~ normal(0, centre_beta && !items_anchored[d] ? s_beta[d] : 1);
+      part(beta_raw, at, n) ~ normal(0, items_anchored[d] ? 1 : s_beta[d] ^ centre_beta);
       at += n;
     }
   }
@@ -332,7 +331,7 @@ model {
   delta_raw ~ std_normal();
   tau_raw ~ normal(0, 2.5);
   s_tau ~ gamma(2, 4);
-  tau_dev_raw ~ normal(0, has_tau_deviation && centre_tau ? s_tau[1] : 1);
+  tau_dev_raw ~ normal(0, has_tau_deviation ? s_tau[1] ^ centre_tau : 1);
   length ~ std_normal();
   order ~ std_normal();
   own_family_effect ~ std_normal();

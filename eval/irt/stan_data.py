@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,10 @@ from eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
-CENTRE_FROM = {"theta": 5, "beta": 8, "u": 12, "tau": 500}
-"""Responses per ability, responses per item, ratings per response and dimension, ratings per judge and category."""
+SCALE = 0.7
+"""Spread of effects, in logits, that start values and metric reckon with."""
+TAU_SCALE, TAU_INFORMATION = 0.2, 0.15
+"""The same for the judges' thresholds; information of one rating about a threshold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,16 +82,14 @@ def build(ratings: Ratings, options: Options) -> Problem:
     data |= {"use_alpha": alpha, "use_u": u, "use_length": options.length, "use_order": options.order}
     data |= {"use_own_family": options.self_family, "use_own_model": options.self_model}
     data |= {"use_threads": options.threads > 1}
-    counts = {"theta": len(cells) / (m * d), "beta": len(cells) / len(items), "u": len(ratings) / len(cells)}
-    counts["tau"] = len(ratings) / (j * sum(len(c) for c in used))
-    data |= {f"centre_{block}": count >= CENTRE_FROM[block] for block, count in counts.items()}
-    import os
-    data |= json.loads(os.environ.get("FLAGS","{}"))
+    precision = _precision(data, ratings)
+    data |= {"centre_theta": _centring(precision["theta"]) > 0.5, "centre_tau": _centring(precision["tau"], TAU_SCALE)}
+    data |= {"centre_beta": _centring(precision["beta"]), "centre_u": _centring(precision["u"])}
     data |= _anchors(ratings, options, items, alpha, u)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
         data=data,
-        blocks=tuple(_blocks(data, ratings, used)),
+        blocks=tuple(_blocks(data, ratings, used, precision)),
         used=used,
         cell_response=cell_response,
         cell_dimension=cell_dimension,
@@ -219,61 +218,84 @@ def _anchors(ratings: Ratings, options: Options, items: Ints, alpha: bool, u: bo
     }
 
 
-def _blocks(data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...]) -> list[tuple[str, Floats, Floats]]:
-    """Scales start at 0.7, effects at 0, thresholds at the log odds of neighbouring scores; variances from counts."""
+def _precision(data: dict[str, Any], ratings: Ratings) -> dict[str, float]:
+    """What the ratings say about one effect of each block, other effects given: inverse variance in logits."""
+    m, j, d, e, n = (data[k] for k in "MJDEN")
+    spread = np.mean([np.var(ratings.category[ratings.dimension == i]) for i in range(d)])
+    rating = float(np.clip(0.5 * spread, 0.1, 2.0))
+    cell = 1 / (1 / (rating * n / e) + data["use_u"] * SCALE**2)
+    judge = n / (j * d)
+    return {
+        "rating": rating,
+        "cell": cell,
+        "u": rating * n / e,
+        "theta": cell * e / (m * d),
+        "beta": cell * e / data["B"],
+        "dev": rating * judge,
+        "tau": TAU_INFORMATION * judge,
+    }
+
+
+def _centring(precision: float, scale: float = SCALE) -> float:
+    """How far to centre a block: the square of the data's share in the posterior precision (measured: mixes best)."""
+    return (precision / (precision + 1 / scale**2)) ** 2
+
+
+def _blocks(
+    data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...], precision: dict[str, float]
+) -> list[tuple[str, Floats, Floats]]:
+    """Scales start at SCALE, effects at 0, thresholds at the log odds of neighbouring scores; variances from counts."""
     m, j, d, e, n = (data[k] for k in "MJDEN")
     free = sum(data["steps"]) - d
     anchored, judges_anchored, u = sum(data["items_anchored"]), data["judges_anchored"], data["use_u"]
     counts = [np.bincount(ratings.category[ratings.dimension == i])[c] for i, c in enumerate(used)]
     logits = [np.diff(np.log(c)) for c in counts]  # log P(l) / P(l - 1) over all ratings of the dimension
-    scale = 0.7
-    spread = np.mean([np.var(ratings.category[ratings.dimension == i]) for i in range(d)])
-    info = float(np.clip(0.5 * spread, 0.1, 2.0))  # of one rating about its logit
-    noise = 1 / (info * n / e) + u * scale**2  # of a cell's mean rating about ability - difficulty
+    rating, cell = precision["rating"], precision["cell"]
 
-    def effects(size: int, precision: float, centred: bool = True) -> tuple[Floats, Floats]:
-        """Precision of the data about one effect, in logits; an effect that is not centred is in units of its scale."""
-        variance = 1 / (1 / scale**2 + precision) if centred else 1 / (1 + scale**2 * precision)
+    def effects(size: int, precision: float, centring: float = 1.0, scale: float = SCALE) -> tuple[Floats, Floats]:
+        variance = 1 / (1 / scale**2 + precision) / scale ** (2 * (1 - centring))
         return np.zeros(size), np.full(size, variance)
 
     def scales(size: int, levels: float) -> tuple[Floats, Floats]:
-        return np.full(size, scale), np.full(size, 1 / (2 * max(levels, 1)))
+        return np.full(size, SCALE), np.full(size, 1 / (2 * max(levels, 1)))
 
     corr = d * (d - 1) // 2
     tau = np.concatenate([_helmert(-x) for x in logits])
     found = [
-        ("mu", np.array([x.mean() for x in logits]), np.full(d, noise * d / e + 0.01)),
+        ("mu", np.array([x.mean() for x in logits]), np.full(d, d / (cell * e) + 0.01)),
         ("s_theta", *scales(d, m)),
         ("L_theta", np.zeros(corr), np.full(corr, 1 / m)),
-        ("theta_raw", *effects((m - 1) * d, e / (m * d) / noise, data["centre_theta"])),
+        ("theta_raw", *effects((m - 1) * d, precision["theta"], data["centre_theta"])),
         ("s_beta", *scales(d, data["B"] / d)),
-        ("beta_raw", *effects(data["B"] - d + anchored, e / data["B"] / noise, data["centre_beta"])),
-        ("beta_mean", *effects(d * (anchored > 0), e / d / noise)),
+        ("beta_raw", *effects(data["B"] - d + anchored, precision["beta"], data["centre_beta"])),
+        ("beta_mean", *effects(d * (anchored > 0), cell * e / d)),
         ("s_severity", *scales(int(j > 1 or judges_anchored), j)),
-        ("severity_raw", *effects(j if judges_anchored else j - 1, info * n / j, not judges_anchored)),
+        ("severity_raw", *effects(j if judges_anchored else j - 1, rating * n / j, not judges_anchored)),
         ("s_dev", *scales(int((j > 1 and d > 1) or judges_anchored), j * d)),
         (
             "dev_raw",
-            *effects(j * d if judges_anchored else (j - 1) * (d - 1), info * n / (j * d), not judges_anchored),
+            *effects(j * d if judges_anchored else (j - 1) * (d - 1), precision["dev"], not judges_anchored),
         ),
-        ("severity_mean", *effects(d * judges_anchored, info * n / d)),
+        ("severity_mean", *effects(d * judges_anchored, rating * n / d)),
         ("s_alpha", *scales(int(data["use_alpha"]), j)),
         (
             "alpha_raw",
-            *effects((j - 1 + data["alphas_anchored"]) * data["use_alpha"], info * n / j, not data["alphas_anchored"]),
+            *effects(
+                (j - 1 + data["alphas_anchored"]) * data["use_alpha"], rating * n / j, not data["alphas_anchored"]
+            ),
         ),
-        ("delta_raw", *effects(data["C"] - d, info * n / data["C"])),
-        ("tau_raw", tau, np.full(free, 1 / (1 + 0.15 * n / d))),
+        ("delta_raw", *effects(data["C"] - d, rating * n / data["C"])),
+        ("tau_raw", tau, np.full(free, 1 / (1 + precision["tau"] * j))),
         ("s_tau", *scales(int(j > 1 and free > 0), j * free)),
-        ("tau_dev_raw", *effects((j - 1) * free, 0.15 * n / (j * d), data["centre_tau"])),
-        ("length", *effects(d * data["use_length"], e / d / noise)),
-        ("order", *effects(data["use_order"], info * n / 4)),
-        ("own_family_effect", *effects(data["use_own_family"], info * n / 10)),
-        ("own_model_effect", *effects(data["use_own_model"], info * n / 20)),
+        ("tau_dev_raw", *effects((j - 1) * free, precision["tau"], data["centre_tau"], TAU_SCALE)),
+        ("length", *effects(d * data["use_length"], cell * e / d)),
+        ("order", *effects(data["use_order"], rating * n / 4)),
+        ("own_family_effect", *effects(data["use_own_family"], rating * n / 10)),
+        ("own_model_effect", *effects(data["use_own_model"], rating * n / 20)),
         ("s_halo", *scales(int(data["P"] > 0), data["P"] / 10)),
-        ("halo_raw", *effects(data["P"], info * n / max(data["P"], 1), False)),
+        ("halo_raw", *effects(data["P"], rating * n / max(data["P"], 1), 0)),
         ("s_u", *scales(d * u, e / d / 10)),
-        ("u_raw", *effects(e * u, info * n / e, data["centre_u"])),
+        ("u_raw", *effects(e * u, precision["u"], data["centre_u"])),
     ]
     return [(name, np.asarray(values, float), np.asarray(variances, float)) for name, values, variances in found]
 

@@ -14,9 +14,9 @@ import pytest
 from dpeer.errors import ClusterError, ConfigError
 from eval import config, ray_data
 from eval.config import Served
-from eval.engine import Answer, Call, Job, Method, choose_device, encode, room
+from eval.engine import CPU_BATCH, CPU_BLOCK, Answer, Call, Job, Method, choose_device, encode, room
 from eval.farm import Farm, capacity, conversations, tasks_of
-from eval.prompting import Segment, judge_segments
+from eval.prompting import Segment, judge_segments, prefix_length
 from eval.rubric import load_rubric
 
 pytestmark = pytest.mark.slow
@@ -257,9 +257,6 @@ def test_logprobs_are_those_of_transformers_and_the_conversation_is_read_once(fa
     calls = chats(range(12))
     found = collect(farm.run(job(models / "a"), tasks_of(calls, 8)))
     assert_close(found, reference(models / "a", calls))
-    from eval.engine import CPU_BLOCK
-    from eval.prompting import prefix_length
-
     tokenizer = load(models / "a")
     for conversation in conversations(calls):
         shared = prefix_length(tokenizer, conversation[0].segments)
@@ -324,9 +321,13 @@ def test_structured_answers_hold_to_the_schema(farm: Farm, models: Path) -> None
 def test_samples_follow_their_seed_and_not_their_company(farm: Farm, models: Path) -> None:
     method = Method("sample", max_tokens=24, temperature=1.0)
     calls = [Call(f"s{k}", "one", (Segment("Tell me.", False),), "Be brief.", seed=k) for k in range(12)]
-    together = collect(farm.run(job(models / "a", method), tasks_of(calls, 4)))
+    # More tokens than fit into one step of the engine.
+    crowd = [Call(f"c{k}", f"{k}", (Segment(f"{k} " * 100, False),), seed=k) for k in range(40)]
+    together = collect(farm.run(job(models / "a", method), tasks_of([*crowd, *calls], 50)))
     alone = collect(farm.run(job(models / "a", method), tasks_of(calls[7:8], 4)))
-    assert len({a.text for a in together.values()}) == 12
+    assert farm.restarts == 0 and set(together) == ids([*crowd, *calls])
+    assert sum(a.prompt_tokens or 0 for a in together.values()) > CPU_BATCH
+    assert len({together[c.id].text for c in calls}) == 12
     assert alone["s7"].text == together["s7"].text
     assert {a.finish for a in together.values()} <= {"stop", "length"}
     assert all(a.output_tokens == 24 for a in together.values() if a.finish == "length")

@@ -1,0 +1,152 @@
+"""The Stan program computes the formula of the method: against a likelihood written out rating by rating."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eval.irt.chains import read_csv
+from eval.irt.cmdstan import compile_model
+from eval.irt.encode import encode
+from eval.irt.simulate import Spec, simulate
+from eval.irt.stan_data import Problem, build, starts
+from eval.irt.types import Floats, Options, Ratings
+
+NORMAL = {  # blocks that are moved, with the standard deviation of their prior, or the parameter that holds it
+    "mu": 5.0,
+    "tau_raw": 2.5,
+    "severity_raw": "s_severity",
+    "alpha_raw": "s_alpha",
+    "delta_raw": 1.0,
+    "length": 1.0,
+    "order": 1.0,
+    "own_family_effect": 1.0,
+    "own_model_effect": 1.0,
+    "halo_raw": 1.0,
+    "u_raw": 1.0,
+}
+EFFECTS = {"halo": True, "length": True, "order": True, "self_family": True, "self_model": True}
+CASES = {
+    "rasch, 2 categories": (Spec(models=3, items=4, dimensions=1, judges=2, categories=2), {"model": "rasch"}),
+    "gmfrm, 5 categories": (Spec(models=3, items=4, dimensions=2, judges=3), {}),
+    "no response effect": (Spec(models=3, items=4, dimensions=2, judges=3), {"response_effect": False}),
+    "everything": (
+        Spec(models=5, items=4, dimensions=2, judges=2, repeats=2, criteria=2, self_judges=1, length=0.3),
+        EFFECTS,
+    ),
+    "threads": (Spec(models=3, items=4, dimensions=2, judges=3), {"threads": 2}),
+    "an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_path: Path) -> None:
+    spec, switches = CASES[case]
+    table, _ = simulate(spec, 11)
+    if case == "an unused category":
+        table.loc[(table["score"] == 2) & (table["dimension"] == table["dimension"].iloc[0]), "score"] = 3
+    options, ratings = Options(**switches), encode(table)
+    problem = build(ratings, options)
+    rng = np.random.default_rng(0)
+    first = starts(problem, rng)
+    second = {name: moved(name, value, rng) for name, value in first.items()}
+    density, likelihood, prior = [], [], []
+    for number, start in enumerate((first, second)):
+        found = at_start(problem, start, options, tmp_path / str(number))
+        density.append(float(found["lp__"][0, 0]))
+        likelihood.append(log_likelihood(ratings, problem, options, {k: v[0] for k, v in found.items()}))
+        prior.append(log_prior(start, problem))
+    change = likelihood[1] - likelihood[0]
+    assert abs(change) > 1
+    assert density[1] - density[0] == pytest.approx(change + prior[1] - prior[0], rel=1e-6, abs=1e-4)
+
+
+def moved(name: str, value: Any, rng: np.random.Generator) -> Any:
+    if name not in NORMAL:
+        return value
+    values = np.asarray(value, float)
+    return (values + 0.7 * rng.standard_normal(values.shape)).tolist()
+
+
+def log_prior(start: dict[str, Any], problem: Problem) -> float:
+    """Of the moved blocks, up to a constant."""
+    total = 0.0
+    for name, scale in NORMAL.items():
+        values = np.asarray(start.get(name, []), float)
+        if values.size:
+            sd: Any = float(np.ravel(start[scale])[0]) if isinstance(scale, str) else scale
+            if name == "u_raw" and problem.data["centre_u"]:
+                sd = np.asarray(start["s_u"])[problem.cell_dimension]
+            total -= 0.5 * float(np.sum((values / sd) ** 2))
+    return total
+
+
+def at_start(problem: Problem, start: dict[str, Any], options: Options, folder: Path) -> dict[str, Floats]:
+    """Everything that the program writes at the given values: one draw, with steps too short to move."""
+    folder.mkdir()
+    (folder / "data.json").write_text(json.dumps(problem.data))
+    (folder / "start.json").write_text(json.dumps(start))
+    path = folder / "draw.csv"
+    command = [
+        str(compile_model(lambda text: None)),
+        *("id=1", "random", "seed=1", "data", f"file={folder / 'data.json'}", f"init={folder / 'start.json'}"),
+        *("output", f"file={path}", "sig_figs=12", "method=sample", "num_samples=1", "num_warmup=0"),
+        *("adapt", "engaged=0", "algorithm=hmc", "engine=nuts", "max_depth=1", "stepsize=1e-12"),
+    ]
+    environment = os.environ | {"STAN_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr
+    header = next(line for line in path.read_text().splitlines() if not line.startswith("#"))
+    return read_csv(path, {c.split(".")[0] for c in header.split(",")}, set(), set(), 1)
+
+
+def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: dict[str, Floats]) -> float:
+    """Sum over ratings of log P(score), from abilities, difficulties, severities and so on of one draw."""
+    cell = {(r, d): e for e, (r, d) in enumerate(zip(problem.cell_response, problem.cell_dimension, strict=True))}
+    item = {(q, d): b for b, (q, d) in enumerate(zip(problem.item, problem.item_dimension, strict=True))}
+    pair = {(j, r): p for p, (j, r) in enumerate(zip(problem.pair_judge, problem.pair_response, strict=True))}
+    criterion = np.argsort(problem.criterion)
+    step_first = np.cumsum([0, *[len(c) - 1 for c in problem.used]])
+    total = 0.0
+    for n in range(len(ratings)):
+        r, d, j = ratings.response[n], ratings.dimension[n], ratings.judge[n]
+        place = found["mu"][d] + found["theta"][ratings.model[n], d]
+        place -= found["beta"][item[ratings.item[n], d]] + found["severity"][j, d]
+        place -= found["delta"][criterion[ratings.criterion[n]]]
+        if problem.response_effect:
+            place += (1 if problem.data["centre_u"] else found["s_u"][d]) * found["u_raw"][cell[r, d]]
+        if options.halo:
+            place += found["s_halo"][0] * found["halo_raw"][pair[j, r]]
+        if options.length:
+            place += found["length"][d] * ratings.response_length[r]
+        if options.order:
+            place += found["order"][0] * (0.5 if ratings.reversed[n] else -0.5)
+        if options.self_family and ratings.own_family[n]:
+            place += found["own_family_effect"][0]
+        if options.self_model and ratings.own_model[n]:
+            place += found["own_model_effect"][0]
+        alpha = np.exp(found["log_alpha"][j]) if "log_alpha" in found else 1.0
+        used = problem.used[d]
+        logits = [0.0]
+        for k in range(1, len(used)):
+            passed = found["tau"][j, step_first[d] + k - 1]
+            logits.append(logits[-1] + alpha * ((used[k] - used[k - 1]) * place - passed))
+        chosen = list(used).index(ratings.category[n])
+        total += logits[chosen] - float(np.logaddexp.reduce(logits))
+    return total
+
+
+def test_tables_with_gaps_are_read_as_they_are() -> None:
+    table, _ = simulate(CASES["gmfrm, 5 categories"][0], 11)
+    thinned = pd.concat([table.iloc[::3], table.iloc[1::7]]).drop_duplicates()
+    problem = build(encode(thinned), Options(response_effect=False))
+    assert problem.data["N"] == len(thinned) and sum(
+        np.subtract(problem.data["last"], problem.data["first"]) + 1
+    ) == len(thinned)
