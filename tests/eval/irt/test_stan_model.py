@@ -30,7 +30,6 @@ NORMAL = {  # blocks that are moved, with the standard deviation of their prior,
     "own_family_effect": 1.0,
     "own_model_effect": 1.0,
     "halo_raw": 1.0,
-    "u_raw": 1.0,
 }
 EFFECTS = {"halo": True, "length": True, "order": True, "self_family": True, "self_model": True}
 CASES = {
@@ -62,30 +61,47 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
         found = at_start(problem, start, options, tmp_path / str(number))
         density.append(float(found["lp__"][0, 0]))
         likelihood.append(log_likelihood(ratings, problem, options, {k: v[0] for k, v in found.items()}))
-        prior.append(log_prior(start, problem))
+        prior.append(log_prior(start) + log_prior_of_u(problem, {k: v[0] for k, v in found.items()}))
     change = likelihood[1] - likelihood[0]
     assert abs(change) > 1
     assert density[1] - density[0] == pytest.approx(change + prior[1] - prior[0], rel=1e-6, abs=1e-4)
 
 
 def moved(name: str, value: Any, rng: np.random.Generator) -> Any:
-    if name not in NORMAL:
+    if name not in NORMAL and name != "u_raw":
         return value
     values = np.asarray(value, float)
     return (values + 0.7 * rng.standard_normal(values.shape)).tolist()
 
 
-def log_prior(start: dict[str, Any], problem: Problem) -> float:
+def log_prior(start: dict[str, Any]) -> float:
     """Of the moved blocks, up to a constant."""
     total = 0.0
     for name, scale in NORMAL.items():
         values = np.asarray(start.get(name, []), float)
         if values.size:
-            sd: Any = float(np.ravel(start[scale])[0]) if isinstance(scale, str) else scale
-            if name == "u_raw" and problem.data["centre_u"]:
-                sd = np.asarray(start["s_u"])[problem.cell_dimension]
+            sd = float(np.ravel(start[scale])[0]) if isinstance(scale, str) else scale
             total -= 0.5 * float(np.sum((values / sd) ** 2))
     return total
+
+
+def log_prior_of_u(problem: Problem, found: dict[str, Floats]) -> float:
+    if not problem.response_effect:
+        return 0.0
+    return -0.5 * float(np.sum((effects(problem, found) / found["s_u"][problem.cell_dimension]) ** 2))
+
+
+def effects(problem: Problem, found: dict[str, Floats]) -> Floats:
+    """u of each cell: its partly centred raw value less the share of the cell's expectation that was put into it."""
+    share, u = problem.data["centre_u"], []
+    models = len(found["theta"])
+    for e, d in enumerate(problem.cell_dimension):
+        m = (problem.data["cell_ability"][e] - 1) % models
+        middle = found["mu"][d] + found["theta"][m, d] - found["beta"][problem.data["cell_item"][e] - 1]
+        if "length" in found:
+            middle += found["length"][d] * problem.data["cell_length"][e]
+        u.append((found["u_raw"][e] - share * middle) * found["s_u"][d] ** (1 - share))
+    return np.array(u)
 
 
 def at_start(problem: Problem, start: dict[str, Any], options: Options, folder: Path) -> dict[str, Floats]:
@@ -114,14 +130,15 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
     pair = {(j, r): p for p, (j, r) in enumerate(zip(problem.pair_judge, problem.pair_response, strict=True))}
     criterion = np.argsort(problem.criterion)
     step_first = np.cumsum([0, *[len(c) - 1 for c in problem.used]])
+    u = effects(problem, found) if problem.response_effect else None
     total = 0.0
     for n in range(len(ratings)):
         r, d, j = ratings.response[n], ratings.dimension[n], ratings.judge[n]
         place = found["mu"][d] + found["theta"][ratings.model[n], d]
         place -= found["beta"][item[ratings.item[n], d]] + found["severity"][j, d]
         place -= found["delta"][criterion[ratings.criterion[n]]]
-        if problem.response_effect:
-            place += (1 if problem.data["centre_u"] else found["s_u"][d]) * found["u_raw"][cell[r, d]]
+        if u is not None:
+            place += u[cell[r, d]]
         if options.halo:
             place += found["s_halo"][0] * found["halo_raw"][pair[j, r]]
         if options.length:
