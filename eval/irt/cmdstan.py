@@ -242,3 +242,7 @@ def _run(command: list[str], what: str) -> None:
         raise IrtError(
             f"{what} failed ({' '.join(command[:4])} ... ended with {done.returncode}):\n{done.stdout[-2000:]}"
         )
+
+
+if __name__ == "__main__":  # the set-up builds both ahead of their first use
+    compile_model(print)
