@@ -220,7 +220,14 @@ def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:
             "judging.allow_related=true: its ratings are then marked, and the self-preference term can be fitted. (Set "
             "`family` where a family is guessed wrongly.)"
         )
-    return [f"{relation} (allowed; its ratings are marked)." for relation in related]
+    notes = [f"{relation} (allowed; its ratings are marked)." for relation in related]
+    unknown = [j.name for j in cfg.judges if family(j) is None] + [m for m, kind in families.items() if kind is None]
+    if unknown:
+        notes.append(
+            f"the family of {', '.join(unknown)} is not known, so a judge of the same family would go unnoticed; set "
+            "`family` there."
+        )
+    return notes
 
 
 def _related(

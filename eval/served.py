@@ -31,7 +31,8 @@ def served_hash(served: Served) -> str:
 
     if served.backend == "openai":
         return content_id(base_url=served.base_url, path=served.path, revision=served.revision)
-    if Path(served.path).is_absolute() and not Path(served.path).is_dir():
+    local = served.path.startswith((".", "/", "~")) or served.path.count("/") > 1  # a hub id is owner/name
+    if local and not Path(served.path).is_dir():
         raise ConfigError(f"{served.name}: there is no folder {served.path}. Give a model's folder or its hub id.")
     adapter = model_hash(served.adapter) if served.adapter else None
     return content_id(model=model_hash(served.path, served.revision), adapter=adapter)

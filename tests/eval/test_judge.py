@@ -7,12 +7,10 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -137,6 +135,7 @@ def test_related_judges_are_refused_or_marked(tmp_path: Path, models: Path) -> N
         plan(evaluation(tmp_path, models, responses=str(path)))
     allowed = {"rubric": "toyworld", "allow_related": True}
     planned = plan(evaluation(tmp_path, models, responses=str(path), judging=allowed))
+    assert not any("is not known" in note for note in planned.notes)
     assert any("judge c is of the family llama, like x" in note for note in planned.notes)
     own = planned.rows[planned.rows["model_family"] == planned.rows["judge_family"]]
     assert set(own[["judge", "model"]].itertuples(index=False, name=None)) == {("c", "x")}
@@ -154,6 +153,17 @@ def test_a_judge_that_is_a_model_under_test_is_known_by_its_weights(tmp_path: Pa
         write_part(responses_folder(cfg) / f"model={name}", made, RESPONSES)
     with pytest.raises(ConfigError, match="judge a is the model z itself under another name"):
         plan(cfg)
+
+
+def test_families_that_are_not_known_are_said(tmp_path: Path, models: Path) -> None:
+    notes = plan(evaluation(tmp_path, models)).notes
+    assert any(note.startswith("the family of x, y is not known") for note in notes)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, models: Path) -> None:
+    judges = [{"name": "gone", "path": "runs/gone/export"}, {"name": "c", "path": str(models / "c")}]
+    with pytest.raises(ConfigError, match="gone: there is no folder runs/gone/export"):
+        plan(evaluation(tmp_path, models, judges=judges))
 
 
 def test_families() -> None:
@@ -258,63 +268,6 @@ def test_every_answer_becomes_a_row(tmp_path: Path, models: Path, answer: Answer
 # An endpoint
 
 
-class Endpoint:
-    """The chat completion protocol on 127.0.0.1. `decide` maps a request to (HTTP status, reply)."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.decide: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] = self.rate
-        self.lock = threading.Lock()
-
-    def rate(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Score 4 with certainty 0.9, or the same as JSON."""
-        if "response_format" in request:
-            return self.reply('{"rationale": "It says so.", "score": 4}')
-        top = [("4", math.log(0.9)), (" 4", math.log(0.05)), ("2", math.log(0.01)), ("The", math.log(0.03))]
-        return self.reply("4", top)
-
-    def reply(self, text: str, top: list[tuple[str, float]] | None = None) -> tuple[int, dict[str, Any]]:
-        listed = [{"token": t, "logprob": p, "bytes": None} for t, p in top or []]
-        logprobs = (
-            {"content": [{"token": "4", "logprob": -0.1, "bytes": None, "top_logprobs": listed}]} if top else None
-        )
-        message = {"role": "assistant", "content": text}
-        usage = {"prompt_tokens": 50, "completion_tokens": 1, "total_tokens": 51}
-        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}
-        head = {"id": "1", "object": "chat.completion", "created": 0, "model": "served"}
-        return 200, head | {"choices": [choice], "usage": usage}
-
-
-@pytest.fixture
-def endpoint() -> Iterator[tuple[Endpoint, str]]:
-    state = Endpoint()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with state.lock:
-                state.requests.append(request)
-                state.keys.add(self.headers["Authorization"])
-                status, reply = state.decide(request)
-            body = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield state, f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-
-
 def remote(folder: Path, models: Path, url: str, **changes: Any) -> EvalConfig:
     judges = [
         {"name": n, "path": f"served-{n}", "backend": "openai", "base_url": url, "api_key_env": "JUDGE_KEY"}
@@ -330,7 +283,7 @@ def recorded() -> Iterator[tuple[Console, StringIO]]:
 
 
 def test_an_endpoint_rates_every_planned_row_and_a_second_run_asks_nothing(
-    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, models: Path, endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, url = endpoint
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
@@ -354,7 +307,7 @@ def test_an_endpoint_rates_every_planned_row_and_a_second_run_asks_nothing(
 
 
 def test_a_plan_that_grows_asks_for_what_is_new_and_one_that_shrinks_leaves_rows_out(
-    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]
+    tmp_path: Path, models: Path, endpoint: tuple[Any, str]
 ) -> None:
     state, url = endpoint
     quiet = Console(file=StringIO())
@@ -370,7 +323,7 @@ def test_a_plan_that_grows_asks_for_what_is_new_and_one_that_shrinks_leaves_rows
 
 
 def test_what_the_endpoint_refuses_is_a_row_and_can_be_asked_again(
-    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]
+    tmp_path: Path, models: Path, endpoint: tuple[Any, str]
 ) -> None:
     state, url = endpoint
     cfg = remote(tmp_path, models, url, judging={"rubric": "toyworld", "min_mass": 0.0, "dimensions": ["A", "T"]})
@@ -398,7 +351,7 @@ def test_what_the_endpoint_refuses_is_a_row_and_can_be_asked_again(
     assert len(read_table(cfg.folder / "ratings")) == len(again)
 
 
-def test_structured_answers_of_an_endpoint(tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]) -> None:
+def test_structured_answers_of_an_endpoint(tmp_path: Path, models: Path, endpoint: tuple[Any, str]) -> None:
     state, url = endpoint
     cfg = remote(tmp_path, models, url, judging={"rubric": "toyworld", "mode": "structured", "max_tokens": 99})
     table = pd.read_parquet(judge(cfg, no_ray, console=Console(file=StringIO())))
@@ -408,7 +361,7 @@ def test_structured_answers_of_an_endpoint(tmp_path: Path, models: Path, endpoin
 
 
 def test_an_endpoint_that_is_busy_for_a_moment_is_asked_again(
-    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str]
+    tmp_path: Path, models: Path, endpoint: tuple[Any, str]
 ) -> None:
     state, url = endpoint
     state.decide = lambda r: state.rate(r) if len(state.requests) > 3 else (429, {"error": {"message": "slow down"}})
@@ -418,7 +371,7 @@ def test_an_endpoint_that_is_busy_for_a_moment_is_asked_again(
 
 
 def test_an_endpoint_that_refuses_everything_stops_the_run(
-    tmp_path: Path, models: Path, endpoint: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, models: Path, endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, url = endpoint
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")

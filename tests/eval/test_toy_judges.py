@@ -62,7 +62,10 @@ def test_batched_loss_equals_plain_forward_passes(base: Path, pairs: list[tuple[
     assert batched.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
-def test_each_judge_learns_its_own_severity(base: Path, pairs: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_each_judge_learns_its_own_severity(
+    base: Path, pairs: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_judges, "_BATCH", 8)
     texts = [toy_judges.Text(*p) for p in pairs[:8]]
     stages: dict[str, int] = {}
     made = toy_judges.train_judges(base, texts, tmp_path, 0, steps=30, tuning_steps=25, progress=stages.__setitem__)

@@ -1,0 +1,106 @@
+"""Responses: planned once, asked for once, and the same whatever was interrupted."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dpeer.errors import ConfigError
+from eval.config import EvalConfig
+from eval.generate import generate, plan
+from eval.plan import load_responses
+from eval.ratings import parts, read_table
+from eval.table import RESPONSES
+
+SAMPLING = {"samples": 3, "temperature": 0.7, "max_tokens": 40, "system": "Be kind."}
+QUIET = Console(file=StringIO())
+
+
+def evaluation(folder: Path, url: str, **changes: Any) -> EvalConfig:
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(6)))
+    values = {
+        "name": "test",
+        "output_dir": str(folder),
+        "prompts": {"path": str(prompts)},
+        "models": [
+            {"name": n, "path": f"gpt-{n}", "backend": "openai", "base_url": url, "api_key_env": "ABSENT"} for n in "xy"
+        ],
+        "generation": SAMPLING,
+    }
+    return EvalConfig.model_validate(values | changes)
+
+
+def no_ray() -> Any:
+    raise AssertionError("Ray was started for nothing")
+
+
+def test_every_sample_of_every_model_is_asked_for_once(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+    state.decide = lambda request: state.reply(f"seed {request['seed']}")
+    cfg = evaluation(tmp_path, url)
+    folder = generate(cfg, no_ray, console=QUIET)
+    table = read_table(folder, RESPONSES)
+    assert len(table) == 2 * 6 * 3 and set(table["response_id"]) == set(plan(cfg)["response_id"])
+    assert (table.groupby(["model", "item"])["sample"].agg(set).map(frozenset) == frozenset({0, 1, 2})).all()
+    assert table["response"].nunique() == len(table), "every sample has a seed of its own"
+    request = state.requests[0]
+    assert request["messages"][0] == {"role": "system", "content": "Be kind."}
+    assert (request["temperature"], request["max_tokens"]) == (0.7, 40)
+    asked = len(state.requests)
+    generate(cfg, no_ray, console=QUIET)
+    assert len(state.requests) == asked
+    removed = next(p for p in parts(folder))
+    before = table.set_index("response_id")["response"].to_dict()
+    removed.unlink()
+    generate(cfg, no_ray, console=QUIET)
+    assert read_table(folder, RESPONSES).set_index("response_id")["response"].to_dict() == before
+    assert {m["family"] for m in table[["family"]].to_dict("records")} == {"gpt"}
+
+
+def test_more_samples_keep_the_old_ones_and_another_sampling_none(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+    fewer = set(plan(evaluation(tmp_path, url))["response_id"])
+    assert fewer < set(plan(evaluation(tmp_path, url, generation=SAMPLING | {"samples": 5}))["response_id"])
+    for change in (
+        {"seed": 1},
+        {"generation": SAMPLING | {"temperature": 0.5}},
+        {"generation": SAMPLING | {"system": None}},
+    ):
+        assert fewer.isdisjoint(plan(evaluation(tmp_path, url, **change))["response_id"])
+    assert not state.requests
+
+
+def test_cut_and_failed_responses_are_rows_and_only_failed_ones_are_not_judged(
+    tmp_path: Path, endpoint: tuple[Any, str]
+) -> None:
+    state, url = endpoint
+
+    def moody(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        text = request["messages"][-1]["content"]
+        if "Question 1?" in text:
+            return 400, {"error": {"message": "no"}}
+        status, reply = state.reply("A long\x00 answer")
+        reply["choices"][0]["finish_reason"] = "length" if "Question 2?" in text else "stop"
+        return status, reply
+
+    state.decide = moody
+    cfg = evaluation(tmp_path, url)
+    table = read_table(generate(cfg, no_ray, console=QUIET), RESPONSES)
+    assert table["status"].value_counts().to_dict() == {"ok": 24, "truncated": 6, "engine_error": 6}
+    assert table[table["status"] != "engine_error"]["response"].unique().tolist() == ["A long␀ answer"]
+    kept, notes = load_responses(cfg)
+    assert len(kept) == 30 and "6 responses failed" in notes[0]
+    state.decide, asked = state.rate, len(state.requests)
+    again = read_table(generate(cfg, no_ray, retry_errors=True, console=QUIET), RESPONSES)
+    assert len(state.requests) - asked == 6 and "engine_error" not in set(again["status"])
+
+
+def test_models_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="models is empty"):
+        generate(evaluation(tmp_path, "http://127.0.0.1:1", models=[]), no_ray, console=QUIET)
