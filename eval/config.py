@@ -92,7 +92,7 @@ class Judging(Section):
     mode: Literal["logprob", "structured"] = "logprob"
     """Read the log-probability of each rating token, or a JSON answer with a rationale."""
     score: Literal["most_likely", "sampled"] = "most_likely"
-    """logprob: the score is the most probable one, or drawn from the judge's distribution (seeded by the rating's id)."""
+    """logprob: take the most probable score, or draw one from the judge's distribution (seeded by the rating's id)."""
     repeats: int = Field(1, ge=1)
     """Ratings per judge, response and criterion; every second one lists the scale from the top."""
     min_mass: float = Field(0.5, ge=0, le=1)
