@@ -103,7 +103,7 @@ def with_event(calls: list[Call], conversation: str, event: str) -> list[Call]:
     [
         ("die", 1, "died"),
         ("die", 2, "died"),
-        ("hang", 1, "gave no sign for 6 s"),
+        ("hang", 1, "gave no sign for 25 s"),
         ("fail", 2, "the engine is confused"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_a_lost_engine_was_sent_is_answered_once(
 ) -> None:
     calls = with_event(plain(range(20)), "7", f"{event} once")
     lines: list[str] = []
-    spec = config.Farm(replicas=replicas, timeout_s=6 if event == "hang" else 60)
+    spec = config.Farm(replicas=replicas, timeout_s=25 if event == "hang" else 60)
     with Farm(spec, lines.append, light_worker(tmp_path)) as farm:
         found = collect(farm.run(job(models / "a"), tasks_of(calls, 4)))
     assert set(found) == ids(calls)
