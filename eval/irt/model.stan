@@ -115,6 +115,9 @@ data {
   // them effect = s^(1 - c) * z with z ~ normal(0, s^c) (Papaspiliopoulos et al. 2007; Gorinova et al. 2020).
   int<lower=0, upper=1> centre_theta;
   real<lower=0, upper=1> centre_beta;
+  real<lower=0, upper=1> centre_severity;
+  real<lower=0, upper=1> centre_dev;
+  real<lower=0, upper=1> centre_alpha;
   real<lower=0, upper=1> centre_u;
   real<lower=0, upper=1> centre_tau;
 
@@ -201,9 +204,9 @@ transformed parameters {
     }
   } else if (J > 1) {
     // Deviations sum to zero over judges and over dimensions: the judge's main effect is its mean over dimensions.
-    severity = rep_matrix(sum_zero(severity_raw), D);
+    severity = rep_matrix(s_severity[1] ^ (1 - centre_severity) * sum_zero(severity_raw), D);
     if (D > 1) {
-      severity += sum_zero_both(dev_raw, J, D);
+      severity += s_dev[1] ^ (1 - centre_dev) * sum_zero_both(dev_raw, J, D);
     }
   }
   if (use_alpha) {
@@ -212,7 +215,7 @@ transformed parameters {
         log_alpha[j] = alpha_anchored[j] ? alpha_mean[j] + alpha_sd[j] * alpha_raw[j] : s_alpha[1] * alpha_raw[j];
       }
     } else {
-      log_alpha = sum_zero(alpha_raw);
+      log_alpha = s_alpha[1] ^ (1 - centre_alpha) * sum_zero(alpha_raw);
     }
   }
   {
@@ -299,9 +302,9 @@ model {
                               location, alpha, tau);
   }
 
-  // Scales of centred blocks: a prior that avoids zero (Chung et al. 2013), where a centred block has a funnel.
+  // Scales of blocks with few effects: a prior that avoids zero (Chung et al. 2013), where such a block has a funnel.
   mu ~ normal(0, 5);
-  s_theta ~ gamma(2, 1);
+  s_theta ~ lognormal(0, 0.8);
   L_theta ~ lkj_corr_cholesky(2);
   if (centre_theta) {
     matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
@@ -311,7 +314,7 @@ model {
   } else {
     theta_raw ~ std_normal();
   }
-  s_beta ~ gamma(2, 1);
+  s_beta ~ lognormal(log(0.7), 0.8);
   beta_mean ~ normal(0, 5);
   {
     int at = 1;
@@ -321,16 +324,16 @@ model {
       at += n;
     }
   }
-  s_severity ~ gamma(2, 2);
-  severity_raw ~ normal(0, has_main && !judges_anchored ? s_severity[1] : 1);
-  s_dev ~ gamma(2, 4);
-  dev_raw ~ normal(0, has_deviation && !judges_anchored ? s_dev[1] : 1);
+  s_severity ~ lognormal(log(0.5), 0.8);
+  severity_raw ~ normal(0, has_main && !judges_anchored ? s_severity[1] ^ centre_severity : 1);
+  s_dev ~ lognormal(log(0.25), 0.7);
+  dev_raw ~ normal(0, has_deviation && !judges_anchored ? s_dev[1] ^ centre_dev : 1);
   severity_mean ~ normal(0, 5);
-  s_alpha ~ gamma(2, 2);
-  alpha_raw ~ normal(0, use_alpha && !alphas_anchored ? s_alpha[1] : 1);
+  s_alpha ~ lognormal(log(0.35), 0.8);
+  alpha_raw ~ normal(0, use_alpha && !alphas_anchored ? s_alpha[1] ^ centre_alpha : 1);
   delta_raw ~ std_normal();
   tau_raw ~ normal(0, 2.5);
-  s_tau ~ gamma(2, 4);
+  s_tau ~ lognormal(log(0.25), 0.7);
   tau_dev_raw ~ normal(0, has_tau_deviation ? s_tau[1] ^ centre_tau : 1);
   length ~ std_normal();
   order ~ std_normal();

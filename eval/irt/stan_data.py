@@ -14,9 +14,11 @@ from eval.irt.types import Bools, Floats, Ints, Options, Ratings
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
 SCALE = 0.7
-"""Spread of effects, in logits, that start values and metric reckon with."""
-TAU_SCALE, TAU_INFORMATION = 0.2, 0.15
-"""The same for the judges' thresholds; information of one rating about a threshold."""
+"""Spread of effects, in logits, that start values and metric reckon with; `SCALES`: that of the smaller ones."""
+SCALES = {"severity": 0.5, "dev": 0.25, "tau": 0.25, "alpha": 0.35}
+CENTRED = ("theta", "beta", "severity", "dev", "tau", "alpha", "u")
+TAU_INFORMATION = 0.15
+"""Of one rating about a threshold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,8 +85,8 @@ def build(ratings: Ratings, options: Options) -> Problem:
     data |= {"use_own_family": options.self_family, "use_own_model": options.self_model}
     data |= {"use_threads": options.threads > 1}
     precision = _precision(data, ratings)
-    data |= {"centre_theta": _centring(precision["theta"]) > 0.5, "centre_tau": _centring(precision["tau"], TAU_SCALE)}
-    data |= {"centre_beta": _centring(precision["beta"]), "centre_u": _centring(precision["u"])}
+    data |= {f"centre_{block}": _centring(precision[block], SCALES.get(block, SCALE)) for block in CENTRED}
+    data["centre_theta"] = data["centre_theta"] > 0.5
     data |= _anchors(ratings, options, items, alpha, u)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
@@ -231,8 +233,10 @@ def _precision(data: dict[str, Any], ratings: Ratings) -> dict[str, float]:
         "u": rating * n / e,
         "theta": cell * e / (m * d),
         "beta": cell * e / data["B"],
+        "severity": rating * n / j,
         "dev": rating * judge,
         "tau": TAU_INFORMATION * judge,
+        "alpha": rating * n / j,
     }
 
 
@@ -253,8 +257,11 @@ def _blocks(
     rating, cell = precision["rating"], precision["cell"]
 
     def effects(size: int, precision: float, centring: float = 1.0, scale: float = SCALE) -> tuple[Floats, Floats]:
-        variance = 1 / (1 / scale**2 + precision) / scale ** (2 * (1 - centring))
+        variance = 1 / (1 / scale**2 + precision) / scale ** (2 * (1 - centring))  # of effect / scale^(1 - centring)
         return np.zeros(size), np.full(size, variance)
+
+    def judge_effects(block: str, size: int, anchored: bool) -> tuple[Floats, Floats]:
+        return effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], SCALES[block])
 
     def scales(size: int, levels: float) -> tuple[Floats, Floats]:
         return np.full(size, SCALE), np.full(size, 1 / (2 * max(levels, 1)))
@@ -270,24 +277,22 @@ def _blocks(
         ("beta_raw", *effects(data["B"] - d + anchored, precision["beta"], data["centre_beta"])),
         ("beta_mean", *effects(d * (anchored > 0), cell * e / d)),
         ("s_severity", *scales(int(j > 1 or judges_anchored), j)),
-        ("severity_raw", *effects(j if judges_anchored else j - 1, rating * n / j, not judges_anchored)),
+        ("severity_raw", *judge_effects("severity", j if judges_anchored else j - 1, judges_anchored)),
         ("s_dev", *scales(int((j > 1 and d > 1) or judges_anchored), j * d)),
         (
             "dev_raw",
-            *effects(j * d if judges_anchored else (j - 1) * (d - 1), precision["dev"], not judges_anchored),
+            *judge_effects("dev", j * d if judges_anchored else (j - 1) * (d - 1), judges_anchored),
         ),
         ("severity_mean", *effects(d * judges_anchored, rating * n / d)),
         ("s_alpha", *scales(int(data["use_alpha"]), j)),
         (
             "alpha_raw",
-            *effects(
-                (j - 1 + data["alphas_anchored"]) * data["use_alpha"], rating * n / j, not data["alphas_anchored"]
-            ),
+            *judge_effects("alpha", (j - 1 + data["alphas_anchored"]) * data["use_alpha"], data["alphas_anchored"]),
         ),
         ("delta_raw", *effects(data["C"] - d, rating * n / data["C"])),
         ("tau_raw", tau, np.full(free, 1 / (1 + precision["tau"] * j))),
         ("s_tau", *scales(int(j > 1 and free > 0), j * free)),
-        ("tau_dev_raw", *effects((j - 1) * free, precision["tau"], data["centre_tau"], TAU_SCALE)),
+        ("tau_dev_raw", *judge_effects("tau", (j - 1) * free, False)),
         ("length", *effects(d * data["use_length"], cell * e / d)),
         ("order", *effects(data["use_order"], rating * n / 4)),
         ("own_family_effect", *effects(data["use_own_family"], rating * n / 10)),

@@ -61,7 +61,7 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
         found = at_start(problem, start, options, tmp_path / str(number))
         density.append(float(found["lp__"][0, 0]))
         likelihood.append(log_likelihood(ratings, problem, options, {k: v[0] for k, v in found.items()}))
-        prior.append(log_prior(start) + log_prior_of_u(problem, {k: v[0] for k, v in found.items()}))
+        prior.append(log_prior(start, problem) + log_prior_of_u(problem, {k: v[0] for k, v in found.items()}))
     change = likelihood[1] - likelihood[0]
     assert abs(change) > 1
     assert density[1] - density[0] == pytest.approx(change + prior[1] - prior[0], rel=1e-6, abs=1e-4)
@@ -74,13 +74,16 @@ def moved(name: str, value: Any, rng: np.random.Generator) -> Any:
     return (values + 0.7 * rng.standard_normal(values.shape)).tolist()
 
 
-def log_prior(start: dict[str, Any]) -> float:
+def log_prior(start: dict[str, Any], problem: Problem) -> float:
     """Of the moved blocks, up to a constant."""
     total = 0.0
     for name, scale in NORMAL.items():
         values = np.asarray(start.get(name, []), float)
         if values.size:
-            sd = float(np.ravel(start[scale])[0]) if isinstance(scale, str) else scale
+            sd = scale
+            if isinstance(scale, str):  # partly centred: N(0, s^share)
+                share = problem.data[f"centre_{scale.removeprefix('s_')}"]
+                sd = float(np.ravel(start[scale])[0]) ** share
             total -= 0.5 * float(np.sum((values / sd) ** 2))
     return total
 
