@@ -55,7 +55,7 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     sampling = Sampling(
         warmup=options.warmup,
         draws=options.draws,
-        adapt_delta=0.8 if options.approx else float(__import__("os").environ.get("AD", "0.95")),
+        adapt_delta=0.8 if options.approx else 0.95,
         max_treedepth=8 if len(inverse_metric) > LARGE else 10,
         seed=options.seed,
         threads=options.threads,

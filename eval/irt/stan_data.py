@@ -17,6 +17,8 @@ SCALE = 0.7
 """Spread of effects, in logits, that start values and metric reckon with; `SCALES`: that of the smaller ones."""
 SCALES = {"severity": 0.5, "dev": 0.25, "tau": 0.25, "alpha": 0.35}
 CENTRED = ("theta", "beta", "severity", "dev", "tau", "alpha", "u")
+FEW_CELLS = 100
+"""Responses per dimension below which s_u may well be near zero, where a block that is partly centred has a funnel."""
 TAU_INFORMATION = 0.15
 """Of one rating about a threshold."""
 
@@ -87,6 +89,7 @@ def build(ratings: Ratings, options: Options) -> Problem:
     precision = _precision(data, ratings)
     data |= {f"centre_{block}": _centring(precision[block], SCALES.get(block, SCALE)) for block in CENTRED}
     data["centre_theta"] = data["centre_theta"] > 0.5
+    data["centre_u"] *= len(cells) >= FEW_CELLS * d
     data |= _anchors(ratings, options, items, alpha, u)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
