@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from eval.irt.fit_statistics import probabilities, used_categories
+from eval.irt.fit_statistics import probabilities
 from eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
 
 NODES = 15
@@ -77,12 +77,12 @@ def _mean_delta(posterior: Posterior, draws: Ints) -> Floats:
 
 def _average_offsets(posterior: Posterior, draws: Ints) -> Floats:
     """Cumulative thresholds of the average judge, broadcastable to [K, S, M, D]; inf where nobody uses a category."""
-    tau = posterior.flat("tau")[draws]
-    used = used_categories(posterior.ratings, np.isfinite(tau[0])).any(axis=0)
-    finite = np.isfinite(tau)
-    mean = np.where(finite, tau, 0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)
-    cumulative = np.concatenate([np.zeros_like(mean[..., :1]), mean.cumsum(axis=-1)], axis=-1)
-    cumulative[:, ~used] = np.inf
+    tau = posterior.flat("tau_average")[draws]
+    r = posterior.ratings
+    given = np.zeros((len(r.dimensions), len(r.scale)), bool)
+    given[r.dimension, r.category] = True
+    cumulative = np.concatenate([np.zeros_like(tau[..., :1]), np.nan_to_num(tau).cumsum(axis=-1)], axis=-1)
+    cumulative[:, ~given] = np.inf
     return np.moveaxis(cumulative, -1, 0)[:, :, None, :]
 
 

@@ -34,6 +34,7 @@ _AXES = {
     "beta": ("item", "dimension"),
     "delta": ("criterion",),
     "tau": ("judge", "dimension", "step"),
+    "tau_average": ("dimension", "step"),
     "correlation": ("dimension", "dimension"),
     "mu": ("dimension",),
     "length": ("dimension",),

@@ -19,22 +19,26 @@ from eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
 from eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
 from eval.irt.errors import IrtError
 from eval.irt.fit_folder import load, save
+from eval.irt.scales import guessed, measured
 from eval.irt.stan_data import Problem, build, metric, starts
 from eval.irt.types import Floats, Ints, Options, Posterior, Ratings
 
 __all__ = ["IrtError", "fit", "load", "save"]
 
 APPROX_WARMUP, APPROX_DRAWS = 200, 100
+PILOT = (1, 150, 50)
+"""Chains, warm-up and draws of the short run whose scales say how the blocks of the real run are centred."""
 KEPT_EFFECTS = 200
 """Draws, over all chains, of which the response effects are kept."""
 LARGE = 8000
-"""Parameters from which on trees are kept shallower."""
+"""Parameters from which on trees are kept shallower and steps longer: scales are sharp there, and steps dear."""
 SCALARS = ("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "order", "own_family", "own_model")
 VECTORS = ("mu", "s_theta", "s_beta", "s_u", "length")
 WANTED = {
     *VECTORS,
     *(name for name in SCALARS if not name.startswith("own")),
-    *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "correlation"),
+    *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "kappa"),
+    "correlation",
 }
 
 
@@ -47,22 +51,43 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     say = progress or (lambda what, done: None)
     if options.approx:
         options = replace(options, warmup=min(options.warmup, APPROX_WARMUP), draws=min(options.draws, APPROX_DRAWS))
-    problem = build(ratings, options)
+    scales = guessed(ratings)
+    problem = build(ratings, options, scales)  # faults of the data before anything is installed
     cmdstan = find_or_install(lambda text: say(text, 0.0))
     executable = compile_model(lambda text: say(text, 0.0), cmdstan)
     begin, cpu_before = time.perf_counter(), _children_cpu()
+    chains, warmup, draws = PILOT
+    short = replace(options, approx=True, chains=chains, warmup=warmup, draws=draws)
+    pilot = _sample(ratings, short, problem, executable, lambda done: say("pilot chain", done))
+    problem = build(ratings, options, measured(pilot, scales))
+    label = "sampling (approximate)" if options.approx else "sampling"
+    found = _sample(ratings, options, problem, executable, lambda done: say(label, done))
+    facts = {
+        "cmdstan": version(cmdstan),
+        "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
+        "seconds": round(time.perf_counter() - begin, 2),
+        "cpu_seconds": round(_children_cpu() - cpu_before, 2),
+        "pilot_leapfrogs": pilot.facts["leapfrogs"],
+    }
+    return replace(found, facts=facts | found.facts)
+
+
+def _sample(
+    ratings: Ratings, options: Options, problem: Problem, executable: Path, progress: Callable[[float], None]
+) -> Posterior:
+    """Run the chains of one problem and read them."""
     inverse_metric = metric(problem)
+    large = len(inverse_metric) > LARGE
     sampling = Sampling(
         warmup=options.warmup,
         draws=options.draws,
-        adapt_delta=0.8 if options.approx else 0.95,
-        max_treedepth=8 if len(inverse_metric) > LARGE else 10,
+        adapt_delta=0.8 if options.approx else 0.95 if large else 0.98,
+        max_treedepth=8 if large else 10,
         seed=options.seed,
         threads=options.threads,
     )
     keep = max(1, KEPT_EFFECTS // options.chains)
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
-    label = "sampling (approximate)" if options.approx else "sampling"
     rng = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory(prefix="dpeer-irt-") as scratch:
         folder = Path(scratch)
@@ -74,19 +99,14 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
             inverse_metric,
             sampling,
             folder,
-            lambda done: say(label, done),
+            progress,
         )
-        sampled, cpu = time.perf_counter(), _children_cpu() - cpu_before
         found = [read_csv(f, WANTED | set(SAMPLER), {"u_raw"}, set(kept.tolist()), options.draws) for f in files]
     draws = {name: np.stack([chain[name] for chain in found]) for name in found[0]}
     u_raw = draws.pop("u_raw", None)
     sampler = {name.removesuffix("__"): draws.pop(name)[..., 0] for name in SAMPLER}
     found_draws, draws = draws, _named(draws, ratings, problem, options)
     facts: dict[str, Any] = {
-        "cmdstan": version(cmdstan),
-        "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
-        "seconds": round(sampled - begin, 2),
-        "cpu_seconds": round(cpu, 2),
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "parameters": len(inverse_metric),
         "response_effect": problem.response_effect,
@@ -112,7 +132,7 @@ def _response_effects(raw: Floats, draws: dict[str, Floats], problem: Problem) -
     eta = ability[..., np.array(data["cell_ability"]) - 1] - draws["beta"][..., np.array(data["cell_item"]) - 1]
     if "length" in draws:
         eta += draws["length"][..., d] * np.array(data["cell_length"])
-    c = data["centre_u"]
+    c = np.array(data["centre_u"])
     return np.asarray(draws["s_u"][..., d] ** (1 - c) * (raw - c * eta))
 
 
@@ -123,7 +143,7 @@ def _children_cpu() -> float:
 
 def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options: Options) -> dict[str, Floats]:
     """Stan's blocks [chains, draws, ...] under the names and shapes of `Posterior`."""
-    j, q, d, k = (len(x) for x in (ratings.judges, ratings.items, ratings.dimensions, ratings.scale))
+    q, d, k = (len(x) for x in (ratings.items, ratings.dimensions, ratings.scale))
     draws = {name: found[name] for name in (*VECTORS, "theta", "severity", "log_alpha") if name in found}
     for name in SCALARS:
         stan = f"{name}_effect" if name.startswith("own") else name
@@ -136,12 +156,7 @@ def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options
     if d > 1:
         draws["correlation"] = found["correlation"]
         draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
-    tau = np.full((*found["tau"].shape[:2], j, d, k - 1), np.nan)
-    at = 0
-    for i, used in enumerate(problem.used):
-        tau[:, :, :, i, used[1:] - 1] = found["tau"][..., at : at + len(used) - 1]
-        at += len(used) - 1
-    draws["tau"] = tau
+    draws["tau"], draws["tau_average"] = _thresholds(found, problem, k)
     anchors = check_anchors(ratings, options.anchors, "log_alpha" in found, problem.response_effect)
     moved = ~np.isnan(anchors.mu)
     if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
@@ -149,6 +164,28 @@ def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options
         draws["theta"] = found["theta"] + shift[..., None, :]
         draws["mu"] = found["mu"] - shift
     return draws
+
+
+def _thresholds(found: dict[str, Floats], problem: Problem, k: int) -> tuple[Floats, Floats]:
+    """Thresholds of each judge [chains, draws, J, D, K-1] and of the average one [chains, draws, D, K-1].
+
+    Each stands at its upper score and counts from the next lower one in use; nan elsewhere. The average is over the
+    judges that give all scores, or else the model's common thresholds.
+    """
+    kappa, tau, log_alpha = found["kappa"], found["tau"], found.get("log_alpha")  # [..., J, S], [..., S], [..., J]
+    lead, d = kappa.shape[:-1], len(problem.used)
+    own, average = np.full((*lead, d, k - 1), np.nan), np.full((*lead[:-1], d, k - 1), np.nan)
+    judges = kappa if log_alpha is None else kappa / np.exp(log_alpha)[..., None]
+    at = 0
+    for i, used in enumerate(problem.used):
+        steps = slice(at, at + len(used) - 1)
+        whole = [j for j, judge in enumerate(problem.levels) if len(judge[i]) == len(used)]
+        average[..., i, used[1:] - 1] = judges[..., whole, steps].mean(axis=-2) if whole else tau[..., steps]
+        for j, judge in enumerate(problem.levels):
+            upper = judge[i][1:]
+            own[..., j, i, used[upper] - 1] = judges[..., j, at + upper - 1]
+        at = steps.stop
+    return own, average
 
 
 def _spread(values: Floats, index: tuple[Ints, ...], shape: tuple[int, ...]) -> Floats:

@@ -250,6 +250,15 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
     )
 
 
+def information(posterior: Posterior, draws: int = 10) -> Floats:
+    """alpha^2 x variance of the score, mean over draws [N]: what each rating tells of its response (Fisher)."""
+    r = posterior.ratings
+    index, place = thin(posterior, draws)
+    chunk = _Chunk(posterior, index, place, np.random.default_rng(0))
+    found: Floats = (discrimination(posterior, index)[r.judge] ** 2 * chunk.variance).mean(axis=1)
+    return found
+
+
 def _notable(misfit: pd.DataFrame, step: float) -> Bools:
     """Cells beyond chance among all cells (5 %, Bonferroni), by a gap that is not trivial."""
     critical = stats.norm.isf(0.025 / len(misfit))

@@ -1,12 +1,13 @@
 // Many-facet partial credit model (Linacre 1989; with judge discriminations: Uto & Ueno 2020) for ratings of responses.
 //
-//   log P(category l) = const + alpha[j] * (score[l] * (eta[cell] + halo - location) - tau[j, d, 1] - ... - tau[j, d, l - 1])
+//   log P(category l) = const + alpha[j] * score[l] * (eta[cell] + halo - location) - kappa[j, d, 1] - ... - kappa[j, d, l - 1]
 //   eta[cell]         = mu[d] + theta[m, d] - beta[q, d] + u[response, d] + length[d] * response length
+//   kappa[j, d]       = alpha[j] * tau[d] + deviation[j, d]: thresholds of a judge in log odds, where its data speak
 //   location          = severity[j, d] + delta[c] - order * (+-1/2) - own_family - own_model
 //
 // A cell is a response on one dimension. Ratings are sorted into groups that share judge, dimension, criterion and flags,
-// so that a group is one categorical_logit_glm. Categories that nobody uses in a dimension are left out of its softmax;
-// the others keep their scores. Compiles on CmdStan 2.27: no sum_to_zero_vector, no tuples.
+// so that a group is one categorical_logit_glm. Categories that nobody uses in a dimension, or that a judge never
+// gives, are left out of the softmax; the others keep their scores. Compiles on CmdStan 2.27: no sum_to_zero_vector, no tuples.
 functions {
   // n values from `first` on; none where n is 0 (2.27 refuses to slice an empty vector).
   vector part(vector x, int first, int n) {
@@ -31,6 +32,18 @@ functions {
     return x;
   }
 
+  // The inverse: the n - 1 free values that sum_zero turns into x less its mean.
+  vector coordinates(vector x) {
+    int n = rows(x) - 1;
+    vector[n] z;
+    real total = 0;
+    for (k in 1 : n) {
+      total += x[k];
+      z[k] = (total - k * x[k + 1]) / sqrt(k * (k + 1.0));
+    }
+    return z;
+  }
+
   // (n - 1)(m - 1) free values to an n x m matrix whose rows and columns sum to zero.
   matrix sum_zero_both(vector z, int n, int m) {
     matrix[n - 1, m] half;
@@ -47,16 +60,18 @@ functions {
   // Log-likelihood of the groups `slice`, in the form that reduce_sum wants.
   real groups_lpdf_sum(array[] int slice, int from, int to, array[] int y, array[] int cell, array[] int pair,
                        array[] int first, array[] int last, array[] int judge, array[] int dim,
-                       array[] int step_first, array[] int steps, array[] vector score, vector eta, vector halo,
-                       vector location, vector alpha, matrix tau) {
+                       array[] int step_first, array[] int steps, array[] vector score, array[,] int levels,
+                       array[, , ] int level, vector eta, vector halo, vector location, vector alpha, matrix kappa) {
     real total = 0;
     for (g in slice) {
       int n = last[g] - first[g] + 1;
+      int j = judge[g];
       int d = dim[g];
       int a = step_first[d];
-      int l = steps[d] + 1;
-      vector[l] s = alpha[judge[g]] * head(score[d], l);
-      vector[l] passed = append_row(0, alpha[judge[g]] * cumulative_sum(tau[judge[g], a : a + l - 2]'));
+      int l = levels[j, d];
+      array[l] int given = level[j, d, 1 : l];
+      vector[l] s = alpha[j] * score[d][given];
+      vector[l] passed = append_row(0, cumulative_sum(kappa[j, a : a + steps[d] - 1]'))[given];
       vector[n] x = eta[cell[first[g] : last[g]]];
       if (rows(halo) > 0) {
         x += halo[pair[first[g] : last[g]]];
@@ -81,6 +96,9 @@ data {
 
   array[D] int<lower=1> steps; // used categories - 1
   array[D] vector[K] score; // distance of each used category from the lowest, then zeros
+  array[J, D] int<lower=1, upper=K> levels; // used categories that the judge gives
+  array[J, D, K] int<lower=0, upper=K> level; // which they are, then zeros
+  array[J, D] int<lower=0> own_steps; // free deviations of its thresholds
   array[D] int<lower=1> item_first;
   array[D] int<lower=1> item_last;
   array[D] int<lower=1> criterion_first;
@@ -114,11 +132,11 @@ data {
   // How far a block is centred: 0 for effect = s * z with z ~ normal(0, 1), 1 for effect ~ normal(0, s), and between
   // them effect = s^(1 - c) * z with z ~ normal(0, s^c) (Papaspiliopoulos et al. 2007; Gorinova et al. 2020).
   int<lower=0, upper=1> centre_theta;
-  real<lower=0, upper=1> centre_beta;
+  vector<lower=0, upper=1>[D] centre_beta;
   real<lower=0, upper=1> centre_severity;
   real<lower=0, upper=1> centre_dev;
   real<lower=0, upper=1> centre_alpha;
-  real<lower=0, upper=1> centre_u;
+  vector<lower=0, upper=1>[E] centre_u; // by cell: a centred effect of a cell that tells little would be a funnel
   real<lower=0, upper=1> centre_tau;
 
   // Anchors: value = mean + sd * z, so sd 0 fixes it. Where a block has anchors it is not centred on zero.
@@ -142,7 +160,7 @@ transformed data {
   int free_steps = S - D;
   int has_main = J > 1 || judges_anchored;
   int has_deviation = (J > 1 && D > 1) || judges_anchored;
-  int has_tau_deviation = J > 1 && free_steps > 0;
+  int deviations = sum(to_array_1d(own_steps));
   for (g in 1 : G) {
     groups[g] = g;
   }
@@ -167,8 +185,8 @@ parameters {
   vector[use_alpha ? J - 1 + alphas_anchored : 0] alpha_raw;
   vector[C - D] delta_raw;
   vector[free_steps] tau_raw;
-  vector<lower=0>[has_tau_deviation] s_tau;
-  vector[(J - 1) * free_steps] tau_dev_raw;
+  vector<lower=0>[deviations > 0] s_tau;
+  vector[deviations] kappa_raw;
   vector[use_length ? D : 0] length;
   vector[use_order] order;
   vector[use_own_family] own_family_effect;
@@ -184,7 +202,9 @@ transformed parameters {
   vector[use_alpha ? J : 0] log_alpha;
   vector[B] beta;
   vector[C] delta;
-  matrix[J, S] tau;
+  vector[S] tau; // common
+  matrix[J, S] kappa = rep_matrix(0, J, S); // each at its upper category, from the next lower one that the judge gives
+  vector[deviations] kappa_middle;
   {
     matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
     if (!centre_theta) {
@@ -234,7 +254,7 @@ transformed parameters {
           }
         }
       } else {
-        scaled = s_beta[d] ^ (1 - centre_beta) * sum_zero(z);
+        scaled = s_beta[d] ^ (1 - centre_beta[d]) * sum_zero(z);
       }
       beta[item_first[d] : item_last[d]] = scaled;
     }
@@ -248,13 +268,24 @@ transformed parameters {
       int f = steps[d] - 1;
       int a = step_first[d];
       delta[criterion_first[d] : criterion_last[d]] = sum_zero(part(delta_raw, at, c));
-      tau[ : , a : a + f] = rep_matrix(sum_zero(part(tau_raw, tau_at, f))', J);
-      if (J > 1 && f > 0) {
-        tau[ : , a : a + f] += s_tau[1] ^ (1 - centre_tau) * sum_zero_both(part(tau_dev_raw, dev_at, (J - 1) * f), J, f + 1);
+      tau[a : a + f] = sum_zero(part(tau_raw, tau_at, f));
+      for (j in 1 : J) {
+        int l = levels[j, d];
+        int n = own_steps[j, d];
+        vector[l] passed = append_row(0, cumulative_sum(tau[a : a + f]))[level[j, d, 1 : l]];
+        vector[l - 1] own = (use_alpha ? exp(log_alpha[j]) : 1) * (passed[2 : l] - passed[1 : l - 1]);
+        if (n > 0) {
+          vector[n] middle = centre_tau * coordinates(own);
+          kappa_middle[dev_at : dev_at + n - 1] = middle;
+          own += sum_zero(s_tau[1] ^ (1 - centre_tau) * (kappa_raw[dev_at : dev_at + n - 1] - middle));
+          dev_at += n;
+        }
+        for (i in 2 : l) {
+          kappa[j, a + level[j, d, i] - 2] = own[i - 1];
+        }
       }
       at += c;
       tau_at += f;
-      dev_at += (J - 1) * f;
     }
   }
 }
@@ -273,9 +304,10 @@ model {
         eta[a : b] += length[d] * cell_length[a : b];
       }
       if (use_u) {
-        vector[b - a + 1] middle = centre_u * eta[a : b];
-        u_raw[a : b] ~ normal(middle, s_u[d] ^ centre_u);
-        eta[a : b] += s_u[d] ^ (1 - centre_u) * (u_raw[a : b] - middle);
+        vector[b - a + 1] middle = centre_u[a : b] .* eta[a : b];
+        vector[b - a + 1] scale = exp(centre_u[a : b] * log(s_u[d]));
+        u_raw[a : b] ~ normal(middle, scale);
+        eta[a : b] += s_u[d] * (u_raw[a : b] - middle) ./ scale;
       }
     }
   }
@@ -296,10 +328,10 @@ model {
   }
   if (use_threads) {
     target += reduce_sum(groups_lpdf_sum, groups, 1, y, cell, pair, first, last, judge, dim, step_first, steps, score,
-                         eta, halo, location, alpha, tau);
+                         levels, level, eta, halo, location, alpha, kappa);
   } else {
-    target += groups_lpdf_sum(groups, 1, G, y, cell, pair, first, last, judge, dim, step_first, steps, score, eta, halo,
-                              location, alpha, tau);
+    target += groups_lpdf_sum(groups, 1, G, y, cell, pair, first, last, judge, dim, step_first, steps, score, levels, level,
+                              eta, halo, location, alpha, kappa);
   }
 
   // Scales of blocks with few effects: a prior that avoids zero (Chung et al. 2013), where such a block has a funnel.
@@ -320,7 +352,7 @@ model {
     int at = 1;
     for (d in 1 : D) {
       int n = item_last[d] - item_first[d] + items_anchored[d];
-      part(beta_raw, at, n) ~ normal(0, items_anchored[d] ? 1 : s_beta[d] ^ centre_beta);
+      part(beta_raw, at, n) ~ normal(0, items_anchored[d] ? 1 : s_beta[d] ^ centre_beta[d]);
       at += n;
     }
   }
@@ -333,15 +365,15 @@ model {
   alpha_raw ~ normal(0, use_alpha && !alphas_anchored ? s_alpha[1] ^ centre_alpha : 1);
   delta_raw ~ std_normal();
   tau_raw ~ normal(0, 2.5);
-  s_tau ~ lognormal(log(0.25), 0.7);
-  tau_dev_raw ~ normal(0, has_tau_deviation ? s_tau[1] ^ centre_tau : 1);
+  s_tau ~ lognormal(log(0.25), 1);
+  kappa_raw ~ normal(kappa_middle, deviations > 0 ? s_tau[1] ^ centre_tau : 1);
   length ~ std_normal();
   order ~ std_normal();
   own_family_effect ~ std_normal();
   own_model_effect ~ std_normal();
   s_halo ~ std_normal();
   halo_raw ~ std_normal();
-  s_u ~ std_normal();
+  s_u ~ student_t(4, 0, 1);
 }
 generated quantities {
   matrix[D, D] correlation = multiply_lower_tri_self_transpose(L_theta);

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 
 from eval.irt.anchors import check_anchors
+from eval.irt.categories import used_by_dimension, used_by_judge
 from eval.irt.errors import IrtError
+from eval.irt.scales import LEAST, SPREAD, Scales
 from eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
-SCALE = 0.7
-"""Spread of effects, in logits, that start values and metric reckon with; `SCALES`: that of the smaller ones."""
-SCALES = {"severity": 0.5, "dev": 0.25, "tau": 0.25, "alpha": 0.35}
-CENTRED = ("theta", "beta", "severity", "dev", "tau", "alpha", "u")
-FEW_CELLS = 100
-"""Responses per dimension below which s_u may well be near zero, where a block that is partly centred has a funnel."""
+CENTRED = ("theta", "beta", "severity", "dev", "tau", "alpha")
+ALIKE = 0.35
+"""Spread of log discriminations up to which judges count as alike."""
 TAU_INFORMATION = 0.15
 """Of one rating about a threshold."""
 
@@ -32,6 +31,8 @@ class Problem:
     """(name, start values, posterior variances) of the parameters in declared order, variances unconstrained."""
     used: tuple[Ints, ...]
     """Categories in use, per dimension."""
+    levels: tuple[tuple[Ints, ...], ...]
+    """[J][D] positions in `used` of those that the judge gives."""
     cell_response: Ints  # [E]
     cell_dimension: Ints  # [E]
     item: Ints  # [B]
@@ -44,16 +45,17 @@ class Problem:
     no_intervals: str | None
 
 
-def build(ratings: Ratings, options: Options) -> Problem:
+def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
     """Raises IrtError where the model has nothing to estimate, or an option asks for what the data do not hold."""
     _check(ratings, options)
     m, j, d, r = len(ratings.models), len(ratings.judges), len(ratings.dimensions), len(ratings.response_model)
-    used = tuple(np.unique(ratings.category[ratings.dimension == i]) for i in range(d))
+    used = used_by_dimension(ratings)
     for name, categories in zip(ratings.dimensions, used, strict=True):
         if len(categories) < 2:
             score = ratings.scale[int(categories[0])] if len(categories) else None
             found = "is not rated" if score is None else f"has the score {score} only"
             raise IrtError(f"dimension {name} {found}, so there is nothing to estimate; leave it out (--dimensions)")
+    levels = used_by_judge(ratings, used)
     cells, cell = np.unique(ratings.dimension * r + ratings.response, return_inverse=True)
     cell_dimension, cell_response = cells // r, cells % r
     items, cell_item = np.unique(
@@ -72,30 +74,45 @@ def build(ratings: Ratings, options: Options) -> Problem:
         if len(categories) < len(ratings.scale)
     ]
     notes += [f"scores that are not used: {'; '.join(unused)}"] if unused else []
+    never = [
+        f"{judge} in {ratings.dimensions[i]}: {', '.join(str(ratings.scale[k]) for k in np.delete(used[i], own[i]))}"
+        for judge, own in zip(ratings.judges, levels, strict=True)
+        for i in range(d)
+        if len(own[i]) < len(used[i])
+    ]
+    notes += [f"scores that a judge never gives, left out of its scale: {'; '.join(never)}"] if never else []
     order, group = _groups(ratings, options, cell)
     data: dict[str, Any] = {"M": m, "J": j, "D": d, "C": len(ratings.criteria), "K": len(ratings.scale)}
     data |= {"B": len(items), "E": len(cells), "N": len(ratings), "G": len(group["first"]), "P": len(pairs)}
     data |= {"steps": [len(c) - 1 for c in used], "score": [_padded(c - c[0], len(ratings.scale)) for c in used]}
+    data |= {"levels": [[len(own) for own in judge] for judge in levels]}
+    data |= {"level": [[_padded(own + 1, len(ratings.scale)) for own in judge] for judge in levels]}
+    rated = np.zeros((j, d), bool)
+    rated[ratings.judge, ratings.dimension] = True
+    steps = [[max(len(own) - 2, 0) * int(rated[i, k] and j > 1) for k, own in enumerate(levels[i])] for i in range(j)]
+    data |= {"own_steps": steps}
     data |= _segments("item", items // len(ratings.items), d) | _segments("cell", cell_dimension, d)
     data |= _segments("criterion", criterion_dimension[criterion], d)
     data |= {"cell_ability": cell_dimension * m + ratings.response_model[cell_response] + 1}
     data |= {"cell_item": cell_item + 1, "cell_length": ratings.response_length[cell_response]}
     data |= group | {"criterion": np.argsort(criterion)[group["criterion"]] + 1}
-    data |= {"y": _category_in_use(ratings, used)[order] + 1, "cell": cell[order] + 1}
+    data |= {"y": _category_in_use(ratings, used, levels)[order] + 1, "cell": cell[order] + 1}
     data |= {"pair": pair[order] + 1 if len(pairs) else []}
     data |= {"use_alpha": alpha, "use_u": u, "use_length": options.length, "use_order": options.order}
     data |= {"use_own_family": options.self_family, "use_own_model": options.self_model}
     data |= {"use_threads": options.threads > 1}
-    precision = _precision(data, ratings)
-    data |= {f"centre_{block}": _centring(precision[block], SCALES.get(block, SCALE)) for block in CENTRED}
-    data["centre_theta"] = data["centre_theta"] > 0.5
-    data["centre_u"] *= len(cells) >= FEW_CELLS * d
+    precision = _precision(data, scales, cell_response, cell_dimension)
+    data |= {f"centre_{block}": _centring(precision[block], getattr(scales, block)) for block in CENTRED}
+    # Judges who differ much in discrimination leave the common scale loose: centred effects must all follow it.
+    data["centre_u"] = _centring(precision["u"], scales.u[cell_dimension]) * min(1.0, (ALIKE / scales.alpha) ** 2)
+    data["centre_theta"] = bool(np.mean(data["centre_theta"]) > 0.5)
     data |= _anchors(ratings, options, items, alpha, u)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
         data=data,
-        blocks=tuple(_blocks(data, ratings, used, precision)),
+        blocks=tuple(_blocks(data, ratings, used, precision, scales)),
         used=used,
+        levels=levels,
         cell_response=cell_response,
         cell_dimension=cell_dimension,
         item=items % len(ratings.items),
@@ -223,87 +240,93 @@ def _anchors(ratings: Ratings, options: Options, items: Ints, alpha: bool, u: bo
     }
 
 
-def _precision(data: dict[str, Any], ratings: Ratings) -> dict[str, float]:
-    """What the ratings say about one effect of each block, other effects given: inverse variance in logits."""
-    m, j, d, e, n = (data[k] for k in "MJDEN")
-    spread = np.mean([np.var(ratings.category[ratings.dimension == i]) for i in range(d)])
-    rating = float(np.clip(0.5 * spread, 0.1, 2.0))
-    cell = 1 / (1 / (rating * n / e) + data["use_u"] * SCALE**2)
-    judge = n / (j * d)
+def _precision(data: dict[str, Any], scales: Scales, response: Ints, dimension: Ints) -> dict[str, Any]:
+    """What the ratings say about one effect of each block, other effects given: inverse variance in logits.
+
+    Of `response` and `dimension` of each cell; [D] for effects that have a spread per dimension, [E] for u.
+    """
+    m, j, d = data["M"], data["J"], data["D"]
+    items = np.subtract(data["item_last"], data["item_first"]) + 1
+    of_cell = np.maximum(scales.information[response, dimension], LEAST)
+    cell = 1 / (1 / of_cell + data["use_u"] * scales.u[dimension] ** 2)
+    per_dimension = np.bincount(dimension, cell, minlength=d)
+    total = float(of_cell.sum())
     return {
-        "rating": rating,
-        "cell": cell,
-        "u": rating * n / e,
-        "theta": cell * e / (m * d),
-        "beta": cell * e / data["B"],
-        "severity": rating * n / j,
-        "dev": rating * judge,
-        "tau": TAU_INFORMATION * judge,
-        "alpha": rating * n / j,
+        "u": of_cell,
+        "dimension": per_dimension,
+        "theta": per_dimension / m,
+        "beta": per_dimension / items,
+        "total": total,
+        "severity": total / j,
+        "dev": total / (j * d),
+        "tau": TAU_INFORMATION * data["N"] / (j * d),
+        "alpha": total / j,
     }
 
 
-def _centring(precision: float, scale: float = SCALE) -> float:
+def _centring(precision: Any, scale: Any) -> Any:
     """How far to centre a block: the square of the data's share in the posterior precision (measured: mixes best)."""
     return (precision / (precision + 1 / scale**2)) ** 2
 
 
 def _blocks(
-    data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...], precision: dict[str, float]
+    data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...], precision: dict[str, Any], scales: Scales
 ) -> list[tuple[str, Floats, Floats]]:
-    """Scales start at SCALE, effects at 0, thresholds at the log odds of neighbouring scores; variances from counts."""
-    m, j, d, e, n = (data[k] for k in "MJDEN")
+    """Scales start as given, effects at 0, thresholds at the log odds of neighbouring scores; variances from counts."""
+    m, j, d = (data[k] for k in "MJD")
     free = sum(data["steps"]) - d
-    anchored, judges_anchored, u = sum(data["items_anchored"]), data["judges_anchored"], data["use_u"]
+    items_anchored, judges_anchored = np.array(data["items_anchored"], int), data["judges_anchored"]
+    cells, items = (np.subtract(data[f"{x}_last"], data[f"{x}_first"]) + 1 for x in ("cell", "item"))
     counts = [np.bincount(ratings.category[ratings.dimension == i])[c] for i, c in enumerate(used)]
     logits = [np.diff(np.log(c)) for c in counts]  # log P(l) / P(l - 1) over all ratings of the dimension
-    rating, cell = precision["rating"], precision["cell"]
 
-    def effects(size: int, precision: float, centring: float = 1.0, scale: float = SCALE) -> tuple[Floats, Floats]:
-        variance = 1 / (1 / scale**2 + precision) / scale ** (2 * (1 - centring))  # of effect / scale^(1 - centring)
-        return np.zeros(size), np.full(size, variance)
+    def effects(size: Any, precision: Any, centring: Any = 1.0, scale: Any = SPREAD) -> tuple[Floats, Floats]:
+        """`size` effects of each kind; variance of effect / scale^(1 - centring)."""
+        variance = 1 / (1 / np.square(scale) + precision) / np.power(scale, 2 * (1 - np.asarray(centring)))
+        variances = np.repeat(np.broadcast_to(variance, np.shape(size)), size)
+        return np.zeros(len(variances)), variances
 
     def judge_effects(block: str, size: int, anchored: bool) -> tuple[Floats, Floats]:
-        return effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], SCALES[block])
+        return effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], getattr(scales, block))
 
-    def scales(size: int, levels: float) -> tuple[Floats, Floats]:
-        return np.full(size, SCALE), np.full(size, 1 / (2 * max(levels, 1)))
+    def spread(start: Any, there: Any, levels: Any) -> tuple[Floats, Floats]:
+        """A scale per dimension, or one, where the block is there; its variance is that of its logarithm."""
+        size = np.size(start) * int(there)
+        variance = np.broadcast_to(1 / (2 * np.maximum(levels, 1)), np.shape(np.atleast_1d(start)))
+        return np.atleast_1d(np.asarray(start, float))[:size], variance[:size]
 
-    corr = d * (d - 1) // 2
-    tau = np.concatenate([_helmert(-x) for x in logits])
+    corr, deviations = d * (d - 1) // 2, int(np.sum(data["own_steps"]))
+    use_u, use_alpha, beta_free = data["use_u"], data["use_alpha"], items - 1 + items_anchored
+    has_dev = (j > 1 and d > 1) or judges_anchored
+    total, per_dimension = precision["total"], precision["dimension"]
+    u, one = precision["u"], np.ones(d, int)
     found = [
-        ("mu", np.array([x.mean() for x in logits]), np.full(d, d / (cell * e) + 0.01)),
-        ("s_theta", *scales(d, m)),
+        ("mu", np.array([x.mean() for x in logits]), 1 / per_dimension + 0.01),
+        ("s_theta", *spread(scales.theta, True, m)),
         ("L_theta", np.zeros(corr), np.full(corr, 1 / m)),
-        ("theta_raw", *effects((m - 1) * d, precision["theta"], data["centre_theta"])),
-        ("s_beta", *scales(d, data["B"] / d)),
-        ("beta_raw", *effects(data["B"] - d + anchored, precision["beta"], data["centre_beta"])),
-        ("beta_mean", *effects(d * (anchored > 0), cell * e / d)),
-        ("s_severity", *scales(int(j > 1 or judges_anchored), j)),
+        ("theta_raw", *effects((m - 1) * one, precision["theta"], data["centre_theta"], scales.theta)),
+        ("s_beta", *spread(scales.beta, True, items)),
+        ("beta_raw", *effects(beta_free, precision["beta"], data["centre_beta"], scales.beta)),
+        ("beta_mean", *effects(one * (items_anchored.sum() > 0), per_dimension)),
+        ("s_severity", *spread(scales.severity, j > 1 or judges_anchored, j)),
         ("severity_raw", *judge_effects("severity", j if judges_anchored else j - 1, judges_anchored)),
-        ("s_dev", *scales(int((j > 1 and d > 1) or judges_anchored), j * d)),
-        (
-            "dev_raw",
-            *judge_effects("dev", j * d if judges_anchored else (j - 1) * (d - 1), judges_anchored),
-        ),
-        ("severity_mean", *effects(d * judges_anchored, rating * n / d)),
-        ("s_alpha", *scales(int(data["use_alpha"]), j)),
-        (
-            "alpha_raw",
-            *judge_effects("alpha", (j - 1 + data["alphas_anchored"]) * data["use_alpha"], data["alphas_anchored"]),
-        ),
-        ("delta_raw", *effects(data["C"] - d, rating * n / data["C"])),
-        ("tau_raw", tau, np.full(free, 1 / (1 + precision["tau"] * j))),
-        ("s_tau", *scales(int(j > 1 and free > 0), j * free)),
-        ("tau_dev_raw", *judge_effects("tau", (j - 1) * free, False)),
-        ("length", *effects(d * data["use_length"], cell * e / d)),
-        ("order", *effects(data["use_order"], rating * n / 4)),
-        ("own_family_effect", *effects(data["use_own_family"], rating * n / 10)),
-        ("own_model_effect", *effects(data["use_own_model"], rating * n / 20)),
-        ("s_halo", *scales(int(data["P"] > 0), data["P"] / 10)),
-        ("halo_raw", *effects(data["P"], rating * n / max(data["P"], 1), 0)),
-        ("s_u", *scales(d * u, e / d / 10)),
-        ("u_raw", *effects(e * u, precision["u"], data["centre_u"])),
+        ("s_dev", *spread(scales.dev, has_dev, j * d)),
+        ("dev_raw", *judge_effects("dev", j * d if judges_anchored else (j - 1) * (d - 1), judges_anchored)),
+        ("severity_mean", *effects(one * judges_anchored, total / d)),
+        ("s_alpha", *spread(scales.alpha, use_alpha, j)),
+        ("alpha_raw", *judge_effects("alpha", (j - 1 + data["alphas_anchored"]) * use_alpha, data["alphas_anchored"])),
+        ("delta_raw", *effects(data["C"] - d, total / data["C"])),
+        ("tau_raw", np.concatenate([_helmert(-x) for x in logits]), np.full(free, 1 / (1 + precision["tau"] * j))),
+        ("s_tau", *spread(scales.tau, deviations > 0, deviations)),
+        ("kappa_raw", *judge_effects("tau", deviations, False)),
+        ("length", *effects(one * data["use_length"], per_dimension)),
+        ("order", *effects(data["use_order"], total / 4)),
+        ("own_family_effect", *effects(data["use_own_family"], total / 10)),
+        ("own_model_effect", *effects(data["use_own_model"], total / 20)),
+        ("s_halo", *spread(SPREAD, data["P"] > 0, data["P"] / 10)),
+        ("halo_raw", *effects(data["P"], total / max(data["P"], 1), 0.0)),
+        ("s_u", *spread(scales.u, use_u, cells / 10)),
+        ("u_raw", *effects(use_u * np.ones(len(u), int), precision["u"], data["centre_u"], np.repeat(scales.u, cells))),
     ]
     return [(name, np.asarray(values, float), np.asarray(variances, float)) for name, values, variances in found]
 
@@ -319,15 +342,17 @@ def _segments(name: str, dimension: Ints, d: int) -> dict[str, Ints]:
     return {f"{name}_first": first + 1, f"{name}_last": np.searchsorted(dimension, np.arange(d), side="right")}
 
 
-def _category_in_use(ratings: Ratings, used: tuple[Ints, ...]) -> Ints:
-    position = np.zeros((len(used), len(ratings.scale)), np.int64)
-    for d, categories in enumerate(used):
-        position[d, categories] = np.arange(len(categories))
-    return position[ratings.dimension, ratings.category]
+def _category_in_use(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[Ints, ...], ...]) -> Ints:
+    """[N] each rating's place among the categories that its judge gives."""
+    position = np.zeros((len(levels), len(used), len(ratings.scale)), np.int64)
+    for j, judge in enumerate(levels):
+        for d, own in enumerate(judge):
+            position[j, d, used[d][own]] = np.arange(len(own))
+    return np.asarray(position[ratings.judge, ratings.dimension, ratings.category])
 
 
-def _padded(values: Ints, size: int) -> list[float]:
-    return [*map(float, values), *[0.0] * (size - len(values))]
+def _padded(values: Ints, size: int) -> list[int]:
+    return [*map(int, values), *[0] * (size - len(values))]
 
 
 def _json(value: Any) -> Any:

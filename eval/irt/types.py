@@ -86,7 +86,8 @@ class Posterior:
 
     theta [M, D] ability | mu [D] | severity [J, D] total of judge and judge x dimension | severity_judge [J]
     log_alpha [J] | beta [Q, D] difficulty (nan where the item was not rated in d) | delta [C] criterion difficulty
-    tau [J, D, K-1] thresholds (nan where a category is unused) | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau,
+    tau [J, D, K-1] thresholds (nan where a judge does not use the score), tau_average [D, K-1] of the average
+    one | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau (of deviations in log odds),
     s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
     | u [R, D] response effects, thinned, only where kept. Names of terms that are switched off are absent.
     """

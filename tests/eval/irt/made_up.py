@@ -54,6 +54,7 @@ def made_up(
         "s_beta": np.full(D, 0.7),
         "s_severity": np.array(0.5),
     } | {name: np.asarray(value, dtype=float) for name, value in truth.items()}
+    values.setdefault("tau_average", values["tau"].mean(axis=0))
     if s_u:
         values["s_u"] = np.full(D, s_u)
         values["u"] = rng.normal(0, s_u, (M * Q, D))

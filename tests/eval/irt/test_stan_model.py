@@ -15,6 +15,7 @@ import pytest
 from eval.irt.chains import read_csv
 from eval.irt.cmdstan import compile_model
 from eval.irt.encode import encode
+from eval.irt.scales import guessed
 from eval.irt.simulate import Spec, simulate
 from eval.irt.stan_data import Problem, build, starts
 from eval.irt.types import Floats, Options, Ratings
@@ -42,6 +43,7 @@ CASES = {
     ),
     "threads": (Spec(models=3, items=4, dimensions=2, judges=3), {"threads": 2}),
     "an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {}),
+    "a category that one judge never gives": (Spec(models=3, items=20, dimensions=2, judges=3, categories=4), {}),
 }
 
 
@@ -51,8 +53,10 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
     table, _ = simulate(spec, 11)
     if case == "an unused category":
         table.loc[(table["score"] == 2) & (table["dimension"] == table["dimension"].iloc[0]), "score"] = 3
+    if case == "a category that one judge never gives":
+        table.loc[(table["score"] == 2) & (table["judge"] == table["judge"].iloc[0]), "score"] = 1
     options, ratings = Options(**switches), encode(table)
-    problem = build(ratings, options)
+    problem = build(ratings, options, guessed(ratings))
     rng = np.random.default_rng(0)
     first = starts(problem, rng)
     second = {name: moved(name, value, rng) for name, value in first.items()}
@@ -61,14 +65,15 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
         found = at_start(problem, start, options, tmp_path / str(number))
         density.append(float(found["lp__"][0, 0]))
         likelihood.append(log_likelihood(ratings, problem, options, {k: v[0] for k, v in found.items()}))
-        prior.append(log_prior(start, problem) + log_prior_of_u(problem, {k: v[0] for k, v in found.items()}))
+        draw = {k: v[0] for k, v in found.items()}
+        prior.append(log_prior(start, problem) + log_prior_of_u(problem, draw) + log_prior_of_thresholds(problem, draw))
     change = likelihood[1] - likelihood[0]
-    assert abs(change) > 1
+    assert abs(change) > 0.3
     assert density[1] - density[0] == pytest.approx(change + prior[1] - prior[0], rel=1e-6, abs=1e-4)
 
 
 def moved(name: str, value: Any, rng: np.random.Generator) -> Any:
-    if name not in NORMAL and name != "u_raw":
+    if name not in NORMAL and name not in ("u_raw", "kappa_raw"):
         return value
     values = np.asarray(value, float)
     return (values + 0.7 * rng.standard_normal(values.shape)).tolist()
@@ -94,6 +99,24 @@ def log_prior_of_u(problem: Problem, found: dict[str, Floats]) -> float:
     return -0.5 * float(np.sum((effects(problem, found) / found["s_u"][problem.cell_dimension]) ** 2))
 
 
+def log_prior_of_thresholds(problem: Problem, found: dict[str, Floats]) -> float:
+    """Deviations of each judge's thresholds, in log odds, from the common ones: normal with sd s_tau, and no mean."""
+    total, at = 0.0, 0
+    for d, used in enumerate(problem.used):
+        common = np.concatenate([[0.0], np.cumsum(found["tau"][at : at + len(used) - 1])])
+        for j, judge in enumerate(problem.levels):
+            given = judge[d]
+            alpha = np.exp(found["log_alpha"][j]) if "log_alpha" in found else 1.0
+            own = found["kappa"][j, at : at + len(used) - 1]
+            deviation = own[given[1:] - 1] - alpha * np.diff(common[given])
+            assert deviation.sum() == pytest.approx(0, abs=1e-8)
+            assert np.delete(own, given[1:] - 1) == pytest.approx(0)
+            if problem.data["own_steps"][j][d]:
+                total -= 0.5 * float(np.sum((deviation / found["s_tau"][0]) ** 2))
+        at += len(used) - 1
+    return total
+
+
 def effects(problem: Problem, found: dict[str, Floats]) -> Floats:
     """u of each cell: its partly centred raw value less the share of the cell's expectation that was put into it."""
     share, u = problem.data["centre_u"], []
@@ -103,7 +126,7 @@ def effects(problem: Problem, found: dict[str, Floats]) -> Floats:
         middle = found["mu"][d] + found["theta"][m, d] - found["beta"][problem.data["cell_item"][e] - 1]
         if "length" in found:
             middle += found["length"][d] * problem.data["cell_length"][e]
-        u.append((found["u_raw"][e] - share * middle) * found["s_u"][d] ** (1 - share))
+        u.append((found["u_raw"][e] - share[e] * middle) * found["s_u"][d] ** (1 - share[e]))
     return np.array(u)
 
 
@@ -153,11 +176,12 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
         if options.self_model and ratings.own_model[n]:
             place += found["own_model_effect"][0]
         alpha = np.exp(found["log_alpha"][j]) if "log_alpha" in found else 1.0
-        used = problem.used[d]
+        given = problem.levels[j][d]
+        used = problem.used[d][given]
         logits = [0.0]
         for k in range(1, len(used)):
-            passed = found["tau"][j, step_first[d] + k - 1]
-            logits.append(logits[-1] + alpha * ((used[k] - used[k - 1]) * place - passed))
+            passed = found["kappa"][j, step_first[d] + given[k] - 1]
+            logits.append(logits[-1] + alpha * (used[k] - used[k - 1]) * place - passed)
         chosen = list(used).index(ratings.category[n])
         total += logits[chosen] - float(np.logaddexp.reduce(logits))
     return total
@@ -166,7 +190,8 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
 def test_tables_with_gaps_are_read_as_they_are() -> None:
     table, _ = simulate(CASES["gmfrm, 5 categories"][0], 11)
     thinned = pd.concat([table.iloc[::3], table.iloc[1::7]]).drop_duplicates()
-    problem = build(encode(thinned), Options(response_effect=False))
+    ratings = encode(thinned)
+    problem = build(ratings, Options(response_effect=False), guessed(ratings))
     assert problem.data["N"] == len(thinned) and sum(
         np.subtract(problem.data["last"], problem.data["first"]) + 1
     ) == len(thinned)

@@ -108,7 +108,11 @@ def test_fair_averages_grow_with_ability_and_stay_on_the_scale(found: Findings) 
 def test_fair_averages_leave_unused_scores_out() -> None:
     p = made_up(items=6)
     tau = np.broadcast_to(np.array([0.3, np.nan, np.nan, np.nan]), p.draws["tau"].shape)
-    p = replace(p, draws=p.draws | {"tau": tau}, ratings=replace(p.ratings, category=p.ratings.category % 2))
+    p = replace(
+        p,
+        draws=p.draws | {"tau": tau, "tau_average": tau[:, :, 0]},
+        ratings=replace(p.ratings, category=p.ratings.category % 2),
+    )
     assert ((fair_averages(p) > 1) & (fair_averages(p) < 2)).all()
 
 

@@ -1,0 +1,65 @@
+"""How large effects are and how much a rating tells: guessed at first, then measured by a short pilot chain.
+
+They decide how far each block of `model.stan` is centred and where its metric starts. The posterior does not depend on
+them, the time to reach it does: the best centring of a block follows from the ratio of its spread to its precision
+(Papaspiliopoulos et al. 2007), and both differ by an order of magnitude between data sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.irt.fit_statistics import information
+from eval.irt.types import Floats, Posterior, Ratings
+
+SPREAD = 0.7
+"""First guess of the spread of abilities, difficulties and response effects, in logits."""
+LEAST = 0.02
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scales:
+    """Standard deviations of effects in logits, and the information of one rating about its response."""
+
+    theta: Floats  # [D]
+    beta: Floats  # [D]
+    u: Floats  # [D]
+    information: Floats  # [R, D] what its ratings tell of each response: inverse variance
+    severity: float = 0.5
+    dev: float = 0.25
+    tau: float = 0.25
+    alpha: float = 0.35
+
+
+def by_response(ratings: Ratings, each: Floats) -> Floats:
+    """Sums [R, D] of a figure of each rating [N]."""
+    shape = (len(ratings.response_model), len(ratings.dimensions))
+    cell = ratings.response * shape[1] + ratings.dimension
+    sums: Floats = np.bincount(cell, each, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    return sums
+
+
+def guessed(ratings: Ratings) -> Scales:
+    d = len(ratings.dimensions)
+    spread = np.full(d, SPREAD)
+    variance = np.array([np.var(ratings.category[ratings.dimension == i]) for i in range(d)])
+    each = np.clip(0.5 * variance, 0.1, 2.0)[ratings.dimension]
+    return Scales(theta=spread, beta=spread, u=spread, information=by_response(ratings, each))
+
+
+def measured(pilot: Posterior, before: Scales) -> Scales:
+    """Means over the pilot's draws; what the model lacks stays as it was."""
+
+    def mean(name: str, otherwise: Floats | float) -> Floats:
+        found = pilot.flat(f"s_{name}").mean(axis=0) if f"s_{name}" in pilot.draws else np.asarray(otherwise)
+        return np.asarray(np.maximum(found, LEAST), dtype=np.float64)
+
+    return Scales(
+        theta=mean("theta", before.theta),
+        beta=mean("beta", before.beta),
+        u=mean("u", before.u),
+        information=by_response(pilot.ratings, information(pilot)),
+        **{name: float(mean(name, getattr(before, name))) for name in ("severity", "dev", "tau", "alpha")},
+    )
