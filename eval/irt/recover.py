@@ -18,6 +18,7 @@ import pandas as pd
 from rich.table import Table
 from scipy.stats import kstest
 
+from eval.irt.cmdstan import MODEL
 from eval.irt.simulate import Spec, simulate
 from eval.irt.types import Floats, Options, Posterior
 
@@ -74,7 +75,7 @@ def recover(
 ) -> RecoveryReport:
     """Simulate and fit `replications` data sets with seeds from `seed` on; `progress` gets (done, of).
 
-    Each replication is one JSON line in `folder`, in a file of this spec and these options: a study that was stopped
+    Each replication is one JSON line in `folder`, in a file of this spec, these options and this model: a study that was stopped
     goes on where it was, and a longer one reuses the shorter. Raises DesignError for a spec that is not identified.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def _replicate(spec: Spec, options: Options, seed: int) -> dict[str, Any]:
 
 
 def _fingerprint(spec: Spec, options: Options) -> str:
-    text = json.dumps([asdict(spec), asdict(options)], sort_keys=True)
+    text = json.dumps([asdict(spec), asdict(options), MODEL.read_text(encoding="utf-8")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
