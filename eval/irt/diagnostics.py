@@ -218,6 +218,12 @@ def _structural(posterior: Posterior, gated: pd.DataFrame) -> tuple[list[str], l
             why if isinstance(why, str) else "the data do not support intervals: each response has one rating"
         )
         advice.append("let a second judge rate the responses, or repeat the ratings")
+    r = posterior.ratings
+    if posterior.options.response_effect is False and len(r) > len(
+        np.unique(r.response * len(r.dimensions) + r.dimension)
+    ):
+        reasons.append("responses were rated more than once and have no response effect: intervals are far too narrow")
+        advice.append("fit again without --no-response-effect")
     broken = [n for n, draws in posterior.draws.items() if n != "u" and _partly_nan(draws)]
     if broken:
         reasons.append(f"some draws of {', '.join(broken)} are not numbers")

@@ -173,6 +173,12 @@ class _Chunk:
         self.variance: Floats = np.maximum(square - self.expected**2, _LEAST_VARIANCE)
 
 
+def _above(replicated: Floats, observed: Floats) -> Floats:
+    """1 where a replication exceeds the observation, 1/2 where it equals it: few ratings have few possible values."""
+    tied = np.isclose(replicated, observed, rtol=1e-9, atol=0)
+    return np.where(tied, 0.5, (replicated > observed).astype(np.float64))
+
+
 class _MeanSquares:
     """Infit and outfit of groups of ratings, summed up over draws."""
 
@@ -188,7 +194,7 @@ class _MeanSquares:
             information = self.sum @ variance
             infit, infit_new = (self.sum @ square / information for square in (observed, replicated))
             outfit, outfit_new = (self.sum @ (square / variance) / self.n for square in (observed, replicated))
-        both = (infit, infit_new >= infit, outfit, outfit_new >= outfit)
+        both = (infit, _above(infit_new, infit), outfit, _above(outfit_new, outfit))
         self.totals += [values.sum(axis=1) for values in both]
         self.draws += variance.shape[1]
 

@@ -28,9 +28,9 @@ from eval.irt.ability import (
 )
 from eval.irt.diagnostics import diagnostics, gate
 from eval.irt.drift import drift
-from eval.irt.fit_statistics import FitStatistics, fit_statistics
+from eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
 from eval.irt.judges import judge_table
-from eval.irt.types import Findings, Floats, Posterior, Ratings
+from eval.irt.types import Bools, Findings, Floats, Posterior, Ratings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,7 +68,7 @@ def findings(posterior: Posterior, base: str | None = None, before: Posterior | 
         "reliability": reliability_table(posterior),
         "reversals": reversal_table(posterior, fair),
         "judges": judge_table(posterior, statistics),
-        "severity": _crossed("severity", posterior.flat("severity"), judge=r.judges, dimension=r.dimensions),
+        "severity": _severity(posterior),
         "criteria": _criteria(posterior),
         "items": _items(posterior, statistics),
         "thresholds": _thresholds(posterior),
@@ -128,14 +128,35 @@ def _items(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
 
 
 def _thresholds(posterior: Posterior) -> pd.DataFrame:
-    """step: the score that the threshold leads to, from the next lower score that is in use."""
+    """step: the score that the threshold leads to, from the next lower score that is in use.
+
+    Where a score between is not used, the odds of the two change by the distance times the location, so that the place
+    where they are even is tau over the distance.
+    """
     r, tau = posterior.ratings, posterior.flat("tau")
+    finite = np.isfinite(tau[0])
+    below = np.where(used_categories(r, finite), np.arange(len(r.scale)), -1)
+    distance = np.arange(1, len(r.scale)) - np.maximum.accumulate(below, axis=-1)[..., :-1]
+    tau = np.where(_rated(r)[..., None], tau / np.where(finite, distance, 1), np.nan)
     frame = _crossed("threshold", tau, judge=r.judges, dimension=r.dimensions, step=tuple(r.scale[1:]))
     disordered = []
     for thresholds in np.moveaxis(tau, 0, -1).reshape(-1, len(r.scale) - 1, len(tau)):
         used = thresholds[np.isfinite(thresholds[:, 0])]
         disordered += [False] * bool(len(used)) + list((np.diff(used, axis=0) < 0).mean(axis=1) > DISORDER)
     return frame.assign(disordered=np.array(disordered, dtype=bool))
+
+
+def _severity(posterior: Posterior) -> pd.DataFrame:
+    r = posterior.ratings
+    draws = np.where(_rated(r), posterior.flat("severity"), np.nan)
+    return _crossed("severity", draws, judge=r.judges, dimension=r.dimensions)
+
+
+def _rated(ratings: Ratings) -> Bools:
+    """[J, D] judges that rated in a dimension; of the others the draws hold no more than the prior."""
+    found = np.zeros((len(ratings.judges), len(ratings.dimensions)), dtype=bool)
+    found[ratings.judge, ratings.dimension] = True
+    return found
 
 
 def _effects(posterior: Posterior) -> pd.DataFrame:
@@ -272,7 +293,8 @@ def terminal(found: Findings) -> list[RenderableType]:
 
     ability, judges = found.tables["ability"], found.tables["judges"]
     dimensions = list(dict.fromkeys(ability["dimension"]))
-    models = Table("model", *dimensions, title="Ability in logits, 95 % interval", title_justify="left")
+    doubt = "" if found.gate["green"] else " (no claim, see below)"
+    models = Table("model", *dimensions, title=f"Ability in logits, 95 % interval{doubt}", title_justify="left")
     for model, rows in ability.groupby("model", sort=False):
         cells = {row.dimension: _estimate(row, "ability") for row in rows.itertuples()}
         models.add_row(Text(str(model)), *(cells[d] for d in dimensions))

@@ -24,7 +24,7 @@ TERMS = {
     "own_model": "own model",
     "length": "length (per sd)",
     "order": "listing order",
-    "halo sd": "halo (sd)",
+    "halo": "halo (sd)",
 }
 PARAMETERS = {
     "mu": "mean level",

@@ -16,6 +16,7 @@ from scipy.special import expit
 
 from dpeer.errors import ConfigError
 from eval.irt.ability import fair_averages, rank_table, raw_means, reliability_table, reversal_table
+from eval.irt.fit_statistics import category_offsets, probabilities
 from eval.irt.tables import claims, findings, terminal, write_tables
 from eval.irt.types import Findings, Options, Posterior
 
@@ -329,3 +330,35 @@ def test_a_real_fit_has_every_table_and_its_model_describes_its_data(tmp_path: P
     assert found.tables["diagnostics"]["rhat"].max() < 1.1
     write_tables(found, tmp_path)
     assert len(pd.read_csv(tmp_path / "ability.csv")) == 8
+
+
+def test_a_threshold_across_an_unused_score_is_where_the_two_are_even() -> None:
+    tau = np.tile([-1.0, np.nan, 3.0, 1.8], (3, 2, 1))
+    p = made_up(items=6)
+    category = np.where(p.ratings.category == 2, 3, p.ratings.category)
+    p = replace(
+        p,
+        draws=p.draws | {"tau": np.broadcast_to(tau, p.draws["tau"].shape)},
+        ratings=replace(p.ratings, category=category),
+    )
+    table = findings(p).tables["thresholds"]
+    assert list(table["threshold"][:3]) == pytest.approx([-1.0, 1.5, 1.8]) and not table["disordered"].any()
+    offsets = category_offsets(p, np.array([0]))[:, :, :, 0]
+    even = probabilities(np.full(offsets.shape[:2], 1.5), np.moveaxis(offsets, -1, 0))
+    assert even[3] == pytest.approx(even[1])
+
+
+def test_what_a_judge_never_rated_is_not_shown_as_measured() -> None:
+    found = findings(made_up(items=6, noise=0.1, keep=lambda c: (c["judge"] > 0) | (c["dimension"] == 0)))
+    for name in ("severity", "thresholds"):
+        pairs = found.tables[name][["judge", "dimension"]].drop_duplicates().to_numpy().tolist()
+        assert ["judge0", "T"] in pairs and ["judge0", "A"] not in pairs and ["judge1", "A"] in pairs
+
+
+def test_a_fit_that_was_told_to_ignore_responses_makes_no_claim(fitted: Posterior) -> None:
+    draws = {name: values for name, values in fitted.draws.items() if name not in ("u", "s_u")}
+    told = replace(fitted, draws=draws, options=Options(response_effect=False))
+    assert claims(findings(told)) == []
+    reasons = findings(told).gate["reasons"]
+    assert any("no response effect" in reason for reason in reasons)
+    assert "(no claim" in shown(findings(told))
