@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV, JSONL or Parquet file.", metavar="RATINGS")]
+Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV or Parquet file.", metavar="RATINGS")]
 TERMS = {"halo": "halo", "length": "length", "order": "order", "own-family": "self_family", "own-model": "self_model"}
 Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {', '.join(TERMS)}; repeat.")]
 Settings = Annotated[
@@ -51,6 +51,18 @@ def fit(
     anchor: Annotated[
         Path | None, typer.Option(help="Folder of an earlier fit: hold its judges and items in place.", metavar="FIT")
     ] = None,
+    anchor_sd: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Logits by which an anchor may move, 0: not at all. Default: its earlier posterior sd."
+        ),
+    ] = None,
+    not_anchor: Annotated[
+        list[str] | None, typer.Option(help="Judge or item of the earlier fit that is no anchor, e.g. drifted; repeat.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
+    ] = None,
 ) -> None:
     """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html."""
     from eval.irt.types import Options
@@ -64,11 +76,11 @@ def fit(
         threads=threads,
         seed=seed,
         approx=approx,
-        anchors=_anchors(anchor),
+        anchors=_anchors(anchor, anchor_sd, tuple(not_anchor or ())),
         **_terms(terms),
     )
     console = Console(highlight=False)
-    show(*run_fit(table, output, options, base, tuple(dimension or ()), console), console)
+    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale)), console)
 
 
 def run_fit(
@@ -78,14 +90,18 @@ def run_fit(
     base: str | None,
     dimensions: tuple[str, ...],
     console: Console,
+    scale: tuple[int, ...] | None = None,
 ) -> tuple[Findings, Path]:
     """Encode, check the design, sample, write everything into `output`; returns the findings and the page."""
+    from dpeer.errors import ConfigError
     from eval.irt.design import check
     from eval.irt.encode import encode
     from eval.irt.fit import fit as sample
     from eval.irt.fit import save
 
-    ratings = encode(table, dimensions or None)
+    ratings = encode(table, dimensions or None, scale)
+    if base is not None and base not in ratings.models:
+        raise ConfigError(f"base {base} has no usable rating; choose one of {', '.join(ratings.models)}")
     console.print(
         f"{len(ratings):,} ratings: {len(ratings.models)} models, {len(ratings.items)} items, "
         f"{len(ratings.judges)} judges, {len(ratings.dimensions)} dimensions"
@@ -136,9 +152,12 @@ def report(
     ] = None,
 ) -> None:
     """Write tables, figures and report.html of a fit again."""
+    from eval.irt.design import check
     from eval.irt.fit import load
 
-    show(*conclude(load(folder), folder, base, (), load(before) if before else None), Console(highlight=False))
+    posterior = load(folder)
+    warnings = tuple(str(w) for w in check(posterior.ratings, posterior.options).warnings)
+    show(*conclude(posterior, folder, base, warnings, load(before) if before else None), Console(highlight=False))
 
 
 @app.command()
@@ -237,11 +256,34 @@ def _terms(given: list[str] | None) -> dict[str, Any]:
     return {TERMS[t]: True for t in given or ()}
 
 
-def _anchors(folder: Path | None) -> dict[str, object] | None:
+def _anchors(folder: Path | None, sd: float | None, without: tuple[str, ...]) -> dict[str, object] | None:
+    """All judges and items of the earlier fit but those `without`."""
+    from dpeer.errors import ConfigError
+
     if folder is None:
+        if sd is not None or without:
+            raise ConfigError("--anchor-sd and --not-anchor need --anchor FIT, the earlier fit")
         return None
     from eval.irt.anchors import anchors_from
     from eval.irt.fit import load
 
     earlier = load(folder)
-    return anchors_from(earlier, judges=earlier.ratings.judges, items=earlier.ratings.items)
+    judges, items = earlier.ratings.judges, earlier.ratings.items
+    if unknown := sorted(set(without) - {*judges, *items}):
+        raise ConfigError(f"--not-anchor {unknown[0]}: the earlier fit has no judge or item of that name")
+    kept_judges, kept_items = ([name for name in names if name not in without] for names in (judges, items))
+    return anchors_from(earlier, kept_judges, kept_items, sd)
+
+
+def _scale(given: str | None) -> tuple[int, ...] | None:
+    """E.g. 1-5."""
+    import re
+
+    from dpeer.errors import ConfigError
+
+    if given is None:
+        return None
+    found = re.fullmatch(r"(-?\d+)-(-?\d+)", given.strip())
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"--scale {given}: write the least and the greatest possible score, e.g. 1-5")
+    return tuple(range(int(found[1]), int(found[2]) + 1))

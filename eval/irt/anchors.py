@@ -44,7 +44,12 @@ def anchors_from(
         "response_effect": bool(posterior.facts["response_effect"]),
         "mu": dict(zip(dimensions, posterior.flat("mu").mean(axis=0).tolist(), strict=True)),
         "judges": {
-            j: {d: pair(severity[:, ratings.judges.index(j), k]) for k, d in enumerate(dimensions)} for j in judges
+            j: {
+                d: pair(severity[:, ratings.judges.index(j), k])
+                for k, d in enumerate(dimensions)
+                if ratings.judge_rated[ratings.judges.index(j), k]
+            }
+            for j in judges
         },
         "items": {},
         "log_alpha": {},

@@ -71,4 +71,6 @@ def _moments(posterior: Posterior, kind: str, names: list[str], dimensions: list
     rows = np.array([places[name] for name in names], dtype=np.int64)
     columns = np.array([posterior.ratings.dimensions.index(d) for d in dimensions], dtype=np.int64)
     draws = posterior.flat(KINDS[kind])[:, rows[:, None], columns]
+    if kind == "judges":
+        draws = np.where(posterior.ratings.judge_rated[rows[:, None], columns], draws, np.nan)
     return draws.mean(axis=0), draws.var(axis=0)

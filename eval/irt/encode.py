@@ -93,6 +93,7 @@ def _encode(
         own_family=_same(text["model_family"], text["judge_family"]),
         own_model=(text["model"] == text["judge"]).to_numpy() | _same(text["model_hash"], text["judge_hash"]),
         statuses={str(s): int(n) for s, n in counts.sum().items()},
+        unrated={name: lost for name in NAMES if (lost := tuple(sorted(set(texts[name]) - set(text[name]))))},
         status_by_judge={str(j): {str(s): int(n) for s, n in row.items()} for j, row in counts.iterrows()},
     )
 
@@ -101,8 +102,11 @@ def _read(path: Path) -> pd.DataFrame:
     """Columns that matter of a file, or of all Parquet parts below a folder."""
     wanted = {*TEXTS, "score", "sample", "response_length"}
     if path.suffix.lower() == ".csv" and path.is_file():
-        kinds = dict.fromkeys(TEXTS, str)
-        return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values={"score": [""], "response_length": [""]})
+        kinds, empty = dict.fromkeys(TEXTS, str), {"score": [""], "response_length": [""]}
+        try:
+            return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
     if not path.exists() or (path.is_dir() and not any(path.rglob("*.parquet"))):
         raise DataError(f"{path}: no ratings here; give a CSV or Parquet file, or the ratings folder of `dpeer judge`")
     import pyarrow as pa

@@ -18,7 +18,7 @@ from eval.irt.types import Options, Posterior, Ratings
 FORMAT = 1
 SINGLE = ("u",)
 """Draws that are stored in single precision."""
-_NAMES = ("models", "items", "judges", "dimensions", "criteria", "scale", "statuses", "status_by_judge")
+_NAMES = ("models", "items", "judges", "dimensions", "criteria", "scale", "statuses", "status_by_judge", "unrated")
 
 
 def save(posterior: Posterior, folder: Path) -> None:
@@ -82,6 +82,7 @@ def load(folder: Path) -> Posterior:
         criteria=tuple((d, c) for d, c in names["criteria"]),
         statuses=names["statuses"],
         status_by_judge=names["status_by_judge"],
+        unrated={kind: tuple(lost) for kind, lost in names.get("unrated", {}).items()},
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}

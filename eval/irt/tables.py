@@ -30,7 +30,7 @@ from eval.irt.diagnostics import diagnostics, gate
 from eval.irt.drift import drift
 from eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
 from eval.irt.judges import judge_table
-from eval.irt.types import Bools, Findings, Floats, Posterior, Ratings
+from eval.irt.types import Findings, Floats, Posterior, Ratings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -137,7 +137,7 @@ def _thresholds(posterior: Posterior) -> pd.DataFrame:
     finite = np.isfinite(tau[0])
     below = np.where(used_categories(r, finite), np.arange(len(r.scale)), -1)
     distance = np.arange(1, len(r.scale)) - np.maximum.accumulate(below, axis=-1)[..., :-1]
-    tau = np.where(_rated(r)[..., None], tau / np.where(finite, distance, 1), np.nan)
+    tau = np.where(r.judge_rated[..., None], tau / np.where(finite, distance, 1), np.nan)
     frame = _crossed("threshold", tau, judge=r.judges, dimension=r.dimensions, step=tuple(r.scale[1:]))
     disordered = []
     for thresholds in np.moveaxis(tau, 0, -1).reshape(-1, len(r.scale) - 1, len(tau)):
@@ -148,15 +148,8 @@ def _thresholds(posterior: Posterior) -> pd.DataFrame:
 
 def _severity(posterior: Posterior) -> pd.DataFrame:
     r = posterior.ratings
-    draws = np.where(_rated(r), posterior.flat("severity"), np.nan)
+    draws = np.where(r.judge_rated, posterior.flat("severity"), np.nan)
     return _crossed("severity", draws, judge=r.judges, dimension=r.dimensions)
-
-
-def _rated(ratings: Ratings) -> Bools:
-    """[J, D] judges that rated in a dimension; of the others the draws hold no more than the prior."""
-    found = np.zeros((len(ratings.judges), len(ratings.dimensions)), dtype=bool)
-    found[ratings.judge, ratings.dimension] = True
-    return found
 
 
 def _effects(posterior: Posterior) -> pd.DataFrame:

@@ -40,6 +40,8 @@ class Ratings:
     statuses: dict[str, int] = field(default_factory=dict)
     """Rows of the table per status, those left out included."""
     status_by_judge: dict[str, dict[str, int]] = field(default_factory=dict)
+    unrated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Models, items, dimensions and judges (by these words, singular) without any usable rating, and so left out."""
 
     @property
     def model(self) -> Ints:
@@ -50,6 +52,13 @@ class Ratings:
     def item(self) -> Ints:
         """[N]"""
         return self.response_item[self.response]
+
+    @property
+    def judge_rated(self) -> Bools:
+        """[J, D] judges that rated in a dimension; of the others the draws hold no more than the prior."""
+        found = np.zeros((len(self.judges), len(self.dimensions)), dtype=bool)
+        found[self.judge, self.dimension] = True
+        return found
 
     def __len__(self) -> int:
         return len(self.category)

@@ -19,7 +19,8 @@ SHOWN = 6
 @dataclass(frozen=True, slots=True)
 class DesignWarning:
     kind: str
-    """bridge, few_ratings, few_judges, nested_judges, unused_category, constant_judge or common_leniency."""
+    """unrated, single_ratings, bridge, few_ratings, few_judges, nested_judges, unused_category, constant_judge or
+    common_leniency."""
     text: str
 
     def __str__(self) -> str:
@@ -41,6 +42,16 @@ def weaknesses(
     ratings: Ratings, parts: dict[str, Part], items: Bools, judges: Bools, planned: bool
 ) -> Iterator[DesignWarning]:
     """Warnings of a design that was accepted; `items` [D, Q] and `judges` [D, J] mark anchored ones."""
+    for kind, lost in ratings.unrated.items():
+        many = f"{kind}s" if len(lost) > 1 else kind
+        yield DesignWarning("unrated", f"{many} without any usable rating, left out: {names_of(lost)}")
+    cells = ratings.response * len(ratings.dimensions) + ratings.dimension
+    if len(np.unique(cells)) == len(cells):
+        yield DesignWarning(
+            "single_ratings",
+            "every response was rated once per dimension: what is particular to a response cannot be told from a "
+            "judge's noise, so logits are too close to zero; have some responses rated twice",
+        )
     if not judges.any():
         yield DesignWarning(
             "common_leniency",

@@ -60,6 +60,8 @@ def test_plan_only_counts_calls_without_an_engine(tmp_path: Path) -> None:
         (("irt", "fit", "nowhere.parquet"), "nowhere.parquet"),
         (("irt", "fit", "nowhere.parquet", "--model", "3pl"), "must be gmfrm or rasch"),
         (("irt", "fit", "nowhere.parquet", "--with", "haloo"), "known: halo"),
+        (("irt", "fit", "nowhere.parquet", "--scale", "5-1"), "e.g. 1-5"),
+        (("irt", "fit", "nowhere.parquet", "--anchor-sd", "0"), "need --anchor FIT"),
         (("irt", "report", "nowhere"), "nowhere"),
         (("irt", "simulate", "-o", "x.parquet", "--set", "judge=5"), "judges"),
         (("irt", "simulate", "-o", "x.parquet", "--set", "judges=many"), "judges=many"),
@@ -83,6 +85,8 @@ def test_simulated_and_imported_ratings_are_tables_that_a_fit_can_read(tmp_path:
     made = tmp_path / "made.parquet"
     code, output = run("irt", "simulate", "-o", made, "--set", "items=5", "--set", "models=3", "--set", "dimensions=2")
     assert code == 0 and "90 ratings" in output
+    code, output = run("irt", "fit", made, "--base", "nobody")
+    assert code == 1 and "nobody has no usable rating; choose one of model0" in output
     assert len(encode(made)) == 90 and json.loads((tmp_path / "made.truth.json").read_text())["theta"]
     labels, table = tmp_path / "labels.csv", tmp_path / "table.parquet"
     labels.write_text("system,question,who,verdict\na,q1,ann,good\nb,q1,ann,bad\na,q2,bob,what\nb,q2,bob,good\n")

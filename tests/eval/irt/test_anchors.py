@@ -12,6 +12,7 @@ import pytest
 
 from dpeer.errors import ConfigError
 from eval.irt.anchors import anchors_from, check_anchors
+from eval.irt.drift import drift
 from eval.irt.types import Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
@@ -34,6 +35,15 @@ def test_anchors_carry_mean_and_sd(earlier: Posterior) -> None:
 def test_items_are_anchored_only_where_they_were_rated(earlier: Posterior) -> None:
     earlier.draws["beta"][:, :, 2, 1] = np.nan
     assert list(anchors_from(earlier, items=["item2"])["items"]["item2"]) == ["T"]
+
+
+def test_judges_are_anchored_only_where_they_rated(earlier: Posterior) -> None:
+    made = made_up(items=5, noise=0.2, keep=lambda c: (c["judge"] > 0) | (c["dimension"] == 0))
+    anchors = anchors_from(replace(made, facts={"response_effect": False}), judges=["judge0", "judge1"], sd=0.0)
+    assert list(anchors["judges"]["judge0"]) == ["T"] and list(anchors["judges"]["judge1"]) == ["T", "A"]
+    assert {("judge0", "A"), ("judge1", "A")} & set(
+        map(tuple, drift(made, made)[["name", "dimension"]].to_numpy())
+    ) == {("judge1", "A")}
 
 
 def test_unknown_anchors_are_refused(earlier: Posterior) -> None:
