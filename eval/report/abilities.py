@@ -54,12 +54,23 @@ def ability(frames: Frames) -> Iterator[Picture]:
     )
     for dimension, part in by_dimension(frame):
         part = part.sort_values("ability", ascending=False, kind="stable")
-        yield _ability(dimension, part, base, spans[0])
+        yield _ability(dimension, part, base, spans[0], _leads(frames, dimension))
         if base is not None:
             yield _contrast(dimension, part[part["model"] != base], base, spans[1])
 
 
-def _ability(dimension: str, part: pd.DataFrame, base: str | None, xlim: tuple[float, float] | None) -> Picture:
+def _leads(frames: Frames, dimension: str) -> bool:
+    """Some model is first in a dimension, as surely as a finding must be."""
+    found = frames.get("ranks")
+    if found is None:
+        return False
+    first = found[(found["dimension"] == dimension) & (found["rank"] == 1)]
+    return bool((first["probability"] >= SURE).any())
+
+
+def _ability(
+    dimension: str, part: pd.DataFrame, base: str | None, xlim: tuple[float, float] | None, sure: bool
+) -> Picture:
     rows = [
         Interval(
             row.model,
@@ -71,11 +82,12 @@ def _ability(dimension: str, part: pd.DataFrame, base: str | None, xlim: tuple[f
         for row in part.itertuples()
     ]
     first = next(part.itertuples())
+    found = "ability" if sure else "estimate, but is not surely first"
     words = "; ".join(f"{label(row.model)} {estimate(row, 'ability')}" for row in part.itertuples())
     return Picture(
         f"ability_{slug(dimension)}",
         f"{dimension}: abilities",
-        f"{dimension}: {label(first.model)} has the highest ability, {estimate(first, 'ability')}",
+        f"{dimension}: {label(first.model)} has the highest {found}, {estimate(first, 'ability')}",
         f"Dot plot of abilities in logits with 95 % intervals. {words}.",
         intervals(rows, "ability (logits)", xlim=xlim),
         rows_height(len(rows)),

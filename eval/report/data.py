@@ -65,6 +65,7 @@ def _histogram(values: NDArray[np.float64]) -> Paint:
         )
         axes.axvline(0, color=INK, linewidth=1)
         axes.set(xlabel="difficulty (logits; positive = harder)", ylabel="items")
+        axes.locator_params(axis="x", nbins=7)
         axes.locator_params(axis="y", nbins=5, integer=True)
         axes.grid(visible=False, axis="x")
 

@@ -145,7 +145,10 @@ def _against(ability: pd.DataFrame, base: str) -> str:
         fallen = max(worse, key=lambda m: len(worse[m]))
         return f"No model is reliably better than {base}; {fallen} is worse on {where(worse[fallen], total)}"
     rest = f", worse on {listing(worse[best])}" if worse[best] else ""
-    return f"{best} is better than {base} on {where(better[best], total)}{rest}"
+    others_better = sum(bool(found) for model, found in better.items() if model != best)
+    more = f"; {plural(others_better, 'other')} {'is' if others_better == 1 else 'are'} better on some dimension"
+    found = f"{best} is better than {base} on {where(better[best], total)}{rest}"
+    return found + (more if others_better and total > 1 else "")
 
 
 def where(dimensions: Sequence[str], total: int) -> str:

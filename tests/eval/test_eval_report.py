@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from eval.irt.types import Findings
 from eval.report import words
+from eval.report.abilities import ability
 from eval.report.data import connectivity
 from eval.report.frames import COLUMNS, frames
 from eval.report.judges import off
@@ -82,6 +83,16 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     assert write_report(found, folder, "demo", ["Toy judges."]) == folder / "report.html"
     return found, folder, Page(folder / "report.html")
+
+
+@pytest.mark.parametrize(("probability", "words_"), [(0.97, "highest ability"), (0.6, "but is not surely first")])
+def test_the_highest_ability_is_called_so_only_where_the_rank_is_sure(probability: float, words_: str) -> None:
+    tables = frames(small().tables)
+    leader = tables["ability"].sort_values("ability")["model"].iloc[-1]
+    first = tables["ranks"]["rank"] == 1
+    mine = tables["ranks"]["model"] == leader
+    tables["ranks"].loc[first, "probability"] = np.where(mine[first], probability, 1 - probability)
+    assert words_ in next(ability(tables)).finding
 
 
 def test_whole_report(written):
@@ -259,8 +270,11 @@ UP, DOWN, FLAT = (0.1, 0.9), (-0.9, -0.1), (-0.4, 0.4)
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ({"a": (UP, UP, UP), "b": (UP, FLAT, FLAT)}, "a is better than base on all 3 dimensions"),
-        ({"a": (UP, DOWN), "b": (UP, FLAT)}, "b is better than base on E"),
+        (
+            {"a": (UP, UP, UP), "b": (UP, FLAT, FLAT)},
+            "a is better than base on all 3 dimensions; 1 other is better on some dimension",
+        ),
+        ({"a": (UP, DOWN), "b": (UP, FLAT)}, "b is better than base on E; 1 other is better on some dimension"),
         ({"a": (UP, UP), "b": (FLAT, FLAT)}, "a is better than base on both dimensions"),
         ({"a": (UP, DOWN)}, "a is better than base on E, worse on T"),
         ({"a": (FLAT, FLAT)}, "No model differs reliably from base on any dimension"),
