@@ -316,7 +316,7 @@ def show_gradients(costs: list[dict[str, Any]], rounds: int, cpu: str) -> None:
     gap = max(cost["density_gap"] for cost in costs)
     print_table(
         "One gradient: models x items x dimensions x judges",
-        ["setting", "CPU ms [range]", "of CmdStan's", "peak RSS, MB"],
+        ["setting", "CPU ms (range)", "of CmdStan's", "peak RSS, MB"],
         rows,
         f"{rounds} rounds, medians; one thread; log densities agree to {gap:.0e} up to a constant; {cpu}",
     )
