@@ -31,6 +31,7 @@ from eval.irt.cmdstan import find_or_install as find_cmdstan
 from eval.irt.diagnostics import convergence
 from eval.irt.encode import encode
 from eval.irt.errors import IrtError
+from eval.irt.scales import guessed
 from eval.irt.simulate import Spec, simulate
 from eval.irt.stan_data import Problem, build, starts
 from eval.irt.types import Options, Ratings
@@ -81,9 +82,9 @@ def prepare(setting: Setting) -> tuple[Problem, list[dict[str, Any]]]:
     table, _ = simulate(spec, SEED)
     table.to_parquet(setting.folder / "ratings.parquet", index=False)
     ratings = encode(table)
-    problem = build(ratings, Options(response_effect=True))
-    if any(len(used) < len(ratings.scale) for used in problem.used):
-        raise BenchmarkError(f"{setting.name}: a category is not used; NumPyro's side has no rule for that")
+    problem = build(ratings, Options(response_effect=True), guessed(ratings))
+    if any(len(own) < len(ratings.scale) for judge in problem.levels for own in judge):
+        raise BenchmarkError(f"{setting.name}: a judge does not give every score; NumPyro's side has no rule for that")
     (setting.folder / "data.json").write_text(json.dumps(problem.data))
     rng = np.random.default_rng(SEED)
     points = [_moved(starts(problem, rng), problem, rng, 0.3 * (i > 0)) for i in range(POINTS)]
@@ -105,9 +106,10 @@ def _arrays(ratings: Ratings, problem: Problem) -> dict[str, Any]:
         "judge": ratings.judge,
         "category": ratings.category,
         "basis": np.column_stack([_sum_zero(row) for row in np.eye(models - 1)]),
+        "step_basis": np.column_stack([_sum_zero(row) for row in np.eye(len(ratings.scale) - 2)]),
     }
     sizes = {name: len(getattr(ratings, name)) for name in ("models", "items", "judges", "dimensions")}
-    centring = {name: value for name, value in problem.data.items() if name.startswith("centre_")}
+    centring = {name: np.asarray(value) for name, value in problem.data.items() if name.startswith("centre_")}
     return arrays | sizes | {"categories": len(ratings.scale)} | centring
 
 
@@ -151,8 +153,8 @@ def _named(point: dict[str, Any], problem: Problem) -> dict[str, Floats]:
         "severity_raw": _sum_zero(value["severity_raw"]),
         "dev_raw": _sum_zero_both(value["dev_raw"], J, D),
         "alpha_raw": _sum_zero(value["alpha_raw"]),
-        "step_raw": np.stack([_sum_zero(part) for part in value["tau_raw"].reshape(D, -1)]),
-        "tau_raw": np.stack([_sum_zero_both(p, J, K - 1) for p in value["tau_dev_raw"].reshape(D, -1)]),
+        "tau_raw": value["tau_raw"].reshape(D, K - 2),
+        "kappa_raw": value["kappa_raw"].reshape(D, J, K - 2),
     }
 
 

@@ -67,24 +67,27 @@ def model(data: dict[str, Any]) -> None:
     severity = partly("severity", spread("severity", 0.5, 0.8), (J,))[:, None]
     severity = numpyro.deterministic("severity", severity + partly("dev", spread("dev", 0.25, 0.7), (J, D)))
     alpha = jnp.exp(partly("alpha", spread("alpha", 0.35, 0.8), (J,)))
-    steps = numpyro.sample("step_raw", zero_sum(2.5 * jnp.ones(D), (K - 1,)))
-    tau = steps[:, None] + partly("tau", spread("tau", 0.25, 0.7) * jnp.ones(D), (J, K - 1))  # [D, J, K - 1]
-    s_u = numpyro.sample("s_u", dist.HalfNormal(jnp.ones(D)))
+    steps = numpyro.sample("tau_raw", dist.Normal(jnp.zeros((D, K - 2)), 2.5))
+    s_tau, share = spread("tau", 0.25, 1.0), data["centre_tau"]
+    common = alpha[:, None] * steps[:, None]  # [D, J, K - 2], thresholds in log odds without their sum
+    own = numpyro.sample("kappa_raw", dist.Normal(share * common, s_tau**share))
+    kappa = (common + s_tau ** (1 - share) * (own - share * common)) @ data["step_basis"].T  # [D, J, K - 1]
+    s_u = numpyro.sample("s_u", dist.FoldedDistribution(dist.StudentT(4.0, jnp.zeros(D), 1.0)))
 
     d = data["cell_dimension"]
     eta = (mu + theta)[data["cell_model"], d] - beta[d, data["cell_item"]]
-    share = data["centre_u"]
+    share = data["centre_u"]  # [cells]
     u = numpyro.sample("u_raw", dist.Normal(share * eta, s_u[d] ** share))
     eta = eta + s_u[d] ** (1 - share) * (u - share * eta)  # [cells]
-    passed = jnp.concatenate([jnp.zeros((D, J, 1)), jnp.cumsum(tau, axis=-1)], axis=-1)  # [D, J, K]
+    passed = jnp.concatenate([jnp.zeros((D, J, 1)), jnp.cumsum(kappa, axis=-1)], axis=-1)  # [D, J, K]
     if "scores" in data:  # every judge rates every cell: [cells, J, K] without a gather per rating
         place = eta[:, None] - severity.T[d]
-        logits = alpha[:, None] * (place[..., None] * jnp.arange(K) - passed[d])
+        logits = (alpha * place)[..., None] * jnp.arange(K) - passed[d]
         numpyro.sample("score", dist.Categorical(logits=logits), obs=data["scores"])
     else:
         cell, j = data["cell"], data["judge"]
         place = eta[cell] - severity[j, d[cell]]
-        logits = alpha[j, None] * (place[:, None] * jnp.arange(K) - passed[d[cell], j])
+        logits = (alpha[j] * place)[:, None] * jnp.arange(K) - passed[d[cell], j]
         numpyro.sample("score", dist.Categorical(logits=logits), obs=data["category"])
 
 
