@@ -51,7 +51,8 @@ def model(data: dict[str, Any]) -> None:
         """Effects that sum to zero over the axes of `shape`, with prior normal(0, scale) and scale's shape before."""
         share = data[f"centre_{name}"]
         raw = numpyro.sample(f"{name}_raw", zero_sum(scale**share, shape))
-        return scale.reshape(*scale.shape, *[1] * len(shape)) ** (1 - share) * raw
+        factor = scale ** (1 - share)
+        return factor.reshape(*factor.shape, *[1] * len(shape)) * raw
 
     def spread(name: str, middle: float, sd: float, *shape: int) -> Array:
         return numpyro.sample(f"s_{name}", dist.LogNormal(jnp.log(middle) * jnp.ones(shape), sd))
