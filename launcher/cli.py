@@ -18,6 +18,7 @@ from dpeer.errors import DpeerError
 from launcher import eval_commands
 from launcher.data_commands import app as data_app
 from launcher.irt_commands import app as irt_app
+from launcher.plan.command import plan
 
 
 class _Guarded(TyperGroup):
@@ -66,6 +67,7 @@ app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")
+app.command()(plan)
 app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well they are recovered.")
 
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/lagrangian.", metavar="RUN")]

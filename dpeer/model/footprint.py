@@ -1,0 +1,249 @@
+"""What a model costs, from its config alone: counted on the meta device, where tensors have shapes but no memory.
+
+Weights are counted in the real module tree, activations by running the real forward and backward pass of a pack
+through models of one and of two layers while every tensor's birth and death is followed: what a further layer adds is
+exactly linear.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from dpeer import config
+from dpeer.data.packing import Pack, build_pack, forward_tokens
+from dpeer.data.tokenize import TokenTree
+from dpeer.model.lm import DTYPES, TreeLM, add_lora
+
+NAME = "tree_footprint"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameter counts. `tensors` maps (elements of one tensor, is it trained) to how many there are."""
+
+    tensors: dict[tuple[int, bool], int]
+    layers: int
+    layer: int
+    """Parameters of the largest decoder layer."""
+    largest_module: int
+    """Most parameters that one module holds by itself: what ZeRO-3 gathers at once at least."""
+    embedding: int
+    head: int
+    """Parameters of the output head; with `tied` it is the embedding."""
+    tied: bool
+    vocabulary: int
+    attention_width: int
+    """Heads x head size: width of the queries."""
+
+    @property
+    def total(self) -> int:
+        return sum(size * count for (size, _), count in self.tensors.items())
+
+    @property
+    def trained(self) -> int:
+        return sum(size * count for (size, trained), count in self.tensors.items() if trained)
+
+    def shard(self, ranks: int, *, trained_only: bool = False) -> int:
+        """Elements per rank; ZeRO-3 pads every tensor to a multiple of the ranks."""
+        counts = self.tensors.items()
+        return sum(n * math.ceil(size / ranks) for (size, trained), n in counts if trained or not trained_only)
+
+    def persistent(self, threshold: int) -> int:
+        """Elements of tensors that ZeRO-3 keeps gathered because they are small."""
+        return sum(size * count for (size, _), count in self.tensors.items() if size <= threshold)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes beside weights and their gradients' shards while one pack is computed; affine in its tokens.
+
+    Each pair is (bytes per token, fixed bytes). `layer`: what the forward pass keeps per decoder layer. The other
+    three are the most that is alive beyond layers x `layer`: until the head's backward pass is done, in the layers'
+    backward pass, and in the embedding's (where the layers' share is gone already).
+    """
+
+    layer: tuple[float, float]
+    head: tuple[float, float]
+    layers: tuple[float, float]
+    embedding: tuple[float, float]
+
+
+def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
+    """Count the parameters of a recipe's policy. `shape` is the model's config; no weights are read."""
+    model = _model(spec, shape, shape.num_hidden_layers)
+    causal: Any = model.get_base_model() if spec.lora else model
+    embedding, head = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
+    layers = getattr(causal, causal.base_model_prefix).layers
+    heads = shape.num_attention_heads
+    return Weights(
+        tensors=dict(Counter((p.numel(), p.requires_grad) for p in model.parameters())),
+        layers=len(layers),
+        layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
+        largest_module=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
+        embedding=embedding.numel(),
+        head=head.numel(),
+        tied=embedding is head,
+        vocabulary=head.shape[0],
+        attention_width=heads * (getattr(shape, "head_dim", None) or shape.hidden_size // heads),
+    )
+
+
+def count_activations(
+    spec: config.Model, shape: PretrainedConfig, prompt: int, responses: Sequence[int]
+) -> Activations:
+    """Follow packs of records with that many prompt and response tokens through one and two layers."""
+    tree = TokenTree(0, (0,) * prompt, tuple((0,) * n for n in responses), (), 0, ())
+    few = math.ceil(2 * spec.head_chunk / sum(responses))  # several chunks of the head, whose size is then a constant
+    packs = [build_pack([tree] * n, range(n)) for n in (few, 2 * few)]
+    (one, two), (one_long, _) = ([_follow(spec, shape, n, pack) for n in (1, 2)] for pack in packs)
+    _, two_long = one_long, _follow(spec, shape, 2, packs[1])
+    return _affine(few * forward_tokens(tree), one, two, one_long, two_long)
+
+
+def _affine(
+    tokens: int, one: dict[str, int], two: dict[str, int], one_long: dict[str, int], two_long: dict[str, int]
+) -> Activations:
+    """From peaks of one and two layers, at `tokens` and at twice as many."""
+
+    def line(short: float, long: float) -> tuple[float, float]:
+        return (long - short) / tokens, 2 * short - long
+
+    short, long = two["saved"] - one["saved"], two_long["saved"] - one_long["saved"]
+    return Activations(
+        layer=line(short, long),
+        head=line(one["head"] - short, one_long["head"] - long),
+        layers=line(one["layers"] - short, one_long["layers"] - long),
+        embedding=line(one["embedding"], one_long["embedding"]),
+    )
+
+
+def _model(spec: config.Model, shape: PretrainedConfig, layers: int) -> PreTrainedModel:
+    """The policy on the meta device, with that many layers."""
+    fields = shape.to_dict() | {"num_hidden_layers": layers}
+    if fields.get("layer_types"):
+        fields["layer_types"] = fields["layer_types"][:layers]
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**fields), dtype=DTYPES[spec.dtype], attn_implementation=NAME
+        )
+        if spec.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return add_lora(model, spec.lora, 0) if spec.lora else model
+
+
+def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack) -> dict[str, int]:
+    """Bytes kept by the forward pass (`saved`) and the peaks of the three phases of the backward pass."""
+    model = _model(spec, shape, layers)
+    lm = TreeLM(model.train(), spec.head_chunk)
+    pack = pack.to("meta")
+    pack.varlen()
+    for parameter in lm.parameters():  # as ZeRO-3 does: reduced and released as soon as it is there
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_release)
+    with _Follower([*lm.parameters(), *lm.buffers(), *pack.varlen()[:3]]) as follower:
+        causal: Any = model.get_base_model() if spec.lora else model
+        backbone = getattr(causal, causal.base_model_prefix)
+        backbone.register_forward_hook(lambda _, __, out: follower.mark(out.last_hidden_state, "head"))
+        backbone.layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: follower.mark(args[0] if args else kwargs["hidden_states"], "layers"),
+            with_kwargs=True,
+        )
+        logps = lm(pack)
+        saved = follower.live
+        torch.autograd.backward(logps.sum())
+        follower.close("embedding")
+    peaks = follower.peaks
+    if "layers" not in peaks:  # a frozen embedding has no backward pass
+        peaks["layers"], peaks["embedding"] = peaks["embedding"], 0
+    return {"saved": saved} | peaks
+
+
+def _release(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+class _Follower(TorchDispatchMode):
+    """Sums the storages that are alive, given ones apart, and keeps the peak of each phase.
+
+    Uses that meta tensors have storages with sizes. A question for a tensor's value (are the positions those of
+    packed sequences?) is answered with yes-they-are-plain, as for a single row.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = self._peak = 0
+        self.peaks: dict[str, int] = {}
+        self._sizes = {t.untyped_storage()._cdata: 0 for t in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self._sizes:
+                    self._sizes[key] = storage.nbytes()
+                    self.live += storage.nbytes()
+                    self._peak = max(self._peak, self.live)
+                    weakref.finalize(storage, self._freed, key)
+        return out
+
+    def _freed(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+    def mark(self, tensor: Tensor, phase: str) -> None:
+        """The phase ends when the gradient of this tensor is there."""
+        if tensor.requires_grad:
+            tensor.register_hook(lambda _: self.close(phase))
+
+    def close(self, phase: str) -> None:
+        self.peaks[phase] = max(self._peak, self.peaks.get(phase, 0))  # recomputing a layer may close a phase twice
+        self._peak = self.live
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what a variable-length attention kernel keeps: queries, gathered keys and values, output, logsumexp."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, tree: Pack, **_: Any
+) -> tuple[Tensor, None]:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    gathered = tree.varlen()[0]
+    out: Tensor = _Attention.apply(q.contiguous(), k[gathered], v[gathered])
+    return out[None], None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

@@ -1,0 +1,1 @@
+"""`dpeer plan`: what a recipe needs on a cluster, before anything is reserved."""

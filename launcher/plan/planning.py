@@ -1,0 +1,251 @@
+"""A recipe and a cluster in, one `Plan` out; and which changes would make a plan fit that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from dpeer import config as settings
+from dpeer.config import Config
+from dpeer.config_io import load_config
+from dpeer.errors import ConfigError
+from dpeer.model.footprint import Activations, Weights, count_activations, count_weights
+from dpeer.model.lm import refuse_unsupported
+from dpeer.training.engine import deepspeed_config
+from dpeer.training.memory import GIB, Host, Memory, Zero, host, largest_budget, per_gpu
+from dpeer.training.throughput import (
+    Batching,
+    Machine,
+    Time,
+    Traffic,
+    batching,
+    break_even,
+    reference_time,
+    step_time,
+    traffic,
+)
+from launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records, typical
+
+MFU = 0.35
+LINKS = 0.8  # share of a link's rated speed that collectives reach
+MOST_NODES = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    nodes: int
+    gpus: int
+    gpu: str
+    gpu_memory: float | None = None
+    """GiB, instead of the table's."""
+    network: float | None = None
+    """Gbit/s of one node, instead of the table's."""
+    mfu: float = MFU
+    node_memory: float | None = None
+    """Host GiB of one node; None: not checked."""
+    model_config: Path | None = None
+    lengths: GivenLengths = GivenLengths()
+
+
+@dataclass(frozen=True)
+class Plan:
+    request: Request
+    config: Config
+    gpu: Gpu
+    machine: Machine
+    ranks: int
+    reference_ranks: int
+    weights: Weights
+    zero: Zero
+    tokens: int
+    """Forward tokens of the pack that memory is planned for."""
+    memory: Memory
+    largest_record: Memory | None
+    host: Host
+    budget: int
+    """Largest training.tokens_per_pack that fits; 0 when none does."""
+    records: Records
+    batch: Batching
+    steps: int
+    time: Time
+    traffic: Traffic
+    break_even: float
+    reference: Time | None
+    """Time to compute the reference once; None when that is part of the steps or not needed."""
+    sources: tuple[str, ...]
+
+    @property
+    def usable(self) -> float:
+        return self.gpu.memory_gib * GIB
+
+    @property
+    def fits_gpu(self) -> bool:
+        return self.memory.high <= self.usable
+
+    @property
+    def fits_host(self) -> bool:
+        return self.request.node_memory is None or self.host.high <= self.request.node_memory * GIB
+
+    @property
+    def run_hours(self) -> tuple[float, float]:
+        """Wall-clock hours of one run's steps."""
+        return self.steps * self.time.low / 3600, self.steps * self.time.high / 3600
+
+    @property
+    def reference_hours(self) -> tuple[float, float]:
+        return (self.reference.low / 3600, self.reference.high / 3600) if self.reference else (0.0, 0.0)
+
+    def gpu_hours(self, cells: int) -> tuple[float, float]:
+        """Of `cells` runs that share one reference cache."""
+        low, high = ((a * cells + b) for a, b in zip(self.run_hours, self.reference_hours, strict=True))
+        return low * self.machine.gpus, high * self.machine.gpus
+
+
+def make_plan(request: Request) -> Plan:
+    """Everything that `dpeer plan` shows. Raises ConfigError / DataError for what cannot be planned."""
+    config = load_config(request.recipe, request.overrides)
+    card = gpu(request.gpu)
+    if request.gpu_memory:
+        card = replace(card, memory_gib=request.gpu_memory)
+    if request.network:
+        card = replace(card, node_link_gbit_s=request.network)
+    shape, source = model_config(config.model, request.model_config)
+    refuse_unsupported(shape, config.model.path)
+    ranks, reference_ranks = _ranks(config, request)
+    zero = Zero.of(deepspeed_config(config.cluster.deepspeed, config, trained=True))
+    lengths = records(config, request.lengths)
+    weights = _weights(config.model, _Shape(shape))
+    activations = _activations(config.model, _Shape(shape), *typical(lengths.lengths))
+    batch = batching(config, lengths.lengths, ranks)
+    tokens = max(config.training.tokens_per_pack, batch.largest_pack)
+    memory = per_gpu(config, weights, activations, zero, ranks, tokens)
+    peak = card.bf16_tflops if config.model.dtype == "bf16" else card.fp32_tflops
+    machine = Machine(
+        request.nodes,
+        request.gpus,
+        peak * 1e12,
+        request.mfu,
+        card.node_link_gbit_s / 8 * 1e9 * LINKS,
+        card.gpu_link_gbyte_s * 1e9 * LINKS,
+    )
+    time = step_time(config, weights, zero, ranks, machine, batch)
+    preference = config.objective.kind == "preference"
+    cached = preference and config.cluster.reference == "cache"
+    return Plan(
+        request=request,
+        config=config,
+        gpu=card,
+        machine=machine,
+        ranks=ranks,
+        reference_ranks=reference_ranks,
+        weights=weights,
+        zero=zero,
+        tokens=tokens,
+        memory=memory,
+        largest_record=_if_smaller(batch.largest_pack, tokens, config, weights, activations, zero, ranks),
+        host=host(config, weights, zero, ranks, min(request.gpus, ranks)),
+        budget=largest_budget(config, weights, activations, zero, ranks, card.memory_gib * GIB),
+        records=lengths,
+        batch=batch,
+        steps=config.training.total_steps(len(lengths.lengths)),
+        time=time,
+        traffic=traffic(config, weights, zero, ranks, machine),
+        break_even=break_even(time, batch),
+        reference=reference_time(config, weights, lengths.lengths, ranks, machine) if cached else None,
+        sources=(f"model: {source}", f"data: {lengths.source}"),
+    )
+
+
+def _if_smaller(
+    pack: int, tokens: int, config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int
+) -> Memory | None:
+    """Memory with the packs that the data really fill, where they stay below the budget."""
+    return per_gpu(config, weights, activations, zero, ranks, pack) if pack < tokens else None
+
+
+def _ranks(config: Config, request: Request) -> tuple[int, int]:
+    """(policy, reference) ranks when the whole cluster is used."""
+    gpus = request.nodes * request.gpus
+    if config.cluster.reference != "workers" or config.objective.kind != "preference":
+        return gpus, 0
+    reference = config.cluster.reference_workers
+    if reference >= gpus:
+        raise ConfigError(
+            f"cluster.reference_workers = {reference} leaves none of the {gpus} GPUs to the policy: lower it, or set "
+            "cluster.reference to cache."
+        )
+    return gpus - reference, reference
+
+
+class _Shape:
+    """A model config as a key of the caches below."""
+
+    def __init__(self, shape: PretrainedConfig) -> None:
+        self.shape, self.key = shape, shape.to_json_string(use_diff=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shape) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@cache
+def _weights(spec: settings.Model, shape: _Shape) -> Weights:
+    return count_weights(spec, shape.shape)
+
+
+@cache
+def _activations(spec: settings.Model, shape: _Shape, prompt: int, responses: tuple[int, ...]) -> Activations:
+    return count_activations(spec, shape.shape, prompt, responses)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    change: str
+    peak_gib: float
+
+
+def remedies(plan: Plan) -> tuple[Remedy, ...]:
+    """Changes after which the plan fits the GPU, each tried out; the first ones cost least."""
+    found = []
+    for changes in _candidates(plan):
+        try:
+            changed = make_plan(replace(plan.request, overrides=(*plan.request.overrides, *changes)))
+        except ConfigError:
+            continue
+        if changed.fits_gpu:
+            found.append(Remedy(" ".join(f"--set {c}" for c in changes), changed.memory.high / GIB))
+    nodes = 2 * plan.request.nodes
+    while nodes <= MOST_NODES:
+        larger = make_plan(replace(plan.request, nodes=nodes))
+        if larger.fits_gpu:
+            found.append(Remedy(f"--nodes {nodes}", larger.memory.high / GIB))
+            break
+        nodes *= 2
+    return tuple(found)
+
+
+def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
+    config = plan.config
+    recompute = () if config.model.gradient_checkpointing else ("model.gradient_checkpointing=true",)
+    candidates: list[tuple[str, ...]] = []
+    if plan.budget >= plan.batch.largest_pack or plan.budget >= max(r.tree for r in plan.records.lengths):
+        candidates.append((f"training.tokens_per_pack={plan.budget}",))
+    if recompute:
+        candidates.append(recompute)
+    if config.cluster.reference == "colocated":
+        candidates.append(("cluster.reference=cache",))
+    if not plan.zero.optimizer_on_host:
+        candidates.append((*recompute, "cluster.deepspeed=zero3_offload", "training.optimizer.name=cpu_adam"))
+    if config.model.lora is None:
+        candidates.append((*recompute, "model.lora.rank=16"))
+    return candidates

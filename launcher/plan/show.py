@@ -1,0 +1,258 @@
+"""A plan as tables for people, and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dpeer.training.memory import FRAGMENTATION, GIB, Memory, Part, model_states
+from launcher.plan.planning import LINKS, MFU, Plan, Remedy
+
+ASSUMED = "assumed"
+
+
+def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
+    """Print the tables, the assumptions and the verdict."""
+    w, request = plan.weights, plan.request
+    trained = "all trained" if w.trained == w.total else f"{_count(w.trained)} trained"
+    console.print(
+        f"[bold]{escape(plan.config.name)}[/]  {escape(plan.config.model.path)}, {_count(w.total)} parameters, {trained}\n"
+        f"{request.nodes} x {request.gpus} {plan.gpu.name}, {plan.gpu.memory_gib:g} GiB each; "
+        f"{plan.ranks} policy ranks"
+        + (f" + {plan.reference_ranks} reference ranks" if plan.reference_ranks else "")
+        + f"; {plan.config.model.dtype}, {escape(plan.config.cluster.deepspeed)}, "
+        f"recompute {'on' if plan.config.model.gradient_checkpointing else 'off'}"
+    )
+    console.print()
+    console.print(_gpu_table(plan))
+    console.print(_host_table(plan))
+    console.print(_table("tokens and traffic", ("", "value", ""), _token_rows(plan)))
+    console.print(
+        _table("time and cost", ("", "one run", f"{cells} runs" if cells > 1 else ""), _cost_rows(plan, cells, price))
+    )
+    console.print("[bold]assumptions[/]")
+    for line in assumptions(plan, price):
+        console.print(f"  - {escape(line)}")
+
+
+def verdict(plan: Plan, fixes: tuple[Remedy, ...]) -> Iterator[str]:
+    """Lines with markup: green when everything fits, else red with what to change."""
+    memory = plan.memory
+    peak = f"{memory.high / GIB:.1f} of {plan.gpu.memory_gib:g} GiB per GPU"
+    if plan.fits_gpu and plan.fits_host:
+        yield f"[bold green]fits[/]: {peak}, {(plan.usable - memory.high) / GIB:.1f} GiB to spare"
+    if not plan.fits_gpu:
+        sure = memory.low > plan.usable
+        word = "does not fit" if sure else "may not fit"
+        found = f"at least {memory.low / GIB:.1f}, " if sure else ""
+        yield f"[bold red]{word}[/]: {found}up to {peak}, at '{memory.peak_phase}' with packs of {plan.tokens} tokens"
+        if fixes:
+            yield "what would fit (each tried):"
+            yield from (f"  {escape(f.change)}   {f.peak_gib:.1f} GiB" for f in fixes)
+        else:
+            yield "no single change makes it fit: take GPUs with more memory, or a smaller model."
+    if not plan.fits_host:
+        yield (
+            f"[bold red]does not fit[/]: the host of rank 0 needs up to {plan.host.high / GIB:.0f} GiB, a node has "
+            f"{plan.request.node_memory:g} (--node-memory). Nodes with more memory, or fewer ranks per node with an "
+            "offload config."
+        )
+
+
+def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
+    """Everything in the tables that was not counted from the config."""
+    config, request = plan.config, plan.request
+    yield from plan.sources
+    if plan.records.assumed and "estimated" not in plan.records.source:
+        shown = plan.records.lengths[0]
+        mean = sum(len(r.responses) - 1 for r in plan.records.lengths) / len(plan.records.lengths)
+        yield (
+            f"{len(plan.records.lengths)} records of {shown.prompt} prompt and {shown.responses[0]} response tokens, "
+            f"{mean:.1f} rejects on average, all lengths equal (real ones vary, which unbalances ranks): give "
+            "--prompt-tokens, --response-tokens, --rejects, --records, or a local data set"
+        )
+    default = ", the default: published ZeRO-3-class bf16 peaks on H100 are 43 % (70B) to 46 % (7B); none for DPO"
+    yield f"MFU {request.mfu:g} of {plan.machine.peak / 1e12:g} TFLOP/s{default if request.mfu == MFU else ''} (--mfu)"
+    yield (
+        f"links: {plan.gpu.node_link_gbit_s:g} Gbit/s per node (--network), {plan.gpu.gpu_link_gbyte_s:g} GB/s into a GPU, "
+        f"{LINKS:.0%} of it reached; GPU figures are vendors' data sheets"
+    )
+    yield "hours: lower = traffic hidden behind arithmetic, upper = not at all; loading, checkpoints, held-out scoring and export come on top"
+    yield f"fragmentation {FRAGMENTATION:.0%} of all tensors, CUDA context and NCCL 1.5 GiB; these two are not measured"
+    if plan.config.cluster.gpus_per_worker == 0:
+        yield "the recipe trains on CPU (cluster.gpus_per_worker = 0); planned as if on these GPUs"
+    elif config.cluster.policy_workers != plan.ranks:
+        yield (
+            f"the recipe has {config.cluster.policy_workers} policy workers; planned for {plan.ranks}: run it with "
+            f"--set cluster.policy_workers={plan.ranks}"
+        )
+    if plan.zero.optimizer_on_host:
+        yield "the optimizer step on the host and its transfers are not in the hours; pinned buffers may be rounded up"
+    yield "the checkpoint is memory-mapped while it loads: page cache, not counted in the host's memory"
+    if price is None:
+        yield "no price given: --price"
+
+
+def _gpu_table(plan: Plan) -> Table:
+    table = Table(title="memory per GPU, GiB", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("at least", justify="right")
+    table.add_column("up to", justify="right")
+    table.add_column("", style="dim")
+    for part in plan.memory.parts:
+        table.add_row(*_part(part))
+    table.add_section()
+    table.add_row(
+        f"[bold]peak ('{plan.memory.peak_phase}')[/]",
+        f"[bold]{plan.memory.low / GIB:.1f}[/]",
+        f"[bold {'green' if plan.fits_gpu else 'red'}]{plan.memory.high / GIB:.1f}[/]",
+        f"of {plan.gpu.memory_gib:g}; packs of {plan.tokens} tokens",
+    )
+    if plan.largest_record:
+        peak = plan.largest_record
+        table.add_row("  with the packs of this data", *_range(peak), f"at most {plan.batch.largest_pack} tokens")
+    states, _ = model_states(plan.config, plan.weights, plan.zero, plan.ranks, plan.request.gpus)
+    table.add_row(
+        "  of it model states",
+        "",
+        f"{states / GIB:.1f}",
+        "as DeepSpeed's estimator counts: shards, largest module with gradient",
+    )
+    budget = f"{plan.budget}" if plan.budget else "none"
+    table.add_row(
+        "largest training.tokens_per_pack", "", budget, f"the recipe has {plan.config.training.tokens_per_pack}"
+    )
+    return table
+
+
+def _host_table(plan: Plan) -> Table:
+    table = Table(title="\nhost memory, GiB", title_justify="left", box=None, pad_edge=False)
+    for name in ("", "at least", "up to", ""):
+        table.add_column(name, justify="right" if name else "left", style=None)
+    for part in plan.host.each_node:
+        table.add_row(*_part(part))
+    for part in plan.host.export:
+        table.add_row(*_part(part))
+    given = plan.request.node_memory
+    color = "green" if plan.fits_host else "red"
+    table.add_row(
+        "[bold]node of rank 0, during the export[/]",
+        "",
+        f"[bold {color if given else 'default'}]{plan.host.high / GIB:.0f}[/]",
+        f"of {given:g}" if given else "not checked: --node-memory",
+    )
+    return table
+
+
+def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    batch, training = plan.batch, plan.config.training
+    yield "records, steps", f"{len(plan.records.lengths)}, {plan.steps}", f"{training.records_per_step} records a step"
+    yield "forward tokens per step, trees", f"{batch.tokens:,.0f}", "each prompt once, each response once"
+    if batch.pairwise:
+        ratio = f"{batch.pairwise / batch.tokens:.1f} times as many, without its padding"
+        yield "the same as separate pairs", f"{batch.pairwise:,.0f}", ratio
+    yield "micro-steps per step", f"{batch.micro_steps:.1f}", f"packs of at most {training.tokens_per_pack} tokens"
+    moved = plan.traffic
+    yield "traffic per micro-step, into a GPU", f"{moved.into_gpu / 1e9:,.1f} GB", "gathers and reduce-scatter"
+    if moved.into_node:
+        yield "  of it between nodes", f"{moved.into_node / 1e9:,.1f} GB", "into one node"
+    if moved.into_gpu:
+        enough = batch.per_micro_step >= plan.break_even
+        told = "traffic can hide" if enough else "traffic rules: more records a step, or fewer GPUs"
+        color = "green" if enough else "yellow"
+        yield "tokens per GPU and micro-step", f"[{color}]{batch.per_micro_step:,.0f}[/]", told
+        yield "  break-even", f"{plan.break_even:,.0f}", "arithmetic takes as long as traffic"
+
+
+def _cost_rows(plan: Plan, cells: int, price: float | None) -> Iterator[tuple[str, str, str]]:
+    many = cells > 1
+
+    def row(name: str, one: tuple[float, float], all_: tuple[float, float], form: str) -> tuple[str, str, str]:
+        return name, _span(one, form), _span(all_, form) if many else ""
+
+    step = (plan.time.low, plan.time.high)
+    yield "seconds per step", _span(step, ".1f"), ""
+    hours = plan.run_hours
+    yield row("hours of training", hours, (hours[0] * cells, hours[1] * cells), ",.2f")
+    if plan.reference:
+        yield row("hours of reference, once", plan.reference_hours, plan.reference_hours, ",.2f")
+    yield row("GPU-hours", plan.gpu_hours(1), plan.gpu_hours(cells), ",.1f")
+    if price is not None:
+        one, all_ = ((a * price, b * price) for a, b in (plan.gpu_hours(1), plan.gpu_hours(cells)))
+        yield row(f"cost at {price:g} per GPU-hour", one, all_, ",.0f")
+
+
+def _table(title: str, columns: tuple[str, str, str], rows: Iterator[tuple[str, str, str]]) -> Table:
+    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i == 1 or (name and i) else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _part(part: Part) -> tuple[str, str, str, str]:
+    note = "; ".join(filter(None, (part.note, ASSUMED if part.assumed else "")))
+    return (part.name, *_range(part), note)
+
+
+def _range(sizes: Part | Memory) -> tuple[str, str]:
+    return f"{sizes.low / GIB:.1f}", f"{sizes.high / GIB:.1f}"
+
+
+def _span(values: tuple[float, float], form: str) -> str:
+    low, high = (format(v, form) for v in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(n: int) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g}{letter}"
+    return str(n)
+
+
+def as_data(plan: Plan, cells: int, price: float | None, fixes: tuple[Remedy, ...]) -> dict[str, Any]:
+    """The plan as JSON-safe builtins; memory in bytes, times in seconds and hours."""
+
+    def parts(which: tuple[Part, ...]) -> list[dict[str, Any]]:
+        return [{"name": p.name, "low": p.low, "high": p.high, "assumed": p.assumed} for p in which]
+
+    states, on_host = model_states(plan.config, plan.weights, plan.zero, plan.ranks, plan.request.gpus)
+    return {
+        "recipe": plan.config.name,
+        "fits": plan.fits_gpu and plan.fits_host,
+        "cluster": {"nodes": plan.request.nodes, "gpus": plan.request.gpus, "gpu": plan.gpu.name, "ranks": plan.ranks},
+        "parameters": {"total": plan.weights.total, "trained": plan.weights.trained},
+        "gpu_memory": {
+            "parts": parts(plan.memory.parts),
+            "peak_phase": plan.memory.peak_phase,
+            "low": plan.memory.low,
+            "high": plan.memory.high,
+            "usable": plan.usable,
+            "pack_tokens": plan.tokens,
+            "model_states": states,
+            "model_states_on_host": on_host,
+        },
+        "host_memory": {
+            "each_node": parts(plan.host.each_node),
+            "export": parts(plan.host.export),
+            "high": plan.host.high,
+        },
+        "largest_tokens_per_pack": plan.budget,
+        "tokens_per_step": {"tree": plan.batch.tokens, "pairwise": plan.batch.pairwise},
+        "micro_steps": plan.batch.micro_steps,
+        "tokens_per_micro_step": plan.batch.per_micro_step,
+        "break_even_tokens": plan.break_even,
+        "traffic_per_micro_step": {"into_gpu": plan.traffic.into_gpu, "into_node": plan.traffic.into_node},
+        "steps": plan.steps,
+        "seconds_per_step": [plan.time.low, plan.time.high],
+        "gpu_hours": {"one_run": list(plan.gpu_hours(1)), "cells": cells, "all_cells": list(plan.gpu_hours(cells))},
+        "cost": None if price is None else [h * price for h in plan.gpu_hours(cells)],
+        "would_fit": [{"change": f.change, "peak_gib": f.peak_gib} for f in fixes],
+        "assumptions": list(assumptions(plan, price)),
+    }
