@@ -197,9 +197,7 @@ def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_nod
     export = [
         _exact("export: weights gathered on rank 0", weights.total * inside),
         _exact("export: model that is written", weights.total * out),
-        Part(
-            "export: file being written", 0, min(SHARD_LIMIT, weights.total * out), "safetensors of up to 50 GB", True
-        ),
+        Part("export: file being written", 0, min(SHARD_LIMIT, weights.total * out), "files of up to 50 GB", True),
     ]
     if inside != out:
         export.insert(1, _exact("export: weights in the exported precision", weights.total * out))

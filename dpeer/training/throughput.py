@@ -122,7 +122,7 @@ class Traffic:
 
 
 def traffic(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine) -> Traffic:
-    """All-gathers of the weights (forward, backward; once more for a colocated reference), reduce-scatter of gradients."""
+    """All-gathers of weights (forward, backward, and a colocated reference's) and reduce-scatter of gradients."""
     size = BYTES[config.model.dtype]
     gathers = 2 + (config.cluster.reference == "colocated" and config.objective.kind == "preference")
     reduced = weights.trained * (4 if config.model.lora else size)

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+WIDTH = 120  # of tables where there is no terminal
+
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a YAML file.")],
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs per node.")] = 8,
-    gpu: Annotated[
-        str, typer.Option(help="h100, h200, b200, a100, a100-40gb, l40s, ... (launcher/plan/gpus.json).")
-    ] = "h100",
+    gpu: Annotated[str, typer.Option(help="h100, h200, b200, a100, ... (launcher/plan/gpus.json).")] = "h100",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. model.lora.rank=16; repeat.")
     ] = None,
@@ -67,6 +67,8 @@ def plan(
         typer.echo(json.dumps(as_data(made, cells, price, fixes), indent=2))
     else:
         console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = WIDTH
         show(made, console, cells, price)
         console.print()
         for line in verdict(made, fixes):

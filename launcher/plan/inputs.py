@@ -121,8 +121,8 @@ def records(recipe: Config, given: GivenLengths) -> Records:
         source = f"{recipe.data.train} is not read: lengths are assumed unless given"
         return Records(_made(given, known), source, assumed=True)
     raise ConfigError(
-        f"data.train = {recipe.data.train}: not on this machine, so its lengths are not known. Give a local file, or all "
-        "of --records, --prompt-tokens, --response-tokens and --rejects."
+        f"data.train = {recipe.data.train}: not on this machine, so its lengths are not known. Give a local file, or "
+        "all of --records, --prompt-tokens, --response-tokens and --rejects."
     )
 
 

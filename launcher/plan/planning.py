@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Request:
     node_memory: float | None = None
     """Host GiB of one node; None: not checked."""
     model_config: Path | None = None
-    lengths: GivenLengths = GivenLengths()
+    lengths: GivenLengths = field(default_factory=GivenLengths)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
     w, request = plan.weights, plan.request
     trained = "all trained" if w.trained == w.total else f"{_count(w.trained)} trained"
     console.print(
-        f"[bold]{escape(plan.config.name)}[/]  {escape(plan.config.model.path)}, {_count(w.total)} parameters, {trained}\n"
+        f"[bold]{escape(plan.config.name)}[/]  {escape(plan.config.model.path)}, "
+        f"{_count(w.total)} parameters, {trained}\n"
         f"{request.nodes} x {request.gpus} {plan.gpu.name}, {plan.gpu.memory_gib:g} GiB each; "
         f"{plan.ranks} policy ranks"
         + (f" + {plan.reference_ranks} reference ranks" if plan.reference_ranks else "")
@@ -78,10 +79,14 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
     default = ", the default: published ZeRO-3-class bf16 peaks on H100 are 43 % (70B) to 46 % (7B); none for DPO"
     yield f"MFU {request.mfu:g} of {plan.machine.peak / 1e12:g} TFLOP/s{default if request.mfu == MFU else ''} (--mfu)"
     yield (
-        f"links: {plan.gpu.node_link_gbit_s:g} Gbit/s per node (--network), {plan.gpu.gpu_link_gbyte_s:g} GB/s into a GPU, "
+        f"links: {plan.gpu.node_link_gbit_s:g} Gbit/s per node (--network), "
+        f"{plan.gpu.gpu_link_gbyte_s:g} GB/s into a GPU, "
         f"{LINKS:.0%} of it reached; GPU figures are vendors' data sheets"
     )
-    yield "hours: lower = traffic hidden behind arithmetic, upper = not at all; loading, checkpoints, held-out scoring and export come on top"
+    yield (
+        "hours: lower = traffic hidden behind arithmetic, upper = not at all; loading, checkpoints, held-out scoring and "
+        "export come on top"
+    )
     yield f"fragmentation {FRAGMENTATION:.0%} of all tensors, CUDA context and NCCL 1.5 GiB; these two are not measured"
     if plan.config.cluster.gpus_per_worker == 0:
         yield "the recipe trains on CPU (cluster.gpus_per_worker = 0); planned as if on these GPUs"

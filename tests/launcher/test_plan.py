@@ -1,0 +1,108 @@
+"""`dpeer plan` as a whole: every shipped recipe, what is refused, and the arithmetic of tokens and traffic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dpeer.config_io import load_config
+from dpeer.data.packing import forward_tokens
+from dpeer.data.tokenize import TokenTree
+from dpeer.training.throughput import Lengths, batching, break_even
+from launcher.cli import app
+from launcher.plan.planning import Request, make_plan
+from launcher.recipe import RECIPES, recipe_names
+
+
+def plan(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    assert "Traceback" not in result.output and "unexpected" not in result.output, result.output
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_fits_eight_h200(name: str) -> None:
+    nodes = "8" if "70b" in name else "1"
+    code, output = plan(name, "--nodes", nodes, "--gpu", "h200", "--json")
+    made = json.loads(output)
+    assert code == 0 and made["fits"]
+    memory = made["gpu_memory"]
+    assert memory["high"] == pytest.approx(sum(p["high"] for p in memory["parts"]))
+    assert made["tokens_per_step"]["tree"] < made["tokens_per_step"]["pairwise"]
+
+
+def test_70b_on_64_h200_shows_its_tables() -> None:
+    code, output = plan("llama3_70b", "--nodes", "8", "--gpus", "8", "--gpu", "h200", "--price", "3", "--cells", "15")
+    assert code == 0
+    for shown in ("Adam moments", "export: weights gathered", "break-even", "cost at 3", "15 runs", "MFU 0.35", "fits"):
+        assert shown in output
+
+
+def test_what_does_not_fit_ends_red_with_what_would() -> None:
+    code, output = plan("llama3_70b", "--nodes", "1", "--gpus", "8", "--gpu", "h100")
+    assert code == 1
+    assert "does not fit" in output and "--nodes 4" in output and "model.lora.rank=16" in output
+    code, output = plan("llama3_8b", "--gpu", "h200", "--node-memory", "20")
+    assert code == 1 and "--node-memory" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["llama3_8b", "--gpu", "h300"], 1, "known: h200, h100"),
+        (["llama3_8b", "--nodes", "0"], 2, "--nodes"),
+        (["llama3_8b", "--set", "model.path=none/such"], 1, "--model-config"),
+        (["llama3_8b", "--model-config", "gone.json"], 1, "not a readable model config"),
+        (["llama3_8b", "--set", "data.train=gone.jsonl"], 1, "--prompt-tokens"),
+        (["llama3_8b", "--set", "cluster.reference=workers", "--set", "cluster.reference_workers=8"], 1, "leaves none"),
+    ],
+)
+def test_wrong_inputs_are_refused(arguments: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found, output = plan(*arguments)
+    assert found == code and says in output
+    assert len(output.splitlines()) < 12
+
+
+def test_sweep_shares_one_reference() -> None:
+    made = make_plan(Request(RECIPES / "llama3_8b.yaml", (), 1, 8, "h100"))
+    run, reference = (8 * x[0] for x in (made.run_hours, made.reference_hours))
+    assert reference > 0
+    assert made.gpu_hours(1)[0] == pytest.approx(run + reference)
+    assert made.gpu_hours(10)[0] == pytest.approx(10 * run + reference)
+
+
+def test_traffic_and_break_even_by_hand() -> None:
+    """ZeRO-3 in bf16 moves 6 bytes a parameter; over 8 nodes 7/8 of it enters a node."""
+    made = make_plan(Request(RECIPES / "llama3_70b.yaml", (), 8, 8, "h100"))
+    total = made.weights.total
+    assert made.traffic.into_gpu == pytest.approx(6 * total * 63 / 64)
+    assert made.traffic.into_node == pytest.approx(6 * total * 7 / 8)
+    seconds = made.traffic.into_node / (400e9 * 0.8)
+    by_hand = seconds * 989e12 * 0.35 / (8 * total)  # 8 FLOPs a parameter and token with recomputation
+    assert break_even(made.time, made.batch) == pytest.approx(by_hand, rel=0.1)
+
+
+def test_tokens_by_hand() -> None:
+    """The design's example: P, R, K = 300, 100, 4 are 800 tokens as a tree (less the last ones) and 3200 as pairs."""
+    record = Lengths(300, (100,) * 5, tuple((0, j) for j in range(1, 5)))
+    assert record.tree == 800 - 5 and record.pairwise == 3200
+    tree = TokenTree(0, (0,) * 300, ((0,) * 100,) * 5, (), 0, ())
+    assert record.tree == forward_tokens(tree)
+    config = load_config(RECIPES / "llama3_8b.yaml", ["training.records_per_step=20", "training.tokens_per_pack=1600"])
+    batch = batching(config, [record] * 40, 8)
+    assert (batch.tokens, batch.pairwise) == (20 * 795, 20 * 3200)
+    assert (batch.busiest, batch.micro_steps, batch.largest_pack) == (3 * 795, 2, 1590)
+
+
+def test_known_shapes_are_those_of_the_models(tmp_path: Path) -> None:
+    for name, parameters in (
+        ("llama3_8b", 8_030_261_248),
+        ("llama3_70b", 70_553_706_496),
+        ("qwen3_8b_lora", 8_190_735_360),
+    ):
+        made = make_plan(Request(RECIPES / f"{name}.yaml", ("model.lora=null",), 8, 8, "h200"))
+        assert made.weights.total == parameters
