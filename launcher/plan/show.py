@@ -84,8 +84,8 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
         f"{LINKS:.0%} of it reached; GPU figures are vendors' data sheets"
     )
     yield (
-        "hours: lower = traffic hidden behind arithmetic, upper = not at all; loading, checkpoints, held-out scoring and "
-        "export come on top"
+        "hours: lower = traffic hidden behind arithmetic, upper = not at all; loading, checkpoints, held-out scoring "
+        "and export come on top"
     )
     yield f"fragmentation {FRAGMENTATION:.0%} of all tensors, CUDA context and NCCL 1.5 GiB; these two are not measured"
     if plan.config.cluster.gpus_per_worker == 0:
