@@ -97,7 +97,7 @@ def test_tokens_by_hand() -> None:
     assert (batch.busiest, batch.micro_steps, batch.largest_pack) == (3 * 795, 2, 1590)
 
 
-def test_known_shapes_are_those_of_the_models(tmp_path: Path) -> None:
+def test_known_shapes_are_those_of_the_models() -> None:
     for name, parameters in (
         ("llama3_8b", 8_030_261_248),
         ("llama3_70b", 70_553_706_496),
