@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,9 +155,11 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
     lm = TreeLM(model.train(), spec.head_chunk)
     pack = pack.to("meta")
     pack.varlen()
+    parameter: Any
     for parameter in lm.parameters():  # as ZeRO-3 does: reduced and released as soon as it is there
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_release)
+    follower: Any
     with _Follower([*lm.parameters(), *lm.buffers(), *pack.varlen()[:3]]) as follower:
         causal: Any = model.get_base_model() if spec.lora else model
         backbone = getattr(causal, causal.base_model_prefix)
@@ -167,10 +169,10 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
             with_kwargs=True,
         )
         logps = lm(pack)
-        saved = follower.live
+        saved: int = follower.live
         torch.autograd.backward(logps.sum())
         follower.close("embedding")
-    peaks = follower.peaks
+    peaks: dict[str, int] = follower.peaks
     if "layers" not in peaks:  # a frozen embedding has no backward pass
         peaks["layers"], peaks["embedding"] = peaks["embedding"], 0
     return {"saved": saved} | peaks
@@ -180,7 +182,7 @@ def _release(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-class _Follower(TorchDispatchMode):
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the storages that are alive, given ones apart, and keeps the peak of each phase.
 
     Uses that meta tensors have storages with sizes. A question for a tensor's value (are the positions those of
@@ -188,7 +190,7 @@ class _Follower(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self._peak = 0
         self.peaks: dict[str, int] = {}
         self._sizes = {t.untyped_storage()._cdata: 0 for t in known}
@@ -211,7 +213,7 @@ class _Follower(TorchDispatchMode):
     def _freed(self, key: int) -> None:
         self.live -= self._sizes.pop(key)
 
-    def mark(self, tensor: Tensor, phase: str) -> None:
+    def mark(self, tensor: Any, phase: str) -> None:
         """The phase ends when the gradient of this tensor is there."""
         if tensor.requires_grad:
             tensor.register_hook(lambda _: self.close(phase))
@@ -241,7 +243,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     gathered = tree.varlen()[0]
-    out: Tensor = _Attention.apply(q.contiguous(), k[gathered], v[gathered])
+    apply: Callable[..., Tensor] = _Attention.apply
+    out = apply(q.contiguous(), k[gathered], v[gathered])
     return out[None], None
 
 

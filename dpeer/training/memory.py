@@ -41,7 +41,7 @@ class Zero:
         zero = settings["zero_optimization"]
 
         def offloaded(what: str) -> bool:
-            return (zero.get(what) or {}).get("device", "none") != "none"
+            return bool((zero.get(what) or {}).get("device", "none") != "none")
 
         return cls(
             reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)) if zero.get("contiguous_gradients", True) else 0,
