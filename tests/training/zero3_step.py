@@ -1,4 +1,4 @@
-"""One rank of a real ZeRO-3 training in a process of its own; prints the peaks of its memory as JSON."""
+"""One rank of a real ZeRO-3 training in a process of its own; prints the peak of all its tensors (bytes) as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  (its import must not count as the model's memory)
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -18,13 +17,7 @@ from dpeer.training import world
 from dpeer.training.policy import Policy
 
 
-def resident(key: str) -> int:
-    """Bytes of VmRSS or VmHWM of this process."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def main(job: dict[str, Any], rank: int) -> dict[str, float]:
+def main(job: dict[str, Any], rank: int) -> dict[str, int]:
     torch.set_num_threads(1)
     here = world.start(rank, job["ranks"], "127.0.0.1", job["port"], 600, gpu=False)
     rng = random.Random(0)
@@ -36,20 +29,18 @@ def main(job: dict[str, Any], rank: int) -> dict[str, float]:
         TokenTree(i, ids(job["prompt"]), tuple(ids(job["response"]) for _ in range(1 + job["rejects"])), (), 0, ("A",))
         for i in range(job["records"])
     )
-    before = resident("VmRSS")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         policy = Policy(Config.model_validate(job["config"]), TokenizedSet(("A",), trees, 0, 0), here)
         for _ in range(2):  # DeepSpeed learns in the first step what it may keep gathered in later ones
             policy.train_step(None)
     world.stop()
-    grown = resident("VmHWM") - before
     assert profiled.profiler is not None
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
-    return {"tensors": peak, "process": grown}
+    return {"tensors": peak}
 
 
 if __name__ == "__main__":
