@@ -75,8 +75,9 @@ def recover(
 ) -> RecoveryReport:
     """Simulate and fit `replications` data sets with seeds from `seed` on; `progress` gets (done, of).
 
-    Each replication is one JSON line in `folder`, in a file of this spec, these options and this model: a study that was stopped
-    goes on where it was, and a longer one reuses the shorter. Raises DesignError for a spec that is not identified.
+    Each replication is one JSON line in `folder`, in a file of this spec, these options and this model: a study that
+    was stopped goes on where it was, and a longer one reuses the shorter. Raises DesignError for a spec that is not
+    identified.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_fingerprint(spec, options)}.jsonl"
