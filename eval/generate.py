@@ -8,18 +8,13 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from dpeer.errors import ConfigError
 from eval.config import EvalConfig, Served
 from eval.engine import Answer, Call, Method
-from eval.plan import responses_folder
 from eval.prompting import Segment, visible
-from eval.prompts import load_prompts
-from eval.ratings import anti_join, content_id, done_ids, drop_rows, lock, write_part
-from eval.run import Connect, Work, execute, settings_of
-from eval.served import family, served_hash
+from eval.ratings import anti_join, done_ids, drop_rows, lock, write_part
+from eval.responses import ID, planned_responses, responses_folder
+from eval.run import Connect, Work, execute
 from eval.table import RESPONSES
-
-ID = RESPONSES.names[0]
 
 
 def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, console: Console | None = None) -> Path:
@@ -33,32 +28,11 @@ def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, cons
     with lock(folder):
         if retry_errors and (dropped := drop_rows(folder, ("engine_error",), RESPONSES)):
             console.print(f"{dropped} failed responses are asked for again.")
-        rows = plan(cfg)
+        rows = planned_responses(cfg)
         todo = anti_join(rows, done_ids(folder, RESPONSES), ID)
         works = [_work(cfg, rows, todo, served) for served in cfg.models]
         execute(cfg, works, connect, folder, console)
     return folder
-
-
-def plan(cfg: EvalConfig) -> pd.DataFrame:
-    """Every planned response: the columns of the responses table that are known before it is made."""
-    if not cfg.models:
-        raise ConfigError("models is empty: name at least one model under test (name, path).")
-    prompts = load_prompts(cfg.prompts, cfg.seed)
-    return pd.concat([_rows(cfg, served, prompts) for served in cfg.models], ignore_index=True)
-
-
-def _rows(cfg: EvalConfig, served: Served, prompts: pd.DataFrame) -> pd.DataFrame:
-    samples = cfg.generation.samples
-    sampling = cfg.generation.model_dump(exclude={"samples"}) | {"seed": cfg.seed}
-    if served.backend == "vllm":
-        sampling["dtype"] = settings_of(cfg, served).dtype
-    own = {"model": served.name, "model_hash": served_hash(served)}
-    rows = prompts[["item", "prompt"]].loc[prompts.index.repeat(samples)].reset_index(drop=True)
-    rows["sample"] = list(range(samples)) * len(prompts)
-    keys = zip(rows["item"], rows["prompt"], rows["sample"], strict=True)
-    rows.insert(0, ID, [content_id(**own, sampling=sampling, item=i, prompt=p, sample=s) for i, p, s in keys])
-    return rows.assign(**own, family=family(served))
 
 
 def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, served: Served) -> Work:

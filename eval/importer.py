@@ -17,6 +17,7 @@ from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.parse import Invalid
 from dpeer.data.read import Row, rows
 from dpeer.errors import ConfigError, DataError
+from eval.cells import cell, empty
 from eval.prompting import visible
 from eval.ratings import content_id
 from eval.table import RATINGS
@@ -174,7 +175,7 @@ def _ratings(
         raise Invalid(columns.get("sample", "sample"), f"must be a whole number from 0 up, got {excerpt(sample)}")
     for column, (dimension, criterion) in scores.items():
         dimension, criterion = dimension or names["dimension"], criterion or names["criterion"]
-        label = _label(_cell(row, column))
+        label = _label(cell(row, column))
         score = scale.score(label, dimension, column)
         yield {
             "response_id": content_id(model=names["model"], item=names["item"], sample=int(sample), response=response),
@@ -195,29 +196,21 @@ def _ratings(
 _NAMES = (*REQUIRED, *DEFAULTS)
 
 
-def _cell(row: Row, column: str) -> object:
-    if column not in row.cells:
-        near = difflib.get_close_matches(column, row.cells, 1)
-        hint = f"; is {near[0]!r} meant?" if near else ""
-        raise Invalid(column, f"is missing; the row has {excerpt(', '.join(row.cells), 100)}{hint}")
-    return row.cells[column]
-
-
 def _name(row: Row, column: str) -> str:
-    name = _label(_cell(row, column))
+    name = _label(cell(row, column))
     if not name or not name.isprintable():
         raise Invalid(column, f"a name or id is needed, got {excerpt(row.cells[column])}")
     return name
 
 
 def _text(row: Row, column: str) -> str | None:
-    value = _cell(row, column)
+    value = cell(row, column)
     return visible(value) if isinstance(value, str) else _label(value) or None
 
 
 def _label(value: object) -> str:
     """What a cell says, as text; whole floats, which data frames make of whole numbers, without their fraction."""
-    if value is None or value != value:
+    if empty(value):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

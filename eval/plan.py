@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpeer.errors import ConfigError, DataError
+from dpeer.errors import ConfigError
 from eval.config import EvalConfig, Served
 from eval.irt import design
 from eval.irt.linking import linked_design, planned_ratings
 from eval.irt.types import Bools, Options
-from eval.prompting import visible
-from eval.ratings import anti_join, content_id, done_ids, read_table
+from eval.prompting import judge_segments
+from eval.ratings import anti_join, content_id, done_ids
+from eval.responses import load_responses
 from eval.rubric import Rubric, load_rubric
-from eval.served import family, family_of_name, served_hash
-from eval.table import RESPONSES
+from eval.run import settings_of
+from eval.served import family, family_of_name, served_hash, words_hash
 
 ORDERS = ("up", "down")
 ASKED = ("dimension", "criterion", "repeat", "order")
@@ -39,10 +40,6 @@ class Plan:
     """Those that are not on disk yet."""
     notes: tuple[str, ...]
     """What the person should know: warnings of the design, related judges, responses that cannot be rated."""
-
-
-def responses_folder(cfg: EvalConfig) -> Path:
-    return cfg.folder / "responses"
 
 
 def ratings_folder(cfg: EvalConfig) -> Path:
@@ -74,50 +71,6 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
             "responses); they stay there and are left out."
         )
     return Plan(rubric, responses.set_index("response_id"), rows, anti_join(rows, done), tuple(notes))
-
-
-def load_responses(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
-    """Responses that can be rated, and notes on those that cannot."""
-    path = cfg.responses or responses_folder(cfg)
-    table = _imported(cfg.responses) if cfg.responses else read_table(path, RESPONSES)
-    wanted = [m.name for m in cfg.models]
-    if wanted and not cfg.responses:
-        table = table[table["model"].isin(wanted)]
-    if table.empty:
-        raise DataError(f"{path}: no responses. Run `dpeer generate` first, or set `responses` to a file with some.")
-    notes = []
-    failed = table["status"] == "engine_error"
-    if failed.any():
-        notes.append(f"{int(failed.sum())} responses failed in the engine and cannot be rated.")
-    return table[~failed].reset_index(drop=True), notes
-
-
-def _imported(path: Path) -> pd.DataFrame:
-    """A responses table from any file with the columns model, prompt and response."""
-    readers = {".csv": pd.read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: responses must be a .csv, .jsonl or .parquet file")
-    try:
-        table = readers[path.suffix](path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix}: {str(error)[:200]}") from error
-    if missing := {"model", "prompt", "response"} - set(table.columns):
-        raise DataError(f"{path}: column {sorted(missing)[0]} is missing; it has {', '.join(map(str, table.columns))}")
-    texts = {c: table[c].map(lambda v: visible(v) if isinstance(v, str) else "") for c in ("prompt", "response")}
-    item = table["item"].astype(str) if "item" in table else texts["prompt"].map(lambda p: content_id(prompt=p)[:16])
-    filled = pd.DataFrame({"model": table["model"].astype(str), "item": item, **texts})
-    filled["sample"] = table["sample"] if "sample" in table else filled.groupby(["model", "item"]).cumcount()
-    filled["family"] = table.get("family")
-    filled["tokens"], filled["status"], filled["error"], filled["model_hash"] = 0, "ok", None, None
-    keys = filled[["model", "item", "sample", "prompt", "response"]].astype({"sample": int}).to_dict("records")
-    filled["response_id"] = [content_id(**key) for key in keys]
-    if twice := int(filled["response_id"].duplicated().sum()):
-        raise DataError(f"{path}: {twice} rows repeat an earlier one (same model, item, sample and texts); remove them")
-    return filled[RESPONSES.names]
-
-
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
 
 
 def _asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
@@ -165,10 +118,14 @@ def _rows(
     content = [content_id(prompt=p, response=r) for p, r in zip(shuffled["prompt"], shuffled["response"], strict=True)]
     base = own | {"sampling": sampling_of(cfg, judge)}
     keys = zip(shuffled["response_id"], content, strict=True)
-    ids = [
-        content_id(**base, response_id=response, content=text, dimension=d, criterion=c, repeat=r, order=o)
-        for response, text in keys
+    questions = [
+        {"dimension": d, "criterion": c, "repeat": r, "order": o, "asked": _wording(rubric, d, c, o, cfg.judging.mode)}
         for d, c, r, o in asked
+    ]
+    ids = [
+        content_id(**base, response_id=response, content=text, **question)
+        for response, text in keys
+        for question in questions
     ]
     repeated = shuffled.loc[shuffled.index.repeat(len(asked)), ["response_id", "model", "item", "sample"]]
     rows = repeated.reset_index(drop=True)
@@ -184,16 +141,21 @@ def _rows(
     )
 
 
+def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: Any) -> str:
+    """What a judge is told around prompt and response: the rubric's words and dpeer's own."""
+    return content_id(texts=[s.text for s in judge_segments(rubric, "", "", dimension, criterion, order, mode)])
+
+
 def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
     """Everything besides the texts that a rating depends on."""
-    judging, settings = cfg.judging, judge.engine or cfg.engine
+    judging, settings = cfg.judging, settings_of(cfg, judge)
     how: dict[str, Any] = (
         {"min_mass": judging.min_mass, "score": judging.score}
         if judging.mode == "logprob"
         else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
     )
     if judge.backend == "vllm":
-        how |= {"dtype": settings.dtype, "batch_invariant": settings.batch_invariant}
+        how |= {"dtype": settings.dtype, "batch_invariant": settings.batch_invariant, "words": words_hash(judge)}
     return how
 
 
@@ -203,10 +165,12 @@ def temperature(cfg: EvalConfig) -> float:
 
 
 def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:
-    """Family of each response's model: from its row, the config, or the model's name."""
+    """Family of each response's model: as the config says, else its row, else as the model or its name tells."""
+    said = {m.name: m.family for m in cfg.models if m.family}
     known = {m.name: family(m) for m in cfg.models}
-    by_name = {m: known.get(m) or family_of_name(m) for m in responses["model"].unique()}
-    return responses["family"].where(responses["family"].notna(), responses["model"].map(by_name))
+    names = responses["model"]
+    guessed = names.map({m: known.get(m) or family_of_name(m) for m in names.unique()})
+    return names.map(said).fillna(responses["family"]).fillna(guessed)
 
 
 def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:

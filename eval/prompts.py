@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import warnings
 from collections.abc import Iterable
@@ -15,10 +14,12 @@ from dpeer.data.load import HUB_ID, _file, _hub_rows, splits
 from dpeer.data.parse import Invalid
 from dpeer.data.read import SUFFIXES, Row, rows
 from dpeer.errors import ConfigError, DataError
+from eval.cells import cell, identifier, prompt_text
 from eval.config import Prompts
 
 KEY_DIGITS = 16
 """Hex digits of the sha256 of a prompt that serve as its id."""
+ADVICE = "name the column in prompts.prompt or prompts.id"
 
 
 def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
@@ -80,50 +81,10 @@ def _rows(source: str) -> tuple[list[Row], list[Fault]]:
 
 
 def _item(row: Row, prompts: Prompts) -> dict[str, object]:
-    prompt = _prompt(_cell(row, prompts.prompt), prompts.prompt)
+    prompt = prompt_text(cell(row, prompts.prompt, ADVICE), prompts.prompt)
     if prompts.id is None:
         item = hashlib.sha256(prompt.encode()).hexdigest()[:KEY_DIGITS]
     else:
-        item = _id(_cell(row, prompts.id), prompts.id)
+        item = identifier(cell(row, prompts.id, ADVICE), prompts.id)
     meta = {f"meta_{name}": value for name, value in row.cells.items() if name not in (prompts.prompt, prompts.id)}
     return {"item": item, "prompt": prompt, **meta}
-
-
-def _cell(row: Row, column: str) -> object:
-    if column not in row.cells:
-        near = difflib.get_close_matches(column, row.cells, 1)
-        hint = f" (is {near[0]!r} meant?)" if near else ""
-        raise Invalid(
-            column,
-            f"is missing; the row has {excerpt(', '.join(row.cells), 100)}{hint}; name the column in prompts.prompt or "
-            "prompts.id",
-        )
-    return row.cells[column]
-
-
-def _prompt(value: object, column: str) -> str:
-    """The text of a prompt; a list of messages may hold a single user message."""
-    if isinstance(value, list):
-        roles = [m.get("role") if isinstance(m, dict) else None for m in value]
-        if roles != ["user"]:
-            raise Invalid(column, f"holds the messages {roles}; only a single user message is supported")
-        value = value[0].get("content")
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
-        raise Invalid(column, f"is empty ({excerpt(value)}); a prompt needs text")
-    if not isinstance(value, str):
-        raise Invalid(column, f"must be text, got {type(value).__name__} {excerpt(value)}")
-    return _encodable(value, column)
-
-
-def _id(value: object, column: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise Invalid(column, f"an id must be text or a whole number, got {excerpt(value)}")
-    return _encodable(str(value).strip(), column)
-
-
-def _encodable(text: str, column: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Invalid(column, f"holds half a surrogate pair at character {error.start}: {excerpt(text)}") from None
-    return text

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
+from dpeer.data.load import HUB_ID as OWNED_ID
 from dpeer.errors import ConfigError
 from eval.config import Served
 from eval.ratings import content_id
@@ -16,26 +19,83 @@ KNOWN = (
 )
 ALIASES = {
     "chatgpt": "gpt",
+    "chatglm": "glm",
     "codellama": "llama",
     "codestral": "mistral",
+    "cohere": "command",
     "ministral": "mistral",
     "mixtral": "mistral",
     "qwq": "qwen",
     "vicuna": "llama",
 }
 
+HUB_ID = re.compile(rf"{OWNED_ID.pattern}|[A-Za-z0-9][\w.-]*")
+"""owner/name, or the bare name of an old one such as gpt2."""
+WORDS = (
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+"""Files of a model folder that say how text becomes tokens."""
+
 
 def served_hash(served: Served) -> str:
     """What the answers come from: weights and adapter of a vLLM model, address and name of an endpoint's."""
-    from dpeer.model.identity import model_hash
-
     if served.backend == "openai":
         return content_id(base_url=served.base_url, path=served.path, revision=served.revision)
-    local = served.path.startswith((".", "/", "~")) or served.path.count("/") > 1  # a hub id is owner/name
-    if local and not Path(served.path).is_dir():
+    adapter = _adapter_hash(served) if served.adapter else None
+    return content_id(model=_weights_hash(served), adapter=adapter)
+
+
+def words_hash(served: Served) -> str | None:
+    """Tokenizer and chat template of a local model: they change what is asked, and weights do not tell.
+
+    None for a hub id, whose commit pins them, and for an endpoint.
+    """
+    folder = Path(served.path)
+    if served.backend == "openai" or not folder.is_dir():
+        return None
+    files = sorted({file for pattern in WORDS for file in folder.glob(pattern) if file.is_file()})
+    return content_id(files={file.name: sha256(file.read_bytes()).hexdigest() for file in files})
+
+
+def _weights_hash(served: Served) -> str:
+    from dpeer.model.identity import model_hash
+
+    path = Path(served.path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            hint = "; it holds a LoRA adapter: give the base model as path and this folder as adapter"
+            lora = (path / "adapter_config.json").is_file()
+            raise ConfigError(f"{served.name}: {path} is no model folder (no config.json){hint if lora else ''}.")
+        return model_hash(served.path)
+    if not HUB_ID.fullmatch(served.path) or Path(path.parts[0]).is_dir():
         raise ConfigError(f"{served.name}: there is no folder {served.path}. Give a model's folder or its hub id.")
-    adapter = model_hash(served.adapter) if served.adapter else None
-    return content_id(model=model_hash(served.path, served.revision), adapter=adapter)
+    return _hub_hash(served.path, served.revision)
+
+
+@cache
+def _hub_hash(path: str, revision: str | None) -> str:
+    from dpeer.model.identity import model_hash
+
+    return model_hash(path, revision)
+
+
+def _adapter_hash(served: Served) -> str:
+    from dpeer.model.identity import model_hash
+
+    described = Path(str(served.adapter)) / "adapter_config.json"
+    if not described.is_file():
+        raise ConfigError(
+            f"{served.name}: adapter {served.adapter} is no folder with an adapter_config.json. Give the local folder "
+            "that PEFT wrote."
+        )
+    # Rank and scale are in the description: the same matrices with another alpha are another model.
+    return content_id(weights=model_hash(str(served.adapter)), described=sha256(described.read_bytes()).hexdigest())
 
 
 def family(served: Served) -> str | None:
@@ -56,16 +116,21 @@ def family_of_name(name: str) -> str | None:
 
 
 def _model_type(served: Served) -> str | None:
+    local = Path(served.path) / "config.json"
+    found = local if local.parent.is_dir() else _hub_config(served.path, served.revision)
+    if found is None or not found.is_file():
+        return None
+    try:
+        return json.loads(found.read_text())["model_type"] or None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{served.name}: {found} does not say what model this is ({error!r}). Restore it.") from None
+
+
+@cache
+def _hub_config(path: str, revision: str | None) -> Path | None:
     from transformers.utils import cached_file
 
-    folder = Path(served.path)
-    found = (
-        folder / "config.json"
-        if folder.is_dir()
-        else cached_file(
-            served.path, "config.json", revision=served.revision, _raise_exceptions_for_missing_entries=False
-        )
-    )
-    if found is None or not Path(found).is_file():
+    if not HUB_ID.fullmatch(path):
         return None
-    return str(json.loads(Path(found).read_text()).get("model_type") or "") or None
+    found = cached_file(path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None

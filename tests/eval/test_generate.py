@@ -12,9 +12,9 @@ from rich.console import Console
 
 from dpeer.errors import ConfigError
 from eval.config import EvalConfig
-from eval.generate import generate, plan
-from eval.plan import load_responses
+from eval.generate import generate
 from eval.ratings import parts, read_table
+from eval.responses import load_responses, planned_responses
 from eval.table import RESPONSES
 
 SAMPLING = {"samples": 3, "temperature": 0.7, "max_tokens": 40, "system": "Be kind."}
@@ -46,7 +46,7 @@ def test_every_sample_of_every_model_is_asked_for_once(tmp_path: Path, endpoint:
     cfg = evaluation(tmp_path, url)
     folder = generate(cfg, no_ray, console=QUIET)
     table = read_table(folder, RESPONSES)
-    assert len(table) == 2 * 6 * 3 and set(table["response_id"]) == set(plan(cfg)["response_id"])
+    assert len(table) == 2 * 6 * 3 and set(table["response_id"]) == set(planned_responses(cfg)["response_id"])
     assert (table.groupby(["model", "item"])["sample"].agg(set).map(frozenset) == frozenset({0, 1, 2})).all()
     assert table["response"].nunique() == len(table), "every sample has a seed of its own"
     request = state.requests[0]
@@ -65,14 +65,16 @@ def test_every_sample_of_every_model_is_asked_for_once(tmp_path: Path, endpoint:
 
 def test_more_samples_keep_the_old_ones_and_another_sampling_none(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
     state, url = endpoint
-    fewer = set(plan(evaluation(tmp_path, url))["response_id"])
-    assert fewer < set(plan(evaluation(tmp_path, url, generation=SAMPLING | {"samples": 5}))["response_id"])
+    fewer = set(planned_responses(evaluation(tmp_path, url))["response_id"])
+    assert fewer < set(
+        planned_responses(evaluation(tmp_path, url, generation=SAMPLING | {"samples": 5}))["response_id"]
+    )
     for change in (
         {"seed": 1},
         {"generation": SAMPLING | {"temperature": 0.5}},
         {"generation": SAMPLING | {"system": None}},
     ):
-        assert fewer.isdisjoint(plan(evaluation(tmp_path, url, **change))["response_id"])
+        assert fewer.isdisjoint(planned_responses(evaluation(tmp_path, url, **change))["response_id"])
     assert not state.requests
 
 

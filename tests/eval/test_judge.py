@@ -27,9 +27,10 @@ from eval.engine import Answer
 from eval.irt.design import DesignError
 from eval.judge import cost, judge, rated
 from eval.openai_backend import score_logprobs
-from eval.plan import plan, responses_folder
+from eval.plan import plan
 from eval.prompting import encode_chat, judge_segments
 from eval.ratings import read_table, write_part
+from eval.responses import responses_folder
 from eval.rubric import load_rubric
 from eval.served import family, family_of_name, served_hash
 from eval.table import RATINGS, RESPONSES
@@ -102,6 +103,7 @@ def test_a_full_plan_has_every_rating_once_in_an_order_of_the_seed(tmp_path: Pat
         {"judging": {"rubric": "toyworld", "min_mass": 0.0, "score": "sampled"}},
         {"engine": {"dtype": "bfloat16"}},
         {"engine": {"dtype": "float32", "batch_invariant": True}},
+        {"judging": {"rubric": "compliance", "min_mass": 0.0}},
     ],
 )
 def test_whatever_a_rating_depends_on_changes_its_id(tmp_path: Path, models: Path, change: dict[str, Any]) -> None:
@@ -192,26 +194,6 @@ def test_repeats_that_would_ask_the_same_again_are_refused(tmp_path: Path, model
     for how in ({"score": "sampled"}, {"mode": "structured"}):
         rows = plan(evaluation(tmp_path, models, judging={"rubric": "toyworld", "repeats": 3} | how)).rows
         assert list(rows["order"][:3]) == ["up", "down", "up"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "fault"),
-    [
-        ("r.jsonl", '{"model": "x", "prompt": "p"}\n', "column response is missing; it has model, prompt"),
-        ("r.csv", "model,prompt,response\nx,p,r\nx,p,r\n", None),
-        ("r.jsonl", '{"model": "x", "item": "1", "sample": 0, "prompt": "p", "response": "r"}\n' * 2, "1 rows repeat"),
-        ("r.jsonl", "{not json\n", "cannot be read as .jsonl"),
-        ("r.txt", "", "must be a .csv, .jsonl or .parquet file"),
-    ],
-)
-def test_faulty_responses(tmp_path: Path, models: Path, name: str, text: str, fault: str | None) -> None:
-    (tmp_path / name).write_text(text)
-    cfg = evaluation(tmp_path, models, responses=str(tmp_path / name))
-    if fault is None:  # equal answers without a sample number are samples
-        assert len(plan(cfg, check_design=False).responses) == 2
-        return
-    with pytest.raises(DataError, match=fault):
-        plan(cfg, check_design=False)
 
 
 def test_no_responses_yet(tmp_path: Path, models: Path) -> None:

@@ -150,9 +150,9 @@ def test_faults_name_file_row_and_column(tmp_path: Path, row: dict[str, Any], wo
     ("value", "words"),
     [
         ("a", "'a' occurs twice, first in p.jsonl, row 1"),
-        ("", "an id must be"),
-        (True, "an id must be"),
-        (1.5, "an id must"),
+        ("", "must be text or a whole"),
+        (True, "must be text or a whole"),
+        (1.5, "must be text or"),
     ],
 )
 def test_faulty_ids(tmp_path: Path, value: object, words: str) -> None:

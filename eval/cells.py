@@ -1,0 +1,54 @@
+"""Cells of a user's table, read strictly: a fault names the column, and nothing is guessed."""
+
+from __future__ import annotations
+
+import difflib
+
+from dpeer.data.faults import excerpt
+from dpeer.data.parse import Invalid
+from dpeer.data.read import Row
+
+
+def cell(row: Row, column: str, advice: str = "") -> object:
+    """The row's value in a column that must be there; `advice` says what else could be done."""
+    if column in row.cells:
+        return row.cells[column]
+    near = difflib.get_close_matches(column, row.cells, 1)
+    hint = f" (is {near[0]!r} meant?)" if near else ""
+    raise Invalid(
+        column, f"is missing; the row has {excerpt(', '.join(row.cells), 100)}{hint}{advice and f'; {advice}'}"
+    )
+
+
+def identifier(value: object, column: str) -> str:
+    """A name or an id: text or a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise Invalid(column, f"must be text or a whole number, got {excerpt(value)}")
+    return encodable(str(value).strip(), column)
+
+
+def prompt_text(value: object, column: str) -> str:
+    """The text of a prompt; a list of messages may hold a single user message."""
+    if isinstance(value, list):
+        roles = [m.get("role") if isinstance(m, dict) else None for m in value]
+        if roles != ["user"]:
+            raise Invalid(column, f"holds the messages {roles}; only a single user message is supported")
+        value = value[0].get("content")
+    if empty(value) or (isinstance(value, str) and not value.strip()):
+        raise Invalid(column, f"is empty ({excerpt(value)}); a prompt needs text")
+    if not isinstance(value, str):
+        raise Invalid(column, f"must be text, got {type(value).__name__} {excerpt(value)}")
+    return encodable(value, column)
+
+
+def encodable(text: str, column: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Invalid(column, f"holds half a surrogate pair at character {error.start}: {excerpt(text)}") from None
+    return text
+
+
+def empty(value: object) -> bool:
+    """Whether a cell holds nothing: null, or the NaN that data frames write for it."""
+    return value is None or value != value
