@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dpeer.errors import ConfigError
 from eval import config
-from eval.prompting import Segment, chat_messages, encode_chat
+from eval.prompting import Segment, chat_messages, encode_chat, render_chat
 from eval.readout import json_schema, rating_token_ids
 
 if TYPE_CHECKING:
@@ -142,10 +142,12 @@ class Engine:
 
     def _answer(self, call: Call, output: Any) -> Answer:
         completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            return refused(call, f"vLLM ended the answer with {completion.finish_reason}", None, self.version)
         logprobs = tuple(float(completion.logprobs[0][i].logprob) for i in self.ratings)
         return Answer(
             call.id,
-            "length" if completion.finish_reason == "length" else "stop",
+            completion.finish_reason,
             completion.text,
             logprobs,
             prompt_tokens=len(output.prompt_token_ids),
@@ -156,11 +158,13 @@ class Engine:
 
 
 def encode(tokenizer: Any, call: Call, method: Method) -> list[int]:
-    """Token ids of a call's chat, ready for the model's reply; a free answer is asked for as in training."""
+    """Token ids of a call's chat, ready for the model's reply; a free answer is asked for as in training.
+
+    Raises ConfigError for a tokenizer whose chat template is missing or refuses the chat.
+    """
     if method.mode != "sample":
         return encode_chat(tokenizer, call.segments)
-    chat = messages(call, method)
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text = render_chat(tokenizer, messages(call, method))
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

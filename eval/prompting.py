@@ -182,29 +182,41 @@ _MARK = re.compile(r"<(?=[|\uff5c/A-Za-z_])|\[(?=/?[A-Z_]+\])")
 _WHOLE_MARK = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 _PLACEHOLDER = "placeholder-of-the-user-message"
-_TEMPLATE_OPTIONS = {"enable_thinking": False, "date_string": "1 January 2026"}
-"""A reasoning model must answer at once, and a prompt must not change from day to day. Other templates ignore both."""
+_NO_THINKING = {"enable_thinking": False}
+"""A reasoning model must answer at once; in training its template writes the same empty thought. Others ignore it."""
+_FIXED_DATE = {"date_string": "1 January 2026"}
+"""For templates that write today's date: a prompt must not change from day to day."""
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the template writes before and after the user message."""
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
+    """A chat as the model's template writes it, up to where the reply begins.
+
+    Raises ConfigError where the template is missing or refuses the messages.
+    """
+    from jinja2.exceptions import TemplateError
+
     if not tokenizer.chat_template:
         raise ConfigError(
             f"{_named(tokenizer)} has no chat template, so it cannot be asked anything; use an instruction-tuned model"
         )
-    return _render(tokenizer, str(tokenizer.chat_template))
+    options = _NO_THINKING | (_FIXED_DATE if "strftime_now" in str(tokenizer.chat_template) else {})
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **options))
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = " and a ".join(m["role"] for m in messages)
+        hint = "; leave out generation.system" if messages[0]["role"] == "system" else ""
+        raise ConfigError(f"{_named(tokenizer)}: its chat template refuses a {roles} message: {error}{hint}") from error
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the template writes before and after the user message."""
+    return _render(tokenizer, str(tokenizer.chat_template or ""))
 
 
 @lru_cache(maxsize=8)
 def _render(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
-    from jinja2.exceptions import TemplateError
-
-    messages = [{"role": "user", "content": _PLACEHOLDER}]
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **_TEMPLATE_OPTIONS)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise ConfigError(f"{_named(tokenizer)}: its chat template refuses a single user message: {error}") from error
-    head, placeholder, tail = str(text).partition(_PLACEHOLDER)
+    text = render_chat(tokenizer, [{"role": "user", "content": _PLACEHOLDER}])
+    head, placeholder, tail = text.partition(_PLACEHOLDER)
     if not placeholder or _PLACEHOLDER in tail:
         raise ConfigError(f"{_named(tokenizer)}: its chat template drops, repeats or alters the user message")
     return head, tail

@@ -96,7 +96,7 @@ def _answers(cfg: config.EvalConfig, job: Job, work: Work, farm: Farm | None) ->
     if job.served.backend == "openai":
         from eval import openai_backend
 
-        return openai_backend.answers(job, work.calls())
+        return openai_backend.answers(job, work.calls(), min(openai_backend.TIMEOUT_S, cfg.farm.timeout_s))
     from eval.farm import tasks_of
 
     assert farm is not None

@@ -83,8 +83,12 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *connection: object) -> None:
+            """Clients that hang up are no news."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield state, f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dpeer.data.toyworld import generate
 from dpeer.errors import ConfigError
 from dpeer.model.toy import bpe
+from eval.engine import Call, Method, encode
 from eval.prompting import (
     Mode,
     Order,
@@ -218,6 +219,52 @@ def test_thinking_is_left_out_where_the_template_knows_how() -> None:
     qwen3 = "{{ messages[0]['content'] }}|{% if enable_thinking is false %}<think></think>{% endif %}"
     t = with_template("chatml", qwen3)
     assert t.decode(encode_chat(t, [Segment("x", True)])) == "x|<think></think>"
+
+
+QWEN3 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{% if m['role'] == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
+)
+
+
+def test_a_free_answer_begins_where_training_begins_it() -> None:
+    """What a trained Qwen3 has read before the first token of an answer: its template's empty thought included."""
+    t = with_template("chatml", QWEN3)
+    chat = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "Thus."}]
+    trained = t.apply_chat_template(chat, tokenize=False)
+    asked = t.decode(encode(t, Call("0", "0", (Segment("How?", False),)), Method("sample")))
+    assert trained.removeprefix(asked) == "Thus.<|im_end|>\n"
+
+
+def test_the_date_of_a_prompt_is_fixed() -> None:
+    today = "{% if date_string is defined %}{{ date_string }}{% else %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+    t = with_template("chatml", today + "{{ messages[0]['content'] }}")
+    assert t.decode(encode_chat(t, [Segment("x", True)])) == "1 January 2026x"
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "words"),
+    [
+        ("chatml", None, "has no chat template"),
+        ("gemma", "", "refuses a system and a user message: System role not supported; leave out generation.system"),
+    ],
+)
+def test_models_that_cannot_be_asked_are_named(kind: str, template: str | None, words: str) -> None:
+    t = with_template(kind, tokenizer(kind).chat_template if template == "" else template)
+    with pytest.raises(ConfigError, match=words):
+        encode(t, Call("0", "0", (Segment("How?", False),), "Be kind."), Method("sample"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_begins_with_one_bos(kind: str) -> None:
+    t = tokenizer(kind)
+    segments = (Segment("How?", False),)
+    for ids in (encode(t, Call("0", "0", segments), Method("sample")), encode_chat(t, segments)):
+        assert ids.count(t.bos_token_id) == (t.bos_token is not None and t.bos_token in str(t.decode(ids)))
+        assert ids[:2] != [t.bos_token_id] * 2
 
 
 def test_a_changed_template_is_seen() -> None:
