@@ -10,8 +10,9 @@ from rich.console import Console
 
 from eval.config import EvalConfig, Served
 from eval.engine import Answer, Call, Method
+from eval.progress import show_statuses
 from eval.prompting import Segment, visible
-from eval.ratings import anti_join, done_ids, drop_rows, lock, write_part
+from eval.ratings import anti_join, done_ids, drop_rows, lock, read_table, write_part
 from eval.responses import ID, planned_responses, responses_folder
 from eval.run import Connect, Work, execute
 from eval.table import RESPONSES
@@ -32,6 +33,8 @@ def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, cons
         todo = anti_join(rows, done_ids(folder, RESPONSES), ID)
         works = [_work(cfg, rows, todo, served) for served in cfg.models]
         execute(cfg, works, connect, folder, console)
+        made = read_table(folder, RESPONSES)
+    show_statuses(made[made[ID].isin(rows[ID])], "model", console)
     return folder
 
 

@@ -13,10 +13,12 @@ from dpeer.errors import DpeerError
 from eval.config import EvalConfig, Served
 from eval.engine import Answer, Call, Method
 from eval.plan import Plan, plan, ratings_folder, temperature
+from eval.progress import show_statuses
 from eval.prompting import encode_chat, judge_segments, prefix_length
 from eval.ratings import drop_rows, lock, read_table, write_part, write_table
 from eval.readout import Reading, read_logprobs, read_structured
 from eval.run import Connect, Work, execute, read_rates, settings_of
+from eval.table import RATINGS
 
 RETRIED = ("engine_error", "truncated")
 SAMPLE = 200
@@ -44,15 +46,31 @@ def judge(
         for note in planned.notes:
             console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
-        if len(planned.todo) or not table.exists() or not _holds(table, planned):
-            found = read_table(folder)
-            write_table(table, found[found["rating_id"].isin(planned.rows["rating_id"])])
+        if len(planned.todo) or not _holds(table, planned):
+            found = read_table(folder).set_index("rating_id")
+            # What only marks a row, such as a family that was corrected since, is not part of its id.
+            marks = planned.rows.set_index("rating_id")[list(MARKS)]
+            found = found.loc[marks.index].assign(**marks)
+            write_table(table, found.reset_index()[RATINGS.names])
+    show_statuses(pd.read_parquet(table, columns=["judge", "status"]), "judge", console)
     return table
 
 
+MARKS = ("model_family", "judge_family")
+
+
 def _holds(table: Path, planned: Plan) -> bool:
-    ids = pd.read_parquet(table, columns=["rating_id"])["rating_id"]
-    return len(ids) == len(planned.rows) and set(ids) == set(planned.rows["rating_id"])
+    """Whether the table is that of the plan; one that cannot be read is not."""
+    columns = ["rating_id", *MARKS]
+    try:
+        there = pd.read_parquet(table, columns=columns)
+    except (OSError, ValueError):
+        return False
+    if len(there) != len(planned.rows):
+        return False
+    wanted = planned.rows[columns].astype(object).where(planned.rows[columns].notna(), None)
+    there = there.astype(object).where(there.notna(), None)
+    return set(there.itertuples(index=False, name=None)) == set(wanted.itertuples(index=False, name=None))
 
 
 def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
@@ -144,8 +162,8 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
         todo = planned.todo[planned.todo["judge"] == served.name]
         prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.mode)
         rate = rates.get(f"{served.name}/{cfg.judging.mode}")
-        speed = tokens_per_second or (rate["tokens"] / rate["seconds"] if rate and rate["tokens"] else float("nan"))
         output = len(todo) * (1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens)
+        computed = prompt - shared + output
         found.append(
             {
                 "judge": served.name,
@@ -153,10 +171,21 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
                 "prompt_tokens": round(prompt),
                 "shared_tokens": round(shared),
                 "exact": exact,
-                "seconds": (prompt - shared + output) / speed if len(todo) else 0.0,
+                "seconds": _seconds(len(todo), computed, tokens_per_second, rate),
             }
         )
     return pd.DataFrame(found)
+
+
+def _seconds(calls: int, computed: float, tokens_per_second: float | None, rate: dict[str, Any] | None) -> float:
+    """By tokens where their speed is known, else by the calls of an earlier run."""
+    if not calls:
+        return 0.0
+    if tokens_per_second:
+        return computed / tokens_per_second
+    if rate and rate["tokens"]:
+        return float(computed * rate["seconds"] / rate["tokens"])
+    return calls * rate["seconds"] / rate["calls"] if rate and rate["calls"] else float("nan")
 
 
 def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tuple[float, float, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -58,3 +59,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_statuses(table: pd.DataFrame, by: str, console: Console) -> None:
+    """A line per model or judge: how many of its rows have which status, `ok` first."""
+    for name, statuses in table.groupby(by, sort=False)["status"]:
+        counts = statuses.value_counts().sort_index(key=lambda index: index != "ok")
+        style = "" if set(counts.index) == {"ok"} else "yellow"
+        console.print(f"{name}: " + ", ".join(f"{n:,} {status}" for status, n in counts.items()), style=style)

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ def content_id(**parts: Any) -> str:
 
 
 def write_part(folder: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema = RATINGS) -> Path:
-    """Write rows as one new part file of `folder`: on disk when this returns, absent when it is interrupted before."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write rows as one new part file of `folder`: on disk when this returns, absent when it is interrupted before.
+
+    Raises DataError where the disk is full or refuses.
+    """
+    _make_folder(folder)
     ids = sorted(row[schema.names[0]] for row in rows)
     name = f"part-{content_id(ids=ids)}.parquet"
     return _replace(folder / name, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
@@ -38,13 +41,33 @@ def write_part(folder: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schem
 
 def _replace(path: Path, table: pa.Table) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        pq.write_table(table, stream, compression="zstd")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(path)
-    _sync_folder(path.parent)
+    try:
+        with temporary.open("wb") as stream:
+            pq.write_table(table, stream, compression="zstd")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be written ({error.strerror or error}). What was finished before is saved: make room or "
+        "permit writing there, and run the same command again."
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -57,7 +80,7 @@ def _sync_folder(folder: Path) -> None:
 
 def write_table(path: Path, table: pd.DataFrame, schema: pa.Schema = RATINGS) -> Path:
     """Write a whole table as one file, which replaces an earlier one at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     return _replace(path, pa.Table.from_pandas(table, schema=schema, preserve_index=False))
 
 
@@ -109,9 +132,16 @@ def drop_rows(folder: Path, statuses: Collection[str], schema: pa.Schema = RATIN
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """The right to write to `folder` for the length of the block; DataError when another run holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as stream:
+    """The right to write to `folder` for the length of the block; DataError when another run holds it.
+
+    What a killed run left half-written is removed.
+    """
+    _make_folder(folder)
+    try:
+        stream = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -120,9 +150,16 @@ def lock(folder: Path) -> Iterator[None]:
                 f"{folder} is being written by another run ({stream.read().strip() or 'unknown process'}). Two runs in "
                 "one folder would make every row twice: wait for it or end it, or give this evaluation another name."
             ) from None
+        except OSError as error:
+            raise DataError(
+                f"{folder}: this file system knows no locks ({error.strerror or error}), so that two runs could write "
+                "every row twice. Put output_dir on another one."
+            ) from error
         stream.truncate(0)
         stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
         stream.flush()
+        for leftover in folder.rglob(".part-*.tmp"):
+            leftover.unlink()
         yield
 
 

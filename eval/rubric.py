@@ -86,7 +86,7 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
 
 def _locate(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     shipped = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
     if str(name_or_path) in shipped:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dpeer.errors import ClusterError
+from dpeer.training.run_dir import write_json
 from eval import config
 from eval.engine import Answer, Call, Job, Method, choose_device
 from eval.progress import Meter
@@ -61,16 +61,18 @@ def execute(
 
 
 def _execute_one(cfg: config.EvalConfig, work: Work, farm: Farm | None, folder: Path, console: Console) -> None:
-    job = Job(work.served, settings_of(cfg, work.served), work.method, _device(cfg, work.served))
+    served = _placed(work.served)
+    job = Job(served, settings_of(cfg, served), work.method, _device(cfg, served))
     pending = set(work.ids)
-    tokens, began = 0, time.monotonic()
+    tokens: int | None = 0
+    began = time.monotonic()
     with Meter(console, work.served.name, work.done + len(pending), work.done) as meter:
         for answers in _answers(cfg, job, work, farm):
             fresh = [a for a in answers if a.id in pending]
             pending -= {a.id for a in fresh}
             work.write(fresh)
             meter.advance(len(fresh))
-            tokens += sum((a.prompt_tokens or 0) - (a.cached_tokens or 0) + a.output_tokens for a in fresh)
+            tokens = _added(tokens, fresh)
     if pending:
         raise ClusterError(
             f"{work.served.name}: {len(pending)} of {len(work.ids)} calls came back without an answer; the others are "
@@ -79,8 +81,27 @@ def _execute_one(cfg: config.EvalConfig, work: Work, farm: Farm | None, folder: 
     _save_rate(folder / RATES, work, tokens, time.monotonic() - began)
 
 
+def _added(tokens: int | None, answers: Sequence[Answer]) -> int | None:
+    """With the tokens that these answers took to compute; None when a backend does not tell which were cached."""
+    for answer in answers:
+        if answer.cached_tokens is None and answer.finish in ("stop", "length"):
+            return None
+        if tokens is not None:
+            tokens += (answer.prompt_tokens or 0) - (answer.cached_tokens or 0) + answer.output_tokens
+    return tokens
+
+
 def settings_of(cfg: config.EvalConfig, served: config.Served) -> config.Engine:
     return served.engine or cfg.engine
+
+
+def _placed(served: config.Served) -> config.Served:
+    """The same with whole paths: an engine may run in another folder than the person who named it."""
+    if served.backend == "openai":
+        return served
+    places = {"path": served.path, "adapter": served.adapter}
+    whole = {key: str(Path(place).resolve()) for key, place in places.items() if place and Path(place).is_dir()}
+    return served.model_copy(update=whole)
 
 
 def _device(cfg: config.EvalConfig, served: config.Served) -> Any:
@@ -115,7 +136,7 @@ def backend_of(spec: config.Farm, calls: int) -> str:
     return "ray_data" if calls >= RAY_DATA_FROM else "actors"
 
 
-def _save_rate(path: Path, work: Work, tokens: int, seconds: float) -> None:
+def _save_rate(path: Path, work: Work, tokens: int | None, seconds: float) -> None:
     """Remember how fast this model answered, for the next plan."""
     rates = read_rates(path.parent)
     rates[f"{work.served.name}/{work.method.mode}"] = {
@@ -123,12 +144,10 @@ def _save_rate(path: Path, work: Work, tokens: int, seconds: float) -> None:
         "tokens": tokens,
         "seconds": round(seconds, 3),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(rates, indent=1))
-    temporary.rename(path)
+    write_json(path, rates)
 
 
-def read_rates(folder: Path) -> dict[str, dict[str, float]]:
-    """Measured calls, computed tokens and seconds per model/mode of earlier runs in this folder."""
+def read_rates(folder: Path) -> dict[str, dict[str, Any]]:
+    """Measured calls, computed tokens (None: unknown) and seconds per model/mode of earlier runs in this folder."""
     path = folder / RATES
     return dict(json.loads(path.read_text())) if path.exists() else {}

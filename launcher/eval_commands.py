@@ -95,6 +95,7 @@ def import_(
     from dpeer.errors import ConfigError
     from eval.importer import import_ratings
 
+    _check_output(output)
     labels = {}
     for text, score in _pairs(label, "--label").items():
         try:
@@ -120,6 +121,7 @@ def xstest(
     """Import the XSTest ratings: compliance with safe prompts and refusal of unsafe ones, four judges."""
     from eval.benchmarks.xstest import xstest_ratings
 
+    _check_output(output)
     _write_ratings(xstest_ratings(folder), output)
 
 
@@ -135,6 +137,13 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
             raise ConfigError(f"{option}: {left} is given twice")
         pairs[left] = right
     return pairs
+
+
+def _check_output(output: Path) -> None:
+    from dpeer.errors import ConfigError
+
+    if output.suffix != ".parquet":
+        raise ConfigError(f"--output {output}: ratings are written as Parquet; give a name that ends in .parquet")
 
 
 def _write_ratings(table: pd.DataFrame, output: Path) -> None:

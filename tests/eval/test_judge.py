@@ -288,6 +288,39 @@ def test_an_endpoint_rates_every_planned_row_and_a_second_run_asks_nothing(
     assert len(state.requests) == asked and before == {p: p.stat().st_mtime_ns for p in before}
 
 
+def test_a_family_that_is_corrected_marks_the_rows_that_are_there(
+    tmp_path: Path, models: Path, endpoint: tuple[Any, str]
+) -> None:
+    state, url = endpoint
+    quiet = Console(file=StringIO())
+    guessed = pd.read_parquet(judge(remote(tmp_path, models, url), no_ray, console=quiet))
+    asked = len(state.requests)
+    tested = [{"name": n, "path": n, "backend": "openai", "base_url": url, "family": f"house-{n}"} for n in "xy"]
+    cfg = EvalConfig.model_validate(remote(tmp_path, models, url).model_dump(mode="json") | {"models": tested})
+    table = pd.read_parquet(judge(cfg, no_ray, console=quiet))
+    assert len(state.requests) == asked and set(table["rating_id"]) == set(guessed["rating_id"])
+    assert guessed["model_family"].isna().all() and (table["model_family"] == "house-" + table["model"]).all()
+    (tmp_path / "test" / "ratings.parquet").write_bytes(b"PAR1 half a file")
+    assert pd.read_parquet(judge(cfg, no_ray, console=quiet)).equals(table)
+    assert len(state.requests) == asked
+
+
+def test_the_time_of_a_plan_follows_from_an_earlier_run(
+    tmp_path: Path, models: Path, endpoint: tuple[Any, str]
+) -> None:
+    """This endpoint does not say which tokens it had cached, so the speed is known in calls only."""
+    _, url = endpoint
+    with recorded() as (console, text):
+        judge(remote(tmp_path, models, url, items=4), no_ray, console=console)
+    assert "j1: 32 ok" in text.getvalue().splitlines()
+    rates = json.loads((tmp_path / "test" / "ratings" / "rates.json").read_text())
+    assert rates["j1/logprob"]["tokens"] is None and rates["j1/logprob"]["calls"] == 32
+    cfg = remote(tmp_path, models, url, items=8)
+    found = cost(cfg, plan(cfg)).set_index("judge")
+    assert found.loc["j1", "calls"] == 32
+    assert found.loc["j1", "seconds"] == pytest.approx(rates["j1/logprob"]["seconds"])
+
+
 def test_a_plan_that_grows_asks_for_what_is_new_and_one_that_shrinks_leaves_rows_out(
     tmp_path: Path, models: Path, endpoint: tuple[Any, str]
 ) -> None:

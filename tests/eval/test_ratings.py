@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
@@ -47,19 +48,46 @@ def test_nothing_written_reads_as_an_empty_table(tmp_path: Path) -> None:
     assert ratings.done_ids(tmp_path / "absent") == set()
 
 
-def test_what_an_interruption_left_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing_and_what_a_kill_leaves_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ratings.write_part(tmp_path, [row("1")])
 
     def die(table: Any, stream: Any, **options: Any) -> None:
         stream.write(b"PAR1 half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pq, "write_table", die)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pq, "write_table", die)
         ratings.write_part(tmp_path, [row("2")])
-    assert len(list(tmp_path.iterdir())) == 2  # the leftover is there
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "judge=j").mkdir()
+    (left := tmp_path / "judge=j" / ".part-ab.parquet.77.tmp").write_bytes(b"PAR1 half a file")
     assert ratings.done_ids(tmp_path) == {"1"}
     assert list(ratings.read_table(tmp_path)["rating_id"]) == ["1"]
+    with ratings.lock(tmp_path):
+        assert not left.exists()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(table: Any, stream: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(DataError, match=r"part-.*cannot be written \(No space left on device\)\. What was finished"):
+        ratings.write_part(tmp_path, [row("1")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for write in (
+        lambda: ratings.write_part(tmp_path / "file" / "ratings", [row("1")]),
+        lambda: ratings.write_table(tmp_path / "file" / "t.parquet", pd.DataFrame([row("1")])),
+        lambda: ratings.lock(tmp_path / "file" / "ratings").__enter__(),
+    ):
+        with pytest.raises(DataError, match=r"file.*cannot be written \((Not a directory|File exists)\)"):
+            write()
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

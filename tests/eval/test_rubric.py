@@ -166,6 +166,12 @@ def test_files_that_are_no_mapping(tmp_path: Path, text: str) -> None:
         load_rubric(write(tmp_path, text))
 
 
+def test_a_folder_of_the_same_name_hides_no_rubric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "persona").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_rubric("persona").name == "persona"
+
+
 def test_unknown_names_and_files() -> None:
     with pytest.raises(ConfigError, match=r"'persone'.*compliance, persona, toyworld.*did you mean persona\?"):
         load_rubric("persone")

@@ -67,6 +67,7 @@ def test_plan_only_counts_calls_without_an_engine(tmp_path: Path) -> None:
         (("irt", "simulate", "-o", "x.parquet", "--set", "judges=many"), "judges=many"),
         (("ratings", "import", "nowhere.csv", "-o", "x.parquet", "--map", "a=model"), "error:"),
         (("ratings", "import", "nowhere.csv", "-o", "x.parquet", "--map", "a"), "LEFT=RIGHT"),
+        (("ratings", "import", "r.csv", "-o", "r.csv", "--map", "a=model"), "give a name that ends in .parquet"),
         (("ratings", "xstest", "nowhere", "-o", "x.parquet"), "nowhere"),
     ],
 )
