@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -39,34 +41,69 @@ def answers(job: Job, tasks: Iterable[Task], spec: config.Farm) -> Iterator[list
     """Answers, block by block as they finish. A conversation is one input row, so it stays on one engine.
 
     What is not yet handed out is lost with the driver and asked for again by the next run. Engines that die are
-    replaced by Ray Data, each at most max_restarts times, and their blocks sent again; one that hangs is not noticed.
-    vLLM's count of cached tokens does not come through. Raises ClusterError as `Farm.run` does.
+    replaced by Ray Data, each at most max_restarts times, and their blocks sent again. vLLM's count of cached tokens
+    does not come through. Raises ClusterError as `Farm.run` does, and when nothing has come for timeout_s.
     """
     rows = [{"calls": conversation} for task in tasks for conversation in conversations(task)]
     wanted = resources(job)
     check_feasible(spec.replicas, wanted, job.served.name)
-    with _quiet():
+
+    def answered() -> Any:
         requests = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // spec.conversations_per_task))
         tokens = requests.flat_map(lambda row: _requests(job, row["calls"]), num_cpus=TOKENIZING)
-        answered = _processor(job, spec, wanted)(tokens)
-        try:
-            for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield [_answer(row) for row in block.to_pylist()]
-        except RayError as error:
-            raise _given_up(job, error) from error
+        return _processor(job, spec, wanted)(tokens)
+
+    try:
+        for block in blocks(answered, spec.timeout_s):
+            yield [_answer(row) for row in block.to_pylist()]
+    except RayError as error:
+        raise _given_up(job, error) from error
+    except Silence:
+        raise ClusterError(
+            f"{job.served.name}: the engines of Ray Data gave no sign for {spec.timeout_s:g} s (farm.timeout_s). What "
+            "was finished is saved: run the same command again to go on. With the same end again, farm.backend=actors "
+            "replaces a silent engine and finds the conversation that silences it."
+        ) from None
+
+
+class Silence(Exception):
+    """Nothing has come for too long."""
+
+
+def blocks(dataset: Callable[[], Any], limit_s: float) -> Iterator[Any]:
+    """The blocks of a dataset as they finish; Silence when none comes for so long, in seconds.
+
+    The time in which the caller is busy with a block does not count.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    since = [time.monotonic()]
+
+    class Watch(ExecutionCallback):  # type: ignore[misc]
+        def on_execution_step(self, executor: Any) -> None:
+            if time.monotonic() - since[0] > limit_s:
+                raise Silence
+
+    with _quiet(Watch):
+        for block in dataset().iter_batches(batch_size=None, batch_format="pyarrow"):
+            since[0] = math.inf
+            yield block
+            since[0] = time.monotonic()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data without its own progress lines: ours say the same."""
+def _quiet(watch: type) -> Iterator[None]:
+    """Ray Data with a watch over each step, and without its own progress lines: ours say the same."""
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes.append(watch)
     logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         context.enable_progress_bars = before[0]
+        context.custom_execution_callback_classes.remove(watch)
         logger.setLevel(before[1])
 
 

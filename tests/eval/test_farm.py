@@ -342,3 +342,25 @@ def test_ray_data_gives_the_same_answers(farm: Farm, models: Path) -> None:
     assert {i for i, a in found.items() if a.finish == "too_long"} == ids(chats([11]))
     assert found["11-A"].prompt_tokens and found["11-A"].prompt_tokens > 512
     assert_close(found, reference(models / "a", chats(range(11))))
+
+
+class Stuck:
+    """Answers until it comes to row 2."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if (batch["id"] == 2).any():
+            time.sleep(1000)
+        return batch
+
+
+def test_ray_data_that_gives_no_sign_is_not_waited_for(cluster: None) -> None:
+    import ray
+
+    found: list[int] = []
+    began = time.monotonic()
+    with pytest.raises(ray_data.Silence):
+        for block in ray_data.blocks(
+            lambda: ray.data.range(4, override_num_blocks=4).map_batches(Stuck, concurrency=1, num_cpus=0.1), 6
+        ):
+            found += block.column("id").to_pylist()
+    assert time.monotonic() - began < 100 and 2 not in found
