@@ -10,7 +10,7 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from dpeer.errors import ClusterError, DpeerError
 from eval import config
@@ -132,20 +132,21 @@ class Farm:
             ref, attempt = replica.sent[0]
             if not ray.wait([ref], timeout=0)[0]:
                 if time.monotonic() - replica.since >= self.spec.timeout_s:
-                    silent = f"gave no sign for {self.spec.timeout_s:g} s (farm.timeout_s)"
+                    silent = f"{'did not start' if attempt is None else 'gave no sign'} for {self.spec.timeout_s:g} s"
+                    silent += " (farm.timeout_s)"
                     yield from self._replace(job, replica, waiting, silent)
                 return
             try:
                 answers = ray.get(ref)
-            except RayActorError as error:
-                yield from self._replace(job, replica, waiting, f"died ({_first_line(error)})")
-                return
             except RayTaskError as error:
                 if isinstance(error.cause, DpeerError):
                     raise error.cause from None
                 if attempt is None and replica.fresh:
                     raise _cannot_start(job, error) from error
                 yield from self._replace(job, replica, waiting, f"failed ({_first_line(error.cause or error)})")
+                return
+            except RayError as error:
+                yield from self._replace(job, replica, waiting, f"died ({_first_line(error)})")
                 return
             replica.sent.popleft()
             replica.since = time.monotonic()

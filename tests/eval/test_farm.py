@@ -281,7 +281,9 @@ def test_another_model_in_the_same_process_gives_its_own_logprobs(farm: Farm, mo
     assert_close(collect(farm.run(job(models / "c"), tasks_of(calls, 8))), reference(models / "c", calls))
 
 
-def test_an_adapter_counts(farm: Farm, models: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def adapter(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of model c that changes what it says."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -289,11 +291,16 @@ def test_an_adapter_counts(farm: Farm, models: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(models / "c", dtype=torch.float32)
     lora = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
-    get_peft_model(model, lora).save_pretrained(tmp_path)
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(model, lora).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_counts(farm: Farm, models: Path, adapter: Path) -> None:
     calls = chats(range(3))
-    with_adapter, without = reference(models / "c", calls, tmp_path), reference(models / "c", calls)
+    with_adapter, without = reference(models / "c", calls, adapter), reference(models / "c", calls)
     assert abs(with_adapter["0-A"][0] - without["0-A"][0]) > 0.1
-    found = collect(farm.run(job(models / "c", adapter=str(tmp_path)), tasks_of(calls, 8)))
+    found = collect(farm.run(job(models / "c", adapter=str(adapter)), tasks_of(calls, 8)))
     assert_close(found, with_adapter)
 
 
@@ -334,14 +341,15 @@ def test_samples_follow_their_seed_and_not_their_company(farm: Farm, models: Pat
     assert all(a.output_tokens == 24 for a in together.values() if a.finish == "length")
 
 
-def test_ray_data_gives_the_same_answers(farm: Farm, models: Path) -> None:
+def test_ray_data_gives_the_same_answers(farm: Farm, models: Path, adapter: Path) -> None:
     farm.make_room()
     calls = chats(range(11)) + chats([11], words=200)
-    found = collect(ray_data.answers(job(models / "a"), tasks_of(calls, 4), config.Farm(conversations_per_task=4)))
+    judge = job(models / "c", adapter=str(adapter))
+    found = collect(ray_data.answers(judge, tasks_of(calls, 4), config.Farm(conversations_per_task=4)))
     assert set(found) == ids(calls)
     assert {i for i, a in found.items() if a.finish == "too_long"} == ids(chats([11]))
     assert found["11-A"].prompt_tokens and found["11-A"].prompt_tokens > 512
-    assert_close(found, reference(models / "a", chats(range(11))))
+    assert_close(found, reference(models / "c", chats(range(11)), adapter))
 
 
 class Stuck:

@@ -32,6 +32,7 @@ from eval.prompting import encode_chat, judge_segments
 from eval.ratings import read_table, write_part
 from eval.responses import responses_folder
 from eval.rubric import load_rubric
+from eval.run import _placed
 from eval.served import family, family_of_name, served_hash
 from eval.table import RATINGS, RESPONSES
 
@@ -166,6 +167,14 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, models: Path) -> Non
     judges = [{"name": "gone", "path": "runs/gone/export"}, {"name": "c", "path": str(models / "c")}]
     with pytest.raises(ConfigError, match="gone: there is no folder runs/gone/export"):
         plan(evaluation(tmp_path, models, judges=judges))
+
+
+def test_engines_get_whole_paths(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may run in another folder, where a relative path would be taken for a hub id."""
+    monkeypatch.chdir(models)
+    placed = _placed(Served(name="j", path="a", adapter="./c"))
+    assert (placed.path, placed.adapter) == (str(models / "a"), str(models / "c"))
+    assert _placed(Served(name="j", path="Qwen/Qwen3-8B")).path == "Qwen/Qwen3-8B"
 
 
 def test_families() -> None:
@@ -409,6 +418,9 @@ def test_scores_among_the_likeliest_tokens() -> None:
 
 # Real engines
 
+ITEMS = 32
+"""Prompts of the run that is killed: 2 models x 2 judges x 4 dimensions x 2 repeats make 1,024 ratings of them."""
+
 
 class Run:
     """`dpeer COMMAND recipe.yaml` in its own process group."""
@@ -471,7 +483,7 @@ def test_a_killed_driver_and_a_killed_engine_lose_and_double_nothing(
     tmp_path: Path, models: Path, launch: Callable[[str], Run]
 ) -> None:
     """Generate, then judge with two engines' worth of kills: exactly the planned rows, each once."""
-    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Tell me about {i}."}}\n' for i in range(64)))
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Tell me about {i}."}}\n' for i in range(ITEMS)))
     recipe = {
         "name": "test",
         "output_dir": str(tmp_path),
@@ -488,7 +500,7 @@ def test_a_killed_driver_and_a_killed_engine_lose_and_double_nothing(
     generated = launch("generate")
     assert generated.wait() == 0, generated.log.read_text()
     responses = read_table(cfg.folder / "responses", RESPONSES)
-    assert Counter(responses["model"]) == {"ma": 64, "mb": 64}
+    assert Counter(responses["model"]) == {"ma": ITEMS, "mb": ITEMS}
 
     def parts() -> int:
         return len(list((cfg.folder / "ratings").rglob("part-*.parquet")))
@@ -497,7 +509,7 @@ def test_a_killed_driver_and_a_killed_engine_lose_and_double_nothing(
     first.until(lambda: parts() >= 5)
     first.process.kill()
     first.wait()
-    assert 0 < len(read_table(cfg.folder / "ratings")) < 2 * 128 * 8
+    assert 0 < len(read_table(cfg.folder / "ratings")) < 2 * 2 * ITEMS * 8
     written = parts()
     second = launch("judge")
     second.until(lambda: parts() >= written + 5)
@@ -507,12 +519,8 @@ def test_a_killed_driver_and_a_killed_engine_lose_and_double_nothing(
     assert "nothing that was finished is lost" in second.log.read_text()
     rows = plan(cfg).rows
     table = read_table(cfg.folder / "ratings")
-    assert len(rows) == 2 * 128 * 8
+    assert len(rows) == 2 * 2 * ITEMS * 8 >= 1000
     assert Counter(table["rating_id"]) == Counter(rows["rating_id"])
     assert Counter(pd.read_parquet(cfg.folder / "ratings.parquet")["rating_id"]) == Counter(rows["rating_id"])
     assert set(table["status"]) == {"ok"}
-    began = time.monotonic()
-    third = launch("judge")
-    assert third.wait() == 0, third.log.read_text()
-    assert time.monotonic() - began < 30
     judge(cfg, no_ray, console=Console(file=StringIO()))
