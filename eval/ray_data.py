@@ -85,7 +85,7 @@ def blocks(dataset: Callable[[], Any], limit_s: float) -> Iterator[Any]:
                 raise Silence
 
     with _quiet(Watch):
-        for block in dataset().iter_batches(batch_size=None, batch_format="pyarrow"):
+        for block in dataset().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             since[0] = math.inf
             yield block
             since[0] = time.monotonic()
