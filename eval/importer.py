@@ -95,8 +95,9 @@ def ratings_table(
     if absent := [name for name in humans if name not in judges]:
         raise ConfigError(f"humans: {absent[0]!r} is no judge of {source}; its judges are {', '.join(judges)}")
     for rating in ratings:
-        rating["model_family"] = rating["model_family"] or families.get(rating["model"])
-        rating["judge_family"] = rating["judge_family"] or families.get(rating["judge"])
+        for who in ("model", "judge"):
+            kin = rating[f"{who}_family"] or families.get(rating[who])
+            rating[f"{who}_family"] = kin and kin.lower()  # "Qwen" and "qwen" are one family
     return pa.Table.from_pylist(ratings, schema=RATINGS).to_pandas()
 
 

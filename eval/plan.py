@@ -166,11 +166,11 @@ def temperature(cfg: EvalConfig) -> float:
 
 def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:
     """Family of each response's model: as the config says, else its row, else as the model or its name tells."""
-    said = {m.name: m.family for m in cfg.models if m.family}
+    said = {m.name: family(m) for m in cfg.models if m.family}
     known = {m.name: family(m) for m in cfg.models}
     names = responses["model"]
     guessed = names.map({m: known.get(m) or family_of_name(m) for m in names.unique()})
-    return names.map(said).fillna(responses["family"]).fillna(guessed)
+    return names.map(said).fillna(responses["family"].str.lower()).fillna(guessed)
 
 
 def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:

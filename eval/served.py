@@ -101,7 +101,7 @@ def _adapter_hash(served: Served) -> str:
 def family(served: Served) -> str | None:
     """`Served.family`, or that of the model type in its config.json, or one that its name tells; None: unknown."""
     if served.family:
-        return served.family
+        return served.family.strip().lower()
     model_type = _model_type(served) if served.backend == "vllm" else None
     if model_type and (letters := re.match(r"[a-z]+", model_type.lower())):
         return ALIASES.get(letters[0], letters[0])

@@ -145,7 +145,7 @@ def test_responses_tell_answers_apart_and_give_lengths(tmp_path: Path) -> None:
 
 
 def test_samples_constants_and_families(tmp_path: Path) -> None:
-    rows = [{"system": "m1", "question": 7, "s": s, "verdict": 1, "fam": f} for s, f in ((0, "llama"), (1, None))]
+    rows = [{"system": "m1", "question": 7, "s": s, "verdict": 1, "fam": f} for s, f in ((0, "Llama"), (1, None))]
     mapping = {"system": "model", "question": "item", "s": "sample", "verdict": "score", "fam": "model_family"}
     constants = {"judge": "ann", "dimension": "tone", "judge_family": "human"}
     table = import_ratings(write(tmp_path, rows), mapping, constants=constants, families={"m1": "known"})

@@ -133,7 +133,7 @@ def test_a_design_that_cannot_tell_models_apart_is_refused_before_any_engine(tmp
 def test_related_judges_are_refused_or_marked(tmp_path: Path, models: Path) -> None:
     path = tmp_path / "own.jsonl"
     rows = [json.loads(line) for line in write_responses(path, 5).read_text().splitlines()]
-    path.write_text("".join(json.dumps(r | {"family": {"x": "llama", "y": "gpt"}[r["model"]]}) + "\n" for r in rows))
+    path.write_text("".join(json.dumps(r | {"family": {"x": "Llama", "y": "gpt"}[r["model"]]}) + "\n" for r in rows))
     with pytest.raises(ConfigError, match=r"judge c is of the family llama, like x.*allow_related"):
         plan(evaluation(tmp_path, models, responses=str(path)))
     allowed = {"rubric": "toyworld", "allow_related": True}
@@ -190,7 +190,7 @@ def test_families() -> None:
     for name, kind in names.items():
         assert family_of_name(name) == kind, name
         assert family(Served(name="j", path=name, backend="openai", base_url="http://h")) == kind
-    assert family(Served(name="j", path="gpt-4o", family="house", backend="openai", base_url="http://h")) == "house"
+    assert family(Served(name="j", path="gpt-4o", family="House", backend="openai", base_url="http://h")) == "house"
 
 
 def test_the_family_of_a_local_model_is_its_model_type(models: Path) -> None:
