@@ -341,15 +341,14 @@ def test_samples_follow_their_seed_and_not_their_company(farm: Farm, models: Pat
     assert all(a.output_tokens == 24 for a in together.values() if a.finish == "length")
 
 
-def test_ray_data_gives_the_same_answers(farm: Farm, models: Path, adapter: Path) -> None:
+def test_ray_data_gives_the_same_answers(farm: Farm, models: Path) -> None:
     farm.make_room()
     calls = chats(range(11)) + chats([11], words=200)
-    judge = job(models / "c", adapter=str(adapter))
-    found = collect(ray_data.answers(judge, tasks_of(calls, 4), config.Farm(conversations_per_task=4)))
+    found = collect(ray_data.answers(job(models / "a"), tasks_of(calls, 4), config.Farm(conversations_per_task=4)))
     assert set(found) == ids(calls)
     assert {i for i, a in found.items() if a.finish == "too_long"} == ids(chats([11]))
     assert found["11-A"].prompt_tokens and found["11-A"].prompt_tokens > 512
-    assert_close(found, reference(models / "c", chats(range(11)), adapter))
+    assert_close(found, reference(models / "a", chats(range(11))))
 
 
 class Stuck:
