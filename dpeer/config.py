@@ -187,8 +187,15 @@ class Cluster(Section):
     """DeepSpeed config of the policy: a name in ds_configs/ or a path to a JSON file."""
     reference_deepspeed: str = "reference"
     """DeepSpeed config of the reference."""
+    nodes: int | None = Field(None, ge=1)
+    """Nodes that the cluster must have when the run starts; default: any number on which the workers fit."""
     timeout_s: Positive = 1800.0
     """Longest silence of a worker or collective, in seconds, before the group is declared dead."""
+    stall_timeout_s: Positive = 600.0
+    """Longest time without a finished pack during a step or scoring, in seconds, before the stacks of all ranks are
+    written down and the group is declared dead; loading and saving are bounded by timeout_s only."""
+    join_timeout_s: Positive = 120.0
+    """Longest time, in seconds, for the started workers of a group to reach each other and for one all-reduce."""
     placement_timeout_s: Positive = 300.0
     """Longest wait for a feasible placement, in seconds."""
     max_restarts: int = Field(3, ge=0)

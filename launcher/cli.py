@@ -19,6 +19,7 @@ from launcher import eval_commands
 from launcher.data_commands import app as data_app
 from launcher.irt_commands import app as irt_app
 from launcher.plan.command import plan
+from launcher.preflight.command import preflight
 
 
 class _Guarded(TyperGroup):
@@ -64,6 +65,7 @@ app = typer.Typer(
     help="Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3.",
 )
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
+app.command()(preflight)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")

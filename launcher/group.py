@@ -14,6 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpeer.config import Cluster, Config
 from dpeer.errors import ClusterError, DpeerError
+from dpeer.training.pulse import Pulse
+from launcher.watchdog import SILENT, State, Watch, headline, report
 from launcher.worker import Worker
 
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
@@ -22,7 +24,12 @@ DEAD = "dead"
 
 
 class WorkerLost(ClusterError):
-    """A worker died or fell silent: the group is gone, the last checkpoint is not."""
+    """A worker died, fell silent or stalled: the group is gone, the last checkpoint is not. `report` holds the stacks
+    of all ranks where they could be asked."""
+
+    def __init__(self, message: str, report: str = "") -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class WorkerFailed(ClusterError):
@@ -50,29 +57,32 @@ class Group:
 
     def _join(self) -> None:
         spec = self.spec
-        self.hosts = self._gather([w.place.remote() for w in self.workers], "starting", spec.placement_timeout_s)
+        places = [w.place.remote() for w in self.workers]
+        self.hosts = self._gather(places, "starting", spec.placement_timeout_s, watched=False)
         by_node = sorted(
             range(self.size), key=lambda i: (self.hosts[i]["node"], i)
         )  # hpZ takes neighbours for one node
         self.workers, self.hosts = [self.workers[i] for i in by_node], [self.hosts[i] for i in by_node]
         addresses = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
         own = [addresses[h["node"]] for h in self.hosts]
-        port = self._gather([self.workers[0].free_port.remote(own[0])], "choosing a port")[0]
-        settings = {
+        settings = {"threads": max(1, int(spec.cpus_per_worker)), "folder": os.getcwd()}
+        entered = [w.enter.remote(own[i], settings) for i, w in enumerate(self.workers)]
+        self._gather(entered, "loading libraries", watched=False)
+        port = self._gather([self.workers[0].free_port.remote(own[0])], "choosing a port", watched=False)[0]
+        limits = {
             "timeout_s": spec.timeout_s,
+            "join_timeout_s": spec.join_timeout_s,
             "gpu": spec.gpus_per_worker > 0,
-            "threads": max(1, int(spec.cpus_per_worker)),
-            "folder": os.getcwd(),
         }
-        joins = [w.join.remote(i, self.size, own[i], own[0], port, settings) for i, w in enumerate(self.workers)]
-        self._gather(joins, "joining the process group")
+        joins = [w.join.remote(i, self.size, own[0], port, limits) for i, w in enumerate(self.workers)]
+        self._gather(joins, "joining the process group", spec.join_timeout_s + GRACE_S, watched=False)
 
-    def build(self, config: Config) -> dict[str, Any]:
-        return self.finish_build(self.start_build(config))
+    def build(self, config: Config, role: str | None = None) -> dict[str, Any]:
+        return self.finish_build(self.start_build(config, role))
 
-    def start_build(self, config: Config) -> list[Any]:
+    def start_build(self, config: Config, role: str | None = None) -> list[Any]:
         values = config.model_dump(mode="python")
-        return [w.build.remote(self.role, values) for w in self.workers]
+        return [w.build.remote(role or self.role, values) for w in self.workers]
 
     def finish_build(self, pending: list[Any]) -> dict[str, Any]:
         """Rank 0's summary, after all ranks have proved to hold the same data and weights."""
@@ -104,17 +114,27 @@ class Group:
             ray.kill(worker)
         remove_placement_group(self.placement)
 
-    def _gather(self, refs: Sequence[Any], phase: str, limit_s: float | None = None) -> list[Any]:
+    def _gather(
+        self, refs: Sequence[Any], phase: str, limit_s: float | None = None, *, watched: bool = True
+    ) -> list[Any]:
         limit = limit_s or self.spec.timeout_s + GRACE_S
         rank_of = {ref: i for i, ref in enumerate(refs)}
         pending, results = list(refs), {}
         deadline = time.monotonic() + limit
+        watch = Watch(self.spec.stall_timeout_s, time.monotonic())
         failures: dict[int, Exception] = {}
         while pending:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            done, pending = _wait(pending, 1, left)
+            done, pending = _wait(pending, 1, min(left, watch.interval_s) if watched else left)
+            if done:
+                watch.moved(time.monotonic())
+            elif watched and watch.stalled(self._pulses([rank_of[r] for r in pending]), time.monotonic()):
+                raise self._stalled(
+                    f"{self.role} made no progress for {self.spec.stall_timeout_s:g} s during '{phase}' "
+                    "(cluster.stall_timeout_s)."
+                )
             for ref in done:
                 try:
                     results[ref] = ray.get(ref)
@@ -133,17 +153,17 @@ class Group:
             if isinstance(cause, DpeerError):
                 return cause
         dead = [rank for rank, error in failures.items() if _dead(error)]
-        phases = self._phases() if not dead else []
-        dead += [rank for rank, said in enumerate(phases) if said == DEAD]
+        states = self._states() if not dead else []
+        dead += [rank for rank, state in enumerate(states) if state.phase == DEAD]
         if dead:
             return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.")
         own = {rank: error for rank, error in failures.items() if not _collective(error)}
         if silent and not own:
-            said = "; ".join(f"rank {r}: {p}" for r, p in enumerate(phases))
-            return WorkerLost(
+            title = (
                 f"{self._name(silent[0])} did not answer during '{phase}' within {limit:.0f} s (cluster.timeout_s = "
-                f"{self.spec.timeout_s:g}). Phases: {said}."
+                f"{self.spec.timeout_s:g})."
             )
+            return WorkerLost(f"{title} {headline(states)}", report(title, states))
         rank, error = next(iter((own or failures).items()))
         cause = _cause(error) or error
         reason = (str(cause).strip().splitlines() or ["no message"])[0][:300]
@@ -153,11 +173,31 @@ class Group:
         place = self.hosts[rank]
         return f"{self.role} worker rank {rank} (host {place['host']}, pid {place['pid']})"
 
-    def _phases(self) -> list[str]:
-        """What each rank says it is doing, asked all at once."""
-        refs = [w.phase.remote() for w in self.workers]
-        _wait(refs, len(refs), PROBE_S)
-        return [_phase(ref) for ref in refs]
+    def _stalled(self, title: str) -> WorkerLost:
+        states = self._states()
+        dead = [rank for rank, state in enumerate(states) if state.phase == DEAD]
+        if dead:
+            return WorkerLost(f"{self._name(dead[0])} died. {title}")
+        return WorkerLost(f"{title} {headline(states)}", report(title, states))
+
+    def _pulses(self, ranks: Sequence[int]) -> dict[int, Pulse | None]:
+        """What ranks say of their progress, asked all at once; None where no answer came in time."""
+        asked = self._ask("pulse", ranks)
+        return {rank: pulse if isinstance(pulse, Pulse) else None for rank, pulse in asked.items()}
+
+    def _states(self) -> list[State]:
+        """Phase and stacks of every rank."""
+        found = []
+        for rank, said in self._ask("look", range(self.size)).items():
+            values = said if isinstance(said, dict) else {"phase": DEAD if said == DEAD else SILENT}
+            found.append(State(self._name(rank), **values))
+        return found
+
+    def _ask(self, method: str, ranks: Sequence[int]) -> dict[int, Any]:
+        """Answers of the ranks' health threads: DEAD for a rank that is gone, None for one that does not answer."""
+        refs = {rank: getattr(self.workers[rank], method).remote() for rank in ranks}
+        _wait(list(refs.values()), len(refs), PROBE_S)
+        return {rank: _answer(ref) for rank, ref in refs.items()}
 
 
 def refuse_other_facts(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -179,13 +219,22 @@ def _wait(refs: list[Any], count: int, timeout_s: float) -> tuple[list[Any], lis
     return done, pending
 
 
-def _phase(ref: Any) -> str:
+def _answer(ref: Any) -> Any:
     try:
-        return str(ray.get(ref, timeout=0))
+        return ray.get(ref, timeout=0)
     except RayActorError:
         return DEAD
     except (RayTaskError, GetTimeoutError):
-        return "no answer"
+        return None
+
+
+def wanted(spec: Cluster) -> dict[str, int]:
+    """Workers that a run holds at the same time, by role."""
+    if spec.reference == "workers":
+        return {"policy": spec.policy_workers, "reference": spec.reference_workers}
+    if spec.reference == "cache":  # one after the other
+        return {"policy": max(spec.policy_workers, spec.reference_workers)}
+    return {"policy": spec.policy_workers}
 
 
 def bundle(spec: Cluster) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dpeer.config import Config
@@ -15,7 +15,8 @@ from dpeer.training import checkpoint
 from dpeer.training.reference import merge
 from dpeer.training.run_dir import RunDir, write_json, write_text
 from launcher.cluster import check_feasible, connect
-from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts
+from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts, wanted
+from launcher.preflight.quick import opening
 from launcher.progress import Progress
 from launcher.trackers import Trackers
 
@@ -34,6 +35,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     with Signals() as signals:
         try:
             with connect(config.cluster.address):
+                opening(config)
                 groups = Groups(config)
                 try:
                     return train(config, groups, resume=resume)
@@ -61,13 +63,7 @@ class Groups:
         self.spec = config.cluster
         self._policy: Group | None = None
         self._reference: Group | None = None
-        separate = self.spec.reference != "colocated"
-        wanted = {"policy": self.spec.policy_workers}
-        if self.spec.reference == "cache":  # one after the other
-            wanted = {"policy": max(self.spec.policy_workers, self.spec.reference_workers)}
-        elif separate:
-            wanted["reference"] = self.spec.reference_workers
-        check_feasible(wanted, bundle(self.spec))
+        check_feasible(wanted(self.spec), bundle(self.spec))
 
     def policy(self) -> Group:
         self._policy = self._policy or Group("policy", self.spec.policy_workers, self.spec)
@@ -104,6 +100,8 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
                 ) from failed
             except WorkerLost as lost:
                 groups.close()
+                if lost.report:
+                    print(f"Stacks of all ranks: {files.keep_stall(lost.report)}", flush=True)
                 if signals.received:
                     print(f"{lost} Stopped by a signal; the last checkpoint is kept. Go on with --resume.", flush=True)
                     return signals.exit_code
@@ -186,7 +184,11 @@ class Attempt:
         tail: list[dict[str, Any]] = []
         for step in range(start, total):
             began = time.perf_counter()
-            references = self.arrived(ahead, step)
+            try:
+                references = self.arrived(ahead, step)
+            except WorkerLost:
+                self.save_whole(step, start)
+                raise
             waited = time.perf_counter() - began
             pending = policy.start("train_step", references)
             ahead = self.references_ahead(step + 1) if step + 1 < total else None
@@ -232,6 +234,12 @@ class Attempt:
         self.files.sync()
         policy.commit(temporary, final)
         self.files.prune(self.config.training.keep_checkpoints)
+
+    def save_whole(self, step: int, start: int) -> None:
+        """Save between two steps when the reference group is lost; does nothing where the policy group is lost too."""
+        if step > start and step not in self.files.saved_steps():
+            with suppress(ClusterError, CheckpointError):
+                self.save(step)
 
     def certify(self) -> None:
         """Held-out scores of policy and reference, and the verdicts from them."""

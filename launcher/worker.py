@@ -11,6 +11,8 @@ import psutil
 import ray
 
 from dpeer.errors import ClusterError
+from dpeer.training.pulse import Pulse
+from launcher import watchdog
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"health": 1})
@@ -30,8 +32,8 @@ class Worker:
             s.bind((address, 0))
             return int(s.getsockname()[1])
 
-    def join(self, rank: int, size: int, own_address: str, address: str, port: int, settings: dict[str, Any]) -> None:
-        """Join the group's process group at rank 0's `address` and `port`, in the driver's working directory."""
+    def enter(self, own_address: str, settings: dict[str, Any]) -> None:
+        """Go to the driver's working directory and load what takes long, so that all ranks are ready to join."""
         try:
             os.chdir(settings["folder"])
         except OSError as error:
@@ -43,10 +45,15 @@ class Worker:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         import torch
 
-        from dpeer.training import world
+        import dpeer.training.rank  # noqa: F401
 
         torch.set_num_threads(settings["threads"])
-        self.world = world.start(rank, size, address, port, settings["timeout_s"], gpu=settings["gpu"])
+
+    def join(self, rank: int, size: int, address: str, port: int, limits: dict[str, Any]) -> None:
+        """Join the group's process group at rank 0's `address` and `port`."""
+        from dpeer.training import world
+
+        self.world = world.start(rank, size, address, port, **limits)
 
     def build(self, role: str, config: dict[str, Any]) -> dict[str, Any]:
         """Load data and model for one recipe; returns the facts about the data."""
@@ -67,9 +74,14 @@ class Worker:
         checkpoint.commit(temporary, final)
 
     @ray.method(concurrency_group="health")
-    def phase(self) -> str:
+    def pulse(self) -> Pulse:
         """What this rank is doing; answers while the main thread is busy."""
-        return self.rank.phase if self.rank else "starting"
+        return self.rank.pulse if self.rank else Pulse("starting")
+
+    @ray.method(concurrency_group="health")
+    def look(self) -> dict[str, Any]:
+        """Phase and Python stacks of this rank; answers while the main thread is inside a collective."""
+        return {"phase": self.pulse().phase} | watchdog.look()
 
 
 def _interface(address: str) -> str | None:

@@ -34,7 +34,7 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
 
     `facts` (hashes) are checked on load. CheckpointError when the ranks do not share the folder.
     """
-    policy.phase = f"saving step {policy.step}"
+    policy.pulse.enter(f"saving step {policy.step}")
     policy.engine.save_checkpoint(
         str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
     )
@@ -77,24 +77,28 @@ def commit(temporary: Path, final: Path) -> None:
 def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     """Collective. Restore at the same or (after `convert`) another number of ranks; refuses what does not belong or did
     not load."""
-    policy.phase = f"loading {folder.name}"
+    policy.pulse.enter(f"loading {folder.name}")
     state = json.loads((folder / "state.json").read_text())
-    for key, value in facts.items():
-        if state["facts"].get(key) != value:
-            raise CheckpointError(
-                f"{folder}: belongs to another run: {key} was {state['facts'].get(key)}, now {value}. "
-                "Restore it or start anew."
-            )
+    refuse_other_run(folder, state["facts"], facts)
     same_ranks = state["world_size"] == policy.world.size
     if same_ranks:
         _, client = policy.engine.load_checkpoint(str(folder), tag=SHARDS)
         torch.set_rng_state(client["torch_rng"])
     else:
         _load_universal(policy, folder)
-    policy.step = state["step"]
+    policy.step = policy.pulse.step = state["step"]
     policy.dual = DualState.from_dict(state["dual"])
     exact = same_ranks and state["numerics"] == _numerics(policy)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
+
+
+def refuse_other_run(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """CheckpointError when a checkpoint's facts are not those of the run that wants to go on from it."""
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise CheckpointError(
+                f"{folder}: belongs to another run: {key} was {found.get(key)}, now {value}. Restore it or start anew."
+            )
 
 
 def convert(folder: Path, world_size: int) -> None:

@@ -27,7 +27,7 @@ def export(policy: Policy, folder: Path) -> None:
 
     A LoRA run is exported merged, with the bare adapter in `folder/adapter`.
     """
-    policy.phase = "exporting"
+    policy.pulse.enter("exporting")
     tree = min(policy.data.trees, key=forward_tokens)
     expected = policy.score([tree])
     state = policy.engine._zero3_consolidated_16bit_state_dict()

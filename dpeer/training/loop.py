@@ -98,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
             config.cluster.timeout_s,
             gpu=config.cluster.gpus_per_worker > 0,
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            join_timeout_s=config.cluster.join_timeout_s,
         )
         run(config, here)
     except DpeerError as error:

@@ -22,12 +22,17 @@ from dpeer.objective.preference import edge_loss, margin_hinge
 from dpeer.objective.statistics import edge_statistics, summarise
 from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
+from dpeer.training.pulse import Pulse
 from dpeer.training.reference import merge
 from dpeer.training.scoring import Scores, local_packs, score
 from dpeer.training.world import World
 
 IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models, per token
 References = Mapping[int, Sequence[float]]  # place in the global batch -> reference log-prob of each response
+
+
+class TreeMismatch(ConfigError):
+    """The model computes a response beside its siblings differently from the same response alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,8 @@ class Policy:
         self.dual: DualState = initial_state(self.constraints, config.objective)
         self.engine = policy_engine(config, world)
         self.step = 0  # optimizer steps done
+        self.pulse = Pulse()
         self.check_tree()
-        self.phase = "ready"
 
     def check_tree(self) -> None:
         """One short record must score the same as a tree and as one tree per response, each in its own pack."""
@@ -65,7 +70,6 @@ class Policy:
             return
         tree = min(candidates, key=forward_tokens)
         single = [replace(tree, responses=(r,), edges=(), golden=0) for r in tree.responses]
-        self.phase = "comparing a tree with its separate sequences"
         self.engine.eval()
         shares: list[Scores] = [{}] * self.world.size
         dist.all_gather_object(shares, score(self.engine, [tree, *single], self.world, budget=1))
@@ -75,7 +79,7 @@ class Policy:
             scale = max(1.0, abs(separate) / len(response))
             gap = abs(joint - separate) / len(response) / scale
             if not gap <= IDENTITY[self.config.model.dtype]:
-                raise ConfigError(
+                raise TreeMismatch(
                     f"model {self.config.model.path}: a response has log-prob {joint:.6g} beside its siblings and "
                     f"{separate:.6g} alone. The model keeps state across positions, or its positions depend on the "
                     "sequence length: it cannot be trained as a tree. Choose a model with plain causal attention."
@@ -96,18 +100,19 @@ class Policy:
             group["lr"] = lr
 
         totals = StepTotals.zeros(len(self.data.dimensions))
-        self.phase = f"step {self.step + 1}: forward and backward"
+        self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
         packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack)
         for i, pack in enumerate(packs):
             self.engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
             self.engine.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
             totals = totals + part
+            self.pulse.beat()
 
-        self.phase = f"step {self.step + 1}: statistics"
+        self.pulse.enter(f"step {self.step + 1}: statistics", beating=True)
         totals = exchange(totals, self.dual.digest(), self.step + 1, self.world)
         self.check_finite(totals["objective"], "objective")
-        self.phase = f"step {self.step + 1}: optimizer"
+        self.pulse.enter(f"step {self.step + 1}: optimizer", beating=True)
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         self.check_finite(norm, "gradient norm")
@@ -117,12 +122,13 @@ class Policy:
             self.check_identity(totals)
             self.dual = update(before, self.constraints, objective, summary)
         self.step += 1
+        self.pulse.step = self.step
         scalars = totals.readable() | {
             "grad_norm": norm,
             "lr": lr,
             "records": self.step * self.config.training.records_per_step,
         }
-        self.phase = f"step {self.step} done"
+        self.pulse.enter(f"step {self.step} done")
         return ledger_entry(self.step, summary, weights, self.constraints, before, self.dual, scalars)
 
     def pack_loss(
@@ -188,8 +194,8 @@ class Policy:
 
     def score(self, trees: Sequence[TokenTree]) -> Scores:
         """This rank's share of the policy's log-probabilities of records."""
-        self.phase = "scoring"
-        self.engine.eval()
-        scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack)
-        self.engine.train()
+        with self.pulse.during("scoring", beating=True):
+            self.engine.eval()
+            scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
+            self.engine.train()
         return scores

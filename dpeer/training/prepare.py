@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ def prepare(config: Config) -> Prepared:
         "data": {"train": _facts(train)} | ({"heldout": _facts(heldout)} if heldout else {}),
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
+        "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
     return Prepared(train, heldout, facts)
 

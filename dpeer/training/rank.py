@@ -12,6 +12,7 @@ from dpeer.training.export import export
 from dpeer.training.heldout import certificate
 from dpeer.training.policy import Policy, References, global_batch
 from dpeer.training.prepare import prepare
+from dpeer.training.pulse import Pulse
 from dpeer.training.reference import Reference, cache_path, read_cache
 from dpeer.training.scoring import Scores
 from dpeer.training.world import World
@@ -24,7 +25,8 @@ class TrainingRank:
         self.config = config
         self.prepared = prepare(config)
         self.policy = Policy(config, self.prepared.train, world)
-        self.reference = Reference(config, world) if config.cluster.reference == "colocated" else None
+        colocated = config.cluster.reference == "colocated"
+        self.reference = Reference(config, world, self.policy.pulse) if colocated else None
         self.cached: dict[int, list[float]] = {}
 
     @property
@@ -33,8 +35,8 @@ class TrainingRank:
         return {"steps": self.policy.steps, "facts": self.prepared.facts}
 
     @property
-    def phase(self) -> str:
-        return self.policy.phase
+    def pulse(self) -> Pulse:
+        return self.policy.pulse
 
     def read_cache(self) -> None:
         """Not collective in itself: reference log-probs of all training records, by record index."""
@@ -59,6 +61,14 @@ class TrainingRank:
             return self.reference.score(trees)
         return {i: self.cached[t.index] for i, t in enumerate(trees)}
 
+    def score_train(self, start: int, stop: int) -> Scores:
+        """Scores by the policy of the training records [start, stop), keyed from 0."""
+        return self.policy.score(self.prepared.train.trees[start:stop])
+
+    def score_train_reference(self, start: int, stop: int) -> Scores:
+        assert self.reference is not None
+        return self.reference.score(self.prepared.train.trees[start:stop])
+
     def score_heldout(self) -> Scores:
         return self.policy.score(self.prepared.heldout.trees) if self.prepared.heldout else {}
 
@@ -82,7 +92,7 @@ class TrainingRank:
 
     def convert(self, folder: Path) -> None:
         """Not collective, and as long as it takes: make a checkpoint loadable at this number of ranks."""
-        self.policy.phase = "converting a checkpoint to another number of ranks"
+        self.policy.pulse.enter("converting a checkpoint to another number of ranks")
         checkpoint.convert(folder, self.policy.world.size)
 
     def load(self, folder: Path) -> int:
@@ -103,8 +113,8 @@ class ReferenceRank:
         self.reference = Reference(config, world)
 
     @property
-    def phase(self) -> str:
-        return self.reference.phase
+    def pulse(self) -> Pulse:
+        return self.reference.pulse
 
     def score_step(self, step: int) -> Scores:
         """References for the global batch of optimizer step `step` (0-based)."""

@@ -20,6 +20,7 @@ from dpeer.errors import CheckpointError
 from dpeer.model import tree_attention
 from dpeer.model.identity import model_hash
 from dpeer.training.engine import reference_engine
+from dpeer.training.pulse import Pulse
 from dpeer.training.scoring import Scores, score
 from dpeer.training.world import World
 
@@ -27,17 +28,15 @@ from dpeer.training.world import World
 class Reference:
     """One rank of the reference group, or the reference beside a policy rank (colocated)."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, pulse: Pulse | None = None) -> None:
         self.world, self.budget = world, config.training.tokens_per_pack
         self.engine = reference_engine(config, world)
-        self.phase = "ready"
+        self.pulse = pulse or Pulse()
 
     def score(self, trees: Sequence[TokenTree]) -> Scores:
         """This rank's share of the reference log-probabilities (nats, fp64 of fp32 sums)."""
-        self.phase = "scoring"
-        scores = score(self.engine, trees, self.world, self.budget)
-        self.phase = "ready"
-        return scores
+        with self.pulse.during("scoring by the reference", beating=True):
+            return score(self.engine, trees, self.world, self.budget, self.pulse)
 
 
 def reference_hash(config: Config) -> str:

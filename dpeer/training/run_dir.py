@@ -43,7 +43,7 @@ class RunDir:
             self.manifest,
             {
                 "config": resolved(config),
-                "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+                "versions": {"python": platform.python_version()} | {p: package_version(p) for p in PACKAGES},
                 "git": _git_revision(),
                 "created": now(),
                 "finished": None,
@@ -109,6 +109,12 @@ class RunDir:
         for path, lines in kept.items():
             if path.exists():
                 write_text(path, "".join(f"{line}\n" for line in lines))
+
+    def keep_stall(self, report: str) -> Path:
+        """Write the stacks of stalled ranks beside earlier ones."""
+        path = self.path / f"stall-{len(list(self.path.glob('stall-*.txt'))) + 1}.txt"
+        write_text(path, report)
+        return path
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
@@ -186,7 +192,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
     return [] if old == new else [(prefix, old, new)]
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dpeer.data.packing import Pack, build_pack, dummy_pack, forward_tokens, plan_packs, split_by_sample
 from dpeer.data.tokenize import TokenTree
+from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
 
 Scores = dict[int, list[float]]  # position in the given records -> log-probability (nats) of each response
@@ -23,10 +24,14 @@ def local_packs(trees: Sequence[TokenTree], world: World, budget: int) -> list[P
 
 
 @torch.no_grad()
-def score(forward: Callable[[Pack], Tensor], trees: Sequence[TokenTree], world: World, budget: int) -> Scores:
+def score(
+    forward: Callable[[Pack], Tensor], trees: Sequence[TokenTree], world: World, budget: int, pulse: Pulse | None = None
+) -> Scores:
     """This rank's share of the scores; the ranks' shares together cover every record exactly once."""
+    pulse = pulse or Pulse()
     scores: Scores = {}
     for pack in local_packs(trees, world, budget):
         values = forward(pack).tolist()
         scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
+        pulse.beat()
     return scores

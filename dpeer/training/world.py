@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
+from dpeer.errors import ClusterError
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -19,8 +21,22 @@ class World:
     device: torch.device
 
 
-def start(rank: int, size: int, address: str, port: int, timeout_s: float, *, gpu: bool, local_rank: int = 0) -> World:
-    """Join the process group of one worker group; every collective fails after `timeout_s` seconds of silence."""
+def start(
+    rank: int,
+    size: int,
+    address: str,
+    port: int,
+    timeout_s: float,
+    *,
+    gpu: bool,
+    local_rank: int = 0,
+    join_timeout_s: float | None = None,
+) -> World:
+    """Join the process group of one worker group; every collective fails after `timeout_s` seconds of silence.
+
+    Meeting the others and a first all-reduce may take `join_timeout_s` seconds only, so that a blocked port is found
+    out early. ClusterError when they do not succeed.
+    """
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port)
     )
@@ -31,13 +47,26 @@ def start(rank: int, size: int, address: str, port: int, timeout_s: float, *, gp
     limit = timedelta(seconds=timeout_s)
     for default in ("default_pg_timeout", "default_pg_nccl_timeout"):  # DeepSpeed makes groups of its own without one
         setattr(c10d, default, limit)
-    dist.init_process_group(
-        "nccl" if gpu else "gloo",
-        init_method=f"tcp://{address}:{port}",
-        rank=rank,
-        world_size=size,
-        timeout=limit,
-    )
+    joining = min(timeout_s, join_timeout_s or timeout_s)
+    try:
+        dist.init_process_group(
+            "nccl" if gpu else "gloo",
+            init_method=f"tcp://{address}:{port}",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=joining),
+        )
+        present = torch.ones(1, device=device)
+        dist.all_reduce(present)
+    except (RuntimeError, dist.DistError) as error:
+        raise ClusterError(
+            f"rank {rank} of {size} could not meet the others at {address} port {port} within {joining:g} s "
+            f"({str(error).strip().splitlines()[0][:200]}). Nodes must reach each other on every port above 1024: look "
+            "at firewalls, and at the network interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME). A slow start needs a "
+            "larger cluster.join_timeout_s."
+        ) from error
+    assert int(present) == size
+    c10d._set_pg_timeout(limit)
     return World(rank, size, device)
 
 

@@ -191,7 +191,7 @@ def test_canary_passes_a_sound_model(
     record: Callable[[Any, Tensor], Tensor] = lambda m, ids: (scored.append(ids.tolist()), original(m, ids))[1]  # noqa: E731
     monkeypatch.setattr(torch.nn.Embedding, "forward", record)
     policy = Policy(recipe(models["plain"], dtype=dtype), data, here)
-    assert policy.phase == "ready" and policy.step == 0
+    assert policy.pulse.phase == "ready" and policy.step == 0
     assert policy.engine.module.training
     assert sorted(len(ids[0]) for ids in scored) == [6, 9, 11, 14]  # the third record: tree, and each response alone
 
@@ -218,7 +218,7 @@ def test_canary_has_nothing_to_compare(
 ) -> None:
     """Single responses only: no sibling, no leak."""
     lonely = TokenizedSet(("A",), data.trees[:1], 0, 0)
-    assert Policy(recipe(models["plain"]), lonely, here).phase == "ready"
+    assert Policy(recipe(models["plain"]), lonely, here).pulse.phase == "ready"
 
 
 @pytest.mark.parametrize(

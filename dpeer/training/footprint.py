@@ -1,0 +1,51 @@
+"""How large the things are that a run writes: from the config alone, without loading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dpeer.config import Config
+from dpeer.model.lm import DTYPES, _hub_errors, add_lora
+
+ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Sizes in bytes. checkpoint: one, all ranks together. export: the exported folder's weights.
+    consolidation: largest use of host memory by rank 0 while it gathers and writes the export."""
+
+    parameters: int
+    trained: int
+    checkpoint: int
+    export: int
+    consolidation: int
+
+    def disk(self, keep_checkpoints: int) -> int:
+        """Free bytes that a fresh run needs: a checkpoint is written before the oldest goes, an export likewise."""
+        return (keep_checkpoints + 1) * self.checkpoint + 2 * self.export
+
+
+def footprint(config: Config) -> Footprint:
+    """What the recipe's model takes on disk and, while it is exported, in host memory."""
+    spec = config.model
+    with _hub_errors(spec.path), torch.device("meta"):
+        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(shape)
+        parameters = sum(p.numel() for p in model.parameters())
+        if spec.lora:
+            model = add_lora(model, spec.lora, config.seed)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
+    gathered, written = (trained + frozen) * compute, parameters * exported
+    return Footprint(
+        parameters=parameters,
+        trained=trained,
+        checkpoint=trained * ADAM + frozen * compute,
+        export=written,
+        consolidation=gathered + written + (written if compute != exported else 0),
+    )

@@ -1,0 +1,159 @@
+"""Checks before a run that belong to the method. Each returns what it found in words, or raises a DpeerError."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dpeer.config import Config
+from dpeer.data.tokenize import TokenizedSet
+from dpeer.errors import CheckpointError, ClusterError, ConfigError
+from dpeer.model.lm import load_tokenizer
+from dpeer.objective.constraints import build_constraints
+from dpeer.training.checkpoint import refuse_other_run
+from dpeer.training.engine import deepspeed_config
+from dpeer.training.heldout import heldout_edges
+from dpeer.training.policy import IDENTITY
+from dpeer.training.prepare import Prepared
+from dpeer.training.reference import cache_path, read_cache
+from dpeer.training.run_dir import RunDir
+
+Rows = Sequence[Sequence[float]]  # log-probability of each response, record by record
+
+
+def settings(config: Config) -> str:
+    """The DeepSpeed files fit the recipe."""
+    deepspeed_config(config.cluster.deepspeed, config, trained=True)
+    deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
+    return f"recipe {config.name}; DeepSpeed {config.cluster.deepspeed} and {config.cluster.reference_deepspeed}"
+
+
+def objective(config: Config, prepared: Prepared) -> str:
+    """The tolerances name the data's dimensions."""
+    constraints = build_constraints(config.objective.constraint, prepared.train.dimensions)
+    steps = config.training.total_steps(len(prepared.train.trees))
+    return f"{len(constraints.names)} constraints over {', '.join(prepared.train.dimensions)}; {steps} steps"
+
+
+def tokens(prepared: Prepared) -> str:
+    """What `prepare`, which raises a DataError for an unsound record, has let through."""
+    sets = {"training": prepared.train} | ({"held-out": prepared.heldout} if prepared.heldout else {})
+    shown = [f"{len(s.trees)} {n} records" + (f" ({s.dropped} dropped)" if s.dropped else "") for n, s in sets.items()]
+    return f"{' and '.join(shown)}: every prompt is a prefix of prompt + response"
+
+
+def chat_template(config: Config, prepared: Prepared) -> str:
+    """The template is the one that the run began with, and the one of the reference."""
+    mine = prepared.facts["chat_template"]["hash"]
+    recorded = _recorded(config, "chat_template")
+    if recorded is not None and recorded["hash"] != mine:
+        raise CheckpointError(
+            f"{config.run_dir} began with chat template {recorded['hash'][:12]}, the tokenizer of {config.model.path} "
+            f"now has {mine[:12]}. Restore the tokenizer's files, or give the new run another name."
+        )
+    theirs = config.model.reference_path
+    if theirs is not None:
+        own, other = (load_tokenizer(p, config.model.revision) for p in (config.model.path, theirs))
+        if own.get_vocab() != other.get_vocab():
+            raise ConfigError(
+                f"model.reference_path {theirs} has another vocabulary than {config.model.path}: the reference would "
+                "score other tokens. Choose a reference with the same tokenizer."
+            )
+        if own.chat_template != other.chat_template:
+            raise ConfigError(
+                f"model.reference_path {theirs} has another chat template than {config.model.path}: prompts are "
+                "written in the policy's. Give both models the same template."
+            )
+    return f"{mine[:12]}" + (", as recorded in the run" if recorded else "")
+
+
+def reference(config: Config, prepared: Prepared) -> str:
+    """The reference weights are those that the run began with."""
+    mine = prepared.facts["reference"]["hash"]
+    recorded = _recorded(config, "reference")
+    if recorded is not None and recorded["hash"] != mine:
+        raise CheckpointError(
+            f"{config.run_dir} began with reference {recorded['hash'][:12]}, "
+            f"{config.model.reference_path or config.model.path} now holds {mine[:12]}: margins would be measured from "
+            "other weights. Restore the model's files, or give the new run another name."
+        )
+    return f"weights {mine[:12]}" + (", as recorded in the run" if recorded else "")
+
+
+def run_folder(config: Config, prepared: Prepared) -> str:
+    """A run of this name, if there is one, can go on with this recipe."""
+    files = RunDir(config.run_dir)
+    if not files.manifest.exists():
+        return f"{files.path}: new"
+    if files.finished:
+        return f"{files.path}: finished"
+    files.check_resumable(config, prepared.facts)
+    saved = files.saved_steps()
+    if not saved:
+        files.refuse_lost_checkpoints()
+    return f"{files.path}: goes on from step {saved[-1] if saved else 0} with --resume"
+
+
+def checkpoints(config: Config, prepared: Prepared) -> str:
+    """No checkpoint in the run's folder belongs to another model, reference or data set."""
+    files = RunDir(config.run_dir)
+    saved = files.saved_steps()
+    for step in saved:
+        folder = files.checkpoint(step)
+        try:
+            state = json.loads((folder / "state.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: state.json cannot be read ({error}). Restore it, or move the folder away to go on from an "
+                "earlier checkpoint."
+            ) from error
+        refuse_other_run(folder, state["facts"], prepared.facts)
+    return f"{len(saved)} on disk, all of this run" if saved else "none on disk"
+
+
+def identity(config: Config, data: TokenizedSet, policy: Rows, reference: Rows) -> str:
+    """Before the first update every margin is 0 and every sigmoid loss ln 2, on the first records of `data`."""
+    gaps = [
+        abs(a - b) / len(r)
+        for tree, mine, theirs in zip(data.trees, policy, reference, strict=False)
+        for r, a, b in zip(tree.responses, mine, theirs, strict=True)
+    ]
+    worst, limit = max(gaps), IDENTITY[config.model.dtype]
+    if not worst <= limit:
+        raise ClusterError(
+            f"policy and reference differ by {worst:.2e} nats per token (allowed {limit:.0e}), but must be equal "
+            "before the first update. They load other weights or another precision: check model.path, "
+            "model.reference_path, and that all nodes see the same files."
+        )
+    subset = TokenizedSet(data.dimensions, data.trees[: len(policy)], 0, 0)
+    margins = heldout_edges(config, subset, policy, reference).margins.tolist()
+    loss = sum(math.log1p(math.exp(-m)) for m in margins) / max(1, len(margins))
+    return f"largest gap {worst:.1e} nats per token; mean loss {loss:.6f} (ln 2 = {math.log(2):.6f})"
+
+
+def reference_cache(config: Config, data: TokenizedSet, reference: Rows) -> str:
+    """The cached log-probabilities, if there are any, are those that the reference gives now."""
+    path = cache_path(config, data)
+    cached = read_cache(path, data)
+    if cached is None:
+        return "none yet; the run fills it"
+    limit = IDENTITY[config.model.dtype]
+    for tree, found, expected in zip(data.trees, cached, reference, strict=False):
+        for r, a, b in zip(tree.responses, found, expected, strict=True):
+            if not abs(a - b) / len(r) <= limit:
+                raise CheckpointError(
+                    f"reference cache {path}: holds log-prob {a:.6g} where the reference now gives {b:.6g} (record "
+                    f"{tree.index}). Delete it; it is made again."
+                )
+    return f"{len(reference)} records recomputed, equal"
+
+
+def _recorded(config: Config, key: str) -> dict[str, Any] | None:
+    """A fact in the manifest of the run of this name, if there is one."""
+    files = RunDir(config.run_dir)
+    if not files.manifest.exists():
+        return None
+    found: dict[str, Any] | None = json.loads(files.manifest.read_text()).get(key)
+    return found

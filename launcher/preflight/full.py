@@ -1,0 +1,161 @@
+"""`dpeer preflight`: the quick checks, then data, models, one score by policy and reference, one checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+
+from dpeer.config import Config
+from dpeer.errors import ClusterError, DpeerError
+from dpeer.training import checkpoint, preflight
+from dpeer.training.policy import TreeMismatch
+from dpeer.training.prepare import Prepared, prepare
+from dpeer.training.reference import merge
+from launcher.cluster import connect
+from launcher.group import Group
+from launcher.preflight import judge
+from launcher.preflight.checklist import Checklist
+from launcher.preflight.quick import Say, bytes_in, is_private, quick
+from launcher.train import LONG_S, Groups
+
+RECORDS = 8  # scored by policy and reference
+DATA = (
+    "token boundaries",
+    "objective",
+    "chat template",
+    "reference weights",
+    "run folder",
+    "checkpoints",
+)
+ROLES = ("process groups", "reference model", "policy model", "tree attention")
+SCORES = ("step-0 identity", "reference cache")
+ROUND_TRIP = ("save and load",)
+
+
+def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Say = lambda text: None) -> None:
+    """Every check; what cannot be tried after a red one is listed as skipped."""
+    deep = (*DATA, *ROLES, *SCORES, *ROUND_TRIP)
+    checks.check("config", preflight.settings, config)
+    if not is_private(config):
+        checks.check("token", judge.token, os.environ)
+    if not checks.ok:
+        checks.skip(("cluster",), "not tried")
+        return
+    try:
+        say("connecting")
+        with connect(config.cluster.address):
+            quick(config, checks, say)
+            if only_quick:
+                return
+            prepared = data(config, checks, say)
+            if prepared is None or not checks.ok:
+                checks.skip(tuple(n for n in deep if n not in DATA), "after a fault above")
+                return
+            groups = Groups(config)
+            try:
+                models(config, checks, groups, prepared, say)
+            finally:
+                groups.close()
+    except ClusterError as error:
+        checks.fail("cluster", error)
+
+
+def data(config: Config, checks: Checklist, say: Say) -> Prepared | None:
+    """Records, template and what an earlier life of the run has left."""
+    say("reading and auditing the data")
+    box: list[Prepared] = []
+
+    def audit() -> str:
+        box.append(prepare(config))
+        return preflight.tokens(box[0])
+
+    if not checks.check("token boundaries", audit):
+        checks.skip(DATA[1:], "after a fault above")
+        return None
+    found = box[0]
+    checks.check("objective", preflight.objective, config, found)
+    checks.check("chat template", preflight.chat_template, config, found)
+    checks.check("reference weights", preflight.reference, config, found)
+    checks.check("run folder", preflight.run_folder, config, found)
+    checks.check("checkpoints", preflight.checkpoints, config, found)
+    return found
+
+
+# Models
+
+
+def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared, say: Say) -> None:
+    """Workers, models, one score of a few records by both of them, and a checkpoint there and back."""
+    mode = config.cluster.reference
+    count = min(RECORDS, len(prepared.train.trees))
+    scores: dict[str, list[list[float]]] = {}
+
+    def start() -> str:
+        began = time.monotonic()
+        ranks = [groups.policy(), *([groups.reference()] if mode == "workers" else [])]
+        return f"{sum(g.size for g in ranks)} ranks joined, one all-reduce each, in {time.monotonic() - began:.1f} s"
+
+    def score(group: Group, method: str = "score_train") -> list[list[float]]:
+        return merge(group.call(method, 0, count, phase="scoring a few records"), count)
+
+    def build_reference() -> str:
+        group = groups.reference() if mode == "workers" else groups.policy()
+        group.build(config, "reference")
+        scores["reference"] = score(group)
+        return f"{config.model.reference_path or config.model.path}: {count} records scored"
+
+    def build_policy() -> str:
+        groups.policy().build(config)
+        scores["policy"] = score(groups.policy())
+        if mode == "colocated":
+            scores["reference"] = score(groups.policy(), "score_train_reference")
+        return f"{config.model.path}: {count} records scored"
+
+    preference = config.objective.kind == "preference"
+    say("starting the workers")
+    if not checks.check("process groups", start):
+        checks.skip((*ROLES[1:], *SCORES, *ROUND_TRIP), "after a fault above")
+        return
+    say("loading the models")
+    if preference and mode != "colocated" and not checks.check("reference model", build_reference):
+        checks.skip((*ROLES[2:], *SCORES, *ROUND_TRIP), "after a fault above")
+        return
+    try:
+        built = build_policy()
+    except DpeerError as error:
+        mismatch = isinstance(error, TreeMismatch)
+        checks.fail("tree attention" if mismatch else "policy model", error)
+        checks.skip((*([] if mismatch else ["tree attention"]), *SCORES, *ROUND_TRIP), "after a fault above")
+        return
+    checks.check("policy model", lambda: built)
+    checks.check("tree attention", lambda: "a record scores the same as a tree and as separate sequences")
+    if not preference:
+        checks.skip(SCORES, "objective sft has no reference")
+    else:
+        if config.model.reference_path in (None, config.model.path):
+            checks.check(
+                "step-0 identity", preflight.identity, config, prepared.train, scores["policy"], scores["reference"]
+            )
+        else:
+            checks.skip(("step-0 identity",), "model.reference_path is another model")
+        checks.check("reference cache", preflight.reference_cache, config, prepared.train, scores["reference"])
+    say("saving and loading a checkpoint")
+    checks.check("save and load", round_trip, config, groups.policy())
+
+
+def round_trip(config: Config, policy: Group) -> str:
+    """A checkpoint of the fresh policy in a temporary folder; loading compares log-probabilities."""
+    folder = config.output_dir / f".preflight-{uuid.uuid4().hex[:12]}"
+    try:
+        times = [time.monotonic()]
+        policy.call("save", folder, phase="saving a checkpoint", limit_s=LONG_S)
+        checkpoint.refuse_unshared(folder, "the driver")
+        times.append(time.monotonic())
+        size = bytes_in(folder)
+        policy.call("load", folder, phase="loading a checkpoint", limit_s=LONG_S)
+        times.append(time.monotonic())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return f"{size / 2**20:,.1f} MiB saved in {times[1] - times[0]:.1f} s, loaded in {times[2] - times[1]:.1f} s"

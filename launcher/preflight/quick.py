@@ -1,0 +1,131 @@
+"""The quick checks: nodes, files, network. They open every run on a cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dpeer.config import Config
+from dpeer.errors import ClusterError
+from dpeer.training.footprint import Footprint, footprint
+from launcher.cluster import check_feasible
+from launcher.group import bundle, wanted
+from launcher.preflight import judge
+from launcher.preflight.checklist import Checklist
+from launcher.preflight.nodes import Nodes
+from launcher.preflight.probe import source_hash, versions
+
+Say = Callable[[str], Any]
+
+
+def opening(config: Config) -> None:
+    """The first phase of a run, connected already: the quick checks. ClusterError with all red lines."""
+    checks = Checklist()
+    quick(config, checks)
+    console = Console(highlight=False)
+    if warned := checks.named("warning"):
+        checks.show(console, ("warning",))
+    if not checks.ok:
+        lines = [f"  {line.name}: {line.found} {line.fix}".rstrip() for line in checks.lines if line.status == "failed"]
+        raise ClusterError("\n".join([checks.summary(), *lines]))
+    if not warned:
+        console.print(checks.summary(), soft_wrap=True)
+
+
+def is_private(config: Config) -> bool:
+    return not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
+
+
+def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> None:
+    """Placement, versions, clocks, folders, room and network; seconds, and no model is loaded."""
+    say("looking at the nodes")
+    spec, private, folder = config.cluster, is_private(config), os.getcwd()
+    output = config.output_dir.absolute()
+    nodes = Nodes(private=private)
+    try:
+        checks.check("nodes", judge.node_count, nodes.labels, spec.nodes)
+        checks.check("placement", _placement, config)
+        facts: dict[str, dict[str, Any]] = {}
+
+        def answers() -> str:
+            output.mkdir(parents=True, exist_ok=True)
+            facts.update(nodes.ask("facts", folder, str(output), _inputs(config)))
+            return f"{len(facts)} of {len(nodes.labels)} answer"
+
+        if not checks.check("answers", answers):
+            return
+
+        def fact(name: str) -> dict[str, Any]:
+            return {label: found[name] for label, found in facts.items()}
+
+        checks.check("GPUs", judge.gpu_count, fact("gpus"), nodes.gpus, spec.gpus_per_worker)
+        if not private:
+            checks.check("packages", judge.same_versions, fact("versions"), versions())
+            checks.check("code", judge.same_source, fact("source"), source_hash())
+            checks.check("clocks", lambda: judge.clock_skew(nodes.skews()))
+        checks.check("model and data files", judge.inputs_present, fact("missing"), fact("entered"), folder)
+        if not private:
+            checks.check("network", lambda: judge.network(nodes.cut()))
+        _folders(checks, nodes, output, shared=not private)
+        sizes: list[Footprint] = []
+        if checks.check("model size", lambda: _size(config, sizes)):
+            needed = sizes[0].disk(config.training.keep_checkpoints)
+            checks.check("disk space", judge.disk_space, fact("free"), needed, bytes_in(config.run_dir), output)
+            checks.check("host memory", judge.host_memory, fact("memory"), fact("available"), sizes[0].consolidation)
+    finally:
+        nodes.close()
+
+
+def _placement(config: Config) -> str:
+    roles, each = wanted(config.cluster), bundle(config.cluster)
+    check_feasible(roles, each)
+    return " + ".join(f"{n} {role}" for role, n in roles.items()) + f" workers of {each} fit"
+
+
+def _inputs(config: Config) -> list[str]:
+    """Files and folders of the recipe that exist here; the rest are hub ids, or told by what reads them."""
+    paths = (config.model.path, config.model.reference_path, config.data.train, config.data.heldout)
+    return [path for path in paths if path and Path(path).exists()]
+
+
+def _folders(checks: Checklist, nodes: Nodes, output: Path, *, shared: bool) -> None:
+    """Every node leaves a file in one folder, then looks for those of the others."""
+    canary = output / f".preflight-{uuid.uuid4().hex[:12]}"
+    failures: dict[str, str | None] = {}
+    names = {label: f"{i}" for i, label in enumerate(nodes.labels)}
+
+    def write() -> str:
+        try:
+            canary.mkdir(parents=True)
+        except OSError as error:
+            failures["the driver"] = error.strerror
+        else:
+            (canary / "driver").touch()
+            failures.update(nodes.ask_each("write", {label: (str(canary), name) for label, name in names.items()}))
+        return judge.writable(failures, output)
+
+    def look() -> str:
+        label_of = {name: label for label, name in names.items()} | {"driver": "the driver"}
+        unseen = nodes.ask("unseen", str(canary), list(label_of))
+        return judge.shared({a: [label_of[name] for name in others] for a, others in unseen.items()}, output)
+
+    try:
+        if checks.check("output folder", write) and shared:
+            checks.check("shared folder", look)
+    finally:
+        shutil.rmtree(canary, ignore_errors=True)
+
+
+def _size(config: Config, sizes: list[Footprint]) -> str:
+    sizes.append(footprint(config))
+    return f"{sizes[0].parameters / 1e6:,.1f} M parameters, {sizes[0].trained / 1e6:,.1f} M trained"
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("**/*") if path.is_file())
