@@ -16,7 +16,7 @@ from dpeer.training.reference import merge
 from dpeer.training.run_dir import RunDir, write_json, write_text
 from launcher.cluster import check_feasible, connect
 from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts, wanted
-from launcher.preflight.quick import opening
+from launcher.preflight.quick import opening, token
 from launcher.progress import Progress
 from launcher.trackers import Trackers
 
@@ -34,6 +34,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     check_startable(RunDir(config.run_dir), resume)
     with Signals() as signals:
         try:
+            token(config)
             with connect(config.cluster.address):
                 opening(config)
                 groups = Groups(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
@@ -15,9 +14,8 @@ from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.reference import merge
 from launcher.cluster import connect
 from launcher.group import Group
-from launcher.preflight import judge
 from launcher.preflight.checklist import Checklist
-from launcher.preflight.quick import Say, bytes_in, is_private, quick
+from launcher.preflight.quick import Say, bytes_in, quick, token
 from launcher.train import LONG_S, Groups
 
 RECORDS = 8  # scored by policy and reference
@@ -38,8 +36,7 @@ def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Sa
     """Every check; what cannot be tried after a red one is listed as skipped."""
     deep = (*DATA, *ROLES, *SCORES, *ROUND_TRIP)
     checks.check("config", preflight.settings, config)
-    if not is_private(config):
-        checks.check("token", judge.token, os.environ)
+    checks.check("token", token, config)
     if not checks.ok:
         checks.skip(("cluster",), "not tried")
         return

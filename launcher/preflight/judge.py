@@ -1,7 +1,7 @@
 """What must hold on and between nodes.
 
-Each function takes facts by host; it returns what it found, as text or as a Warn, and raises a Fault for what would stop
-or spoil a run.
+Each function takes facts by host; it returns what it found, as text or as a Warn, and raises a Fault for what would
+stop or spoil a run.
 """
 
 from __future__ import annotations

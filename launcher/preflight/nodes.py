@@ -22,7 +22,7 @@ class Nodes:
     """The nodes of the cluster that this process is connected to; of a private one, only this process itself."""
 
     def __init__(self, *, private: bool) -> None:
-        alive = [n for n in ray.nodes() if n["Alive"]]
+        alive = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: (n["NodeManagerHostname"], n["NodeID"]))
         self.labels = _labels(alive)
         self.gpus = {label: float(n["Resources"].get("GPU", 0)) for label, n in zip(self.labels, alive, strict=True)}
         self.addresses = {label: n["NodeManagerAddress"] for label, n in zip(self.labels, alive, strict=True)}

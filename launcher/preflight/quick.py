@@ -17,7 +17,7 @@ from dpeer.training.footprint import Footprint, footprint
 from launcher.cluster import check_feasible
 from launcher.group import bundle, wanted
 from launcher.preflight import judge
-from launcher.preflight.checklist import Checklist
+from launcher.preflight.checklist import Checklist, Warn
 from launcher.preflight.nodes import Nodes
 from launcher.preflight.probe import source_hash, versions
 
@@ -36,6 +36,11 @@ def opening(config: Config) -> None:
         raise ClusterError("\n".join([checks.summary(), *lines]))
     if not warned:
         console.print(checks.summary(), soft_wrap=True)
+
+
+def token(config: Config) -> str | Warn:
+    """The cluster's secret, before anything connects with it. Raises a Fault when it cannot be read."""
+    return "of this run alone" if is_private(config) else judge.token(os.environ)
 
 
 def is_private(config: Config) -> bool:

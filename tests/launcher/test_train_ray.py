@@ -121,6 +121,24 @@ def test_silent_worker_is_named_within_the_timeout(lab: Any) -> None:
     assert run.survivors() == []
 
 
+def test_stalled_ranks_are_named_with_their_stacks_and_a_restart_goes_on(lab: Any, baseline: Path) -> None:
+    """A stopped rank long before cluster.timeout_s: the others' stacks are written down, the group is made anew."""
+    run = lab.train("stalled", "cluster.timeout_s=600", "cluster.stall_timeout_s=6", "cluster.max_restarts=1")
+    run.until(lambda: lab.steps("stalled") >= 6)
+    stopped = run.workers[1]
+    stopped.suspend()
+    run.until(lambda: "(1 of 1)" in run.output)
+    line = next(line for line in run.output.splitlines() if "made no progress for 6 s during 'training step" in line)
+    assert "cluster.stall_timeout_s" in line and f"pid {stopped.pid}) is silent" in line
+    assert "The other 1: is in 'step " in line and "waits in " in line
+    stacks = (lab.run("stalled") / "stall-1.txt").read_text()
+    assert "no stacks: the process did not answer" in stacks
+    assert "in train_step" in stacks and "torch/distributed/distributed_c10d.py" in stacks
+    assert run.wait() == 0, run.output
+    assert (lab.run("stalled") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+    assert run.survivors() == []
+
+
 def test_reference_modes_give_the_same_run(lab: Any, baseline: Path) -> None:
     """To rounding, not to the bit: a cache packs the whole data set, colocated references pack per policy rank."""
     runs = []
