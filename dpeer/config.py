@@ -189,6 +189,8 @@ class Cluster(Section):
     """DeepSpeed config of the reference."""
     nodes: int | None = Field(None, ge=1)
     """Nodes that the cluster must have when the run starts; default: any number on which the workers fit."""
+    preflight: bool = True
+    """Begin a run with the quick checks of `dpeer preflight`; false starts it without them."""
     timeout_s: Positive = 1800.0
     """Longest silence of a worker or collective, in seconds, before the group is declared dead."""
     stall_timeout_s: Positive = 600.0

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,10 +52,15 @@ class _Guarded(TyperGroup):
 
 
 def _save_traceback(run_dir: Path | None) -> Path:
-    folder = run_dir if run_dir and run_dir.is_dir() else None
-    with tempfile.NamedTemporaryFile("w", prefix="dpeer-error-", suffix=".txt", dir=folder, delete=False) as file:
-        traceback.print_exc(file=file)
-    return Path(file.name)
+    for folder in (run_dir, None) if run_dir and run_dir.is_dir() else (None,):
+        with (
+            suppress(OSError),  # the run's disk may be what failed
+            tempfile.NamedTemporaryFile("w", prefix="dpeer-error-", suffix=".txt", dir=folder, delete=False) as file,
+        ):
+            traceback.print_exc(file=file)
+            file.flush()
+            return Path(file.name)
+    return Path("(no disk took it)")
 
 
 app = typer.Typer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from launcher.preflight.quick import opening, token
 from launcher.progress import Progress
 from launcher.trackers import Trackers
 
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 LONG_S = 24 * 3600.0  # for work of one rank that no collective waits on: a dead worker is noticed at once all the same
 CACHE_SLICE = 128  # records per worker and call
 TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not
@@ -36,7 +38,8 @@ def run(config: Config, *, resume: bool = False) -> int:
         try:
             token(config)
             with connect(config.cluster.address):
-                opening(config)
+                if config.cluster.preflight:
+                    opening(config)
                 groups = Groups(config)
                 try:
                     return train(config, groups, resume=resume)
@@ -94,10 +97,9 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
                 Attempt(config, groups, files, signals).run()
                 return 0
             except WorkerFailed as failed:
-                write_text(files.path / "error.txt", failed.details)
                 raise ClusterError(
-                    f"{failed}\nIts traceback is in {files.path / 'error.txt'}. The last checkpoint is kept: once the "
-                    "cause is removed, go on with --resume."
+                    f"{failed}\nIts traceback is in {files.keep('error.txt', failed.details)}. The last checkpoint is "
+                    "kept: once the cause is removed, go on with --resume."
                 ) from failed
             except WorkerLost as lost:
                 groups.close()
@@ -117,6 +119,13 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
             except Interrupted as stopped:
                 print(stopped, flush=True)
                 return signals.exit_code
+            except OSError as error:
+                if error.errno not in DISK_FAULTS:
+                    raise
+                raise CheckpointError(
+                    f"{error.filename or files.path}: cannot be written ({error.strerror}). The last checkpoint is "
+                    "kept: once there is room, go on with --resume."
+                ) from error
 
 
 class Attempt:
@@ -171,9 +180,9 @@ class Attempt:
             step: int = policy.call("load", folder, phase="loading a checkpoint")[0]
         except WorkerFailed as failed:
             earlier = f" to go on from step {saved[-2]}" if len(saved) > 1 else " to start from the beginning"
-            write_text(self.files.path / "error.txt", failed.details)
             raise CheckpointError(
-                f"{folder}: could not be loaded. {failed}\nThe traceback is in {self.files.path / 'error.txt'}; the "
+                f"{folder}: could not be loaded. {failed}\nThe traceback is in "
+                f"{self.files.keep('error.txt', failed.details)}; the "
                 "checkpoint was not changed. Remove the cause (memory, disk, a missing file) and go on with --resume. "
                 f"If the files themselves are damaged, move the folder away{earlier}."
             ) from failed

@@ -79,16 +79,16 @@ def refuse_unsupported(model_config: Any, path: str) -> None:
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    with _hub_errors(path):
+    with hub_errors(path):
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
     """Weights of `path` with tree attention. Under an active HfDeepSpeedConfig they come partitioned."""
-    with _hub_errors(path):
+    with hub_errors(path):
         model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     refuse_unsupported(model_config, path)
-    with _hub_errors(path):
+    with hub_errors(path):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -155,7 +155,7 @@ def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeL
     return TreeLM(model.train(), spec.head_chunk)
 
 
-class _hub_errors:
+class hub_errors:
     """Turns transformers' loading errors into one that names the model and says what to do."""
 
     def __init__(self, path: str) -> None:

@@ -35,11 +35,20 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     `facts` (hashes) are checked on load. CheckpointError when the ranks do not share the folder.
     """
     policy.pulse.enter(f"saving step {policy.step}")
-    policy.engine.save_checkpoint(
-        str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
-    )
-    for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
-        _sync(shard)
+    try:
+        policy.engine.save_checkpoint(
+            str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
+        )
+        for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
+            _sync(shard)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{folder}: rank {policy.world.rank} on {platform.node()} could not write its part "
+            f"({str(error).splitlines()[0][:200]}); {_free(folder):,} MiB are free there. Earlier checkpoints are "
+            "untouched: make room and go on with --resume."
+        ) from error
     probe = _probe(policy)
     if policy.world.rank == 0:
         _sync(folder / SHARDS)
@@ -132,6 +141,11 @@ def _numerics(policy: Policy) -> list[str]:
     """What must be equal for a forward pass to repeat to the last digits."""
     device = policy.world.device
     return [torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(), torch.__version__]
+
+
+def _free(folder: Path) -> int:
+    """MiB left on the nearest folder that exists."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free >> 20
 
 
 def _sync(path: Path) -> None:

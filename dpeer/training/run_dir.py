@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -110,11 +111,19 @@ class RunDir:
             if path.exists():
                 write_text(path, "".join(f"{line}\n" for line in lines))
 
+    def keep(self, name: str, text: str) -> Path:
+        """Write what explains a failure; into the system's temporary folder when the run's disk takes nothing more."""
+        path = self.path / name
+        try:
+            write_text(path, text)
+        except OSError:
+            path = Path(tempfile.mkdtemp(prefix="dpeer-")) / name
+            write_text(path, text)
+        return path
+
     def keep_stall(self, report: str) -> Path:
         """Write the stacks of stalled ranks beside earlier ones."""
-        path = self.path / f"stall-{len(list(self.path.glob('stall-*.txt'))) + 1}.txt"
-        write_text(path, report)
-        return path
+        return self.keep(f"stall-{len(list(self.path.glob('stall-*.txt'))) + 1}.txt", report)
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""

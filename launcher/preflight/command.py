@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ def preflight(
     """Check config, nodes, disks, network, data and model before a run starts; exit code 1 if it would fail."""
     from launcher.preflight.checklist import Checklist
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary folders go
     checks = Checklist()
     with Console(stderr=True).status("checking") as status:
         try:

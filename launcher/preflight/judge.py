@@ -28,10 +28,10 @@ def node_count(hosts: Sequence[str], wanted: int | None) -> str:
 
 
 def gpu_count(seen: Mapping[str, int], ray: Mapping[str, float], per_worker: float) -> str | Warn:
-    """`seen`: GPUs that the driver of each node reports; `ray`: GPUs that Ray was told of."""
+    """`seen`: GPUs that each node's driver reports; `ray`: GPUs that Ray was told of."""
     if not per_worker:
         return "not used (cluster.gpus_per_worker is 0)"
-    if wrong := [f"{host}: Ray has {ray[host]:g}, nvidia-smi shows {n}" for host, n in seen.items() if ray[host] > n]:
+    if wrong := [f"{host}: Ray has {ray[host]:g}, the driver shows {n}" for host, n in seen.items() if ray[host] > n]:
         raise Fault(
             f"{_some(wrong)}.", "A GPU is down or --num-gpus is wrong: look at nvidia-smi there, restart Ray there."
         )

@@ -36,7 +36,7 @@ class Probe:
             "host": socket.gethostname(),
             "versions": versions(),
             "source": source_hash(),
-            "gpus": len(gpus()),
+            "gpus": len(gpus()) or len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
             "memory": psutil.virtual_memory().total,
             "available": psutil.virtual_memory().available,
             "entered": os.path.isdir(folder) and os.access(folder, os.X_OK),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError
-from dpeer.training.footprint import Footprint, footprint
+from dpeer.training.saved_size import SavedSize, saved_size
 from launcher.cluster import check_feasible
 from launcher.group import bundle, wanted
 from launcher.preflight import judge
@@ -78,7 +78,7 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
         if not private:
             checks.check("network", lambda: judge.network(nodes.cut()))
         _folders(checks, nodes, output, shared=not private)
-        sizes: list[Footprint] = []
+        sizes: list[SavedSize] = []
         if checks.check("model size", lambda: _size(config, sizes)):
             needed = sizes[0].disk(config.training.keep_checkpoints)
             checks.check("disk space", judge.disk_space, fact("free"), needed, bytes_in(config.run_dir), output)
@@ -127,8 +127,8 @@ def _folders(checks: Checklist, nodes: Nodes, output: Path, *, shared: bool) -> 
         shutil.rmtree(canary, ignore_errors=True)
 
 
-def _size(config: Config, sizes: list[Footprint]) -> str:
-    sizes.append(footprint(config))
+def _size(config: Config, sizes: list[SavedSize]) -> str:
+    sizes.append(saved_size(config))
     return f"{sizes[0].parameters / 1e6:,.1f} M parameters, {sizes[0].trained / 1e6:,.1f} M trained"
 
 

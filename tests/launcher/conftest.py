@@ -124,19 +124,22 @@ class Lab:
         return [json.loads(line) for line in (self.run(name) / "ledger.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def build_lab(folder: Path) -> Lab:
     from dpeer.data import toyworld
     from dpeer.model.toy import tiny_model
 
-    folder = tmp_path_factory.mktemp("lab")
     world = toyworld.write_world(folder / "world", 3, n_train=60, n_heldout=20, n_prompts=2, n_pretrain=5)
     tiny_model(folder / "model", "qwen3", 1, vocab=400, texts=[r.responses[0].text for r in world.train.records])
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     settings = json.loads((ROOT / "ds_configs" / "cpu.json").read_text())
     settings["zero_optimization"]["sub_group_size"] = 20_000  # several sub-groups, as models of billions have
     (folder / "ds.json").write_text(json.dumps(settings))
-    lab = Lab(folder)
+    return Lab(folder)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = build_lab(tmp_path_factory.mktemp("lab"))
     yield lab
     for launched in lab.launched:
         launched.end()

@@ -415,7 +415,7 @@ def test_faults_of_a_second_node_are_all_named(lab: Any, tmp_path: Path) -> None
     found = {c["name"]: c for c in json.loads(answer)["checks"]}
     expected = {
         "nodes": "2 nodes: n1, n2; cluster.nodes wants 3",
-        "GPUs": "n1: Ray has 1, nvidia-smi shows 0, n2: Ray has 1, nvidia-smi shows 0",
+        "GPUs": "n1: Ray has 1, the driver shows 0, n2: Ray has 1, the driver shows 0",
         "packages": "transformers 4.1.0 on n2 (driver: ",
         "code": "dpeer's code on n2 is not the driver's",
         "clocks": "n2 is +120.",

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpeer.config import Config
-from dpeer.model.lm import DTYPES, _hub_errors, add_lora
+from dpeer.model.lm import DTYPES, add_lora, hub_errors
 
 ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class SavedSize:
     """Sizes in bytes. checkpoint: one, all ranks together. export: the exported folder's weights.
     consolidation: largest use of host memory by rank 0 while it gathers and writes the export."""
 
@@ -29,10 +29,10 @@ class Footprint:
         return (keep_checkpoints + 1) * self.checkpoint + 2 * self.export
 
 
-def footprint(config: Config) -> Footprint:
+def saved_size(config: Config) -> SavedSize:
     """What the recipe's model takes on disk and, while it is exported, in host memory."""
     spec = config.model
-    with _hub_errors(spec.path), torch.device("meta"):
+    with hub_errors(spec.path), torch.device("meta"):
         shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(shape)
         parameters = sum(p.numel() for p in model.parameters())
@@ -42,7 +42,7 @@ def footprint(config: Config) -> Footprint:
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
     gathered, written = (trained + frozen) * compute, parameters * exported
-    return Footprint(
+    return SavedSize(
         parameters=parameters,
         trained=trained,
         checkpoint=trained * ADAM + frozen * compute,
