@@ -14,6 +14,7 @@ from typing import Any
 from dpeer.training.pulse import Pulse
 
 OURS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("dpeer", "launcher"))
+COLLECTIVES = "torch/distributed/distributed_c10d.py"
 SILENT = "silent"
 
 
@@ -71,7 +72,7 @@ def look() -> dict[str, Any]:
         if not own:
             continue
         place = f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}"
-        inner = [f.name for f in frames if "torch/distributed/" in f.filename and "logger" not in f.filename]
+        inner = [f.name for f in frames if f.filename.endswith(COLLECTIVES) and f.name != "<module>"]
         waits_in = inner[-1] if inner else None
         texts.append(f"thread {names.get(ident, ident)}\n{''.join(traceback.format_list(frames))}")
     return {"place": place, "waits_in": waits_in, "stacks": "\n".join(texts)}

@@ -75,10 +75,10 @@ def clock_skew(skews: Mapping[str, float]) -> str | Warn:
     return f"within {max(0.1, abs(worst)):.1f} s"
 
 
-def disk_space(free: Mapping[str, int | None], needed: int, present: int, folder: Path) -> str:
+def disk_space(free: Mapping[str, int], needed: int, present: int, folder: Path) -> str:
     """Bytes free under the output folder per node, bytes that the run writes, bytes that it has written already."""
     left = max(0, needed - present)
-    host, least = min(((h, f) for h, f in free.items() if f is not None), key=lambda item: item[1], default=("?", 0))
+    host, least = min(free.items(), key=lambda item: item[1])
     shown = f"checkpoints and export need {_size(left)}, {folder} has {_size(least)} free"
     if least < left:
         raise Fault(

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from launcher.cluster import unplaceable
 from launcher.preflight.checklist import Fault
 from launcher.preflight.probe import Probe
 
@@ -19,10 +20,12 @@ ANSWER_S = 90.0
 
 
 class Nodes:
-    """The nodes of the cluster that this process is connected to; of a private one, only this process itself."""
+    """The nodes of the connected cluster on which a worker could run; of a private one, only this process itself."""
 
-    def __init__(self, *, private: bool) -> None:
+    def __init__(self, bundle: Mapping[str, float], *, private: bool) -> None:
         alive = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: (n["NodeManagerHostname"], n["NodeID"]))
+        usable = [n for n in alive if not unplaceable([dict(bundle)], [n["Resources"]])]
+        alive = usable or alive  # a head that only serves need not share the files
         self.labels = _labels(alive)
         self.gpus = {label: float(n["Resources"].get("GPU", 0)) for label, n in zip(self.labels, alive, strict=True)}
         self.addresses = {label: n["NodeManagerAddress"] for label, n in zip(self.labels, alive, strict=True)}

@@ -44,11 +44,8 @@ class Probe:
         if found["entered"]:
             os.chdir(folder)
         found["missing"] = [path for path in inputs if not os.path.exists(path)]
-        try:
-            found["free"] = shutil.disk_usage(output).free
-        except OSError as error:
-            found["free"], found["disk_error"] = None, error.strerror
-        return found
+        there = next(p for p in (Path(output), *Path(output).parents) if p.exists())
+        return found | {"free": shutil.disk_usage(there).free}
 
     def clock(self) -> float:
         return time.time()

@@ -52,14 +52,13 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
     say("looking at the nodes")
     spec, private, folder = config.cluster, is_private(config), os.getcwd()
     output = config.output_dir.absolute()
-    nodes = Nodes(private=private)
+    nodes = Nodes(bundle(spec), private=private)
     try:
         checks.check("nodes", judge.node_count, nodes.labels, spec.nodes)
         checks.check("placement", _placement, config)
         facts: dict[str, dict[str, Any]] = {}
 
         def answers() -> str:
-            output.mkdir(parents=True, exist_ok=True)
             facts.update(nodes.ask("facts", folder, str(output), _inputs(config)))
             return f"{len(facts)} of {len(nodes.labels)} answer"
 

@@ -92,6 +92,7 @@ def test_read_only_output(lab: Any, ray_here: None, tmp_path: Path) -> None:
     else:
         with mounted(tmp_path / "runs", "-o", "ro") as folder:
             found = checked(quick, recipe(lab, f"output_dir={folder}"))
+            assert list(checked(quick, recipe(lab, f"output_dir={folder / 'new'}"))) == ["output folder"]
     assert list(found) == ["output folder"]
     assert "cannot be written to" in found["output folder"] and "read-write" in found["output folder"]
 
