@@ -159,10 +159,9 @@ class Group:
             return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.")
         own = {rank: error for rank, error in failures.items() if not _collective(error)}
         if silent and not own:
-            title = (
-                f"{self._name(silent[0])} did not answer during '{phase}' within {limit:.0f} s (cluster.timeout_s = "
-                f"{self.spec.timeout_s:g})."
-            )
+            own_limit = limit == self.spec.timeout_s + GRACE_S
+            bound = f" (cluster.timeout_s = {self.spec.timeout_s:g})" if own_limit else ""
+            title = f"{self._name(silent[0])} did not answer during '{phase}' within {limit:.0f} s{bound}."
             return WorkerLost(f"{title} {headline(states)}", report(title, states))
         rank, error = next(iter((own or failures).items()))
         cause = _cause(error) or error

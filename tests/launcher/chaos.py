@@ -32,9 +32,9 @@ FAULTS = ("driver", "policy", "reference", "raylet", "gcs", "stop", "disk")
 STEPS, EVERY = 60, 5
 SETTINGS = (
     f"training.steps={STEPS}", f"training.checkpoint_every={EVERY}", "cluster.max_restarts=1",
-    "cluster.timeout_s=300", "cluster.stall_timeout_s=30",
+    "cluster.timeout_s=600", "cluster.stall_timeout_s=60", "cluster.placement_timeout_s=600",
 )  # fmt: skip
-QUIET_S = 420  # without a new ledger line or word of output: beyond all timeouts, even on a busy machine
+QUIET_S = 900  # without a new ledger line or word of output: beyond all timeouts, even on a busy machine
 UNNOTICED_S = 20  # training may go on for a while after Ray's daemons have died
 CODES = (0, 1, 86, -9)  # finished; refused or given up, with the reason; a node was lost; the driver was killed
 
@@ -89,7 +89,7 @@ class Chaos:
         """Plant everything, let the last run finish; each finished ledger must equal that of the quiet run."""
         try:
             quiet = self.lab.train("quiet", *SETTINGS)
-            assert quiet.wait(900) == 0, quiet.output
+            assert quiet.wait(1800) == 0, quiet.output
             run = self.start()
             for kind in self.plan:
                 run = self.one(kind, run)
