@@ -86,17 +86,15 @@ class Chaos:
         return f"chaos-{self.finished + 1}"
 
     def run(self) -> list[Outcome]:
-        """Plant everything, let the last run finish; each finished ledger must equal that of the quiet run."""
+        """Plant everything, let the last run finish; each finished ledger must equal that of a quiet run."""
         try:
-            quiet = self.lab.train("quiet", *SETTINGS)
-            assert quiet.wait(1800) == 0, quiet.output
             run = self.start()
             for kind in self.plan:
                 run = self.one(kind, run)
-            before = self.finished
-            while self.finished == before:
+            while run.process.poll() != 0:
                 self.wait_while(run, lambda: True)
                 run = self.after_end(run)
+            self.compare()
             return self.outcomes
         finally:
             for launched in self.lab.launched:
@@ -151,11 +149,18 @@ class Chaos:
             self.outcomes[-1].code, self.outcomes[-1].reason = code, words[-1] if words else "(silent)"
         self.check_end(run)
         if code == 0:
-            found, expected = ((self.lab.run(n) / "ledger.jsonl").read_bytes() for n in (self.name, "quiet"))
-            assert found == expected, f"{self.name}: the ledger differs from that of an undisturbed run"
             assert (self.lab.run(self.name) / "export" / "model.safetensors").stat().st_size > 0
             self.finished += 1
         return self.start() if code or len(self.outcomes) < len(self.plan) else run
+
+    def compare(self) -> None:
+        quiet = self.lab.train("quiet", *SETTINGS)
+        assert quiet.wait(1800) == 0, quiet.output
+        expected = (self.lab.run("quiet") / "ledger.jsonl").read_bytes()
+        for i in range(self.finished):
+            name = f"chaos-{i + 1}"
+            found = (self.lab.run(name) / "ledger.jsonl").read_bytes()
+            assert found == expected, f"{name}: the ledger differs from that of an undisturbed run"
 
     @contextlib.contextmanager
     def planted(self, kind: str, run: Launched) -> Iterator[None]:
@@ -197,7 +202,9 @@ class Chaos:
         """After an end: a code with a reason, nothing alive, whole checkpoints, whole ledger lines."""
         code = run.process.returncode
         assert "Traceback (most recent call last)" not in run.output, run.output
-        assert code in CODES and (code != 1 or "error:" in run.output), f"exit code {code}:\n{run.output}"
+        assert code in CODES, f"exit code {code}:\n{run.output}"
+        # Ray itself ends a driver whose head is gone for a minute; all else is said by dpeer.
+        assert code != 1 or "error:" in run.output or "Failed to connect to GCS" in run.output, run.output
         left = [c for c in run.survivors(90) if c.strip()]
         assert left == [], f"left behind: {left}"
         assert "could not be loaded" not in run.output, run.output
