@@ -135,7 +135,7 @@ class Chaos:
             run = self.after_end(run)
         elif found := [line for line in run.output[said:].splitlines() if "Restarting" in line]:
             outcome.reason = found[-1]
-        self.tell(outcome)
+        self.tell(len(self.outcomes), outcome)
         return run
 
     def steps(self) -> int:
@@ -164,25 +164,30 @@ class Chaos:
 
     @contextlib.contextmanager
     def planted(self, kind: str, run: Launched) -> Iterator[None]:
-        workers = [w for w in run.workers if w.is_running() and w.status() != psutil.STATUS_ZOMBIE]
         match kind:
             case "driver":
                 run.process.kill()
-            case "policy" | "stop" | "reference" if workers:
-                victim = workers[-1] if kind == "reference" else self.random.choice(workers[:-1] or workers)
-                victim.suspend() if kind == "stop" else victim.kill()
-            case "raylet" | "gcs":
-                name = {"raylet": "raylet", "gcs": "gcs_server"}[kind]
-                for process in [p for p in run.family if p.is_running() and p.name() == name][:1]:
-                    process.kill()
             case "disk":
                 checkpoints = self.lab.run(self.name) / "checkpoints"
                 self.wait_while(run, lambda: not list(checkpoints.glob(".writing-*")))
                 self.disk.fill()
+            case _:
+                self.wait_while(run, lambda: not self.victims(kind, run))
+                for victim in self.victims(kind, run)[-1:] if kind == "reference" else self.victims(kind, run)[:1]:
+                    victim.suspend() if kind == "stop" else victim.kill()
         try:
             yield
         finally:
             self.disk.free()
+
+    def victims(self, kind: str, run: Launched) -> list[psutil.Process]:
+        """Living processes of that kind; of the workers the policy's come first, in random order."""
+        name = {"raylet": "raylet", "gcs": "gcs_server"}.get(kind)
+        if name:
+            return [p for p in run.family if _alive(p) and p.name() == name]
+        workers = [p for p in run.workers if _alive(p)]
+        policy = workers[:-1] or workers
+        return [*self.random.sample(policy, len(policy)), *workers[-1:]]
 
     def wait_while(self, run: Launched, condition: object) -> None:
         assert callable(condition)
@@ -211,13 +216,17 @@ class Chaos:
         for state in (self.lab.run(self.name) / "checkpoints").glob("step-*/state.json"):
             json.loads(state.read_text())
 
-    def tell(self, outcome: Outcome) -> None:
-        code = "recovered" if outcome.code is None else f"exit {outcome.code}"
+    def tell(self, number: int, outcome: Outcome) -> None:
+        code = "goes on" if outcome.code is None else f"exit {outcome.code}"
         print(
-            f"{len(self.outcomes):2}. {outcome.fault:9} step {outcome.at_step:3}  {code:9}  {outcome.seconds:5.0f} s  "
+            f"{number:2}. {outcome.fault:9} step {outcome.at_step:3}  {code:9}  {outcome.seconds:5.0f} s  "
             f"{outcome.reason[:150]}",
             flush=True,
         )
+
+
+def _alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def main() -> None:
@@ -231,7 +240,11 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     began = time.monotonic()
     faults = itertools.islice(itertools.cycle(FAULTS), given.faults)
-    outcomes = Chaos(build_lab(folder), faults, given.seed).run()
+    chaos = Chaos(build_lab(folder), faults, given.seed)
+    outcomes = chaos.run()
+    print("\nHow each fault ended at last:")
+    for i, outcome in enumerate(outcomes, start=1):
+        chaos.tell(i, outcome)
     went_on = sum(o.code is None for o in outcomes)
     print(
         f"{len(outcomes)} faults: after {went_on} the run went on by itself, after {len(outcomes) - went_on} it ended "
