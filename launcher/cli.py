@@ -16,7 +16,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from dpeer.errors import DpeerError
-from launcher import eval_commands
+from launcher import eval_commands, slurm_commands
 from launcher.data_commands import app as data_app
 from launcher.irt_commands import app as irt_app
 from launcher.plan.command import plan
@@ -74,6 +74,7 @@ app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(preflight)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
+app.command(hidden=True)(slurm_commands.wait_for_nodes)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")
 app.command()(plan)
 app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well they are recovered.")
@@ -94,6 +95,9 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. training.steps=100; repeat.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Continue the run if it exists, else start it: for job scripts.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
     """Train a model as a recipe says."""
@@ -105,9 +109,10 @@ def train(
     if dry_run:
         typer.echo(resolved_yaml(config), nl=False)
         return
+    from dpeer.training.run_dir import RunDir
     from launcher.train import run
 
-    raise typer.Exit(run(config, resume=resume))
+    raise typer.Exit(run(config, resume=resume or (auto_resume and RunDir(config.run_dir).manifest.exists())))
 
 
 @app.command()

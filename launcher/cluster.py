@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Read when ray is imported. The driver says itself, in one line, which worker died.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
@@ -19,6 +20,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed 
 import ray
 
 from dpeer.errors import ClusterError
+from launcher.signals import preempt_signal
 
 OBJECT_STORE_BYTES = 200 * 2**20
 PREFIX = "dpeer-ray-"
@@ -116,12 +118,12 @@ def _token(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals_for_driver_only() -> Iterator[None]:
-    """Around ray.init: a SIGTERM to the whole process group must not end Ray's daemons before the driver has saved.
+    """Around ray.init: a signal to the whole process group must not end Ray's daemons before the driver has saved.
 
-    They inherit the blocked signal, as Ray itself does it for SIGINT. Ray's own SIGTERM handler is taken out again.
+    They inherit the blocked signals, as Ray itself does it for SIGINT. Ray's own SIGTERM handler is taken out again.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, preempt_signal()})
     try:
         yield
     finally:
@@ -129,9 +131,53 @@ def _signals_for_driver_only() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def wait_for_nodes(count: int, gpus: int, timeout_s: float) -> None:
+    """Wait until the cluster at RAY_ADDRESS has that many nodes alive, each with that many GPUs. Raises ClusterError."""
+    deadline = time.monotonic() + timeout_s
+    found, reason = list[dict[str, Any]](), ""
+    while len(found) < count:
+        if time.monotonic() > deadline:
+            names = ", ".join(n["NodeManagerHostname"] for n in found) or "none"
+            raise ClusterError(
+                f"{len(found)} of {count} nodes have joined the Ray cluster within {timeout_s:g} s: {names}. {reason}"
+                "Look at the logs of the others: a port that is closed between nodes, a folder that is not shared, or "
+                "another network interface are the usual causes."
+            )
+        time.sleep(1)
+        try:
+            with connect(os.environ["RAY_ADDRESS"]):
+                while len(found := _alive()) < count and time.monotonic() < deadline:
+                    time.sleep(1)
+        except ClusterError as error:  # the first node is not up yet
+            reason = f"{error} "
+    for node in found:
+        if (has := node["Resources"].get("GPU", 0)) != gpus:
+            raise ClusterError(
+                f"{node['NodeManagerHostname']} offers {has:g} GPUs to Ray, {gpus} are expected on each node. "
+                "Exclude the node (sbatch --exclude) or ask for what it has."
+            )
+    print(f"{count} nodes: {', '.join(sorted(n['NodeManagerHostname'] for n in found))}", flush=True)
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [n for n in ray.nodes() if n["Alive"]]
+
+
+class NodeLost(ClusterError):
+    """The cluster has shrunk below what the run needs."""
+
+
+def refuse_lost_nodes(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> None:
+    """NodeLost when groups that once fitted the cluster no longer do: waiting for their placement would be in vain."""
+    try:
+        check_feasible(wanted, bundle)
+    except ClusterError as error:
+        raise NodeLost(f"A node was lost: {error}") from error
+
+
 def check_feasible(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> None:
     """ClusterError when the worker groups (role -> workers) cannot fit the cluster even if it were idle."""
-    nodes = [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    nodes = [dict(n["Resources"]) for n in _alive()]
     if missing := unplaceable([dict(bundle)] * sum(wanted.values()), nodes):
         groups = " + ".join(f"{n} {role}" for role, n in wanted.items())
         available = "; ".join(_readable({k: n.get(k, 0) for k in bundle}) for n in nodes) or "no node"

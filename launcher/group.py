@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dpeer.config import Cluster, Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.training.pulse import Pulse
+from launcher.cluster import refuse_lost_nodes
 from launcher.watchdog import SILENT, State, Watch, headline, report
 from launcher.worker import Worker
 
@@ -45,8 +46,7 @@ class Group:
 
     def __init__(self, role: str, size: int, spec: Cluster) -> None:
         self.role, self.size, self.spec = role, size, spec
-        bundles = [bundle(spec) for _ in range(size)]
-        self.placement = _reserve(role, bundles, spec.placement_timeout_s)
+        self.placement = _reserve(role, size, spec)
         self.workers = [_worker(self.placement, i, spec) for i in range(size)]
         self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?"}] * size
         try:
@@ -240,14 +240,21 @@ def bundle(spec: Cluster) -> dict[str, float]:
     return {"CPU": spec.cpus_per_worker} | ({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})
 
 
-def _reserve(role: str, bundles: list[dict[str, float]], timeout_s: float) -> PlacementGroup:
-    group = placement_group(bundles, strategy="PACK")
-    if not group.wait(timeout_s):
+def _reserve(role: str, size: int, spec: Cluster) -> PlacementGroup:
+    group = placement_group([bundle(spec)] * size, strategy="PACK")
+    deadline = time.monotonic() + spec.placement_timeout_s
+    try:
+        while not group.wait(PROBE_S):
+            refuse_lost_nodes(wanted(spec), bundle(spec))
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{role}: {size} x {bundle(spec)} could not be placed within {spec.placement_timeout_s:g} s, "
+                    "though the cluster is large enough: other jobs hold the resources. Wait for them or raise "
+                    "cluster.placement_timeout_s."
+                )
+    except BaseException:
         remove_placement_group(group)
-        raise ClusterError(
-            f"{role}: {len(bundles)} x {bundles[0]} could not be placed within {timeout_s:g} s, though the cluster is "
-            "large enough: other jobs hold the resources. Wait for them or raise cluster.placement_timeout_s."
-        )
+        raise
     return group
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from dpeer.config import Config
@@ -15,24 +13,24 @@ from dpeer.objective.ledger import infeasible
 from dpeer.training import checkpoint
 from dpeer.training.reference import merge
 from dpeer.training.run_dir import RunDir, write_json, write_text
-from launcher.cluster import check_feasible, connect
+from launcher import exit_codes
+from launcher.cluster import NodeLost, check_feasible, connect
 from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts, wanted
 from launcher.preflight.quick import opening, token
 from launcher.progress import Progress
+from launcher.signals import Interrupted, Signals
 from launcher.trackers import Trackers
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 LONG_S = 24 * 3600.0  # for work of one rank that no collective waits on: a dead worker is noticed at once all the same
 CACHE_SLICE = 128  # records per worker and call
-TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`."""
 
 
 def run(config: Config, *, resume: bool = False) -> int:
-    """Train as the recipe says; returns the process's exit code: 0 done, 130 / 143 stopped by a signal and saved."""
+    """Train as the recipe says; returns the process's exit code.
+
+    0 done, 130 / 143 stopped by Ctrl-C / SIGTERM and saved, 85 pre-empted and saved, 86 a node was lost.
+    """
     check_startable(RunDir(config.run_dir), resume)
     with Signals() as signals:
         try:
@@ -48,6 +46,9 @@ def run(config: Config, *, resume: bool = False) -> int:
         except Interrupted as stopped:
             print(stopped, flush=True)
             return signals.exit_code
+        except NodeLost as lost:
+            print(f"{lost} The last checkpoint is kept. Go on with --resume.", flush=True)
+            return exit_codes.NODE_LOST
 
 
 def check_startable(files: RunDir, resume: bool) -> None:
@@ -296,46 +297,3 @@ class Attempt:
 
         write_text(self.files.export / "README.md", model_card(self.files.path))
         print(f"model: {self.files.export}\nreport: {write_report(self.files.path)}", flush=True)
-
-
-class Signals:
-    """Ctrl-C and SIGTERM. During training they wait for the step's end and a checkpoint, unless sent twice; elsewhere
-    there is nothing worth saving and they stop at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._deferred = False
-        self._first = 0.0
-        self._saved: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._saved[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._saved.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if not self._deferred:
-            self.received = number
-            raise Interrupted("Stopped by a signal outside training; what was saved is kept. Go on with --resume.")
-        if self.received is None:
-            self.received, self._first = number, time.monotonic()
-            print("Stopping after this step; saving a checkpoint. Once more to stop without.", flush=True)
-        elif time.monotonic() - self._first > TWICE_S:
-            raise Interrupted("Stopped at once by a second signal; the last checkpoint is kept. Go on with --resume.")
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell expects of a process ended by the signal: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + (self.received or signal.SIGINT)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False

@@ -1,0 +1,87 @@
+"""Signals to the driver: a person's or a scheduler's wish to stop, and pre-emption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dpeer.errors import ConfigError
+from launcher import exit_codes
+
+PREEMPT_VARIABLE = "DPEER_PREEMPT_SIGNAL"
+TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not
+
+
+class Interrupted(BaseException):
+    """A signal: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`."""
+
+
+def preempt_signal() -> signal.Signals:
+    """The signal that announces pre-emption: DPEER_PREEMPT_SIGNAL, or USR1. Raises ConfigError for any but a few."""
+    given = os.environ.get(PREEMPT_VARIABLE) or "USR1"
+    name = f"SIG{given.upper().removeprefix('SIG')}"
+    allowed = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGURG", "SIGWINCH", "SIGCONT")
+    if name not in allowed:
+        raise ConfigError(
+            f"{PREEMPT_VARIABLE}={given}: the pre-emption signal must be one of "
+            f"{', '.join(n.removeprefix('SIG') for n in allowed)} (INT and TERM mean that the run shall stop for good)."
+        )
+    return signal.Signals[name]
+
+
+class Signals:
+    """Ctrl-C, SIGTERM and the pre-emption signal.
+
+    During training they wait for the step's end and a checkpoint. A second Ctrl-C or SIGTERM stops without one; the
+    pre-emption signal never cuts a save short, however often it comes. Elsewhere there is nothing worth saving, and the
+    first one stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._preempt = preempt_signal()
+        self._deferred = False
+        self._first = 0.0
+        self._saved: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, self._preempt):
+            self._saved[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._saved.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if not self._deferred:
+            self.received = number
+            raise Interrupted("Stopped by a signal outside training; what was saved is kept. Go on with --resume.")
+        if self.received is None:
+            self.received, self._first = number, time.monotonic()
+            once_more = "" if number == self._preempt else " Once more to stop without."
+            print(f"Stopping after this step; saving a checkpoint.{once_more}", flush=True)
+        elif number == self._preempt:
+            return
+        elif self.received == self._preempt:  # pre-empted first, then told to stop: it shall not start again
+            self.received, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first > TWICE_S:
+            raise Interrupted("Stopped at once by a second signal; the last checkpoint is kept. Go on with --resume.")
+
+    @property
+    def exit_code(self) -> int:
+        """85 after pre-emption; else what a shell expects of a process ended by the signal: 130 or 143."""
+        received = self.received or signal.SIGINT
+        return exit_codes.PREEMPTED if received == self._preempt else 128 + received
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
