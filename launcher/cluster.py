@@ -132,7 +132,7 @@ def _signals_for_driver_only() -> Iterator[None]:
 
 
 def wait_for_nodes(count: int, gpus: int, timeout_s: float) -> None:
-    """Wait until the cluster at RAY_ADDRESS has that many nodes alive, each with that many GPUs. Raises ClusterError."""
+    """Wait until the cluster at RAY_ADDRESS has that many nodes, each with that many GPUs; else ClusterError."""
     deadline = time.monotonic() + timeout_s
     found, reason = list[dict[str, Any]](), ""
     while len(found) < count:

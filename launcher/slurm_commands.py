@@ -1,10 +1,43 @@
-"""`dpeer slurm`, and what the Slurm scripts ask of the command line."""
+"""`dpeer slurm`, and what the job scripts ask of the command line."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+
+
+def slurm(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")],
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs per node; 0 trains on CPUs.")] = 8,
+    time: Annotated[str | None, typer.Option(help="Time limit, e.g. 24:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account.")] = None,
+    signal: Annotated[str, typer.Option(help="Pre-emption signal; USR2 where NCCL uses USR1.")] = "USR1",
+    grace: Annotated[int, typer.Option(min=1, help="Seconds before the end at which it is sent.")] = 600,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTION", help="Further option of sbatch, e.g. --constraint=h200; repeat."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. training.steps=100; repeat.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print script and config, and stop.")] = False,
+) -> None:
+    """Train a recipe as a Slurm job: writes RUN/slurm/job.sh and config.yaml, and submits."""
+    from dpeer.config_io import load_config
+    from launcher.recipe import recipe_path
+    from launcher.slurm import Request, submit, write_job
+
+    config = load_config(recipe_path(recipe), set_ or ())
+    request = Request(nodes, gpus, time, partition, account, signal, grace, tuple(sbatch or ()))
+    script = write_job(config, request)
+    if dry_run:
+        for path in (script, script.with_name("config.yaml")):
+            typer.echo(f"# {path}\n{path.read_text()}")
+        return
+    typer.echo(f"job {submit(script)}: {script}")
 
 
 def wait_for_nodes(

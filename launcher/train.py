@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from dpeer.config import Config
-from dpeer.errors import CheckpointError, ClusterError
+from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.objective.ledger import infeasible
 from dpeer.training import checkpoint
 from dpeer.training.reference import merge
@@ -22,6 +22,7 @@ from launcher.signals import Interrupted, Signals
 from launcher.trackers import Trackers
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"  # of Ray, on each node
 LONG_S = 24 * 3600.0  # for work of one rank that no collective waits on: a dead worker is noticed at once all the same
 CACHE_SLICE = 128  # records per worker and call
 
@@ -31,6 +32,7 @@ def run(config: Config, *, resume: bool = False) -> int:
 
     0 done, 130 / 143 stopped by Ctrl-C / SIGTERM and saved, 85 pre-empted and saved, 86 a node was lost.
     """
+    refuse_perishable(config)
     check_startable(RunDir(config.run_dir), resume)
     with Signals() as signals:
         try:
@@ -49,6 +51,15 @@ def run(config: Config, *, resume: bool = False) -> int:
         except NodeLost as lost:
             print(f"{lost} The last checkpoint is kept. Go on with --resume.", flush=True)
             return exit_codes.NODE_LOST
+
+
+def refuse_perishable(config: Config) -> None:
+    """ConfigError when the run's folder is in the copy that a Ray job works in, which Ray deletes after the job."""
+    if WORKING_DIR_COPIES in str(config.run_dir.absolute()):
+        raise ConfigError(
+            f"output_dir ({config.output_dir}) is relative to the copy of --working-dir in which a Ray job runs, and "
+            "Ray deletes that copy after the job. Give an absolute path on a file system that all nodes share."
+        )
 
 
 def check_startable(files: RunDir, resume: bool) -> None:

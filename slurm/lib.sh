@@ -15,9 +15,10 @@
 #   DPEER_INTERFACE       network interface for Ray, if a node's name does not lead to the right one
 #   DPEER_PORT            Ray's port on the first node                                 [from the job's number]
 #   DPEER_START_TIMEOUT   seconds until all nodes must have joined                     [600]
+#   DPEER_OBJECT_STORE    bytes of shared memory for Ray on each node                  [2000000000]
 #   DPEER_PREEMPT_SIGNAL  the signal of #SBATCH --signal; another one where NCCL uses it  [USR1]
 #   DPEER_MAX_LOSSES      restarts after a lost node or a failed start                 [3]
-#   DPEER_LOSS_PATIENCE   seconds that Slurm may take to see a lost node         [its SlurmdTimeout + 60]
+#   DPEER_LOSS_PATIENCE   seconds that Slurm may take to see a lost node               [its SlurmdTimeout + 60]
 #   NCCL_*, GLOO_*        passed on as they are, never set here
 set -uo pipefail # not -e: exit codes are looked at one by one
 
@@ -34,7 +35,7 @@ final() { # final CODE REASON...: the end of the job
 begin() { # settings, folders and traps of this attempt
   # shellcheck disable=SC1090  # the user's file
   if [ -f "${DPEER_ENV:=.venv/bin/activate}" ]; then . "$DPEER_ENV"; fi
-  unset RAY_ADDRESS # of another cluster
+  unset RAY_ADDRESS RAY_AUTH_TOKEN # of another cluster
   : "${DPEER_LOGS:=logs}" "${DPEER_TMP:=/tmp}" "${DPEER_START_TIMEOUT:=600}" "${DPEER_MAX_LOSSES:=3}"
   export DPEER_PREEMPT_SIGNAL=${DPEER_PREEMPT_SIGNAL:-USR1}
   read -ra container <<<"${DPEER_CONTAINER:-}"
@@ -91,6 +92,7 @@ attend() { # attend COMMAND...: run it so that signals reach it at once; returns
 # The part of one node, under srun. It sees exported variables only.
 ray_node() {
   trap '' "$DPEER_PREEMPT_SIGNAL" # Ray inherits this: a signal to all of the job ends none of its processes
+  export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nothing is left to drain when the command has ended
   if [ "$SLURM_NODEID" = 0 ]; then echo "$SLURM_JOB_ID.$SLURM_STEP_ID" >"$logs/step"; fi
   mkdir -p "$ray_dir"
   local where=(--head --port="$port" --include-dashboard=false)
@@ -105,15 +107,16 @@ ray_node() {
   read -ra prefix <<<"${DPEER_CONTAINER:-}"
   "${prefix[@]}" ray start "${where[@]}" --node-ip-address="$(node_address)" --temp-dir="$ray_dir" \
     --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus" --min-worker-port=0 --max-worker-port=0 \
-    --disable-usage-stats --block &
+    --object-store-memory="$DPEER_OBJECT_STORE" --disable-usage-stats --block &
   local ray=$!
-  trap 'kill -TERM $ray' TERM
-  while kill -0 $ray 2>/dev/null; do wait $ray; done
+  trap 'kill -TERM "$ray"' TERM
+  while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
   rm -rf "$ray_dir"
 }
 
 start_ray() { # Ray on all nodes; returns 0 once they have joined with all their GPUs
-  export head port gpus logs ray_dir DPEER_START_TIMEOUT DPEER_INTERFACE=${DPEER_INTERFACE:-} DPEER_CONTAINER=${DPEER_CONTAINER:-}
+  export head port gpus logs ray_dir DPEER_START_TIMEOUT
+  export DPEER_INTERFACE=${DPEER_INTERFACE:-} DPEER_CONTAINER=${DPEER_CONTAINER:-} DPEER_OBJECT_STORE=${DPEER_OBJECT_STORE:-2000000000}
   srun --overlap --kill-on-bad-exit=0 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
     --cpus-per-task="$SLURM_CPUS_ON_NODE" --output="$logs/ray-%N.log" \
     bash -c "$(declare -f ray_node node_address); ray_node" &
@@ -141,6 +144,10 @@ run_on_ray() { # run_on_ray COMMAND...: Ray, then the command on the first node,
     local mirror=$!
     attend logged "$log" "${container[@]}" "$@"
     local code=$?
+    # It ended before it could listen, or does not know the signal: what it wrote is kept, as after any other end.
+    if [ "$signalled" = "$DPEER_PREEMPT_SIGNAL" ] && [ $code = $((128 + $(kill -l "$DPEER_PREEMPT_SIGNAL"))) ]; then
+      code=$EX_PREEMPTED
+    fi
     sleep 1 && kill "$mirror" 2>/dev/null # it has shown the rest by now
     wait "$mirror" 2>/dev/null
     finish "$code" "$1 ended with $code: $(reason "$log")"

@@ -1,7 +1,8 @@
 #!/bin/bash
-# Trains any recipe:   RECIPE=demo sbatch --nodes=2 slurm/train.sh [dpeer train's options]
-# Resources are options of sbatch (or SBATCH_* variables); all else is in the environment, see slurm/lib.sh.
-# Submit from the folder that holds slurm/, on a file system that all nodes share. Submitting again resumes.
+# Trains any recipe:   RECIPE=llama3_8b sbatch --nodes=2 slurm/train.sh [dpeer train's options]
+# Nodes, GPUs and time are options of sbatch; all else is in the environment, see slurm/lib.sh.
+# Submit from the folder that holds slurm/, on a file system that all nodes share.
+# The run's folder is keyed by the run's name: submitting again, or being requeued, resumes it.
 #SBATCH --job-name=dpeer
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -10,6 +11,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
+# Ten minutes before the end: time for the step at hand and a checkpoint.
 #SBATCH --signal=B:USR1@600
 # shellcheck source=slurm/lib.sh
 . "${DPEER_HOME:-$SLURM_SUBMIT_DIR}/slurm/lib.sh"

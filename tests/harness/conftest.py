@@ -8,9 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.harness.slurm_lab import SlurmLab, can_make_hosts, missing
 
 ROOT = Path(__file__).parents[2]
+RECIPE = """
+name: baseline
+output_dir: {folder}/runs
+model: {{path: {folder}/model, dtype: fp32, export_dtype: fp32}}
+data: {{train: {folder}/world/train.jsonl, heldout: {folder}/world/test.jsonl, max_tokens: 512}}
+objective: {{beta: 0.5, golden_nll: 1.0, constraint: {{tolerance: 0.25}}}}
+training: {{steps: 32, records_per_step: 8, tokens_per_pack: 1000, checkpoint_every: 4, optimizer: {{lr: 1.0e-3}}}}
+cluster:
+  {{policy_workers: 2, reference: colocated, deepspeed: cpu, reference_deepspeed: cpu, timeout_s: 120,
+    placement_timeout_s: 120, cpus_per_worker: 0.6}}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +40,6 @@ def lab(cluster: SlurmLab) -> Iterator[SlurmLab]:
     cluster.heal()
     yield cluster
     cluster.cancel_all()
-    left = cluster.strays()
     deadline = time.monotonic() + 60
     while (left := cluster.strays()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -44,4 +55,17 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, module in (("dpeer", "launcher.cli"), ("ray", "ray.scripts.scripts")):
         (folder / name).write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m {module} "$@"\n')
         (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a toy world, a tiny model and a recipe of two policy ranks, each as large as a node's share."""
+    from dpeer.data import toyworld
+    from dpeer.model.toy import tiny_model
+
+    folder = tmp_path_factory.mktemp("toy")
+    world = toyworld.write_world(folder / "world", 3, n_train=60, n_heldout=20, n_prompts=2, n_pretrain=5)
+    tiny_model(folder / "model", "qwen3", 1, vocab=400, texts=[r.responses[0].text for r in world.train.records])
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     return folder

@@ -1,8 +1,8 @@
 """A real Slurm on this machine: munge, slurmctld and a few slurmd.
 
-As root every node is a host of its own: network, host name, processes, /tmp/ray and /dev/shm, joined by a bridge that lives in a
-network namespace of the lab, so that the machine's own network is not touched. All of it ends with one process. Without root, several
-slurmd share the machine: enough for scripts, not for Ray on several hosts.
+As root every node is a host of its own: network, host name, processes, /tmp/ray and /dev/shm. The bridge that joins
+them lives in a network namespace of the lab, so that the machine's own network is not touched; all of it ends with one
+process. Without root, several slurmd share the machine: enough for scripts, not for Ray on several hosts.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class SlurmLab:
             self._spawn("slurmctld", "-D", "-f", f"{at}/slurm.conf")
         for i in range(1, NODES + 1):
             self.start_node(f"n{i}")
-        self.until_idle()
+        self.until_up("idle")
 
     def _spawn(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log/daemons.log").open("ab") as log:
@@ -211,7 +211,9 @@ class SlurmLab:
         init = self._until(lambda: self._init(node), f"{name} to start")
         here = os.readlink(f"/proc/{self.site}/ns/net")
         self._until(lambda: os.readlink(f"/proc/{init}/ns/net") != here, f"the network of {name}")
-        self._in_site("ip", "link", "add", f"lab{name}", "type", "veth", "peer", "name", "eth0", "netns", self._inner(init))
+        self._in_site(
+            "ip", "link", "add", f"lab{name}", "type", "veth", "peer", "name", "eth0", "netns", self._inner(init)
+        )
         self._in_site("ip", "link", "set", f"lab{name}", "master", "labbr", "up")
 
     def kill_node(self, name: str) -> None:
@@ -230,17 +232,18 @@ class SlurmLab:
         self._in_site("ip", "link", "set", f"lab{name}", "up")
 
     def heal(self) -> None:
-        """Boot what was killed, mend what was cut, and wait until the cluster is whole and idle."""
+        """Boot what was killed, mend what was cut, and wait until the cluster is whole."""
         for i in range(1, NODES + 1):
             if self.hosts and f"n{i}" in self.nodes:
                 self.mend(f"n{i}")
             elif f"n{i}" not in self.nodes:
                 self.start_node(f"n{i}")
-        self.until_idle()
+        self.until_up()
 
-    def until_idle(self, limit_s: float = 60) -> None:
-        """Until all nodes are up and no job is left on them."""
-        self._until(lambda: self.slurm("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * NODES, "idle nodes", limit_s)
+    def until_up(self, *states: str, limit_s: float = 60) -> None:
+        """Until all nodes are in one of these states; by default such as can be given a job."""
+        allowed = states or ("idle", "mixed", "allocated")
+        self._until(lambda: set(self.slurm("sinfo", "-h", "-N", "-o", "%T").split()) <= set(allowed), "nodes", limit_s)
 
     @property
     def site(self) -> int:

@@ -1,4 +1,4 @@
-"""What the job scripts do with a driver's exit code and with signals, on a real Slurm, with a driver that only counts."""
+"""What job scripts do with a driver's exit code and with signals, on a real Slurm, with a driver that only counts."""
 
 from __future__ import annotations
 

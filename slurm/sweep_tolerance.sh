@@ -1,0 +1,17 @@
+#!/bin/bash
+# A sweep, one cell per task of a job array, here 15 cells and at most 4 at a time:
+#   SWEEP=tolerance.yaml sbatch --array=0-14%4 slurm/sweep_tolerance.sh
+# Each task has nodes of its own; a finished cell ends at once, so that the whole array can be submitted again.
+#SBATCH --job-name=dpeer-sweep
+#SBATCH --array=0
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=12:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@600
+# shellcheck source=slurm/lib.sh
+. "${DPEER_HOME:-$SLURM_SUBMIT_DIR}/slurm/lib.sh"
+
+run_on_ray dpeer sweep run "${SWEEP:?name a sweep file}" --cell "$SLURM_ARRAY_TASK_ID" "$@"
