@@ -169,10 +169,13 @@ class NodeLost(ClusterError):
 
 def refuse_lost_nodes(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> None:
     """NodeLost when groups that once fitted the cluster no longer do: waiting for their placement would be in vain."""
-    try:
-        check_feasible(wanted, bundle)
-    except ClusterError as error:
-        raise NodeLost(f"A node was lost: {error}") from error
+    nodes = [dict(n["Resources"]) for n in _alive()]
+    if unplaceable([dict(bundle)] * sum(wanted.values()), nodes):
+        groups = " + ".join(f"{n} {role}" for role, n in wanted.items())
+        raise NodeLost(
+            f"A node was lost: the {len(nodes)} nodes that are left have no room for {groups} workers of "
+            f"{_readable(bundle)} each."
+        )
 
 
 def check_feasible(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> None:

@@ -79,6 +79,8 @@ pass_on() { # pass_on SIGNAL: the script was sent a signal; the running command 
   if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null; fi
 }
 
+reachable() { timeout 5 bash -c ": <>/dev/tcp/$head/$port" 2>/dev/null; } # is Ray on the first node there?
+
 attend() { # attend COMMAND...: run it so that signals reach it at once; returns its exit code
   "$@" &
   child=$!
@@ -98,7 +100,7 @@ ray_node() {
   local where=(--head --port="$port" --include-dashboard=false)
   if [ "$SLURM_NODEID" != 0 ]; then
     where=(--address="$head:$port")
-    until timeout 5 bash -c ": <>/dev/tcp/$head/$port" 2>/dev/null; do
+    until reachable; do
       ((SECONDS < DPEER_START_TIMEOUT)) || { echo "$(hostname) cannot reach $head:$port"; return 75; }
       sleep 1
     done
@@ -119,7 +121,7 @@ start_ray() { # Ray on all nodes; returns 0 once they have joined with all their
   export DPEER_INTERFACE=${DPEER_INTERFACE:-} DPEER_CONTAINER=${DPEER_CONTAINER:-} DPEER_OBJECT_STORE=${DPEER_OBJECT_STORE:-2000000000}
   srun --overlap --kill-on-bad-exit=0 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
     --cpus-per-task="$SLURM_CPUS_ON_NODE" --output="$logs/ray-%N.log" \
-    bash -c "$(declare -f ray_node node_address); ray_node" &
+    bash -c "$(declare -f ray_node node_address reachable); ray_node" &
   ray_step=$!
   export RAY_ADDRESS=$head:$port
   attend "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout "$DPEER_START_TIMEOUT"
@@ -148,6 +150,7 @@ run_on_ray() { # run_on_ray COMMAND...: Ray, then the command on the first node,
     if [ "$signalled" = "$DPEER_PREEMPT_SIGNAL" ] && [ $code = $((128 + $(kill -l "$DPEER_PREEMPT_SIGNAL"))) ]; then
       code=$EX_PREEMPTED
     fi
+    if [ -z "$signalled" ] && [ $code != 0 ] && ! reachable; then code=$EX_NODE_LOST; fi # Ray itself has died
     sleep 1 && kill "$mirror" 2>/dev/null # it has shown the rest by now
     wait "$mirror" 2>/dev/null
     finish "$code" "$1 ended with $code: $(reason "$log")"

@@ -40,7 +40,8 @@ def lab(cluster: SlurmLab) -> Iterator[SlurmLab]:
     cluster.heal()
     yield cluster
     cluster.cancel_all()
-    deadline = time.monotonic() + 60
+    cluster.heal()  # a node that was cut off learns only now that its job is over
+    deadline = time.monotonic() + 90
     while (left := cluster.strays()) and time.monotonic() < deadline:
         time.sleep(0.2)
     if left:

@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 STUBS = Path(__file__).parent / "stubs"
 
@@ -35,11 +37,20 @@ class Job:
 
     @property
     def calls(self) -> list[str]:
-        return (self.folder / "calls").read_text().splitlines()
+        calls = self.folder / "calls"
+        return calls.read_text().splitlines() if calls.exists() else []
 
     @property
     def output(self) -> str:
         return str(self.lab.output(self.number))
+
+    @property
+    def nodes(self) -> list[str]:
+        return str(self.lab.slurm("scontrol", "show", "hostnames", self.lab.job(self.number)["NodeList"])).split()
+
+    @property
+    def restarts(self) -> int:
+        return int(self.lab.job(self.number)["Restarts"])
 
     def until_step(self, step: int) -> None:
         self.lab.until(lambda: len(self.steps) >= step, f"step {step}")
@@ -115,6 +126,27 @@ def test_lost_nodes_are_survived_a_few_times(lab: Any, tmp_path: Path) -> None:
     job = Job(lab, tmp_path, DPEER_MAX_LOSSES="1")
     state, code, restarts, last = job.ended(150)
     assert (state, code, restarts) == ("FAILED", "86:0", 1) and "lost a node 2 times" in last, job.output
+
+
+def test_a_driver_that_fails_because_ray_died_is_started_again(lab: Any, tmp_path: Path) -> None:
+    job = Job(lab, tmp_path)
+    job.until_step(3)
+    (tmp_path / "ray-dies").touch()
+    state, code, restarts, last = job.ended()
+    assert (state, code, restarts, last) == ("COMPLETED", "0:0", 1, DONE), job.output
+
+
+def test_nodes_that_crash_or_are_cut_off(lab: Any, tmp_path: Path) -> None:
+    """Slurm restarts the job on whole nodes, also when the node that crashed was the one with the driver."""
+    if not lab.hosts:
+        pytest.skip("nodes that can be killed need root")
+    job = Job(lab, tmp_path, STUB_STEPS="150")
+    for attempt, harm in enumerate((lab.kill_node, lab.cut)):
+        lab.until(lambda begun=attempt + 1: len(job.calls) == begun, f"attempt {attempt}", 90)
+        harm(job.nodes[attempt])
+        lab.until(lambda begun=attempt + 1: job.restarts == begun, "a restart", 90)
+        lab.heal()
+    assert job.ended() == ("COMPLETED", "0:0", 2, DONE), job.output
 
 
 def test_ray_that_does_not_start_is_tried_again_a_few_times(lab: Any, tmp_path: Path) -> None:
