@@ -52,7 +52,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     with _private_folder() as folder, _token(folder):
         try:
-            with _signals_for_driver_only():
+            with _signals_for_driver_only(), _loopback_only():
                 ray.init(
                     address="local",
                     num_cpus=os.cpu_count(),
@@ -114,6 +114,22 @@ def _token(folder: Path) -> Iterator[None]:
             del os.environ["RAY_AUTH_TOKEN_PATH"]
         else:
             os.environ["RAY_AUTH_TOKEN_PATH"] = before
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Around ray.init: without this Ray turns 127.0.0.1 into the machine's own address and listens on all of them.
+
+    It is what Ray does where clusters are not supported; RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 sets it before the import.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""The private Ray cluster of a run is nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LISTENERS = """
+import json, psutil, ray
+from launcher.cluster import connect
+
+with connect():
+    @ray.remote(num_cpus=0)
+    class Someone:
+        def here(self): return True
+    someone = Someone.remote()
+    ray.get(someone.here.remote())
+    me = psutil.Process()
+    found = [(c.laddr.ip, c.laddr.port, p.name()) for p in (me, *me.children(recursive=True))
+             for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_private_cluster_listens_on_loopback_only() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENERS], capture_output=True, text=True, env=environment, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) >= 5
+    assert [f for f in found if f[0].removeprefix("::ffff:") != "127.0.0.1"] == []
