@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 LISTENERS = """
-import json, psutil, ray
 from launcher.cluster import connect
+import json, psutil, ray
 
 with connect():
     @ray.remote(num_cpus=0)
