@@ -48,9 +48,6 @@ def run(config: Config, *, resume: bool = False) -> int:
         except Interrupted as stopped:
             print(stopped, flush=True)
             return signals.exit_code
-        except NodeLost as lost:
-            print(f"{lost} The last checkpoint is kept. Go on with --resume.", flush=True)
-            return exit_codes.NODE_LOST
 
 
 def refuse_perishable(config: Config) -> None:
@@ -128,6 +125,9 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
                     ) from lost
                 which = f"{restarts} of {config.cluster.max_restarts}"
                 print(f"{lost} Restarting from the last checkpoint ({which}).", flush=True)
+            except NodeLost as lost:
+                print(f"{lost} The last checkpoint is kept. Go on with --resume.", flush=True)
+                return exit_codes.NODE_LOST
             except Interrupted as stopped:
                 print(stopped, flush=True)
                 return signals.exit_code

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A sweep, one cell per task of a job array, here 15 cells and at most 4 at a time:
+# A sweep, one cell per task of a job array, at most 4 at a time; for 15 cells:
 #   SWEEP=tolerance.yaml sbatch --array=0-14%4 slurm/sweep_tolerance.sh
 # Each task has nodes of its own; a finished cell ends at once, so that the whole array can be submitted again.
 #SBATCH --job-name=dpeer-sweep
