@@ -35,14 +35,15 @@ class RayCluster:
             "OMP_NUM_THREADS": "1",
         }
         self.environment.pop("RAY_ADDRESS", None)
-        port, dashboard = _free_port(), _free_port()
-        self.address = f"http://127.0.0.1:{dashboard}"
+        port, dashboard, agent, metrics = (_free_port() for _ in range(4))
+        self.address, self.agent = f"http://127.0.0.1:{dashboard}", agent
         self.log = folder / "ray.log"
         self.temporary = Path(f"/tmp/dpeer-jobs-{os.getpid()}")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
                  "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+                 f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
                  f"--temp-dir={self.temporary}", "--num-cpus=2", "--object-store-memory=200000000",
                  "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"],
                 env=self.environment, stdout=log, stderr=log, start_new_session=True,
@@ -52,6 +53,11 @@ class RayCluster:
     def look(self) -> set[psutil.Process]:
         self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
         return self.family
+
+    @staticmethod
+    def listens(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def job(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -101,6 +107,7 @@ def ray_cluster(tmp_path: Path, programs: Path) -> Iterator[RayCluster]:
 
 def test_submit_stop_and_submit_again(ray_cluster: RayCluster, toy: Path, tmp_path: Path) -> None:
     until(lambda: "Ray runtime started" in ray_cluster.log.read_text(), "Ray to start")
+    until(lambda: ray_cluster.listens(ray_cluster.agent), "the agent that takes jobs")
     strangers = ray_cluster.job("list", RAY_AUTH_TOKEN="b" * 64)
     said = strangers.communicate(timeout=120)[0]
     assert strangers.returncode != 0 and re.search("401|403|token|auth", said), said
@@ -122,8 +129,12 @@ def test_submit_stop_and_submit_again(ray_cluster: RayCluster, toy: Path, tmp_pa
             *command,
         )
 
+    def steps() -> int:
+        assert first.poll() is None, first.communicate()[0]
+        return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
+
     first = submit("first")
-    until(lambda: ledger.exists() and ledger.read_bytes().count(b"\n") >= 6, "six steps")
+    until(lambda: steps() >= 6, "six steps")
     for process in ray_cluster.look():
         if not process.is_running() or process.cmdline()[:1] == ["ray::Worker"]:  # torch's rendezvous is not Ray's
             continue
