@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import reprlib
@@ -24,19 +25,30 @@ _SHOWN_FAULTS = 8
 _ELEMENT = re.compile(r"\.\d+(?=\.|$)")  # the number of a list's element in a dotted key
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), changes: Tree | None = None, values: Tree | None = None
+) -> Config:
     """The config of a training recipe; see `load_section`."""
-    return load_section(Config, path, overrides)
+    return load_section(Config, path, overrides, changes, values)
 
 
-def load_section(root: type[Root], path: Path | str, overrides: Sequence[str] = ()) -> Root:
+def load_section(
+    root: type[Root],
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    changes: Tree | None = None,
+    values: Tree | None = None,
+) -> Root:
     """The config tree of a recipe file; each override is `a.b.c=value` with the value as YAML, the last one wins.
 
     A recipe may start from another one with `extends: other.yaml` (relative to its own folder); mappings are merged.
+    Before the overrides come `changes`, merged like a recipe that extends this one, and `values` by dotted key.
     Raises ConfigError that lists every fault: dotted key, what was given, what is allowed, nearest known key.
     """
     path = Path(path)
-    tree = _read_recipe(path, root)
+    tree = copy.deepcopy(_merge(_read_recipe(path, root), changes or {}))
+    for dotted, value in (values or {}).items():
+        _put(tree, dotted, copy.deepcopy(value), dotted, _excerpt(value))
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -134,20 +146,25 @@ def _merge(base: Tree, changes: Tree) -> Tree:
 
 def _apply_override(tree: Tree, override: str) -> None:
     dotted, equals, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(dotted.strip().split(".")):
         raise ConfigError(f"--set {_excerpt(override)}: write it as section.key=value, e.g. training.steps=100")
+    _put(tree, dotted.strip(), _parse(text, f"--set {dotted}"), f"--set {dotted}", text)
+
+
+def _put(tree: Tree, dotted: str, value: Any, where: str, text: str) -> None:
+    """Set the value under a dotted key, building missing sections; `where` and `text` (the value) are for the error."""
+    keys = dotted.split(".")
     for depth, key in enumerate(keys[:-1], start=1):
         if tree.get(key) is None:
             tree[key] = {}
         if not isinstance(tree[key], dict):
             parent = ".".join(keys[:depth])
             raise ConfigError(
-                f"--set {dotted}: {parent} is {_excerpt(tree[key])} here, which has no keys inside; "
-                f"set it as a whole: --set '{parent}={{{'.'.join(keys[depth:])}: {text}}}'"
+                f"{where}: {parent} is {_excerpt(tree[key])} here, which has no keys inside; "
+                f"set it as a whole: '{parent}={{{'.'.join(keys[depth:])}: {text}}}'"
             )
         tree = tree[key]
-    tree[keys[-1]] = _parse(text, f"--set {dotted}")
+    tree[keys[-1]] = value
 
 
 # Explaining

@@ -16,7 +16,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from dpeer.errors import DpeerError
-from launcher import eval_commands, slurm_commands
+from launcher import eval_commands, slurm_commands, sweep_commands
 from launcher.data_commands import app as data_app
 from launcher.irt_commands import app as irt_app
 from launcher.plan.command import plan
@@ -78,6 +78,7 @@ app.command()(slurm_commands.slurm)
 app.command(hidden=True)(slurm_commands.wait_for_nodes)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")
 app.command()(plan)
+app.add_typer(sweep_commands.app, name="sweep", help="Ablations: many runs from one sweep file.")
 app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well they are recovered.")
 
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/lagrangian.", metavar="RUN")]

@@ -164,7 +164,7 @@ class Attempt:
     def build(self) -> tuple[int, int]:
         """Bring the groups up and load the last checkpoint; returns (steps done, steps in all)."""
         if self.mode == "cache":
-            self.fill_cache()
+            fill_cache(self.config, self.groups)
         policy = self.groups.policy()
         pending = policy.start_build(self.config)
         if self.mode == "workers":
@@ -280,31 +280,33 @@ class Attempt:
         if verdict := policy.call_first("certificate", *scores, phase="certificate"):
             write_json(self.files.certificate, verdict)
 
-    def fill_cache(self) -> None:
-        """Compute the reference log-probs of all records once, unless the cache has them; then free the workers."""
-        from dpeer.training.prepare import prepare
-        from dpeer.training.reference import cache_path, write_cache
-
-        prepared = prepare(self.config)
-        train, heldout = prepared.train, prepared.heldout
-        paths = {d.sha256: cache_path(self.config, d) for d in (train, heldout) if d}
-        if all(path.exists() for path in paths.values()):
-            return
-        group, phase = self.groups.reference(), "filling the reference cache"
-        refuse_other_facts("the reference group", group.build(self.config)["facts"], prepared.facts)
-        scores: list[list[float]] = []
-        slice_size = CACHE_SLICE * self.config.cluster.reference_workers
-        for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
-            stop = min(start + slice_size, len(train.trees))
-            scores += merge(group.call("score_train", start, stop, phase=phase), stop - start)
-        write_cache(paths[train.sha256], scores)
-        if heldout:
-            write_cache(paths[heldout.sha256], merge(group.call("score_heldout", phase=phase), len(heldout.trees)))
-        self.groups.close()
-
     def report(self) -> None:
         from dpeer.report.card import model_card
         from dpeer.report.page import write_report
 
         write_text(self.files.export / "README.md", model_card(self.files.path))
         print(f"model: {self.files.export}\nreport: {write_report(self.files.path)}", flush=True)
+
+
+def fill_cache(config: Config, groups: Groups) -> None:
+    """Compute the reference log-probs of all records once, unless the cache has them; then free the workers."""
+    from dpeer.training.prepare import prepare
+    from dpeer.training.reference import cache_path, write_cache
+
+    prepared = prepare(config)
+    train, heldout = prepared.train, prepared.heldout
+    paths = {d.sha256: cache_path(config, d) for d in (train, heldout) if d}
+    if all(path.exists() for path in paths.values()):
+        return
+    print(f"{config.name}: computing the reference log-probabilities", flush=True)
+    group, phase = groups.reference(), "filling the reference cache"
+    refuse_other_facts("the reference group", group.build(config)["facts"], prepared.facts)
+    scores: list[list[float]] = []
+    slice_size = CACHE_SLICE * config.cluster.reference_workers
+    for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
+        stop = min(start + slice_size, len(train.trees))
+        scores += merge(group.call("score_train", start, stop, phase=phase), stop - start)
+    write_cache(paths[train.sha256], scores)
+    if heldout:
+        write_cache(paths[heldout.sha256], merge(group.call("score_heldout", phase=phase), len(heldout.trees)))
+    groups.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -65,7 +66,7 @@ class RunDir:
         old = json.loads(self.manifest.read_text())
         differs = [
             f"{key}: was {before!r}, now {after!r}"
-            for key, before, after in _differences(old["config"], resolved(config))
+            for key, before, after in differences(old["config"], resolved(config))
             if not key.startswith(MAY_CHANGE)
         ]
         differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in facts if old.get(k) != facts[k]]
@@ -177,7 +178,7 @@ def now() -> str:
 
 def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # process ids repeat on other nodes
     try:
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
@@ -192,11 +193,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(json_safe(value), indent=1, allow_nan=False) + "\n")
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two nested mappings differ; an absent value is None."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in dict.fromkeys([*old, *new]):
-            found += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+            found += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return found
     return [] if old == new else [(prefix, old, new)]
 

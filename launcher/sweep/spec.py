@@ -1,0 +1,193 @@
+"""The sweep file: a recipe and what varies; resolved into cells with stable names."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from dpeer.config import Config, Section
+from dpeer.config_io import load_config, load_section, resolved
+from dpeer.errors import ConfigError
+from dpeer.training.run_dir import MAY_CHANGE
+from launcher.recipe import RECIPES, recipe_names, recipe_path
+
+SWEEPS = RECIPES / "sweeps"
+OWN_KEYS = {  # keys that the sweep sets itself
+    "name": "cells are named by `label`",
+    "seed": "list the seeds under `seeds`: cells of equal seed see the same batches and are compared in pairs",
+    "output_dir": "set it once, under `changes`",
+}
+ID_CHARS = 8
+
+
+class Sweep(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the sweep; its folder is the recipe's output_dir / name."""
+    recipe: str
+    """Recipe that all cells share: a shipped name, or a path relative to this file."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """What every cell changes in the recipe, written as a recipe is."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Dotted config key -> its values; every combination is a cell."""
+    cells: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Further cells beside the grid, such as baselines: name -> dotted config key -> value."""
+    seeds: tuple[int, ...] = ()
+    """Seeds that every cell is run with; default: the recipe's own."""
+    label: str | None = None
+    """Name of a grid cell, e.g. "eps{tolerance}"; default: all grid keys with their values."""
+    retries: int = Field(1, ge=0)
+    """Further attempts at a cell whose workers or driver were lost; faults of recipe or data are not tried again."""
+    lanes: int | None = Field(None, ge=1)
+    """Most cells trained side by side; default: as many as the cluster's resources allow."""
+    prompts: Path | None = None
+    """Toy world only: prompts.jsonl; each cell's model answers them and the oracle reads the answers."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep. `values`: the dotted keys in which its setting differs from the recipe; `seed` apart."""
+
+    index: int
+    id: str
+    label: str
+    seed: int
+    values: dict[str, Any]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
+    return load_section(Sweep, path, overrides)
+
+
+def sweep_path(name: str) -> Path:
+    """The file behind a sweep argument: a shipped name or a path."""
+    return recipe_path(name, SWEEPS)
+
+
+def resolve(sweep: Sweep, path: Path) -> tuple[Cell, ...]:
+    """The cells of a sweep file, seeds outermost, so that a further seed leaves earlier numbers as they are.
+
+    A cell's id is a hash of its resolved config, less its name and whatever cannot change a result (where it runs, how
+    often it saves) unless the sweep varies just that. Raises ConfigError: unknown keys, values out of range, a key that
+    the sweep sets itself, two cells that are the same run.
+    """
+    recipe = _recipe_file(sweep.recipe, path)
+    settings = list(_settings(sweep, path))
+    varied = {key for _, values in settings for key in values}
+    base = _config(sweep, recipe, path, {}, "the recipe")
+    folder = base.output_dir / sweep.name
+    cells: list[Cell] = []
+    for seed, (label, values) in itertools.product(sweep.seeds or (base.seed,), settings):
+        config = _config(sweep, recipe, path, {**values, "seed": seed, "output_dir": str(folder)}, f"cell {label}")
+        digest = _digest(config, varied)
+        if twin := next((c for c in cells if c.id == digest), None):
+            raise ConfigError(
+                f"{path}: cells {twin.label} and {label} (seed {seed}) are the same run; remove one of them or let "
+                "them differ in something that changes a result"
+            )
+        name = f"{label}-s{seed}-{digest[:ID_CHARS]}"
+        cells.append(Cell(len(cells), digest, label, seed, values, config.model_copy(update={"name": name})))
+    return tuple(cells)
+
+
+def folder_of(sweep: Sweep, path: Path) -> Path:
+    """Where a sweep file's runs lie."""
+    return _config(sweep, _recipe_file(sweep.recipe, path), path, {}, "the recipe").output_dir / sweep.name
+
+
+def _recipe_file(recipe: str, sweep_file: Path) -> Path:
+    beside = sweep_file.parent / recipe
+    return beside if recipe not in recipe_names() and beside.is_file() else recipe_path(recipe)
+
+
+def _settings(sweep: Sweep, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, values) of the grid's combinations, then of the further cells."""
+    for where, keys in (("grid", sweep.grid), *((f"cells.{n}", v) for n, v in sweep.cells.items())):
+        for key in keys:
+            if why := OWN_KEYS.get(key):
+                raise ConfigError(f"{path}: {where}.{key}: not here; {why}")
+    if empty := [key for key, values in sweep.grid.items() if not values]:
+        raise ConfigError(f"{path}: grid.{empty[0]}: no value given; list at least one")
+    if sweep.grid:
+        for combination in itertools.product(*sweep.grid.values()):
+            values = dict(zip(sweep.grid, combination, strict=True))
+            yield _label(sweep.label, values, path), values
+    elif not sweep.cells:
+        yield "recipe", {}
+    for label, values in sweep.cells.items():
+        yield _safe(label), values
+
+
+def _config(sweep: Sweep, recipe: Path, path: Path, values: Mapping[str, Any], where: str) -> Config:
+    """One reference cache serves all cells: that mode is the default here, whatever the recipe says."""
+    given = {"cluster.reference"} & {*values, *_dotted(sweep.changes)}
+    values = {**({} if given else {"cluster.reference": "cache"}), **values}
+    try:
+        return load_config(recipe, changes=sweep.changes, values=values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {where}: {error}") from None
+
+
+def _digest(config: Config, varied: set[str]) -> str:
+    def counts(key: str) -> bool:
+        named = any(key == v or key.startswith(f"{v}.") for v in varied)
+        return named or (key != "name" and not key.startswith(MAY_CHANGE))
+
+    content = {key: value for key, value in _leaves(resolved(config)) if counts(key)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _dotted(tree: Mapping[str, Any]) -> set[str]:
+    return {key for key, _ in _leaves(tree)}
+
+
+def _label(template: str | None, values: Mapping[str, Any], path: Path) -> str:
+    """Braces hold a grid key, or as much of its end as tells it from the others."""
+    if template is None:
+        template = "-".join(f"{key.rpartition('.')[2]}{{{key}}}" for key in values)
+
+    def fill(match: re.Match[str]) -> str:
+        wanted = match.group(1)
+        found = [key for key in values if key == wanted] or [key for key in values if key.endswith(f".{wanted}")]
+        if len(found) != 1:
+            near = difflib.get_close_matches(wanted, values, 1, cutoff=0.3)
+            meant = f"; did you mean {{{near[0]}}}?" if near else ""
+            problem = "names several grid keys" if found else "names no grid key"
+            raise ConfigError(f"{path}: label: {{{wanted}}} {problem}{meant} Grid keys: {', '.join(values) or 'none'}")
+        return _safe(_text(values[found[0]]))
+
+    return _safe(re.sub(r"\{([^{}]*)\}", fill, template))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "-".join(f"{k}{_text(v)}" for k, v in value.items())
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _safe(text: str) -> str:
+    """As a run's name allows it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "cell"

@@ -1,0 +1,99 @@
+"""One lane of a sweep: takes a free cell, trains it, and goes on until every cell is finished or has failed."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from dpeer.config import Cluster
+from dpeer.errors import ClusterError, DpeerError
+from dpeer.training.run_dir import write_text
+from launcher.sweep.folder import SweepFolder
+from launcher.sweep.lock import POLL_S, Owner, claim, exclusive
+from launcher.sweep.spec import Cell
+from launcher.train import Groups, fill_cache, train
+
+
+class Stopped(BaseException):
+    """A signal ended a cell after it was saved; `code` is the exit code of the process."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Lane:
+    """Trains cells one after another; cells of equal placement use the same worker groups."""
+
+    def __init__(self, folder: SweepFolder, retries: int) -> None:
+        self.folder, self.retries = folder, retries
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.groups: Groups | None = None
+        self.spec: Cluster | None = None
+
+    def work(self, cells: Sequence[Cell]) -> None:
+        """Return when all cells are finished or have failed, also those that another driver is at. Raises Stopped."""
+        told: set[str] = set()
+        try:
+            while left := [c for c in cells if self.folder.state(c.name).kind not in ("finished", "failed")]:
+                if any(self.take(cell) for cell in left):
+                    continue
+                self.close()  # others are at the rest: keep no resources meanwhile
+                for cell in left:
+                    if (owner := self.folder.state(cell.name).owner) and cell.name not in told:
+                        self.console.print(f"waiting for {cell.name}, which {owner.place} is at")
+                        told.add(cell.name)
+                time.sleep(POLL_S)
+        finally:
+            self.close()
+
+    def take(self, cell: Cell) -> bool:
+        """Train the cell unless somebody else is at it; returns whether it is settled now."""
+        with claim(self.folder.lock(cell.name)) as ours:
+            if ours and self.folder.state(cell.name).kind not in ("finished", "failed"):
+                self.console.rule(f"[bold]cell {cell.index}[/]  {cell.name}", align="left")
+                self.attempt(cell)
+        return ours
+
+    def attempt(self, cell: Cell) -> None:
+        """Train a cell, again if its workers were lost; what it fails of in the end is written down."""
+        for attempt in range(1, self.retries + 2):
+            try:
+                return self.train(cell)
+            except Exception as error:
+                self.close()
+                reason = str(error)
+                if not isinstance(error, DpeerError):
+                    reason = f"{type(error).__name__}: {error}"
+                    trace = "".join(traceback.format_exception(error))
+                    write_text(self.folder.path / cell.name / "error.txt", trace)
+                lasting = isinstance(error, DpeerError) and not isinstance(error, ClusterError)
+                last = lasting or attempt > self.retries
+                self.console.print(f"[red]{cell.name} failed:[/] {escape(reason)}")
+                if last:
+                    return self.folder.fail(cell.name, reason, attempt)
+                self.console.print(f"Trying again ({attempt} of {self.retries}).")
+
+    def train(self, cell: Cell) -> None:
+        config = cell.config
+        if self.spec != config.cluster:
+            self.close()
+        self.groups = self.groups or Groups(config)
+        self.spec = config.cluster
+        if config.cluster.reference == "cache":
+            with exclusive(self.folder.reference_lock, self.tell_wait):
+                fill_cache(config, self.groups)
+        if code := train(config, self.groups, resume=self.folder.run(cell.name).manifest.exists()):
+            raise Stopped(code)
+
+    def tell_wait(self, owner: Owner) -> None:
+        self.console.print(f"waiting for the reference log-probabilities, which {owner.place} computes")
+
+    def close(self) -> None:
+        if self.groups:
+            self.groups.close()
+        self.groups = self.spec = None
