@@ -109,6 +109,23 @@ def certify(
     return [_verdict(c, constraints, sums, counts, offsets, tail) for c in range(len(constraints.names))]
 
 
+def heldout_means(edges: HeldoutEdges, objective: Objective, dimensions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Per dimension, JSON-safe: edges, records, and mean edge loss, margin (reward units) and accuracy with their
+    standard errors, clustered by record; null where there are no edges (errors: fewer than two records)."""
+    margins, dims, records = edges.margins.detach().double().cpu(), edges.dims.long().cpu(), edges.records.long().cpu()
+    measures = {"loss": edge_loss(margins, objective), "margin": margins, "accuracy": (margins > 0).double()}
+    found: dict[str, dict[str, Any]] = {d: {} for d in dimensions}
+    for measure, values in measures.items():
+        sums, counts = _cluster_sums(values, dims, records, len(dimensions))
+        for d, s, n in zip(dimensions, sums.T, counts.T, strict=True):
+            clusters, total = int((n > 0).sum()), float(n.sum())
+            mean = float(s.sum()) / total if total else math.nan
+            deviation, _ = _spread((s - mean * n)[n > 0] / total) if total else (math.nan, 0.0)
+            found[d] |= {"edges": int(total), "records": clusters, measure: mean}
+            found[d][f"{measure}_se"] = deviation / math.sqrt(clusters) if clusters else math.nan
+    return dict(json_safe(found))
+
+
 def selection_accuracy(
     logps: Sequence[Sequence[float]],
     golden: Sequence[int],

@@ -9,7 +9,7 @@ import torch
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet
-from dpeer.objective.certificate import HeldoutEdges, certify, selection_accuracy
+from dpeer.objective.certificate import HeldoutEdges, certify, heldout_means, selection_accuracy
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import DualState
 
@@ -46,7 +46,7 @@ def certificate(
     reference: Sequence[Sequence[float]],
     dual: DualState,
 ) -> dict[str, Any]:
-    """The certificate as JSON: verdict per constraint, selection accuracy overall and per mask."""
+    """The certificate as JSON: verdict per constraint, means per dimension, selection accuracy overall and per mask."""
     constraints = build_constraints(config.objective.constraint, data.dimensions)
     edges = heldout_edges(config, data, policy, reference)
     verdicts = certify(edges, constraints, config.objective, CONFIDENCE, dual)
@@ -57,6 +57,7 @@ def certificate(
     return {
         "confidence": CONFIDENCE,
         "constraints": [v.to_dict() for v in verdicts],
+        "dimensions": heldout_means(edges, config.objective, data.dimensions),
         "selection": {"overall": overall.to_dict(), "masks": {k: v.to_dict() for k, v in masks.items()}},
         "heldout_records": len(data.trees),
     }
