@@ -40,6 +40,7 @@ class ConstraintStep(Row):
 
 class Step(Row):
     step: int
+    tokens: Number = NAN
     golden_nll: Number = NAN
     golden_logp: Number = NAN
     rejected_logp: Number = NAN
@@ -87,8 +88,16 @@ class Selection(Row):
     masks: dict[str, Rate] = {}
 
 
+class HeldoutMean(Row):
+    """Means over the held-out edges of one dimension."""
+
+    loss: Number = NAN
+    accuracy: Number = NAN
+
+
 class Certificate(Row):
     confidence: float = 0.95
+    dimensions: dict[str, HeldoutMean] = {}
     constraints: tuple[Certified, ...] = ()
     selection: Selection | None = None
     heldout_records: int | None = None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
+from dpeer.objective.ledger import json_safe
 from dpeer.training.run_dir import RunDir, now, write_json
 from launcher.sweep.lock import Owner, holder
 from launcher.sweep.spec import Cell, Sweep
@@ -50,7 +51,7 @@ class SweepFolder:
 
         Equal for every driver of the same file, so that array tasks may all write it.
         """
-        content = {
+        content: dict[str, Any] = {
             "name": sweep.name,
             "recipe": sweep.recipe,
             "prompts": str(sweep.prompts) if sweep.prompts else None,
@@ -61,10 +62,10 @@ class SweepFolder:
             ],
         }
         before = json.loads(self.manifest.read_text()) if self.manifest.exists() else None
-        text = json.loads(json.dumps(content, default=str))
-        if before != text:
-            write_json(self.manifest, text)
-        return sorted({c["name"] for c in (before or text)["cells"]} - {c.name for c in cells})
+        content = json_safe(content)
+        if before != json.loads(json.dumps(content)):
+            write_json(self.manifest, content)
+        return sorted({c["name"] for c in (before or content)["cells"]} - {c.name for c in cells})
 
     def read_manifest(self) -> dict[str, Any]:
         try:

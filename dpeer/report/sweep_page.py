@@ -1,0 +1,257 @@
+"""A sweep's page and the tables beside it: each table as CSV and JSON, the page as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpeer.report import sweep_figures as figures
+from dpeer.report.page import MARKS, Part, templates
+from dpeer.report.plot import Plot
+from dpeer.report.sweep import Setting, SweepCell, SweepData, read_sweep
+from dpeer.report.sweep_numbers import (
+    Price,
+    Spread,
+    average,
+    over_seeds,
+    paired,
+    pareto_front,
+    prices,
+    reference_setting,
+    worst,
+)
+from dpeer.report.text import number
+from dpeer.training.run_dir import write_json, write_text
+
+Rows = list[dict[str, Any]]
+Abilities = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    data: SweepData
+    reference: Setting
+    differences: list[tuple[Setting, Spread]]
+    prices: list[Price]
+    abilities: dict[str, dict[str, float]]
+
+
+def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path:
+    """Write sweep.html and tables/*.csv, *.json into a sweep's folder; returns the page.
+
+    `abilities`: cell name -> dimension -> ability (logits). DpeerError: no sweep there, or no finished cell.
+    """
+    data = read_sweep(folder)
+    reference = reference_setting(data.settings)
+    found = Findings(
+        data,
+        reference,
+        [(s, paired(s, reference)) for s in data.settings],
+        prices(data.lines) if data.axis.tolerance else [],
+        {cell: dict(row) for cell, row in (abilities or {}).items()},
+    )
+    tables = dict(_tables(found))
+    for name, rows in tables.items():
+        write_text(folder / "tables" / f"{name}.csv", _csv(rows))
+        write_json(folder / "tables" / f"{name}.json", rows)
+    page = templates().get_template("sweep.html.j2").render(
+        name=data.name,
+        axis=data.axis.label,
+        finding=finding(found),
+        notes=list(_notes(found)),
+        cells=len(data.cells),
+        settings=len(data.settings),
+        seeds=sorted({s for setting in data.settings for s in setting.seeds}),
+        dimensions=data.dimensions,
+        sections=list(_sections(found, tables)),
+        matrix=_matrix(data),
+        prices=found.prices,
+        cost=tables["cost"],
+        tables=list(tables),
+        links={c.name: f"{c.name}/report.html" for c in data.cells if (folder / c.name / "report.html").is_file()},
+    )  # fmt: skip
+    write_text(folder / "sweep.html", page)
+    return folder / "sweep.html"
+
+
+def finding(found: Findings) -> str:
+    """The sentence that heads the page: which setting serves the worst dimension best."""
+    rows = [(s, d) for s, d in found.differences if s is not found.reference and math.isfinite(d.mean)]
+    if not rows:
+        return f"{len(found.data.cells)} cells of one setting"
+    best, gain = min(rows, key=lambda row: row[1].mean)
+    if gain.mean >= 0:
+        return f"No setting serves the worst dimension better than {found.reference.label}"
+    sure = "" if math.isfinite(gain.upper) and gain.upper < 0 else " (within the spread of the seeds)"
+    return (
+        f"{best.label} serves the worst dimension best: loss {number(-gain.mean)} below {found.reference.label}{sure}"
+    )
+
+
+def _notes(found: Findings) -> Iterator[str]:
+    data = found.data
+    if data.unfinished:
+        yield (
+            f"{len(data.unfinished)} of {data.planned} cells are not finished and not shown: "
+            f"{', '.join(data.unfinished[:6])}{', ...' if len(data.unfinished) > 6 else ''}."
+        )
+    if max(len(s.cells) for s in data.settings) < 2:
+        yield "One seed per setting: no spread, so no difference here can be told from luck."
+    for what in ("data", "versions", "git", "reference"):
+        if len({str(c.run.get(what)) for c in data.cells}) > 1:
+            yield f"The cells do not all have the same {what}; `dpeer diff RUN RUN` shows where two of them differ."
+
+
+def _sections(found: Findings, tables: Mapping[str, Rows]) -> Iterator[Part]:
+    data = found.data
+
+    def there(*plots: Plot | None) -> list[Plot]:
+        return [plot for plot in plots if plot]
+
+    yield Part(
+        "The worst dimension",
+        "Cells of equal seed saw the same batches, so differences are taken in pairs. "
+        f"Reference: {found.reference.label}.",
+        there(figures.paired_worst(data, found.reference, found.differences), figures.worst_curve(data)),
+    )
+    yield Part("Held-out loss per dimension", figures.BANDS, figures.loss_panels(data))
+    yield Part(
+        "Accuracy and behaviour",
+        "Accuracy is the share of held-out edges whose better response gains more than the worse one."
+        + (
+            " The oracle reads replies to fresh prompts; fluency is the share of well-formed ones."
+            if _oracle(data)
+            else ""
+        ),
+        there(figures.accuracy(data), figures.oracle(data), figures.abilities(data, found.abilities)),
+    )
+    yield Part("What is traded", "Held-out losses, means over seeds.", [figures.pareto(data)])
+    yield Part("The price of tolerance", PRICE_TEXT, there(figures.shadow_prices(data, found.prices)))
+    yield Part(
+        "Cost", "Time in training steps, start-up and evaluation left out.", [figures.cost(data, tables["cost"])]
+    )
+
+
+PRICE_TEXT = (
+    "At an optimum a multiplier is the shadow price of its tolerance: how much the primary objective would fall per "
+    "unit of tolerance given away. Both are measured here over the last quarter of training: the multipliers at the "
+    "tolerances, and the fall of the objective from one tolerance to the next. They can agree only where runs settled."
+)
+
+
+def _oracle(data: SweepData) -> bool:
+    return any(c.shares for c in data.cells)
+
+
+def _tables(found: Findings) -> Iterator[tuple[str, Rows]]:
+    data = found.data
+    yield (
+        "heldout",
+        [
+            {**_key(c), "dimension": d, "loss": c.heldout("loss")[d], "accuracy": c.heldout("accuracy")[d]}
+            for c in data.cells
+            for d in c.heldout("loss")
+        ],
+    )
+    points = [(over_seeds(s.over(average)).mean, over_seeds(s.over(worst)).mean) for s in data.settings]
+    front = pareto_front(points)
+    yield (
+        "settings",
+        [
+            {"label": s.label, data.axis.label: s.x, "series": s.series, "seeds": len(s.cells)}
+            | {"mean_loss": points[i][0], "worst_loss": points[i][1], "on_front": i in front}
+            | {f"worst_minus_{found.reference.label}{k}": v for k, v in _spread(d).items()}
+            for i, (s, d) in enumerate(found.differences)
+        ],
+    )
+    yield (
+        "prices",
+        [
+            {"series": p.series, "from": p.left.x, "to": p.right.x, "active": p.active, "agrees": p.agrees}
+            | {
+                f"{name}{k}": v
+                for name, spread in (
+                    ("multipliers_left", p.total[0]),
+                    ("multipliers_right", p.total[1]),
+                    ("slope", p.measured),
+                    ("slope_by_multipliers", p.said),
+                    ("gap", p.gap),
+                )
+                for k, v in _spread(spread).items()
+            }
+            for p in found.prices
+        ],
+    )
+    yield (
+        "certificates",
+        [
+            {**_key(c), "constraint": v.name, "verdict": v.verdict, "estimate": v.estimate, "tolerance": v.tolerance}
+            | {"lower": v.lower, "upper": v.upper}
+            for c in data.cells
+            for v in (c.run.certificate.constrained if c.run.certificate else ())
+        ],
+    )
+    if _oracle(data):
+        yield "oracle", [{**_key(c), **c.shares} for c in data.cells]
+    if found.abilities:
+        yield "abilities", [{**_key(c), **found.abilities.get(c.name, {})} for c in data.cells]
+    yield "cost", [{**_key(c), **_cost(c)} for c in data.cells]
+
+
+def _key(cell: SweepCell) -> dict[str, Any]:
+    return {"cell": cell.index, "name": cell.name, "label": cell.label, "seed": cell.seed}
+
+
+def _spread(spread: Spread) -> dict[str, float]:
+    return {"": spread.mean, "_lower": spread.lower, "_upper": spread.upper}
+
+
+def _cost(cell: SweepCell) -> dict[str, Any]:
+    seconds = float(np.nansum([t.seconds for t in cell.run.timing]))
+    tokens = float(np.nansum([s.tokens for s in cell.run.ledger]))
+    workers = cell.run.get("config.cluster.policy_workers", 1)
+    return {
+        "steps": len(cell.run.ledger),
+        "seconds": seconds,
+        "tokens": tokens,
+        "workers": workers,
+        "worker_hours": seconds * workers / 3600,
+    }
+
+
+def _matrix(data: SweepData) -> tuple[tuple[str, ...], list[tuple[str, list[tuple[str, str]]]]]:
+    """Constraints, and per setting and constraint (class, text) over its seeds, e.g. ("undecided", "✓ 2 ? 1")."""
+    names = tuple(dict.fromkeys(v.name for c in data.cells if c.run.certificate for v in c.run.certificate.constrained))
+    rows = []
+    for setting in data.settings:
+        cells = []
+        for name in names:
+            verdicts = [
+                v.verdict
+                for c in setting.cells
+                if c.run.certificate
+                for v in c.run.certificate.constrained
+                if v.name == name
+            ]
+            kind = next((v for v in ("violated", "undecided", "satisfied") if v in verdicts), "unconstrained")
+            counts = " ".join(f"{MARKS[v]}\u00a0{verdicts.count(v)}" for v in MARKS if v in verdicts)
+            cells.append((kind, counts or "no tolerance"))
+        rows.append((setting.label, cells))
+    return names, rows
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Columns of all rows; an unknown number is empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    return stream.getvalue()
