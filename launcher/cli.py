@@ -137,6 +137,20 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    b: Annotated[Path, typer.Argument(help="Another one.", metavar="RUN")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if the runs differ.")] = False,
+) -> None:
+    """Say why two runs differ: config, data, model, reference, code, and where their ledgers part."""
+    from launcher.diff import run
+
+    found = run(a, b, as_json)
+    raise typer.Exit(1 if exit_code and not found.same else 0)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of everything that the demo makes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the toy world and of training.")] = 0,

@@ -27,6 +27,8 @@ RARE_MASKS = 0.19
 """Share of records in which T is active: makes about 8 % of the edges T edges."""
 TENSION = 0.8
 """Where T is inactive: share of records whose golden is bad and whose rejects are good in T."""
+CONTESTED = ("T", "E")
+"""The two dimensions that exclude each other in `write_contested`."""
 
 _MASKS = [m for size in range(2, len(DIMENSIONS) + 1) for m in itertools.combinations(sorted(DIMENSIONS), size)]
 _WITH_RARE = [m for m in _MASKS if RARE in m]
@@ -91,6 +93,22 @@ def write_world(
     return World(pretrain, train, heldout, prompts)
 
 
+def write_contested(folder: str | Path, seed: int, n_train: int = 300, n_heldout: int = 100) -> None:
+    """Write train.jsonl and test.jsonl of a world in which two dimensions cannot both be had.
+
+    Each prompt has two replies: one good in T and bad in E, the other the reverse, equal elsewhere. It makes two
+    records, one that asks for T alone and one that asks for E alone, so that an edge of T is an edge of E turned round:
+    whatever one margin gains the other loses, however long training goes on.
+    """
+    rng = random.Random(seed)
+    situations = iter(_situations(rng, n_train + n_heldout))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, n in (("train", n_train), ("test", n_heldout)):
+        pairs = [_contested_pair(rng, slots, f"contested:{i}") for i, slots in zip(range(n), situations, strict=False)]
+        _write_lines(folder / f"{name}.jsonl", [_as_json(record) for pair in pairs for record in pair])
+
+
 def oracle(text: str) -> dict[str, Reading]:
     """Per dimension what the text's clauses are; "none" when there is no such clause, or a good and a bad one."""
     found = {d: [q for q in CLAUSES[d] if _pattern(d, q).search(text)] for d in DIMENSIONS}
@@ -135,6 +153,19 @@ def _record(rng: random.Random, slots: dict[str, str], source: str) -> Record:
     rejects = [Response(_text(shared | {d: _clause(rng, d, "bad", slots)}), frozenset({d})) for d in mask]
     prompt = Message("user", _fill(slots["prompt"], slots))
     return Record((prompt,), mask, (Response(_text(golden), frozenset()), *rejects), source)
+
+
+def _contested_pair(rng: random.Random, slots: dict[str, str], source: str) -> tuple[Record, Record]:
+    shared = _coin_flips(rng, slots)
+    bad = {d: shared | {e: _clause(rng, e, "bad" if e == d else "good", slots) for e in CONTESTED} for d in CONTESTED}
+    prompt = (Message("user", _fill(slots["prompt"], slots)),)
+    first, second = CONTESTED
+
+    def record(asked: str, other: str) -> Record:
+        better, worse = Response(_text(bad[other]), frozenset()), Response(_text(bad[asked]), frozenset({asked}))
+        return Record(prompt, (asked,), (better, worse), source)
+
+    return record(first, second), record(second, first)
 
 
 def _coin_flips(rng: random.Random, slots: dict[str, str]) -> dict[str, str]:

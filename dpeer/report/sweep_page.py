@@ -89,9 +89,9 @@ def finding(found: Findings) -> str:
     best, gain = min(rows, key=lambda row: row[1].mean)
     if gain.mean >= 0:
         return f"No setting serves the worst dimension better than {found.reference.label}"
-    sure = "" if math.isfinite(gain.upper) and gain.upper < 0 else " (within the spread of the seeds)"
+    doubt = " (one seed)" if gain.n == 1 else "" if gain.upper < 0 else " (within the spread of the seeds)"
     return (
-        f"{best.label} serves the worst dimension best: loss {number(-gain.mean)} below {found.reference.label}{sure}"
+        f"{best.label} serves the worst dimension best: loss {number(-gain.mean)} below {found.reference.label}{doubt}"
     )
 
 
