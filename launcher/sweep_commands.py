@@ -48,11 +48,11 @@ def run(
     from launcher.sweep.report import write_report
     from launcher.sweep.run import run as train
 
+    chosen = _choose(cells, cell)
     folder = SweepFolder(cells[0].config.output_dir)
     gone = folder.write_manifest(spec, cells)
     if gone:
         typer.echo(f"no longer in {path}, kept in {folder.path}: {', '.join(gone)}")
-    chosen = _choose(cells, cell)
     if again:
         if not cell:
             raise ConfigError("--again trains single cells anew: name them with --cell")

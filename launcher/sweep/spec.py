@@ -86,6 +86,12 @@ def resolve(sweep: Sweep, path: Path) -> tuple[Cell, ...]:
     """
     recipe = _recipe_file(sweep.recipe, path)
     settings = list(_settings(sweep, path))
+    labels = [label for label, _ in settings]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ConfigError(
+            f"{path}: two settings are both called {twice}; let `label` hold every grid key, and name further cells "
+            "otherwise than any of the grid"
+        )
     varied = {key for _, values in settings for key in values}
     base = _config(sweep, recipe, path, {}, "the recipe")
     folder = base.output_dir / sweep.name
@@ -175,7 +181,7 @@ def _label(template: str | None, values: Mapping[str, Any], path: Path) -> str:
             meant = f"; did you mean {{{near[0]}}}?" if near else ""
             problem = "names several grid keys" if found else "names no grid key"
             raise ConfigError(f"{path}: label: {{{wanted}}} {problem}{meant} Grid keys: {', '.join(values) or 'none'}")
-        return _safe(_text(values[found[0]]))
+        return _text(values[found[0]])
 
     return _safe(re.sub(r"\{([^{}]*)\}", fill, template))
 

@@ -1,0 +1,162 @@
+"""What a sweep says in numbers, against closed forms, scipy and brute force."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dpeer.config import Constraint, Dual, Objective
+from dpeer.objective.constraints import build_constraints, dimension_weights, edge_coefficients
+from dpeer.objective.dual import initial_state, update
+from dpeer.objective.ledger import ledger_entry
+from dpeer.objective.preference import edge_loss
+from dpeer.objective.statistics import edge_statistics, summarise
+from dpeer.report.run import Run, Step
+from dpeer.report.sweep import Setting, SweepCell
+from dpeer.report.sweep_numbers import late, over_seeds, pareto_front, prices
+
+ANCHOR = 0.3
+EPS = 0.01
+
+
+def toy_run(eps: float, anchor: float, steps: int = 1500, present: float = 1.0, form: str = "threshold") -> Run:
+    """Two opposed dimensions over one margin m: A wants it high and is bounded, B wants it low; the anchor wants B's way.
+
+    The training step without a model. `present`: share of the steps in which A has an edge.
+    """
+    constraint = Constraint(form=form, tolerance={"A": eps, "B": math.inf})
+    objective = Objective(constraint=constraint, golden_nll=anchor, dual=Dual(eta=0.1))
+    constraints = build_constraints(constraint, ("A", "B"))
+    state, m, ledger = initial_state(constraints, objective), torch.zeros((), dtype=torch.float64), []
+    rng = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        m.requires_grad_()
+        dims = torch.tensor([0, 1] if rng.random() < present else [1])
+        margins = torch.stack([m, -m])[dims]
+        counts = torch.bincount(dims, minlength=2)
+        losses, nll = edge_loss(margins, objective), torch.nn.functional.softplus(m)
+        weights = dimension_weights(constraints, objective, state.multipliers, counts)
+        coefficients, _ = edge_coefficients(weights, counts, dims)
+        (gradient,) = torch.autograd.grad((coefficients * losses).sum() + anchor * nll, m)
+        summary = summarise(edge_statistics(margins, losses, 0 * losses, dims, dims, 2))
+        before, state = state, update(state, constraints, objective, summary)
+        entry = ledger_entry(step, summary, weights, constraints, before, state, {"golden_nll": float(nll.detach())})
+        ledger.append(Step.model_validate(entry))
+        m = (m - 0.5 * gradient).detach()
+    manifest = {"config": {"objective": objective.model_dump(mode="json")}}
+    return Run(Path(), manifest, tuple(ledger), (), None, ())
+
+
+def multiplier(eps: float, anchor: float) -> float:
+    """Stationarity in m of (1/2 + l) L_A + L_B / 2 + anchor (1 + l) N at L_A = eps, with N = softplus(m) = L_B:
+    (1/2 + l) s(-m) = (1/2 + anchor (1 + l)) s(m), and s(m) / s(-m) = e^m."""
+    odds = 1 / math.expm1(eps)
+    return ((0.5 + anchor) * odds - 0.5) / (1 - anchor * odds)
+
+
+def sweep(runs: dict[float, Run]) -> dict[str, list[Setting]]:
+    settings = [Setting(f"{x:g}", x, "", (SweepCell(0, "c", "c", 0, {}, run),)) for x, run in runs.items()]
+    return {"": settings}
+
+
+@pytest.mark.parametrize("anchor", [0.0, ANCHOR])
+def test_shadow_price_of_a_convex_problem_with_a_known_multiplier(anchor: float) -> None:
+    runs = {eps: toy_run(eps, anchor) for eps in (0.5, 0.5 + EPS, 0.5 + 2 * EPS)}
+    for eps, run in runs.items():
+        found = late(run)
+        assert found is not None
+        assert found.multipliers.tolist() == pytest.approx([multiplier(eps, anchor), 0], rel=2e-3)
+        assert found.loss[0] == pytest.approx(eps, rel=1e-3)
+        assert found.primary.tolist() == pytest.approx([0.5, 0.5])
+        assert found.anchor == pytest.approx(anchor * (1 + multiplier(eps, anchor)), rel=2e-3)
+    for price in prices(sweep(runs)):
+        middle = (price.left.x + price.right.x) / 2
+        assert price.active and price.agrees is None  # one seed: nothing to judge by
+        assert price.said.mean == pytest.approx(multiplier(middle, anchor), rel=5e-3)
+        assert price.measured.mean == pytest.approx(multiplier(middle, anchor), rel=5e-3)
+
+
+def test_price_without_anchor_is_the_slope_of_the_optimal_value() -> None:
+    """f*(eps) = (eps + softplus(m)) / 2 at m = -ln(e^eps - 1); its derivative by eps is minus the multiplier."""
+
+    def value(eps: float) -> float:
+        return (eps - math.log1p(-math.exp(-eps))) / 2
+
+    exact = (value(0.4) - value(0.5)) / 0.1
+    (price,) = prices(sweep({eps: toy_run(eps, 0.0) for eps in (0.4, 0.5)}))
+    assert price.measured.mean == pytest.approx(exact, rel=3e-3)
+    assert price.said.mean == pytest.approx((multiplier(0.4, 0) + multiplier(0.5, 0)) / 2, rel=3e-3)
+    assert price.total[0].mean > price.measured.mean > price.total[1].mean
+
+
+def test_dimension_that_is_absent_in_some_steps() -> None:
+    """Half of the steps lack A, so the mean gradient weighs A at half of p + l; prices and values still agree."""
+    runs = {eps: toy_run(eps, ANCHOR, steps=6000, present=0.5) for eps in (0.55, 0.6)}
+    found = late(runs[0.55])
+    assert found is not None
+    assert found.primary.sum() == pytest.approx(1) and found.primary[0] < 0.3
+    (price,) = prices(sweep(runs))
+    assert price.active and price.said.mean > 0.1
+    assert price.measured.mean == pytest.approx(price.said.mean, rel=0.1)
+
+
+def test_inactive_constraints_and_other_forms_have_no_price() -> None:
+    (price,) = prices(sweep({eps: toy_run(eps, 0.0, steps=200) for eps in (1.0, 1.5)}))
+    assert not price.active and price.agrees is None
+    assert late(toy_run(0.1, 0.0, steps=5, form="protect")) is None
+    unenforced = toy_run(0.5, 0.0, steps=5)
+    unenforced.manifest["config"]["objective"]["constraint"]["enforce"] = False
+    assert late(unenforced) is None
+
+
+def test_verdict_follows_the_band_over_seeds() -> None:
+    runs = {eps: toy_run(eps, 0.0) for eps in (0.5, 0.5 + EPS)}
+
+    def seeds(wrong: float) -> Any:
+        """Three seeds with jitter in the final loss of B, and a systematic error in it at the right end."""
+        found = []
+        for x, run in runs.items():
+            cells = []
+            for seed, jitter in enumerate((-1e-4, 0.0, 2e-4)):
+                shift = (jitter + wrong) * (x > 0.5)
+                ledger = tuple(
+                    s.model_copy(
+                        update={
+                            "dimensions": s.dimensions
+                            | {"B": s.dimensions["B"].model_copy(update={"loss": s.dimensions["B"].loss + shift})}
+                        }
+                    )
+                    for s in run.ledger
+                )
+                cells.append(SweepCell(seed, "c", "c", seed, {}, replace(run, ledger=ledger)))
+            found.append(Setting(f"{x}", x, "", tuple(cells)))
+        return prices({"": found})[0]
+
+    assert seeds(0.0).agrees is True
+    assert seeds(0.003).agrees is False
+
+
+def test_spread_is_a_t_interval() -> None:
+    values = [0.3, 0.7, 0.4, 0.35]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    found = over_seeds([*values, math.nan])
+    assert (found.mean, found.lower, found.upper, found.n) == pytest.approx((np.mean(values), low, high, 4))
+    assert math.isnan(over_seeds([0.3]).lower) and math.isnan(over_seeds([]).mean)
+
+
+def test_pareto_front_by_brute_force() -> None:
+    points = [tuple(p) for p in np.random.default_rng(2).integers(0, 8, size=(60, 2)).astype(float).tolist()]
+    expected = [
+        i
+        for i, p in enumerate(points)
+        if all(q == p or q[0] > p[0] or q[1] > p[1] for q in points)
+    ]  # fmt: skip
+    assert pareto_front(points) == expected
+    assert 1 < len(expected) < 30
