@@ -63,7 +63,9 @@ def main() -> None:
         table.add_row(f"{setting.x:g}", f"{known(setting.x):.3f}", spread(found), spread(reached))
         rows.append({"tolerance": setting.x, "known": known(setting.x), "found": found.mean, "reached": reached.mean})
     console.print(table)
-    table = Table("interval", "slope of the optimum", "slope by the multipliers", "difference", "agrees", title="prices")
+    table = Table(
+        "interval", "slope of the optimum", "slope by the multipliers", "difference", "agrees", title="prices"
+    )
     for p in prices(data.lines):
         interval = f"{p.left.x:g} to {p.right.x:g}"
         table.add_row(interval, spread(p.measured), spread(p.said), spread(p.gap), str(p.agrees))

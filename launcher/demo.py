@@ -21,10 +21,11 @@ from dpeer.config import Config
 from dpeer.config_io import load_config, resolved
 from dpeer.data import toyworld
 from dpeer.report.comparison import ArmRow, write_comparison
-from dpeer.training.run_dir import RunDir, write_json, write_text
+from dpeer.training.run_dir import RunDir, write_json
 from launcher import demo_evaluation
 from launcher.cluster import connect
 from launcher.recipe import recipe_path
+from launcher.replies import replies
 from launcher.train import Groups, train
 
 TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 600
@@ -79,11 +80,12 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
                         return code
             finally:
                 groups.close()
+    prompts = root / "world" / "prompts.jsonl"
     verdicts = {arm.title: _verdicts(config) for arm, config in arms.items()}
-    rows = [_row("base", _replies(root, base, base, seed))]
+    rows = [_row("base", replies(base, prompts, base, seed))]
     for arm, config in arms.items():
-        replies = _replies(root, config.run_dir / "export", config.run_dir, seed)
-        rows.append(_row(arm.title, replies, verdicts[arm.title], config.run_dir / "report.html"))
+        said = replies(config.run_dir / "export", prompts, config.run_dir, seed)
+        rows.append(_row(arm.title, said, verdicts[arm.title], config.run_dir / "report.html"))
     page = write_comparison(rows, root / "demo.html")
     console.rule("[bold]judges and abilities", align="left")
     found, abilities_page = demo_evaluation.evaluate(root, seed, console)
@@ -145,18 +147,6 @@ def _up_to_date(config: Config) -> bool:
 def _verdicts(config: Config) -> dict[str, str]:
     found = json.loads(RunDir(config.run_dir).certificate.read_text())["constraints"]
     return {c["name"]: c["verdict"] for c in found}
-
-
-def _replies(root: Path, model: Path, folder: Path, seed: int) -> list[str]:
-    """One sampled reply to each fresh prompt; kept in `folder`."""
-    from dpeer.model.toy import sample
-
-    kept = folder / "replies.jsonl"
-    if not kept.exists():
-        prompts = [json.loads(line)["prompt"] for line in (root / "world" / "prompts.jsonl").open()]
-        pairs = zip(prompts, sample(model, prompts, seed), strict=True)
-        write_text(kept, "".join(json.dumps({"prompt": p, "reply": r}) + "\n" for p, r in pairs))
-    return [json.loads(line)["reply"] for line in kept.open()]
 
 
 def _row(title: str, replies: list[str], verdicts: dict[str, str] | None = None, report: Path | None = None) -> ArmRow:

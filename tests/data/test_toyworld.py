@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpeer.data.load import load
 from dpeer.data.order import edges
-from dpeer.data.toyworld import DIMENSIONS, RARE, generate, oracle, share, write_world
+from dpeer.data.toyworld import DIMENSIONS, RARE, generate, oracle, share, write_contested, write_world
 from dpeer.data.toyworld_text import CLAUSES, FEELINGS, SCENES
 from dpeer.errors import DataError
 from dpeer.model.toy import build_base, sample, tiny_model
@@ -184,3 +184,16 @@ def test_a_tiny_model_loads_and_its_prompt_ids_are_a_prefix(tmp_path, family):
 def _sentences(text):
     """Clauses end with a full stop or a question mark and hold neither elsewhere."""
     return text.replace("?", ".").removesuffix(".").split(". ")
+
+
+def test_contested_world_turns_every_edge_round(tmp_path):
+    write_contested(tmp_path, seed=4, n_train=30, n_heldout=10)
+    train, heldout = load(str(tmp_path), "train"), load(str(tmp_path), "test")
+    assert (len(train.records), len(heldout.records)) == (60, 20)
+    assert not {r.prompt for r in train.records} & {r.prompt for r in heldout.records}
+    for asked, other in zip(train.records[::2], train.records[1::2], strict=True):
+        assert asked.prompt == other.prompt and (asked.mask, other.mask) == (("T",), ("E",))
+        assert [r.text for r in asked.responses] == [r.text for r in reversed(other.responses)]
+        better, worse = (oracle(r.text) for r in asked.responses)
+        assert (better["T"], better["E"], worse["T"], worse["E"]) == ("good", "bad", "bad", "good")
+        assert all(better[d] == worse[d] for d in "AC")

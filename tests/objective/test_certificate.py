@@ -10,9 +10,18 @@ from scipy import stats
 
 from dpeer.config import Constraint, Objective
 from dpeer.errors import DpeerError
-from dpeer.objective.certificate import MIN_RECORDS, HeldoutEdges, certify, selection_accuracy, wilson
+from dpeer.objective.certificate import (
+    MIN_RECORDS,
+    HeldoutEdges,
+    certify,
+    heldout_means,
+    selection_accuracy,
+    wilson,
+)
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import initial_state
+from dpeer.objective.preference import edge_loss
+from dpeer.objective.statistics import edge_statistics, summarise
 
 DIMS = ("A", "T", "E", "C")
 
@@ -57,6 +66,29 @@ def test_estimate_and_error_are_clustered_by_record():
     assert a.se == pytest.approx(losses.std(ddof=1) / math.sqrt(50)) and b.se == pytest.approx(a.se)
     assert (a.estimate, a.lower, a.upper) == pytest.approx((b.estimate, b.lower, b.upper))
     assert b.edges == 500 and b.records == 50
+
+
+def test_heldout_means_are_the_statistics_of_a_training_step():
+    """The same sandwich errors as the ledger's, which come from sums and not from clusters."""
+    rng = np.random.default_rng(5)
+    edges = HeldoutEdges(
+        torch.tensor(rng.normal(0.3, 1, 90)), torch.arange(90) % 3, torch.tensor(rng.integers(0, 25, 90))
+    )
+    objective = Objective()
+    losses = edge_loss(edges.margins, objective)
+    step = summarise(edge_statistics(edges.margins, losses, 0 * losses, edges.dims, edges.records, 4))
+    found = heldout_means(edges, objective, DIMS)
+    for i, d in enumerate(DIMS[:3]):
+        expected = [step.loss[i], step.loss_se[i], step.margin[i], step.margin_se[i], step.accuracy[i]]
+        values = [found[d][k] for k in ("loss", "loss_se", "margin", "margin_se", "accuracy")]
+        assert values == pytest.approx([float(x) for x in expected])
+        assert found[d]["edges"] == 30
+        wins = HeldoutEdges((edges.margins > 0).double(), edges.dims, edges.records)
+        assert found[d]["accuracy_se"] == pytest.approx(heldout_means(wins, objective, DIMS)[d]["margin_se"])
+    assert found["C"] == {"edges": 0, "records": 0} | dict.fromkeys(
+        ("loss", "loss_se", "margin", "margin_se", "accuracy", "accuracy_se")
+    )
+    json.dumps(found, allow_nan=False)
 
 
 def test_interval_without_skew_is_bonferroni_t():

@@ -76,7 +76,7 @@ def test_page_states_the_finding_and_needs_nothing_else(make_sweep: Callable[...
         "12 cells took",
     ):
         assert text in page
-    assert page.count("<img") == 9
+    assert page.count("<img") == 10
     assert 'href="tables/settings.csv"' in page
 
 
