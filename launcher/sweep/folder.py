@@ -47,7 +47,7 @@ class SweepFolder:
         return RunDir(self.path / name)
 
     def write_manifest(self, sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
-        """Write the cells down; returns the names of cells that an earlier version of the sweep file had.
+        """Write the cells down; returns the names of runs whose cells only an earlier version of the sweep file had.
 
         Equal for every driver of the same file, so that array tasks may all write it.
         """
@@ -65,7 +65,8 @@ class SweepFolder:
         content = json_safe(content)
         if before != json.loads(json.dumps(content)):
             write_json(self.manifest, content)
-        return sorted({c["name"] for c in (before or content)["cells"]} - {c.name for c in cells})
+        gone = {c["name"] for c in (before or content)["cells"]} - {c.name for c in cells}
+        return sorted(name for name in gone if (self.path / name).exists())
 
     def read_manifest(self) -> dict[str, Any]:
         try:

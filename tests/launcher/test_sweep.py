@@ -23,6 +23,7 @@ cells:
     training.steps: 12
 label: "eps{tolerance}"
 seeds: [5]
+prompts: world/prompts.jsonl
 """
 
 
@@ -84,7 +85,7 @@ def test_killed_sweep_goes_on_and_trains_every_cell_once(lab: Any) -> None:
     assert (status.wait(), report.wait()) == (0, 0), status.output + report.output
     assert "3 finished, 1 failed" in status.output and re.search(r"diverging.*12|diverging.*failed", status.output)
     page = (folder / "sweep.html").read_text()
-    assert "1 of 4 cells are not finished and not shown" in page
+    assert "1 of 4 cells are not finished and not shown" in page and "Lowest share of good replies" in page
 
     # Alone, in processes of its own, a cell is the same to the last bit as in lanes that served others before.
     before = (folder / good[2] / "ledger.jsonl").read_bytes()
