@@ -65,7 +65,8 @@ class Axis:
 
     @property
     def label(self) -> str:
-        return self.key.replace("objective.", "").replace("constraint.tolerance", "tolerance") or "setting"
+        """E.g. "tolerance", "tolerance of T", "beta"; "setting" for settings in a row."""
+        return self.key.replace("constraint.tolerance.", "tolerance of ").rpartition(".")[2] or "setting"
 
     @property
     def tolerance(self) -> bool:

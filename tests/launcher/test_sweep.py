@@ -7,7 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from launcher.sweep.folder import SweepFolder
+from launcher.sweep.lock import holder
+from launcher.sweep.spec import load_sweep, resolve
 
 pytestmark = pytest.mark.slow
 SWEEP = """
@@ -28,8 +33,6 @@ prompts: world/prompts.jsonl
 
 
 def states(folder: Path, names: list[str]) -> dict[str, str]:
-    from launcher.sweep.folder import SweepFolder
-
     return {name: SweepFolder(folder).state(name).kind for name in names}
 
 
@@ -40,22 +43,24 @@ def identity(path: Path) -> tuple[int, int]:
 
 @pytest.mark.timeout(1200)
 def test_killed_sweep_goes_on_and_trains_every_cell_once(lab: Any) -> None:
-    from launcher.sweep.spec import load_sweep, resolve
-
     file = lab.folder / "sweep.yaml"
     file.write_text(SWEEP)
     cells = resolve(load_sweep(file), file)
     folder, names = cells[0].config.output_dir, [c.name for c in cells]
     good, bad = names[:3], names[3]
 
-    first = lab.start("sweep", "run", "sweep.yaml", "--lanes", "2")
-
-    def one_done_one_going() -> bool:
+    def going() -> list[str]:
+        """Cells in training that have a checkpoint."""
         found = states(folder, good)
-        going = [n for n, kind in found.items() if kind == "running" and list(folder.glob(f"{n}/checkpoints/step-*/*"))]
-        return "finished" in found.values() and bool(going)
+        return [n for n in good if found[n] == "running" and list(folder.glob(f"{n}/checkpoints/step-*/state.json"))]
 
-    first.until(one_done_one_going, 600)
+    first = lab.start("sweep", "run", "sweep.yaml", "--lanes", "2")
+    first.until(lambda: bool(going()), 600)
+    owner = holder(SweepFolder(folder).lock(going()[0]))
+    assert owner and owner.pid != first.process.pid
+    psutil.Process(owner.pid).kill()
+    first.until(lambda: "its driver ended with signal SIGKILL" in first.output, 60)
+    first.until(lambda: "finished" in states(folder, good).values() and bool(going()), 600)
     first.process.kill()
     first.wait()
     assert [c for c in first.survivors(60) if not c.strip().endswith("Agent")] == []
