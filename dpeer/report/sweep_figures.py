@@ -110,7 +110,8 @@ def _rates(
         legend(axes, columns=5)
 
     def end(x: float) -> str:
-        return f"{number(lowest[x][0], 2)}{unit} ({lowest[x][1]}) at {_tick(data, x)}"
+        value = f"{lowest[x][0]:.0f}{unit}" if unit else number(lowest[x][0], 2)
+        return f"{value} ({lowest[x][1]}) at {_tick(data, x)}"
 
     title = f"Lowest {what}: {end(first)}, {end(last)}" if first != last else f"Lowest {what}: {end(first)}"
     words = "; ".join(f"{name}: {_words(data, value)}" for name, value in named)
@@ -155,9 +156,11 @@ def shadow_prices(data: SweepData, found: Sequence[Price]) -> Plot | None:
             for i, p in enumerate(own):
                 x, ink = [p.left.x, p.right.x], PALETTE[(2 * k + 1) % 6]
                 if math.isfinite(p.measured.lower):
-                    axes.fill_between(x, p.measured.lower, p.measured.upper, color=ink, alpha=0.18, linewidth=0)
-                axes.plot(x, [p.measured.mean] * 2, color=ink, linewidth=2, label="" if i else "slope of the optimum")
-        tops = [s.mean for p in found for s in (*p.total, p.measured)]
+                    band = p.given_away * p.measured.lower, p.given_away * p.measured.upper
+                    axes.fill_between(x, *band, color=ink, alpha=0.18, linewidth=0)
+                slope = p.given_away * p.measured.mean
+                axes.plot(x, [slope] * 2, color=ink, linewidth=2, label="" if i else "slope of the optimum")
+        tops = [v for p in found for v in (*(s.mean for s in p.total), p.given_away * p.measured.mean)]
         axes.set(xlabel=data.axis.label, ylabel="price of tolerance", ylim=(min(0.0, *tops) * 1.3, 1.35 * max(tops)))
         legend(axes, columns=2)
 
@@ -171,9 +174,7 @@ def shadow_prices(data: SweepData, found: Sequence[Price]) -> Plot | None:
         f"{exact(p.left.x)} to {exact(p.right.x)}: slope {number(p.measured.mean)}, multipliers {number(p.said.mean)}"
         for p in found
     )
-    note = (
-        "Sum of the multipliers at each tolerance (points), and -d(optimal objective)/d(tolerance) between two (bars)."
-    )
+    note = "Points: sum of the multipliers; bars: fall of the optimal objective per unit of loss that is given away."
     return Plot(title, f"Prices of tolerance. {words}. {title}.", draw(paint, 3.0), f"{note} Bands: 95 % over seeds.")
 
 

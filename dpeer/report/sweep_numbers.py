@@ -158,6 +158,13 @@ class Price:
     active: bool
 
     @property
+    def given_away(self) -> float:
+        """Turns "per unit of tolerance" into "per unit of loss that the active constraints give away", the unit of the
+        multipliers: the two differ where a loss has not reached its tolerance. 1 where nothing is active."""
+        between = (self.total[0].mean + self.total[1].mean) / 2
+        return between / self.said.mean if self.active and self.said.mean > 0 else 1.0
+
+    @property
     def agrees(self) -> bool | None:
         """Whether the difference is within its 95 % band; None if that cannot be said or no constraint is active."""
         if not self.active or math.isnan(self.gap.lower):
