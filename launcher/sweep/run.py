@@ -222,8 +222,9 @@ def run_lane(folder: SweepFolder, cells: Sequence[Cell], retries: int) -> int:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when the driver that started this lane ends: nobody would wait for it any more."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Let the kernel kill this lane when the driver that started it ends: with a private cluster nothing can be saved
+    any more, and a lane that waits for a dead Ray would keep its cell from whoever resumes the sweep."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
         raise SystemExit(1)
 
