@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from dpeer.config import Config
-from dpeer.model.lm import DTYPES, add_lora, hub_errors
+from dpeer.model.footprint import count_weights
+from dpeer.model.lm import DTYPES, hub_errors
 
 ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
 
@@ -32,20 +32,15 @@ class SavedSize:
 def saved_size(config: Config) -> SavedSize:
     """What the recipe's model takes on disk and, while it is exported, in host memory."""
     spec = config.model
-    with hub_errors(spec.path), torch.device("meta"):
+    with hub_errors(spec.path):
         shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(shape)
-        parameters = sum(p.numel() for p in model.parameters())
-        if spec.lora:
-            model = add_lora(model, spec.lora, config.seed)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    weights = count_weights(spec, shape)
     compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
-    gathered, written = (trained + frozen) * compute, parameters * exported
+    gathered, written = weights.total * compute, weights.total * exported
     return SavedSize(
-        parameters=parameters,
-        trained=trained,
-        checkpoint=trained * ADAM + frozen * compute,
+        parameters=weights.total,
+        trained=weights.trained,
+        checkpoint=weights.trained * ADAM + (weights.total - weights.trained) * compute,
         export=written,
         consolidation=gathered + written + (written if compute != exported else 0),
     )

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from dpeer.config_io import load_config
+from dpeer.training.saved_size import saved_size
+
 pytestmark = pytest.mark.slow
 SHORT = ("training.steps=2", "cluster.policy_workers=1")
 
@@ -208,6 +211,13 @@ def test_diverged_run_is_refused_and_keeps_its_last_checkpoint(lab: Any) -> None
     assert "Training has diverged" in said and "training.optimizer.lr" in said
     assert all(entry["objective"] is not None for entry in lab.ledger("diverged"))
     assert len(list(lab.run("diverged").glob("checkpoints/step-*/state.json"))) == lab.steps("diverged")
+
+
+def test_checkpoint_is_as_large_as_preflight_says(lab: Any, baseline: Path) -> None:
+    predicted = saved_size(load_config(lab.folder / "recipe.yaml"))
+    (newest,) = sorted(baseline.glob("checkpoints/step-*/deepspeed"))[-1:]
+    assert sum(f.stat().st_size for f in newest.iterdir()) == pytest.approx(predicted.checkpoint, rel=0.1)
+    assert (baseline / "export" / "model.safetensors").stat().st_size == pytest.approx(predicted.export, rel=0.1)
 
 
 def test_export_loads_without_dpeer_and_generates(lab: Any, baseline: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.training import checkpoint
+from dpeer.training.saved_size import saved_size
 
 
 def test_folder_that_others_cannot_see_is_refused(tmp_path: Path) -> None:
@@ -38,3 +40,21 @@ def test_failed_conversion_names_the_folder_and_leaves_it_as_it_was(tmp_path: Pa
     with pytest.raises(CheckpointError, match="cannot be converted to 1 ranks"):
         checkpoint.convert(tmp_path, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deepspeed", "state.json"]
+
+
+def test_full_checkpoint_is_as_large_as_predicted(tmp_path: Path) -> None:
+    """Twelve bytes a trained parameter, by hand: 70.6e9 for Llama 3 70B's shape, and two of every frozen one."""
+    shape = {
+        "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "intermediate_size": 28672, "vocab_size": 128256, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    tree = {"name": "x", "data": {"train": "d"}, "training": {"steps": 1}}
+    full = saved_size(Config.model_validate(tree | {"model": {"path": str(tmp_path)}}))
+    count = 2 * 128256 * 8192 + 8192 + 80 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192)
+    assert (full.parameters, full.trained) == (count, count)
+    assert (full.checkpoint, full.export, full.consolidation) == (12 * count, 2 * count, 4 * count)
+    assert full.disk(2) == 3 * 12 * count + 2 * 2 * count
+    lora = saved_size(Config.model_validate(tree | {"model": {"path": str(tmp_path), "lora": {"rank": 4}}}))
+    assert 0 < lora.trained < count / 1000
+    assert lora.checkpoint == 12 * lora.trained + 2 * count
