@@ -14,7 +14,6 @@ from typing import Any
 from dpeer.training.pulse import Pulse
 
 OURS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("dpeer", "launcher"))
-COLLECTIVES = "torch/distributed/distributed_c10d.py"
 SILENT = "silent"
 
 
@@ -72,10 +71,17 @@ def look() -> dict[str, Any]:
         if not own:
             continue
         place = f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}"
-        inner = [f.name for f in frames if f.filename.endswith(COLLECTIVES) and f.name != "<module>"]
+        inner = [f.name for f in frames if _collective(f.filename, f.name)]
         waits_in = inner[-1] if inner else None
         texts.append(f"thread {names.get(ident, ident)}\n{''.join(traceback.format_list(frames))}")
     return {"place": place, "waits_in": waits_in, "stacks": "\n".join(texts)}
+
+
+def _collective(file: str, function: str) -> bool:
+    """torch's collectives, and the waiting of ZeRO for the parameters that it gathers."""
+    if file.endswith("torch/distributed/distributed_c10d.py"):
+        return function != "<module>"
+    return "/deepspeed/runtime/zero/" in file and function == "wait"
 
 
 def differing(states: Sequence[State]) -> list[State]:

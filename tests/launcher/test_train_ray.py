@@ -136,7 +136,7 @@ def test_stalled_ranks_are_named_with_their_stacks_and_a_restart_goes_on(lab: An
     assert "The other 1: is in 'step " in line and "waits in " in line
     stacks = (lab.run("stalled") / "stall-1.txt").read_text()
     assert "no stacks: the process did not answer" in stacks
-    assert "in train_step" in stacks and "torch/distributed/distributed_c10d.py" in stacks
+    assert "in train_step" in stacks and stacks.count("--- policy worker rank") == 2
     assert run.wait() == 0, run.output
     assert (lab.run("stalled") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
     assert run.survivors() == []
