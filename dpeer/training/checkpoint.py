@@ -36,11 +36,7 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     """
     policy.pulse.enter(f"saving step {policy.step}")
     try:
-        policy.engine.save_checkpoint(
-            str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
-        )
-        for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
-            _sync(shard)
+        _write(policy, folder, facts)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
@@ -49,6 +45,16 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
             f"({str(error).splitlines()[0][:200]}); {_free(folder):,} MiB are free there. Earlier checkpoints are "
             "untouched: make room and go on with --resume."
         ) from error
+    dist.barrier()
+    refuse_unshared(folder, f"rank {policy.world.rank}")
+
+
+def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
+    policy.engine.save_checkpoint(
+        str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
+    )
+    for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
+        _sync(shard)
     probe = _probe(policy)
     if policy.world.rank == 0:
         _sync(folder / SHARDS)
@@ -64,8 +70,6 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
             },
         )
         _sync(folder)
-    dist.barrier()
-    refuse_unshared(folder, f"rank {policy.world.rank}")
 
 
 def refuse_unshared(folder: Path, who: str) -> None:
