@@ -54,7 +54,7 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.folder, self.filler = folder, folder / "filler"
         folder.mkdir(exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", "size=24m", "dpeer-chaos", str(folder)]
+        command = ["mount", "-t", "tmpfs", "-o", "size=96m", "dpeer-chaos", str(folder)]
         self.mounted = subprocess.run(command, capture_output=True).returncode == 0
 
     def fill(self) -> None:
