@@ -23,11 +23,11 @@ from dpeer.config import Cluster
 from dpeer.errors import ClusterError
 from launcher.cluster import check_feasible, connect, unplaceable
 from launcher.group import bundle
+from launcher.signals import Interrupted, Signals
 from launcher.sweep.folder import SweepFolder
 from launcher.sweep.spec import Cell, Sweep
 from launcher.sweep.status import overview
 from launcher.sweep.work import Lane, Stopped
-from launcher.train import Interrupted, Signals
 
 LOOK_S = 1.0
 PR_SET_PDEATHSIG = 1
