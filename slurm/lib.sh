@@ -113,6 +113,11 @@ ray_node() {
   local ray=$!
   trap 'kill -TERM "$ray"' TERM
   while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
+  clear_node
+}
+
+clear_node() { # Ray's agents outlive a raylet that has lost the head; they are known by their open logs
+  find /proc/[0-9]*/fd -lname "$ray_dir/*" 2>/dev/null | cut -d/ -f3 | sort -u | xargs -r kill -KILL 2>/dev/null
   rm -rf "$ray_dir"
 }
 
@@ -121,7 +126,7 @@ start_ray() { # Ray on all nodes; returns 0 once they have joined with all their
   export DPEER_INTERFACE=${DPEER_INTERFACE:-} DPEER_CONTAINER=${DPEER_CONTAINER:-} DPEER_OBJECT_STORE=${DPEER_OBJECT_STORE:-2000000000}
   srun --overlap --kill-on-bad-exit=0 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
     --cpus-per-task="$SLURM_CPUS_ON_NODE" --output="$logs/ray-%N.log" \
-    bash -c "$(declare -f ray_node node_address reachable); ray_node" &
+    bash -c "$(declare -f ray_node node_address reachable clear_node); ray_node" &
   ray_step=$!
   export RAY_ADDRESS=$head:$port
   attend "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout "$DPEER_START_TIMEOUT"

@@ -54,7 +54,9 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
         if len(categories) < 2:
             score = ratings.scale[int(categories[0])] if len(categories) else None
             found = "is not rated" if score is None else f"has the score {score} only"
-            raise IrtError(f"dimension {name} {found}, so there is nothing to estimate; leave it out (--dimensions)")
+            raise IrtError(
+                f"dimension {name} {found}, so there is nothing to estimate; leave it out: name the others with --dimension"
+            )
     levels = used_by_judge(ratings, used)
     cells, cell = np.unique(ratings.dimension * r + ratings.response, return_inverse=True)
     cell_dimension, cell_response = cells // r, cells % r
