@@ -55,7 +55,7 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
             score = ratings.scale[int(categories[0])] if len(categories) else None
             found = "is not rated" if score is None else f"has the score {score} only"
             raise IrtError(
-                f"dimension {name} {found}, so there is nothing to estimate; leave it out: name the others with --dimension"
+                f"dimension {name} {found}, so there is nothing to estimate; name the others with --dimension"
             )
     levels = used_by_judge(ratings, used)
     cells, cell = np.unique(ratings.dimension * r + ratings.response, return_inverse=True)
