@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from launcher.signals import preempt_signal
 
 OBJECT_STORE_BYTES = 200 * 2**20
 PREFIX = "dpeer-ray-"
+KNOCK_S = 20.0
 NEW_S = 60.0  # a folder younger than this may not have its lock yet
 _SECRET = secrets.token_hex(32)  # one per process: Ray reads it once and keeps it over clusters
 SOCKETS = Path("/tmp")  # short: Ray's socket paths must stay below 108 bytes
@@ -38,9 +40,10 @@ def connect(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
+            _knock(address)
             with _signals_for_driver_only():
                 ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise ClusterError(
                 f"{address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one, "
                 "or give no address (and leave RAY_ADDRESS unset) for a private one on this machine."
@@ -66,6 +69,20 @@ def connect(address: str | None = None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError where nothing listens: Ray itself would try for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+
+
+def environment_of_children() -> dict[str, str]:
+    """For processes that this driver starts and that shall join its cluster."""
+    address = ray.get_runtime_context().gcs_address
+    private = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if address.startswith("127.") else {}  # see _loopback_only
+    return os.environ | {"RAY_ADDRESS": address} | private
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError
-from launcher.cluster import check_feasible, connect, unplaceable
+from launcher.cluster import check_feasible, connect, environment_of_children, unplaceable
 from launcher.group import bundle
 from launcher.signals import Interrupted, Signals
 from launcher.sweep.folder import SweepFolder
@@ -113,7 +113,7 @@ class Lanes:
         self.seen: dict[str, str] = {}
         self.running: list[_Process] = []
         self.numbers = itertools.count()
-        self.environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        self.environment = environment_of_children()
 
     def run(self, count: int, signals: Signals) -> int:
         """Returns 0 when all cells are finished or have failed, or the exit code of a stopped lane."""

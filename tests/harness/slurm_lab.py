@@ -240,7 +240,7 @@ class SlurmLab:
                 self.start_node(f"n{i}")
         self.until_up()
 
-    def until_up(self, *states: str, limit_s: float = 60) -> None:
+    def until_up(self, *states: str, limit_s: float = 180) -> None:
         """Until all nodes are in one of these states; by default such as can be given a job."""
         allowed = states or ("idle", "mixed", "allocated")
         self._until(lambda: set(self.slurm("sinfo", "-h", "-N", "-o", "%T").split()) <= set(allowed), "nodes", limit_s)

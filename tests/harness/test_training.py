@@ -31,6 +31,7 @@ class Training:
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_timeout_ms": "5000",
             "RAY_health_check_failure_threshold": "3",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # a node that was cut off gives up
         }
         self.number = lab.submit(
             "--nodes=2", "--gpus-per-node=0", "--exclusive=user", *options, str(script),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from dpeer.errors import ClusterError
+from launcher.cluster import connect
 
 LISTENERS = """
 from launcher.cluster import connect
@@ -38,3 +42,11 @@ def test_private_cluster_listens_on_loopback_only() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) >= 5
     assert [f for f in found if f[0].removeprefix("::ffff:") != "127.0.0.1"] == []
+
+
+def test_address_at_which_nothing_listens_is_refused_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(ClusterError, match="no Ray cluster answers there.*refused"), connect(address):
+            pass
