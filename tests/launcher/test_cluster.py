@@ -48,5 +48,5 @@ def test_address_at_which_nothing_listens_is_refused_at_once() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-        with pytest.raises(ClusterError, match="no Ray cluster answers there.*refused"), connect(address):
+        with pytest.raises(ClusterError, match=r"no Ray cluster answers there.*refused"), connect(address):
             pass
