@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ __all__ = ["IrtError", "fit", "load", "save"]
 APPROX_WARMUP, APPROX_DRAWS = 200, 100
 PILOT = (1, 150, 50)
 """Chains, warm-up and draws of the short run whose scales say how the blocks of the real run are centred."""
+STEPS, STEPS_LARGE = (0.98, 0.995, 0.999), (0.95, 0.99, 0.998)
+"""Acceptance rates aimed at (Stan's adapt_delta): after divergences all chains are run anew with the next one."""
+STEPS_ROUGH = (0.8,)
 KEPT_EFFECTS = 200
 """Draws, over all chains, of which the response effects are kept."""
 LARGE = 8000
@@ -58,31 +62,44 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     begin, cpu_before = time.perf_counter(), _children_cpu()
     chains, warmup, draws = PILOT
     short = replace(options, approx=True, chains=chains, warmup=warmup, draws=draws)
-    pilot = _sample(ratings, short, problem, executable, lambda done: say("pilot chain", done))
+    pilot = _sample(ratings, short, problem, executable, partial(say, "pilot chain"), STEPS_ROUGH[0])
     problem = build(ratings, options, measured(pilot, scales))
     label = "sampling (approximate)" if options.approx else "sampling"
-    found = _sample(ratings, options, problem, executable, lambda done: say(label, done))
+    for attempt, rate in enumerate(_steps(options, problem)):
+        again = f" again, adapt_delta {rate}" if attempt else ""
+        found = _sample(ratings, options, problem, executable, partial(say, label + again), rate)
+        if not found.sampler["divergent"].any():
+            break
     facts = {
         "cmdstan": version(cmdstan),
         "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
         "seconds": round(time.perf_counter() - begin, 2),
         "cpu_seconds": round(_children_cpu() - cpu_before, 2),
         "pilot_leapfrogs": pilot.facts["leapfrogs"],
+        "runs_with_divergences_before": attempt,
     }
     return replace(found, facts=facts | found.facts)
 
 
+def _steps(options: Options, problem: Problem) -> tuple[float, ...]:
+    return STEPS_ROUGH if options.approx else STEPS_LARGE if len(metric(problem)) > LARGE else STEPS
+
+
 def _sample(
-    ratings: Ratings, options: Options, problem: Problem, executable: Path, progress: Callable[[float], None]
+    ratings: Ratings,
+    options: Options,
+    problem: Problem,
+    executable: Path,
+    progress: Callable[[float], None],
+    adapt_delta: float,
 ) -> Posterior:
     """Run the chains of one problem and read them."""
     inverse_metric = metric(problem)
-    large = len(inverse_metric) > LARGE
     sampling = Sampling(
         warmup=options.warmup,
         draws=options.draws,
-        adapt_delta=0.8 if options.approx else 0.95 if large else 0.98,
-        max_treedepth=8 if large else 10,
+        adapt_delta=adapt_delta,
+        max_treedepth=8 if len(inverse_metric) > LARGE else 10,
         seed=options.seed,
         threads=options.threads,
     )

@@ -66,6 +66,13 @@ def test_an_unused_category_is_left_out_and_said() -> None:
     assert np.isnan(tau[..., 0]).all() and np.isfinite(tau[..., 1:]).all()
 
 
+def test_after_divergences_the_chains_are_run_with_shorter_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.irt.fit.STEPS", (0.2, 0.95))
+    table, _ = simulate(Spec(models=4, items=10, dimensions=2, judges=2), 3)
+    found = fit(encode(table), QUICK)
+    assert (found.facts["adapt_delta"], found.facts["runs_with_divergences_before"]) == (0.95, 1)
+
+
 def test_an_approximate_fit_is_short_and_never_green() -> None:
     table, _ = simulate(Spec(models=3, items=8, dimensions=1, judges=2), 3)
     found = fit(encode(table), replace(QUICK, warmup=4000, draws=4000, approx=True))
