@@ -11,13 +11,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 # Read when ray is imported. The driver says itself, in one line, which worker died.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing")
 
+import psutil
 import ray
 
 from dpeer.errors import ClusterError
@@ -26,6 +27,7 @@ from launcher.signals import preempt_signal
 OBJECT_STORE_BYTES = 200 * 2**20
 PREFIX = "dpeer-ray-"
 KNOCK_S = 20.0
+STARTS = 4
 NEW_S = 60.0  # a folder younger than this may not have its lock yet
 _SECRET = secrets.token_hex(32)  # one per process: Ray reads it once and keeps it over clusters
 SOCKETS = Path("/tmp")  # short: Ray's socket paths must stay below 108 bytes
@@ -56,19 +58,38 @@ def connect(address: str | None = None) -> Iterator[None]:
     with _private_folder() as folder, _token(folder):
         try:
             with _signals_for_driver_only(), _loopback_only():
-                ray.init(
-                    address="local",
-                    num_cpus=os.cpu_count(),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=str(folder),
-                    _node_ip_address="127.0.0.1",
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
+                _start(folder)
             yield
         finally:
             ray.shutdown()
+
+
+def _start(folder: Path) -> None:
+    """Ray allows its daemons 30 s, too little on a machine that is very busy; ClusterError after some attempts."""
+    for _ in range(STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                configure_logging=False,
+            )
+            return
+        except Exception as error:  # nothing more exact is raised
+            if "timed out during startup" not in str(error):
+                raise
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if any(str(folder) in part for part in process.cmdline()):
+                        process.kill()
+    raise ClusterError(
+        f"Ray's daemons did not start within 30 s, {STARTS} times in a row: too many processes at work here, "
+        "or too little memory. Try again when the machine is less busy."
+    )
 
 
 def _knock(address: str) -> None:

@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dpeer.errors import ClusterError
+from launcher import cluster
 from launcher.cluster import connect
 
 LISTENERS = """
+from launcher import cluster
 from launcher.cluster import connect
 import json, psutil, ray
 
@@ -50,3 +53,25 @@ def test_address_at_which_nothing_listens_is_refused_at_once() -> None:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
         with pytest.raises(ClusterError, match=r"no Ray cluster answers there.*refused"), connect(address):
             pass
+
+
+@pytest.mark.parametrize("slow_starts", [2, cluster.STARTS])
+def test_slow_start_of_ray_is_tried_again_on_a_clean_slate(slow_starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemons: list[subprocess.Popen[bytes]] = []
+
+    def init(**options: Any) -> None:
+        daemons.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", options["_temp_dir"]]))
+        if len(daemons) <= slow_starts:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if slow_starts < cluster.STARTS:
+        with connect():
+            assert [d.wait(5) for d in daemons[:-1]] == [-9] * slow_starts
+            assert daemons[-1].poll() is None
+            daemons[-1].kill()
+    else:
+        with pytest.raises(ClusterError, match="did not start within 30 s"), connect():
+            pass
+    assert all(d.wait(5) == -9 for d in daemons)
