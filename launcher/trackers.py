@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from dpeer.config import Config
@@ -35,12 +36,22 @@ class Trackers:
                 config=self.config.model_dump(mode="json"),
             )
         self.writer = SummaryWriter(str(self.files.path / "tensorboard"), purge_step=self.start + 1)
+        self.excepthook = threading.excepthook
+        threading.excepthook = self._told_later
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.writer.close()
+        try:
+            self.writer.close()
+        finally:
+            threading.excepthook = self.excepthook
         if self.wandb:
             self.wandb.finish()
+
+    def _told_later(self, fault: threading.ExceptHookArgs) -> None:
+        """A full disk ends TensorBoard's thread; `log` and `close` raise its error in the driver, where it is told."""
+        if not (isinstance(fault.exc_value, OSError) and type(fault.thread).__name__ == "_AsyncWriterThread"):
+            self.excepthook(fault)
 
     def log(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
         values = flat_scalars(entry) | {f"timing/{k}": v for k, v in timing.items() if k != "step"}
