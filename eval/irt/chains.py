@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import selectors
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from eval.irt.errors import IrtError
 from eval.irt.types import Floats
 
 ITERATION = re.compile(r"Iteration:\s*(\d+)\s*/\s*(\d+)")
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 SAMPLER = ("lp__", "accept_stat__", "stepsize__", "treedepth__", "n_leapfrog__", "divergent__", "energy__")
 
 
@@ -77,6 +80,7 @@ def run_chains(
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT,
+                        preexec_fn=_end_with_parent,
                     )
                     running.append(chain := _Chain(process))
                     events.register(_stdout(process), selectors.EVENT_READ, chain)
@@ -99,6 +103,11 @@ def run_chains(
                 chain.process.wait()
                 _stdout(chain.process).close()
     return files
+
+
+def _end_with_parent() -> None:
+    """In the child: the kernel kills it when this process ends, however that ends."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stdout(process: subprocess.Popen[bytes]) -> Any:

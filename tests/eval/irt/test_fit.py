@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from eval.irt import cmdstan
@@ -88,6 +93,32 @@ def test_a_chain_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> N
     sampling = Sampling(warmup=5, draws=5, adapt_delta=0.9, max_treedepth=5, seed=1, threads=1)
     with pytest.raises(IrtError, match=r"(?s)ended with 70.*not positive definite"):
         run_chains(program, tmp_path / "data.json", [{}, {}], np.ones(1), sampling, tmp_path, lambda done: None)
+
+
+def test_a_killed_fit_leaves_no_chain_behind(tmp_path: Path) -> None:
+    program = tmp_path / "model"
+    program.write_text('#!/bin/sh\ncd "$(dirname "$0")" && echo $$ > pid.new && mv pid.new pid && exec sleep 60\n')
+    program.chmod(0o755)
+    script = (
+        "import numpy as np, pathlib, sys\n"
+        "from eval.irt.chains import Sampling, run_chains\n"
+        "here = pathlib.Path(sys.argv[1])\n"
+        "how = Sampling(warmup=5, draws=5, adapt_delta=0.9, max_treedepth=5, seed=1, threads=1)\n"
+        "run_chains(here / 'model', here / 'data.json', [{}], np.ones(1), how, here, print)"
+    )
+    fit_process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[3])
+    until(lambda: (tmp_path / "pid").exists())
+    chain = psutil.Process(int((tmp_path / "pid").read_text()))
+    fit_process.kill()
+    fit_process.wait()
+    until(lambda: not chain.is_running() or chain.status() == psutil.STATUS_ZOMBIE)
+
+
+def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_model_is_compiled_once() -> None:
