@@ -104,7 +104,7 @@ def test_an_endpoint_that_refuses_whatever_it_is_sent_stops_the_run(endpoint: tu
         for batch in answers(job(url), calls(500)):
             found += batch
     assert len(found) <= openai_backend.GIVE_UP + 8 and len(state.requests) < 50
-    state.decide = lambda r: state.rate(r) if asked_about(r) % 20 == 0 else (400, {"error": {"message": "no"}})
+    state.decide = lambda r: state.rate(r) if asked_about(r) % 4 == 0 else (400, {"error": {"message": "no"}})
     assert len(collect(answers(job(url), calls(100)))) == 100, "many refusals between answers are rows"
 
 
