@@ -66,6 +66,7 @@ def connect(address: str | None = None) -> Iterator[None]:
 
 def _start(folder: Path) -> None:
     """Ray allows its daemons 30 s, too little on a machine that is very busy; ClusterError after some attempts."""
+    reason = ""
     for _ in range(STARTS):
         try:
             ray.init(
@@ -80,15 +81,16 @@ def _start(folder: Path) -> None:
             )
             return
         except Exception as error:  # nothing more exact is raised
-            if "timed out during startup" not in str(error):
+            reason = " ".join(str(error).split())
+            if "timed out during startup" not in reason and "Failed to start GCS" not in reason:
                 raise
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     if any(str(folder) in part for part in process.cmdline()):
                         process.kill()
     raise ClusterError(
-        f"Ray's daemons did not start within 30 s, {STARTS} times in a row: too many processes at work here, "
-        "or too little memory. Try again when the machine is less busy."
+        f"Ray's daemons did not start, {STARTS} times in a row: too many processes at work here, or too little memory. "
+        f"Try again when the machine is less busy. Ray says: {reason}"
     )
 
 
