@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dpeer.errors import ClusterError
@@ -61,6 +62,8 @@ def test_slow_start_of_ray_is_tried_again_on_a_clean_slate(slow_starts: int, mon
 
     def init(**options: Any) -> None:
         daemons.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", options["_temp_dir"]]))
+        while options["_temp_dir"] not in psutil.Process(daemons[-1].pid).cmdline():  # empty for a moment after exec
+            pass
         if len(daemons) <= slow_starts:
             raise Exception("The current node timed out during startup. This could happen because ...")
 
