@@ -173,7 +173,8 @@ def test_keys(endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 from tests.eval.test_openai_backend import answers, calls, job
 print("ready", flush=True)
 try:
