@@ -15,8 +15,9 @@ PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 demo: setup
 	$(RUN)/dpeer demo
 
+# Two files at a time: most tests wait for processes of their own.
 test: setup
-	$(RUN)/python -m pytest $(ARGS)
+	$(RUN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(RUN)/ruff check .
