@@ -1,6 +1,6 @@
 """The many-facet model in CmdStan against NumPyro NUTS: CPU per gradient and per effective sample, peak memory.
 
-usage: python benchmarks/irt_vs_numpyro.py [--quick] [--json FILE]
+usage: python benchmarks/irt_vs_numpyro.py [--quick | --large] [--json FILE]
 
 Both sides have the same data, priors and likelihood: a run in which their log densities differ by more than a constant
 between points of the parameter space is refused. See benchmarks/README.md for what is set on each side.
@@ -351,17 +351,24 @@ def show_sampling(runs: list[dict[str, Any]], options: dict[str, Any], cpu: str)
 def main() -> int:
     parser = argparse.ArgumentParser(description="The many-facet model: CmdStan against NumPyro NUTS, in CPU time.")
     parser.add_argument("--quick", action="store_true", help="leave out the 88,000 ratings; shorter chains")
+    parser.add_argument("--large", action="store_true", help="only whole runs at 88,000 ratings: an hour on two cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     given = parser.parse_args()
+    if given.quick and given.large:
+        parser.error("--quick and --large exclude each other")
     rounds, length = (2, 300) if given.quick else (3, 500)
     options = {"chains": 4, "warmup": length, "draws": length, "seed": SEED}
+    if given.large:
+        options |= {"chains": 2, "draws": 1000}
     try:
         about = machine() | {"cmdstan": version(find_cmdstan(print))}
         compile_model(print)
         python = peer_environment("numpyro-0.22", PEER)
-        costs = [gradients(setting, python, rounds) for setting in ([SMALL] if given.quick else [SMALL, LARGE])]
-        show_gradients(costs, rounds, about["cpu"])
-        runs = sampling(SMALL, python, options)
+        measured = () if given.large else (SMALL,) if given.quick else (SMALL, LARGE)
+        costs = [gradients(setting, python, rounds) for setting in measured]
+        if costs:
+            show_gradients(costs, rounds, about["cpu"])
+        runs = sampling(LARGE if given.large else SMALL, python, options)
         show_sampling(runs, options, about["cpu"])
     except (BenchmarkError, IrtError) as error:
         print(f"error: {error}", file=sys.stderr)

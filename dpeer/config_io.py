@@ -21,15 +21,21 @@ from dpeer.errors import ConfigError
 Tree = dict[str, Any]
 Root = TypeVar("Root", bound=Section)
 
+_ALTERNATIVES = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
+"""Keys of which exactly one is given: that of a later layer (a recipe that extends, --set) replaces the other."""
 _SHOWN_FAULTS = 8
 _ELEMENT = re.compile(r"\.\d+(?=\.|$)")  # the number of a list's element in a dotted key
 
 
 def load_config(
-    path: Path | str, overrides: Sequence[str] = (), changes: Tree | None = None, values: Tree | None = None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    changes: Tree | None = None,
+    values: Tree | None = None,
+    shelf: Path | None = None,
 ) -> Config:
     """The config of a training recipe; see `load_section`."""
-    return load_section(Config, path, overrides, changes, values)
+    return load_section(Config, path, overrides, changes, values, shelf)
 
 
 def load_section(
@@ -38,19 +44,19 @@ def load_section(
     overrides: Sequence[str] = (),
     changes: Tree | None = None,
     values: Tree | None = None,
+    shelf: Path | None = None,
 ) -> Root:
     """The config tree of a recipe file; each override is `a.b.c=value` with the value as YAML, the last one wins.
 
-    A recipe may start from another one with `extends: other.yaml` (relative to its own folder); mappings are merged.
+    A recipe may start from another one with `extends: other.yaml` (relative to its own folder, else a recipe of the
+    folder `shelf`); mappings are merged.
     Before the overrides come `changes`, merged like a recipe that extends this one, and `values` by dotted key.
     Raises ConfigError that lists every fault: dotted key, what was given, what is allowed, nearest known key.
     """
     path = Path(path)
-    tree = copy.deepcopy(_merge(_read_recipe(path, root), changes or {}))
-    for dotted, value in (values or {}).items():
-        _put(tree, dotted, copy.deepcopy(value), dotted, _excerpt(value))
-    for override in overrides:
-        _apply_override(tree, override)
+    tree = copy.deepcopy(_merge(_read_recipe(path, root, shelf), changes or {}))
+    _apply(tree, [(dotted, copy.deepcopy(value), dotted, _excerpt(value)) for dotted, value in (values or {}).items()])
+    _apply(tree, [_setting(override) for override in overrides])
     try:
         config = root.model_validate(tree)
         faults = list(_misread_booleans(tree, root))
@@ -115,7 +121,7 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML for a recipe: nested too deeply") from None
 
 
-def _read_recipe(path: Path, root: type[Section], children: tuple[Path, ...] = ()) -> Tree:
+def _read_recipe(path: Path, root: type[Section], shelf: Path | None, children: tuple[Path, ...] = ()) -> Tree:
     if path.resolve() in children:
         raise ConfigError(f"{path}: `extends` goes in a circle; remove it from one of the recipes")
     try:
@@ -133,22 +139,40 @@ def _read_recipe(path: Path, root: type[Section], children: tuple[Path, ...] = (
     base = tree.pop("extends")
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: {_excerpt(base)} given; must be the path of another recipe")
-    return _merge(_read_recipe(path.parent / base, root, (*children, path.resolve())), tree)
+    source = path.parent / base
+    if shelf and Path(base).name == base and not source.is_file() and (shelf / f"{Path(base).stem}.yaml").is_file():
+        source = shelf / f"{Path(base).stem}.yaml"
+    return _merge(_read_recipe(source, root, shelf, (*children, path.resolve())), tree)
 
 
-def _merge(base: Tree, changes: Tree) -> Tree:
+def _merge(base: Tree, changes: Tree, prefix: str = "") -> Tree:
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
+        merged[key] = _merge(base[key], value, f"{prefix}{key}.") if both else value
+        other = _ALTERNATIVES.get(f"{prefix}{key}", "").rpartition(".")[2]
+        if value is not None and other not in changes:
+            merged.pop(other, None)
     return merged
 
 
-def _apply_override(tree: Tree, override: str) -> None:
+def _apply(tree: Tree, layer: Sequence[tuple[str, Any, str, str]]) -> None:
+    """Set each dotted key to its value; the last two members are for the error, see `_put`."""
+    for setting in layer:
+        _put(tree, *setting)
+    given = {dotted for dotted, value, _, _ in layer if value is not None}
+    for dotted in given:
+        other = _ALTERNATIVES.get(dotted)
+        if other and other not in given:
+            section, _, key = other.rpartition(".")
+            tree[section].pop(key, None)
+
+
+def _setting(override: str) -> tuple[str, Any, str, str]:
     dotted, equals, text = override.partition("=")
     if not equals or not all(dotted.strip().split(".")):
         raise ConfigError(f"--set {_excerpt(override)}: write it as section.key=value, e.g. training.steps=100")
-    _put(tree, dotted.strip(), _parse(text, f"--set {dotted}"), f"--set {dotted}", text)
+    return dotted.strip(), _parse(text, f"--set {dotted}"), f"--set {dotted}", text
 
 
 def _put(tree: Tree, dotted: str, value: Any, where: str, text: str) -> None:

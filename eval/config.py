@@ -115,8 +115,8 @@ class Design(Section):
 class Farm(Section):
     backend: Literal["auto", "actors", "ray_data"] = "auto"
     """How vLLM runs on Ray: plain actors, or Ray Data LLM; auto: Ray Data from 20,000 calls on."""
-    replicas: int = Field(1, ge=1)
-    """Engines per model that run at once."""
+    replicas: int | None = Field(None, ge=1)
+    """Engines per model that run at once; default: one on CPU, as many as the cluster has GPUs for on GPU."""
     conversations_per_task: int = Field(64, ge=1)
     """Conversations that an engine gets at once; finished ones are on disk before the next are sent."""
     address: str | None = None

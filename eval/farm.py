@@ -89,7 +89,7 @@ class Farm:
         Raises ClusterError when the engines cannot fit the cluster, cannot start, or died more than max_restarts times.
         """
         source = map(_Attempt, tasks)
-        waiting = deque(islice(source, self.spec.replicas))
+        waiting = deque(islice(source, replicas(self.spec, job)))
         if not waiting:
             return
         check_feasible(len(waiting), resources(job), job.served.name)
@@ -223,6 +223,15 @@ def tasks_of(calls: Iterable[Call], per_task: int) -> Iterator[Task]:
 def resources(job: Job) -> dict[str, float]:
     """What one engine takes of the cluster."""
     return {"CPU": 1.0} | ({"GPU": float(job.settings.tensor_parallel)} if job.device == "gpu" else {})
+
+
+def replicas(spec: config.Farm, job: Job) -> int:
+    """Engines of one model at once: as the recipe says, else one on CPU and on GPU all that the cluster can place."""
+    if spec.replicas is not None:
+        return spec.replicas
+    if job.device != "gpu":
+        return 1
+    return max(1, sum(capacity(n["Resources"], resources(job)) for n in ray.nodes() if n["Alive"]))
 
 
 def check_feasible(count: int, wanted: Mapping[str, float], name: str) -> None:

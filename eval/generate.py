@@ -22,13 +22,14 @@ def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, cons
     """Make all planned responses that are missing; returns the folder of their part files.
 
     Every response has its own seed, which follows from its id: a resumed run gives the samples that an uninterrupted
-    one gives (up to the rounding of other batches). With `retry_errors`, responses that failed are asked for again.
+    one gives (up to the rounding of other batches). With `retry_errors`, those that failed or were cut are asked for
+    again.
     """
     console = console or Console(highlight=False)
     folder = responses_folder(cfg)
     with lock(folder):
-        if retry_errors and (dropped := drop_rows(folder, ("engine_error",), RESPONSES)):
-            console.print(f"{dropped} failed responses are asked for again.")
+        if retry_errors and (dropped := drop_rows(folder, ("engine_error", "truncated"), RESPONSES)):
+            console.print(f"{dropped} failed or truncated responses are asked for again.")
         rows = planned_responses(cfg)
         todo = anti_join(rows, done_ids(folder, RESPONSES), ID)
         works = [_work(cfg, rows, todo, served) for served in cfg.models]

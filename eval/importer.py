@@ -27,7 +27,7 @@ Labels = Mapping[str, int]
 REQUIRED = ("model", "item", "judge")
 DEFAULTS = {"dimension": "overall", "criterion": "overall", "sample": "0"}
 """What a table may leave out, and what it means then."""
-OPTIONAL = (*DEFAULTS, "model_family", "judge_family", "response", "rationale")
+OPTIONAL = (*DEFAULTS, "response_id", "model_family", "judge_family", "response", "rationale")
 SCORE = "score"
 HUMAN = "human"
 """The family of people who rate."""
@@ -48,6 +48,7 @@ def import_ratings(
     """Ratings of a CSV, JSONL or Parquet file as a table with the columns of `eval.table.RATINGS`, mode `import`.
 
     mapping: their column -> ours. Ours are model, item, judge (required), dimension, criterion, sample, response,
+    response_id (of a response that `dpeer generate` made: ratings of it by other judges are then of the same response),
     rationale, model_family, judge_family, and either `score` (long form, one rating per row) or `score:DIMENSION` or
     `score:DIMENSION/CRITERION` (wide form, one column per dimension). constants: values of ours that no column holds.
     labels: label -> score, for all dimensions or per dimension; without it labels must be whole numbers.
@@ -179,7 +180,8 @@ def _ratings(
         label = _label(cell(row, column))
         score = scale.score(label, dimension, column)
         yield {
-            "response_id": content_id(model=names["model"], item=names["item"], sample=int(sample), response=response),
+            "response_id": names.get("response_id")
+            or content_id(model=names["model"], item=names["item"], sample=int(sample), response=response),
             **{ours: names[ours] for ours in REQUIRED},
             **{ours: constants.get(ours) or texts.get(ours) for ours in ("model_family", "judge_family")},
             "sample": int(sample),
@@ -194,7 +196,7 @@ def _ratings(
         }
 
 
-_NAMES = (*REQUIRED, *DEFAULTS)
+_NAMES = (*REQUIRED, *DEFAULTS, "response_id")
 
 
 def _name(row: Row, column: str) -> str:

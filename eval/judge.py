@@ -15,7 +15,7 @@ from eval.engine import Answer, Call, Method
 from eval.plan import Plan, plan, ratings_folder, temperature
 from eval.progress import show_statuses
 from eval.prompting import encode_chat, judge_segments, prefix_length
-from eval.ratings import drop_rows, lock, read_table, write_part, write_table
+from eval.ratings import drop_rows, lock, parts, read_table, write_part, write_table
 from eval.readout import Reading, read_logprobs, read_structured
 from eval.run import Connect, Work, execute, read_rates, settings_of
 from eval.table import RATINGS
@@ -46,7 +46,7 @@ def judge(
         for note in planned.notes:
             console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
-        if len(planned.todo) or not _holds(table, planned):
+        if len(planned.todo) or not _holds(table, folder, planned):
             found = read_table(folder).set_index("rating_id")
             # What only marks a row, such as a family that was corrected since, is not part of its id.
             marks = planned.rows.set_index("rating_id")[list(MARKS)]
@@ -59,10 +59,12 @@ def judge(
 MARKS = ("model_family", "judge_family")
 
 
-def _holds(table: Path, planned: Plan) -> bool:
-    """Whether the table is that of the plan; one that cannot be read is not."""
+def _holds(table: Path, folder: Path, planned: Plan) -> bool:
+    """Whether the table is that of the plan; one that cannot be read, or is older than a part file, is not."""
     columns = ["rating_id", *MARKS]
     try:
+        if any(part.stat().st_mtime_ns > table.stat().st_mtime_ns for part in parts(folder)):
+            return False
         there = pd.read_parquet(table, columns=columns)
     except (OSError, ValueError):
         return False

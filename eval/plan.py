@@ -62,7 +62,12 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
     judged = [_rows(cfg, rubric, j, asked, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
     rows = pd.concat(judged, ignore_index=True)
     if check_design:
-        report = design.check(planned_ratings(rows, rubric.scale), Options(), planned=True)
+        planned = planned_ratings(rows, rubric.scale)
+        try:
+            report = design.check(planned, Options(), planned=True)
+        except design.DiscriminationAliased as error:  # the fit has an answer: equal discriminations
+            notes.append(str(error))
+            report = design.check(planned, Options(model="rasch"), planned=True)
         notes += [str(warning) for warning in report.warnings]
     done = done_ids(ratings_folder(cfg))
     if stale := len(done.difference(rows["rating_id"])):
@@ -79,6 +84,11 @@ def _asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
     if unknown := [d for d in judging.dimensions if d not in rubric.dimensions]:
         raise ConfigError(
             f"judging.dimensions: rubric {rubric.name} has no {unknown[0]}; it has {', '.join(rubric.dimensions)}"
+        )
+    if judging.mode == "logprob" and not all(0 <= score <= 9 for score in rubric.scale):
+        raise ConfigError(
+            f"rubric {rubric.name}: mode logprob reads one token per score, so the scale must lie within 0 to 9; it is "
+            f"{rubric.scale[0]} to {rubric.scale[-1]}. Set judging.mode to structured, or use another scale."
         )
     if judging.mode == "logprob" and judging.score == "most_likely" and judging.repeats > len(ORDERS):
         raise ConfigError(
@@ -170,7 +180,8 @@ def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:
     known = {m.name: family(m) for m in cfg.models}
     names = responses["model"]
     guessed = names.map({m: known.get(m) or family_of_name(m) for m in names.unique()})
-    return names.map(said).fillna(responses["family"].str.lower()).fillna(guessed)
+    found = names.map(said).fillna(responses["family"].str.lower()).fillna(guessed).astype(object)
+    return found.where(found.notna(), None)
 
 
 def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:

@@ -28,7 +28,7 @@ from eval.engine import (
     too_long_reason,
     vllm_version,
 )
-from eval.farm import Task, check_feasible, conversations, resources
+from eval.farm import Task, check_feasible, conversations, replicas, resources
 
 ERROR = "__inference_error__"  # rows that carry it pass Ray's engine stage untouched
 TOO_LONG = "too long: "
@@ -46,12 +46,13 @@ def answers(job: Job, tasks: Iterable[Task], spec: config.Farm) -> Iterator[list
     """
     rows = [{"calls": conversation} for task in tasks for conversation in conversations(task)]
     wanted = resources(job)
-    check_feasible(spec.replicas, wanted, job.served.name)
+    engines = min(replicas(spec, job), max(1, len(rows)))
+    check_feasible(engines, wanted, job.served.name)
 
     def answered() -> Any:
         requests = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // spec.conversations_per_task))
         tokens = requests.flat_map(lambda row: _requests(job, row["calls"]), num_cpus=TOKENIZING)
-        return _processor(job, spec, wanted)(tokens)
+        return _processor(job, spec, wanted, engines)(tokens)
 
     try:
         for block in blocks(answered, spec.timeout_s):
@@ -147,7 +148,7 @@ def _tokenizer(path: str, revision: str | None) -> Any:
     return load_tokenizer(path, revision)
 
 
-def _processor(job: Job, spec: config.Farm, wanted: dict[str, float]) -> Any:
+def _processor(job: Job, spec: config.Farm, wanted: dict[str, float], engines: int) -> Any:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     kwargs = {k: v for k, v in engine_kwargs(job).items() if k != "model"}
@@ -156,7 +157,7 @@ def _processor(job: Job, spec: config.Farm, wanted: dict[str, float]) -> Any:
         model_source=job.served.path,
         engine_kwargs=kwargs,
         runtime_env={"env_vars": environment(job)},
-        concurrency=spec.replicas,
+        concurrency=engines,
         batch_size=job.settings.max_num_seqs,
         placement_group_config={"bundles": [wanted | {"CPU": wanted["CPU"] - TOKENIZING}]},
         should_continue_on_error=True,

@@ -39,8 +39,9 @@ WORDS = (
     "vocab.*",
     "merges.txt",
     "*.model",
+    "generation_config.json",
 )
-"""Files of a model folder that say how text becomes tokens."""
+"""Files of a model folder that say how text becomes tokens, and at which token an answer ends."""
 
 
 def served_hash(served: Served) -> str:
@@ -52,7 +53,7 @@ def served_hash(served: Served) -> str:
 
 
 def words_hash(served: Served) -> str | None:
-    """Tokenizer and chat template of a local model: they change what is asked, and weights do not tell.
+    """Tokenizer, chat template and end tokens of a local model: they change what is asked, and weights do not tell.
 
     None for a hub id, whose commit pins them, and for an endpoint.
     """

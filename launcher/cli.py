@@ -103,10 +103,10 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
     """Train a model as a recipe says."""
-    from dpeer.config_io import load_config, resolved_yaml
-    from launcher.recipe import recipe_path
+    from dpeer.config_io import resolved_yaml
+    from launcher.recipe import training_config
 
-    config = load_config(recipe_path(recipe), set_ or ())
+    config = training_config(recipe, set_ or ())
     ctx.meta["run_dir"] = config.run_dir
     if dry_run:
         typer.echo(resolved_yaml(config), nl=False)
@@ -152,7 +152,9 @@ def diff(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of everything that the demo makes.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Folder of all that the demo makes; another seed replaces it.")] = Path(
+        "runs/demo"
+    ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the toy world and of training.")] = 0,
 ) -> None:
     """Train the toy model with every method, compare them, and leave model, ledger, certificate and page."""

@@ -18,13 +18,14 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from dpeer.config import Config
-from dpeer.config_io import load_config, resolved
+from dpeer.config_io import resolved
 from dpeer.data import toyworld
+from dpeer.errors import ConfigError
 from dpeer.report.comparison import ArmRow, write_comparison
 from dpeer.training.run_dir import RunDir, write_json
 from launcher import demo_evaluation
 from launcher.cluster import connect
-from launcher.recipe import recipe_path
+from launcher.recipe import training_config
 from launcher.replies import replies
 from launcher.train import Groups, train
 
@@ -112,7 +113,7 @@ def arm_config(arm: Arm, root: Path, seed: int) -> Config:
         f"data.train={root / 'world' / 'train.jsonl'}",
         f"data.heldout={root / 'world' / 'test.jsonl'}",
     )
-    return load_config(recipe_path("demo"), (f"name={arm.run}", f"seed={seed}", *places, *arm.changes))
+    return training_config("demo", (f"name={arm.run}", f"seed={seed}", *places, *arm.changes))
 
 
 def prepare_world(root: Path, seed: int, console: Console) -> Path:
@@ -123,15 +124,31 @@ def prepare_world(root: Path, seed: int, console: Console) -> Path:
     made = {"seed": seed, "train": TRAIN_RECORDS, "heldout": HELDOUT_RECORDS}
     if base.exists() and stamp.exists() and json.loads(stamp.read_text()) == made:
         return base
-    if root.exists():
-        console.print(f"{root} holds another demo; starting over.")
-        shutil.rmtree(root)
+    clear(root, console)
     world = toyworld.write_world(root / "world", seed, TRAIN_RECORDS, HELDOUT_RECORDS)
     with Progress("{task.description}", BarColumn(20), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("base model", total=600)
         build_base(base, world.pretrain, seed, 600, lambda step, loss: progress.update(task, completed=step + 1))
     write_json(stamp, made)
     return base
+
+
+def clear(root: Path, console: Console) -> None:
+    """Remove what an earlier demo has made in its folder. Raises ConfigError for a folder that is no demo's."""
+    own = [root / name for name in ("world", "base", "judges", "judges.json", "evaluation", "demo.html")]
+    own += [root / arm.run for arm in ARMS]
+    found = [path for path in own if path.exists()]
+    stamp = root / "world.json"
+    others = sorted(path.name for path in root.iterdir() if path not in own) if root.is_dir() else []
+    if others and not stamp.exists():
+        raise ConfigError(
+            f"{root} holds {others[0]} and is no folder of a demo, which would remove things there; give --output a "
+            "new or empty folder"
+        )
+    if found:
+        console.print(f"{root} holds another demo; starting over.")
+    for path in (stamp, *found):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _up_to_date(config: Config) -> bool:

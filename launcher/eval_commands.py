@@ -24,7 +24,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. design.kind=linked; repeat.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
-RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again where an engine failed.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again where an engine failed or a limit cut.")]
 
 
 def generate(
@@ -67,7 +67,9 @@ def judge(
 
         table = run(config, lambda: _connect(config), retry_errors)
         typer.echo(table)
-        typer.echo(f"Next: dpeer irt fit {table} --output {config.folder / 'irt'}")
+        names = [model.name for model in config.models]
+        base = f" --base {config.base or names[0]}" if names else ""
+        typer.echo(f"Next: dpeer irt fit {table} --output {config.folder / 'irt'}{base}")
 
 
 @ratings.command("import")
@@ -159,7 +161,7 @@ def _config(recipe: str, overrides: list[str] | None) -> EvalConfig:
     from eval.config import EvalConfig
     from launcher.recipe import EVALUATION, recipe_path
 
-    return load_section(EvalConfig, recipe_path(recipe, EVALUATION), overrides or ())
+    return load_section(EvalConfig, recipe_path(recipe, EVALUATION), overrides or (), shelf=EVALUATION)
 
 
 def _print_config(config: EvalConfig) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,6 +22,7 @@ from launcher.worker import Worker
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
 PROBE_S = 3.0  # how long a rank may take to say what it is doing
 DEAD = "dead"
+DEATHS = (RayActorError, NodeDiedError, OutOfMemoryError)  # the last by Ray's memory monitor; no RayActorError
 
 
 class WorkerLost(ClusterError):
@@ -156,7 +157,9 @@ class Group:
         states = self._states() if not dead else []
         dead += [rank for rank, state in enumerate(states) if state.phase == DEAD]
         if dead:
-            return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.")
+            memory = isinstance(failures.get(dead[0]), OutOfMemoryError)
+            why = " Ray ended it because its node ran out of memory." if memory else ""
+            return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.{why}")
         own = {rank: error for rank, error in failures.items() if not _collective(error)}
         if silent and not own:
             own_limit = limit == self.spec.timeout_s + GRACE_S
@@ -221,7 +224,7 @@ def _wait(refs: list[Any], count: int, timeout_s: float) -> tuple[list[Any], lis
 def _answer(ref: Any) -> Any:
     try:
         return ray.get(ref, timeout=0)
-    except RayActorError:
+    except DEATHS:
         return DEAD
     except (RayTaskError, GetTimeoutError):
         return None
@@ -282,4 +285,4 @@ def _collective(error: Exception) -> bool:
 
 
 def _dead(error: Exception) -> bool:
-    return isinstance(error, RayActorError)
+    return isinstance(error, DEATHS)

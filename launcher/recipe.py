@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
+from dpeer.config import Config
+from dpeer.config_io import load_config
 from dpeer.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -14,6 +17,11 @@ EVALUATION = RECIPES / "evaluation"
 def recipe_names(folder: Path = RECIPES) -> tuple[str, ...]:
     """Names of the shipped recipes, sorted: of training, or of the folder EVALUATION."""
     return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def training_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The config behind a recipe argument."""
+    return load_config(recipe_path(name), overrides, shelf=RECIPES)
 
 
 def recipe_path(name: str, folder: Path = RECIPES) -> Path:

@@ -17,7 +17,15 @@ TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; 
 
 
 class Interrupted(BaseException):
-    """A signal: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`."""
+    """A signal: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`.
+
+    `code` is the exit code of the process. It travels with the exception, as another `Signals` than the one that took
+    the signal may have to end the process.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def preempt_signal() -> signal.Signals:
@@ -60,7 +68,9 @@ class Signals:
     def _handle(self, number: int, frame: Any) -> None:
         if not self._deferred:
             self.received = number
-            raise Interrupted("Stopped by a signal outside training; what was saved is kept. Go on with --resume.")
+            raise Interrupted(
+                "Stopped by a signal outside training; what was saved is kept. Go on with --resume.", self.exit_code
+            )
         if self.received is None:
             self.received, self._first = number, time.monotonic()
             once_more = "" if number == self._preempt else " Once more to stop without."
@@ -70,7 +80,9 @@ class Signals:
         elif self.received == self._preempt:  # pre-empted first, then told to stop: it shall not start again
             self.received, self._first = number, time.monotonic()
         elif time.monotonic() - self._first > TWICE_S:
-            raise Interrupted("Stopped at once by a second signal; the last checkpoint is kept. Go on with --resume.")
+            raise Interrupted(
+                "Stopped at once by a second signal; the last checkpoint is kept. Go on with --resume.", self.exit_code
+            )
 
     @property
     def exit_code(self) -> int:

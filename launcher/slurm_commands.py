@@ -26,11 +26,10 @@ def slurm(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print script and config, and stop.")] = False,
 ) -> None:
     """Train a recipe as a Slurm job: writes RUN/slurm/job.sh and config.yaml, and submits."""
-    from dpeer.config_io import load_config
-    from launcher.recipe import recipe_path
+    from launcher.recipe import training_config
     from launcher.slurm import Request, submit, write_job
 
-    config = load_config(recipe_path(recipe), set_ or ())
+    config = training_config(recipe, set_ or ())
     request = Request(nodes, gpus, time, partition, account, signal, grace, tuple(sbatch or ()))
     script = write_job(config, request)
     if dry_run:

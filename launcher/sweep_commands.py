@@ -44,6 +44,7 @@ def run(
         _show_plan(spec, cells)
         return
     from dpeer.errors import ConfigError
+    from launcher.lock import claim
     from launcher.sweep.folder import SweepFolder
     from launcher.sweep.report import write_report
     from launcher.sweep.run import run as train
@@ -57,8 +58,11 @@ def run(
         if not cell:
             raise ConfigError("--again trains single cells anew: name them with --cell")
         for one in chosen:
-            if moved := folder.set_aside(one.name):
-                typer.echo(f"put aside: {moved}")
+            with claim(folder.lock(one.name)) as ours:
+                if not ours:
+                    raise ConfigError(f"{one.name} is being trained; stop that first, or wait for its end")
+                if moved := folder.set_aside(one.name):
+                    typer.echo(f"put aside: {moved}")
     overrides = [part for override in set_ or () for part in ("--set", override)]
     command = [sys.executable, "-m", "launcher.cli", "sweep", "lane", str(path), *overrides]
     code = train(spec, chosen, folder, command, lanes)

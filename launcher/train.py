@@ -16,6 +16,7 @@ from dpeer.training.run_dir import RunDir, write_json, write_text
 from launcher import exit_codes
 from launcher.cluster import NodeLost, check_feasible, connect
 from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts, wanted
+from launcher.lock import LEASE_S, Owner, sole
 from launcher.preflight.quick import opening, token
 from launcher.progress import Progress
 from launcher.signals import Interrupted, Signals
@@ -34,7 +35,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     """
     refuse_perishable(config)
     check_startable(RunDir(config.run_dir), resume)
-    with Signals() as signals:
+    with Signals():
         try:
             token(config)
             with connect(config.cluster.address):
@@ -47,7 +48,7 @@ def run(config: Config, *, resume: bool = False) -> int:
                     groups.close()
         except Interrupted as stopped:
             print(stopped, flush=True)
-            return signals.exit_code
+            return stopped.code
 
 
 def refuse_perishable(config: Config) -> None:
@@ -99,6 +100,23 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     if files.finished:
         print(f"{files.path} is finished; nothing to do.")
         return 0
+    with sole(config.output_dir / "locks" / f"{config.name}.driver.json", _tell_wait) as other:
+        if other:
+            raise ClusterError(
+                f"{files.path}: another driver ({other.place}) trains this run; two would ruin its ledger and "
+                "checkpoints. Wait for its end, or give this run another name (--set name=...)."
+            )
+        return _train(config, groups, files)
+
+
+def _tell_wait(owner: Owner) -> None:
+    print(
+        f"{owner.place}, on another machine, was training this run; waiting up to {LEASE_S:g} s for a sign of it.",
+        flush=True,
+    )
+
+
+def _train(config: Config, groups: Groups, files: RunDir) -> int:
     restarts = 0
     with Signals() as signals:
         while True:
@@ -130,7 +148,7 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
                 return exit_codes.NODE_LOST
             except Interrupted as stopped:
                 print(stopped, flush=True)
-                return signals.exit_code
+                return stopped.code
             except OSError as error:
                 if error.errno not in DISK_FAULTS:
                     raise
@@ -230,7 +248,8 @@ class Attempt:
                 self.save(step + 1)
             if self.signals.received:
                 raise Interrupted(
-                    f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume."
+                    f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume.",
+                    self.signals.exit_code,
                 )
         for message in infeasible(tail).values() if self.preference else ():
             progress.warn(f"infeasible: {message}")
@@ -299,6 +318,7 @@ def fill_cache(config: Config, groups: Groups) -> None:
     if all(path.exists() for path in paths.values()):
         return
     print(f"{config.name}: computing the reference log-probabilities", flush=True)
+    groups.close()  # policy workers of an earlier run would hold the places
     group, phase = groups.reference(), "filling the reference cache"
     refuse_other_facts("the reference group", group.build(config)["facts"], prepared.facts)
     scores: list[list[float]] = []

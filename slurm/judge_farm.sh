@@ -1,8 +1,7 @@
 #!/bin/bash
-# Judges on as many nodes as are given:   RECIPE=evaluation.yaml sbatch --nodes=4 slurm/judge_farm.sh [judge | generate]
-# Answers first, then their ratings:
-#   first=$(RECIPE=evaluation.yaml sbatch --parsable slurm/judge_farm.sh generate)
-#   RECIPE=evaluation.yaml sbatch --dependency=afterok:"$first" slurm/judge_farm.sh
+# Answers and ratings on as many nodes as are given, each engine on engine.tensor_parallel GPUs; answers first:
+#   first=$(RECIPE=evaluation.yaml sbatch --parsable --nodes=4 slurm/judge_farm.sh generate)
+#   RECIPE=evaluation.yaml sbatch --nodes=4 --dependency=afterok:"$first" slurm/judge_farm.sh judge
 # Finished parts are kept: a job that was pre-empted or lost a node goes on where it was.
 #SBATCH --job-name=dpeer-judge
 #SBATCH --nodes=1

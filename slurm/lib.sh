@@ -8,7 +8,8 @@
 #    *  final; the last line of the output says why
 #
 # Settings, all from the environment:
-#   DPEER_ENV             file to source first, e.g. a virtual environment's activate  [.venv/bin/activate, if it is there]
+#   DPEER_HOME            the checkout, for jobs submitted from elsewhere              [the folder of the submission]
+#   DPEER_ENV             file to source first, e.g. a virtual environment's activate  [the checkout's .venv/bin/activate]
 #   DPEER_CONTAINER       prefix that runs a command in a container, e.g. "apptainer exec --nv dpeer.sif"
 #   DPEER_LOGS            folder on a file system that all nodes share                 [logs]
 #   DPEER_TMP             folder on each node, at most 12 characters long              [/tmp]
@@ -34,11 +35,14 @@ final() { # final CODE REASON...: the end of the job
 
 begin() { # settings, folders and traps of this attempt
   # shellcheck disable=SC1090  # the user's file
-  if [ -f "${DPEER_ENV:=.venv/bin/activate}" ]; then . "$DPEER_ENV"; fi
+  if [ -f "${DPEER_ENV:=${DPEER_HOME:-.}/.venv/bin/activate}" ]; then . "$DPEER_ENV"; fi
   unset RAY_ADDRESS RAY_AUTH_TOKEN # of another cluster
   : "${DPEER_LOGS:=logs}" "${DPEER_TMP:=/tmp}" "${DPEER_START_TIMEOUT:=600}" "${DPEER_MAX_LOSSES:=3}"
   export DPEER_PREEMPT_SIGNAL=${DPEER_PREEMPT_SIGNAL:-USR1}
   read -ra container <<<"${DPEER_CONTAINER:-}"
+  if [ -z "${DPEER_CONTAINER:-}" ] && ! command -v dpeer >/dev/null; then
+    final $EX_FAILED "no dpeer on PATH and no $DPEER_ENV; run make setup in the checkout, or set DPEER_ENV or DPEER_CONTAINER"
+  fi
 
   restarts=${SLURM_RESTART_COUNT:-0}
   job_logs=$(realpath -m "$DPEER_LOGS")/$SLURM_JOB_ID
@@ -49,6 +53,7 @@ begin() { # settings, folders and traps of this attempt
   gpus=${SLURM_GPUS_ON_NODE:-0}
   ray_dir=$DPEER_TMP/dpeer-$SLURM_JOB_ID-$restarts
   head=$(node_address)
+  [ -n "$head" ] || final $EX_FAILED "no network address of $(hostname) was found; set DPEER_INTERFACE"
   port=${DPEER_PORT:-$((20000 + SLURM_JOB_ID % 500 * 10))}
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$logs/token
   (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
@@ -69,7 +74,7 @@ node_address() { # this node's address in the network that the nodes share
   if [ -n "${DPEER_INTERFACE:-}" ]; then
     ip -4 -o addr show dev "$DPEER_INTERFACE" | awk '{sub("/.*", "", $4); print $4; exit}'
   else
-    { getent ahostsv4 "$(hostname)" && hostname -I | tr ' ' '\n'; } | awk '$1 !~ /^127\./ && NF {print $1; exit}'
+    { getent ahostsv4 "$(hostname)"; hostname -I | tr ' ' '\n'; } | awk '$1 !~ /^127\./ && NF {print $1; exit}'
   fi
 }
 
@@ -80,6 +85,10 @@ pass_on() { # pass_on SIGNAL: the script was sent a signal; the running command 
 }
 
 reachable() { timeout 5 bash -c ": <>/dev/tcp/$head/$port" 2>/dev/null; } # is Ray on the first node there?
+
+complete() { # are all nodes still there, with their GPUs?
+  reachable && "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout 5 >/dev/null 2>&1
+}
 
 attend() { # attend COMMAND...: run it so that signals reach it at once; returns its exit code
   "$@" &
@@ -155,7 +164,7 @@ run_on_ray() { # run_on_ray COMMAND...: Ray, then the command on the first node,
     if [ "$signalled" = "$DPEER_PREEMPT_SIGNAL" ] && [ $code = $((128 + $(kill -l "$DPEER_PREEMPT_SIGNAL"))) ]; then
       code=$EX_PREEMPTED
     fi
-    if [ -z "$signalled" ] && [ $code != 0 ] && ! reachable; then code=$EX_NODE_LOST; fi # Ray itself has died
+    if [ -z "$signalled" ] && [ $code != 0 ] && ! complete; then code=$EX_NODE_LOST; fi # whatever it says of the reason
     sleep 1 && kill "$mirror" 2>/dev/null # it has shown the rest by now
     wait "$mirror" 2>/dev/null
     finish "$code" "$1 ended with $code: $(reason "$log")"
@@ -172,7 +181,7 @@ logged() { exec "${@:2}" >"$1" 2>&1; } # exec: signals reach the command itself
 
 reason() { # the error that a command has printed, on one line; else its last line
   local error
-  error=$(sed -n '/^error:/,$p' "$1" | paste -sd ' ')
+  error=$(sed -nE '/^(error|unexpected [A-Za-z]+):/,$p' "$1" | paste -sd ' ')
   echo "${error:-$(grep -v '^\s*$' "$1" | tail -n 1)}"
 }
 

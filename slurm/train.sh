@@ -1,5 +1,7 @@
 #!/bin/bash
-# Trains any recipe:   RECIPE=llama3_8b sbatch --nodes=2 slurm/train.sh [dpeer train's options]
+# Trains any recipe:   RECIPE=llama3_8b sbatch slurm/train.sh [dpeer train's options]
+# The recipe says how many ranks there are; for two nodes of 8 GPUs:
+#   RECIPE=llama3_8b sbatch --nodes=2 slurm/train.sh --set cluster.policy_workers=16 --set cluster.reference_workers=16
 # Nodes, GPUs and time are options of sbatch; all else is in the environment, see slurm/lib.sh.
 # Submit from the folder that holds slurm/, on a file system that all nodes share.
 # The run's folder is keyed by the run's name: submitting again, or being requeued, resumes it.

@@ -10,7 +10,7 @@ import numpy as np
 
 from dpeer.report.plot import DASHES, LIMIT, MARKERS, PALETTE, Plot, draw, legend
 from dpeer.report.sweep import Setting, SweepCell, SweepData
-from dpeer.report.sweep_numbers import Price, Spread, average, over_seeds, pareto_front, worst
+from dpeer.report.sweep_numbers import Price, Spread, average, mean_and_worst, over_seeds, pareto_front, worst
 from dpeer.report.text import exact, listing, number, percent
 
 if TYPE_CHECKING:
@@ -118,10 +118,12 @@ def _rates(
     return Plot(title, f"{ylabel}. {words}. {title}.", draw(paint), BANDS)
 
 
-def pareto(data: SweepData) -> Plot:
-    """Mean against worst held-out loss: which settings no other beats in both."""
-    points = [(over_seeds(s.over(average)).mean, over_seeds(s.over(worst)).mean) for s in data.settings]
+def pareto(data: SweepData) -> Plot | None:
+    """Mean against worst held-out loss: which settings no other beats in both; None where nothing was measured."""
+    points = mean_and_worst(data.settings)
     front = sorted(pareto_front(points), key=lambda i: points[i])
+    if not front:
+        return None
 
     def paint(axes: Axes) -> None:
         for i, (setting, (x, y)) in enumerate(zip(data.settings, points, strict=True)):

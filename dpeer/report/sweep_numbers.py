@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,8 +42,8 @@ def over_seeds(values: Sequence[float]) -> Spread:
 
 
 def worst(cell: SweepCell) -> float:
-    """Highest held-out loss over the dimensions."""
-    return max(cell.heldout("loss").values(), default=NAN)
+    """Highest held-out loss over the dimensions; nan when one of them was not measured."""
+    return float(np.max(list(cell.heldout("loss").values()) or [NAN]))
 
 
 def average(cell: SweepCell) -> float:
@@ -69,13 +69,23 @@ def paired(setting: Setting, reference: Setting) -> Spread:
     return over_seeds([worst(c) - theirs[c.seed] for c in setting.cells if c.seed in theirs])
 
 
+def mean_and_worst(settings: Sequence[Setting]) -> list[tuple[float, float]]:
+    """Average and worst held-out loss of each setting, means over the seeds that all settings have (paired)."""
+    common = set.intersection(*({c.seed for c in s.cells} for s in settings))
+
+    def mean(setting: Setting, loss: Callable[[SweepCell], float]) -> float:
+        return over_seeds([loss(c) for c in setting.cells if c.seed in common or not common]).mean
+
+    return [(mean(s, average), mean(s, worst)) for s in settings]
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats: lower is better in both, equal ones all stay."""
+    """Indices of the points that no other beats: lower is better in both, equal ones all stay, nan is left out."""
 
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
         return a[0] <= b[0] and a[1] <= b[1] and a != b
 
-    return [i for i, p in enumerate(points) if not any(beats(q, p) for q in points)]
+    return [i for i, p in enumerate(points) if np.isfinite(p).all() and not any(beats(q, p) for q in points)]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,11 @@ from dpeer.report.sweep import Setting, SweepCell, SweepData, read_sweep
 from dpeer.report.sweep_numbers import (
     Price,
     Spread,
-    average,
-    over_seeds,
+    mean_and_worst,
     paired,
     pareto_front,
     prices,
     reference_setting,
-    worst,
 )
 from dpeer.report.text import number
 from dpeer.training.run_dir import write_json, write_text
@@ -85,6 +83,8 @@ def finding(found: Findings) -> str:
     """The sentence that heads the page: which setting serves the worst dimension best."""
     rows = [(s, d) for s, d in found.differences if s is not found.reference and math.isfinite(d.mean)]
     if not rows:
+        if len(found.data.settings) > 1:
+            return "Settings cannot be compared: held-out losses or common seeds are missing"
         return f"{len(found.data.cells)} cells of one setting"
     best, gain = min(rows, key=lambda row: row[1].mean)
     if gain.mean >= 0:
@@ -132,7 +132,9 @@ def _sections(found: Findings, tables: Mapping[str, Rows]) -> Iterator[Part]:
         ),
         there(figures.accuracy(data), figures.oracle(data), figures.abilities(data, found.abilities)),
     )
-    yield Part("What is traded", "Held-out losses, means over seeds.", [figures.pareto(data)])
+    yield Part(
+        "What is traded", "Held-out losses, means over the seeds that all settings have.", there(figures.pareto(data))
+    )
     yield Part("The price of tolerance", PRICE_TEXT, there(figures.shadow_prices(data, found.prices)))
     yield Part(
         "Cost", "Time in training steps, start-up and evaluation left out.", [figures.cost(data, tables["cost"])]
@@ -160,7 +162,7 @@ def _tables(found: Findings) -> Iterator[tuple[str, Rows]]:
             for d in c.heldout("loss")
         ],
     )
-    points = [(over_seeds(s.over(average)).mean, over_seeds(s.over(worst)).mean) for s in data.settings]
+    points = mean_and_worst(data.settings)
     front = pareto_front(points)
     yield (
         "settings",

@@ -55,7 +55,7 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     )
     for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
         _sync(shard)
-    probe = _probe(policy)
+    probe, sums = _probe(policy), _sums(policy)
     if policy.world.rank == 0:
         _sync(folder / SHARDS)
         write_json(
@@ -66,6 +66,7 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "numerics": _numerics(policy),
                 "dual": policy.dual.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
+                "sums": sums,
                 "facts": facts,
             },
         )
@@ -101,6 +102,7 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
         _load_universal(policy, folder)
     policy.step = policy.pulse.step = state["step"]
     policy.dual = DualState.from_dict(state["dual"])
+    _check_sums(policy, folder, state.get("sums", {}))
     exact = same_ranks and state["numerics"] == _numerics(policy)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
 
@@ -158,6 +160,33 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sums(policy: Policy) -> dict[str, float]:
+    """Sums of squares in fp64 over all ranks of what the optimizer holds: the same for every number of ranks."""
+    optimizer = policy.engine.optimizer
+    states = list(optimizer.optimizer.state.values())
+    held = {
+        "master weights": list(optimizer.fp32_partitioned_groups_flat),
+        "first moments": [state["exp_avg"] for state in states if "exp_avg" in state],
+        "second moments": [state["exp_avg_sq"] for state in states if "exp_avg_sq" in state],
+    }
+    own = [
+        sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in tensors) for tensors in held.values()
+    ]
+    total = torch.tensor(own, dtype=torch.float64, device=policy.world.device)
+    dist.all_reduce(total)
+    return dict(zip(held, total.tolist(), strict=True))
+
+
+def _check_sums(policy: Policy, folder: Path, expected: dict[str, float]) -> None:
+    found = _sums(policy)
+    for name, before in expected.items():
+        if not abs(found[name] - before) <= 1e-9 * before:
+            raise CheckpointError(
+                f"{folder}: the {name} that were loaded have the sum of squares {found[name]:.10g}, those saved had "
+                f"{before:.10g}. The optimizer's state did not load; use an earlier checkpoint."
+            )
 
 
 def _probe(policy: Policy) -> Scores:

@@ -100,6 +100,12 @@ class TrainingRank:
         checkpoint.load(self.policy, folder, self.prepared.facts)
         return self.policy.step
 
+    def blank(self) -> None:
+        """Zero this rank's share of the trained weights, so that a load that does nothing cannot pass for one."""
+        for parameter in self.policy.engine.module.parameters():
+            if parameter.requires_grad:
+                parameter.ds_tensor.data.zero_()
+
     def export(self, folder: Path) -> None:
         export(self.policy, folder)
 

@@ -134,6 +134,7 @@ def reliability_table(posterior: Posterior) -> pd.DataFrame:
     spread over the root mean square error, sqrt(reliability / (1 - reliability)) (Wright & Masters, 1982).
     """
     theta = posterior.flat("theta")
+    theta = theta - theta.mean(axis=1, keepdims=True)  # where they are all moved by an anchor tells none of them apart
     explained, error = theta.mean(axis=0).var(axis=0, ddof=1), theta.var(axis=0).mean(axis=0)
     reliability = explained / (explained + error)
     return pd.DataFrame(

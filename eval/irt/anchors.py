@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dpeer.errors import ConfigError
-from eval.irt.types import Floats, Posterior, Ratings
+from eval.irt.types import Bools, Floats, Posterior, Ratings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +19,9 @@ class Anchors:
     judges: Floats  # [J, D, 2] severity
     items: Floats  # [Q, D, 2] difficulty
     log_alpha: Floats  # [J, 2]
-    mu: Floats  # [D] of the earlier fit; nan where unknown
+    mu: Floats  # [D] of the earlier fit; nan where the two fits have no common origin
+    notes: tuple[str, ...] = ()
+    """Dimensions without a common origin, and why."""
 
 
 def anchors_from(
@@ -42,6 +44,8 @@ def anchors_from(
     found: dict[str, Any] = {
         "model": "gmfrm" if "log_alpha" in posterior.draws else "rasch",
         "response_effect": bool(posterior.facts["response_effect"]),
+        "scale": list(ratings.scale),
+        "scores": {d: _extremes(ratings, k) for k, d in enumerate(dimensions)},
         "mu": dict(zip(dimensions, posterior.flat("mu").mean(axis=0).tolist(), strict=True)),
         "judges": {
             j: {
@@ -64,7 +68,12 @@ def anchors_from(
 
 
 def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool, response_effect: bool) -> Anchors:
-    """Anchors as arrays over the elements of `ratings`; all nan without anchors. Raises ConfigError."""
+    """Anchors as arrays over the elements of `ratings`; all nan without anchors.
+
+    Abilities count from where difficulties and severities do. A dimension has the origin of the earlier fit only if
+    some of its items and some of its judges are anchored and its lowest and highest score are those of then, on which
+    the thresholds are centred. Raises ConfigError: fits of different models or scales, or anchors that link nothing.
+    """
     j, q, d = len(ratings.judges), len(ratings.items), len(ratings.dimensions)
     found = Anchors(np.full((j, d, 2), np.nan), np.full((q, d, 2), np.nan), np.full((j, 2), np.nan), np.full(d, np.nan))
     if not anchors:
@@ -76,6 +85,12 @@ def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool,
                 f"anchors: the earlier fit has {name} {anchors[name]}, this one {value}; their logits are not on one "
                 "scale, so fit both in the same way"
             )
+    if tuple(anchors.get("scale", ratings.scale)) != ratings.scale:
+        then, here = (" to ".join(str(s[i]) for i in (0, -1)) for s in (anchors["scale"], ratings.scale))
+        raise ConfigError(
+            f"anchors: the earlier fit has the scale {then}, this one {here}; name the common one with --scale, or "
+            "leave the anchors out"
+        )
     for kind, names, into in (("judges", ratings.judges, found.judges), ("items", ratings.items, found.items)):
         at = {name: i for i, name in enumerate(names)}
         for name, values in anchors.get(kind, {}).items():
@@ -92,7 +107,38 @@ def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool,
         raise ConfigError(
             "anchors: none of the anchored judges and items occurs in these ratings, so nothing is linked"
         )
-    return found
+    return _with_origins(found, ratings, anchors)
+
+
+def _with_origins(found: Anchors, ratings: Ratings, anchors: dict[str, Any]) -> Anchors:
+    judged: Bools = ~np.isnan(found.judges[..., 0]).all(axis=0)  # [D]
+    asked: Bools = ~np.isnan(found.items[..., 0]).all(axis=0)
+    notes = []
+    for d, name in enumerate(ratings.dimensions):
+        if judged.any() and not judged[d]:
+            raise ConfigError(
+                f"anchors: judges are anchored in {ratings.dimensions[int(judged.argmax())]} but none in {name}, whose "
+                "origin would be loose; fit the dimensions apart (--dimension)"
+            )
+        then, now = anchors.get("scores", {}).get(name), _extremes(ratings, d)
+        why = [
+            f"none of its {kind} is anchored" for kind, there in (("judges", judged), ("items", asked)) if not there[d]
+        ]
+        if then is not None and then != now:
+            why.append(f"its scores run from {now[0]} to {now[1]}, then from {then[0]} to {then[1]}")
+        if why and not np.isnan(found.mu[d]):
+            found.mu[d] = np.nan
+            notes.append(
+                f"{name}: {' and '.join(why)}, so abilities are not on the origin of the earlier fit; they sum to zero "
+                "over these models"
+            )
+    return replace(found, notes=tuple(notes))
+
+
+def _extremes(ratings: Ratings, dimension: int) -> list[int]:
+    """The least and the greatest score given."""
+    given = ratings.category[ratings.dimension == dimension]
+    return [int(ratings.scale[given.min()]), int(ratings.scale[given.max()])]
 
 
 def _pair(kind: str, name: str, value: Any) -> tuple[float, float]:

@@ -16,8 +16,10 @@ NAMES = ("model", "item", "dimension", "judge")
 TEXTS = (
     *NAMES,
     *("rating_id", "response_id", "criterion", "status", "order"),
-    *("model_family", "judge_family", "model_hash", "judge_hash"),
+    *("model_family", "judge_family", "model_hash", "judge_hash", "rubric_hash", "mode"),
 )
+SOURCES = {"model": "model_hash", "judge": "judge_hash", "dimension": "rubric_hash"}
+"""What a name stands for: weights, weights and wording."""
 MOST_CATEGORIES = 10
 
 
@@ -59,6 +61,9 @@ def _encode(
     _refuse(~texts["order"].isin(["", "up", "down"]), frame, "order", "is neither up nor down")
     twice = texts["rating_id"].duplicated() & (texts["rating_id"] != "")
     _refuse(twice, frame, "rating_id", "occurs twice; each rating may be given once")
+
+    for name, source in SOURCES.items():
+        _one_source(texts[name], texts[source])
 
     counts = pd.crosstab(texts["judge"], status)
     ok = (status == "ok").to_numpy()
@@ -107,13 +112,14 @@ def _read(path: Path) -> pd.DataFrame:
             return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
-    if not path.exists() or (path.is_dir() and not any(path.rglob("*.parquet"))):
+    files = sorted(path.rglob("[!.]*.parquet")) if path.is_dir() else [path]
+    if not path.exists() or not files:
         raise DataError(f"{path}: no ratings here; give a CSV or Parquet file, or the ratings folder of `dpeer judge`")
     import pyarrow as pa
     import pyarrow.dataset as ds
 
     try:
-        rows = ds.dataset(path, format="parquet", partitioning="hive", exclude_invalid_files=False)
+        rows = ds.dataset(files, format="parquet", partitioning="hive")
         return rows.to_table(columns=[c for c in rows.schema.names if c in wanted]).to_pandas()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
@@ -133,6 +139,17 @@ def _refuse(bad: pd.Series, frame: pd.DataFrame, column: str, why: str) -> None:
         value = repr(frame[column].iloc[rows[0]]) if column in frame.columns else "(missing)"
         more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
         raise DataError(f"ratings, row {frame.index[rows[0]] + 1}, column {column}: {value[:80]} {why}{more}")
+
+
+def _one_source(names: pd.Series, sources: pd.Series) -> None:
+    """Two judges, models or rubrics under one name would be pooled as if they were one."""
+    known = sources != ""
+    kinds = sources[known].groupby(names[known]).nunique()
+    if len(twice := kinds[kinds > 1]):
+        raise DataError(
+            f"ratings: {names.name} {twice.index[0]} stands for {twice.iloc[0]} different ones ({sources.name}): rows "
+            "of an earlier plan are among these. Fit the ratings.parquet that `dpeer judge` wrote, which holds one plan"
+        )
 
 
 def _scores(frame: pd.DataFrame) -> pd.Series:
@@ -184,18 +201,34 @@ def _responses(frame: pd.DataFrame, text: dict[str, pd.Series], model: Ints, ite
     other = (model != model[first][response]) | (item != item[first][response])
     why = "belongs to two models or items; a response has one of each"
     _refuse(pd.Series(other, index=frame.index), frame, "response_id", why)
+    _one_name(text, sample)
     return response, model[first], item[first]
+
+
+def _one_name(text: dict[str, pd.Series], sample: pd.Series) -> None:
+    """Judges and people who rated the same response must mean one response, or its effect is counted twice."""
+    elsewhere = text["mode"] == "import"
+    if elsewhere.all() or not elsewhere.any():
+        return
+    key = text["model"] + "/" + text["item"] + "/" + sample
+    ids = pd.DataFrame({"key": key, "id": text["response_id"], "elsewhere": elsewhere}).drop_duplicates()
+    both = ids[ids["elsewhere"]].merge(ids[~ids["elsewhere"]], on="key")
+    if len(apart := both[~both["id_x"].isin(ids["id"][~ids["elsewhere"]])]):
+        raise DataError(
+            f"ratings: {apart['key'].iloc[0]} (model/item/sample) is one response in the ratings of `dpeer judge` and "
+            "another in the imported ones. Import them with --map COLUMN=response_id, the ids of the responses that "
+            "were shown, or give them other sample numbers if they are others"
+        )
 
 
 def _lengths(frame: pd.DataFrame, response: Ints, n: int) -> Floats:
     """[R] standardised log(1 + length); zeros unless every response has a known length."""
     if "response_length" not in frame.columns:
         return np.zeros(n)
-    given = pd.to_numeric(frame["response_length"], errors="coerce").to_numpy(float)
-    _, first = np.unique(response, return_index=True)
-    if np.isnan(given[first]).any():
+    given = pd.to_numeric(frame["response_length"], errors="coerce").groupby(response).first().to_numpy(float)
+    if np.isnan(given).any():
         return np.zeros(n)
-    log = np.log1p(given[first])
+    log = np.log1p(given)
     spread = float(log.std())
     return np.asarray((log - log.mean()) / spread if spread > 0 else np.zeros(n))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.irt.anchors import check_anchors
+from eval.irt.anchors import Anchors, check_anchors
 from eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
 from eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
 from eval.irt.errors import IrtError
@@ -122,7 +122,8 @@ def _sample(
     draws = {name: np.stack([chain[name] for chain in found]) for name in found[0]}
     u_raw = draws.pop("u_raw", None)
     sampler = {name.removesuffix("__"): draws.pop(name)[..., 0] for name in SAMPLER}
-    found_draws, draws = draws, _named(draws, ratings, problem, options)
+    anchors = check_anchors(ratings, options.anchors, "log_alpha" in draws, problem.response_effect)
+    found_draws, draws = draws, _named(draws, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "parameters": len(inverse_metric),
@@ -131,6 +132,7 @@ def _sample(
         "adapt_delta": sampling.adapt_delta,
         "unused_categories": _unused(ratings, problem),
         "notes": list(problem.notes),
+        "earlier_origin": [d for d, mu in zip(ratings.dimensions, anchors.mu, strict=True) if not np.isnan(mu)],
     }
     if problem.no_intervals:
         facts["no_intervals"] = problem.no_intervals
@@ -158,7 +160,7 @@ def _children_cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options: Options) -> dict[str, Floats]:
+def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: Anchors) -> dict[str, Floats]:
     """Stan's blocks [chains, draws, ...] under the names and shapes of `Posterior`."""
     q, d, k = (len(x) for x in (ratings.items, ratings.dimensions, ratings.scale))
     draws = {name: found[name] for name in (*VECTORS, "theta", "severity", "log_alpha") if name in found}
@@ -174,7 +176,6 @@ def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options
         draws["correlation"] = found["correlation"]
         draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
     draws["tau"], draws["tau_average"] = _thresholds(found, problem, k)
-    anchors = check_anchors(ratings, options.anchors, "log_alpha" in found, problem.response_effect)
     moved = ~np.isnan(anchors.mu)
     if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
         shift = np.where(moved, found["mu"] - np.nan_to_num(anchors.mu), 0.0)
@@ -186,18 +187,24 @@ def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, options
 def _thresholds(found: dict[str, Floats], problem: Problem, k: int) -> tuple[Floats, Floats]:
     """Thresholds of each judge [chains, draws, J, D, K-1] and of the average one [chains, draws, D, K-1].
 
-    Each stands at its upper score and counts from the next lower one in use; nan elsewhere. The average is over the
-    judges that give all scores, or else the model's common thresholds.
+    Each stands at its upper score and counts from the next lower one in use; nan elsewhere. The average is taken in log
+    odds over the judges that give all scores, so that one who hardly tells scores apart hardly counts; where there is
+    none it is the model's common thresholds.
     """
-    kappa, tau, log_alpha = found["kappa"], found["tau"], found.get("log_alpha")  # [..., J, S], [..., S], [..., J]
+    kappa, tau = found["kappa"], found["tau"]  # [..., J, S], [..., S]
+    alpha = np.exp(found["log_alpha"]) if "log_alpha" in found else np.ones(kappa.shape[:-1])  # [..., J]
     lead, d = kappa.shape[:-1], len(problem.used)
     own, average = np.full((*lead, d, k - 1), np.nan), np.full((*lead[:-1], d, k - 1), np.nan)
-    judges = kappa if log_alpha is None else kappa / np.exp(log_alpha)[..., None]
+    judges = kappa / alpha[..., None]
     at = 0
     for i, used in enumerate(problem.used):
         steps = slice(at, at + len(used) - 1)
         whole = [j for j, judge in enumerate(problem.levels) if len(judge[i]) == len(used)]
-        average[..., i, used[1:] - 1] = judges[..., whole, steps].mean(axis=-2) if whole else tau[..., steps]
+        if whole:
+            weight = alpha[..., whole].sum(axis=-1)[..., None]
+            average[..., i, used[1:] - 1] = kappa[..., whole, steps].sum(axis=-2) / weight
+        else:
+            average[..., i, used[1:] - 1] = tau[..., steps]
         for j, judge in enumerate(problem.levels):
             upper = judge[i][1:]
             own[..., j, i, used[upper] - 1] = judges[..., j, at + upper - 1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.irt.anchors import check_anchors
+from eval.irt.anchors import Anchors, check_anchors
 from eval.irt.categories import used_by_dimension, used_by_judge
 from eval.irt.errors import IrtError
 from eval.irt.scales import LEAST, SPREAD, Scales
@@ -108,7 +108,9 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
     # Judges who differ much in discrimination leave the common scale loose: centred effects must all follow it.
     data["centre_u"] = _centring(precision["u"], scales.u[cell_dimension]) * min(1.0, (ALIKE / scales.alpha) ** 2)
     data["centre_theta"] = bool(np.mean(data["centre_theta"]) > 0.5)
-    data |= _anchors(ratings, options, items, alpha, u)
+    anchors = check_anchors(ratings, options.anchors, alpha, bool(u))
+    notes += anchors.notes
+    data |= _anchors(anchors, ratings, items)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
         data=data,
@@ -220,8 +222,7 @@ def _groups(ratings: Ratings, options: Options, cell: Ints) -> tuple[Ints, dict[
     }
 
 
-def _anchors(ratings: Ratings, options: Options, items: Ints, alpha: bool, u: bool) -> dict[str, Any]:
-    anchors = check_anchors(ratings, options.anchors, alpha, u)
+def _anchors(anchors: Anchors, ratings: Ratings, items: Ints) -> dict[str, Any]:
     q = len(ratings.items)
     mean, sd = anchors.items[items % q, items // q].T
     judges, log_alpha = anchors.judges, anchors.log_alpha

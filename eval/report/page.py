@@ -88,7 +88,7 @@ def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[s
         chapters=chapters,
         gate=list(_gate(findings.gate)),
         diagnostics=[*one(known, "diagnostics"), *one(known, "scales")],
-        limits=list(words.limits()),
+        limits=list(words.limits(findings.facts.get("earlier_origin", ()))),
         passport=list(_facts(findings.facts, nested=False)),
         options=list(_facts(findings.facts, nested=True)),
         files=written,

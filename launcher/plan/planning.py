@@ -16,7 +16,7 @@ from dpeer.errors import ConfigError
 from dpeer.model.footprint import Activations, Weights, count_activations, count_weights
 from dpeer.model.lm import refuse_unsupported
 from dpeer.training.engine import deepspeed_config
-from dpeer.training.memory import GIB, Host, Memory, Zero, host, largest_budget, per_gpu
+from dpeer.training.memory import GIB, Host, Memory, Zero, host, largest_budget, per_gpu, scoring
 from dpeer.training.throughput import (
     Batching,
     Machine,
@@ -29,6 +29,7 @@ from dpeer.training.throughput import (
     traffic,
 )
 from launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records, typical
+from launcher.recipe import RECIPES
 
 MFU = 0.35
 LINKS = 0.8  # share of a link's rated speed that collectives reach
@@ -68,6 +69,8 @@ class Plan:
     tokens: int
     """Forward tokens of the pack that memory is planned for."""
     memory: Memory
+    reference_memory: Memory | None
+    """Of a rank of the reference group; None where there is none beside the policy."""
     largest_record: Memory | None
     host: Host
     budget: int
@@ -88,7 +91,11 @@ class Plan:
 
     @property
     def fits_gpu(self) -> bool:
-        return self.memory.high <= self.usable
+        return self.memory.high <= self.usable and self.fits_reference
+
+    @property
+    def fits_reference(self) -> bool:
+        return self.reference_memory is None or self.reference_memory.high <= self.usable
 
     @property
     def fits_host(self) -> bool:
@@ -111,7 +118,7 @@ class Plan:
 
 def make_plan(request: Request) -> Plan:
     """Everything that `dpeer plan` shows. Raises ConfigError / DataError for what cannot be planned."""
-    config = load_config(request.recipe, request.overrides)
+    config = load_config(request.recipe, request.overrides, shelf=RECIPES)
     card = gpu(request.gpu)
     if request.gpu_memory:
         card = replace(card, memory_gib=request.gpu_memory)
@@ -150,6 +157,7 @@ def make_plan(request: Request) -> Plan:
         zero=zero,
         tokens=tokens,
         memory=memory,
+        reference_memory=_reference_memory(config, weights, activations, reference_ranks, tokens),
         largest_record=_if_smaller(batch.largest_pack, tokens, config, weights, activations, zero, ranks),
         host=host(config, weights, zero, ranks, min(request.gpus, ranks)),
         budget=largest_budget(config, weights, activations, zero, ranks, card.memory_gib * GIB),
@@ -162,6 +170,15 @@ def make_plan(request: Request) -> Plan:
         reference=reference_time(config, weights, lengths.lengths, ranks, machine) if cached else None,
         sources=(f"model: {source}", f"data: {lengths.source}"),
     )
+
+
+def _reference_memory(
+    config: Config, weights: Weights, activations: Activations, ranks: int, tokens: int
+) -> Memory | None:
+    if not ranks:
+        return None
+    zero = Zero.of(deepspeed_config(config.cluster.reference_deepspeed, config, trained=False))
+    return scoring(config, weights, activations, zero, ranks, tokens)
 
 
 def _if_smaller(
@@ -242,7 +259,7 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
         candidates.append((f"training.tokens_per_pack={plan.budget}",))
     if recompute:
         candidates.append(recompute)
-    if config.cluster.reference == "colocated":
+    if config.cluster.reference == "colocated" or not plan.fits_reference:
         candidates.append(("cluster.reference=cache",))
     if not plan.zero.optimizer_on_host:
         candidates.append((*recompute, "cluster.deepspeed=zero3_offload", "training.optimizer.name=cpu_adam"))

@@ -46,11 +46,17 @@ def verdict(plan: Plan, fixes: tuple[Remedy, ...]) -> Iterator[str]:
     peak = f"{memory.high / GIB:.1f} of {plan.gpu.memory_gib:g} GiB per GPU"
     if plan.fits_gpu and plan.fits_host:
         yield f"[bold green]fits[/]: {peak}, {(plan.usable - memory.high) / GIB:.1f} GiB to spare"
-    if not plan.fits_gpu:
+    if memory.high > plan.usable:
         sure = memory.low > plan.usable
         word = "does not fit" if sure else "may not fit"
         found = f"at least {memory.low / GIB:.1f}, " if sure else ""
         yield f"[bold red]{word}[/]: {found}up to {peak}, at '{memory.peak_phase}' with packs of {plan.tokens} tokens"
+    if plan.reference_memory and not plan.fits_reference:
+        yield (
+            f"[bold red]does not fit[/]: the reference needs up to {plan.reference_memory.high / GIB:.1f} GiB on each "
+            f"of its {plan.reference_ranks} GPUs; more cluster.reference_workers need less each"
+        )
+    if not plan.fits_gpu:
         if fixes:
             yield "what would fit (each tried):"
             yield from (f"  {escape(f.change)}   {f.peak_gib:.1f} GiB" for f in fixes)
@@ -90,11 +96,16 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
     yield f"fragmentation {FRAGMENTATION:.0%} of all tensors, CUDA context and NCCL 1.5 GiB; these two are not measured"
     if plan.config.cluster.gpus_per_worker == 0:
         yield "the recipe trains on CPU (cluster.gpus_per_worker = 0); planned as if on these GPUs"
-    elif config.cluster.policy_workers != plan.ranks:
-        yield (
-            f"the recipe has {config.cluster.policy_workers} policy workers; planned for {plan.ranks}: run it with "
-            f"--set cluster.policy_workers={plan.ranks}"
-        )
+    else:
+        cluster = config.cluster
+        planned = {"policy_workers": plan.ranks}
+        if cluster.reference == "cache" and config.objective.kind == "preference":
+            planned["reference_workers"] = plan.ranks  # before training, on the same GPUs
+        if other := {name: n for name, n in planned.items() if getattr(cluster, name) != n}:
+            yield (
+                f"the recipe has {', '.join(f'{name} {getattr(cluster, name)}' for name in other)}; planned for all "
+                f"GPUs: run it with {' '.join(f'--set cluster.{name}={n}' for name, n in other.items())}"
+            )
     if plan.zero.optimizer_on_host:
         yield "the optimizer step on the host and its transfers are not in the hours; pinned buffers may be rounded up"
     yield "the checkpoint is memory-mapped while it loads: page cache, not counted in the host's memory"
@@ -117,6 +128,8 @@ def _gpu_table(plan: Plan) -> Table:
         f"[bold {'green' if plan.fits_gpu else 'red'}]{plan.memory.high / GIB:.1f}[/]",
         f"of {plan.gpu.memory_gib:g}; packs of {plan.tokens} tokens",
     )
+    if reference := plan.reference_memory:
+        table.add_row("  of a reference rank", *_range(reference), f"{plan.reference_ranks} of them; forward only")
     if plan.largest_record:
         peak = plan.largest_record
         table.add_row("  with the packs of this data", *_range(peak), f"at most {plan.batch.largest_pack} tokens")

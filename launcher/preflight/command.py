@@ -29,10 +29,9 @@ def preflight(
     checks = Checklist()
     with Console(stderr=True).status("checking") as status:
         try:
-            from dpeer.config_io import load_config
-            from launcher.recipe import recipe_path
+            from launcher.recipe import training_config
 
-            config = load_config(recipe_path(recipe), set_ or ())
+            config = training_config(recipe, set_ or ())
         except ConfigError as error:
             checks.fail("config", error)
         else:

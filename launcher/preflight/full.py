@@ -143,7 +143,7 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
 
 
 def round_trip(config: Config, policy: Group) -> str:
-    """A checkpoint of the fresh policy in a temporary folder; loading compares log-probabilities."""
+    """A checkpoint of the fresh policy in a temporary folder, loaded into blanked weights and compared."""
     folder = config.output_dir / f".preflight-{uuid.uuid4().hex[:12]}"
     try:
         times = [time.monotonic()]
@@ -151,6 +151,7 @@ def round_trip(config: Config, policy: Group) -> str:
         checkpoint.refuse_unshared(folder, "the driver")
         times.append(time.monotonic())
         size = bytes_in(folder)
+        policy.call("blank")  # or weights that were not loaded would still be there
         policy.call("load", folder, phase="loading a checkpoint", limit_s=LONG_S)
         times.append(time.monotonic())
     finally:

@@ -24,6 +24,13 @@ SOURCES = ("dpeer", "launcher", "ds_configs")
 Facts = dict[str, Any]
 
 
+def _gpu_count() -> int:
+    """What nvidia-smi lists; where it is absent, as in some containers, what the kernel module has seen."""
+    if shutil.which("nvidia-smi"):
+        return len(gpus())
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
 class Probe:
     """Lives on one node for the length of the checks."""
 
@@ -36,7 +43,7 @@ class Probe:
             "host": socket.gethostname(),
             "versions": versions(),
             "source": source_hash(),
-            "gpus": len(gpus()) or len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
+            "gpus": _gpu_count(),
             "memory": psutil.virtual_memory().total,
             "available": psutil.virtual_memory().available,
             "entered": os.path.isdir(folder) and os.access(folder, os.X_OK),

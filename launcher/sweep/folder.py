@@ -13,7 +13,7 @@ from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
 from dpeer.objective.ledger import json_safe
 from dpeer.training.run_dir import RunDir, now, write_json
-from launcher.sweep.lock import Owner, holder
+from launcher.lock import Owner, holder
 from launcher.sweep.spec import Cell, Sweep
 
 Kind = Literal["finished", "running", "failed", "stopped", "waiting"]

@@ -59,7 +59,7 @@ def run(
             return stopped.code
         except Interrupted as interrupted:
             console.print(str(interrupted))
-            return signals.exit_code
+            return interrupted.code
     failed = [c for c in cells if folder.state(c.name).kind == "failed"]
     for cell in failed:
         console.print(f"[red]failed[/] cell {cell.index} {cell.name}: {escape(folder.state(cell.name).reason)}")
@@ -122,10 +122,10 @@ class Lanes:
             for _ in range(count):
                 self.start()
             return self.watch()
-        except Interrupted:
+        except Interrupted as interrupted:
             self.console.print("Stopping the lanes; each saves its cell.")
             with signals.deferred():
-                return self.stop(signals.received or signal.SIGTERM) or signals.exit_code
+                return self.stop(signals.received or signal.SIGTERM) or interrupted.code
         finally:
             for lane in self.running:
                 lane.process.kill()
@@ -209,7 +209,7 @@ class Lanes:
 
 def run_lane(folder: SweepFolder, cells: Sequence[Cell], retries: int) -> int:
     """A lane in a process of its own, on the cluster of the driver that started it."""
-    with Signals() as signals:
+    with Signals():
         try:
             with connect():
                 Lane(folder, retries).work(cells)
@@ -218,7 +218,7 @@ def run_lane(folder: SweepFolder, cells: Sequence[Cell], retries: int) -> int:
             return stopped.code
         except Interrupted as interrupted:
             print(interrupted, flush=True)
-            return signals.exit_code
+            return interrupted.code
 
 
 def die_with_parent() -> None:

@@ -69,7 +69,7 @@ class Cell:
 
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
-    return load_section(Sweep, path, overrides)
+    return load_section(Sweep, path, overrides, shelf=SWEEPS)
 
 
 def sweep_path(name: str) -> Path:
@@ -142,7 +142,7 @@ def _config(sweep: Sweep, recipe: Path, path: Path, values: Mapping[str, Any], w
     given = {"cluster.reference"} & {*values, *_dotted(sweep.changes)}
     values = {**({} if given else {"cluster.reference": "cache"}), **values}
     try:
-        return load_config(recipe, changes=sweep.changes, values=values)
+        return load_config(recipe, changes=sweep.changes, values=values, shelf=RECIPES)
     except ConfigError as error:
         raise ConfigError(f"{path}, {where}: {error}") from None
 

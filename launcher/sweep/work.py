@@ -12,8 +12,10 @@ from rich.markup import escape
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.training.run_dir import write_text
+from launcher import exit_codes
+from launcher.cluster import NodeLost
+from launcher.lock import POLL_S, Owner, claim, exclusive
 from launcher.sweep.folder import SweepFolder
-from launcher.sweep.lock import POLL_S, Owner, claim, exclusive
 from launcher.sweep.spec import Cell
 from launcher.train import Groups, fill_cache, train
 
@@ -54,7 +56,8 @@ class Lane:
     def take(self, cell: Cell) -> bool:
         """Train the cell unless somebody else is at it; returns whether it is settled now."""
         with claim(self.folder.lock(cell.name)) as ours:
-            if ours and self.folder.state(cell.name).kind not in ("finished", "failed"):
+            settled = self.folder.run(cell.name).finished or self.folder.failure(cell.name).exists()
+            if ours and not settled:
                 self.console.rule(f"[bold]cell {cell.index}[/]  {cell.name}", align="left")
                 self.attempt(cell)
         return ours
@@ -64,6 +67,9 @@ class Lane:
         for attempt in range(1, self.retries + 2):
             try:
                 return self.train(cell)
+            except NodeLost as lost:
+                self.console.print(escape(str(lost)))
+                raise Stopped(exit_codes.NODE_LOST) from lost
             except Exception as error:
                 self.close()
                 reason = str(error)

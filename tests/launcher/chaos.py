@@ -1,10 +1,10 @@
 """Random faults over one toy training, resumed after each end: `python tests/launcher/chaos.py --faults 20 --seed 0`.
 
 Each fault is drawn from a seeded generator: what (kill -9 of driver, policy or reference worker, raylet or the head's
-GCS; SIGSTOP of a rank; a network that swallows every packet for 5 to 120 s; a disk that fills up during a save) and when
-(some steps from now, or during the start). A fault that this user or machine cannot have is left out and named. After
-each end of the process there must be an exit code with a reason, no process left behind, and checkpoints and a ledger
-that the next `--resume` goes on from. The finished ledger must equal that of an undisturbed run, byte by byte.
+GCS; SIGSTOP of a rank; a network that swallows every packet for 5 to 120 s; a disk that fills up during a save) and
+when (some steps from now, or during the start). A fault that this user or machine cannot have is left out and named.
+After each end of the process there must be an exit code with a reason, no process left behind, and checkpoints and a
+ledger that the next `--resume` goes on from. The finished ledger must equal that of an undisturbed run, byte by byte.
 """
 
 from __future__ import annotations

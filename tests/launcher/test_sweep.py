@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
+from launcher.lock import holder
 from launcher.sweep.folder import SweepFolder
-from launcher.sweep.lock import holder
 from launcher.sweep.spec import load_sweep, resolve
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BEAT_S = 15.0
-LEASE_S = 180.0
+LEASE_S = float(os.environ.get("DPEER_LEASE_S") or 180)
 """Silence after which an owner on another machine is taken for dead; far above what file systems cache times for."""
+BEAT_S = LEASE_S / 12
 POLL_S = 1.0
 
 
@@ -85,6 +85,30 @@ def exclusive(path: Path, waiting: Callable[[Owner], None]) -> Iterator[None]:
         if not told and (owner := holder(path)):
             waiting(owner)
             told = True
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def sole(path: Path, waiting: Callable[[Owner], None]) -> Iterator[Owner | None]:
+    """Yields None when the lock is ours for the length of the block, else its owner, who lives.
+
+    An owner on another machine may have died with it: `waiting` is told once, and the lock is ours after LEASE_S of
+    silence; a sign of life, which comes every BEAT_S, ends the wait.
+    """
+    first: tuple[str, float] | None = None
+    while True:
+        with claim(path) as ours:
+            if ours:
+                yield None
+                return
+        if owner := holder(path):
+            sign = (owner.token, path.stat().st_mtime) if path.exists() else None
+            if owner.machine == machine() or (first and sign and sign != first):
+                yield owner
+                return
+            if not first:
+                first = sign
+                waiting(owner)
         time.sleep(POLL_S)
 
 
