@@ -2,7 +2,7 @@
 
     python3 launcher/bootstrap.py
 
-Creates $DPEER_VENV (default .venv) and downloads through $DPEER_CACHE (default .cache); nothing else is written.
+Whether vLLM's GPU build is installed follows from this machine, or from DPEER_GPU=1 or 0. Creates $DPEER_VENV (default .venv) and downloads through $DPEER_CACHE (default .cache); nothing else is written.
 A finished set-up leaves a stamp, so the next call returns at once; an interrupted one is continued by the next call.
 """
 
@@ -47,7 +47,9 @@ def main() -> int:
             gpu = has_nvidia_gpu()
             stamp = fingerprint(gpu)
             stamp_file = VENV / "dpeer-setup.stamp"
-            if stamp_file.is_file() and stamp_file.read_text() == stamp:
+            # An environment made on a GPU node stays as it is on machines without one that share it.
+            enough = {stamp} if os.environ.get("DPEER_GPU") else {stamp, fingerprint(True)}
+            if stamp_file.is_file() and stamp_file.read_text() in enough:
                 return 0
             check_machine(gpu)
             stamp_file.unlink(missing_ok=True)
@@ -92,6 +94,11 @@ def check_machine(gpu: bool) -> None:
 
 
 def has_nvidia_gpu() -> bool:
+    """DPEER_GPU=1 or 0 decides for machines that set up for others, such as login nodes."""
+    if chosen := os.environ.get("DPEER_GPU"):
+        if chosen not in ("0", "1"):
+            raise SetupError(f"DPEER_GPU={chosen}: give 1 (install the GPU build of vLLM) or 0 (the CPU build)")
+        return chosen == "1"
     tool = shutil.which("nvidia-smi")
     return tool is not None and subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpeer.errors import ConfigError
-from eval.irt.types import Bools, Floats, Posterior, Ratings
+from eval.irt.types import Floats, Posterior, Ratings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,8 +111,8 @@ def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool,
 
 
 def _with_origins(found: Anchors, ratings: Ratings, anchors: dict[str, Any]) -> Anchors:
-    judged: Bools = ~np.isnan(found.judges[..., 0]).all(axis=0)  # [D]
-    asked: Bools = ~np.isnan(found.items[..., 0]).all(axis=0)
+    judged = np.asarray(~np.isnan(found.judges[..., 0]).all(axis=0))  # [D]
+    asked = np.asarray(~np.isnan(found.items[..., 0]).all(axis=0))
     notes = []
     for d, name in enumerate(ratings.dimensions):
         if judged.any() and not judged[d]:

@@ -117,9 +117,11 @@ def _read(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: no ratings here; give a CSV or Parquet file, or the ratings folder of `dpeer judge`")
     import pyarrow as pa
     import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
     try:
-        rows = ds.dataset(files, format="parquet", partitioning="hive")
+        whole = set(NAMES) <= set(pq.read_schema(files[0]).names)  # or the names of folders say the rest
+        rows = ds.dataset(files, format="parquet", partitioning=None if whole else "hive")
         return rows.to_table(columns=[c for c in rows.schema.names if c in wanted]).to_pandas()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from error

@@ -218,3 +218,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "x.xlsx").write_text("")
     with pytest.raises(DataError, match="is not read; use"):
         import_ratings(tmp_path / "x.xlsx", LONG)
+
+
+def test_ids_of_responses_that_dpeer_made_are_kept(tmp_path: Path) -> None:
+    rows = [{**row, "shown": f"id-{i}"} for i, row in enumerate(ROWS)]
+    table = import_ratings(write(tmp_path, rows), LONG | {"shown": "response_id"}, LABELS)
+    assert list(table["response_id"]) == [f"id-{i}" for i in range(len(ROWS))]
+    with pytest.raises(DataError, match="shown: a name or id is needed"):
+        import_ratings(write(tmp_path, [{**ROWS[0], "shown": None}]), LONG | {"shown": "response_id"}, LABELS)

@@ -70,6 +70,9 @@ def evaluation(folder: Path, models: Path, items: int = 5, samples: int = 1, **c
     return EvalConfig.model_validate(values | changes)
 
 
+RELATED = {"rubric": "toyworld", "min_mass": 0.0, "allow_related": True}
+
+
 def no_ray() -> Any:
     raise AssertionError("Ray was started for nothing")
 
@@ -161,6 +164,37 @@ def test_a_judge_that_is_a_model_under_test_is_known_by_its_weights(tmp_path: Pa
 def test_families_that_are_not_known_are_said(tmp_path: Path, models: Path) -> None:
     notes = plan(evaluation(tmp_path, models)).notes
     assert any(note.startswith("the family of x, y is not known") for note in notes)
+
+
+def test_a_family_may_be_known_of_some_models_only(tmp_path: Path, models: Path) -> None:
+    answers = write_responses(tmp_path / "own.jsonl", 5, ("mymodel", "llama-other"))
+    found = plan(evaluation(tmp_path, models, responses=str(answers), judging=RELATED))
+    assert any(note.startswith("the family of mymodel is not known") for note in found.notes)
+    families = found.rows.groupby("model")["model_family"].agg(set)
+    assert families["mymodel"] == {None} and families["llama-other"] == {"llama"}
+    write_part(tmp_path / "parts", found.rows.head(20).assign(status="ok").to_dict("records"))
+
+
+def test_log_probabilities_need_a_digit_per_score(tmp_path: Path, models: Path) -> None:
+    rubric = tmp_path / "ten.yaml"
+    rubric.write_text(
+        "name: ten\nversion: 1\nscale: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n"
+        "dimensions: {tone: {title: Tone, description: Warm., criteria: {greeting: {question: Is it warm?}}}}\n"
+    )
+    cfg = evaluation(tmp_path, models, judging={"rubric": str(rubric)})
+    with pytest.raises(ConfigError, match="the scale must lie within 0 to 9; it is 1 to 10"):
+        plan(cfg)
+    plan(evaluation(tmp_path, models, judging={"rubric": str(rubric), "mode": "structured"}))
+
+
+def test_two_judges_on_a_two_point_scale_are_a_plan(tmp_path: Path, models: Path) -> None:
+    rubric = tmp_path / "two.yaml"
+    rubric.write_text(
+        "name: two\nversion: 1\nscale: [0, 1]\n"
+        "dimensions: {tone: {title: Tone, description: Warm., criteria: {greeting: {question: Is it warm?}}}}\n"
+    )
+    found = plan(evaluation(tmp_path, models, judging={"rubric": str(rubric)}))
+    assert len(found.rows) == 20 and any("discrimination cannot be told" in note for note in found.notes)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path, models: Path) -> None:
@@ -373,6 +407,10 @@ def test_what_the_endpoint_refuses_is_a_row_and_can_be_asked_again(
     assert len(state.requests) - asked == 2 * 2 * 2 * 2
     assert set(again["status"]) == {"ok"} and set(again["rating_id"]) == set(table["rating_id"])
     assert len(read_table(cfg.folder / "ratings")) == len(again)
+    stale = table.reset_index()[again.columns]  # as left by a run that was killed before it wrote the table
+    stale.to_parquet(cfg.folder / "ratings.parquet", index=False)
+    os.utime(cfg.folder / "ratings.parquet", (0, 0))
+    assert set(pd.read_parquet(judge(cfg, no_ray, console=quiet))["status"]) == {"ok"}
 
 
 def test_structured_answers_of_an_endpoint(tmp_path: Path, models: Path, endpoint: tuple[Any, str]) -> None:

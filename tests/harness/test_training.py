@@ -23,6 +23,7 @@ class Training:
             "RECIPE": "recipe.yaml",
             "DPEER_HOME": str(ROOT),
             "DPEER_ENV": "/dev/null",
+            "DPEER_LEASE_S": "24",  # a driver that was killed with its node is followed sooner
             "DPEER_LOSS_PATIENCE": "40",
             "PATH": f"{programs}:{lab.environment['PATH']}",
             "OMP_NUM_THREADS": "1",

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import dpeer.config as config_module
+import eval.config as eval_config
 from dpeer.config import Config, Section
 from dpeer.config_io import load_config, resolved_yaml
+from dpeer.errors import ConfigError
 from launcher.cli import app
-from launcher.recipe import RECIPES, recipe_names
+from launcher.recipe import RECIPES, recipe_names, training_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,6 +203,30 @@ def test_extends_merges_mappings_of_a_chain(tmp_path: Path) -> None:
     assert (config.objective.constraint.tolerance, config.objective.constraint.slack) == (float("inf"), 0.2)
 
 
+def test_steps_and_epochs_replace_each_other_from_layer_to_layer(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD.replace("steps: 10", "epochs: 3"))
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\ntraining: {steps: 7}\n")
+    assert load_config(tmp_path / "a.yaml").training.epochs == 3
+    for config in (
+        load_config(tmp_path / "b.yaml"),
+        load_config(tmp_path / "a.yaml", ["training.steps=7"]),
+        load_config(tmp_path / "a.yaml", ["training.steps=7", "training.epochs=null"]),
+        load_config(tmp_path / "a.yaml", changes={"training": {"steps": 7}}),
+        load_config(tmp_path / "a.yaml", values={"training.steps": 7}),
+    ):
+        assert (config.training.steps, config.training.epochs) == (7, None)
+    with pytest.raises(ConfigError, match="exactly one of steps"):
+        load_config(tmp_path / "a.yaml", ["training.steps=7", "training.epochs=2"])
+
+
+def test_extends_finds_recipes_beside_it_first_and_then_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: llama3_8b\nname: mine\n")
+    config = load_config(tmp_path / "mine.yaml", shelf=RECIPES)
+    assert (config.name, config.model.path) == ("mine", training_config("llama3_8b").model.path)
+    (tmp_path / "llama3_8b").write_text(GOOD)
+    assert load_config(tmp_path / "mine.yaml", shelf=RECIPES).model.path == yaml.safe_load(GOOD)["model"]["path"]
+
+
 def sections() -> list[type[Section]]:
     return [c for c in vars(config_module).values() if isinstance(c, type) and issubclass(c, Section) and c != Section]
 
@@ -218,6 +244,13 @@ def test_every_field_is_read_by_some_code() -> None:
             read |= attributes(node)
     fields = {name for section in sections() for name in section.model_fields}
     assert fields - read == set()
+
+
+def test_every_field_of_an_evaluation_is_read_by_some_code() -> None:
+    files = [f for folder in ("eval", "launcher") for f in (ROOT / folder).rglob("*.py") if f.name != "config.py"]
+    read = set().union(*(attributes(ast.parse(file.read_text())) for file in files))
+    kinds = [c for c in vars(eval_config).values() if isinstance(c, type) and issubclass(c, Section) and c != Section]
+    assert {name for section in kinds for name in section.model_fields} - read - {"output_dir"} == set()
 
 
 def test_every_field_is_described_and_refuses_unknown_keys() -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from dpeer.config_io import resolved
+from dpeer.errors import ConfigError
 from dpeer.training.run_dir import RunDir
 from launcher import demo
 
@@ -54,3 +55,18 @@ def test_table_marks_verdicts_and_fits_a_terminal(tmp_path: Path) -> None:
     demo.show(Console(file=out, width=80), rows, {"uniform (λ = 0)": verdicts})
     line = next(x for x in out.getvalue().splitlines() if "uniform" in x)
     assert [line.count(mark) for mark in "✓✗?"] == [2, 1, 1] and "…" not in out.getvalue()
+
+
+def test_only_what_a_demo_made_is_removed(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    mine = tmp_path / "runs"
+    (mine / "base").mkdir(parents=True)
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds notes.txt and is no folder of a demo"):
+        demo.clear(mine, console)
+    assert (mine / "base").is_dir()
+    (mine / "world.json").write_text("{}")  # a demo of another seed, and a run that the user added
+    (mine / "lagrangian").mkdir()
+    demo.clear(mine, console)
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+    demo.clear(tmp_path / "new", console)

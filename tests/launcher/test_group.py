@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
+from dpeer.config import Cluster
 from dpeer.errors import CheckpointError, ClusterError
 from dpeer.training.run_dir import RunDir
 from launcher.cluster import unplaceable
-from launcher.group import refuse_other_facts
+from launcher.group import Group, WorkerLost, refuse_other_facts
 from launcher.train import check_startable
 
 
@@ -37,3 +39,13 @@ def test_resume_of_nothing_is_refused(tmp_path: Path) -> None:
 )
 def test_bundles_must_fit_single_nodes(wanted: int, nodes: list[dict[str, float]], missing: int) -> None:
     assert unplaceable([{"CPU": 1.0}] * wanted, nodes) == missing
+
+
+def test_a_worker_that_rays_memory_monitor_ended_is_lost_not_at_fault() -> None:
+    group = object.__new__(Group)
+    group.role, group.spec, group.workers = "policy", Cluster(), [object()]
+    group.hosts = [{"host": "n1", "pid": 7}]
+    lost = group._failure({0: OutOfMemoryError("too much")}, [], "exporting", 10.0)
+    assert isinstance(lost, WorkerLost)
+    assert str(lost).startswith("policy worker rank 0 (host n1, pid 7) died during 'exporting'.")
+    assert "ran out of memory" in str(lost)

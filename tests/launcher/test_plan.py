@@ -48,6 +48,15 @@ def test_what_does_not_fit_ends_red_with_what_would() -> None:
     assert code == 1 and "--node-memory" in output
 
 
+def test_a_reference_group_must_fit_too() -> None:
+    few = ["--set", "cluster.reference=workers", "--set", "cluster.reference_workers=1"]
+    code, output = plan("llama3_70b", "--nodes", "8", "--gpus", "8", "--gpu", "h200", *few)
+    assert code == 1 and "the reference needs up to" in output and "on each of its 1 GPUs" in output
+    few[-1] = "cluster.reference_workers=8"
+    code, output = plan("llama3_70b", "--nodes", "8", "--gpus", "8", "--gpu", "h200", *few)
+    assert code == 0 and "8 of them; forward only" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

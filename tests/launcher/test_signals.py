@@ -67,3 +67,9 @@ def test_signals_with_another_meaning_are_refused(name: str, monkeypatch: pytest
     monkeypatch.setenv("DPEER_PREEMPT_SIGNAL", name)
     with pytest.raises(ConfigError, match=f"DPEER_PREEMPT_SIGNAL={name}"):
         preempt_signal()
+
+
+def test_the_exit_code_passes_through_signals_of_another_level() -> None:
+    with Signals() as outer, pytest.raises(Interrupted) as stopped, Signals():
+        send(signal.SIGUSR1)
+    assert stopped.value.code == 85 and outer.received is None

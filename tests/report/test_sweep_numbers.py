@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from dpeer.objective.preference import edge_loss
 from dpeer.objective.statistics import edge_statistics, summarise
 from dpeer.report.run import Run, Step
 from dpeer.report.sweep import Setting, SweepCell
-from dpeer.report.sweep_numbers import late, over_seeds, pareto_front, prices
+from dpeer.report.sweep_numbers import late, mean_and_worst, over_seeds, pareto_front, prices, worst
 
 ANCHOR = 0.3
 EPS = 0.01
@@ -164,3 +165,19 @@ def test_pareto_front_by_brute_force() -> None:
     ]  # fmt: skip
     assert pareto_front(points) == expected
     assert 1 < len(expected) < 30
+
+
+def test_what_was_not_measured_is_neither_on_the_front_nor_the_worst() -> None:
+    assert pareto_front([(math.nan, 0.1), (0.3, 0.5), (0.2, math.nan)]) == [1]
+    for losses in ({"A": math.nan, "T": 0.6}, {"A": 0.6, "T": math.nan}, {}):
+        cell = SimpleNamespace(heldout=lambda what, losses=losses: losses)
+        assert math.isnan(worst(cell))
+
+
+def test_settings_are_compared_over_the_seeds_that_all_have() -> None:
+    def cell(seed: int, loss: float) -> SimpleNamespace:
+        return SimpleNamespace(seed=seed, heldout=lambda what: {"A": loss, "T": 2 * loss})
+
+    whole = SimpleNamespace(cells=[cell(0, 0.1), cell(1, 0.5)])
+    partial = SimpleNamespace(cells=[cell(1, 0.4)])
+    assert mean_and_worst([whole, partial]) == [pytest.approx((0.75, 1.0)), pytest.approx((0.6, 0.8))]

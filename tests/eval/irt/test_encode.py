@@ -90,3 +90,40 @@ def test_a_file_that_is_no_table_is_an_error_of_one_line(content: bytes, tmp_pat
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"t\.csv: cannot be read as CSV"):
         encode(tmp_path / "t.csv")
+
+
+def test_a_ratings_folder_is_read_beside_other_files(tmp_path: Path) -> None:
+    frame = table()
+    for judge, own in frame.groupby("judge"):
+        (tmp_path / f"judge={judge}").mkdir()
+        own.to_parquet(tmp_path / f"judge={judge}" / "part-1.parquet", index=False)
+    (tmp_path / "rates.json").write_text("{}")
+    assert len(encode(tmp_path)) == len(frame)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("judge", "judge_hash"), ("model", "model_hash"), ("dimension", "rubric_hash")]
+)
+def test_two_sources_under_one_name_are_not_pooled(name: str, source: str) -> None:
+    frame = table().assign(**{source: "one"})
+    assert len(encode(frame)) == len(frame)
+    frame.loc[0, source] = None  # ratings made elsewhere have none
+    assert len(encode(frame)) == len(frame)
+    last = frame[name].iloc[-1]
+    frame.loc[frame.index[-1], source] = "two"
+    with pytest.raises(DataError, match=f"{name} {last} stands for 2 different ones"):
+        encode(frame)
+
+
+def test_people_and_judges_must_mean_the_same_response() -> None:
+    judged = table().assign(mode="logprob", response_id=lambda f: f["model"] + f["item"])
+    people = judged[judged["judge"] == "x"].assign(judge="ann", mode="import")
+    assert len(encode(pd.concat([judged, people])).response_model) == 6
+    with pytest.raises(DataError, match=r"a/q1/0 .* is one response in the ratings of `dpeer judge`"):
+        encode(pd.concat([judged, people.assign(response_id="other" + people["response_id"])]))
+
+
+def test_the_length_of_a_response_may_stand_in_any_of_its_rows() -> None:
+    frame = table(response_length=None)
+    frame.loc[frame["judge"] == "y", "response_length"] = range(10, 16)
+    assert encode(frame).response_length.std() == pytest.approx(1)
