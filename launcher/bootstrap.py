@@ -3,8 +3,8 @@
     python3 launcher/bootstrap.py
 
 Whether vLLM's GPU build is installed follows from this machine, or from DPEER_GPU=1 or 0. Creates $DPEER_VENV (default
-.venv) and downloads through $DPEER_CACHE (default .cache); nothing else is written. A finished set-up leaves a stamp, so
-the next call returns at once; an interrupted one is continued by the next call.
+.venv) and downloads through $DPEER_CACHE (default .cache); nothing else is written. A finished set-up leaves a
+stamp, so that the next call returns at once; an interrupted one is continued by the next call.
 """
 
 from __future__ import annotations
