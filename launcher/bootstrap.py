@@ -30,6 +30,8 @@ PYTHON = VENV / "bin" / "python"
 
 # Wheels of these are built against another torch than ours and break vLLM on CPU; text models need none of them.
 UNWANTED_ON_CPU = ("torch", "torchvision", "torchaudio", "torchcodec", "triton")
+# It asks for scikit-learn, which our tests of it do not need, and which transformers would import in every worker.
+WITHOUT_NEEDS = "raschpy"
 TORCH_FIRST = ("torch", "setuptools", "wheel", "numpy")
 
 
@@ -118,7 +120,9 @@ def install(gpu: bool) -> None:
     LOG.write_text("")
     phase("virtual environment", make_venv)
     phase("torch", lambda: pip_install(*TORCH_FIRST))
-    phase("training packages and test tools", lambda: pip_install(*project["dependencies"], *extras["dev"]))
+    tools = [tool for tool in extras["dev"] if tool != WITHOUT_NEEDS]
+    phase("training packages and test tools", lambda: pip_install(*project["dependencies"], *tools))
+    phase(WITHOUT_NEEDS, lambda: pip_install("--no-deps", WITHOUT_NEEDS))
     if gpu:
         phase("vLLM for GPU", lambda: pip_install(*extras["gpu"]))
     else:

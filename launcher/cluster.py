@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed 
 
 import psutil
 import ray
+from ray._private import worker
 
 from dpeer.errors import ClusterError
 from launcher.signals import preempt_signal
@@ -61,7 +63,7 @@ def connect(address: str | None = None) -> Iterator[None]:
                 _start(folder)
             yield
         finally:
-            ray.shutdown()
+            _end(folder)
 
 
 def _start(folder: Path) -> None:
@@ -84,14 +86,40 @@ def _start(folder: Path) -> None:
             reason = " ".join(str(error).split())
             if "timed out during startup" not in reason and "Failed to start GCS" not in reason:
                 raise
-            for process in psutil.Process().children(recursive=True):
+            for process in _daemons(folder):
                 with suppress(psutil.Error):
-                    if any(str(folder) in part for part in process.cmdline()):
-                        process.kill()
+                    process.kill()
     raise ClusterError(
         f"Ray's daemons did not start, {STARTS} times in a row: too many processes at work here, or too little memory. "
         f"Try again when the machine is less busy. Ray says: {reason}"
     )
+
+
+def _daemons(folder: Path) -> set[psutil.Process]:
+    """Ray's processes of this private cluster, with those that they have started: agents and workers."""
+    found: set[psutil.Process] = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(str(folder) in part for part in process.cmdline()):
+                found |= {process, *process.children(recursive=True)}
+    return found
+
+
+def _end(folder: Path) -> None:
+    """ray.shutdown would wait a second for each daemon: they hold back SIGTERM (see _signals_for_driver_only)."""
+    daemons = _daemons(folder)
+
+    def kill() -> None:
+        while hasattr(worker.global_worker, "core_worker"):  # it says good-bye to them
+            time.sleep(0.01)
+        for process in daemons:
+            with suppress(psutil.Error):
+                process.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    ray.shutdown()
+    thread.join()
 
 
 def _knock(address: str) -> None:

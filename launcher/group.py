@@ -50,13 +50,11 @@ class Group:
         self.placement = _reserve(role, size, spec)
         self.workers = [_worker(self.placement, i, spec) for i in range(size)]
         self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?"}] * size
-        try:
-            self._join()
-        except BaseException:  # a signal too must not leave processes behind
-            self.close()
-            raise
+        self.entered: list[Any] = []
+        self.own = ""  # address of rank 0
 
-    def _join(self) -> None:
+    def enter(self) -> None:
+        """Begin to load libraries, which takes long; `join` waits for it."""
         spec = self.spec
         places = [w.place.remote() for w in self.workers]
         self.hosts = self._gather(places, "starting", spec.placement_timeout_s, watched=False)
@@ -67,15 +65,20 @@ class Group:
         addresses = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
         own = [addresses[h["node"]] for h in self.hosts]
         settings = {"threads": max(1, int(spec.cpus_per_worker)), "folder": os.getcwd()}
-        entered = [w.enter.remote(own[i], settings) for i, w in enumerate(self.workers)]
-        self._gather(entered, "loading libraries", watched=False)
-        port = self._gather([self.workers[0].free_port.remote(own[0])], "choosing a port", watched=False)[0]
+        self.own = own[0]
+        self.entered = [w.enter.remote(own[i], settings) for i, w in enumerate(self.workers)]
+
+    def join(self) -> None:
+        """Make the ranks one process group."""
+        spec, own = self.spec, self.own
+        self._gather(self.entered, "loading libraries", watched=False)
+        port = self._gather([self.workers[0].free_port.remote(own)], "choosing a port", watched=False)[0]
         limits = {
             "timeout_s": spec.timeout_s,
             "join_timeout_s": spec.join_timeout_s,
             "gpu": spec.gpus_per_worker > 0,
         }
-        joins = [w.join.remote(i, self.size, own[0], port, limits) for i, w in enumerate(self.workers)]
+        joins = [w.join.remote(i, self.size, own, port, limits) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group", spec.join_timeout_s + GRACE_S, watched=False)
 
     def build(self, config: Config, role: str | None = None) -> dict[str, Any]:

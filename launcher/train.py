@@ -10,9 +10,8 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.objective.ledger import infeasible
-from dpeer.training import checkpoint
-from dpeer.training.reference import merge
-from dpeer.training.run_dir import RunDir, write_json, write_text
+from dpeer.training.run_dir import RunDir, refuse_unshared, write_json, write_text
+from dpeer.training.scoring import merge
 from launcher import exit_codes
 from launcher.cluster import NodeLost, check_feasible, connect
 from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts, wanted
@@ -75,23 +74,36 @@ class Groups:
 
     def __init__(self, config: Config) -> None:
         self.spec = config.cluster
-        self._policy: Group | None = None
-        self._reference: Group | None = None
+        self._groups: dict[str, Group] = {}
         check_feasible(wanted(self.spec), bundle(self.spec))
 
     def policy(self) -> Group:
-        self._policy = self._policy or Group("policy", self.spec.policy_workers, self.spec)
-        return self._policy
+        return self.start("policy")[0]
 
     def reference(self) -> Group:
-        self._reference = self._reference or Group("reference", self.spec.reference_workers, self.spec)
-        return self._reference
+        return self.start("reference")[0]
+
+    def start(self, *roles: str) -> list[Group]:
+        """The groups of these roles; those that are not there yet load their libraries at the same time."""
+        sizes = {"policy": self.spec.policy_workers, "reference": self.spec.reference_workers}
+        new = [role for role in roles if role not in self._groups]
+        try:
+            for role in new:
+                self._groups[role] = Group(role, sizes[role], self.spec)
+            for role in new:
+                self._groups[role].enter()
+            for role in new:
+                self._groups[role].join()
+        except BaseException:  # a signal too must not leave processes behind
+            for role in new:
+                if group := self._groups.pop(role, None):
+                    group.close()
+            raise
+        return [self._groups[role] for role in roles]
 
     def close(self) -> None:
-        for group in (self._policy, self._reference):
-            if group:
-                group.close()
-        self._policy = self._reference = None
+        while self._groups:
+            self._groups.popitem()[1].close()
 
 
 def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
@@ -99,6 +111,8 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     check_startable(files, resume)
     if files.finished:
         print(f"{files.path} is finished; nothing to do.")
+        if not files.report.exists():  # it was killed at the very end
+            write_pages(files)
         return 0
     with sole(config.output_dir / "locks" / f"{config.name}.driver.json", _tell_wait) as other:
         if other:
@@ -177,13 +191,14 @@ class Attempt:
         self.certify()
         self.groups.policy().call("export", self.files.export, phase="exporting", limit_s=LONG_S)
         self.files.finish()
-        self.report()
+        write_pages(self.files)
 
     def build(self) -> tuple[int, int]:
         """Bring the groups up and load the last checkpoint; returns (steps done, steps in all)."""
         if self.mode == "cache":
             fill_cache(self.config, self.groups)
-        policy = self.groups.policy()
+        roles = ("policy", "reference") if self.mode == "workers" else ("policy",)
+        policy = self.groups.start(*roles)[0]
         pending = policy.start_build(self.config)
         if self.mode == "workers":
             theirs = self.groups.reference().build(self.config)
@@ -271,7 +286,7 @@ class Attempt:
         self.files.checkpoints.mkdir(parents=True, exist_ok=True)
         policy = self.groups.policy()
         policy.call("save", temporary, phase=f"saving step {step}")
-        checkpoint.refuse_unshared(temporary, "the driver")
+        refuse_unshared(temporary, "the driver")
         self.files.sync()
         policy.commit(temporary, final)
         self.files.prune(self.config.training.keep_checkpoints)
@@ -299,12 +314,14 @@ class Attempt:
         if verdict := policy.call_first("certificate", *scores, phase="certificate"):
             write_json(self.files.certificate, verdict)
 
-    def report(self) -> None:
-        from dpeer.report.card import model_card
-        from dpeer.report.page import write_report
 
-        write_text(self.files.export / "README.md", model_card(self.files.path))
-        print(f"model: {self.files.export}\nreport: {write_report(self.files.path)}", flush=True)
+def write_pages(files: RunDir) -> None:
+    """Model card and report of a finished run."""
+    from dpeer.report.card import model_card
+    from dpeer.report.page import write_report
+
+    write_text(files.export / "README.md", model_card(files.path))
+    print(f"model: {files.export}\nreport: {write_report(files.path)}", flush=True)
 
 
 def fill_cache(config: Config, groups: Groups) -> None:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
 DEFAULT_LIMIT_S = 300.0  # `timeout` in pyproject.toml
+HARNESS = "tests/harness/"
 
 
-def lane(path: Path) -> str:
-    """What must stay together for its fixtures: a file; for the harness, whose Slurm is shared, the folder."""
-    return str(path.parent if path.parent == HERE / "harness" else path)
+def lane(nodeid: str) -> str:
+    """What must stay together for its fixtures: a file; of the harness, whose Slurm is shared, all."""
+    file = nodeid.partition("::")[0]
+    return HARNESS if file.startswith(HARNESS) else file
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Lanes in the order of the time that their slow tests may take, so that no long one begins last."""
     allowed: dict[str, float] = {}
     for item in items:
-        name = lane(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
         limit = item.get_closest_marker("timeout")
         slow = item.get_closest_marker("slow") is not None
+        name = lane(item.nodeid)
         allowed[name] = allowed.get(name, 0.0) + slow * (limit.args[0] if limit else DEFAULT_LIMIT_S)
-    items.sort(key=lambda item: -allowed[lane(item.path)])
+    items.sort(key=lambda item: -allowed[lane(item.nodeid)])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane(nodeid)
+
+    return Lanes(config, log)

@@ -18,7 +18,8 @@ from dpeer.training import world
 from dpeer.training.policy import global_batch
 from dpeer.training.prepare import prepare
 from dpeer.training.rank import TrainingRank
-from dpeer.training.reference import Reference, cache_path, merge, read_cache, write_cache
+from dpeer.training.reference import Reference, cache_path, read_cache, write_cache
+from dpeer.training.scoring import merge
 
 
 def fill_cache(config: Config, here: world.World) -> None:

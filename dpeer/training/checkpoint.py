@@ -22,7 +22,7 @@ import torch.distributed as dist
 from dpeer.errors import CheckpointError
 from dpeer.objective.dual import DualState
 from dpeer.training.policy import IDENTITY, Policy
-from dpeer.training.run_dir import write_json
+from dpeer.training.run_dir import refuse_unshared, write_json
 from dpeer.training.scoring import Scores
 
 SHARDS = "deepspeed"
@@ -71,15 +71,6 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
             },
         )
         _sync(folder)
-
-
-def refuse_unshared(folder: Path, who: str) -> None:
-    """CheckpointError when a process cannot see the checkpoint that rank 0 has just written."""
-    if not (folder / "state.json").is_file():
-        raise CheckpointError(
-            f"{folder}: {who} does not see the files that policy rank 0 has written there. output_dir must lie on a "
-            "file system that the driver and all workers share. Earlier checkpoints are untouched."
-        )
 
 
 def commit(temporary: Path, final: Path) -> None:

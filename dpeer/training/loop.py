@@ -18,9 +18,8 @@ from dpeer.config_io import load_config
 from dpeer.errors import ConfigError, DpeerError
 from dpeer.training import checkpoint, world
 from dpeer.training.rank import TrainingRank
-from dpeer.training.reference import merge
 from dpeer.training.run_dir import RunDir, write_json
-from dpeer.training.scoring import Scores
+from dpeer.training.scoring import Scores, merge
 
 
 def run(config: Config, here: world.World) -> None:

@@ -23,8 +23,7 @@ from dpeer.objective.statistics import edge_statistics, summarise
 from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
 from dpeer.training.pulse import Pulse
-from dpeer.training.reference import merge
-from dpeer.training.scoring import Scores, local_packs, score
+from dpeer.training.scoring import Scores, local_packs, merge, score
 from dpeer.training.world import World
 
 IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models, per token

@@ -82,13 +82,3 @@ def write_cache(path: Path, logprobs: Sequence[Sequence[float]]) -> None:
     os.close(handle)
     save_file({"logprobs": torch.tensor([v for row in logprobs for v in row], dtype=torch.float64)}, temporary)
     os.replace(temporary, path)
-
-
-def merge(shares: Sequence[Scores], records: int) -> list[list[float]]:
-    """Put the ranks' shares together; every record must have been scored exactly once."""
-    merged: Scores = {}
-    for share in shares:
-        merged |= share
-    if len(merged) != records or sum(map(len, shares)) != records:
-        raise AssertionError(f"{sum(map(len, shares))} scores for {records} records")
-    return [merged[i] for i in range(records)]

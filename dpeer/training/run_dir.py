@@ -37,7 +37,7 @@ class RunDir:
         self.path = path
         self.ledger, self.timing = path / "ledger.jsonl", path / "timing.jsonl"
         self.manifest, self.certificate = path / "manifest.json", path / "certificate.json"
-        self.checkpoints, self.export = path / "checkpoints", path / "export"
+        self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
     def begin(self, config: Config, facts: dict[str, Any]) -> None:
         """Write the passport of a fresh run."""
@@ -223,3 +223,12 @@ def _git_revision() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def refuse_unshared(folder: Path, who: str) -> None:
+    """CheckpointError when a process cannot see the checkpoint that rank 0 has just written."""
+    if not (folder / "state.json").is_file():
+        raise CheckpointError(
+            f"{folder}: {who} does not see the files that policy rank 0 has written there. output_dir must lie on a "
+            "file system that the driver and all workers share. Earlier checkpoints are untouched."
+        )

@@ -8,10 +8,11 @@ import uuid
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError, DpeerError
-from dpeer.training import checkpoint, preflight
+from dpeer.training import preflight
 from dpeer.training.policy import TreeMismatch
 from dpeer.training.prepare import Prepared, prepare
-from dpeer.training.reference import merge
+from dpeer.training.run_dir import refuse_unshared
+from dpeer.training.scoring import merge
 from launcher.cluster import connect
 from launcher.group import Group
 from launcher.preflight.checklist import Checklist
@@ -91,7 +92,7 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
 
     def start() -> str:
         began = time.monotonic()
-        ranks = [groups.policy(), *([groups.reference()] if mode == "workers" else [])]
+        ranks = groups.start("policy", "reference") if mode == "workers" else groups.start("policy")
         return f"{sum(g.size for g in ranks)} ranks joined, one all-reduce each, in {time.monotonic() - began:.1f} s"
 
     def score(group: Group, method: str = "score_train") -> list[list[float]]:
@@ -148,7 +149,7 @@ def round_trip(config: Config, policy: Group) -> str:
     try:
         times = [time.monotonic()]
         policy.call("save", folder, phase="saving a checkpoint", limit_s=LONG_S)
-        checkpoint.refuse_unshared(folder, "the driver")
+        refuse_unshared(folder, "the driver")
         times.append(time.monotonic())
         size = bytes_in(folder)
         policy.call("blank")  # or weights that were not loaded would still be there

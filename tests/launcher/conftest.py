@@ -25,7 +25,7 @@ objective: {{beta: 0.5, golden_nll: 1.0, constraint: {{tolerance: 0.25}}}}
 training: {{steps: 24, records_per_step: 8, tokens_per_pack: 1000, checkpoint_every: 4, optimizer: {{lr: 1.0e-3}}}}
 cluster:
   {{policy_workers: 2, reference: workers, reference_workers: 1, deepspeed: {folder}/ds.json, reference_deepspeed: cpu,
-    timeout_s: 60, placement_timeout_s: 60, cpus_per_worker: 0.4}}
+    timeout_s: 60, placement_timeout_s: 60, cpus_per_worker: 0.4, preflight: false}}
 """
 
 
@@ -148,7 +148,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def baseline(lab: Lab) -> Path:
     """An uninterrupted run: what every disturbed one must equal."""
-    run = lab.train("baseline")
+    run = lab.train("baseline", "cluster.preflight=true")
     assert run.wait() == 0, run.output
     assert run.survivors() == []
     return lab.run("baseline")

@@ -83,7 +83,8 @@ def test_killed_sweep_goes_on_and_trains_every_cell_once(lab: Any) -> None:
     assert logs.count("computing the reference log-probabilities") == 1
     assert {p: identity(p) for p in (folder / "reference_cache").glob("*.safetensors")} == cache
     for name in good:
-        assert logs.count(f"model: {folder / name}/export") == 1
+        told = logs.count(f"model: {folder / name}/export")
+        assert told == 1 or (told == 0 and name in done)  # killed between the manifest and this line
     assert second.survivors() == []
 
     status, report = lab.start("sweep", "status", str(folder)), lab.start("sweep", "report", "sweep.yaml")

@@ -269,3 +269,14 @@ def test_sft_with_adapters_exports_the_merged_model_and_the_adapter(lab: Any) ->
     adapted = PeftModel.from_pretrained(base, export / "adapter")(ids).logits
     torch.testing.assert_close(adapted, merged(ids).logits, atol=1e-3, rtol=1e-3)
     assert (adapted - before).abs().max() > 0.05
+
+
+def test_a_second_driver_of_a_living_run_is_refused(lab: Any) -> None:
+    first = lab.train("twice", *SHORT[1:], "training.steps=2000")
+    first.until(lambda: lab.steps("twice") >= 2)
+    said = complaint(lab.train("twice", *SHORT[1:], "training.steps=2000", resume=True))
+    assert f"another driver (host {os.uname().nodename}, pid {first.process.pid}) trains this run" in said
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 143, first.output
+    steps = [entry["step"] for entry in lab.ledger("twice")]
+    assert steps == list(range(1, len(steps) + 1))

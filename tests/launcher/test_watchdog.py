@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from dpeer.training.pulse import Pulse
-from dpeer.training.reference import merge
-from dpeer.training.scoring import Scores
+from dpeer.training.scoring import Scores, merge
 from launcher.watchdog import SILENT, State, Watch, differing, headline, look, report
 
 STEP = Pulse("step 3: forward and backward", 2, 10, beating=True)

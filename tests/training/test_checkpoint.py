@@ -10,14 +10,15 @@ import pytest
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.training import checkpoint
+from dpeer.training.run_dir import refuse_unshared
 from dpeer.training.saved_size import saved_size
 
 
 def test_folder_that_others_cannot_see_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank 3 does not see .* must lie on a file system"):
-        checkpoint.refuse_unshared(tmp_path, "rank 3")
+        refuse_unshared(tmp_path, "rank 3")
     (tmp_path / "state.json").write_text("{}")
-    checkpoint.refuse_unshared(tmp_path, "rank 3")
+    refuse_unshared(tmp_path, "rank 3")
 
 
 def test_commit_makes_a_whole_folder_appear(tmp_path: Path) -> None:

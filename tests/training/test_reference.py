@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
-from dpeer.training.reference import cache_path, merge, read_cache, reference_hash, write_cache
+from dpeer.training.reference import cache_path, read_cache, reference_hash, write_cache
+from dpeer.training.scoring import merge
 
 LOGPROBS = [[-1.5, -math.pi], [-300.123456789012345]]
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from dpeer.data.packing import Pack
 from dpeer.data.tokenize import TokenTree
-from dpeer.training.reference import merge
-from dpeer.training.scoring import local_packs, score
+from dpeer.training.scoring import local_packs, merge, score
 from dpeer.training.world import World
 
 
