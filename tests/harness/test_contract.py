@@ -138,6 +138,22 @@ def test_a_driver_that_fails_because_ray_died_is_started_again(lab: Any, tmp_pat
     assert (state, code, restarts, last) == ("COMPLETED", "0:0", 1, DONE), job.output
 
 
+def test_a_driver_that_fails_of_anything_while_a_node_is_gone_is_started_again(lab: Any, tmp_path: Path) -> None:
+    job = Job(lab, tmp_path)
+    job.until_step(3)
+    (tmp_path / "gone").touch()
+    state, code, restarts, last = job.ended()
+    assert (state, code, restarts, last) == ("COMPLETED", "0:0", 1, DONE), job.output
+
+
+def test_no_dpeer_in_the_job_is_final_at_once(lab: Any, tmp_path: Path) -> None:
+    folders = lab.environment["PATH"].split(":")
+    job = Job(lab, tmp_path, PATH=":".join(f for f in folders if not Path(f, "dpeer").exists()))
+    state, code, restarts, last = job.ended()
+    assert (state, code, restarts) == ("FAILED", "1:0", 0), job.output
+    assert "no dpeer on PATH and no /dev/null; run make setup" in last
+
+
 def test_nodes_that_crash_or_are_cut_off(lab: Any, tmp_path: Path) -> None:
     """Slurm restarts the job on whole nodes, also when the node that crashed was the one with the driver."""
     if not lab.hosts:

@@ -187,6 +187,11 @@ def test_resume_with_another_objective_is_refused(lab: Any, baseline: Path) -> N
 
 def test_damaged_checkpoint_is_named(lab: Any, baseline: Path) -> None:
     folder = copy_unfinished(lab, baseline, "damaged") / "checkpoints" / "step-0000024"
+    state = json.loads((folder / "state.json").read_text())
+    assert all(value > 0 for value in state["sums"].values())
+    state["sums"]["second moments"] *= 1 + 1e-6  # weights alone would give the same log-probabilities
+    (folder / "state.json").write_text(json.dumps(state))
+    assert "the second moments that were loaded have the sum" in complaint(lab.train("damaged", resume=True))
     shard = max(folder.glob("deepspeed/*optim*"), key=lambda p: p.stat().st_size)
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     said = complaint(lab.train("damaged", resume=True))
