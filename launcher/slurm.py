@@ -75,6 +75,15 @@ def refuse_misfit(config: Config, request: Request) -> None:
         )
 
 
+def idle_gpus(config: Config, request: Request) -> int:
+    """GPUs asked for that no worker of the recipe uses."""
+    from launcher.group import wanted
+
+    spec = config.cluster
+    used = sum(wanted(spec).values()) * spec.gpus_per_worker
+    return int(request.nodes * request.gpus - used) if used else 0
+
+
 def write_job(config: Config, request: Request) -> Path:
     """Write job.sh and config.yaml to RUN/slurm; returns the path of the script."""
     refuse_misfit(config, request)

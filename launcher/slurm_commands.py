@@ -27,11 +27,17 @@ def slurm(
 ) -> None:
     """Train a recipe as a Slurm job: writes RUN/slurm/job.sh and config.yaml, and submits."""
     from launcher.recipe import training_config
-    from launcher.slurm import Request, submit, write_job
+    from launcher.slurm import Request, idle_gpus, submit, write_job
 
     config = training_config(recipe, set_ or ())
     request = Request(nodes, gpus, time, partition, account, signal, grace, tuple(sbatch or ()))
     script = write_job(config, request)
+    if idle := idle_gpus(config, request):
+        typer.echo(
+            f"note: {idle} of {nodes * gpus} GPUs stay idle; cluster.policy_workers and cluster.reference_workers say "
+            "how many are used",
+            err=True,
+        )
     if dry_run:
         for path in (script, script.with_name("config.yaml")):
             typer.echo(f"# {path}\n{path.read_text()}")

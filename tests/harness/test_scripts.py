@@ -55,6 +55,13 @@ def test_too_few_gpus_are_refused_before_submission(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_gpus_that_stay_idle_are_told(tmp_path: Path) -> None:
+    command = ["slurm", "--recipe", "llama3_8b", "--nodes", "2", "--dry-run", "--set", f"output_dir={tmp_path}"]
+    assert "note: 8 of 16 GPUs stay idle" in CliRunner().invoke(app, command).output
+    every = ["--set", "cluster.policy_workers=16", "--set", "cluster.reference_workers=16"]
+    assert "GPUs stay idle" not in CliRunner().invoke(app, [*command, *every]).output
+
+
 def test_without_slurm_the_script_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     command = ["slurm", "--recipe", "llama3_70b", "--nodes", "8", "--set", f"output_dir={tmp_path}"]
