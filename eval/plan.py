@@ -145,7 +145,7 @@ def _rows(
     lengths = shuffled["response"].str.len().to_numpy()
     return rows.assign(
         **own,
-        model_family=np.repeat(model_families(cfg, shuffled).to_numpy(), len(asked)),
+        model_family=pd.Series(np.repeat(model_families(cfg, shuffled).to_numpy(), len(asked)), rows.index, object),
         judge_family=family(judge),
         response_length=np.repeat(lengths, len(asked)),
     )

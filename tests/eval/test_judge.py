@@ -179,7 +179,7 @@ def test_log_probabilities_need_a_digit_per_score(tmp_path: Path, models: Path) 
     rubric = tmp_path / "ten.yaml"
     rubric.write_text(
         "name: ten\nversion: 1\nscale: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n"
-        "dimensions: {tone: {title: Tone, description: Warm., criteria: {greeting: {question: Is it warm?}}}}\n"
+        "dimensions: {tone: {title: Tone, description: Warm., criteria: {greeting: {question: 'Is it warm?'}}}}\n"
     )
     cfg = evaluation(tmp_path, models, judging={"rubric": str(rubric)})
     with pytest.raises(ConfigError, match="the scale must lie within 0 to 9; it is 1 to 10"):
@@ -191,7 +191,7 @@ def test_two_judges_on_a_two_point_scale_are_a_plan(tmp_path: Path, models: Path
     rubric = tmp_path / "two.yaml"
     rubric.write_text(
         "name: two\nversion: 1\nscale: [0, 1]\n"
-        "dimensions: {tone: {title: Tone, description: Warm., criteria: {greeting: {question: Is it warm?}}}}\n"
+        "dimensions: {tone: {title: Tone, description: Warm., criteria: {greeting: {question: 'Is it warm?'}}}}\n"
     )
     found = plan(evaluation(tmp_path, models, judging={"rubric": str(rubric)}))
     assert len(found.rows) == 20 and any("discrimination cannot be told" in note for note in found.notes)

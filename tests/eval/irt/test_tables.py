@@ -131,8 +131,12 @@ def test_reliability_and_separation() -> None:
     theta = np.array([[-1.0], [0.0], [1.0]])
     p = made_up(models=3, items=3, dimensions=1, theta=theta, noise=0.5, draws=5000)
     row = reliability_table(p).iloc[0]
-    assert row["reliability"] == pytest.approx(0.8, abs=0.01)
-    assert row["separation"] == pytest.approx(2, abs=0.05) and row["sd"] == pytest.approx(np.sqrt(1.25), abs=0.02)
+    error = 0.25 * 2 / 3  # a third of the noise moves all three alike, which tells none of them from another
+    assert row["reliability"] == pytest.approx(1 / (1 + error), abs=0.01)
+    assert row["separation"] == pytest.approx(1 / np.sqrt(error), abs=0.05)
+    assert row["sd"] == pytest.approx(np.sqrt(1 + error), abs=0.02)
+    p.draws["theta"] += np.random.default_rng(1).normal(0, 3, (*p.draws["theta"].shape[:2], 1, 1))  # a loose anchor
+    assert reliability_table(p).iloc[0].to_dict() == pytest.approx(row.to_dict())
 
 
 def test_no_reversal_where_orders_agree() -> None:
