@@ -100,7 +100,7 @@ def test_cut_and_failed_responses_are_rows_and_only_failed_ones_are_not_judged(
     assert len(kept) == 30 and "6 responses failed" in notes[0]
     state.decide, asked = state.rate, len(state.requests)
     again = read_table(generate(cfg, no_ray, retry_errors=True, console=QUIET), RESPONSES)
-    assert len(state.requests) - asked == 6 and "engine_error" not in set(again["status"])
+    assert len(state.requests) - asked == 12 and "engine_error" not in set(again["status"])
 
 
 def test_models_are_needed(tmp_path: Path) -> None:
