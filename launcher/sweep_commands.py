@@ -33,7 +33,7 @@ def run(
     cell: Chosen = None,
     lanes: Annotated[int | None, typer.Option(min=1, help="Most cells trained side by side.")] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="With --cell: put a finished run aside and train the cell anew.")
+        bool, typer.Option("--again", help="With --cell: put its run aside and train the cell anew.")
     ] = False,
     set_: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop, as `plan` does.")] = False,
