@@ -102,7 +102,7 @@ def sole(path: Path, waiting: Callable[[Owner], None]) -> Iterator[Owner | None]
                 yield None
                 return
         if owner := holder(path):
-            sign = (owner.token, path.stat().st_mtime) if path.exists() else None
+            sign = _sign(path, owner)
             if owner.machine == machine() or (first and sign and sign != first):
                 yield owner
                 return
@@ -110,6 +110,14 @@ def sole(path: Path, waiting: Callable[[Owner], None]) -> Iterator[Owner | None]
                 first = sign
                 waiting(owner)
         time.sleep(POLL_S)
+
+
+def _sign(path: Path, owner: Owner) -> tuple[str, float] | None:
+    """What changes when an owner touches its lock; None where it is gone meanwhile."""
+    try:
+        return owner.token, path.stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _take(path: Path) -> str | None:

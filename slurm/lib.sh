@@ -87,7 +87,7 @@ pass_on() { # pass_on SIGNAL: the script was sent a signal; the running command 
 reachable() { timeout 5 bash -c ": <>/dev/tcp/$head/$port" 2>/dev/null; } # is Ray on the first node there?
 
 complete() { # are all nodes still there, with their GPUs?
-  reachable && "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout 5 >/dev/null 2>&1
+  reachable && "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout 30 >/dev/null 2>&1
 }
 
 attend() { # attend COMMAND...: run it so that signals reach it at once; returns its exit code
