@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpeer.errors import CheckpointError
+
 LEASE_S = float(os.environ.get("DPEER_LEASE_S") or 180)
 """Silence after which an owner on another machine is taken for dead; far above what file systems cache times for."""
 BEAT_S = LEASE_S / 12
@@ -122,11 +124,16 @@ def _sign(path: Path, owner: Owner) -> tuple[str, float] | None:
 
 def _take(path: Path) -> str | None:
     """Create the lock, or replace that of a dead owner; returns our token, or None if a living owner has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     pid = os.getpid()
     owner = Owner(socket.gethostname(), machine(), pid, started(pid) or "", secrets.token_hex(16))
     ours = path.with_name(f".{path.name}.{owner.token}")
-    ours.write_text(json.dumps(owner.__dict__))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ours.write_text(json.dumps(owner.__dict__))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.parent}: cannot be written ({error.strerror}). Make room there, or choose another output_dir."
+        ) from error
     try:
         with _guard(path.parent):
             if path.exists() and not _alive(path, found := read_owner(path)):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dpeer.errors import CheckpointError
 from launcher import lock
 from launcher.lock import claim, exclusive, holder, read_owner
 
@@ -165,3 +166,9 @@ def test_waiting_is_told_once_who_holds_the_lock(held: tuple[Path, subprocess.Po
 
     with exclusive(path, note):
         assert told == [process.pid]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file, not a folder")
+    with pytest.raises(CheckpointError, match="cannot be written"), claim(tmp_path / "runs" / "locks" / "a.json"):
+        pass
