@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -138,12 +139,23 @@ def _take(path: Path) -> str | None:
         with _guard(path.parent):
             if path.exists() and not _alive(path, found := read_owner(path)):
                 _remove_dead(path, found)
-            os.link(ours, path)  # atomic on network file systems too; fails if the lock exists
+            _link(ours, path)
         return owner.token
     except FileExistsError:
         return None
     finally:
         ours.unlink(missing_ok=True)
+
+
+def _link(ours: Path, path: Path) -> None:
+    """Atomic on network file systems too; FileExistsError if the lock exists. Some file systems know no hard links."""
+    try:
+        os.link(ours, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with path.open("x") as stream:
+            stream.write(ours.read_text())
 
 
 def _remove_dead(path: Path, judged: Owner | None) -> None:

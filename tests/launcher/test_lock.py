@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -172,3 +173,12 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file, not a folder")
     with pytest.raises(CheckpointError, match="cannot be written"), claim(tmp_path / "runs" / "locks" / "a.json"):
         pass
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with claim(tmp_path / "a.json") as ours, claim(tmp_path / "a.json") as again:
+        assert ours and not again and (owner := holder(tmp_path / "a.json")) and owner.pid == os.getpid()
