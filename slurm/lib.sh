@@ -179,10 +179,10 @@ run_on_ray() { # run_on_ray COMMAND...: Ray, then the command on the first node,
 
 logged() { exec "${@:2}" >"$1" 2>&1; } # exec: signals reach the command itself
 
-reason() { # the error that a command has printed, on one line; else its last line
+reason() { # the error that a command has printed, on one line; else its last line that is not Ray's, which come last
   local error
   error=$(sed -nE '/^(error|unexpected [A-Za-z]+):/,$p' "$1" | paste -sd ' ')
-  echo "${error:-$(grep -v '^\s*$' "$1" | tail -n 1)}"
+  echo "${error:-$(grep -v $'^[[:space:]\033]' "$1" | grep . | tail -n 1)}"
 }
 
 finish() { # finish CODE REASON
