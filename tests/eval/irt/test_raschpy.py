@@ -37,9 +37,11 @@ SPEC = Spec(
 
 def test_severities_agree_with_raschpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
-    if importlib.util.find_spec("sklearn") is None:
-        for name in ("sklearn", "sklearn.decomposition", "sklearn.linear_model"):  # imported, and not used here
-            monkeypatch.setitem(sys.modules, name, SimpleNamespace(PCA=None, HuberRegressor=None))
+    absent = [package for package in ("sklearn", "seaborn") if importlib.util.find_spec(package) is None]
+    stub = SimpleNamespace(PCA=None, HuberRegressor=None, set_style=lambda style: None)
+    for name in ("sklearn", "sklearn.decomposition", "sklearn.linear_model", "seaborn"):  # imported, and not used here
+        if name.partition(".")[0] in absent:
+            monkeypatch.setitem(sys.modules, name, stub)
     import raschpy
 
     table, truth = simulate(SPEC, seed=3)
