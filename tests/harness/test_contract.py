@@ -130,18 +130,11 @@ def test_lost_nodes_are_survived_a_few_times(lab: Any, tmp_path: Path) -> None:
     assert (state, code, restarts) == ("FAILED", "86:0", 1) and "lost a node 2 times" in last, job.output
 
 
-def test_a_driver_that_fails_because_ray_died_is_started_again(lab: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["ray-dies", "gone"])  # Ray on the first node; a node, and nobody says so
+def test_a_driver_that_fails_while_something_is_lost_is_started_again(lab: Any, tmp_path: Path, loss: str) -> None:
     job = Job(lab, tmp_path)
     job.until_step(3)
-    (tmp_path / "ray-dies").touch()
-    state, code, restarts, last = job.ended()
-    assert (state, code, restarts, last) == ("COMPLETED", "0:0", 1, DONE), job.output
-
-
-def test_a_driver_that_fails_of_anything_while_a_node_is_gone_is_started_again(lab: Any, tmp_path: Path) -> None:
-    job = Job(lab, tmp_path)
-    job.until_step(3)
-    (tmp_path / "gone").touch()
+    (tmp_path / loss).touch()
     state, code, restarts, last = job.ended()
     assert (state, code, restarts, last) == ("COMPLETED", "0:0", 1, DONE), job.output
 
