@@ -120,6 +120,11 @@ def prepare_world(root: Path, seed: int, console: Console) -> Path:
     """The toy world's records and the base model, made once per seed."""
     from dpeer.model.toy import build_base
 
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        raise ConfigError(f"{root}: no folder can be made there ({reason}); give --output another one") from None
     base, stamp = root / "base", root / "world.json"
     made = {"seed": seed, "train": TRAIN_RECORDS, "heldout": HELDOUT_RECORDS}
     if base.exists() and stamp.exists() and json.loads(stamp.read_text()) == made:

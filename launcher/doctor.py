@@ -44,7 +44,7 @@ def gpus() -> tuple[str, ...]:
         return ()
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return tuple(line for line in answer.stdout.splitlines() if "MiB" in line)  # it exits with 15 when a card is lost
+    return tuple(line for line in answer.stdout.splitlines() if ", " in line)  # a lost card is told in words
 
 
 def cmdstan() -> str:

@@ -120,10 +120,13 @@ def _read(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     try:
-        whole = set(NAMES) <= set(pq.read_schema(files[0]).names)  # or the names of folders say the rest
-        rows = ds.dataset(files, format="parquet", partitioning=None if whole else "hive")
+        schema = pa.unify_schemas([pq.read_schema(file) for file in files], promote_options="permissive")
+        whole = set(NAMES) <= set(schema.names)  # or the names of folders say the rest
+        rows = ds.dataset(
+            files, format="parquet", schema=schema if whole else None, partitioning=None if whole else "hive"
+        )
         return rows.to_table(columns=[c for c in rows.schema.names if c in wanted]).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
 
 

@@ -16,7 +16,15 @@ STUBS = Path(__file__).parent / "stubs"
 class Job:
     """A job of two nodes with the counting driver; its files are in `folder`."""
 
-    def __init__(self, lab: Any, folder: Path, *options: str, script: str = "train.sh", **environment: str) -> None:
+    def __init__(
+        self,
+        lab: Any,
+        folder: Path,
+        *options: str,
+        script: str = "train.sh",
+        given: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
         self.lab, self.folder = lab, folder
         settings = {
             "RECIPE": "recipe.yaml",
@@ -27,7 +35,7 @@ class Job:
             "PATH": f"{STUBS}:{lab.environment['PATH']}",
         }
         self.number = lab.submit(
-            "--nodes=2", "--gpus-per-node=2", *options, f"{ROOT}/slurm/{script}",
+            "--nodes=2", "--gpus-per-node=2", *options, f"{ROOT}/slurm/{script}", *given,
             environment=settings | environment, cwd=folder,
         )  # fmt: skip
 
@@ -84,6 +92,22 @@ def test_a_job_that_succeeds(lab: Any, tmp_path: Path) -> None:
     assert f"start --address={address}:{port} " in worker
     assert all("--block" in line and "--num-gpus=8" in line for line in (head, worker))
     assert not list(Path("/tmp").glob(f"dpeer-{job.number}-*")) or not lab.hosts
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "call"),
+    [
+        ("run.sh", ("preflight", "my.yaml", "--set", "name=a b"), "preflight my.yaml --set name=a b"),
+        ("judge_farm.sh", ("generate",), "generate recipe.yaml"),
+        ("judge_farm.sh", (), "judge recipe.yaml"),
+    ],
+)
+def test_other_scripts_run_their_command(
+    lab: Any, tmp_path: Path, script: str, given: tuple[str, ...], call: str
+) -> None:
+    job = Job(lab, tmp_path, script=script, given=given, STUB_STEPS="1")
+    assert job.ended() == ("COMPLETED", "0:0", 0, DONE), job.output
+    assert job.calls == [call]
 
 
 def test_pre_emption_and_resume(lab: Any, tmp_path: Path) -> None:

@@ -70,3 +70,9 @@ def test_only_what_a_demo_made_is_removed(tmp_path: Path) -> None:
     demo.clear(mine, console)
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
     demo.clear(tmp_path / "new", console)
+
+
+def test_an_output_that_can_be_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="no folder can be made there"):
+        demo.prepare_world(tmp_path / "file", 0, Console(file=io.StringIO()))

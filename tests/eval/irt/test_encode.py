@@ -127,3 +127,15 @@ def test_the_length_of_a_response_may_stand_in_any_of_its_rows() -> None:
     frame = table(response_length=None)
     frame.loc[frame["judge"] == "y", "response_length"] = range(10, 16)
     assert encode(frame).response_length.std() == pytest.approx(1)
+
+
+def test_a_folder_of_tables_with_other_columns_and_types_loses_none(tmp_path: Path) -> None:
+    people = table().assign(judge="ann", score=lambda f: f["score"].astype("int8"))  # sorts first, says least
+    people.to_parquet(tmp_path / "a.parquet", index=False)
+    judged = table().assign(response_id="same-" + table()["model"] + table()["item"], rubric_hash=None)
+    judged.to_parquet(tmp_path / "b.parquet", index=False)
+    ratings = encode(tmp_path)
+    assert len(ratings) == 24 and len(ratings.response_model) == 12
+    table().assign(score=[[1]] * 12).to_parquet(tmp_path / "c.parquet", index=False)
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        encode(tmp_path)
