@@ -25,16 +25,16 @@ import numpy as np
 from common import CACHE, BenchmarkError, machine, measure, peer_environment, print_table, spread
 from numpy.typing import NDArray
 
-from eval.irt.chains import read_csv
-from eval.irt.cmdstan import compile_model, version
-from eval.irt.cmdstan import find_or_install as find_cmdstan
-from eval.irt.diagnostics import convergence
-from eval.irt.encode import encode
-from eval.irt.errors import IrtError
-from eval.irt.scales import guessed
-from eval.irt.simulate import Spec, simulate
-from eval.irt.stan_data import Problem, build, starts
-from eval.irt.types import Options, Ratings
+from dpeer.eval.irt.chains import read_csv
+from dpeer.eval.irt.cmdstan import compile_model, version
+from dpeer.eval.irt.cmdstan import find_or_install as find_cmdstan
+from dpeer.eval.irt.diagnostics import convergence
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.scales import guessed
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.stan_data import Problem, build, starts
+from dpeer.eval.irt.types import Options, Ratings
 
 WORKERS = Path(__file__).resolve().parent / "irt_workers"
 WORK = CACHE / "irt-vs-numpyro"

@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dpeer.data import toyworld
-from dpeer.model.toy import build_base
 from dpeer.report.sweep import read_sweep
 from dpeer.report.sweep_numbers import Spread, late, over_seeds, prices
+from dpeer.toyworld import world as toyworld
+from dpeer.toyworld.model import build_base
 
 ROOT = Path("runs/contested")
 PROMPTS, HELDOUT, PRETRAIN, SEED = 24, 60, 2400, 0
@@ -51,7 +51,7 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     target = options.parse_args().json
     prepare()
-    subprocess.run([sys.executable, "-m", "launcher.cli", "sweep", "run", "toy_contested"], check=True)
+    subprocess.run([sys.executable, "-m", "dpeer.launcher.cli", "sweep", "run", "toy_contested"], check=True)
     data = read_sweep(ROOT / "tolerance")
     console, rows = Console(), list[dict[str, Any]]()
     table = Table("tolerance of T", "known multiplier", "multiplier", "at the loss reached", title="optimum")

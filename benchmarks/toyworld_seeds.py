@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dpeer.config import Config
-from dpeer.data import toyworld
 from dpeer.data.schema import DataSet
 from dpeer.data.tokenize import TokenizedSet, tokenize
+from dpeer.launcher import demo
 from dpeer.model.lm import TreeLM, load_causal_lm, load_tokenizer
 from dpeer.objective.certificate import certify
 from dpeer.objective.constraints import build_constraints
+from dpeer.toyworld import world as toyworld
 from dpeer.training.heldout import heldout_edges
 from dpeer.training.scoring import score
 from dpeer.training.world import World
-from launcher import demo
 
 FRESH = 2500
 

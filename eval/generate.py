@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from eval.config import EvalConfig, Served
-from eval.engine import Answer, Call, Method
-from eval.progress import show_statuses
-from eval.prompting import Segment, visible
-from eval.ratings import anti_join, done_ids, drop_rows, lock, read_table, write_part
-from eval.responses import ID, planned_responses, responses_folder
-from eval.run import Connect, Work, execute
-from eval.table import RESPONSES
+from dpeer.eval.backends.engine import Answer, Call, Method
+from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.progress import show_statuses
+from dpeer.eval.questions.prompting import Segment, visible
+from dpeer.eval.responses import ID, planned_responses, responses_folder
+from dpeer.eval.run import Connect, Work, execute
+from dpeer.eval.store.parts import anti_join, done_ids, drop_rows, lock, read_table, write_part
+from dpeer.eval.store.schema import RESPONSES
 
 
 def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, console: Console | None = None) -> Path:

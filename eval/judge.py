@@ -10,15 +10,15 @@ import pandas as pd
 from rich.console import Console
 
 from dpeer.errors import DpeerError
-from eval.config import EvalConfig, Served
-from eval.engine import Answer, Call, Method
-from eval.plan import Plan, plan, ratings_folder, temperature
-from eval.progress import show_statuses
-from eval.prompting import encode_chat, judge_segments, prefix_length
-from eval.ratings import drop_rows, lock, parts, read_table, write_part, write_table
-from eval.readout import Reading, read_logprobs, read_structured
-from eval.run import Connect, Work, execute, read_rates, settings_of
-from eval.table import RATINGS
+from dpeer.eval.backends.engine import Answer, Call, Method
+from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
+from dpeer.eval.progress import show_statuses
+from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length
+from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
+from dpeer.eval.run import Connect, Work, execute, read_rates, settings_of
+from dpeer.eval.store.parts import drop_rows, lock, parts, read_table, write_part, write_table
+from dpeer.eval.store.schema import RATINGS
 
 RETRIED = ("engine_error", "truncated")
 SAMPLE = 200

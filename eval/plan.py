@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
-from eval.config import EvalConfig, Served
-from eval.irt import design
-from eval.irt.linking import linked_design, planned_ratings
-from eval.irt.types import Bools, Options
-from eval.prompting import judge_segments
-from eval.ratings import anti_join, content_id, done_ids
-from eval.responses import load_responses
-from eval.rubric import Rubric, load_rubric
-from eval.run import settings_of
-from eval.served import family, family_of_name, served_hash, words_hash
+from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.irt import design
+from dpeer.eval.irt.linking import linked_design, planned_ratings
+from dpeer.eval.irt.types import Bools, Options
+from dpeer.eval.questions.prompting import judge_segments
+from dpeer.eval.questions.rubric import Rubric, load_rubric
+from dpeer.eval.responses import load_responses
+from dpeer.eval.run import settings_of
+from dpeer.eval.served import family, family_of_name, served_hash, words_hash
+from dpeer.eval.store.parts import anti_join, content_id, done_ids
 
 ORDERS = ("up", "down")
 ASKED = ("dimension", "criterion", "repeat", "order")

@@ -13,14 +13,14 @@ from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.parse import Invalid
 from dpeer.data.read import Row, rows
 from dpeer.errors import ConfigError, DataError
-from eval.cells import cell, empty, identifier, prompt_text
-from eval.config import EvalConfig, Served
-from eval.prompting import visible
-from eval.prompts import load_prompts
-from eval.ratings import content_id, read_table
-from eval.run import settings_of
-from eval.served import family, served_hash, words_hash
-from eval.table import RESPONSES
+from dpeer.eval.cells import cell, empty, identifier, prompt_text
+from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.questions.prompting import visible
+from dpeer.eval.questions.prompts import load_prompts
+from dpeer.eval.run import settings_of
+from dpeer.eval.served import family, served_hash, words_hash
+from dpeer.eval.store.parts import content_id, read_table
+from dpeer.eval.store.schema import RESPONSES
 
 ID = RESPONSES.names[0]
 CELL = ["model", "item", "sample"]

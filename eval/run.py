@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dpeer.errors import ClusterError
-from dpeer.training.run_dir import write_json
-from eval import config
-from eval.engine import Answer, Call, Job, Method, choose_device
-from eval.progress import Meter
+from dpeer.eval import config
+from dpeer.eval.backends.engine import Answer, Call, Job, Method, choose_device
+from dpeer.eval.progress import Meter
+from dpeer.files import write_json
 
 if TYPE_CHECKING:
-    from eval.farm import Farm
+    from dpeer.eval.backends.farm import Farm
 
 Connect = Callable[[], AbstractContextManager[Any]]
 RAY_DATA_FROM = 20_000
@@ -54,7 +54,7 @@ def execute(
         for work in works:
             if work.served.backend == "vllm" and farm is None:
                 stack.enter_context(connect())
-                from eval.farm import Farm
+                from dpeer.eval.backends.farm import Farm
 
                 farm = stack.enter_context(Farm(cfg.farm, lambda line: console.print(line, soft_wrap=True)))
             _execute_one(cfg, work, farm, folder, console)
@@ -115,16 +115,16 @@ def _device(cfg: config.EvalConfig, served: config.Served) -> Any:
 def _answers(cfg: config.EvalConfig, job: Job, work: Work, farm: Farm | None) -> Iterator[list[Answer]]:
     per_task = cfg.farm.conversations_per_task
     if job.served.backend == "openai":
-        from eval import openai_backend
+        from dpeer.eval.backends import endpoint as openai_backend
 
         return openai_backend.answers(job, work.calls(), min(openai_backend.TIMEOUT_S, cfg.farm.timeout_s))
-    from eval.farm import tasks_of
+    from dpeer.eval.backends.farm import tasks_of
 
     assert farm is not None
     tasks = tasks_of(work.calls(), per_task)
     if backend_of(cfg.farm, len(work.ids)) == "actors":
         return farm.run(job, tasks)
-    from eval import ray_data
+    from dpeer.eval.backends import ray_data
 
     farm.make_room()
     return ray_data.answers(job, tasks, cfg.farm)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dpeer.data.load import HUB_ID as OWNED_ID
 from dpeer.errors import ConfigError
-from eval.config import Served
-from eval.ratings import content_id
+from dpeer.eval.config import Served
+from dpeer.eval.store.parts import content_id
 
 KNOWN = (
     *("claude", "command", "deepseek", "falcon", "gemini", "gemma", "glm", "gpt", "granite", "grok", "internlm"),

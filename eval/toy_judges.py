@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpeer.data import toyworld
+from dpeer.toyworld import world as toyworld
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from eval.rubric import Rubric
+    from dpeer.eval.questions.rubric import Rubric
 
 QUALITY = {"good": 1.5, "bad": -1.5, "none": 0.0}
 """Latent quality of a clause in logits, by what the oracle reads; one that it cannot read is neither good nor bad."""
@@ -75,9 +75,9 @@ def train_judges(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from dpeer.eval.questions.readout import rating_token_ids
+    from dpeer.eval.questions.rubric import load_rubric
     from dpeer.model.lm import load_tokenizer
-    from eval.readout import rating_token_ids
-    from eval.rubric import load_rubric
 
     rubric, tokenizer = load_rubric(RUBRIC), load_tokenizer(str(base))
     trees = _trees(texts, rubric, tokenizer)
@@ -103,7 +103,7 @@ class _Tree:
 
 
 def _trees(texts: Sequence[Text], rubric: Rubric, tokenizer: PreTrainedTokenizerBase) -> list[_Tree]:
-    from eval.prompting import encode_chat, judge_segments
+    from dpeer.eval.questions.prompting import encode_chat, judge_segments
 
     trees = []
     for text in texts:

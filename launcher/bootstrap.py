@@ -151,7 +151,7 @@ def make_venv() -> None:
 def build_cmdstan() -> None:
     """Training works without it, so a failure here is told and left to the first command that needs abilities."""
     try:
-        run(PYTHON, "-m", "eval.irt.cmdstan")
+        run(PYTHON, "-m", "dpeer.eval.irt.cmdstan")
     except SetupError as error:
         print(f"not now: {error}\n  dpeer tries again when abilities are first estimated.", end=" ")
 

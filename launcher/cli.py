@@ -16,11 +16,13 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from dpeer.errors import DpeerError
-from launcher import eval_commands, slurm_commands, sweep_commands
-from launcher.data_commands import app as data_app
-from launcher.irt_commands import app as irt_app
-from launcher.plan.command import plan
-from launcher.preflight.command import preflight
+from dpeer.launcher.commands import evaluation as eval_commands
+from dpeer.launcher.commands import slurm as slurm_commands
+from dpeer.launcher.commands import sweep as sweep_commands
+from dpeer.launcher.commands.data import app as data_app
+from dpeer.launcher.commands.irt import app as irt_app
+from dpeer.launcher.commands.plan import plan
+from dpeer.launcher.commands.preflight import preflight
 
 
 class _Guarded(TyperGroup):
@@ -104,15 +106,15 @@ def train(
 ) -> None:
     """Train a model as a recipe says."""
     from dpeer.config_io import resolved_yaml
-    from launcher.recipe import training_config
+    from dpeer.launcher.recipe import training_config
 
     config = training_config(recipe, set_ or ())
     ctx.meta["run_dir"] = config.run_dir
     if dry_run:
         typer.echo(resolved_yaml(config), nl=False)
         return
+    from dpeer.launcher.train import run
     from dpeer.training.run_dir import RunDir
-    from launcher.train import run
 
     raise typer.Exit(run(config, resume=resume or (auto_resume and RunDir(config.run_dir).manifest.exists())))
 
@@ -123,7 +125,7 @@ def export(
     output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/export.")] = None,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face model with its card."""
-    from launcher.export import export_run
+    from dpeer.launcher.export import export_run
 
     typer.echo(export_run(run, output))
 
@@ -144,7 +146,7 @@ def diff(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if the runs differ.")] = False,
 ) -> None:
     """Say why two runs differ: config, data, model, reference, code, and where their ledgers part."""
-    from launcher.diff import run
+    from dpeer.launcher.commands.diff import run
 
     found = run(a, b, as_json)
     raise typer.Exit(1 if exit_code and not found.same else 0)
@@ -158,7 +160,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the toy world and of training.")] = 0,
 ) -> None:
     """Train the toy model with every method, compare them, and leave model, ledger, certificate and page."""
-    from launcher.demo import run
+    from dpeer.launcher.demo import run
 
     raise typer.Exit(run(output, seed))
 
@@ -166,7 +168,7 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Show what this machine offers: versions, cores, GPUs, DeepSpeed, CmdStan."""
-    from launcher.doctor import show
+    from dpeer.launcher.doctor import show
 
     show()
 

@@ -24,7 +24,7 @@ import ray
 from ray._private import worker
 
 from dpeer.errors import ClusterError
-from launcher.signals import preempt_signal
+from dpeer.launcher.signals import preempt_signal
 
 OBJECT_STORE_BYTES = 200 * 2**20
 PREFIX = "dpeer-ray-"

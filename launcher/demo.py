@@ -19,15 +19,17 @@ from rich.table import Table
 
 from dpeer.config import Config
 from dpeer.config_io import resolved
-from dpeer.data import toyworld
 from dpeer.errors import ConfigError
+from dpeer.files import write_json
+from dpeer.launcher import demo_evaluation
+from dpeer.launcher.cluster import connect
+from dpeer.launcher.group import Groups
+from dpeer.launcher.recipe import training_config
+from dpeer.launcher.replies import replies
+from dpeer.launcher.train import train
 from dpeer.report.comparison import ArmRow, write_comparison
-from dpeer.training.run_dir import RunDir, write_json
-from launcher import demo_evaluation
-from launcher.cluster import connect
-from launcher.recipe import training_config
-from launcher.replies import replies
-from launcher.train import Groups, train
+from dpeer.toyworld import world as toyworld
+from dpeer.training.run_dir import RunDir
 
 TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 600
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?", "": " "}
@@ -118,7 +120,7 @@ def arm_config(arm: Arm, root: Path, seed: int) -> Config:
 
 def prepare_world(root: Path, seed: int, console: Console) -> Path:
     """The toy world's records and the base model, made once per seed."""
-    from dpeer.model.toy import build_base
+    from dpeer.toyworld.model import build_base
 
     try:
         root.mkdir(parents=True, exist_ok=True)

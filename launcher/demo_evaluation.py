@@ -15,12 +15,12 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from dpeer.config_io import load_section
-from dpeer.training.run_dir import write_json
-from eval.config import EvalConfig
-from eval.irt.types import Findings, Options
-from eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
-from launcher.cluster import connect
-from launcher.recipe import EVALUATION, recipe_path
+from dpeer.eval.config import EvalConfig
+from dpeer.eval.irt.types import Findings, Options
+from dpeer.eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
+from dpeer.files import write_json
+from dpeer.launcher.cluster import connect
+from dpeer.launcher.recipe import EVALUATION, recipe_path
 
 SAMPLED = 800
 """Replies of the base model among the judges' training texts."""
@@ -48,11 +48,11 @@ def evaluation_config(root: Path, seed: int) -> EvalConfig:
 
 def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
     """Judges, responses, ratings, fit and page; whatever is there already is kept. Returns findings and page."""
-    from eval.generate import generate
-    from eval.irt.fit import load
-    from eval.irt.tables import findings
-    from eval.judge import judge
-    from launcher.irt_commands import run_fit
+    from dpeer.eval.generate import generate
+    from dpeer.eval.irt.fit import load
+    from dpeer.eval.irt.tables import findings
+    from dpeer.eval.judge import judge
+    from dpeer.launcher.commands.irt import run_fit
 
     config = evaluation_config(root, seed)
     prepare_judges(root, seed, console)
@@ -72,9 +72,9 @@ def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
 
 def prepare_judges(root: Path, seed: int, console: Console) -> None:
     """Train the three judges once per seed and base model."""
+    from dpeer.eval.toy_judges import train_judges, training_texts
     from dpeer.model.identity import model_hash
-    from dpeer.model.toy import sample
-    from eval.toy_judges import train_judges, training_texts
+    from dpeer.toyworld.model import sample
 
     folder, stamp = root / "judges", root / "judges.json"
     made = {"seed": seed, "base": model_hash(str(root / "base")), "steps": [READING_STEPS, TUNING_STEPS]}

@@ -50,7 +50,7 @@ def gpus() -> tuple[str, ...]:
 def cmdstan() -> str:
     """The CmdStan that ability estimates would use, or what will happen without one."""
     from dpeer.errors import DpeerError
-    from eval.irt.cmdstan import find, version
+    from dpeer.eval.irt.cmdstan import find, version
 
     try:
         folder = find()

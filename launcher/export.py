@@ -7,10 +7,11 @@ from pathlib import Path
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
+from dpeer.files import write_text
+from dpeer.launcher.cluster import connect
+from dpeer.launcher.group import LONG_S, Groups
 from dpeer.report.card import model_card
-from dpeer.training.run_dir import RunDir, write_text
-from launcher.cluster import connect
-from launcher.train import LONG_S, Groups
+from dpeer.training.run_dir import RunDir
 
 
 def export_run(run_dir: Path, output: Path | None = None) -> Path:

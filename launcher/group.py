@@ -14,13 +14,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpeer.config import Cluster, Config
 from dpeer.errors import ClusterError, DpeerError
+from dpeer.launcher.cluster import check_feasible, refuse_lost_nodes
+from dpeer.launcher.watchdog import SILENT, State, Watch, headline, report
+from dpeer.launcher.worker import Worker
 from dpeer.training.pulse import Pulse
-from launcher.cluster import refuse_lost_nodes
-from launcher.watchdog import SILENT, State, Watch, headline, report
-from launcher.worker import Worker
 
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
 PROBE_S = 3.0  # how long a rank may take to say what it is doing
+LONG_S = 24 * 3600.0  # for work of one rank that no collective waits on: a dead worker is noticed at once all the same
 DEAD = "dead"
 DEATHS = (RayActorError, NodeDiedError, OutOfMemoryError)  # the last by Ray's memory monitor; no RayActorError
 
@@ -203,6 +204,43 @@ class Group:
         refs = {rank: getattr(self.workers[rank], method).remote() for rank in ranks}
         _wait(list(refs.values()), len(refs), PROBE_S)
         return {rank: _answer(ref) for rank, ref in refs.items()}
+
+
+class Groups:
+    """The policy and reference groups, made when first needed, kept for the next recipe of the same placement."""
+
+    def __init__(self, config: Config) -> None:
+        self.spec = config.cluster
+        self._groups: dict[str, Group] = {}
+        check_feasible(wanted(self.spec), bundle(self.spec))
+
+    def policy(self) -> Group:
+        return self.start("policy")[0]
+
+    def reference(self) -> Group:
+        return self.start("reference")[0]
+
+    def start(self, *roles: str) -> list[Group]:
+        """The groups of these roles; those that are not there yet load their libraries at the same time."""
+        sizes = {"policy": self.spec.policy_workers, "reference": self.spec.reference_workers}
+        new = [role for role in roles if role not in self._groups]
+        try:
+            for role in new:
+                self._groups[role] = Group(role, sizes[role], self.spec)
+            for role in new:
+                self._groups[role].enter()
+            for role in new:
+                self._groups[role].join()
+        except BaseException:  # a signal too must not leave processes behind
+            for role in new:
+                if group := self._groups.pop(role, None):
+                    group.close()
+            raise
+        return [self._groups[role] for role in roles]
+
+    def close(self) -> None:
+        while self._groups:
+            self._groups.popitem()[1].close()
 
 
 def refuse_other_facts(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

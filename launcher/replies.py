@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpeer.training.run_dir import write_text
+from dpeer.files import write_text
 
 NAME = "replies.jsonl"
 
 
 def replies(model: Path, prompts: Path, folder: Path, seed: int) -> list[str]:
     """One sampled reply to each prompt of a prompts.jsonl; sampled once and kept in `folder`."""
-    from dpeer.model.toy import sample
+    from dpeer.toyworld.model import sample
 
     kept = folder / NAME
     if not kept.exists():

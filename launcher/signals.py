@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dpeer.errors import ConfigError
-from launcher import exit_codes
+from dpeer.launcher import exit_codes
 
 PREEMPT_VARIABLE = "DPEER_PREEMPT_SIGNAL"
 TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not

@@ -11,9 +11,9 @@ from pathlib import Path
 from dpeer.config import Config
 from dpeer.config_io import resolved_yaml
 from dpeer.errors import ClusterError
-from dpeer.training.run_dir import write_text
+from dpeer.files import PACKAGE, write_text
 
-LIBRARY = Path(__file__).parents[1] / "slurm" / "lib.sh"
+LIBRARY = PACKAGE / "slurm" / "lib.sh"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def job_script(config: Config, config_path: Path, request: Request) -> str:
 
 def refuse_misfit(config: Config, request: Request) -> None:
     """ClusterError when the recipe's workers do not fit the GPUs that are asked for."""
-    from launcher.cluster import unplaceable
-    from launcher.group import wanted
+    from dpeer.launcher.cluster import unplaceable
+    from dpeer.launcher.group import wanted
 
     spec, groups = config.cluster, wanted(config.cluster)
     if not spec.gpus_per_worker:
@@ -77,7 +77,7 @@ def refuse_misfit(config: Config, request: Request) -> None:
 
 def idle_gpus(config: Config, request: Request) -> int:
     """GPUs asked for that no worker of the recipe uses."""
-    from launcher.group import wanted
+    from dpeer.launcher.group import wanted
 
     spec = config.cluster
     used = sum(wanted(spec).values()) * spec.gpus_per_worker

@@ -9,21 +9,21 @@ from typing import Any
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, ConfigError
+from dpeer.files import write_json, write_text
+from dpeer.launcher import exit_codes
+from dpeer.launcher.cluster import NodeLost, connect
+from dpeer.launcher.group import LONG_S, Groups, WorkerFailed, WorkerLost, refuse_other_facts
+from dpeer.launcher.lock import LEASE_S, Owner, sole
+from dpeer.launcher.preflight.quick import opening, token
+from dpeer.launcher.progress import Progress
+from dpeer.launcher.signals import Interrupted, Signals
+from dpeer.launcher.trackers import Trackers
 from dpeer.objective.ledger import infeasible
-from dpeer.training.run_dir import RunDir, refuse_unshared, write_json, write_text
+from dpeer.training.run_dir import RunDir, refuse_unshared
 from dpeer.training.scoring import merge
-from launcher import exit_codes
-from launcher.cluster import NodeLost, check_feasible, connect
-from launcher.group import Group, WorkerFailed, WorkerLost, bundle, refuse_other_facts, wanted
-from launcher.lock import LEASE_S, Owner, sole
-from launcher.preflight.quick import opening, token
-from launcher.progress import Progress
-from launcher.signals import Interrupted, Signals
-from launcher.trackers import Trackers
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"  # of Ray, on each node
-LONG_S = 24 * 3600.0  # for work of one rank that no collective waits on: a dead worker is noticed at once all the same
 CACHE_SLICE = 128  # records per worker and call
 
 
@@ -67,43 +67,6 @@ def check_startable(files: RunDir, resume: bool) -> None:
             f"{files.path}: a run of this name exists. Continue it with --resume, or choose another name "
             "(--set name=...)."
         )
-
-
-class Groups:
-    """The policy and reference groups, made when first needed, kept for the next recipe of the same placement."""
-
-    def __init__(self, config: Config) -> None:
-        self.spec = config.cluster
-        self._groups: dict[str, Group] = {}
-        check_feasible(wanted(self.spec), bundle(self.spec))
-
-    def policy(self) -> Group:
-        return self.start("policy")[0]
-
-    def reference(self) -> Group:
-        return self.start("reference")[0]
-
-    def start(self, *roles: str) -> list[Group]:
-        """The groups of these roles; those that are not there yet load their libraries at the same time."""
-        sizes = {"policy": self.spec.policy_workers, "reference": self.spec.reference_workers}
-        new = [role for role in roles if role not in self._groups]
-        try:
-            for role in new:
-                self._groups[role] = Group(role, sizes[role], self.spec)
-            for role in new:
-                self._groups[role].enter()
-            for role in new:
-                self._groups[role].join()
-        except BaseException:  # a signal too must not leave processes behind
-            for role in new:
-                if group := self._groups.pop(role, None):
-                    group.close()
-            raise
-        return [self._groups[role] for role in roles]
-
-    def close(self) -> None:
-        while self._groups:
-            self._groups.popitem()[1].close()
 
 
 def train(config: Config, groups: Groups, *, resume: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import traceback
@@ -11,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpeer.files import PACKAGE
 from dpeer.training.pulse import Pulse
 
-OURS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("dpeer", "launcher"))
+OURS = f"{PACKAGE}{os.sep}"
 SILENT = "silent"
 
 

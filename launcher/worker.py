@@ -11,8 +11,8 @@ import psutil
 import ray
 
 from dpeer.errors import ClusterError
+from dpeer.launcher import watchdog
 from dpeer.training.pulse import Pulse
-from launcher import watchdog
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"health": 1})

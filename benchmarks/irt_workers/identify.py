@@ -9,10 +9,10 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-from eval.irt.design import check
-from eval.irt.encode import encode
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Options
+from dpeer.eval.irt.design import check
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Options
 
 
 def peak_mb() -> float:

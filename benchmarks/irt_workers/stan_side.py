@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.irt.diagnostics import gate
-from eval.irt.encode import encode
-from eval.irt.fit import fit
-from eval.irt.types import Options
+from dpeer.eval.irt.diagnostics import gate
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.fit import fit
+from dpeer.eval.irt.types import Options
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:

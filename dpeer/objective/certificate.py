@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dpeer.config import Objective
 from dpeer.errors import DpeerError
+from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import Best, ConstraintSet
-from dpeer.objective.ledger import json_safe
 from dpeer.objective.preference import edge_loss, margin_hinge
 
 OUT_OF_REACH = 10**9  # records

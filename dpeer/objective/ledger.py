@@ -8,23 +8,13 @@ from typing import Any
 
 import torch
 
+from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import ConstraintSet, Weights, estimates
 from dpeer.objective.dual import DualState
 from dpeer.objective.statistics import Summary
 
 SHRINKS = 0.05
 """A violation counts as shrinking when it falls by this share, beyond twice its standard error."""
-
-
-def json_safe(value: Any) -> Any:
-    """Strict JSON of nested dicts, lists and numbers: nan becomes null, infinities become "inf" and "-inf"."""
-    if isinstance(value, Mapping):
-        return {k: json_safe(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
 
 
 def ledger_entry(

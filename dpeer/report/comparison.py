@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpeer.files import write_text
 from dpeer.report.page import templates
 from dpeer.report.plot import MARKERS, PALETTE, Z95, Plot, draw, legend
 from dpeer.report.run import NAN, Rate
 from dpeer.report.text import bounds, interval, listing, percent
-from dpeer.training.run_dir import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

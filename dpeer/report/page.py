@@ -9,10 +9,10 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from dpeer.files import write_text
 from dpeer.report import figures, text
 from dpeer.report.plot import Plot
 from dpeer.report.run import Run, read_run
-from dpeer.training.run_dir import write_text
 
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?"}
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpeer.data import toyworld
 from dpeer.errors import DpeerError
 from dpeer.report.run import NAN, Run, read_run
+from dpeer.toyworld import world as toyworld
 
 REPLIES = "replies.jsonl"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dpeer.files import write_json, write_text
 from dpeer.report import sweep_figures as figures
 from dpeer.report.page import MARKS, Part, templates
 from dpeer.report.plot import Plot
@@ -26,7 +27,6 @@ from dpeer.report.sweep_numbers import (
     reference_setting,
 )
 from dpeer.report.text import number
-from dpeer.training.run_dir import write_json, write_text
 
 Rows = list[dict[str, Any]]
 Abilities = Mapping[str, Mapping[str, float]]

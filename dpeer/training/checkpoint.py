@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 
 from dpeer.errors import CheckpointError
+from dpeer.files import write_json
 from dpeer.objective.dual import DualState
 from dpeer.training.policy import IDENTITY, Policy
-from dpeer.training.run_dir import refuse_unshared, write_json
+from dpeer.training.run_dir import refuse_unshared
 from dpeer.training.scoring import Scores
 
 SHARDS = "deepspeed"

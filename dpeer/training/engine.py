@@ -14,6 +14,7 @@ from torch import nn
 
 from dpeer.config import Config, Optimizer
 from dpeer.errors import ConfigError
+from dpeer.files import PACKAGE
 from dpeer.model.lm import TreeLM, build_lm
 from dpeer.training.extensions import cpu_adam
 from dpeer.training.world import World
@@ -28,7 +29,7 @@ FROM_RECIPE = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
 }
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+DS_CONFIGS = PACKAGE / "ds_configs"
 
 
 def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, Any]:

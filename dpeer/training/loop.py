@@ -16,9 +16,10 @@ import torch.distributed as dist
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import ConfigError, DpeerError
+from dpeer.files import write_json
 from dpeer.training import checkpoint, world
 from dpeer.training.rank import TrainingRank
-from dpeer.training.run_dir import RunDir, write_json
+from dpeer.training.run_dir import RunDir
 from dpeer.training.scoring import Scores, merge
 
 

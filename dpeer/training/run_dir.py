@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +15,7 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import CheckpointError
-from dpeer.objective.ledger import json_safe
+from dpeer.files import sync, write_json, write_text
 
 PACKAGES = ("dpeer", "torch", "transformers", "deepspeed", "peft", "ray", "datasets", "numpy")
 MAY_CHANGE = (  # nothing here changes what a step computes
@@ -80,8 +78,7 @@ class RunDir:
     def sync(self) -> None:
         """Force ledger and timing to disk: a checkpoint must never be newer than the ledger it continues."""
         for path in (self.ledger, self.timing):
-            with path.open("a") as stream:
-                os.fsync(stream.fileno())
+            sync(path)
 
     def finish(self) -> None:
         write_json(self.manifest, json.loads(self.manifest.read_text()) | {"finished": now()})
@@ -174,23 +171,6 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # process ids repeat on other nodes
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(json_safe(value), indent=1, allow_nan=False) + "\n")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from eval.irt.fit_statistics import probabilities
-from eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
+from dpeer.eval.irt.fit_statistics import probabilities
+from dpeer.eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
 
 NODES = 15
 """Gauss-Hermite nodes over the items, responses and halos that a fair average runs over."""
@@ -87,7 +87,7 @@ def _average_offsets(posterior: Posterior, draws: Ints) -> Floats:
 
 
 def ability_table(posterior: Posterior, base: str, fair: Floats) -> pd.DataFrame:
-    """One row per model and dimension: see the contract of `eval.irt.tables`."""
+    """One row per model and dimension: see the contract of `dpeer.eval.irt.tables`."""
     r, theta = posterior.ratings, posterior.flat("theta")
     M, D = len(r.models), len(r.dimensions)
     b = r.models.index(base)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpeer.errors import ConfigError
-from eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.types import Floats, Posterior, Ratings
 
 
 @dataclass(frozen=True, slots=True, eq=False)

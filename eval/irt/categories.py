@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eval.irt.types import Ints, Ratings
+from dpeer.eval.irt.types import Ints, Ratings
 
 SURELY = 10.0
 """A category that a judge never gave, though so many such ratings would be expected from the other judges, is none of

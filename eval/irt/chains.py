@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.irt.errors import IrtError
-from eval.irt.types import Floats
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.types import Floats
 
 ITERATION = re.compile(r"Iteration:\s*(\d+)\s*/\s*(\d+)")
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1

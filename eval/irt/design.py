@@ -1,6 +1,6 @@
 """Identification of a rating design: can these ratings, or this plan of ratings, tell the models apart?
 
-A direction on which the ratings are silent (see `eval.irt.elimination`) and that moves models apart makes the design
+A direction on which the ratings are silent (see `irt.elimination`) and that moves models apart makes the design
 useless for comparing them, even where every two models are connected: refused, by name, with the cheapest repair. One
 that moves only judges apart harms only statements about judges: a warning.
 """
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpeer.errors import DpeerError
-from eval.irt import elimination
-from eval.irt.elimination import Part
-from eval.irt.types import Bools, Floats, Ints, Options, Ratings
-from eval.irt.weaknesses import FEW, DesignWarning, groups_of, names_of, weaknesses
+from dpeer.eval.irt import elimination
+from dpeer.eval.irt.elimination import Part
+from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
+from dpeer.eval.irt.weaknesses import FEW, DesignWarning, groups_of, names_of, weaknesses
 
 ALIASED = 1e-8
 """Share of a covariate's squares that must be left unexplained by models, items, judges and criteria."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.types import Floats, Posterior, Ratings
 
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
@@ -132,7 +132,7 @@ def gate(posterior: Posterior, table: pd.DataFrame | None = None, misfit: pd.Dat
 
     R-hat < 1.01, bulk and tail ESS > 400, no divergence and E-BFMI > 0.3, prior scales included: they fail first.
     An approximate fit, or one that supports no intervals, is never green. `table` saves a second run of `diagnostics`;
-    with the table `misfit` (`eval.irt.fit_statistics`) the posterior predictive check counts too.
+    with the table `misfit` (`dpeer.eval.irt.fit_statistics`) the posterior predictive check counts too.
     """
     table = diagnostics(posterior) if table is None else table
     gated = table[table["gated"]]

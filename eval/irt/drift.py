@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from dpeer.errors import ConfigError
-from eval.irt.types import Floats, Posterior
+from dpeer.eval.irt.types import Floats, Posterior
 
 KINDS = {"judges": "severity", "items": "beta"}
 """What can be an anchor, and the name of its draws [S, n, D]."""

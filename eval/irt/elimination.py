@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from eval.irt.types import Bools, Floats, Ints, Ratings
+from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
 
 NULL = 1e-10
 """Eigenvalue of the degree-scaled matrix (its values lie in 0..3) that counts as zero; a single rating that links two

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import DataError
-from eval.irt.types import Bools, Floats, Ints, Ratings
-from eval.table import RATINGS, STATUSES
+from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
+from dpeer.eval.store.schema import RATINGS, STATUSES
 
 NAMES = ("model", "item", "dimension", "judge")
 TEXTS = (
@@ -28,7 +28,7 @@ def encode(
 ) -> Ratings:
     """Check a ratings table (frame, CSV or Parquet file, folder of Parquet parts) and turn it into index arrays.
 
-    Needs the columns model, item, dimension, judge and score; `eval.table.RATINGS` lists the rest. `scale` holds the
+    Needs the columns model, item, dimension, judge and score; `store.schema.RATINGS` lists the rest. `scale` holds the
     possible scores; default: all whole numbers from the least to the greatest score. Raises DataError with row and
     column.
     """

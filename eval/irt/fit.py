@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from eval.irt.anchors import Anchors, check_anchors
-from eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
-from eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
-from eval.irt.errors import IrtError
-from eval.irt.fit_folder import load, save
-from eval.irt.scales import guessed, measured
-from eval.irt.stan_data import Problem, build, metric, starts
-from eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.irt.anchors import Anchors, check_anchors
+from dpeer.eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
+from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.fit_folder import load, save
+from dpeer.eval.irt.scales import guessed, measured
+from dpeer.eval.irt.stan_data import Problem, build, metric, starts
+from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
 
 __all__ = ["IrtError", "fit", "load", "save"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.irt.errors import IrtError
-from eval.irt.types import Options, Posterior, Ratings
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.types import Options, Posterior, Ratings
 
 FORMAT = 1
 SINGLE = ("u",)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.sparse import csr_array
 
-from eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
+from dpeer.eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
 
 NODES = 7
 """Gauss-Hermite nodes that integrate the halo, and a response effect whose draws were not kept."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from eval.irt.ability import estimates
-from eval.irt.fit_statistics import FitStatistics
-from eval.irt.types import Posterior
+from dpeer.eval.irt.ability import estimates
+from dpeer.eval.irt.fit_statistics import FitStatistics
+from dpeer.eval.irt.types import Posterior
 
 LEADS = 1.5
 """From this discrimination on, a judge weighs enough to set the consensus."""

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
-from eval.irt.encode import encode
-from eval.irt.types import Bools, Ratings
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.types import Bools, Ratings
 
 
 def linked_design(models: int, items: int, judges: int, anchors: int, judges_per_response: int, seed: int) -> Bools:
@@ -67,6 +67,6 @@ def _unlinked(chosen: Bools) -> int:
 def planned_ratings(plan: pd.DataFrame, scale: Sequence[int]) -> Ratings:
     """A plan (columns of the ratings table, a row per rating still to be made) as Ratings, every category the lowest.
 
-    For `eval.irt.design.check(..., planned=True)`. Raises DataError as `encode` does.
+    For `dpeer.eval.irt.design.check(..., planned=True)`. Raises DataError as `encode` does.
     """
     return encode(plan.assign(status="ok", score=scale[0]), scale=scale)

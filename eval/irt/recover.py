@@ -18,9 +18,9 @@ import pandas as pd
 from rich.table import Table
 from scipy.stats import kstest
 
-from eval.irt.cmdstan import MODEL
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Floats, Options, Posterior
+from dpeer.eval.irt.cmdstan import MODEL
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Floats, Options, Posterior
 
 REPORTED = ("theta", "severity", "log_alpha", "own_family", "own_model", "order", "length", "s_halo")
 SCALES = ("s_theta", "s_beta", "s_u")
@@ -158,10 +158,10 @@ def elements(posterior: Posterior, truth: dict[str, Floats]) -> dict[str, list[A
 
 
 def _replicate(spec: Spec, options: Options, seed: int) -> dict[str, Any]:
-    from eval.irt.design import check
-    from eval.irt.diagnostics import gate
-    from eval.irt.encode import encode
-    from eval.irt.fit import fit
+    from dpeer.eval.irt.design import check
+    from dpeer.eval.irt.diagnostics import gate
+    from dpeer.eval.irt.encode import encode
+    from dpeer.eval.irt.fit import fit
 
     table, truth = simulate(spec, seed)
     ratings = encode(table)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.irt.fit_statistics import information
-from eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.fit_statistics import information
+from dpeer.eval.irt.types import Floats, Posterior, Ratings
 
 SPREAD = 0.7
 """First guess of the spread of abilities, difficulties and response effects, in logits."""

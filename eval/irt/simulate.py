@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpeer.errors import ConfigError
-from eval.irt.linking import linked_design
-from eval.irt.types import Bools, Floats, Ints
+from dpeer.eval.irt.linking import linked_design
+from dpeer.eval.irt.types import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.irt.anchors import Anchors, check_anchors
-from eval.irt.categories import used_by_dimension, used_by_judge
-from eval.irt.errors import IrtError
-from eval.irt.scales import LEAST, SPREAD, Scales
-from eval.irt.types import Bools, Floats, Ints, Options, Ratings
+from dpeer.eval.irt.anchors import Anchors, check_anchors
+from dpeer.eval.irt.categories import used_by_dimension, used_by_judge
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.scales import LEAST, SPREAD, Scales
+from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500

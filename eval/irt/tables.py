@@ -1,9 +1,9 @@
 """Every table of a fit, as files and on a terminal, and the claims that its diagnostics allow.
 
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
-ability, ranks, reliability, reversals (`eval.irt.ability`); judges (`eval.irt.judges`); severity, criteria, items,
-thresholds; models_fit, misfit, ppc (`eval.irt.fit_statistics`); effects, scales, correlation, statuses, connectivity;
-diagnostics (`eval.irt.diagnostics`); drift (`eval.irt.drift`).
+ability, ranks, reliability, reversals (`irt.ability`); judges (`irt.judges`); severity, criteria, items,
+thresholds; models_fit, misfit, ppc (`irt.fit_statistics`); effects, scales, correlation, statuses, connectivity;
+diagnostics (`irt.diagnostics`); drift (`irt.drift`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
-from eval.irt.ability import (
+from dpeer.eval.irt.ability import (
     ability_table,
     estimates,
     fair_averages,
@@ -26,11 +26,11 @@ from eval.irt.ability import (
     reliability_table,
     reversal_table,
 )
-from eval.irt.diagnostics import diagnostics, gate
-from eval.irt.drift import drift
-from eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
-from eval.irt.judges import judge_table
-from eval.irt.types import Findings, Floats, Posterior, Ratings
+from dpeer.eval.irt.diagnostics import diagnostics, gate
+from dpeer.eval.irt.drift import drift
+from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
+from dpeer.eval.irt.judges import judge_table
+from dpeer.eval.irt.types import Findings, Floats, Posterior, Ratings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

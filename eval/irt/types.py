@@ -117,7 +117,7 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
-    """Every table of a fit, one pandas frame each; see `eval.irt.tables` for the columns."""
+    """Every table of a fit, one pandas frame each; see `dpeer.eval.irt.tables` for the columns."""
 
     tables: dict[str, pd.DataFrame]
     gate: dict[str, Any]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.irt import elimination
-from eval.irt.elimination import Part
-from eval.irt.types import Bools, Ints, Ratings
+from dpeer.eval.irt import elimination
+from dpeer.eval.irt.elimination import Part
+from dpeer.eval.irt.types import Bools, Ints, Ratings
 
 FEW = 30
 """Ratings per element below which its estimate is too wide to be of use."""

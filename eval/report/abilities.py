@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from eval.report.picture import (
+from dpeer.eval.report.picture import (
     BLUE,
     GREY,
     INK,
@@ -24,7 +24,7 @@ from eval.report.picture import (
     shared_range,
     sided,
 )
-from eval.report.words import (
+from dpeer.eval.report.words import (
     SURE,
     Frames,
     base_of,

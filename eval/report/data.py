@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpeer.report.plot import PALETTE
-from eval.report.picture import (
+from dpeer.eval.report.picture import (
     GREY,
     INK,
     ORANGE,
@@ -26,7 +25,21 @@ from eval.report.picture import (
     matrix,
     rows_height,
 )
-from eval.report.words import TERMS, Frames, clear, estimate, fixed, known, label, labels, losses, plural, signed, slug
+from dpeer.eval.report.words import (
+    TERMS,
+    Frames,
+    clear,
+    estimate,
+    fixed,
+    known,
+    label,
+    labels,
+    losses,
+    plural,
+    signed,
+    slug,
+)
+from dpeer.report.plot import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

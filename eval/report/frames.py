@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpeer.objective.ledger import json_safe
+from dpeer.json_safe import json_safe
 
 
 def _with_bounds(*names: str) -> tuple[str, ...]:

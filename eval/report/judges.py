@@ -10,10 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from dpeer.report.plot import Z95
-from dpeer.report.text import listing
-from eval.irt.judges import FIT_RANGE
-from eval.report.picture import (
+from dpeer.eval.irt.judges import FIT_RANGE
+from dpeer.eval.report.picture import (
     BLUE,
     GREY,
     INK,
@@ -30,7 +28,7 @@ from eval.report.picture import (
     rows_height,
     shared_range,
 )
-from eval.report.words import (
+from dpeer.eval.report.words import (
     Frames,
     clear,
     estimate,
@@ -45,6 +43,8 @@ from eval.report.words import (
     signed,
     slug,
 )
+from dpeer.report.plot import Z95
+from dpeer.report.text import listing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

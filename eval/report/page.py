@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpeer.eval.irt.tables import write_tables
+from dpeer.eval.irt.types import Findings
+from dpeer.eval.report import words
+from dpeer.eval.report.frames import frames, plain
+from dpeer.eval.report.picture import Picture
+from dpeer.eval.report.sections import one, sections
+from dpeer.eval.report.tables import Table
+from dpeer.files import write_json, write_text
 from dpeer.report.page import templates
 from dpeer.report.plot import Plot, render, svg_uri
 from dpeer.report.text import flatten
-from dpeer.training.run_dir import write_json, write_text
-from eval.irt.tables import write_tables
-from eval.irt.types import Findings
-from eval.report import words
-from eval.report.frames import frames, plain
-from eval.report.picture import Picture
-from eval.report.sections import one, sections
-from eval.report.tables import Table
 
 FORMATS = ("svg", "png")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -77,7 +77,7 @@ def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[s
     write_tables(findings, folder / "tables")
     written = [f"figures/{figure['name']}.{kind}" for figure in index for kind in FORMATS]
     written += [f"tables/{name}.{kind}" for name in findings.tables for kind in ("csv", "json")]
-    page = templates("eval.report").get_template("evaluation.html.j2").render(
+    page = templates("dpeer.eval.report").get_template("evaluation.html.j2").render(
         title=title,
         finding=finding,
         setting=words.setting(known, findings.facts),

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dpeer.eval.report.words import clear, known, labels
 from dpeer.report.plot import PALETTE
 from dpeer.report.text import NBSP
-from eval.report.words import clear, known, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from eval.report import abilities, data, judges, tables
-from eval.report.picture import Picture
-from eval.report.tables import Table
-from eval.report.words import Frames
-from eval.report.wright import wright
+from dpeer.eval.report import abilities, data, judges, tables
+from dpeer.eval.report.picture import Picture
+from dpeer.eval.report.tables import Table
+from dpeer.eval.report.words import Frames
+from dpeer.eval.report.wright import wright
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from dpeer.report.text import UNKNOWN
-from eval.report.data import term_words
-from eval.report.judges import notable, p_words
-from eval.report.picture import by_dimension
-from eval.report.words import (
+from dpeer.eval.report.data import term_words
+from dpeer.eval.report.judges import notable, p_words
+from dpeer.eval.report.picture import by_dimension
+from dpeer.eval.report.words import (
     PARAMETERS,
     Frames,
     base_of,
@@ -25,6 +24,7 @@ from eval.report.words import (
     share_words,
     signed,
 )
+from dpeer.report.text import UNKNOWN
 
 FOLD_FROM = 31
 """Tables with at least this many rows are folded."""

@@ -12,8 +12,8 @@ from typing import Any, TypeGuard
 import numpy as np
 import pandas as pd
 
+from dpeer.eval.irt.judges import FIT_RANGE
 from dpeer.report.text import MINUS, UNKNOWN, listing, percent
-from eval.irt.judges import FIT_RANGE
 
 Frames = Mapping[str, pd.DataFrame]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from eval.report.picture import (
+from dpeer.eval.report.picture import (
     GREY,
     INK,
     ORANGE,
@@ -20,7 +20,7 @@ from eval.report.picture import (
     by_dimension,
     interval_rows,
 )
-from eval.report.words import Frames, fixed, known, plural, slug
+from dpeer.eval.report.words import Frames, fixed, known, plural, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from dpeer.data.load import load
 from dpeer.data.order import edges
 from dpeer.data.tokenize import tokenize
 from dpeer.errors import ConfigError, DpeerError
+from dpeer.estimate.throughput import Lengths
 from dpeer.model.lm import load_tokenizer
-from dpeer.training.throughput import Lengths
 
 HERE = Path(__file__).parent
 CHARACTERS_PER_TOKEN = 4.0  # English text under the tokenizers of Llama 3 and Qwen: about 4

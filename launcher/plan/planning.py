@@ -13,11 +13,9 @@ from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import ConfigError
-from dpeer.model.footprint import Activations, Weights, count_activations, count_weights
-from dpeer.model.lm import refuse_unsupported
-from dpeer.training.engine import deepspeed_config
-from dpeer.training.memory import GIB, Host, Memory, Zero, host, largest_budget, per_gpu, scoring
-from dpeer.training.throughput import (
+from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
+from dpeer.estimate.memory import GIB, Host, Memory, Zero, host, largest_budget, per_gpu, scoring
+from dpeer.estimate.throughput import (
     Batching,
     Machine,
     Time,
@@ -28,8 +26,10 @@ from dpeer.training.throughput import (
     step_time,
     traffic,
 )
-from launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records, typical
-from launcher.recipe import RECIPES
+from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records, typical
+from dpeer.launcher.recipe import RECIPES
+from dpeer.model.lm import refuse_unsupported
+from dpeer.training.engine import deepspeed_config
 
 MFU = 0.35
 LINKS = 0.8  # share of a link's rated speed that collectives reach

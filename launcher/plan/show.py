@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpeer.training.memory import FRAGMENTATION, GIB, Memory, Part, model_states
-from launcher.plan.planning import LINKS, MFU, Plan, Remedy
+from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, model_states
+from dpeer.launcher.plan.planning import LINKS, MFU, Plan, Remedy
 
 ASSUMED = "assumed"
 

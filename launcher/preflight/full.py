@@ -8,16 +8,15 @@ import uuid
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError, DpeerError
+from dpeer.launcher.cluster import connect
+from dpeer.launcher.group import LONG_S, Group, Groups
+from dpeer.launcher.preflight.checklist import Checklist
+from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
 from dpeer.training.policy import TreeMismatch
 from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.run_dir import refuse_unshared
 from dpeer.training.scoring import merge
-from launcher.cluster import connect
-from launcher.group import Group
-from launcher.preflight.checklist import Checklist
-from launcher.preflight.quick import Say, bytes_in, quick, token
-from launcher.train import LONG_S, Groups
 
 RECORDS = 8  # scored by policy and reference
 DATA = (

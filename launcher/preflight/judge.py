@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.preflight.checklist import Fault, Warn
+from dpeer.launcher.preflight.checklist import Fault, Warn
 
 GIB = 2**30
 SKEW_WARN_S, SKEW_FAIL_S = 1.0, 10.0

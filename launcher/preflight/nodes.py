@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launcher.cluster import unplaceable
-from launcher.preflight.checklist import Fault
-from launcher.preflight.probe import Probe
+from dpeer.launcher.cluster import unplaceable
+from dpeer.launcher.preflight.checklist import Fault
+from dpeer.launcher.preflight.probe import Probe
 
 ANSWER_S = 90.0
 

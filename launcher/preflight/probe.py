@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil
 
+from dpeer.files import PACKAGE
+from dpeer.launcher.doctor import gpus
 from dpeer.training.run_dir import PACKAGES, package_version
-from launcher.doctor import gpus
 
 CONNECT_S = 5.0
 VISIBLE_S = 20.0  # network file systems show a new file to other nodes within their attribute cache's time
-SOURCES = ("dpeer", "launcher", "ds_configs")
 Facts = dict[str, Any]
 
 
@@ -111,8 +111,9 @@ def versions() -> dict[str, str | None]:
 
 def source_hash() -> str:
     """sha256 (hex) of dpeer's own code and DeepSpeed settings: a version number does not tell two checkouts apart."""
-    root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
-    for path in sorted(p for room in SOURCES for p in (root / room).rglob("*") if p.suffix in (".py", ".json")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    folders = os.walk(PACKAGE, followlinks=True)  # in a checkout, some of its folders are links
+    files = (Path(folder) / name for folder, _, names in folders for name in names if name.endswith((".py", ".json")))
+    for path in sorted(files):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
     return digest.hexdigest()

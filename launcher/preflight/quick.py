@@ -13,15 +13,15 @@ from rich.console import Console
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError
-from launcher.cluster import check_feasible
-from launcher.group import bundle, wanted
-from launcher.preflight import judge
-from launcher.preflight.checklist import Checklist, Warn
-from launcher.preflight.nodes import Nodes
-from launcher.preflight.probe import source_hash, versions
+from dpeer.launcher.cluster import check_feasible
+from dpeer.launcher.group import bundle, wanted
+from dpeer.launcher.preflight import judge
+from dpeer.launcher.preflight.checklist import Checklist, Warn
+from dpeer.launcher.preflight.nodes import Nodes
+from dpeer.launcher.preflight.probe import source_hash, versions
 
 if TYPE_CHECKING:
-    from dpeer.training.saved_size import SavedSize
+    from dpeer.estimate.saved_size import SavedSize
 
 Say = Callable[[str], Any]
 
@@ -129,7 +129,7 @@ def _folders(checks: Checklist, nodes: Nodes, output: Path, *, shared: bool) -> 
 
 
 def _size(config: Config, sizes: list[SavedSize]) -> str:
-    from dpeer.training.saved_size import saved_size  # transformers: seconds
+    from dpeer.estimate.saved_size import saved_size  # transformers: seconds
 
     sizes.append(saved_size(config))
     return f"{sizes[0].parameters / 1e6:,.1f} M parameters, {sizes[0].trained / 1e6:,.1f} M trained"

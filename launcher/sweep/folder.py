@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
-from dpeer.objective.ledger import json_safe
-from dpeer.training.run_dir import RunDir, now, write_json
-from launcher.lock import Owner, holder
-from launcher.sweep.spec import Cell, Sweep
+from dpeer.files import write_json
+from dpeer.json_safe import json_safe
+from dpeer.launcher.lock import Owner, holder
+from dpeer.launcher.sweep.spec import Cell, Sweep
+from dpeer.training.run_dir import RunDir, now
 
 Kind = Literal["finished", "running", "failed", "stopped", "waiting"]
 MANIFEST = "sweep.json"

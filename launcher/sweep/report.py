@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.progress import track
 
 from dpeer.errors import ConfigError
+from dpeer.launcher.sweep.folder import SweepFolder
 from dpeer.report.sweep_page import write_sweep_report
-from launcher.sweep.folder import SweepFolder
 
 
 def write_report(folder: SweepFolder, abilities: Path | None = None) -> Path:
@@ -22,7 +22,7 @@ def write_report(folder: SweepFolder, abilities: Path | None = None) -> Path:
 
 def _replies(folder: SweepFolder, prompts: Path, cells: list[dict[str, object]]) -> None:
     """What each cell's model says to the prompts, sampled once."""
-    from launcher.replies import NAME, replies
+    from dpeer.launcher.replies import NAME, replies
 
     runs = [(folder.run(str(c["name"])), int(str(c["seed"]))) for c in cells]
     missing = [(run, seed) for run, seed in runs if run.finished and not (run.path / NAME).exists()]
@@ -44,8 +44,8 @@ def _replies(folder: SweepFolder, prompts: Path, cells: list[dict[str, object]])
 
 def _abilities(fit: Path) -> dict[str, dict[str, float]]:
     """Model -> dimension -> ability in logits. ConfigError: the fit's diagnostics allow no claim."""
-    from eval.irt.fit import load
-    from eval.irt.tables import findings
+    from dpeer.eval.irt.fit import load
+    from dpeer.eval.irt.tables import findings
 
     fitted = findings(load(fit))
     if not fitted.gate["green"]:

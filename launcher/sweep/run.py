@@ -21,13 +21,13 @@ from rich.markup import escape
 
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError
-from launcher.cluster import check_feasible, connect, environment_of_children, unplaceable
-from launcher.group import bundle
-from launcher.signals import Interrupted, Signals
-from launcher.sweep.folder import SweepFolder
-from launcher.sweep.spec import Cell, Sweep
-from launcher.sweep.status import overview
-from launcher.sweep.work import Lane, Stopped
+from dpeer.launcher.cluster import check_feasible, connect, environment_of_children, unplaceable
+from dpeer.launcher.group import bundle
+from dpeer.launcher.signals import Interrupted, Signals
+from dpeer.launcher.sweep.folder import SweepFolder
+from dpeer.launcher.sweep.spec import Cell, Sweep
+from dpeer.launcher.sweep.status import overview
+from dpeer.launcher.sweep.work import Lane, Stopped
 
 LOOK_S = 1.0
 PR_SET_PDEATHSIG = 1

@@ -17,8 +17,8 @@ from pydantic import Field
 from dpeer.config import Config, Section
 from dpeer.config_io import load_config, load_section, resolved
 from dpeer.errors import ConfigError
+from dpeer.launcher.recipe import RECIPES, recipe_names, recipe_path
 from dpeer.training.run_dir import MAY_CHANGE
-from launcher.recipe import RECIPES, recipe_names, recipe_path
 
 SWEEPS = RECIPES / "sweeps"
 OWN_KEYS = {  # keys that the sweep sets itself

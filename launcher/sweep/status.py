@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dpeer.config import Config
+from dpeer.launcher.progress import describe
+from dpeer.launcher.sweep.folder import Kind, State, SweepFolder
 from dpeer.training.run_dir import RunDir
-from launcher.progress import describe
-from launcher.sweep.folder import Kind, State, SweepFolder
 
 EVERY_S = 2.0
 TAIL_BYTES = 65536

@@ -11,13 +11,14 @@ from rich.markup import escape
 
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError, DpeerError
-from dpeer.training.run_dir import write_text
-from launcher import exit_codes
-from launcher.cluster import NodeLost
-from launcher.lock import POLL_S, Owner, claim, exclusive
-from launcher.sweep.folder import SweepFolder
-from launcher.sweep.spec import Cell
-from launcher.train import Groups, fill_cache, train
+from dpeer.files import write_text
+from dpeer.launcher import exit_codes
+from dpeer.launcher.cluster import NodeLost
+from dpeer.launcher.group import Groups
+from dpeer.launcher.lock import POLL_S, Owner, claim, exclusive
+from dpeer.launcher.sweep.folder import SweepFolder
+from dpeer.launcher.sweep.spec import Cell
+from dpeer.launcher.train import fill_cache, train
 
 
 class Stopped(BaseException):

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dpeer.data.check import check
-from launcher.cli import app
+from dpeer.launcher.cli import app
 
 COLUMNS = ("mask", "prompt", "golden", "reject_A", "reject_C", "reject_E", "reject_T")
 

@@ -7,8 +7,8 @@ import datasets
 import pytest
 
 from dpeer.data.load import load, splits
-from dpeer.data.toyworld import generate
 from dpeer.errors import DataError
+from dpeer.toyworld.world import generate
 
 
 def row(prompt: str, **fails: str) -> dict[str, object]:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dpeer.data.load import load
 from dpeer.errors import DataError
-from launcher.cli import app
+from dpeer.launcher.cli import app
 
 COLUMNS = [
     "mask",

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-import launcher  # noqa: F401  # before anything imports ray: it says how clusters are guarded
+import dpeer.launcher  # noqa: F401  # before anything imports ray: it says how clusters are guarded
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders a, b (qwen3), c (llama), d (qwen2): random tiny models whose tokens are bytes, so a digit is one."""
-    from dpeer.model.toy import tiny_model
+    from dpeer.toyworld.model import tiny_model
 
     folder = tmp_path_factory.mktemp("models")
     for seed, (name, family) in enumerate({"a": "qwen3", "b": "qwen3", "c": "llama", "d": "qwen2"}.items()):
@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    from launcher.cluster import connect
+    from dpeer.launcher.cluster import connect
 
     with connect():
         yield

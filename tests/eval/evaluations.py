@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.config import EvalConfig
+from dpeer.eval.config import EvalConfig
 
 
 def write_responses(path: Path, items: int, models: tuple[str, ...] = ("x", "y"), samples: int = 1) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from eval.irt.types import Findings
+from dpeer.eval.irt.types import Findings
 
 
 def bounded(name: str, value, half) -> dict:

@@ -8,8 +8,8 @@ from functools import cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dpeer.data.toyworld import generate
-from dpeer.model.toy import bpe
+from dpeer.toyworld.model import bpe
+from dpeer.toyworld.world import generate
 
 KINDS = ("chatml", "llama3", "llama2", "gemma")
 

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from eval.irt.types import Findings
-from eval.report import words
-from eval.report.abilities import ability
-from eval.report.data import connectivity
-from eval.report.frames import COLUMNS, frames
-from eval.report.judges import off
-from eval.report.page import write_report
-from eval.report.sections import sections
+from dpeer.eval.irt.types import Findings
+from dpeer.eval.report import words
+from dpeer.eval.report.abilities import ability
+from dpeer.eval.report.data import connectivity
+from dpeer.eval.report.frames import COLUMNS, frames
+from dpeer.eval.report.judges import off
+from dpeer.eval.report.page import write_report
+from dpeer.eval.report.sections import sections
 from tests.eval.made_findings import bounded, grid, make_findings
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}

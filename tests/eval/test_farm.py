@@ -12,12 +12,13 @@ import psutil
 import pytest
 
 from dpeer.errors import ClusterError, ConfigError
-from eval import config, ray_data
-from eval.config import Served
-from eval.engine import CPU_BATCH, CPU_BLOCK, Answer, Call, Job, Method, choose_device, encode, room
-from eval.farm import Farm, capacity, conversations, tasks_of
-from eval.prompting import Segment, judge_segments, prefix_length
-from eval.rubric import load_rubric
+from dpeer.eval import config
+from dpeer.eval.backends import ray_data
+from dpeer.eval.backends.engine import CPU_BATCH, CPU_BLOCK, Answer, Call, Job, Method, choose_device, encode, room
+from dpeer.eval.backends.farm import Farm, capacity, conversations, tasks_of
+from dpeer.eval.config import Served
+from dpeer.eval.questions.prompting import Segment, judge_segments, prefix_length
+from dpeer.eval.questions.rubric import load_rubric
 
 pytestmark = pytest.mark.slow
 RUBRIC = load_rubric("toyworld")
@@ -314,7 +315,7 @@ def test_a_conversation_that_is_too_long_is_never_sent(farm: Farm, models: Path)
 
 
 def test_structured_answers_hold_to_the_schema(farm: Farm, models: Path) -> None:
-    from eval.readout import read_structured
+    from dpeer.eval.questions.readout import read_structured
 
     method = Method("structured", max_tokens=60, temperature=1.0, rubric=RUBRIC)
     found = collect(farm.run(job(models / "a", method), tasks_of(chats(range(16), mode="structured"), 16)))

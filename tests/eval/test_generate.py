@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from dpeer.errors import ConfigError
-from eval.config import EvalConfig
-from eval.generate import generate
-from eval.ratings import parts, read_table
-from eval.responses import load_responses, planned_responses
-from eval.table import RESPONSES
+from dpeer.eval.config import EvalConfig
+from dpeer.eval.generate import generate
+from dpeer.eval.responses import load_responses, planned_responses
+from dpeer.eval.store.parts import parts, read_table
+from dpeer.eval.store.schema import RESPONSES
 
 SAMPLING = {"samples": 3, "temperature": 0.7, "max_tokens": 40, "system": "Be kind."}
 QUIET = Console(file=StringIO())

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from dpeer.errors import ConfigError, DataError
-from eval.importer import import_ratings
-from eval.irt.encode import encode
-from eval.table import RATINGS
+from dpeer.eval.elsewhere.importer import import_ratings
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.store.schema import RATINGS
 
 LONG = {"system": "model", "question": "item", "rater": "judge", "aspect": "dimension", "verdict": "score"}
 LABELS = {"bad": 1, "fair": 2, "good": 3}

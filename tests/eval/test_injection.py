@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.prompting import Mode, Segment, chat_messages, encode_chat, judge_segments, prefix_length, visible
-from eval.readout import read_structured
-from eval.rubric import Rubric, load_rubric
+from dpeer.eval.questions.prompting import (
+    Mode,
+    Segment,
+    chat_messages,
+    encode_chat,
+    judge_segments,
+    prefix_length,
+    visible,
+)
+from dpeer.eval.questions.readout import read_structured
+from dpeer.eval.questions.rubric import Rubric, load_rubric
 from tests.eval.made_tokenizers import KINDS, tokenizer
 
 FENCE = "<exchange-bcdfghjk>\n{}\n<response-bcdfghjk>\n{}\n</exchange-bcdfghjk>"

@@ -21,14 +21,14 @@ import pytest
 from rich.console import Console
 
 from dpeer.errors import ClusterError, ConfigError
-from eval.config import EvalConfig
-from eval.engine import Answer
-from eval.judge import cost, judge, rated
-from eval.openai_backend import score_logprobs
-from eval.plan import plan
-from eval.ratings import read_table
-from eval.rubric import load_rubric
-from eval.table import RATINGS, RESPONSES
+from dpeer.eval.backends.endpoint import score_logprobs
+from dpeer.eval.backends.engine import Answer
+from dpeer.eval.config import EvalConfig
+from dpeer.eval.judge import cost, judge, rated
+from dpeer.eval.plan import plan
+from dpeer.eval.questions.rubric import load_rubric
+from dpeer.eval.store.parts import read_table
+from dpeer.eval.store.schema import RATINGS, RESPONSES
 from tests.eval.evaluations import evaluation, no_ray
 
 ROOT = Path(__file__).parents[2]
@@ -231,7 +231,7 @@ class Run:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.cli", command, "recipe.yaml"],
+                [sys.executable, "-m", "dpeer.launcher.cli", command, "recipe.yaml"],
                 cwd=folder,
                 env=environment,
                 stdout=stream,

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from dpeer.errors import ClusterError, ConfigError
-from eval import config, openai_backend
-from eval.engine import Answer, Call, Job, Method
-from eval.openai_backend import answers
-from eval.prompting import judge_segments
-from eval.rubric import load_rubric
+from dpeer.eval import config
+from dpeer.eval.backends import endpoint as openai_backend
+from dpeer.eval.backends.endpoint import answers
+from dpeer.eval.backends.engine import Answer, Call, Job, Method
+from dpeer.eval.questions.prompting import judge_segments
+from dpeer.eval.questions.rubric import load_rubric
 
 ROOT = Path(__file__).parents[2]
 RUBRIC = load_rubric("toyworld")

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from dpeer.errors import ConfigError, DataError
-from eval import judge as judging
-from eval.config import Served
-from eval.irt.design import DesignError
-from eval.judge import cost, judge
-from eval.plan import plan
-from eval.prompting import encode_chat, judge_segments
-from eval.ratings import write_part
-from eval.responses import responses_folder
-from eval.rubric import load_rubric
-from eval.run import _placed
-from eval.served import family, family_of_name, served_hash
-from eval.table import RESPONSES
+from dpeer.eval import judge as judging
+from dpeer.eval.config import Served
+from dpeer.eval.irt.design import DesignError
+from dpeer.eval.judge import cost, judge
+from dpeer.eval.plan import plan
+from dpeer.eval.questions.prompting import encode_chat, judge_segments
+from dpeer.eval.questions.rubric import load_rubric
+from dpeer.eval.responses import responses_folder
+from dpeer.eval.run import _placed
+from dpeer.eval.served import family, family_of_name, served_hash
+from dpeer.eval.store.parts import write_part
+from dpeer.eval.store.schema import RESPONSES
 from tests.eval.evaluations import RELATED, evaluation, no_ray, write_responses
 
 RUBRIC = load_rubric("toyworld")

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from dpeer.errors import ConfigError, DataError
-from eval.config import Prompts
-from eval.prompts import load_prompts
+from dpeer.eval.config import Prompts
+from dpeer.eval.questions.prompts import load_prompts
 
 XSTEST = Path(__file__).parents[2] / "../shared/data/xstest/prompts.csv"
 SAMPLE = Path(__file__).parents[2] / "dpeer/data/sample"

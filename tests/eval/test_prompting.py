@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpeer.data.toyworld import generate
 from dpeer.errors import ConfigError
-from dpeer.model.toy import bpe
-from eval.engine import Call, Method, encode
-from eval.prompting import (
+from dpeer.eval.backends.engine import Call, Method, encode
+from dpeer.eval.questions.prompting import (
     Mode,
     Order,
     Segment,
@@ -26,7 +24,9 @@ from eval.prompting import (
     prefix_length,
     visible,
 )
-from eval.rubric import Rubric, load_rubric
+from dpeer.eval.questions.rubric import Rubric, load_rubric
+from dpeer.toyworld.model import bpe
+from dpeer.toyworld.world import generate
 from tests.eval.made_tokenizers import KINDS, tokenizer
 
 PROMPT, RESPONSE = "Is the earth flat?", "It is not, and here is how you can check."

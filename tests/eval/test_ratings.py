@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpeer.errors import DataError
-from eval import ratings
-from eval.table import RATINGS
+from dpeer.eval.store import parts as ratings
+from dpeer.eval.store.schema import RATINGS
 
 
 def row(rating_id: str, **values: Any) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpeer.errors import ConfigError
-from eval.prompting import encode_chat, judge_segments
-from eval.readout import Reading, json_schema, rating_token_ids, read_logprobs, read_structured
-from eval.rubric import load_rubric
-from eval.table import STATUSES
+from dpeer.eval.questions.prompting import encode_chat, judge_segments
+from dpeer.eval.questions.readout import Reading, json_schema, rating_token_ids, read_logprobs, read_structured
+from dpeer.eval.questions.rubric import load_rubric
+from dpeer.eval.store.schema import STATUSES
 from tests.eval.made_tokenizers import KINDS, tokenizer
 
 SCALE = (1, 2, 3, 4, 5)

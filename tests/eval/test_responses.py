@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from dpeer.errors import DataError, DpeerError
-from eval.config import EvalConfig, Served
-from eval.plan import plan
-from eval.ratings import write_part
-from eval.responses import load_responses, planned_responses, responses_folder
-from eval.served import family, served_hash, words_hash
-from eval.table import RESPONSES
+from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.plan import plan
+from dpeer.eval.responses import load_responses, planned_responses, responses_folder
+from dpeer.eval.served import family, served_hash, words_hash
+from dpeer.eval.store.parts import write_part
+from dpeer.eval.store.schema import RESPONSES
 
 GOOD = {"model": "x", "prompt": "p", "response": "r"}
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dpeer.errors import ConfigError
-from eval.rubric import SHIPPED, load_rubric
+from dpeer.eval.questions.rubric import SHIPPED, load_rubric
 
 TREE: dict[str, Any] = {
     "name": "tiny",

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dpeer.data import toyworld
+from dpeer.eval import toy_judges
+from dpeer.eval.questions.readout import rating_token_ids
+from dpeer.eval.questions.rubric import load_rubric
 from dpeer.model.lm import load_tokenizer
-from dpeer.model.toy import tiny_model
-from eval import toy_judges
-from eval.readout import rating_token_ids
-from eval.rubric import load_rubric
+from dpeer.toyworld import world as toyworld
+from dpeer.toyworld.model import tiny_model
 
 
 @pytest.fixture(scope="module")

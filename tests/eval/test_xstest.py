@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from dpeer.errors import DataError
-from eval.benchmarks.xstest import xstest_ratings
-from eval.irt.encode import encode
-from eval.rubric import load_rubric
+from dpeer.eval.elsewhere.xstest import xstest_ratings
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.questions.rubric import load_rubric
 
 FOLDER = Path(__file__).parents[2] / "../shared/data/xstest"
 needs_data = pytest.mark.skipif(not FOLDER.exists(), reason="the XSTest data are not in ../shared/data/xstest")

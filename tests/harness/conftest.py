@@ -53,7 +53,7 @@ def lab(cluster: SlurmLab) -> Iterator[SlurmLab]:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PATH with `dpeer` and `ray` of this checkout and environment."""
     folder = tmp_path_factory.mktemp("bin")
-    for name, module in (("dpeer", "launcher.cli"), ("ray", "ray.scripts.scripts")):
+    for name, module in (("dpeer", "dpeer.launcher.cli"), ("ray", "ray.scripts.scripts")):
         (folder / name).write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m {module} "$@"\n')
         (folder / name).chmod(0o755)
     return folder
@@ -62,8 +62,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a toy world, a tiny model and a recipe of two policy ranks, each as large as a node's share."""
-    from dpeer.data import toyworld
-    from dpeer.model.toy import tiny_model
+    from dpeer.toyworld import world as toyworld
+    from dpeer.toyworld.model import tiny_model
 
     folder = tmp_path_factory.mktemp("toy")
     world = toyworld.write_world(folder / "world", 3, n_train=60, n_heldout=20, n_prompts=2, n_pretrain=5)

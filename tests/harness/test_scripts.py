@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from dpeer.config_io import load_config, resolved
-from launcher.cli import app
-from launcher.recipe import recipe_path
+from dpeer.launcher.cli import app
+from dpeer.launcher.recipe import recipe_path
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "slurm").glob("*.sh"))
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dpeer.config_io import load_config
-from dpeer.data import toyworld
-from dpeer.model.toy import tiny_model
+from dpeer.toyworld import world as toyworld
+from dpeer.toyworld.model import tiny_model
 from dpeer.training.policy import global_batch
 from dpeer.training.prepare import prepare
 

@@ -37,7 +37,7 @@ class Launched:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.cli", *arguments],
+                [sys.executable, "-m", "dpeer.launcher.cli", *arguments],
                 cwd=folder,
                 env=environment,
                 stdout=stream,
@@ -125,8 +125,8 @@ class Lab:
 
 
 def build_lab(folder: Path) -> Lab:
-    from dpeer.data import toyworld
-    from dpeer.model.toy import tiny_model
+    from dpeer.toyworld import world as toyworld
+    from dpeer.toyworld.model import tiny_model
 
     world = toyworld.write_world(folder / "world", 3, n_train=60, n_heldout=20, n_prompts=2, n_pretrain=5)
     tiny_model(folder / "model", "qwen3", 1, vocab=400, texts=[r.responses[0].text for r in world.train.records])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import bootstrap
+from dpeer.launcher import bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 

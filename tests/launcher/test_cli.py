@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import launcher.doctor
+import dpeer.launcher.doctor
 from dpeer.errors import DataError
-from launcher.cli import app
+from dpeer.launcher.cli import app
 
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "datasets", "matplotlib", "pandas", "numpy")
 
 
 def test_help_needs_no_heavy_import_and_is_quick() -> None:
-    probe = f"import sys, launcher.cli; print(*(set({HEAVY}) & set(sys.modules)))"
+    probe = f"import sys, dpeer.launcher.cli; print(*(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "launcher.cli", "--help"], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "dpeer.launcher.cli", "--help"], capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert cpu_seconds < 0.5
@@ -53,7 +53,7 @@ def test_faults_become_one_screen(fault: BaseException, code: int, shown: str, m
     def fail() -> None:
         raise fault
 
-    monkeypatch.setattr(launcher.doctor, "show", fail)
+    monkeypatch.setattr(dpeer.launcher.doctor, "show", fail)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == code
     assert shown in result.output
@@ -62,7 +62,7 @@ def test_faults_become_one_screen(fault: BaseException, code: int, shown: str, m
 
 def test_unexpected_fault_leaves_its_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(launcher.doctor, "show", lambda: 1 / 0)
+    monkeypatch.setattr(dpeer.launcher.doctor, "show", lambda: 1 / 0)
     result = CliRunner().invoke(app, ["--debug", "doctor"])
     (saved,) = tmp_path.glob("dpeer-error-*.txt")
     assert saved.name in result.output

@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from dpeer.errors import ClusterError
-from launcher import cluster
-from launcher.cluster import connect
+from dpeer.launcher import cluster
+from dpeer.launcher.cluster import connect
 
 LISTENERS = """
-from launcher import cluster
-from launcher.cluster import connect
+from dpeer.launcher import cluster
+from dpeer.launcher.cluster import connect
 import json, psutil, ray
 
 with connect():

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import dpeer.config as config_module
-import eval.config as eval_config
+import dpeer.eval.config as eval_config
 from dpeer.config import Config, Section
 from dpeer.config_io import load_config, resolved_yaml
 from dpeer.errors import ConfigError
-from launcher.cli import app
-from launcher.recipe import RECIPES, recipe_names, training_config
+from dpeer.launcher.cli import app
+from dpeer.launcher.recipe import RECIPES, recipe_names, training_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -235,8 +235,12 @@ def attributes(tree: ast.AST) -> set[str]:
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
+def sources(*folders: str) -> list[Path]:
+    return [f for folder in folders for f in (ROOT / folder).rglob("*.py") if f.name != "config.py"]
+
+
 def test_every_field_is_read_by_some_code() -> None:
-    files = [f for folder in ("dpeer", "launcher") for f in (ROOT / folder).rglob("*.py") if f.name != "config.py"]
+    files = sources("dpeer", "launcher")
     read = set().union(*(attributes(ast.parse(file.read_text())) for file in files))
     for node in ast.walk(ast.parse(Path(config_module.__file__).read_text())):
         # A property such as run_dir passes on what it reads, if somebody reads it.
@@ -247,7 +251,7 @@ def test_every_field_is_read_by_some_code() -> None:
 
 
 def test_every_field_of_an_evaluation_is_read_by_some_code() -> None:
-    files = [f for folder in ("eval", "launcher") for f in (ROOT / folder).rglob("*.py") if f.name != "config.py"]
+    files = sources("eval", "launcher")
     read = set().union(*(attributes(ast.parse(file.read_text())) for file in files))
     kinds = [c for c in vars(eval_config).values() if isinstance(c, type) and issubclass(c, Section) and c != Section]
     assert {name for section in kinds for name in section.model_fields} - read - {"output_dir"} == set()

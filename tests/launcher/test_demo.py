@@ -11,8 +11,8 @@ from rich.console import Console
 
 from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
+from dpeer.launcher import demo
 from dpeer.training.run_dir import RunDir
-from launcher import demo
 
 
 def differences(a: object, b: object, prefix: str = "") -> set[str]:

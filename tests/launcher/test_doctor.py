@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor import gpus
+from dpeer.launcher.doctor import gpus
 
 
 def test_a_lost_card_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from dpeer.config_io import load_section
-from eval.config import EvalConfig
-from launcher import demo_evaluation
-from launcher.cli import app
-from launcher.recipe import EVALUATION, recipe_names, recipe_path
+from dpeer.eval.config import EvalConfig
+from dpeer.launcher import demo_evaluation
+from dpeer.launcher.cli import app
+from dpeer.launcher.recipe import EVALUATION, recipe_names, recipe_path
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -81,7 +81,7 @@ def test_wrong_input_is_one_screen(
 
 
 def test_simulated_and_imported_ratings_are_tables_that_a_fit_can_read(tmp_path: Path) -> None:
-    from eval.irt.encode import encode
+    from dpeer.eval.irt.encode import encode
 
     made = tmp_path / "made.parquet"
     code, output = run("irt", "simulate", "-o", made, "--set", "items=5", "--set", "models=3", "--set", "dimensions=2")

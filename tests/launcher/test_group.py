@@ -9,10 +9,10 @@ from ray.exceptions import OutOfMemoryError
 
 from dpeer.config import Cluster
 from dpeer.errors import CheckpointError, ClusterError
+from dpeer.launcher.cluster import unplaceable
+from dpeer.launcher.group import Group, WorkerLost, refuse_other_facts
+from dpeer.launcher.train import check_startable
 from dpeer.training.run_dir import RunDir
-from launcher.cluster import unplaceable
-from launcher.group import Group, WorkerLost, refuse_other_facts
-from launcher.train import check_startable
 
 
 def test_worker_with_other_data_is_named() -> None:

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from dpeer.errors import CheckpointError
-from launcher import lock
-from launcher.lock import claim, exclusive, holder, read_owner
+from dpeer.launcher import lock
+from dpeer.launcher.lock import claim, exclusive, holder, read_owner
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from launcher import lock
+from dpeer.launcher import lock
 lock.BEAT_S = 0.05
 with lock.claim(Path(sys.argv[1])) as ours:
     print(ours, flush=True)
@@ -31,7 +31,7 @@ with lock.claim(Path(sys.argv[1])) as ours:
 COUNT = """
 import sys
 from pathlib import Path
-from launcher.lock import exclusive
+from dpeer.launcher.lock import exclusive
 counter = Path(sys.argv[2])
 for _ in range(40):
     with exclusive(Path(sys.argv[1]), lambda owner: None):
@@ -150,7 +150,7 @@ def test_a_lock_taken_while_it_was_judged_dead_goes_back(tmp_path: Path) -> None
 def test_processes_that_count_under_the_lock_lose_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
-    code = "from launcher import lock\nlock.POLL_S = 0.001\n" + COUNT
+    code = "from dpeer.launcher import lock\nlock.POLL_S = 0.001\n" + COUNT
     processes = [python(code, tmp_path / "locks" / "one.json", counter) for _ in range(3)]
     assert [p.wait(timeout=120) for p in processes] == [0, 0, 0]
     assert counter.read_text() == "120"

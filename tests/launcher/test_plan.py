@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from dpeer.config_io import load_config
 from dpeer.data.packing import forward_tokens
 from dpeer.data.tokenize import TokenTree
-from dpeer.training.throughput import Lengths, batching, break_even
-from launcher.cli import app
-from launcher.plan.planning import Request, make_plan
-from launcher.recipe import RECIPES, recipe_names
+from dpeer.estimate.throughput import Lengths, batching, break_even
+from dpeer.launcher.cli import app
+from dpeer.launcher.plan.planning import Request, make_plan
+from dpeer.launcher.recipe import RECIPES, recipe_names
 
 
 def plan(*arguments: str) -> tuple[int, str]:

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,17 +21,18 @@ from typer.testing import CliRunner
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import CheckpointError, ClusterError
+from dpeer.files import write_json
+from dpeer.launcher.cli import app
+from dpeer.launcher.cluster import connect
+from dpeer.launcher.preflight import judge
+from dpeer.launcher.preflight.checklist import Checklist, Fault, Warn
+from dpeer.launcher.preflight.full import data, full
+from dpeer.launcher.preflight.probe import Probe, unreachable
+from dpeer.launcher.preflight.quick import opening, quick
 from dpeer.training import preflight
 from dpeer.training.prepare import prepare
 from dpeer.training.reference import cache_path, write_cache
-from dpeer.training.run_dir import RunDir, write_json
-from launcher.cli import app
-from launcher.cluster import connect
-from launcher.preflight import judge
-from launcher.preflight.checklist import Checklist, Fault, Warn
-from launcher.preflight.full import data, full
-from launcher.preflight.probe import Probe, unreachable
-from launcher.preflight.quick import opening, quick
+from dpeer.training.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,7 +170,7 @@ def test_missing_chat_template(lab: Any, tmp_path: Path) -> None:
 
 
 def test_changed_reference(begun: Config) -> None:
-    from dpeer.model.toy import tiny_model
+    from dpeer.toyworld.model import tiny_model
 
     reference = Path(str(begun.model.reference_path))
     other = tiny_model(reference.with_name("other"), "qwen3", 2, vocab=400)
@@ -182,7 +182,7 @@ def test_changed_reference(begun: Config) -> None:
 
 def test_stale_checkpoint_of_another_model(lab: Any, tmp_path: Path) -> None:
     """Copied into the folder of a new run, so that no manifest could tell."""
-    from dpeer.model.toy import tiny_model
+    from dpeer.toyworld.model import tiny_model
 
     other = tiny_model(tmp_path / "other", "qwen3", 2, vocab=400)
     shutil.copytree(lab.folder / "model", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -266,7 +266,7 @@ def test_unreadable_token_stops_before_anything_connects(lab: Any, monkeypatch: 
 
 
 def test_closed_and_swallowed_ports_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.preflight.probe.CONNECT_S", 0.5)
+    monkeypatch.setattr("dpeer.launcher.preflight.probe.CONNECT_S", 0.5)
     probe = Probe()
     open_port = ("127.0.0.1", probe.listen("127.0.0.1"))
     with socket.socket() as closed, socket.socket() as full_queue:
@@ -296,133 +296,3 @@ def test_group_that_cannot_meet_says_so_early() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert "rank 0 of 2 could not meet the others at 127.0.0.1" in done.stdout, done.stderr
     assert "within 1 s" in done.stdout and "GLOO_SOCKET_IFNAME" in done.stdout
-
-
-# Two nodes: Ray for real, in namespaces of their own, so that the second one can be at fault
-
-CLUSTER = """
-set -eu
-ip link set lo up
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={folder}/token RAY_DISABLE_IMPORT_WARNING=1
-options="--temp-dir={sockets} --num-cpus=4 --object-store-memory=100000000 --disable-usage-stats --block"
-ports="--node-manager-port=20001 --object-manager-port=20002 --min-worker-port=20100 --max-worker-port=20199"
-hostname n1
-ray start --head --port=20000 --node-ip-address=127.0.0.1 --include-dashboard=false --num-gpus=1 \
-    --min-worker-port=20200 --max-worker-port=20299 $options >{folder}/head.log 2>&1 &
-python - <<'EOF'
-import socket, time
-for _ in range(300):
-    if socket.socket().connect_ex(("127.0.0.1", 20000)) == 0:
-        break
-    time.sleep(0.2)
-EOF
-unshare --mount --uts bash -c "set -eu; hostname n2; {node2}
-    exec ray start --address=127.0.0.1:20000 --node-ip-address=127.0.0.2 --num-gpus=1 $ports $options" \
-    >{folder}/node2.log 2>&1 &
-python - <<'EOF'
-import ray, time
-for _ in range(3):
-    try:
-        ray.init(address="127.0.0.1:20000", log_to_driver=False)
-        break
-    except ConnectionError:
-        time.sleep(2)
-for _ in range(300):
-    if sum(n["Alive"] for n in ray.nodes()) == 2:
-        break
-    time.sleep(0.2)
-EOF
-{network}
-cd {folder}
-export RAY_ADDRESS=127.0.0.1:20000
-code=0
-{command} >{folder}/answer.json 2>{folder}/driver.log || code=$?
-exit $code
-"""
-LATER = """
-import time
-clock = time.time
-time.time = lambda: clock() + 120
-"""
-
-
-def on_two_nodes(lab: Any, tmp_path: Path, command: str, node2: str = "", network: str = "") -> tuple[int, str]:
-    """Run a command beside a cluster of two nodes that ends with it; `node2` and `network` plant faults."""
-    if os.getuid() or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
-        pytest.skip("needs root and namespaces")
-    (tmp_path / "token").write_text("s" * 64)
-    (tmp_path / "token").chmod(0o600)
-    (tmp_path / "runs").mkdir()
-    sockets = tempfile.mkdtemp(prefix="pf-", dir="/tmp")
-    script = CLUSTER.format(
-        folder=tmp_path, sockets=sockets, node2=node2.replace("\n", "; "), network=network, command=command
-    )
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"
-    }  # fmt: skip
-    namespaces = "--net --mount --uts --pid --fork --kill-child --mount-proc"
-    try:
-        done = subprocess.run(
-            ["unshare", *namespaces.split(), "bash", "-c", script], env=environment, capture_output=True, text=True,
-            timeout=270,
-        )  # fmt: skip
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
-    logs = "".join(
-        (tmp_path / f"{n}.log").read_text() for n in ("head", "node2", "driver") if (tmp_path / f"{n}.log").exists()
-    )
-    assert (tmp_path / "answer.json").exists(), done.stderr + logs
-    return done.returncode, (tmp_path / "answer.json").read_text() or done.stderr + logs
-
-
-@pytest.mark.slow
-def test_sound_cluster_and_models_are_green(lab: Any, tmp_path: Path) -> None:
-    """The whole list, models and checkpoint included, with workers on both nodes."""
-    command = f"python -m launcher.cli preflight {lab.folder}/recipe.yaml --json --set output_dir={tmp_path}/runs"
-    code, answer = on_two_nodes(
-        lab, tmp_path, f"{command} --set cluster.nodes=2 --set cluster.cpus_per_worker=3 --set cluster.reference=cache"
-    )
-    found = {c["name"]: c for c in json.loads(answer)["checks"]}
-    assert {c["status"] for c in found.values()} == {"ok"} and code == 0, answer
-    assert "2 nodes: n1, n2" in found["nodes"]["found"] and "2 ranks joined" in found["process groups"]["found"]
-    assert "0.693147 (ln 2 = 0.693147)" in found["step-0 identity"]["found"]
-    for name in ("network", "clocks", "shared folder", "tree attention", "save and load", "token"):
-        assert name in found
-    assert list((tmp_path / "runs").iterdir()) == []
-
-
-@pytest.mark.slow
-def test_faults_of_a_second_node_are_all_named(lab: Any, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    for room in ("dpeer", "launcher", "ds_configs"):
-        shutil.copytree(ROOT / room, other / room, ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "dpeer" / "objective" / "dual.py").open("a") as stream:
-        stream.write("# another revision\n")
-    (other / "sitecustomize.py").write_text(LATER)
-    (other / "transformers-4.1.0.dist-info").mkdir()
-    (other / "transformers-4.1.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 4.1.0\n")
-    sets = f"output_dir={tmp_path}/runs cluster.nodes=3 cluster.gpus_per_worker=0.5".split()
-    code, answer = on_two_nodes(
-        lab,
-        tmp_path,
-        f"python -m launcher.cli preflight {lab.folder}/recipe.yaml --quick --json "
-        + " ".join(f"--set {s}" for s in sets),
-        node2=f"export PYTHONPATH={other}\nmount -t tmpfs dpeer-test {tmp_path}/runs",
-        # What a firewall does that opens Ray's ports and no others.
-        network="ip rule add pref 100 lookup local; ip rule del pref 0\n"
-        "ip rule add pref 1 to 127.0.0.2 ipproto tcp sport 30000-60999 dport 30000-60999 prohibit",
-    )
-    assert code == 1, answer
-    found = {c["name"]: c for c in json.loads(answer)["checks"]}
-    expected = {
-        "nodes": "2 nodes: n1, n2; cluster.nodes wants 3",
-        "GPUs": "n1: Ray has 1, the driver shows 0, n2: Ray has 1, the driver shows 0",
-        "packages": "transformers 4.1.0 on n2 (driver: ",
-        "code": "dpeer's code on n2 is not the driver's",
-        "clocks": "n2 is +120.",
-        "network": "no connection from n1 to n2 (",
-        "shared folder": "n2 does not see what n1",
-    }
-    for name, text in expected.items():
-        assert found[name]["status"] == "failed" and text in found[name]["found"] and found[name]["fix"], found[name]
-    assert {name for name, c in found.items() if c["status"] == "failed"} == set(expected)

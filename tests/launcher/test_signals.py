@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-import launcher.signals
+import dpeer.launcher.signals
 from dpeer.errors import ConfigError
-from launcher.signals import Interrupted, Signals, preempt_signal
+from dpeer.launcher.signals import Interrupted, Signals, preempt_signal
 
 
 def send(number: int) -> None:
@@ -19,7 +19,7 @@ def send(number: int) -> None:
 
 
 def test_pre_emption_waits_however_often_it_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.signals, "TWICE_S", 0.0)
+    monkeypatch.setattr(dpeer.launcher.signals, "TWICE_S", 0.0)
     with Signals() as signals, signals.deferred():
         for _ in range(3):
             send(signal.SIGUSR1)
@@ -35,7 +35,7 @@ def test_pre_emption_outside_training_ends_at_once_with_its_code() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_wish_to_stop_is_no_pre_emption(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.signals, "TWICE_S", 0.0)
+    monkeypatch.setattr(dpeer.launcher.signals, "TWICE_S", 0.0)
     with Signals() as signals, signals.deferred():
         send(number)
         send(signal.SIGUSR1)  # does not turn it into one
@@ -45,7 +45,7 @@ def test_a_wish_to_stop_is_no_pre_emption(number: int, code: int, monkeypatch: p
 
 
 def test_a_wish_to_stop_after_pre_emption_is_final_but_still_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.signals, "TWICE_S", 0.0)
+    monkeypatch.setattr(dpeer.launcher.signals, "TWICE_S", 0.0)
     with Signals() as signals, signals.deferred():
         send(signal.SIGUSR1)
         send(signal.SIGTERM)

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher.lock import holder
-from launcher.sweep.folder import SweepFolder
-from launcher.sweep.spec import load_sweep, resolve
+from dpeer.launcher.lock import holder
+from dpeer.launcher.sweep.folder import SweepFolder
+from dpeer.launcher.sweep.spec import load_sweep, resolve
 
 pytestmark = pytest.mark.slow
 SWEEP = """

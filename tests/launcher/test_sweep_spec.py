@@ -11,10 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from dpeer.config_io import load_config, resolved
-from launcher.cli import app
-from launcher.recipe import recipe_names
-from launcher.sweep.run import bundles, waves
-from launcher.sweep.spec import SWEEPS, Cell, Sweep, load_sweep, resolve
+from dpeer.launcher.cli import app
+from dpeer.launcher.recipe import recipe_names
+from dpeer.launcher.sweep.run import bundles, waves
+from dpeer.launcher.sweep.spec import SWEEPS, Cell, Sweep, load_sweep, resolve
 
 RECIPE = """
 name: base

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dpeer.config_io import load_config
+from dpeer.launcher.trackers import Trackers
 from dpeer.training.run_dir import RunDir
-from launcher.trackers import Trackers
 
 RECIPES = Path(__file__).parents[2] / "launcher" / "recipes"
 

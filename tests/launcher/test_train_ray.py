@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dpeer.config_io import load_config
-from dpeer.training.saved_size import saved_size
+from dpeer.estimate.saved_size import saved_size
 
 pytestmark = pytest.mark.slow
 SHORT = ("training.steps=2", "cluster.policy_workers=1")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dpeer.data.tokenize import TokenTree
-from dpeer.model.toy import tiny_model
+from dpeer.toyworld.model import tiny_model
 
 VOCAB = 300
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

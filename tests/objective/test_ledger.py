@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dpeer.config import Constraint, Objective
+from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import build_constraints, dimension_weights
 from dpeer.objective.dual import initial_state, update
-from dpeer.objective.ledger import infeasible, json_safe, ledger_entry
+from dpeer.objective.ledger import infeasible, ledger_entry
 from dpeer.objective.statistics import edge_statistics, summarise
 
 DIMS = ("A", "T", "E")

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dpeer.errors import DpeerError
+from dpeer.launcher.cli import app
 from dpeer.report.diff import diff_runs, largest
-from launcher.cli import app
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
+from dpeer.estimate.saved_size import saved_size
 from dpeer.training import checkpoint
 from dpeer.training.run_dir import refuse_unshared
-from dpeer.training.saved_size import saved_size
 
 
 def test_folder_that_others_cannot_see_is_refused(tmp_path: Path) -> None:

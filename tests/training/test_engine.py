@@ -21,7 +21,7 @@ from dpeer.config import Config, Optimizer
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError
 from dpeer.model import lm, tree_attention
-from dpeer.model.toy import tiny_model
+from dpeer.toyworld.model import tiny_model
 from dpeer.training import world
 from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
 from dpeer.training.policy import Policy

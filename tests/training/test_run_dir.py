@@ -11,7 +11,8 @@ import pytest
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
-from dpeer.training.run_dir import RunDir, write_json, write_text
+from dpeer.files import write_json, write_text
+from dpeer.training.run_dir import RunDir
 
 FACTS = {"data": {"train": {"sha256": "d0"}}, "reference": {"hash": "r0"}}
 

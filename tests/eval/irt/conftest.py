@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from eval.irt.encode import encode
-from eval.irt.fit import fit
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Floats, Options, Posterior
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.fit import fit
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Floats, Options, Posterior
 
 SMALL = Spec(models=4, items=16, dimensions=2, judges=3)
 SEED = 5

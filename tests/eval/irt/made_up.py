@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eval.irt.types import Options, Posterior, Ratings
+from dpeer.eval.irt.types import Options, Posterior, Ratings
 
 
 def made_up(

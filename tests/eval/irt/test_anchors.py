@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dpeer.errors import ConfigError
-from eval.irt.anchors import anchors_from, check_anchors
-from eval.irt.drift import drift
-from eval.irt.types import Posterior
+from dpeer.eval.irt.anchors import anchors_from, check_anchors
+from dpeer.eval.irt.drift import drift
+from dpeer.eval.irt.types import Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.irt.categories import SURELY, used_by_dimension, used_by_judge
-from eval.irt.encode import encode
-from eval.irt.fit import fit
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Options, Ratings
+from dpeer.eval.irt.categories import SURELY, used_by_dimension, used_by_judge
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.fit import fit
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Options, Ratings
 
 
 def rated(scores: dict[str, list[int]]) -> Ratings:

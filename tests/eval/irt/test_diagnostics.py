@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.irt.diagnostics import LARGE_BLOCK, convergence, diagnostics, ebfmi, gate, parameter_names
-from eval.irt.types import Options, Posterior
+from dpeer.eval.irt.diagnostics import LARGE_BLOCK, convergence, diagnostics, ebfmi, gate, parameter_names
+from dpeer.eval.irt.types import Options, Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dpeer.errors import ConfigError
-from eval.irt.drift import drift
-from eval.irt.types import Options, Posterior
+from dpeer.eval.irt.drift import drift
+from dpeer.eval.irt.types import Options, Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 

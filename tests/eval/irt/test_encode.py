@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from dpeer.errors import DataError
-from eval.irt.design import check
-from eval.irt.encode import encode
-from eval.irt.types import Options
+from dpeer.eval.irt.design import check
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.types import Options
 
 
 def table(**columns: Any) -> pd.DataFrame:

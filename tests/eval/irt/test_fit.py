@@ -15,14 +15,14 @@ import numpy as np
 import psutil
 import pytest
 
-from eval.irt import cmdstan
-from eval.irt.chains import Sampling, run_chains
-from eval.irt.diagnostics import gate
-from eval.irt.encode import encode
-from eval.irt.errors import IrtError
-from eval.irt.fit import fit, load, save
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Floats, Options, Posterior
+from dpeer.eval.irt import cmdstan
+from dpeer.eval.irt.chains import Sampling, run_chains
+from dpeer.eval.irt.diagnostics import gate
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.fit import fit, load, save
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Floats, Options, Posterior
 
 QUICK = Options(chains=2, warmup=100, draws=50)
 
@@ -72,7 +72,7 @@ def test_an_unused_category_is_left_out_and_said() -> None:
 
 
 def test_after_divergences_the_chains_are_run_with_shorter_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.irt.fit.STEPS", (0.2, 0.95))
+    monkeypatch.setattr("dpeer.eval.irt.fit.STEPS", (0.2, 0.95))
     table, _ = simulate(Spec(models=4, items=10, dimensions=2, judges=2), 3)
     found = fit(encode(table), QUICK)
     assert (found.facts["adapt_delta"], found.facts["runs_with_divergences_before"]) == (0.95, 1)
@@ -101,7 +101,7 @@ def test_a_killed_fit_leaves_no_chain_behind(tmp_path: Path) -> None:
     program.chmod(0o755)
     script = (
         "import numpy as np, pathlib, sys\n"
-        "from eval.irt.chains import Sampling, run_chains\n"
+        "from dpeer.eval.irt.chains import Sampling, run_chains\n"
         "here = pathlib.Path(sys.argv[1])\n"
         "how = Sampling(warmup=5, draws=5, adapt_delta=0.9, max_treedepth=5, seed=1, threads=1)\n"
         "run_chains(here / 'model', here / 'data.json', [{}], np.ones(1), how, here, print)"

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from eval.irt.fit_statistics import category_offsets, discrimination, fit_statistics, predictor, probabilities, thin
-from eval.irt.types import Posterior
+from dpeer.eval.irt.fit_statistics import (
+    category_offsets,
+    discrimination,
+    fit_statistics,
+    predictor,
+    probabilities,
+    thin,
+)
+from dpeer.eval.irt.types import Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpeer.errors import ConfigError
-from eval.irt.design import check
-from eval.irt.linking import linked_design, planned_ratings
-from eval.irt.types import Bools, Options
+from dpeer.eval.irt.design import check
+from dpeer.eval.irt.linking import linked_design, planned_ratings
+from dpeer.eval.irt.types import Bools, Options
 
 
 def plan_of(design: Bools) -> pd.DataFrame:

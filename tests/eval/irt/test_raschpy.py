@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from eval.irt.encode import encode
-from eval.irt.fit import fit
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Floats, Options
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.fit import fit
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Floats, Options
 
 CATEGORIES = 4
 SPEC = Spec(

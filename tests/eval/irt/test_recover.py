@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from eval.irt.design import TooFewJudges
-from eval.irt.encode import encode
-from eval.irt.recover import RecoveryReport, elements, recover, recovery_table
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Options, Posterior
+from dpeer.eval.irt.design import TooFewJudges
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.recover import RecoveryReport, elements, recover, recovery_table
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Options, Posterior
 
 SMALL = Spec(models=3, items=15, dimensions=1, judges=3, categories=3)
 SHORT = Options(chains=2, warmup=150, draws=150)

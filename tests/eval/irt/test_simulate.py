@@ -10,10 +10,10 @@ import pytest
 from scipy.special import softmax
 
 from dpeer.errors import ConfigError
-from eval.irt.design import check
-from eval.irt.encode import encode
-from eval.irt.simulate import Spec, simulate
-from eval.irt.types import Options
+from dpeer.eval.irt.design import check
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.types import Options
 
 BUSY = Spec(
     models=3,

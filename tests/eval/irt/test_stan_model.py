@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.irt.chains import read_csv
-from eval.irt.cmdstan import compile_model
-from eval.irt.encode import encode
-from eval.irt.scales import guessed
-from eval.irt.simulate import Spec, simulate
-from eval.irt.stan_data import Problem, build, starts
-from eval.irt.types import Floats, Options, Ratings
+from dpeer.eval.irt.chains import read_csv
+from dpeer.eval.irt.cmdstan import compile_model
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.scales import guessed
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.stan_data import Problem, build, starts
+from dpeer.eval.irt.types import Floats, Options, Ratings
 
 NORMAL = {  # blocks that are moved, with the standard deviation of their prior, or the parameter that holds it
     "mu": 5.0,

@@ -15,10 +15,10 @@ from rich.console import Console
 from scipy.special import expit
 
 from dpeer.errors import ConfigError
-from eval.irt.ability import fair_averages, rank_table, raw_means, reliability_table, reversal_table
-from eval.irt.fit_statistics import category_offsets, probabilities
-from eval.irt.tables import claims, findings, terminal, write_tables
-from eval.irt.types import Findings, Options, Posterior
+from dpeer.eval.irt.ability import fair_averages, rank_table, raw_means, reliability_table, reversal_table
+from dpeer.eval.irt.fit_statistics import category_offsets, probabilities
+from dpeer.eval.irt.tables import claims, findings, terminal, write_tables
+from dpeer.eval.irt.types import Findings, Options, Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 
@@ -322,9 +322,9 @@ def test_one_dimension_and_one_judge_have_their_tables_too() -> None:
 
 @pytest.mark.slow
 def test_a_real_fit_has_every_table_and_its_model_describes_its_data(tmp_path: Path) -> None:
-    from eval.irt.encode import encode
-    from eval.irt.fit import fit
-    from eval.irt.simulate import Spec, simulate
+    from dpeer.eval.irt.encode import encode
+    from dpeer.eval.irt.fit import fit
+    from dpeer.eval.irt.simulate import Spec, simulate
 
     table, _ = simulate(Spec(models=4, items=20, dimensions=2, judges=3, criteria=2), seed=1)
     found = findings(fit(encode(table), Options(warmup=250, draws=250)))

@@ -1,0 +1,252 @@
+"""Memory of a training run from counts alone: per GPU by component, and on the host. Pure arithmetic, in bytes.
+
+What ZeRO-3 allocates was read from DeepSpeed 0.19: per rank a shard of the weights, of fp32 master weights, of two Adam
+moments and of fp32 gradients; a reduce bucket; gathered weights up to `stage3_max_live_parameters`; and, in the
+optimizer step, an fp32 copy of the gradients of one sub-group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpeer.config import Config
+from dpeer.estimate.footprint import Activations, Weights
+
+GIB = 2**30
+BYTES = {"fp32": 4, "bf16": 2}
+CONTEXT = 1.5 * GIB  # CUDA context and kernels 0.5 GiB, NCCL channels and workspaces 1 GiB
+FRAGMENTATION = 0.06  # of all tensors: blocks that the caching allocator cannot hand out again
+SHARD_LIMIT = 50e9  # transformers writes safetensors files of at most that size, and serialises one at a time
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What memory depends on in a DeepSpeed config. Sizes in elements; DeepSpeed's defaults."""
+
+    reduce_bucket: int
+    prefetch: int
+    max_live: int
+    reuse_distance: int
+    persistence: int
+    sub_group: int
+    hpz: int
+    optimizer_on_host: bool
+    weights_on_host: bool
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Zero:
+        """From the JSON of a DeepSpeed config."""
+        zero = settings["zero_optimization"]
+
+        def offloaded(what: str) -> bool:
+            return bool((zero.get(what) or {}).get("device", "none") != "none")
+
+        return cls(
+            reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)) if zero.get("contiguous_gradients", True) else 0,
+            prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+            max_live=int(zero.get("stage3_max_live_parameters", 1e9)),
+            reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
+            persistence=int(zero.get("stage3_param_persistence_threshold", 1e5)),
+            sub_group=int(zero.get("sub_group_size", 1e9)),
+            hpz=int(zero.get("zero_hpz_partition_size", 1)),
+            optimizer_on_host=offloaded("offload_optimizer"),
+            weights_on_host=offloaded("offload_param"),
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component: bytes from `low` to `high`, and whether it is an assumption rather than counted."""
+
+    name: str
+    low: float
+    high: float
+    note: str = ""
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Per GPU: what is always there, the phases that come on top one after another, and the allowances."""
+
+    resident: tuple[Part, ...]
+    phases: Mapping[str, tuple[Part, ...]]
+    context: Part
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=lambda name: sum(p.high for p in self.phases[name]))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All components at the peak; their `high` add up to `high`."""
+        counted = (*self.resident, *self.phases[self.peak_phase])
+        tensors = sum(p.high for p in counted)
+        share = Part("fragmentation", 0.0, FRAGMENTATION * tensors, f"{FRAGMENTATION:.0%} of the above", assumed=True)
+        return (*counted, share, self.context)
+
+    @property
+    def high(self) -> float:
+        return sum(p.high for p in self.parts)
+
+    @property
+    def low(self) -> float:
+        resident = sum(p.low for p in (*self.resident, self.context))
+        return resident + max(sum(p.low for p in parts) for parts in self.phases.values())
+
+
+def per_gpu(config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int) -> Memory:
+    """Memory of one rank of `ranks` while it trains on packs of `tokens` forward tokens."""
+    size = BYTES[config.model.dtype]
+    frozen_reference = config.cluster.reference == "colocated" and config.objective.kind == "preference"
+    base = weights.shard(ranks) - weights.shard(ranks, trained_only=True)
+    trained = weights.shard(ranks, trained_only=True)
+    trained_size = 4 if config.model.lora else size  # adapters stay in fp32
+    gathered = _gathered(weights, zero, size)
+    resident = []
+    if not zero.weights_on_host:
+        resident.append(_exact("weights, ZeRO-3 shard", base * size + trained * trained_size))
+    if not zero.optimizer_on_host:
+        resident += [
+            _exact("master weights, fp32 shard", trained * 4),
+            _exact("Adam moments, fp32 shard", trained * 8),
+            _exact("gradients, fp32 shard", trained * 4),
+        ]
+    if zero.hpz > 1:
+        resident.append(_exact("hpZ copy within the node", weights.total / min(zero.hpz, ranks) * size))
+    if frozen_reference:
+        adapters = trained if config.model.lora else 0
+        resident.append(_exact("reference beside the policy", (weights.shard(ranks) - adapters) * size))
+    resident.append(_exact("reduce bucket", zero.reduce_bucket * trained_size))
+    resident.append(_exact("small weights kept whole", weights.persistent(zero.persistence) * size))
+
+    def at(line: tuple[float, float]) -> float:
+        return max(0.0, line[0] * tokens + line[1])
+
+    kept = _exact("activations kept for backward", weights.layers * at(activations.layer))
+    # A gradient larger than the bucket stays where it is until it is reduced; what is reduced is copied.
+    large = 0 if config.model.lora else weights.head
+    copied = min(weights.trained, max(zero.reduce_bucket, large))
+    outside = large if large > zero.reduce_bucket else 0
+    reducing = Part("gradients on their way to the shards", 0, (copied + outside) * trained_size, "and their copy")
+    tied = weights.tied and not config.model.lora
+    waiting = [_exact("gradient of the tied head", weights.head * size)] if tied else []
+    phases = {
+        "loss and head": (kept, _exact("head: logits chunk, gradients", at(activations.head)), gathered),
+        "backward of the layers": (
+            kept,
+            _exact("one layer: working set, gradients", at(activations.layers)),
+            gathered,
+            reducing,
+            *waiting,
+        ),
+        "backward of the embedding": (
+            _exact("embedding: gradient", at(activations.embedding)),
+            gathered,
+            reducing,
+            *waiting,
+        ),
+    }
+    if not zero.optimizer_on_host:
+        update = _exact("gradients of a sub-group, fp32 copy", 4 * min(zero.sub_group, trained))
+        phases["optimizer step"] = (update,)
+    return Memory(tuple(p for p in resident if p.high), phases, _exact("CUDA context, NCCL", CONTEXT, assumed=True))
+
+
+def scoring(config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int) -> Memory:
+    """Memory of one of `ranks` workers of a frozen reference; activations as in training, of which it needs less."""
+    size = BYTES[config.model.dtype]
+    resident = [] if zero.weights_on_host else [_exact("weights, ZeRO-3 shard", weights.shard(ranks) * size)]
+    resident.append(_exact("small weights kept whole", weights.persistent(zero.persistence) * size))
+
+    def at(line: tuple[float, float]) -> float:
+        return max(0.0, line[0] * tokens + line[1])
+
+    gathered = _gathered(weights, zero, size)
+    phases = {
+        "head": (Part("head: logits chunk", 0, at(activations.head)), gathered),
+        "layers": (Part("one layer: working set", 0, at(activations.layers)), gathered),
+    }
+    return Memory(tuple(resident), phases, _exact("CUDA context, NCCL", CONTEXT, assumed=True))
+
+
+def _exact(name: str, size: float, note: str = "", *, assumed: bool = False) -> Part:
+    return Part(name, size, size, note, assumed)
+
+
+def _gathered(weights: Weights, zero: Zero, size: int) -> Part:
+    """Weights gathered at once: at least the module at work and what is fetched ahead; at most the limits allow."""
+    at_work = max(weights.head, weights.layer)
+    low = min(weights.total, at_work + zero.prefetch)
+    high = min(weights.total, max(zero.max_live, zero.reuse_distance) + at_work) + min(weights.total, zero.prefetch)
+    return Part("gathered weights", low * size, high * size, "the module at work, up to max_live_parameters beside it")
+
+
+@dataclass(frozen=True)
+class Host:
+    """Host memory in bytes. `each_node`: all the time on every node; `export`: on top, on the node of rank 0."""
+
+    each_node: tuple[Part, ...]
+    export: tuple[Part, ...]
+
+    @property
+    def high(self) -> float:
+        """The most that any node needs."""
+        return sum(p.high for p in (*self.each_node, *self.export))
+
+
+def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_node: int) -> Host:
+    """Host memory of training and of the export, whose gathered weights and model meet on rank 0."""
+    trained = weights.shard(ranks, trained_only=True) * ranks_per_node
+    each = [Part("worker processes", ranks_per_node * 2 * GIB, ranks_per_node * 6 * GIB, "2 to 6 GiB each", True)]
+    if zero.optimizer_on_host:
+        each += [
+            _exact("master weights, fp32", trained * 4),
+            _exact("Adam moments, fp32", trained * 8),
+            _exact("gradients, fp32", trained * 4),
+            _exact("gradients, fp32 accumulation buffer", trained * 4),
+        ]
+    if zero.weights_on_host:
+        each.append(_exact("weights", weights.shard(ranks) * ranks_per_node * BYTES[config.model.dtype]))
+    inside, out = BYTES[config.model.dtype], BYTES[config.model.export_dtype]
+    export = [
+        _exact("export: weights gathered on rank 0", weights.total * inside),
+        _exact("export: model that is written", weights.total * out),
+        Part("export: file being written", 0, min(SHARD_LIMIT, weights.total * out), "files of up to 50 GB", True),
+    ]
+    if inside != out:
+        export.insert(1, _exact("export: weights in the exported precision", weights.total * out))
+    return Host(tuple(each), tuple(export))
+
+
+def largest_budget(
+    config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, usable: float, step: int = 256
+) -> int:
+    """Most tokens per pack, a multiple of `step`, whose peak stays within `usable` bytes; 0 when none does."""
+
+    def fits(multiple: int) -> bool:
+        return per_gpu(config, weights, activations, zero, ranks, multiple * step).high <= usable
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+        if high * step > 2**24:
+            break
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * step
+
+
+def model_states(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_node: int) -> tuple[float, float]:
+    """Bytes per GPU and on a node's host of what DeepSpeed's own estimator knows: weights, master weights, moments,
+    gradients, and the largest module gathered with its gradient."""
+    size = BYTES[config.model.dtype]
+    shard, trained = weights.shard(ranks), weights.shard(ranks, trained_only=True)
+    on_gpu = (0 if zero.weights_on_host else shard * size) + (0 if zero.optimizer_on_host else trained * 16)
+    on_host = (shard * size if zero.weights_on_host else 0) + (trained * 16 if zero.optimizer_on_host else 0)
+    return on_gpu + weights.largest_module * 2 * size, on_host * ranks_per_node

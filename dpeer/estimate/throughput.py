@@ -1,0 +1,180 @@
+"""Tokens, arithmetic, traffic and time of a training run, from lengths and counts alone. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpeer.config import Config
+from dpeer.data.packing import batch_indices, plan_packs
+from dpeer.estimate.footprint import Weights
+from dpeer.estimate.memory import BYTES, Zero
+
+SAMPLED_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """One record in tokens: prompt, responses, and its preference edges (better, worse)."""
+
+    prompt: int
+    responses: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+
+    @property
+    def tree(self) -> int:
+        """Forward tokens of the tree: the prompt once, each response once less its last token."""
+        return self.prompt + sum(r - 1 for r in self.responses)
+
+    @property
+    def pairwise(self) -> int:
+        """Forward tokens of plain DPO: two sequences per edge, without padding."""
+        return sum(2 * self.prompt + self.responses[i] + self.responses[j] for i, j in self.edges)
+
+    @property
+    def attended(self) -> float:
+        """Pairs of query and key: causal within a segment, all of the prompt for a response."""
+        return self.prompt**2 / 2 + sum(r * self.prompt + r**2 / 2 for r in self.responses)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What an optimizer step is made of, as means over the looked-at steps unless said otherwise."""
+
+    tokens: float
+    pairwise: float
+    busiest: float
+    """Tokens of the rank that has most of them: the others wait for it."""
+    micro_steps: float
+    largest_pack: int
+    """Tokens of the largest pack of any looked-at step."""
+    records: tuple[Lengths, ...]
+    """All records of the looked-at steps."""
+
+    @property
+    def per_micro_step(self) -> float:
+        """Tokens of the busiest rank per micro-step."""
+        return self.busiest / self.micro_steps
+
+
+def batching(config: Config, records: Sequence[Lengths], ranks: int) -> Batching:
+    """Plan the packs of the first steps of the run as the training step does."""
+    size = config.training.records_per_step
+    looked_at = min(config.training.total_steps(len(records)), SAMPLED_STEPS)
+    tokens = pairwise = busiest = micro_steps = 0.0
+    largest = 0
+    seen: list[Lengths] = []
+    for step in range(looked_at):
+        batch = [records[i] for i in batch_indices(step * size, size, len(records), config.seed)]
+        costs = [r.tree for r in batch]
+        packs = plan_packs(costs, ranks, config.training.tokens_per_pack)
+        loads = [[sum(costs[i] for i in pack) for pack in mine] for mine in packs]
+        tokens += sum(costs)
+        pairwise += sum(r.pairwise for r in batch)
+        busiest += max(map(sum, loads))
+        micro_steps += max(map(len, packs))
+        largest = max(largest, *(load for mine in loads for load in mine))
+        seen += batch
+    n = looked_at
+    return Batching(tokens / n, pairwise / n, busiest / n, micro_steps / n, largest, tuple(seen))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one GPU and its links: FLOP/s, bytes/s; links as they are used, not as they are sold."""
+
+    nodes: int
+    gpus_per_node: int
+    peak: float
+    mfu: float
+    node_link: float
+    """Out of one node, all its network cards together."""
+    gpu_link: float
+    """Into one GPU within the node."""
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+def forward_flops(weights: Weights, records: Sequence[Lengths]) -> tuple[float, float]:
+    """FLOPs of one forward pass over records as trees: (decoder layers, head). Only response rows meet the head."""
+    blocks = weights.total - weights.embedding - (0 if weights.tied else weights.head)
+    tokens, attended = sum(r.tree for r in records), sum(r.attended for r in records)
+    rows = sum(sum(r.responses) for r in records)
+    return 2 * blocks * tokens + 4 * weights.layers * weights.attention_width * attended, 2 * weights.head * rows
+
+
+def training_flops(config: Config, weights: Weights, records: Sequence[Lengths]) -> float:
+    """FLOPs of forward and backward, recomputation included, the reference apart."""
+    blocks, head = forward_flops(weights, records)
+    passes = 2 if config.model.lora else 3  # frozen weights need no gradient of their own
+    passes += config.model.gradient_checkpointing
+    return passes * blocks + (2 if config.model.lora else 4) * head  # the head recomputes its logits
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """ZeRO-3 traffic of one micro-step in bytes."""
+
+    into_gpu: float
+    into_node: float
+
+
+def traffic(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine) -> Traffic:
+    """All-gathers of weights (forward, backward, and a colocated reference's) and reduce-scatter of gradients."""
+    size = BYTES[config.model.dtype]
+    gathers = 2 + (config.cluster.reference == "colocated" and config.objective.kind == "preference")
+    reduced = weights.trained * (4 if config.model.lora else size)
+    everything = gathers * weights.total * size + reduced
+    between = everything - (weights.total * size if zero.hpz > 1 else 0)  # hpZ: backward gathers stay in the node
+    nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
+    return Traffic(everything * (ranks - 1) / ranks, between * (nodes - 1) / nodes)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of one optimizer step: all traffic hidden behind arithmetic, and none of it."""
+
+    compute: float
+    traffic: float
+
+    @property
+    def low(self) -> float:
+        return max(self.compute, self.traffic)
+
+    @property
+    def high(self) -> float:
+        return self.compute + self.traffic
+
+
+def traffic_seconds(moved: Traffic, machine: Machine) -> float:
+    """Seconds of one micro-step's traffic; links within and between nodes work at the same time."""
+    return max(moved.into_gpu / machine.gpu_link, moved.into_node / machine.node_link)
+
+
+def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine, batch: Batching) -> Time:
+    """Time of one optimizer step: that of the busiest rank."""
+    flops = training_flops(config, weights, batch.records)
+    if config.cluster.reference == "colocated" and config.objective.kind == "preference":
+        flops += sum(forward_flops(weights, batch.records))
+    per_token = flops / sum(r.tree for r in batch.records)
+    moved = traffic(config, weights, zero, ranks, machine)
+    return Time(
+        per_token * batch.busiest / (machine.peak * machine.mfu), batch.micro_steps * traffic_seconds(moved, machine)
+    )
+
+
+def break_even(time: Time, batch: Batching) -> float:
+    """Tokens per GPU and micro-step at which arithmetic takes as long as the traffic."""
+    return batch.per_micro_step * time.traffic / time.compute
+
+
+def reference_time(config: Config, weights: Weights, records: Sequence[Lengths], ranks: int, machine: Machine) -> Time:
+    """Seconds to compute the reference log-probabilities of all records once, on `ranks` GPUs."""
+    moved = weights.total * BYTES[config.model.dtype]
+    nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
+    forward = Traffic(moved * (ranks - 1) / ranks, moved * (nodes - 1) / nodes)
+    forwards = -(-sum(r.tree for r in records) // (ranks * config.training.tokens_per_pack))
+    compute = sum(forward_flops(weights, records)) / (ranks * machine.peak * machine.mfu)
+    return Time(compute, forwards * traffic_seconds(forward, machine))

@@ -1,0 +1,1 @@
+"""Who answers: one engine, engines as Ray actors, Ray Data, endpoints."""

@@ -1,0 +1,1 @@
+"""Ratings and labels that were made elsewhere."""

@@ -1,0 +1,1 @@
+"""What is asked: prompt sets, rubrics, judge prompts, and how answers become readings."""

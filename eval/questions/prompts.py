@@ -1,0 +1,90 @@
+"""Prompt sets: what the models under test are asked."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from dpeer.data.faults import Fault, data_error, excerpt
+from dpeer.data.load import HUB_ID, _file, _hub_rows, splits
+from dpeer.data.parse import Invalid
+from dpeer.data.read import SUFFIXES, Row, rows
+from dpeer.errors import ConfigError, DataError
+from dpeer.eval.cells import cell, identifier, prompt_text
+from dpeer.eval.config import Prompts
+
+KEY_DIGITS = 16
+"""Hex digits of the sha256 of a prompt that serve as its id."""
+ADVICE = "name the column in prompts.prompt or prompts.id"
+
+
+def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
+    """One row per prompt, in the order of the file: columns item, prompt, and the file's others as meta_<name>.
+
+    The test split of a hub id or folder is taken where there is one. Without an id column equal prompts are one item:
+    the first is kept and a warning counts the others. `limit` picks by seed and id, so that a larger one only adds.
+
+    Raises DataError that names file, row and column (a missing or empty prompt, an id that occurs twice), and
+    ConfigError where no path is given.
+    """
+    if not prompts.path:
+        raise ConfigError("prompts.path is empty; give a file (.csv, .jsonl, .parquet), a folder or a hub id")
+    found, faults = _rows(prompts.path)
+    items: dict[str, dict[str, object]] = {}
+    origin: dict[str, str] = {}
+    repeated = 0
+    for row in found:
+        try:
+            item = _item(row, prompts)
+            if prompts.id is not None and item["item"] in items:
+                first = origin[str(item["item"])]
+                raise Invalid(prompts.id, f"the id {excerpt(item['item'])} occurs twice, first in {first}")
+        except Invalid as invalid:
+            faults.append(Fault(row.where, invalid.column, invalid.message))
+            continue
+        repeated += item["item"] in items
+        items.setdefault(str(item["item"]), item)
+        origin.setdefault(str(item["item"]), row.where)
+    if faults:
+        raise data_error(prompts.path, faults)
+    if repeated:
+        warnings.warn(
+            f"{prompts.path}: {repeated} rows repeat the prompt of an earlier row and are left out; to keep them apart "
+            "give each an id and name its column in prompts.id",
+            stacklevel=2,
+        )
+    return pd.DataFrame(_chosen(items.values(), prompts.limit, seed))
+
+
+def _chosen(items: Iterable[dict[str, object]], limit: int | None, seed: int) -> list[dict[str, object]]:
+    every = list(items)
+    if limit is None or limit >= len(every):
+        return every
+    order = sorted(every, key=lambda i: hashlib.sha256(f"{seed}\0{i['item']}".encode()).digest())
+    kept = {str(i["item"]) for i in order[:limit]}
+    return [i for i in every if i["item"] in kept]
+
+
+def _rows(source: str) -> tuple[list[Row], list[Fault]]:
+    path = Path(source)
+    split = "test" if "test" in splits(source) else "train"
+    if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
+        return rows(_file(path, split))
+    found = _hub_rows(source, split)
+    if not found:
+        raise DataError(f"{source}: the {split} split holds no rows")
+    return found, []
+
+
+def _item(row: Row, prompts: Prompts) -> dict[str, object]:
+    prompt = prompt_text(cell(row, prompts.prompt, ADVICE), prompts.prompt)
+    if prompts.id is None:
+        item = hashlib.sha256(prompt.encode()).hexdigest()[:KEY_DIGITS]
+    else:
+        item = identifier(cell(row, prompts.id, ADVICE), prompts.id)
+    meta = {f"meta_{name}": value for name, value in row.cells.items() if name not in (prompts.prompt, prompts.id)}
+    return {"item": item, "prompt": prompt, **meta}

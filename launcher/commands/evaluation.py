@@ -1,0 +1,201 @@
+"""`dpeer generate`, `dpeer judge` and `dpeer ratings`: from models and prompts to a table of ratings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import pandas as pd
+
+    from dpeer.eval.config import EvalConfig
+    from dpeer.eval.plan import Plan
+
+ratings = typer.Typer(no_args_is_help=True)
+
+Recipe = Annotated[str, typer.Argument(help="Name of a shipped evaluation recipe, or the path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. design.kind=linked; repeat.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again where an engine failed or a limit cut.")]
+
+
+def generate(
+    recipe: Recipe, set_: Overrides = None, retry_errors: RetryErrors = False, dry_run: DryRun = False
+) -> None:
+    """Let the models of an evaluation recipe answer its prompts; a stopped run goes on where it was."""
+    config = _config(recipe, set_)
+    if dry_run:
+        _print_config(config)
+        return
+    from dpeer.eval.generate import generate as run
+
+    typer.echo(run(config, lambda: _connect(config), retry_errors))
+
+
+def judge(
+    recipe: Recipe,
+    set_: Overrides = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Print calls, tokens and time, check the design, and stop.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1, help="With --plan-only: prompt tokens per second of all replicas together.")
+    ] = None,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Let the judges of an evaluation recipe rate the responses; a stopped run goes on where it was."""
+    config = _config(recipe, set_)
+    if dry_run:
+        _print_config(config)
+    elif plan_only:
+        from dpeer.eval.judge import cost
+        from dpeer.eval.plan import plan
+
+        planned = plan(config)
+        _show_plan(planned, cost(config, planned, tokens_per_second))
+    else:
+        from dpeer.eval.judge import judge as run
+
+        table = run(config, lambda: _connect(config), retry_errors)
+        typer.echo(table)
+        names = [model.name for model in config.models]
+        base = f" --base {config.base or names[0]}" if names else ""
+        typer.echo(f"Next: dpeer irt fit {table} --output {config.folder / 'irt'}{base}")
+
+
+@ratings.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file with ratings made elsewhere.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
+    map_: Annotated[
+        list[str],
+        typer.Option(
+            "--map", metavar="THEIRS=OURS", help="Column mapping, e.g. annotator=judge, stars=score:E; repeat."
+        ),
+    ],
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="TEXT=SCORE", help="Score of a label; repeat.")
+    ] = None,
+    constant: Annotated[
+        list[str] | None, typer.Option("--constant", metavar="OURS=VALUE", help="Value that no column holds; repeat.")
+    ] = None,
+    human: Annotated[list[str] | None, typer.Option(help="A judge who is a person; repeat.")] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FAMILY", help="Family of a model or judge; repeat.")
+    ] = None,
+) -> None:
+    """Bring ratings made elsewhere, by people or programs, into the form that `dpeer irt fit` reads."""
+    from dpeer.errors import ConfigError
+    from dpeer.eval.elsewhere.importer import import_ratings
+
+    _check_output(output)
+    labels = {}
+    for text, score in _pairs(label, "--label").items():
+        try:
+            labels[text] = int(score)
+        except ValueError:
+            raise ConfigError(f"--label {text}={score}: the score must be a whole number") from None
+    table = import_ratings(
+        path,
+        _pairs(map_, "--map"),
+        labels or None,
+        constants=_pairs(constant, "--constant") or None,
+        humans=human or (),
+        families=_pairs(family, "--family") or None,
+    )
+    _write_ratings(table, output)
+
+
+@ratings.command()
+def xstest(
+    folder: Annotated[Path, typer.Argument(help="Folder with ratings.csv and prompts.csv of XSTest.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
+) -> None:
+    """Import the XSTest ratings: compliance with safe prompts and refusal of unsafe ones, four judges."""
+    from dpeer.eval.elsewhere.xstest import xstest_ratings
+
+    _check_output(output)
+    _write_ratings(xstest_ratings(folder), output)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    from dpeer.errors import ConfigError
+
+    pairs = {}
+    for text in given or ():
+        left, equals, right = text.rpartition("=")
+        if not equals or not left or not right:
+            raise ConfigError(f"{option} {text}: write it as LEFT=RIGHT")
+        if left in pairs:
+            raise ConfigError(f"{option}: {left} is given twice")
+        pairs[left] = right
+    return pairs
+
+
+def _check_output(output: Path) -> None:
+    from dpeer.errors import ConfigError
+
+    if output.suffix != ".parquet":
+        raise ConfigError(f"--output {output}: ratings are written as Parquet; give a name that ends in .parquet")
+
+
+def _write_ratings(table: pd.DataFrame, output: Path) -> None:
+    from dpeer.eval.store.parts import write_table
+
+    write_table(output, table)
+    counts = ", ".join(f"{count:,} {status}" for status, count in table["status"].value_counts().items())
+    typer.echo(f"{output}: {len(table):,} ratings ({counts})")
+
+
+def _config(recipe: str, overrides: list[str] | None) -> EvalConfig:
+    from dpeer.config_io import load_section
+    from dpeer.eval.config import EvalConfig
+    from dpeer.launcher.recipe import EVALUATION, recipe_path
+
+    return load_section(EvalConfig, recipe_path(recipe, EVALUATION), overrides or (), shelf=EVALUATION)
+
+
+def _print_config(config: EvalConfig) -> None:
+    from dpeer.config_io import resolved_yaml
+
+    typer.echo(resolved_yaml(config), nl=False)
+
+
+def _connect(config: EvalConfig) -> AbstractContextManager[None]:
+    from dpeer.launcher.cluster import connect
+
+    return connect(config.farm.address)
+
+
+def _show_plan(planned: Plan, cost: pd.DataFrame) -> None:
+    console = Console(highlight=False)
+    for note in planned.notes:
+        console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+    table = Table(
+        "judge", title=f"{len(planned.rows):,} ratings planned, {len(planned.todo):,} to make", title_justify="left"
+    )
+    for name in ("calls", "prompt tokens", "of these shared", "time"):
+        table.add_column(name, justify="right")
+    for row in cost.itertuples():
+        about = "" if row.exact else "about "
+        tokens = [f"{about}{value:,}" for value in (row.prompt_tokens, row.shared_tokens)]
+        table.add_row(row.judge, f"{row.calls:,}", *tokens, _duration(float(row.seconds)))
+    console.print(table)
+    if cost["seconds"].isna().any():
+        console.print("Time is unknown before a first run; --tokens-per-second N gives an estimate.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds != seconds:
+        return "unknown"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

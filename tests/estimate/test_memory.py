@@ -1,0 +1,197 @@
+"""The memory plan: by hand, against DeepSpeed's estimator, against a real ZeRO-3 step, and how it must move."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from dpeer.config import Config
+from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
+from dpeer.estimate.memory import Zero, host, largest_budget, model_states, per_gpu
+from dpeer.toyworld.model import tiny_model
+from dpeer.training.engine import deepspeed_config
+
+LLAMA_8B: dict[str, Any] = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+LLAMA_70B = LLAMA_8B | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+
+
+def recipe(path: str = "model", deepspeed: str = "zero3", **model: Any) -> Config:
+    offload = "offload" in deepspeed
+    return Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": path} | model,
+            "data": {"train": "d.jsonl"},
+            "objective": {"kind": "sft"},
+            "training": {
+                "steps": 5,
+                "records_per_step": 8,
+                "tokens_per_pack": 2000,
+                "optimizer": {"name": "cpu_adam" if offload else "adamw"},
+            },
+            "cluster": {"deepspeed": deepspeed},
+        }
+    )
+
+
+def zero(config: Config) -> Zero:
+    return Zero.of(deepspeed_config(config.cluster.deepspeed, config, trained=True))
+
+
+def test_weights_by_hand() -> None:
+    weights = count_weights(recipe().model, AutoConfig.for_model("llama", **LLAMA_8B))
+    attention, mlp, norms = 2 * 4096**2 + 2 * 4096 * 1024, 3 * 4096 * 14336, 2 * 4096
+    assert weights.layer == attention + mlp + norms
+    assert weights.total == weights.trained == 32 * weights.layer + 2 * 128256 * 4096 + 4096 == 8_030_261_248
+    assert weights.head == weights.embedding == weights.largest_module == 128256 * 4096
+    assert weights.shard(1) == weights.total and weights.shard(7) >= weights.total / 7
+    assert weights.persistent(4096) == 65 * 4096
+
+
+def test_activations_by_hand() -> None:
+    """Kept per token of a Llama layer in bf16: two norms, queries, output, gathered keys and values, MLP."""
+    shape = AutoConfig.for_model("llama", **LLAMA_8B)
+    kept = count_activations(recipe().model, shape, 300, [100] * 5).layer
+    tokens, keys = 300 + 5 * 99, 300 + 5 * (300 + 99)
+    h, kv, inner = 4096, 1024, 14336
+    norm = 4 * h + 2 * h + 2 * h  # the input in fp32, the normalised input, the output
+    by_hand = 2 * norm + 2 * 2 * h + 2 * 2 * kv * keys / tokens + 4 * 2 * inner
+    assert kept[0] == pytest.approx(by_hand, rel=0.005)
+    recomputed = count_activations(recipe(gradient_checkpointing=True).model, shape, 300, [100] * 5).layer
+    assert recomputed == pytest.approx((2 * h, 0))
+
+
+def test_model_states_by_hand() -> None:
+    """One tensor of 1000 on 3 ranks is 334 each: 2 + 4 + 8 + 4 bytes an element; tensors of 10 are kept whole."""
+    weights = Weights({(1000, True): 1, (10, True): 2}, 1, 1000, 1000, 1000, 1000, True, 10, 10)
+    config = recipe()
+    nothing = Activations((0, 0), (0, 0), (0, 0), (0, 0))
+    parts = {p.name: p.high for p in per_gpu(config, weights, nothing, zero(config), 3, 0).resident}
+    shard = 334 + 2 * 4
+    assert parts["weights, ZeRO-3 shard"] == 2 * shard
+    assert parts["master weights, fp32 shard"] == parts["gradients, fp32 shard"] == 4 * shard
+    assert parts["Adam moments, fp32 shard"] == 8 * shard
+    assert parts["small weights kept whole"] == 2 * 1020  # all lie below the threshold of zero3.json
+
+
+@pytest.mark.parametrize(("shape", "nodes", "gpus"), [(LLAMA_8B, 1, 8), (LLAMA_70B, 8, 8), (LLAMA_70B, 3, 5)])
+@pytest.mark.parametrize("offload", [False, True])
+def test_agrees_with_deepspeed(shape: dict[str, Any], nodes: int, gpus: int, offload: bool) -> None:
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+    config = recipe(deepspeed="zero3_offload" if offload else "zero3")
+    weights = count_weights(config.model, AutoConfig.for_model("llama", **shape))
+    mine, mine_host = model_states(config, weights, zero(config), nodes * gpus, gpus)
+    theirs_host, theirs, _ = estimate_zero3_model_states_mem_needs(
+        weights.total, weights.largest_module, gpus, nodes, offload, False, True, additional_buffer_factor=1.0
+    )
+    assert mine == pytest.approx(theirs, rel=0.05)
+    if offload:
+        assert mine_host == pytest.approx(theirs_host, rel=0.05)
+
+
+WEIGHTS = st.builds(
+    lambda layers, layer, table, tied: Weights(
+        {(layer, True): layers, (table, True): 1 if tied else 2}, layers, layer, table, table, table, tied, 1000, 64
+    ),
+    st.integers(1, 100), st.integers(1000, 10**9), st.integers(1000, 10**9), st.booleans(),
+)  # fmt: skip
+LINES = st.tuples(st.floats(0, 1e6), st.floats(0, 1e9))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    weights=WEIGHTS,
+    activations=st.builds(Activations, LINES, LINES, LINES, LINES),
+    name=st.sampled_from(["zero3", "zero3_hpz", "zero3_offload"]),
+    tokens=st.integers(256, 10**5),
+)
+def test_more_gpus_never_need_more_and_more_tokens_never_less(
+    weights: Weights, activations: Activations, name: str, tokens: int
+) -> None:
+    config = recipe(deepspeed=name)
+    by_ranks = [per_gpu(config, weights, activations, zero(config), n, tokens).high for n in (1, 2, 3, 7, 8, 64)]
+    assert all(a >= b for a, b in pairwise(by_ranks))
+    by_tokens = [per_gpu(config, weights, activations, zero(config), 8, n) for n in (tokens, 2 * tokens, 3 * tokens)]
+    assert all(a.high <= b.high for a, b in pairwise(by_tokens))
+    assert all(m.low <= m.high and m.high == pytest.approx(sum(p.high for p in m.parts)) for m in by_tokens)
+
+
+def test_largest_budget_is_the_last_that_fits() -> None:
+    config = recipe(gradient_checkpointing=True)
+    shape = AutoConfig.for_model("llama", **LLAMA_8B)
+    weights = count_weights(config.model, shape)
+    activations = count_activations(config.model, shape, 300, [200] * 4)
+    usable = 79.1 * 2**30
+    budget = largest_budget(config, weights, activations, zero(config), 8, usable)
+    assert budget > 0 and budget % 256 == 0
+    assert per_gpu(config, weights, activations, zero(config), 8, budget).high <= usable
+    assert per_gpu(config, weights, activations, zero(config), 8, budget + 256).high > usable
+    assert largest_budget(config, weights, activations, zero(config), 1, usable) == 0
+
+
+def test_host_of_the_export_by_hand() -> None:
+    weights = Weights({(10**9, True): 70}, 1, 1, 1, 1, 1, True, 1, 1)
+    export = host(recipe(), weights, zero(recipe()), 64, 8).export
+    assert sum(p.low for p in export) == 2 * 140e9  # the gathered weights and the model that is written
+    assert sum(p.high for p in export) == 2 * 140e9 + 50e9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("ranks", "model"),
+    [(1, {"dtype": "bf16"}), (2, {"dtype": "fp32"}), (1, {"dtype": "fp32", "gradient_checkpointing": True})],
+    ids=["bf16", "two ranks", "recompute"],
+)
+def test_predicts_the_measured_peak(ranks: int, model: dict[str, Any], tmp_path: Path) -> None:
+    """Peak of all tensors of two real training steps (torch's profiler), of a model of 10 million parameters."""
+    path = tiny_model(
+        tmp_path / "model", "qwen3", 0, hidden_size=256, intermediate_size=1024, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=8192, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = recipe(str(path), "cpu", **model)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    record = {"prompt": 200, "response": 61, "rejects": 4, "records": 16}
+    job = record | {"config": config.model_dump(mode="json"), "ranks": ranks, "port": port}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path / "ext")}
+    command = [sys.executable, str(Path(__file__).with_name("zero3_step.py")), str(tmp_path / "job.json")]
+    running = [
+        subprocess.Popen([*command, str(r)], env=environment, stdout=subprocess.PIPE, text=True) for r in range(ranks)
+    ]
+    measured = [json.loads(p.communicate(timeout=800)[0].splitlines()[-1]) for p in running]
+
+    shape = AutoConfig.from_pretrained(path)
+    weights = count_weights(config.model, shape)
+    activations = count_activations(config.model, shape, 200, [61] * 5)
+    plan = per_gpu(config, weights, activations, zero(config), ranks, 2000)
+    tensors = sum(p.high for p in (*plan.resident, *plan.phases[plan.peak_phase]))
+    print(f"predicted {tensors / 1e6:.0f} MB, measured {[round(m['tensors'] / 1e6) for m in measured]}")
+    assert tensors == pytest.approx(max(m["tensors"] for m in measured), rel=0.2)
