@@ -87,13 +87,15 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     verdicts = {arm.title: _verdicts(config) for arm, config in arms.items()}
     rows = [_row("base", replies(base, prompts, base, seed))]
     for arm, config in arms.items():
-        said = replies(config.run_dir / "export", prompts, config.run_dir, seed)
-        rows.append(_row(arm.title, said, verdicts[arm.title], config.run_dir / "report.html"))
+        answers = replies(config.run_dir / "export", prompts, config.run_dir, seed)
+        rows.append(_row(arm.title, answers, verdicts[arm.title], config.run_dir / "report.html"))
     page = write_comparison(rows, root / "demo.html")
     console.rule("[bold]judges and abilities", align="left")
-    found, abilities_page = demo_evaluation.evaluate(root, seed, console)
+    abilities, abilities_page = demo_evaluation.evaluate(root, seed, console)
     show(console, rows, verdicts)
-    demo_evaluation.show(console, found, {"base": "base"} | {arm.title: arm.run for arm in ARMS}, list(rows[0].shares))
+    demo_evaluation.show(
+        console, abilities, {"base": "base"} | {arm.title: arm.run for arm in ARMS}, list(rows[0].shares)
+    )
     last = arms[ARMS[-1]].run_dir
     for label, path in {
         "model": last / "export",
@@ -144,7 +146,7 @@ def clear(root: Path, console: Console) -> None:
     """Remove what an earlier demo has made in its folder. Raises ConfigError for a folder that is no demo's."""
     own = [root / name for name in ("world", "base", "judges", "judges.json", "evaluation", "demo.html")]
     own += [root / arm.run for arm in ARMS]
-    found = [path for path in own if path.exists()]
+    stale = [path for path in own if path.exists()]
     stamp = root / "world.json"
     others = sorted(path.name for path in root.iterdir() if path not in own) if root.is_dir() else []
     if others and not stamp.exists():
@@ -152,9 +154,9 @@ def clear(root: Path, console: Console) -> None:
             f"{root} holds {others[0]} and is no folder of a demo, which would remove things there; give --output a "
             "new or empty folder"
         )
-    if found:
+    if stale:
         console.print(f"{root} holds another demo; starting over.")
-    for path in (stamp, *found):
+    for path in (stamp, *stale):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -169,22 +171,22 @@ def _up_to_date(config: Config) -> bool:
 
 
 def _verdicts(config: Config) -> dict[str, str]:
-    found = json.loads(RunDir(config.run_dir).certificate.read_text())["constraints"]
-    return {c["name"]: c["verdict"] for c in found}
+    constraints = json.loads(RunDir(config.run_dir).certificate.read_text())["constraints"]
+    return {c["name"]: c["verdict"] for c in constraints}
 
 
 def _row(title: str, replies: list[str], verdicts: dict[str, str] | None = None, report: Path | None = None) -> ArmRow:
     """What the oracle reads in a model's replies, beside what its certificate says."""
-    read, found = toyworld.share(replies), list((verdicts or {}).values())
+    read, given = toyworld.share(replies), list((verdicts or {}).values())
     return ArmRow(
         name=title,
         shares=read.good,
         n=len(replies),
         fluency=read.fluency,
-        satisfied=found.count("satisfied") if found else None,
-        constraints=len(found) or None,
+        satisfied=given.count("satisfied") if given else None,
+        constraints=len(given) or None,
         report=report,
-        note=", ".join(f"{n} {v}" for v in ("violated", "undecided") if (n := found.count(v))),
+        note=", ".join(f"{n} {v}" for v in ("violated", "undecided") if (n := given.count(v))),
     )
 
 
@@ -196,8 +198,8 @@ def show(console: Console, rows: list[ArmRow], verdicts: dict[str, dict[str, str
         table.add_column(name, justify="right")
     for row in rows:
         shares = [row.shares[d] for d in dimensions]
-        found = verdicts.get(row.name, {})
-        cells = [f"{row.shares[d]:.2f} {MARKS[found.get(d, '')]}" for d in dimensions]
+        by_dimension = verdicts.get(row.name, {})
+        cells = [f"{row.shares[d]:.2f} {MARKS[by_dimension.get(d, '')]}" for d in dimensions]
         table.add_row(row.name, *cells, *(f"{x:.2f}" for x in (min(shares), sum(shares) / len(shares), row.fluency)))
     console.print(table)
     console.print("tolerance on held-out records: ✓ met  ✗ violated  ? undecided at 95 %\n")

@@ -68,7 +68,7 @@ def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
-    found: list[Split] = []
+    splits: list[Split] = []
     data: list[DataSet] = []
     try:
         for name, place, split in _places(source, heldout):
@@ -80,14 +80,14 @@ def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout
                 errors += faults
             errors += _equal_responses(part)
             warnings += [*_missing_rejects(part), *_repeats(part)]
-            found.append(_count(name, part, tokens))
+            splits.append(_count(name, part, tokens))
             data.append(part)
     except DataError as error:
         where = heldout if data and heldout else source
         errors.append(Fault(where, "", str(error).removeprefix(f"{where}: ")))
     if len(data) == 2:
         errors += _leaks(*data)
-    return CheckReport(source, data[0].dimensions if data else (), tuple(found), tuple(errors), tuple(warnings))
+    return CheckReport(source, data[0].dimensions if data else (), tuple(splits), tuple(errors), tuple(warnings))
 
 
 def _places(source: str, heldout: str | None) -> Iterator[tuple[str, str, str]]:

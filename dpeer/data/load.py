@@ -40,10 +40,10 @@ def load_with_faults(
     """The sound records of a data set and the faults of the others. Raises DataError when there is nothing to read."""
     path = Path(source)
     if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
-        found, faults = rows(_file(path, split or "train"))
+        data_rows, faults = rows(_file(path, split or "train"))
     else:
-        found, faults = _hub_rows(source, split or "train"), []
-    return _data_set(found, faults, dimensions)
+        data_rows, faults = _hub_rows(source, split or "train"), []
+    return _data_set(data_rows, faults, dimensions)
 
 
 def splits(source: str) -> tuple[str, ...]:
@@ -59,11 +59,11 @@ def splits(source: str) -> tuple[str, ...]:
 
 
 def _data_set(
-    found: Iterable[Row], faults: list[Fault], dimensions: Sequence[str] | None
+    data_rows: Iterable[Row], faults: list[Fault], dimensions: Sequence[str] | None
 ) -> tuple[DataSet, tuple[Fault, ...]]:
     records: list[Record] = []
     first_form = ""
-    for row in found:
+    for row in data_rows:
         record = parse.record(row)
         if isinstance(record, Fault):
             faults.append(record)
@@ -93,12 +93,12 @@ def _file(path: Path, split: str) -> Path:
         )
     if not path.is_dir():
         raise DataError(f"{path}: neither a regular file nor a folder; give a .csv, .jsonl or .parquet file")
-    found = _candidates(path, split)
-    if len(found) == 1:
-        return found[0]
+    candidates = _candidates(path, split)
+    if len(candidates) == 1:
+        return candidates[0]
     names = sorted(p.name for p in path.iterdir())
     inside = excerpt(", ".join(names), 80) if names else "nothing"
-    count, advice = ("more than one", "keep one") if found else ("no", "rename one")
+    count, advice = ("more than one", "keep one") if candidates else ("no", "rename one")
     raise DataError(
         f"{path}: the folder has {count} file {split}.csv, {split}.jsonl or {split}.parquet; it holds {inside}; "
         f"{advice} or give the file itself"

@@ -23,11 +23,11 @@ def at_least(better: frozenset[str], worse: frozenset[str]) -> bool:
 
 def edges(record: Record) -> tuple[Edge, ...]:
     """All pairs with F' = F + {d}, labelled d. Pairs that differ in two dimensions are not attributable: no edge."""
-    found = []
+    covers = []
     for i, y in enumerate(record.responses):
         for j, other in enumerate(record.responses):
             extra = other.fails - y.fails
             if at_least(y.fails, other.fails) and len(extra) == 1:
-                found.append(Edge(next(iter(extra)), i, j))
+                covers.append(Edge(next(iter(extra)), i, j))
     rank = {d: k for k, d in enumerate(record.mask)}
-    return tuple(sorted(found, key=lambda e: (rank[e.dimension], e.better, e.worse)))
+    return tuple(sorted(covers, key=lambda e: (rank[e.dimension], e.better, e.worse)))

@@ -58,14 +58,14 @@ def record(row: Row) -> Record | Fault:
         responses = _general(row.cells, mask) if kind == GENERAL else _persona_knob(row.cells, mask)
         if all(r.fails for r in responses):
             raise Invalid("responses", "no golden response; one response must have fails []")
-        found = Record(prompt, mask, responses, row.source)
-        if not edges(found):
+        parsed = Record(prompt, mask, responses, row.source)
+        if not edges(parsed):
             raise Invalid(
                 "responses" if kind == GENERAL else f"{REJECT}X",
                 "no two responses differ by exactly one failed dimension, so the record states no preference; "
                 "fill in a reject for an active dimension or remove the row",
             )
-        return found
+        return parsed
     except Invalid as invalid:
         return Fault(row.where, invalid.column, invalid.message)
 

@@ -35,12 +35,12 @@ def rows(path: Path) -> tuple[list[Row], list[Fault]]:
             Fault(path.name, "", f"a {path.suffix or 'file without suffix'} is not read; use .csv, .jsonl or .parquet")
         ]
     try:
-        found = list(reader(path, faults))
+        rows_read = list(reader(path, faults))
     except OSError as error:
         return [], [Fault(path.name, "", f"cannot be read: {error.strerror or error}")]
-    if not found and not faults:
+    if not rows_read and not faults:
         faults.append(Fault(path.name, "", "holds no records; one row (line) per record is needed"))
-    return found, faults
+    return rows_read, faults
 
 
 def _text(path: Path, faults: list[Fault]) -> str:

@@ -137,8 +137,8 @@ def _tree(
     control: dict[str, int],
 ) -> TokenTree:
     for column, text in _texts(record):
-        if found := next((c for c in control if c in text), None):
-            raise _Unsound(column, f"the text contains {found!r}, a control token of this tokenizer; remove it")
+        if token := next((c for c in control if c in text), None):
+            raise _Unsound(column, f"the text contains {token!r}, a control token of this tokenizer; remove it")
     prompt_text = _render(record.prompt, tokenizer, generate=True)
     for message in record.prompt:
         if message.content.strip() not in prompt_text:

@@ -60,13 +60,13 @@ def comparison_finding(rows: Sequence[ArmRow]) -> str:
     ranked = sorted(rows, key=lambda row: row.shares[row.worst], reverse=True)
     best = ranked[0]
     share = percent(best.shares[best.worst])
-    found = f"{best.name} has the best worst dimension: {best.worst}, good in {share} of responses"
+    sentence = f"{best.name} has the best worst dimension: {best.worst}, good in {share} of responses"
     if len(ranked) == 1:
-        return found
+        return sentence
     second = ranked[1]
     overlap = best.rate(best.worst).lower <= second.rate(second.worst).upper
     behind = f"{second.name}, {second.worst}, {percent(second.shares[second.worst])}"
-    return f"{found} (next: {behind}{'; intervals overlap' if overlap else ''})"
+    return f"{sentence} (next: {behind}{'; intervals overlap' if overlap else ''})"
 
 
 def share_plot(rows: Sequence[ArmRow], dimensions: Sequence[str]) -> Plot:

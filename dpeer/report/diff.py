@@ -69,14 +69,14 @@ class RunDiff:
 def diff_runs(a: Path, b: Path) -> RunDiff:
     """Compare two run folders. DpeerError: one of them has no readable manifest or ledger."""
     manifests = [_manifest(path) for path in (a, b)]
-    found = [
+    differences = [
         Difference(part, key, old, new, part != "config" or not _harmless(key))
         for part, names in PARTS.items()
         for name in names
         for key, old, new in _under(name, manifests[0].get(name), manifests[1].get(name))
     ]
     one, other = _ledger(a), _ledger(b)
-    return RunDiff(found, (len(one), len(other)), _divergence(one, other), _divergence(one, other, _computed))
+    return RunDiff(differences, (len(one), len(other)), _divergence(one, other), _divergence(one, other, _computed))
 
 
 def _divergence(

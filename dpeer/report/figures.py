@@ -204,10 +204,10 @@ def throughput(run: Run) -> Plot | None:
 
 def certificate(run: Run) -> Plot | None:
     """Interval of each constraint value on held-out records against its tolerance."""
-    found = run.certificate
-    if found is None or not found.constrained:
+    certificate = run.certificate
+    if certificate is None or not certificate.constrained:
         return None
-    rows = found.constrained
+    rows = certificate.constrained
 
     def paint(axes: Axes) -> None:
         for y, c in enumerate(rows):
@@ -226,16 +226,16 @@ def certificate(run: Run) -> Plot | None:
         f"{c.verdict}"
         for c in rows
     )
-    note = f"Coloured bars: {percent(found.confidence)} intervals that hold for all constraints at once."
+    note = f"Coloured bars: {percent(certificate.confidence)} intervals that hold for all constraints at once."
     return Plot(title, f"Interval plot. {words}.", draw(paint, 0.9 + 0.48 * len(rows)), note)
 
 
 def selection(run: Run) -> Plot | None:
     """How often golden has the highest length-normalised log-probability among a record's responses."""
-    found = run.certificate.selection if run.certificate else None
-    if found is None:
+    selection = run.certificate.selection if run.certificate else None
+    if selection is None:
         return None
-    rows = {"all masks": found.overall, **found.masks}
+    rows = {"all masks": selection.overall, **selection.masks}
 
     def paint(axes: Axes) -> None:
         for y, rate in enumerate(rows.values()):
@@ -245,7 +245,7 @@ def selection(run: Run) -> Plot | None:
         axes.set_yticks(range(len(rows)), [f"{name} (n = {rate.n})" for name, rate in rows.items()])
         axes.set(xlabel="golden ranks first (% of records)", xlim=(-2, 102), ylim=(len(rows) - 0.4, -0.6))
 
-    title = f"Golden ranks first in {interval(found.overall)} of records"
+    title = f"Golden ranks first in {interval(selection.overall)} of records"
     words = "; ".join(f"{name} {interval(rate)}" for name, rate in rows.items())
     note = "By log-probability per token among the responses of a record; bars: 95 % intervals."
     return Plot(title, f"Dot plot. {words}.", draw(paint, 0.9 + 0.27 * len(rows)), note)

@@ -26,7 +26,7 @@ class Part:
 
 def templates(*packages: str, autoescape: bool = True) -> Environment:
     """The templates of `packages`, then those beside this file, with the number formats of `text`."""
-    found = Environment(
+    environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, package_path=".") for package in (*packages, "dpeer.report")]),
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -34,8 +34,8 @@ def templates(*packages: str, autoescape: bool = True) -> Environment:
         lstrip_blocks=True,
     )
     formats = {"number": text.number, "exact": text.exact, "percent": text.percent, "extra_records": text.extra_records}
-    found.filters.update(formats)
-    return found
+    environment.filters.update(formats)
+    return environment
 
 
 def write_report(run_dir: Path) -> Path:
@@ -56,7 +56,7 @@ def write_report(run_dir: Path) -> Path:
         marks=MARKS,
         heldout_plots=[plot for plot in (figures.certificate(run), figures.selection(run)) if plot],
         sections=list(_sections(run)),
-        passport=list(_passport(run)),
+        metadata=list(_metadata(run)),
         config=list(text.flatten(run.get("config", {}))),
         versions=list(text.flatten(run.get("versions", {}))),
     )  # fmt: skip
@@ -106,7 +106,7 @@ def _sections(run: Run) -> Iterator[Part]:
     )
 
 
-def _passport(run: Run) -> Iterator[tuple[str, Any]]:
+def _metadata(run: Run) -> Iterator[tuple[str, Any]]:
     """(label, value) pairs of what identifies the run; what is unknown is left out."""
     yield "Method", text.method_name(run)
     labels = {

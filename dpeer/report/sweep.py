@@ -30,8 +30,8 @@ class SweepCell:
 
     def heldout(self, measure: str) -> dict[str, float]:
         """Dimension -> held-out mean: "loss" (nats per edge) or "accuracy"."""
-        found = self.run.certificate
-        return {d: getattr(mean, measure) for d, mean in found.dimensions.items()} if found else {}
+        certificate = self.run.certificate
+        return {d: getattr(mean, measure) for d, mean in certificate.dimensions.items()} if certificate else {}
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class SweepData:
     @property
     def lines(self) -> dict[str, list[Setting]]:
         """Settings along the axis, by series."""
-        found: dict[str, list[Setting]] = {}
+        lines: dict[str, list[Setting]] = {}
         for s in sorted((s for s in self.settings if not s.baseline), key=lambda s: s.x):
-            found.setdefault(s.series, []).append(s)
-        return found
+            lines.setdefault(s.series, []).append(s)
+        return lines
 
     @property
     def baselines(self) -> list[Setting]:
@@ -146,14 +146,14 @@ def _settings(cells: Sequence[SweepCell], axis: Axis) -> tuple[Setting, ...]:
     groups: dict[str, list[SweepCell]] = {}
     for cell in cells:
         groups.setdefault(cell.label, []).append(cell)
-    found = []
+    settings = []
     for label, group in groups.items():
         values = group[0].values
         x = place(values.get(axis.key)) if axis.key else float(axis.ticks.index(label))
         others = {k: v for k, v in values.items() if k != axis.key} if axis.key else {}
         series = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in others.items())
-        found.append(Setting(label, x, series, tuple(sorted(group, key=lambda c: c.seed))))
-    return tuple(found)
+        settings.append(Setting(label, x, series, tuple(sorted(group, key=lambda c: c.seed))))
+    return tuple(settings)
 
 
 def _finished(folder: Path) -> Run | None:

@@ -143,15 +143,15 @@ def pareto(data: SweepData) -> Plot | None:
     return Plot(title, f"Scatter plot of mean and worst held-out loss: {words}. {title}.", draw(paint, 3.2), note)
 
 
-def shadow_prices(data: SweepData, found: Sequence[Price]) -> Plot | None:
+def shadow_prices(data: SweepData, prices: Sequence[Price]) -> Plot | None:
     """The multipliers at each tolerance, and the slope of the optimal objective between neighbours."""
-    if not found:
+    if not prices:
         return None
-    series = list(dict.fromkeys(p.series for p in found))
+    series = list(dict.fromkeys(p.series for p in prices))
 
     def paint(axes: Axes) -> None:
         for k, name in enumerate(series):
-            own = [p for p in found if p.series == name]
+            own = [p for p in prices if p.series == name]
             ends = {p.left.x: p.total[0] for p in own} | {p.right.x: p.total[1] for p in own}
             label = f"multipliers{f' ({name})' if name else ''}"
             _errorbar(axes, list(ends), list(ends.values()), PALETTE[2 * k % 6], MARKERS[k], DASHES[0], label)
@@ -162,19 +162,20 @@ def shadow_prices(data: SweepData, found: Sequence[Price]) -> Plot | None:
                     axes.fill_between(x, *band, color=ink, alpha=0.18, linewidth=0)
                 slope = p.given_away * p.measured.mean
                 axes.plot(x, [slope] * 2, color=ink, linewidth=2, label="" if i else "slope of the optimum")
-        tops = [v for p in found for v in (*(s.mean for s in p.total), p.given_away * p.measured.mean)]
+        tops = [v for p in prices for v in (*(s.mean for s in p.total), p.given_away * p.measured.mean)]
         axes.set(xlabel=data.axis.label, ylabel="price of tolerance", ylim=(min(0.0, *tops) * 1.3, 1.35 * max(tops)))
         legend(axes, columns=2)
 
-    judged = [p for p in found if p.agrees is not None]
+    judged = [p for p in prices if p.agrees is not None]
     agreeing = sum(bool(p.agrees) for p in judged)
     if judged:
         title = f"Multipliers and slope of the optimum agree in {agreeing} of {len(judged)} active intervals"
     else:
         title = "No interval can be judged: no constraint presses at both ends, or there is one seed only"
     words = "; ".join(
-        f"{exact(p.left.x)} to {exact(p.right.x)}: slope {number(p.measured.mean)}, multipliers {number(p.said.mean)}"
-        for p in found
+        f"{exact(p.left.x)} to {exact(p.right.x)}: "
+        f"slope {number(p.measured.mean)}, multipliers {number(p.implied.mean)}"
+        for p in prices
     )
     note = "Points: sum of the multipliers; bars: fall of the optimal objective per unit of loss that is given away."
     return Plot(title, f"Prices of tolerance. {words}. {title}.", draw(paint, 3.0), f"{note} Bands: 95 % over seeds.")
@@ -273,8 +274,8 @@ def _tick(data: SweepData, x: float) -> str:
 def _means(data: SweepData, value: Value) -> list[tuple[float, float]]:
     """(x, mean over seeds) along the first series, known values only."""
     settings = next(iter(data.lines.values()), [])
-    found = [(s.x, over_seeds(s.over(value)).mean) for s in settings]
-    return [(x, mean) for x, mean in found if math.isfinite(mean)]
+    points = [(s.x, over_seeds(s.over(value)).mean) for s in settings]
+    return [(x, mean) for x, mean in points if math.isfinite(mean)]
 
 
 def _range(means: Sequence[tuple[float, float]]) -> str:

@@ -141,7 +141,7 @@ def _of(step: Step, dimension: str, value: str) -> float:
 
 
 def slopes(a: Late, b: Late) -> tuple[float, float]:
-    """How the optimum's objective falls from run a to run b: (measured, said by the multipliers); both may be scaled.
+    """How the optimum's objective falls from run a to run b: (measured, implied by multipliers); both may be scaled.
 
     Along a path of stationary points sum_d (p_d + lambda_d) dL_d + anchor dNLL = 0, whatever the path is. So
     -(sum_d p_d dL_d + anchor dNLL) = sum_d lambda_d dL_d, here with the mean of both ends for p, lambda and the anchor.
@@ -162,7 +162,7 @@ class Price:
     left: Setting
     right: Setting
     measured: Spread
-    said: Spread
+    implied: Spread
     gap: Spread
     total: tuple[Spread, Spread]
     active: bool
@@ -172,7 +172,7 @@ class Price:
         """Turns "per unit of tolerance" into "per unit of loss that the active constraints give away", the unit of the
         multipliers: the two differ where a loss has not reached its tolerance. 1 where nothing is active."""
         between = (self.total[0].mean + self.total[1].mean) / 2
-        return between / self.said.mean if self.active and self.said.mean > 0 else 1.0
+        return between / self.implied.mean if self.active and self.implied.mean > 0 else 1.0
 
     @property
     def agrees(self) -> bool | None:
@@ -184,7 +184,7 @@ class Price:
 
 def prices(lines: dict[str, list[Setting]]) -> list[Price]:
     """Multipliers against finite differences, for every two neighbours on the axis of a series."""
-    found = []
+    prices = []
     for series, settings in lines.items():
         for left, right in itertools.pairwise(settings):
             ends = [{c.seed: v for c in s.cells if (v := late(c.run))} for s in (left, right)]
@@ -194,16 +194,16 @@ def prices(lines: dict[str, list[Setting]]) -> list[Price]:
             step = right.x - left.x
             both = np.array([slopes(ends[0][s], ends[1][s]) for s in seeds]) / step
             totals = [[float(end[s].multipliers.sum()) for s in seeds] for end in ends]
-            found.append(
+            prices.append(
                 Price(
                     series=series,
                     left=left,
                     right=right,
                     measured=over_seeds(both[:, 0].tolist()),
-                    said=over_seeds(both[:, 1].tolist()),
+                    implied=over_seeds(both[:, 1].tolist()),
                     gap=over_seeds((both[:, 1] - both[:, 0]).tolist()),
                     total=(over_seeds(totals[0]), over_seeds(totals[1])),
                     active=min(map(min, totals)) > ACTIVE,
                 )
             )
-    return found
+    return prices

@@ -33,7 +33,7 @@ Abilities = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Findings:
+class SweepResult:
     data: SweepData
     reference: Setting
     differences: list[tuple[Setting, Spread]]
@@ -48,29 +48,29 @@ def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path
     """
     data = read_sweep(folder)
     reference = reference_setting(data.settings)
-    found = Findings(
+    result = SweepResult(
         data,
         reference,
         [(s, paired(s, reference)) for s in data.settings],
         prices(data.lines) if data.axis.tolerance else [],
         {cell: dict(row) for cell, row in (abilities or {}).items()},
     )
-    tables = dict(_tables(found))
+    tables = dict(_tables(result))
     for name, rows in tables.items():
         write_text(folder / "tables" / f"{name}.csv", _csv(rows))
         write_json(folder / "tables" / f"{name}.json", rows)
     page = templates().get_template("sweep.html.j2").render(
         name=data.name,
         axis=data.axis.label,
-        finding=finding(found),
-        notes=list(_notes(found)),
+        finding=finding(result),
+        notes=list(_notes(result)),
         cells=len(data.cells),
         settings=len(data.settings),
         seeds=sorted({s for setting in data.settings for s in setting.seeds}),
         dimensions=data.dimensions,
-        sections=list(_sections(found, tables)),
+        sections=list(_sections(result, tables)),
         matrix=_matrix(data),
-        prices=found.prices,
+        prices=result.prices,
         cost=tables["cost"],
         tables=list(tables),
         links={c.name: f"{c.name}/report.html" for c in data.cells if (folder / c.name / "report.html").is_file()},
@@ -79,24 +79,24 @@ def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path
     return folder / "sweep.html"
 
 
-def finding(found: Findings) -> str:
+def finding(result: SweepResult) -> str:
     """The sentence that heads the page: which setting serves the worst dimension best."""
-    rows = [(s, d) for s, d in found.differences if s is not found.reference and math.isfinite(d.mean)]
+    rows = [(s, d) for s, d in result.differences if s is not result.reference and math.isfinite(d.mean)]
     if not rows:
-        if len(found.data.settings) > 1:
+        if len(result.data.settings) > 1:
             return "Settings cannot be compared: held-out losses or common seeds are missing"
-        return f"{len(found.data.cells)} cells of one setting"
+        return f"{len(result.data.cells)} cells of one setting"
     best, gain = min(rows, key=lambda row: row[1].mean)
     if gain.mean >= 0:
-        return f"No setting serves the worst dimension better than {found.reference.label}"
+        return f"No setting serves the worst dimension better than {result.reference.label}"
     doubt = " (one seed)" if gain.n == 1 else "" if gain.upper < 0 else " (within the spread of the seeds)"
     return (
-        f"{best.label} serves the worst dimension best: loss {number(-gain.mean)} below {found.reference.label}{doubt}"
+        f"{best.label} serves the worst dimension best: loss {number(-gain.mean)} below {result.reference.label}{doubt}"
     )
 
 
-def _notes(found: Findings) -> Iterator[str]:
-    data = found.data
+def _notes(result: SweepResult) -> Iterator[str]:
+    data = result.data
     if data.unfinished:
         yield (
             f"{len(data.unfinished)} of {data.planned} cells are not finished and not shown: "
@@ -109,8 +109,8 @@ def _notes(found: Findings) -> Iterator[str]:
             yield f"The cells do not all have the same {what}; `dpeer diff RUN RUN` shows where two of them differ."
 
 
-def _sections(found: Findings, tables: Mapping[str, Rows]) -> Iterator[Part]:
-    data = found.data
+def _sections(result: SweepResult, tables: Mapping[str, Rows]) -> Iterator[Part]:
+    data = result.data
 
     def there(*plots: Plot | None) -> list[Plot]:
         return [plot for plot in plots if plot]
@@ -118,8 +118,8 @@ def _sections(found: Findings, tables: Mapping[str, Rows]) -> Iterator[Part]:
     yield Part(
         "The worst dimension",
         "Cells of equal seed saw the same batches, so differences are taken in pairs. "
-        f"Reference: {found.reference.label}.",
-        there(figures.paired_worst(data, found.reference, found.differences), figures.worst_curve(data)),
+        f"Reference: {result.reference.label}.",
+        there(figures.paired_worst(data, result.reference, result.differences), figures.worst_curve(data)),
     )
     yield Part("Held-out loss per dimension", figures.BANDS, figures.loss_panels(data))
     yield Part(
@@ -130,12 +130,12 @@ def _sections(found: Findings, tables: Mapping[str, Rows]) -> Iterator[Part]:
             if _oracle(data)
             else ""
         ),
-        there(figures.accuracy(data), figures.oracle(data), figures.abilities(data, found.abilities)),
+        there(figures.accuracy(data), figures.oracle(data), figures.abilities(data, result.abilities)),
     )
     yield Part(
         "What is traded", "Held-out losses, means over the seeds that all settings have.", there(figures.pareto(data))
     )
-    yield Part("The price of tolerance", PRICE_TEXT, there(figures.shadow_prices(data, found.prices)))
+    yield Part("The price of tolerance", PRICE_TEXT, there(figures.shadow_prices(data, result.prices)))
     yield Part(
         "Cost", "Time in training steps, start-up and evaluation left out.", [figures.cost(data, tables["cost"])]
     )
@@ -152,8 +152,8 @@ def _oracle(data: SweepData) -> bool:
     return any(c.shares for c in data.cells)
 
 
-def _tables(found: Findings) -> Iterator[tuple[str, Rows]]:
-    data = found.data
+def _tables(result: SweepResult) -> Iterator[tuple[str, Rows]]:
+    data = result.data
     yield (
         "heldout",
         [
@@ -169,8 +169,8 @@ def _tables(found: Findings) -> Iterator[tuple[str, Rows]]:
         [
             {"label": s.label, data.axis.label: s.x, "series": s.series, "seeds": len(s.cells)}
             | {"mean_loss": points[i][0], "worst_loss": points[i][1], "on_front": i in front}
-            | {f"worst_minus_{found.reference.label}{k}": v for k, v in _spread(d).items()}
-            for i, (s, d) in enumerate(found.differences)
+            | {f"worst_minus_{result.reference.label}{k}": v for k, v in _spread(d).items()}
+            for i, (s, d) in enumerate(result.differences)
         ],
     )
     yield (
@@ -183,12 +183,12 @@ def _tables(found: Findings) -> Iterator[tuple[str, Rows]]:
                     ("multipliers_left", p.total[0]),
                     ("multipliers_right", p.total[1]),
                     ("slope", p.measured),
-                    ("slope_by_multipliers", p.said),
+                    ("slope_by_multipliers", p.implied),
                     ("gap", p.gap),
                 )
                 for k, v in _spread(spread).items()
             }
-            for p in found.prices
+            for p in result.prices
         ],
     )
     yield (
@@ -202,8 +202,8 @@ def _tables(found: Findings) -> Iterator[tuple[str, Rows]]:
     )
     if _oracle(data):
         yield "oracle", [{**_key(c), **c.shares} for c in data.cells]
-    if found.abilities:
-        yield "abilities", [{**_key(c), **found.abilities.get(c.name, {})} for c in data.cells]
+    if result.abilities:
+        yield "abilities", [{**_key(c), **result.abilities.get(c.name, {})} for c in data.cells]
     yield "cost", [{**_key(c), **_cost(c)} for c in data.cells]
 
 

@@ -111,8 +111,8 @@ def write_contested(folder: str | Path, seed: int, n_train: int = 300, n_heldout
 
 def oracle(text: str) -> dict[str, Reading]:
     """Per dimension what the text's clauses are; "none" when there is no such clause, or a good and a bad one."""
-    found = {d: [q for q in CLAUSES[d] if _pattern(d, q).search(text)] for d in DIMENSIONS}
-    return {d: qualities[0] if len(qualities) == 1 else "none" for d, qualities in found.items()}
+    matches = {d: [q for q in CLAUSES[d] if _pattern(d, q).search(text)] for d in DIMENSIONS}
+    return {d: qualities[0] if len(qualities) == 1 else "none" for d, qualities in matches.items()}
 
 
 def share(texts: Sequence[str]) -> Share:

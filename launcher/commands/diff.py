@@ -19,28 +19,28 @@ SHOWN_FIELDS = 10
 
 
 def run(a: Path, b: Path, as_json: bool) -> RunDiff:
-    found = diff_runs(a, b)
+    result = diff_runs(a, b)
     if as_json:
-        print(json.dumps(json_safe(found.to_dict()), indent=1))
+        print(json.dumps(json_safe(result.to_dict()), indent=1))
     else:
-        show(found, a, b, Console(highlight=False))
-    return found
+        show(result, a, b, Console(highlight=False))
+    return result
 
 
-def show(found: RunDiff, a: Path, b: Path, console: Console) -> None:
+def show(result: RunDiff, a: Path, b: Path, console: Console) -> None:
     console.print(f"A: {a}\nB: {b}", soft_wrap=True)
-    for part, rows in groupby(found.differences, key=lambda d: d.part):
+    for part, rows in groupby(result.differences, key=lambda d: d.part):
         named = [(d.key + ("" if d.matters else " (changes no result)"), d.a, d.b) for d in rows]
         console.print(_table(part, named, len(named)))
-    if not found.differences:
+    if not result.differences:
         console.print("Same config, data, model, reference, code and versions.")
-    if not found.ledger:
-        lengths = "equal" if found.steps[0] == found.steps[1] else "equal as far as both go"
-        console.print(f"Ledgers: {lengths} ({found.steps[0]} and {found.steps[1]} steps).")
+    if not result.ledger:
+        lengths = "equal" if result.steps[0] == result.steps[1] else "equal as far as both go"
+        console.print(f"Ledgers: {lengths} ({result.steps[0]} and {result.steps[1]} steps).")
         return
-    first = found.policy
-    if found.ledger.step != (first.step if first else None):
-        console.print(_table(f"ledgers: first difference, in step {found.ledger.step}", found.ledger.fields))
+    first = result.policy
+    if result.ledger.step != (first.step if first else None):
+        console.print(_table(f"ledgers: first difference, in step {result.ledger.step}", result.ledger.fields))
     if first:
         console.print(_table(f"ledgers: what the policy computes first differs in step {first.step}", first.fields))
         field, old, new = largest(first)

@@ -80,34 +80,34 @@ def model_config(spec: config.Model, given: Path | None) -> tuple[PretrainedConf
         if spec.path in entry["paths"]:
             return AutoConfig.for_model(**entry["config"]), "from dpeer's table of known shapes, not read from the hub"
     try:
-        found = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+        model_config = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model {spec.path}: its config.json is neither here nor on a hub that this machine reaches. Give it with "
             "--model-config FILE (the config.json alone is enough)."
         ) from error
-    assert isinstance(found, PretrainedConfig)
-    return found, "read from the hub"
+    assert isinstance(model_config, PretrainedConfig)
+    return model_config, "read from the hub"
 
 
 def _cached(spec: config.Model) -> str | None:
     try:
-        found: str | None = cached_file(spec.path, "config.json", revision=spec.revision, local_files_only=True)
+        path: str | None = cached_file(spec.path, "config.json", revision=spec.revision, local_files_only=True)
     except (OSError, ValueError):
         return None
-    return found
+    return path
 
 
 def _read_config(path: Path, what: str) -> PretrainedConfig:
     file = path / "config.json" if path.is_dir() else path
     try:
         fields = json.loads(file.read_text())
-        found = AutoConfig.for_model(**fields)
+        model_config = AutoConfig.for_model(**fields)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"{what}: not a readable model config ({reason}). Give a transformers config.json.") from None
-    assert isinstance(found, PretrainedConfig)
-    return found
+    assert isinstance(model_config, PretrainedConfig)
+    return model_config
 
 
 def records(recipe: Config, given: GivenLengths) -> Records:
@@ -166,8 +166,8 @@ def _tokens(characters: int) -> int:
 
 @cache
 def _known(kind: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((HERE / "known.json").read_text())[kind]
-    return found
+    entries: list[dict[str, Any]] = json.loads((HERE / "known.json").read_text())[kind]
+    return entries
 
 
 def typical(records: Sequence[Lengths]) -> tuple[int, tuple[int, ...]]:

@@ -233,22 +233,22 @@ class Remedy:
 
 def remedies(plan: Plan) -> tuple[Remedy, ...]:
     """Changes after which the plan fits the GPU, each tried out; the first ones cost least."""
-    found = []
+    remedies = []
     for changes in _candidates(plan):
         try:
             changed = make_plan(replace(plan.request, overrides=(*plan.request.overrides, *changes)))
         except ConfigError:
             continue
         if changed.fits_gpu:
-            found.append(Remedy(" ".join(f"--set {c}" for c in changes), changed.memory.high / GIB))
+            remedies.append(Remedy(" ".join(f"--set {c}" for c in changes), changed.memory.high / GIB))
     nodes = 2 * plan.request.nodes
     while nodes <= MOST_NODES:
         larger = make_plan(replace(plan.request, nodes=nodes))
         if larger.fits_gpu:
-            found.append(Remedy(f"--nodes {nodes}", larger.memory.high / GIB))
+            remedies.append(Remedy(f"--nodes {nodes}", larger.memory.high / GIB))
             break
         nodes *= 2
-    return tuple(found)
+    return tuple(remedies)
 
 
 def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:

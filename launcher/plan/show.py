@@ -49,8 +49,8 @@ def verdict(plan: Plan, fixes: tuple[Remedy, ...]) -> Iterator[str]:
     if memory.high > plan.usable:
         sure = memory.low > plan.usable
         word = "does not fit" if sure else "may not fit"
-        found = f"at least {memory.low / GIB:.1f}, " if sure else ""
-        yield f"[bold red]{word}[/]: {found}up to {peak}, at '{memory.peak_phase}' with packs of {plan.tokens} tokens"
+        least = f"at least {memory.low / GIB:.1f}, " if sure else ""
+        yield f"[bold red]{word}[/]: {least}up to {peak}, at '{memory.peak_phase}' with packs of {plan.tokens} tokens"
     if plan.reference_memory and not plan.fits_reference:
         yield (
             f"[bold red]does not fit[/]: the reference needs up to {plan.reference_memory.high / GIB:.1f} GiB on each "
@@ -180,9 +180,9 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "  of it between nodes", f"{moved.into_node / 1e9:,.1f} GB", "into one node"
     if moved.into_gpu:
         enough = batch.per_micro_step >= plan.break_even
-        told = "traffic can hide" if enough else "traffic rules: more records a step, or fewer GPUs"
+        verdict = "traffic can hide" if enough else "traffic rules: more records a step, or fewer GPUs"
         color = "green" if enough else "yellow"
-        yield "tokens per GPU and micro-step", f"[{color}]{batch.per_micro_step:,.0f}[/]", told
+        yield "tokens per GPU and micro-step", f"[{color}]{batch.per_micro_step:,.0f}[/]", verdict
         yield "  break-even", f"{plan.break_even:,.0f}", "arithmetic takes as long as traffic"
 
 

@@ -84,7 +84,7 @@ def test_shadow_price_of_a_convex_problem_with_a_known_multiplier(anchor: float)
     for price in prices(sweep(runs)):
         middle = (price.left.x + price.right.x) / 2
         assert price.active and price.agrees is None  # one seed: nothing to judge by
-        assert price.said.mean == pytest.approx(multiplier(middle, anchor), rel=5e-3)
+        assert price.implied.mean == pytest.approx(multiplier(middle, anchor), rel=5e-3)
         assert price.measured.mean == pytest.approx(multiplier(middle, anchor), rel=5e-3)
 
 
@@ -97,7 +97,7 @@ def test_price_without_anchor_is_the_slope_of_the_optimal_value() -> None:
     exact = (value(0.4) - value(0.5)) / 0.1
     (price,) = prices(sweep({eps: toy_run(eps, 0.0) for eps in (0.4, 0.5)}))
     assert price.measured.mean == pytest.approx(exact, rel=3e-3)
-    assert price.said.mean == pytest.approx((multiplier(0.4, 0) + multiplier(0.5, 0)) / 2, rel=3e-3)
+    assert price.implied.mean == pytest.approx((multiplier(0.4, 0) + multiplier(0.5, 0)) / 2, rel=3e-3)
     assert price.total[0].mean > price.measured.mean > price.total[1].mean
 
 
@@ -108,8 +108,8 @@ def test_dimension_that_is_absent_in_some_steps() -> None:
     assert found is not None
     assert found.primary.sum() == pytest.approx(1) and found.primary[0] < 0.3
     (price,) = prices(sweep(runs))
-    assert price.active and price.said.mean > 0.1
-    assert price.measured.mean == pytest.approx(price.said.mean, rel=0.1)
+    assert price.active and price.implied.mean > 0.1
+    assert price.measured.mean == pytest.approx(price.implied.mean, rel=0.1)
 
 
 def test_inactive_constraints_and_other_forms_have_no_price() -> None:
