@@ -1,4 +1,4 @@
-"""Run folders of earlier versions: pages are written, the dual state is what the ledger says, and training may go on."""
+"""Run folders of earlier versions: pages are written, the dual state fits the ledger, and training may go on."""
 
 from __future__ import annotations
 
