@@ -7,7 +7,7 @@ optimizer step, an fp32 copy of the gradients of one sub-group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,28 +99,37 @@ class Memory:
 
 def per_gpu(config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int) -> Memory:
     """Memory of one rank of `ranks` while it trains on packs of `tokens` forward tokens."""
-    size = BYTES[config.model.dtype]
-    frozen_reference = config.cluster.reference == "colocated" and config.objective.kind == "preference"
-    base = weights.shard(ranks) - weights.shard(ranks, trained_only=True)
+    resident = (part for part in _resident(config, weights, zero, ranks) if part.high)
+    phases = _phases(config, weights, activations, zero, ranks, tokens)
+    return Memory(tuple(resident), phases, _exact("CUDA context, NCCL", CONTEXT, assumed=True))
+
+
+def _resident(config: Config, weights: Weights, zero: Zero, ranks: int) -> Iterator[Part]:
+    """What is there all the time."""
+    size, trained_size = _sizes(config)
     trained = weights.shard(ranks, trained_only=True)
-    trained_size = 4 if config.model.lora else size  # adapters stay in fp32
-    gathered = _gathered(weights, zero, size)
-    resident = []
+    base = weights.shard(ranks) - trained
     if not zero.weights_on_host:
-        resident.append(_exact("weights, ZeRO-3 shard", base * size + trained * trained_size))
+        yield _exact("weights, ZeRO-3 shard", base * size + trained * trained_size)
     if not zero.optimizer_on_host:
-        resident += [
-            _exact("master weights, fp32 shard", trained * 4),
-            _exact("Adam moments, fp32 shard", trained * 8),
-            _exact("gradients, fp32 shard", trained * 4),
-        ]
+        yield _exact("master weights, fp32 shard", trained * 4)
+        yield _exact("Adam moments, fp32 shard", trained * 8)
+        yield _exact("gradients, fp32 shard", trained * 4)
     if zero.hpz > 1:
-        resident.append(_exact("hpZ copy within the node", weights.total / min(zero.hpz, ranks) * size))
-    if frozen_reference:
+        yield _exact("hpZ copy within the node", weights.total / min(zero.hpz, ranks) * size)
+    if config.cluster.reference == "colocated" and config.objective.kind == "preference":
         adapters = trained if config.model.lora else 0
-        resident.append(_exact("reference beside the policy", (weights.shard(ranks) - adapters) * size))
-    resident.append(_exact("reduce bucket", zero.reduce_bucket * trained_size))
-    resident.append(_exact("small weights kept whole", weights.persistent(zero.persistence) * size))
+        yield _exact("reference beside the policy", (weights.shard(ranks) - adapters) * size)
+    yield _exact("reduce bucket", zero.reduce_bucket * trained_size)
+    yield _exact("small weights kept whole", weights.persistent(zero.persistence) * size)
+
+
+def _phases(
+    config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int
+) -> dict[str, tuple[Part, ...]]:
+    """What each phase of a step adds while it lasts."""
+    size, trained_size = _sizes(config)
+    gathered = _gathered(weights, zero, size)
 
     def at(line: tuple[float, float]) -> float:
         return max(0.0, line[0] * tokens + line[1])
@@ -132,27 +141,26 @@ def per_gpu(config: Config, weights: Weights, activations: Activations, zero: Ze
     outside = large if large > zero.reduce_bucket else 0
     reducing = Part("gradients on their way to the shards", 0, (copied + outside) * trained_size, "and their copy")
     tied = weights.tied and not config.model.lora
-    waiting = [_exact("gradient of the tied head", weights.head * size)] if tied else []
+    backward = (gathered, reducing, *([_exact("gradient of the tied head", weights.head * size)] if tied else ()))
     phases = {
         "loss and head": (kept, _exact("head: logits chunk, gradients", at(activations.head)), gathered),
         "backward of the layers": (
             kept,
             _exact("one layer: working set, gradients", at(activations.layers)),
-            gathered,
-            reducing,
-            *waiting,
+            *backward,
         ),
-        "backward of the embedding": (
-            _exact("embedding: gradient", at(activations.embedding)),
-            gathered,
-            reducing,
-            *waiting,
-        ),
+        "backward of the embedding": (_exact("embedding: gradient", at(activations.embedding)), *backward),
     }
     if not zero.optimizer_on_host:
-        update = _exact("gradients of a sub-group, fp32 copy", 4 * min(zero.sub_group, trained))
-        phases["optimizer step"] = (update,)
-    return Memory(tuple(p for p in resident if p.high), phases, _exact("CUDA context, NCCL", CONTEXT, assumed=True))
+        trained = weights.shard(ranks, trained_only=True)
+        phases["optimizer step"] = (_exact("gradients of a sub-group, fp32 copy", 4 * min(zero.sub_group, trained)),)
+    return phases
+
+
+def _sizes(config: Config) -> tuple[int, int]:
+    """Bytes of a weight, and of a trained one: adapters stay in fp32."""
+    size = BYTES[config.model.dtype]
+    return size, 4 if config.model.lora else size
 
 
 def scoring(config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int) -> Memory:

@@ -162,35 +162,8 @@ def _tables(result: SweepResult) -> Iterator[tuple[str, Rows]]:
             for d in c.heldout("loss")
         ],
     )
-    points = mean_and_worst(data.settings)
-    front = pareto_front(points)
-    yield (
-        "settings",
-        [
-            {"label": s.label, data.axis.label: s.x, "series": s.series, "seeds": len(s.cells)}
-            | {"mean_loss": points[i][0], "worst_loss": points[i][1], "on_front": i in front}
-            | {f"worst_minus_{result.reference.label}{k}": v for k, v in _spread(d).items()}
-            for i, (s, d) in enumerate(result.differences)
-        ],
-    )
-    yield (
-        "prices",
-        [
-            {"series": p.series, "from": p.left.x, "to": p.right.x, "active": p.active, "agrees": p.agrees}
-            | {
-                f"{name}{k}": v
-                for name, spread in (
-                    ("multipliers_left", p.total[0]),
-                    ("multipliers_right", p.total[1]),
-                    ("slope", p.measured),
-                    ("slope_by_multipliers", p.implied),
-                    ("gap", p.gap),
-                )
-                for k, v in _spread(spread).items()
-            }
-            for p in result.prices
-        ],
-    )
+    yield "settings", _setting_rows(result)
+    yield "prices", [_price_row(price) for price in result.prices]
     yield (
         "certificates",
         [
@@ -205,6 +178,35 @@ def _tables(result: SweepResult) -> Iterator[tuple[str, Rows]]:
     if result.abilities:
         yield "abilities", [{**_key(c), **result.abilities.get(c.name, {})} for c in data.cells]
     yield "cost", [{**_key(c), **_cost(c)} for c in data.cells]
+
+
+def _setting_rows(result: SweepResult) -> Rows:
+    data = result.data
+    points = mean_and_worst(data.settings)
+    front = pareto_front(points)
+    return [
+        {"label": s.label, data.axis.label: s.x, "series": s.series, "seeds": len(s.cells)}
+        | {"mean_loss": points[i][0], "worst_loss": points[i][1], "on_front": i in front}
+        | {f"worst_minus_{result.reference.label}{k}": v for k, v in _spread(d).items()}
+        for i, (s, d) in enumerate(result.differences)
+    ]
+
+
+def _price_row(price: Price) -> dict[str, Any]:
+    spreads = {
+        "multipliers_left": price.total[0],
+        "multipliers_right": price.total[1],
+        "slope": price.measured,
+        "slope_by_multipliers": price.implied,
+        "gap": price.gap,
+    }
+    return {
+        "series": price.series,
+        "from": price.left.x,
+        "to": price.right.x,
+        "active": price.active,
+        "agrees": price.agrees,
+    } | {f"{name}{k}": v for name, spread in spreads.items() for k, v in _spread(spread).items()}
 
 
 def _key(cell: SweepCell) -> dict[str, Any]:

@@ -119,11 +119,7 @@ class Plan:
 def make_plan(request: Request) -> Plan:
     """Everything that `dpeer plan` shows. Raises ConfigError / DataError for what cannot be planned."""
     config = load_config(request.recipe, request.overrides, shelf=RECIPES)
-    card = gpu(request.gpu)
-    if request.gpu_memory:
-        card = replace(card, memory_gib=request.gpu_memory)
-    if request.network:
-        card = replace(card, node_link_gbit_s=request.network)
+    card = _card(request)
     shape, source = model_config(config.model, request.model_config)
     refuse_unsupported(shape, config.model.path)
     ranks, reference_ranks = _ranks(config, request)
@@ -134,15 +130,7 @@ def make_plan(request: Request) -> Plan:
     batch = batching(config, lengths.lengths, ranks)
     tokens = max(config.training.tokens_per_pack, batch.largest_pack)
     memory = per_gpu(config, weights, activations, zero, ranks, tokens)
-    peak = card.bf16_tflops if config.model.dtype == "bf16" else card.fp32_tflops
-    machine = Machine(
-        request.nodes,
-        request.gpus,
-        peak * 1e12,
-        request.mfu,
-        card.node_link_gbit_s / 8 * 1e9 * LINKS,
-        card.gpu_link_gbyte_s * 1e9 * LINKS,
-    )
+    machine = _machine(config, request, card)
     time = step_time(config, weights, zero, ranks, machine, batch)
     preference = config.objective.kind == "preference"
     cached = preference and config.cluster.reference == "cache"
@@ -169,6 +157,28 @@ def make_plan(request: Request) -> Plan:
         break_even=break_even(time, batch),
         reference=reference_time(config, weights, lengths.lengths, ranks, machine) if cached else None,
         sources=(f"model: {source}", f"data: {lengths.source}"),
+    )
+
+
+def _card(request: Request) -> Gpu:
+    """The GPU that was asked for, with what the request says of it instead of the table."""
+    card = gpu(request.gpu)
+    if request.gpu_memory:
+        card = replace(card, memory_gib=request.gpu_memory)
+    if request.network:
+        card = replace(card, node_link_gbit_s=request.network)
+    return card
+
+
+def _machine(config: Config, request: Request, card: Gpu) -> Machine:
+    peak = card.bf16_tflops if config.model.dtype == "bf16" else card.fp32_tflops
+    return Machine(
+        request.nodes,
+        request.gpus,
+        peak * 1e12,
+        request.mfu,
+        card.node_link_gbit_s / 8 * 1e9 * LINKS,
+        card.gpu_link_gbyte_s * 1e9 * LINKS,
     )
 
 
