@@ -33,7 +33,8 @@ from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import guessed
 from dpeer.eval.irt.simulate import Spec, simulate
-from dpeer.eval.irt.stan_data import Problem, build, starts
+from dpeer.eval.irt.stan_data import Problem, build
+from dpeer.eval.irt.stan_start import starts
 from dpeer.eval.irt.types import Options, Ratings
 
 WORKERS = Path(__file__).resolve().parent / "irt_workers"
@@ -87,7 +88,9 @@ def prepare(setting: Setting) -> tuple[Problem, list[dict[str, Any]]]:
         raise BenchmarkError(f"{setting.name}: a judge does not give every score; NumPyro's side has no rule for that")
     (setting.folder / "data.json").write_text(json.dumps(problem.data))
     rng = np.random.default_rng(SEED)
-    points = [_moved(starts(problem, rng), problem, rng, 0.3 * (i > 0)) for i in range(POINTS)]
+    points = [
+        _moved(starts(problem.blocks, problem.data["D"], rng), problem, rng, 0.3 * (i > 0)) for i in range(POINTS)
+    ]
     np.savez(setting.folder / "data.npz", **_arrays(ratings, problem))
     blocks = [_named(point, problem) for point in points]
     np.savez(setting.folder / "points.npz", **{name: np.stack([b[name] for b in blocks]) for name in blocks[0]})

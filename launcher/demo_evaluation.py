@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dpeer.config_io import load_section
 from dpeer.eval.config import EvalConfig
-from dpeer.eval.irt.types import Findings, Options
+from dpeer.eval.irt.types import Options, Result
 from dpeer.eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
 from dpeer.files import write_json
 from dpeer.launcher.cluster import connect
@@ -46,11 +46,11 @@ def evaluation_config(root: Path, seed: int) -> EvalConfig:
     return load_section(EvalConfig, recipe, changes)
 
 
-def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
-    """Judges, responses, ratings, fit and page; whatever is there already is kept. Returns findings and page."""
+def evaluate(root: Path, seed: int, console: Console) -> tuple[Result, Path]:
+    """Judges, responses, ratings, fit and page; whatever is there already is kept. Returns the result and the page."""
     from dpeer.eval.generate import generate
     from dpeer.eval.irt.fit import load
-    from dpeer.eval.irt.tables import findings
+    from dpeer.eval.irt.tables import tabulate
     from dpeer.eval.judge import judge
     from dpeer.launcher.commands.irt import run_fit
 
@@ -64,7 +64,7 @@ def evaluate(root: Path, seed: int, console: Console) -> tuple[Findings, Path]:
     made = {"ratings": sha256(ratings.read_bytes()).hexdigest(), "options": asdict(options)}
     stamp = folder / "made.json"
     if stamp.exists() and json.loads(stamp.read_text()) == made:
-        return findings(load(folder), "base"), folder / "report.html"
+        return tabulate(load(folder), "base"), folder / "report.html"
     found, page = run_fit(ratings, folder, options, "base", (), console)
     write_json(stamp, made)
     return found, page
@@ -91,7 +91,7 @@ def prepare_judges(root: Path, seed: int, console: Console) -> None:
     write_json(stamp, made)
 
 
-def show(console: Console, found: Findings, names: dict[str, str], dimensions: Sequence[str]) -> None:
+def show(console: Console, found: Result, names: dict[str, str], dimensions: Sequence[str]) -> None:
     """Abilities per model, severities as planted and as recovered, and whether the fit may be trusted.
 
     `names` maps a row's title to the model's name in the ratings.

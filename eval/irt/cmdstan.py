@@ -53,7 +53,7 @@ def version(folder: Path) -> str:
 
 
 def find() -> Path | None:
-    """CmdStan from CMDSTAN, cmdstanpy's own folder or our cache; None where it would have to be installed.
+    """CmdStan from CMDSTAN, else the newest in cmdstanpy's own folder and our cache; None: it must be installed.
 
     Raises IrtError when CMDSTAN is set and does not hold a built CmdStan of at least 2.27.
     """
@@ -64,7 +64,7 @@ def find() -> Path | None:
         return folder
     by_cmdstanpy = [p for p in (Path.home() / ".cmdstan").glob("cmdstan-*") if not _unusable(p)]
     ours = [p for p in _ours().glob("cmdstan-*") if (p / STAMP).is_file()]
-    return max(by_cmdstanpy or ours, key=_numbers, default=None)
+    return max([*ours, *by_cmdstanpy], key=_numbers, default=None)
 
 
 def find_or_install(progress: Progress) -> Path:

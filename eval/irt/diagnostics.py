@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpeer.eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.types import AXES, Floats, Posterior, Ratings
 
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
@@ -26,37 +26,13 @@ NOT_GATED = ("beta", "u")
 LARGE_BLOCK = 2000
 """From this size on, only the elements with the largest plain R-hat get the rank-normalised figures (2.4 ms each)."""
 
-_AXES = {
-    "theta": ("model", "dimension"),
-    "severity": ("judge", "dimension"),
-    "severity_judge": ("judge",),
-    "log_alpha": ("judge",),
-    "beta": ("item", "dimension"),
-    "delta": ("criterion",),
-    "tau": ("judge", "dimension", "step"),
-    "tau_average": ("dimension", "step"),
-    "correlation": ("dimension", "dimension"),
-    "mu": ("dimension",),
-    "length": ("dimension",),
-    "s_theta": ("dimension",),
-    "s_beta": ("dimension",),
-    "s_u": ("dimension",),
-}
-
 
 def parameter_names(ratings: Ratings, name: str, shape: tuple[int, ...]) -> list[str]:
     """Names such as `theta[lagrangian, T]` of all elements of a block, last axis fastest."""
     if not shape:
         return [name]
-    known = {
-        "model": ratings.models,
-        "judge": ratings.judges,
-        "item": ratings.items,
-        "dimension": ratings.dimensions,
-        "criterion": tuple(f"{d}/{c}" for d, c in ratings.criteria),
-        "step": tuple(str(score) for score in ratings.scale[1:]),
-    }
-    axes = [known[axis] for axis in _AXES.get(name, ())]
+    known = ratings.names
+    axes = [known[axis] for axis in AXES.get(name, ())]
     if tuple(len(axis) for axis in axes) != shape:
         axes = [tuple(str(i + 1) for i in range(n)) for n in shape]
     return [f"{name}[{', '.join(index)}]" for index in product(*axes)]
@@ -131,55 +107,17 @@ def gate(posterior: Posterior, table: pd.DataFrame | None = None, misfit: pd.Dat
     """May claims be made from this fit? green, reasons and advice, with the figures behind them (ready for JSON).
 
     R-hat < 1.01, bulk and tail ESS > 400, no divergence and E-BFMI > 0.3, prior scales included: they fail first.
-    An approximate fit, or one that supports no intervals, is never green. `table` saves a second run of `diagnostics`;
-    with the table `misfit` (`dpeer.eval.irt.fit_statistics`) the posterior predictive check counts too.
+    An approximate fit, an unchecked one, or one that supports no intervals, is never green. `table` saves a second
+    run of `diagnostics`; with the table `misfit` (`irt.fit_statistics`) the posterior predictive check counts too.
     """
     table = diagnostics(posterior) if table is None else table
     gated = table[table["gated"]]
-    rhat, bulk, tail = gated["rhat"], gated["ess_bulk"], gated["ess_tail"]
-    divergences = int(posterior.sampler["divergent"].sum())
     energies = ebfmi(posterior.sampler["energy"])
-    max_depth = int(posterior.facts.get("max_treedepth", 10))
-    hits = int((posterior.sampler["treedepth"] >= max_depth).sum())
-    chains, draws = posterior.sampler["divergent"].shape
-
-    reasons, advice = _structural(posterior, gated)
-    slow = bool((bulk <= MIN_ESS).any() or (tail <= MIN_ESS).any())
-    if chains == 1:
-        reasons.append("one chain: R-hat needs at least two")
-        advice.append("run four chains (--chains 4)")
-    elif (bad := gated[~(rhat < MAX_RHAT)])["parameter"].any():
-        reasons.append(f"R-hat is {rhat.max():.3f} at {_first(bad, 'rhat', True)}; it must be below {MAX_RHAT}")
-    for column, word in (("ess_bulk", "bulk"), ("ess_tail", "tail")):
-        if (bad := gated[~(gated[column] > MIN_ESS)])["parameter"].any():
-            least = gated[column].min()
-            reasons.append(f"{word} ESS is {least:.0f} at {_first(bad, column, False)}; it must be above {MIN_ESS:.0f}")
-    if divergences:
-        reasons.append(f"{divergences} of {chains * draws} transitions diverged; there must be none")
-        advice.append(
-            "raise the warm-up (twice as long); if divergences stay, leave out terms with a scale near zero or take "
-            "--model rasch"
-        )
-    if not (energies > MIN_EBFMI).all():
-        worst = int(np.nanargmin(energies)) if np.isfinite(energies).any() else 0
-        reasons.append(f"E-BFMI is {energies[worst]:.2f} in chain {worst + 1}; it must be above {MIN_EBFMI}")
-        advice.append("raise the warm-up (twice as long), and leave out terms that the data hardly inform")
-    if hits > 0.01 * chains * draws:
-        advice.append(
-            f"{hits} trajectories reached tree depth {max_depth}: a longer warm-up or a higher limit saves time"
-        )
-    if slow or (rhat >= MAX_RHAT).any():
-        advice.append(_more_draws(gated, draws, float(np.nanmin([bulk.min(), tail.min()]))))
-        advice += _terms_to_drop(posterior, gated)
-
     off = float("nan") if misfit is None else float(misfit["notable"].mean())
-    if off > MAX_MISFIT:
-        reasons.append(f"{off:.0%} of the judge x model mean scores are far from what the model predicts")
-        advice.append(
-            "read the misfit table first; then add the term that explains it (--with own-family, length or order; "
-            "--model gmfrm), or leave out the judge that it names"
-        )
-
+    faults = (_structural(posterior, gated), _mixing(posterior, gated), _sampler(posterior, energies), _misfit(off))
+    reasons = [reason for lines, _ in faults for reason in lines]
+    advice = [line for _, lines in faults for line in lines]
+    chains, draws = posterior.sampler["divergent"].shape
     score = np.maximum(gated["rhat"].fillna(0) / MAX_RHAT, MIN_ESS / gated[["ess_bulk", "ess_tail"]].min(axis=1))
     worst_rows = gated.loc[score.sort_values(ascending=False).index[:10], ["parameter", "rhat", "ess_bulk", "ess_tail"]]
     return {
@@ -189,17 +127,80 @@ def gate(posterior: Posterior, table: pd.DataFrame | None = None, misfit: pd.Dat
         "worst": [
             {k: v if k == "parameter" else _number(v) for k, v in row.items()} for row in worst_rows.to_dict("records")
         ],
-        "rhat_max": _number(rhat.max()),
-        "ess_bulk_min": _number(bulk.min()),
-        "ess_tail_min": _number(tail.min()),
+        "rhat_max": _number(gated["rhat"].max()),
+        "ess_bulk_min": _number(gated["ess_bulk"].min()),
+        "ess_tail_min": _number(gated["ess_tail"].min()),
         "ebfmi_min": _number(energies.min()),
         "misfit": _number(off),
-        "divergences": divergences,
-        "treedepth_hits": hits,
+        "divergences": int(posterior.sampler["divergent"].sum()),
+        "treedepth_hits": _treedepth_hits(posterior),
         "chains": int(chains),
         "draws": int(draws),
         "parameters": len(gated),
     }
+
+
+Faults = tuple[list[str], list[str]]
+"""Reasons against a claim, and advice."""
+
+
+def _mixing(posterior: Posterior, gated: pd.DataFrame) -> Faults:
+    """R-hat and effective sample sizes."""
+    rhat, bulk, tail = gated["rhat"], gated["ess_bulk"], gated["ess_tail"]
+    chains, draws = posterior.sampler["divergent"].shape
+    reasons, advice = [], []
+    if chains == 1:
+        reasons.append("one chain: R-hat needs at least two")
+        advice.append("run four chains (--chains 4)")
+    elif (bad := gated[~(rhat < MAX_RHAT)])["parameter"].any():
+        reasons.append(f"R-hat is {rhat.max():.3f} at {_first(bad, 'rhat', True)}; it must be below {MAX_RHAT}")
+    for column, word in (("ess_bulk", "bulk"), ("ess_tail", "tail")):
+        if (bad := gated[~(gated[column] > MIN_ESS)])["parameter"].any():
+            least = gated[column].min()
+            reasons.append(f"{word} ESS is {least:.0f} at {_first(bad, column, False)}; it must be above {MIN_ESS:.0f}")
+    if (bulk <= MIN_ESS).any() or (tail <= MIN_ESS).any() or (rhat >= MAX_RHAT).any():
+        advice.append(_more_draws(gated, draws, float(np.nanmin([bulk.min(), tail.min()]))))
+        advice += _terms_to_drop(posterior, gated)
+    return reasons, advice
+
+
+def _sampler(posterior: Posterior, energies: Floats) -> Faults:
+    """Divergences, energies [chains], and trees that were cut."""
+    transitions = posterior.sampler["divergent"].size
+    divergences, hits = int(posterior.sampler["divergent"].sum()), _treedepth_hits(posterior)
+    reasons, advice = [], []
+    if divergences:
+        reasons.append(f"{divergences} of {transitions} transitions diverged; there must be none")
+        advice.append(
+            "raise the warm-up (twice as long); if divergences stay, leave out terms with a scale near zero or take "
+            "--model rasch"
+        )
+    if not (energies > MIN_EBFMI).all():
+        worst = int(np.nanargmin(energies)) if np.isfinite(energies).any() else 0
+        reasons.append(f"E-BFMI is {energies[worst]:.2f} in chain {worst + 1}; it must be above {MIN_EBFMI}")
+        advice.append("raise the warm-up (twice as long), and leave out terms that the data hardly inform")
+    if hits > 0.01 * transitions:
+        limit = _treedepth_limit(posterior)
+        advice.append(f"{hits} trajectories reached tree depth {limit}: a longer warm-up or a higher limit saves time")
+    return reasons, advice
+
+
+def _misfit(off: float) -> Faults:
+    """`off`: share of judge x model mean scores that lie notably off their prediction; nan if unknown."""
+    if not off > MAX_MISFIT:
+        return [], []
+    return [f"{off:.0%} of the judge x model mean scores are far from what the model predicts"], [
+        "read the misfit table first; then add the term that explains it (--with own-family, length or order; "
+        "--model gmfrm), or leave out the judge that it names"
+    ]
+
+
+def _treedepth_limit(posterior: Posterior) -> int:
+    return int(posterior.facts.get("max_treedepth", 10))
+
+
+def _treedepth_hits(posterior: Posterior) -> int:
+    return int((posterior.sampler["treedepth"] >= _treedepth_limit(posterior)).sum())
 
 
 def _number(value: float) -> float | None:
@@ -207,12 +208,15 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _structural(posterior: Posterior, gated: pd.DataFrame) -> tuple[list[str], list[str]]:
+def _structural(posterior: Posterior, gated: pd.DataFrame) -> Faults:
     """Reasons that no number of draws can lift."""
     reasons, advice = [], []
     if posterior.options.approx:
         reasons.append("the fit is approximate: its intervals are not calibrated")
         advice.append("fit again without --approx")
+    if not posterior.facts.get("design_checked", True):
+        reasons.append("the design was not checked: these ratings may be unable to tell the models apart")
+        advice.append("fit again without unchecked=True")
     if why := posterior.facts.get("no_intervals"):
         reasons.append(
             why if isinstance(why, str) else "the data do not support intervals: each response has one rating"

@@ -18,10 +18,12 @@ import numpy as np
 from dpeer.eval.irt.anchors import Anchors, check_anchors
 from dpeer.eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
 from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
+from dpeer.eval.irt.design import check
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.scales import guessed, measured
-from dpeer.eval.irt.stan_data import Problem, build, metric, starts
+from dpeer.eval.irt.stan_data import Problem, build
+from dpeer.eval.irt.stan_start import metric, starts
 from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
 
 __all__ = ["IrtError", "fit", "load", "save"]
@@ -46,13 +48,26 @@ WANTED = {
 }
 
 
-def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], None] | None = None) -> Posterior:
+def fit(
+    ratings: Ratings,
+    options: Options,
+    progress: Callable[[str, float], None] | None = None,
+    *,
+    unchecked: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Posterior:
     """Posterior draws of the many-facet model (see `model.stan` for the formula and the priors).
 
-    `progress` gets what is being done and the fraction of it. Installs CmdStan and compiles the model on first use.
-    Raises IrtError when the data hold nothing to estimate, CmdStan cannot be had, or a chain fails.
+    `progress` gets what is being done and the fraction of it, `warn` each weakness of the design. Installs CmdStan and
+    compiles the model on first use. `unchecked` leaves out the identification check; such a fit supports no claim.
+    Raises a DesignError (see `check`) when the ratings cannot tell the models apart, and IrtError when they hold
+    nothing to estimate, CmdStan cannot be had, or a chain fails.
     """
     say = progress or (lambda what, done: None)
+    warnings = [] if unchecked else [str(w) for w in check(ratings, options).warnings]
+    if warn:
+        for warning in warnings:
+            warn(warning)
     if options.approx:
         options = replace(options, warmup=min(options.warmup, APPROX_WARMUP), draws=min(options.draws, APPROX_DRAWS))
     scales = guessed(ratings)
@@ -67,8 +82,8 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
     label = "sampling (approximate)" if options.approx else "sampling"
     for attempt, rate in enumerate(_steps(options, problem)):
         again = f" again, adapt_delta {rate}" if attempt else ""
-        found = _sample(ratings, options, problem, executable, partial(say, label + again), rate)
-        if not found.sampler["divergent"].any():
+        posterior = _sample(ratings, options, problem, executable, partial(say, label + again), rate)
+        if not posterior.sampler["divergent"].any():
             break
     facts = {
         "cmdstan": version(cmdstan),
@@ -77,12 +92,14 @@ def fit(ratings: Ratings, options: Options, progress: Callable[[str, float], Non
         "cpu_seconds": round(_children_cpu() - cpu_before, 2),
         "pilot_leapfrogs": pilot.facts["leapfrogs"],
         "runs_with_divergences_before": attempt,
+        "design_checked": not unchecked,
+        "design_warnings": warnings,
     }
-    return replace(found, facts=facts | found.facts)
+    return replace(posterior, facts=facts | posterior.facts)
 
 
 def _steps(options: Options, problem: Problem) -> tuple[float, ...]:
-    return STEPS_ROUGH if options.approx else STEPS_LARGE if len(metric(problem)) > LARGE else STEPS
+    return STEPS_ROUGH if options.approx else STEPS_LARGE if len(metric(problem.blocks)) > LARGE else STEPS
 
 
 def _sample(
@@ -94,7 +111,7 @@ def _sample(
     adapt_delta: float,
 ) -> Posterior:
     """Run the chains of one problem and read them."""
-    inverse_metric = metric(problem)
+    inverse_metric = metric(problem.blocks)
     sampling = Sampling(
         warmup=options.warmup,
         draws=options.draws,
@@ -105,25 +122,11 @@ def _sample(
     )
     keep = max(1, KEPT_EFFECTS // options.chains)
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
-    rng = np.random.default_rng(options.seed)
-    with tempfile.TemporaryDirectory(prefix="dpeer-irt-") as scratch:
-        folder = Path(scratch)
-        (folder / "data.json").write_text(json.dumps(problem.data))
-        files = run_chains(
-            executable,
-            folder / "data.json",
-            [starts(problem, rng) for _ in range(options.chains)],
-            inverse_metric,
-            sampling,
-            folder,
-            progress,
-        )
-        found = [read_csv(f, WANTED | set(SAMPLER), {"u_raw"}, set(kept.tolist()), options.draws) for f in files]
-    draws = {name: np.stack([chain[name] for chain in found]) for name in found[0]}
-    u_raw = draws.pop("u_raw", None)
-    sampler = {name.removesuffix("__"): draws.pop(name)[..., 0] for name in SAMPLER}
-    anchors = check_anchors(ratings, options.anchors, "log_alpha" in draws, problem.response_effect)
-    found_draws, draws = draws, _named(draws, ratings, problem, anchors)
+    stan = _run(problem, options, executable, inverse_metric, sampling, kept, progress)
+    u_raw = stan.pop("u_raw", None)
+    sampler = {name.removesuffix("__"): stan.pop(name)[..., 0] for name in SAMPLER}
+    anchors = check_anchors(ratings, options.anchors, "log_alpha" in stan, problem.response_effect)
+    draws = _named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "parameters": len(inverse_metric),
@@ -137,11 +140,38 @@ def _sample(
     if problem.no_intervals:
         facts["no_intervals"] = problem.no_intervals
     if u_raw is not None:
-        u = _response_effects(u_raw, {name: values[:, kept] for name, values in found_draws.items()}, problem)
+        u = _response_effects(u_raw, {name: values[:, kept] for name, values in stan.items()}, problem)
         shape = (len(ratings.response_model), len(ratings.dimensions))
         draws["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings=ratings, options=options, draws=draws, sampler=sampler, facts=facts)
+
+
+def _run(
+    problem: Problem,
+    options: Options,
+    executable: Path,
+    inverse_metric: Floats,
+    sampling: Sampling,
+    kept: Ints,
+    progress: Callable[[float], None],
+) -> dict[str, Floats]:
+    """Stan's draws by name, [chains, draws, ...]; of the response effects only the draws `kept`."""
+    rng = np.random.default_rng(options.seed)
+    with tempfile.TemporaryDirectory(prefix="dpeer-irt-") as scratch:
+        folder = Path(scratch)
+        (folder / "data.json").write_text(json.dumps(problem.data))
+        files = run_chains(
+            executable,
+            folder / "data.json",
+            [starts(problem.blocks, problem.data["D"], rng) for _ in range(options.chains)],
+            inverse_metric,
+            sampling,
+            folder,
+            progress,
+        )
+        chains = [read_csv(f, WANTED | set(SAMPLER), {"u_raw"}, set(kept.tolist()), options.draws) for f in files]
+    return {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
 
 
 def _response_effects(raw: Floats, draws: dict[str, Floats], problem: Problem) -> Floats:
@@ -160,39 +190,39 @@ def _children_cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _named(found: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: Anchors) -> dict[str, Floats]:
+def _named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: Anchors) -> dict[str, Floats]:
     """Stan's blocks [chains, draws, ...] under the names and shapes of `Posterior`."""
     q, d, k = (len(x) for x in (ratings.items, ratings.dimensions, ratings.scale))
-    draws = {name: found[name] for name in (*VECTORS, "theta", "severity", "log_alpha") if name in found}
+    draws = {name: stan[name] for name in (*VECTORS, "theta", "severity", "log_alpha") if name in stan}
     for name in SCALARS:
-        stan = f"{name}_effect" if name.startswith("own") else name
-        if stan in found:
-            draws[name] = found[stan][..., 0]
-    draws["severity_judge"] = found["severity"].mean(axis=-1)
-    draws["beta"] = _spread(found["beta"], (problem.item, problem.item_dimension), (q, d))
+        column = f"{name}_effect" if name.startswith("own") else name
+        if column in stan:
+            draws[name] = stan[column][..., 0]
+    draws["severity_judge"] = stan["severity"].mean(axis=-1)
+    draws["beta"] = _spread(stan["beta"], (problem.item, problem.item_dimension), (q, d))
     if len(ratings.criteria) > d:
-        draws["delta"] = found["delta"][..., np.argsort(problem.criterion)]
+        draws["delta"] = stan["delta"][..., np.argsort(problem.criterion)]
     if d > 1:
-        draws["correlation"] = found["correlation"]
+        draws["correlation"] = stan["correlation"]
         draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
-    draws["tau"], draws["tau_average"] = _thresholds(found, problem, k)
+    draws["tau"], draws["tau_average"] = _thresholds(stan, problem, k)
     moved = ~np.isnan(anchors.mu)
     if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
-        shift = np.where(moved, found["mu"] - np.nan_to_num(anchors.mu), 0.0)
-        draws["theta"] = found["theta"] + shift[..., None, :]
-        draws["mu"] = found["mu"] - shift
+        shift = np.where(moved, stan["mu"] - np.nan_to_num(anchors.mu), 0.0)
+        draws["theta"] = stan["theta"] + shift[..., None, :]
+        draws["mu"] = stan["mu"] - shift
     return draws
 
 
-def _thresholds(found: dict[str, Floats], problem: Problem, k: int) -> tuple[Floats, Floats]:
+def _thresholds(stan: dict[str, Floats], problem: Problem, k: int) -> tuple[Floats, Floats]:
     """Thresholds of each judge [chains, draws, J, D, K-1] and of the average one [chains, draws, D, K-1].
 
     Each stands at its upper score and counts from the next lower one in use; nan elsewhere. The average is taken in log
     odds over the judges that give all scores, so that one who hardly tells scores apart hardly counts; where there is
     none it is the model's common thresholds.
     """
-    kappa, tau = found["kappa"], found["tau"]  # [..., J, S], [..., S]
-    alpha = np.exp(found["log_alpha"]) if "log_alpha" in found else np.ones(kappa.shape[:-1])  # [..., J]
+    kappa, tau = stan["kappa"], stan["tau"]  # [..., J, S], [..., S]
+    alpha = np.exp(stan["log_alpha"]) if "log_alpha" in stan else np.ones(kappa.shape[:-1])  # [..., J]
     lead, d = kappa.shape[:-1], len(problem.used)
     own, average = np.full((*lead, d, k - 1), np.nan), np.full((*lead[:-1], d, k - 1), np.nan)
     judges = kappa / alpha[..., None]
@@ -214,10 +244,10 @@ def _thresholds(found: dict[str, Floats], problem: Problem, k: int) -> tuple[Flo
 
 def _spread(values: Floats, index: tuple[Ints, ...], shape: tuple[int, ...]) -> Floats:
     """values [chains, draws, n] into [chains, draws, *shape] at `index`; nan elsewhere."""
-    found = np.full((*values.shape[:2], *shape), np.nan)
+    stan = np.full((*values.shape[:2], *shape), np.nan)
     at: Any = (slice(None), slice(None), *index)
-    found[at] = values
-    return found
+    stan[at] = values
+    return stan
 
 
 def _unused(ratings: Ratings, problem: Problem) -> dict[str, list[int]]:

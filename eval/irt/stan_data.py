@@ -1,7 +1,8 @@
-"""Ratings to the data, start values and start metric of `model.stan`; see there for the meaning of each block."""
+"""Ratings to the data of `model.stan`; see there for the meaning of each block."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from dpeer.eval.irt.anchors import Anchors, check_anchors
 from dpeer.eval.irt.categories import used_by_dimension, used_by_judge
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.scales import LEAST, SPREAD, Scales
+from dpeer.eval.irt.scales import LEAST, Scales
+from dpeer.eval.irt.stan_start import Blocks, blocks
 from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
@@ -27,8 +29,7 @@ class Problem:
     """What CmdStan is given, and what is needed to read its output."""
 
     data: dict[str, Any]
-    blocks: tuple[tuple[str, Floats, Floats], ...]
-    """(name, start values, posterior variances) of the parameters in declared order, variances unconstrained."""
+    blocks: Blocks
     used: tuple[Ints, ...]
     """Categories in use, per dimension."""
     levels: tuple[tuple[Ints, ...], ...]
@@ -48,103 +49,172 @@ class Problem:
 def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
     """Raises IrtError where the model has nothing to estimate, or an option asks for what the data do not hold."""
     _check(ratings, options)
-    m, j, d, r = len(ratings.models), len(ratings.judges), len(ratings.dimensions), len(ratings.response_model)
+    used = _used(ratings)
+    levels = used_by_judge(ratings, used)
+    cells = _Cells.of(ratings)
+    r = len(ratings.response_model)
+    response_effect = options.response_effect
+    use_u = len(ratings) > len(cells.response) if response_effect is None else response_effect
+    alpha, notes = _alpha(ratings, options)
+    anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u))
+    dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
+    criterion = np.argsort(dimension_of, kind="stable")
+    pairs, pair = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
+    pairs = pairs if options.halo else pairs[:0]
+
+    data = _sizes(ratings, cells) | {"P": len(pairs)}
+    data |= _categories(ratings, used, levels)
+    data |= _segments("criterion", dimension_of[criterion], data["D"])
+    data |= _cell_data(ratings, cells)
+    data |= _rating_data(ratings, options, used, levels, cells.of_rating, criterion, pair if len(pairs) else None)
+    data |= {"use_alpha": alpha, "use_u": use_u} | _switches(options)
+    precision = _precision(data, scales, cells.response, cells.dimension)
+    data |= _centrings(precision, scales, cells.dimension)
+    data |= _anchors(anchors, ratings, cells.items)
+    data = {k: _json(v) for k, v in data.items()}
+    return Problem(
+        data=data,
+        blocks=blocks(data, ratings, used, precision, scales),
+        used=used,
+        levels=levels,
+        cell_response=cells.response,
+        cell_dimension=cells.dimension,
+        item=cells.items % len(ratings.items),
+        item_dimension=cells.items // len(ratings.items),
+        criterion=criterion,
+        pair_judge=pairs // r,
+        pair_response=pairs % r,
+        response_effect=bool(use_u),
+        notes=(*notes, *_unused_notes(ratings, used, levels), *anchors.notes),
+        no_intervals=_no_intervals(len(ratings.judges), bool(use_u)),
+    )
+
+
+def _used(ratings: Ratings) -> tuple[Ints, ...]:
+    """Categories in use, per dimension. IrtError: a dimension has fewer than two."""
     used = used_by_dimension(ratings)
     for name, categories in zip(ratings.dimensions, used, strict=True):
         if len(categories) < 2:
             score = ratings.scale[int(categories[0])] if len(categories) else None
-            found = "is not rated" if score is None else f"has the score {score} only"
+            fault = "is not rated" if score is None else f"has the score {score} only"
             raise IrtError(
-                f"dimension {name} {found}, so there is nothing to estimate; name the others with --dimension"
+                f"dimension {name} {fault}, so there is nothing to estimate; name the others with --dimension"
             )
-    levels = used_by_judge(ratings, used)
-    cells, cell = np.unique(ratings.dimension * r + ratings.response, return_inverse=True)
-    cell_dimension, cell_response = cells // r, cells % r
-    items, cell_item = np.unique(
-        cell_dimension * len(ratings.items) + ratings.response_item[cell_response], return_inverse=True
-    )
-    u = len(ratings) > len(cells) if options.response_effect is None else options.response_effect
-    pairs, pair = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
-    pairs = pairs if options.halo else pairs[:0]
-    criterion_dimension = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
-    criterion = np.argsort(criterion_dimension, kind="stable")
+    return used
 
-    alpha, notes = _alpha(ratings, options)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cells:
+    """Response x dimension pairs that were rated, E of them sorted by dimension, and the B item x dimension pairs."""
+
+    dimension: Ints  # [E]
+    response: Ints  # [E]
+    of_rating: Ints  # [N]
+    items: Ints  # [B] dimension * Q + item
+    item: Ints  # [E] position in items
+
+    @staticmethod
+    def of(ratings: Ratings) -> _Cells:
+        r, q = len(ratings.response_model), len(ratings.items)
+        cells, of_rating = np.unique(ratings.dimension * r + ratings.response, return_inverse=True)
+        dimension, response = cells // r, cells % r
+        items, item = np.unique(dimension * q + ratings.response_item[response], return_inverse=True)
+        return _Cells(dimension, response, of_rating, items, item)
+
+
+def _sizes(ratings: Ratings, cells: _Cells) -> dict[str, Any]:
+    return {
+        "M": len(ratings.models),
+        "J": len(ratings.judges),
+        "D": len(ratings.dimensions),
+        "C": len(ratings.criteria),
+        "K": len(ratings.scale),
+        "B": len(cells.items),
+        "E": len(cells.response),
+        "N": len(ratings),
+    }
+
+
+def _categories(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[Ints, ...], ...]) -> dict[str, Any]:
+    """Which scores each dimension and each judge uses, and so which thresholds are free."""
+    j, k = len(ratings.judges), len(ratings.scale)
+    rated = ratings.judge_rated
+    steps = [[max(len(own) - 2, 0) * int(rated[i, d] and j > 1) for d, own in enumerate(levels[i])] for i in range(j)]
+    return {
+        "steps": [len(c) - 1 for c in used],
+        "score": [_padded(c - c[0], k) for c in used],
+        "levels": [[len(own) for own in judge] for judge in levels],
+        "level": [[_padded(own + 1, k) for own in judge] for judge in levels],
+        "own_steps": steps,
+    }
+
+
+def _cell_data(ratings: Ratings, cells: _Cells) -> dict[str, Any]:
+    m, d, q = len(ratings.models), len(ratings.dimensions), len(ratings.items)
+    return {
+        **_segments("item", cells.items // q, d),
+        **_segments("cell", cells.dimension, d),
+        "cell_ability": cells.dimension * m + ratings.response_model[cells.response] + 1,
+        "cell_item": cells.item + 1,
+        "cell_length": ratings.response_length[cells.response],
+    }
+
+
+def _rating_data(
+    ratings: Ratings,
+    options: Options,
+    used: tuple[Ints, ...],
+    levels: tuple[tuple[Ints, ...], ...],
+    cell: Ints,
+    criterion: Ints,
+    pair: Ints | None,
+) -> dict[str, Any]:
+    """The ratings in the order of their groups, and the groups."""
+    order, group = _groups(ratings, options, cell)
+    return group | {
+        "G": len(group["first"]),
+        "criterion": np.argsort(criterion)[group["criterion"]] + 1,
+        "y": _category_in_use(ratings, used, levels)[order] + 1,
+        "cell": cell[order] + 1,
+        "pair": [] if pair is None else pair[order] + 1,
+    }
+
+
+def _switches(options: Options) -> dict[str, bool]:
+    return {
+        "use_length": options.length,
+        "use_order": options.order,
+        "use_own_family": options.self_family,
+        "use_own_model": options.self_model,
+        "use_threads": options.threads > 1,
+    }
+
+
+def _centrings(precision: dict[str, Any], scales: Scales, cell_dimension: Ints) -> dict[str, Any]:
+    """How far each block is centred, see `model.stan`."""
+    centre = {f"centre_{block}": _centring(precision[block], getattr(scales, block)) for block in CENTRED}
+    # Judges who differ much in discrimination leave the common scale loose: centred effects must all follow it.
+    centre_u = _centring(precision["u"], scales.u[cell_dimension]) * min(1.0, (ALIKE / scales.alpha) ** 2)
+    return centre | {"centre_u": centre_u, "centre_theta": bool(np.mean(centre["centre_theta"]) > 0.5)}
+
+
+def _unused_notes(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[Ints, ...], ...]) -> Iterator[str]:
+    """What is said of scores that nobody, or some judge, never gives."""
     unused = [
         f"{name}: nobody gave {', '.join(str(s) for i, s in enumerate(ratings.scale) if i not in categories)}"
         for name, categories in zip(ratings.dimensions, used, strict=True)
         if len(categories) < len(ratings.scale)
     ]
-    notes += [f"scores that are not used: {'; '.join(unused)}"] if unused else []
+    if unused:
+        yield f"scores that are not used: {'; '.join(unused)}"
     never = [
-        f"{judge} in {ratings.dimensions[i]}: {', '.join(str(ratings.scale[k]) for k in np.delete(used[i], own[i]))}"
+        f"{judge} in {name}: {', '.join(str(ratings.scale[k]) for k in np.delete(used[d], own[d]))}"
         for judge, own in zip(ratings.judges, levels, strict=True)
-        for i in range(d)
-        if len(own[i]) < len(used[i])
+        for d, name in enumerate(ratings.dimensions)
+        if len(own[d]) < len(used[d])
     ]
-    notes += [f"scores that a judge never gives, left out of its scale: {'; '.join(never)}"] if never else []
-    order, group = _groups(ratings, options, cell)
-    data: dict[str, Any] = {"M": m, "J": j, "D": d, "C": len(ratings.criteria), "K": len(ratings.scale)}
-    data |= {"B": len(items), "E": len(cells), "N": len(ratings), "G": len(group["first"]), "P": len(pairs)}
-    data |= {"steps": [len(c) - 1 for c in used], "score": [_padded(c - c[0], len(ratings.scale)) for c in used]}
-    data |= {"levels": [[len(own) for own in judge] for judge in levels]}
-    data |= {"level": [[_padded(own + 1, len(ratings.scale)) for own in judge] for judge in levels]}
-    rated = np.zeros((j, d), bool)
-    rated[ratings.judge, ratings.dimension] = True
-    steps = [[max(len(own) - 2, 0) * int(rated[i, k] and j > 1) for k, own in enumerate(levels[i])] for i in range(j)]
-    data |= {"own_steps": steps}
-    data |= _segments("item", items // len(ratings.items), d) | _segments("cell", cell_dimension, d)
-    data |= _segments("criterion", criterion_dimension[criterion], d)
-    data |= {"cell_ability": cell_dimension * m + ratings.response_model[cell_response] + 1}
-    data |= {"cell_item": cell_item + 1, "cell_length": ratings.response_length[cell_response]}
-    data |= group | {"criterion": np.argsort(criterion)[group["criterion"]] + 1}
-    data |= {"y": _category_in_use(ratings, used, levels)[order] + 1, "cell": cell[order] + 1}
-    data |= {"pair": pair[order] + 1 if len(pairs) else []}
-    data |= {"use_alpha": alpha, "use_u": u, "use_length": options.length, "use_order": options.order}
-    data |= {"use_own_family": options.self_family, "use_own_model": options.self_model}
-    data |= {"use_threads": options.threads > 1}
-    precision = _precision(data, scales, cell_response, cell_dimension)
-    data |= {f"centre_{block}": _centring(precision[block], getattr(scales, block)) for block in CENTRED}
-    # Judges who differ much in discrimination leave the common scale loose: centred effects must all follow it.
-    data["centre_u"] = _centring(precision["u"], scales.u[cell_dimension]) * min(1.0, (ALIKE / scales.alpha) ** 2)
-    data["centre_theta"] = bool(np.mean(data["centre_theta"]) > 0.5)
-    anchors = check_anchors(ratings, options.anchors, alpha, bool(u))
-    notes += anchors.notes
-    data |= _anchors(anchors, ratings, items)
-    data = {k: _json(v) for k, v in data.items()}
-    return Problem(
-        data=data,
-        blocks=tuple(_blocks(data, ratings, used, precision, scales)),
-        used=used,
-        levels=levels,
-        cell_response=cell_response,
-        cell_dimension=cell_dimension,
-        item=items % len(ratings.items),
-        item_dimension=items // len(ratings.items),
-        criterion=criterion,
-        pair_judge=pairs // r,
-        pair_response=pairs % r,
-        response_effect=bool(u),
-        notes=tuple(notes),
-        no_intervals=_no_intervals(j, bool(u)),
-    )
-
-
-def starts(problem: Problem, rng: np.random.Generator) -> dict[str, Any]:
-    """Start values of one chain: the blocks' own, slightly jittered."""
-    found: dict[str, Any] = {}
-    for name, values, _ in problem.blocks:
-        noise = 0.1 * rng.standard_normal(values.shape)
-        if name == "L_theta":
-            found[name] = np.eye(problem.data["D"]).tolist()
-        else:
-            found[name] = (values * np.exp(noise) if name.startswith("s_") else values + noise).tolist()
-    return found
-
-
-def metric(problem: Problem) -> Floats:
-    """Diagonal of the inverse metric to start from: rough posterior variances, from counts."""
-    return np.concatenate([variances for _, _, variances in problem.blocks])
+    if never:
+        yield f"scores that a judge never gives, left out of its scale: {'; '.join(never)}"
 
 
 def _check(ratings: Ratings, options: Options) -> None:
@@ -270,74 +340,6 @@ def _precision(data: dict[str, Any], scales: Scales, response: Ints, dimension: 
 def _centring(precision: Any, scale: Any) -> Any:
     """How far to centre a block: the square of the data's share in the posterior precision (measured: mixes best)."""
     return (precision / (precision + 1 / scale**2)) ** 2
-
-
-def _blocks(
-    data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...], precision: dict[str, Any], scales: Scales
-) -> list[tuple[str, Floats, Floats]]:
-    """Scales start as given, effects at 0, thresholds at the log odds of neighbouring scores; variances from counts."""
-    m, j, d = (data[k] for k in "MJD")
-    free = sum(data["steps"]) - d
-    items_anchored, judges_anchored = np.array(data["items_anchored"], int), data["judges_anchored"]
-    cells, items = (np.subtract(data[f"{x}_last"], data[f"{x}_first"]) + 1 for x in ("cell", "item"))
-    counts = [np.bincount(ratings.category[ratings.dimension == i])[c] for i, c in enumerate(used)]
-    logits = [np.diff(np.log(c)) for c in counts]  # log P(l) / P(l - 1) over all ratings of the dimension
-
-    def effects(size: Any, precision: Any, centring: Any = 1.0, scale: Any = SPREAD) -> tuple[Floats, Floats]:
-        """`size` effects of each kind; variance of effect / scale^(1 - centring)."""
-        variance = 1 / (1 / np.square(scale) + precision) / np.power(scale, 2 * (1 - np.asarray(centring)))
-        variances = np.repeat(np.broadcast_to(variance, np.shape(size)), size)
-        return np.zeros(len(variances)), variances
-
-    def judge_effects(block: str, size: int, anchored: bool) -> tuple[Floats, Floats]:
-        return effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], getattr(scales, block))
-
-    def spread(start: Any, there: Any, levels: Any) -> tuple[Floats, Floats]:
-        """A scale per dimension, or one, where the block is there; its variance is that of its logarithm."""
-        size = np.size(start) * int(there)
-        variance = np.broadcast_to(1 / (2 * np.maximum(levels, 1)), np.shape(np.atleast_1d(start)))
-        return np.atleast_1d(np.asarray(start, float))[:size], variance[:size]
-
-    corr, deviations = d * (d - 1) // 2, int(np.sum(data["own_steps"]))
-    use_u, use_alpha, beta_free = data["use_u"], data["use_alpha"], items - 1 + items_anchored
-    has_dev = (j > 1 and d > 1) or judges_anchored
-    total, per_dimension = precision["total"], precision["dimension"]
-    u, one = precision["u"], np.ones(d, int)
-    found = [
-        ("mu", np.array([x.mean() for x in logits]), 1 / per_dimension + 0.01),
-        ("s_theta", *spread(scales.theta, True, m)),
-        ("L_theta", np.zeros(corr), np.full(corr, 1 / m)),
-        ("theta_raw", *effects((m - 1) * one, precision["theta"], data["centre_theta"], scales.theta)),
-        ("s_beta", *spread(scales.beta, True, items)),
-        ("beta_raw", *effects(beta_free, precision["beta"], data["centre_beta"], scales.beta)),
-        ("beta_mean", *effects(one * (items_anchored.sum() > 0), per_dimension)),
-        ("s_severity", *spread(scales.severity, j > 1 or judges_anchored, j)),
-        ("severity_raw", *judge_effects("severity", j if judges_anchored else j - 1, judges_anchored)),
-        ("s_dev", *spread(scales.dev, has_dev, j * d)),
-        ("dev_raw", *judge_effects("dev", j * d if judges_anchored else (j - 1) * (d - 1), judges_anchored)),
-        ("severity_mean", *effects(one * judges_anchored, total / d)),
-        ("s_alpha", *spread(scales.alpha, use_alpha, j)),
-        ("alpha_raw", *judge_effects("alpha", (j - 1 + data["alphas_anchored"]) * use_alpha, data["alphas_anchored"])),
-        ("delta_raw", *effects(data["C"] - d, total / data["C"])),
-        ("tau_raw", np.concatenate([_helmert(-x) for x in logits]), np.full(free, 1 / (1 + precision["tau"] * j))),
-        ("s_tau", *spread(scales.tau, deviations > 0, deviations)),
-        ("kappa_raw", *judge_effects("tau", deviations, False)),
-        ("length", *effects(one * data["use_length"], per_dimension)),
-        ("order", *effects(data["use_order"], total / 4)),
-        ("own_family_effect", *effects(data["use_own_family"], total / 10)),
-        ("own_model_effect", *effects(data["use_own_model"], total / 20)),
-        ("s_halo", *spread(SPREAD, data["P"] > 0, data["P"] / 10)),
-        ("halo_raw", *effects(data["P"], total / max(data["P"], 1), 0.0)),
-        ("s_u", *spread(scales.u, use_u, cells / 10)),
-        ("u_raw", *effects(use_u * np.ones(len(u), int), precision["u"], data["centre_u"], np.repeat(scales.u, cells))),
-    ]
-    return [(name, np.asarray(values, float), np.asarray(variances, float)) for name, values, variances in found]
-
-
-def _helmert(x: Floats) -> Floats:
-    """The free values that Stan's `sum_zero` turns into x - mean(x)."""
-    i = np.arange(1, len(x))
-    return np.asarray((np.cumsum(x)[:-1] - i * x[1:]) / np.sqrt(i * (i + 1)))
 
 
 def _segments(name: str, dimension: Ints, d: int) -> dict[str, Ints]:

@@ -30,7 +30,7 @@ from dpeer.eval.irt.diagnostics import diagnostics, gate
 from dpeer.eval.irt.drift import drift
 from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
 from dpeer.eval.irt.judges import judge_table
-from dpeer.eval.irt.types import Findings, Floats, Posterior, Ratings
+from dpeer.eval.irt.types import Floats, Posterior, Ratings, Result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,7 +51,7 @@ EFFECT_NOTES = {
 }
 
 
-def findings(posterior: Posterior, base: str | None = None, before: Posterior | None = None) -> Findings:
+def tabulate(posterior: Posterior, base: str | None = None, before: Posterior | None = None) -> Result:
     """All tables of a fit.
 
     base: the model that others are compared with (default: the first). before: a fit since which drift is shown.
@@ -95,7 +95,7 @@ def findings(posterior: Posterior, base: str | None = None, before: Posterior | 
         "responses": len(np.unique(r.response)),
     }
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
-    return Findings(tables, gate(posterior, converged, statistics.misfit), _notes(posterior, tables), facts)
+    return Result(tables, gate(posterior, converged, statistics.misfit), _notes(posterior, tables), facts, posterior)
 
 
 def _anchored(anchors: dict[str, Any] | None) -> str | None:
@@ -231,7 +231,7 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
     return (*notes, FAIR)
 
 
-def claims(found: Findings) -> list[str]:
+def claims(found: Result) -> list[str]:
     """Sentences on models that differ from the base; none at all unless the gate is green (else read its reasons)."""
     if not found.gate["green"]:
         return []
@@ -253,7 +253,7 @@ def _gap(cell: Any) -> str:
     return f"{cell.judge} scores it {abs(gap):.2f} {'higher' if gap > 0 else 'lower'} than the model of judging expects"
 
 
-def write_tables(found: Findings, folder: Path) -> None:
+def write_tables(found: Result, folder: Path) -> None:
     """Every table as CSV and JSON (records; null where unknown), with gate, notes, facts and claims as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in found.tables.items():
@@ -279,7 +279,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
-def terminal(found: Findings) -> list[RenderableType]:
+def terminal(found: Result) -> list[RenderableType]:
     """For a terminal: abilities per model and dimension, severities per judge, and the verdict of the diagnostics."""
     from rich.table import Table
     from rich.text import Text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Ratings:
     """N ratings with status ok as index arrays into the name tuples; R responses."""
 
@@ -60,8 +61,43 @@ class Ratings:
         found[self.judge, self.dimension] = True
         return found
 
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Names along each axis of `AXES`; a step is named by its upper score."""
+        return {
+            "model": self.models,
+            "judge": self.judges,
+            "item": self.items,
+            "dimension": self.dimensions,
+            "criterion": tuple(f"{d}/{c}" for d, c in self.criteria),
+            "step": tuple(str(score) for score in self.scale[1:]),
+        }
+
     def __len__(self) -> int:
         return len(self.category)
+
+    def __repr__(self) -> str:
+        sizes = (f"{len(getattr(self, name))} {name}" for name in ("models", "items", "judges", "dimensions"))
+        return f"Ratings({len(self):,} ratings: {', '.join(sizes)})"
+
+
+AXES = {
+    "theta": ("model", "dimension"),
+    "severity": ("judge", "dimension"),
+    "severity_judge": ("judge",),
+    "log_alpha": ("judge",),
+    "beta": ("item", "dimension"),
+    "delta": ("criterion",),
+    "tau": ("judge", "dimension", "step"),
+    "tau_average": ("dimension", "step"),
+    "correlation": ("dimension", "dimension"),
+    "mu": ("dimension",),
+    "length": ("dimension",),
+    "s_theta": ("dimension",),
+    "s_beta": ("dimension",),
+    "s_u": ("dimension",),
+}
+"""Axes of the blocks of draws, see `Posterior`; a block that is absent here is a single number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +125,7 @@ class Options:
     anchors: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Posterior:
     """Draws [chains, draws, ...] by name, and what the sampler said.
 
@@ -114,9 +150,13 @@ class Posterior:
         values = self.draws[name]
         return values.reshape(-1, *values.shape[2:])
 
+    def __repr__(self) -> str:
+        chains, draws = self.sampler["divergent"].shape
+        return f"Posterior({self.options.model}, {chains} chains x {draws} draws of {self.ratings!r})"
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Findings:
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Result:
     """Every table of a fit, one pandas frame each; see `dpeer.eval.irt.tables` for the columns."""
 
     tables: dict[str, pd.DataFrame]
@@ -124,3 +164,36 @@ class Findings:
     """green (bool), reasons (list of str), advice (list of str), and the figures behind them."""
     notes: tuple[str, ...]
     facts: dict[str, Any]
+    posterior: Posterior | None = None
+    """The draws behind the tables; None where the tables came without them."""
+
+    @property
+    def abilities(self) -> pd.DataFrame:
+        """A row per model and dimension: ability in logits with its 95 % interval, and the fair average score."""
+        return self._columns("ability", "ability_low", "ability_high", "fair", "fair_low", "fair_high", "n")
+
+    @property
+    def contrasts(self) -> pd.DataFrame:
+        """A row per dimension and model other than the base: ability minus the base's, in logits, with its 95 %
+        interval, and the probability of being better. Claims need a green gate."""
+        frame = self._columns("contrast", "contrast_low", "contrast_high", "p_better")
+        return frame[frame["model"] != self.facts["base"]].reset_index(drop=True)
+
+    def to_inference_data(self) -> Any:
+        """The draws with named dimensions, as ArviZ takes them; see `dpeer.eval.irt.inference_data`."""
+        from dpeer.eval.irt.inference_data import inference_data
+
+        return inference_data(self.posterior)
+
+    def _columns(self, *names: str) -> pd.DataFrame:
+        return self.tables["ability"][["model", "dimension", *names]]
+
+    def _verdict(self) -> str:
+        return "green" if self.gate["green"] else f"no claims: {'; '.join(self.gate['reasons'])}"
+
+    def __repr__(self) -> str:
+        return f"Result({self.facts['ratings']:,} ratings, base {self.facts['base']}, {self._verdict()})"
+
+    def _repr_html_(self) -> str:
+        table = self.abilities.rename(columns={"ability_low": "2.5 %", "ability_high": "97.5 %"})
+        return f"<p>{html.escape(self._verdict())}</p>{table.to_html(index=False, float_format='{:.2f}'.format)}"

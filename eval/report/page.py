@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpeer.eval.irt.tables import write_tables
-from dpeer.eval.irt.types import Findings
+from dpeer.eval.irt.types import Result
 from dpeer.eval.report import words
 from dpeer.eval.report.frames import frames, plain
 from dpeer.eval.report.picture import Picture
@@ -56,17 +56,17 @@ class Chapter:
         return words.slug(self.heading).lower()
 
 
-def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[str] = ()) -> Path:
+def write_report(result: Result, folder: Path, title: str, notes: Sequence[str] = ()) -> Path:
     """Write report.html, figures/*.svg and *.png, tables/*.csv and *.json, and report.json, which describes figures.
 
-    Equal findings give equal bytes. Pictures and tables of an earlier report that this one does not write are removed.
+    Equal results give equal bytes. Pictures and tables of an earlier report that this one does not write are removed.
 
     Returns:
         The path of the page.
     """
-    known = frames(findings.tables)
-    claim = bool(findings.gate.get("green"))
-    finding = words.finding(known) if claim else words.no_claim(findings.gate)
+    known = frames(result.tables)
+    claim = bool(result.gate.get("green"))
+    finding = words.finding(known) if claim else words.no_claim(result.gate)
     stale = _listed(folder)
     index: list[dict[str, str]] = []
     chapters = []
@@ -74,23 +74,23 @@ def write_report(findings: Findings, folder: Path, title: str, notes: Sequence[s
         drawn = [_save(picture, claim, folder / "figures", index) for picture in section.pictures]
         hints, plots = _hoisted(drawn)
         chapters.append(Chapter(section.heading, section.text, hints, plots, section.tables, section.estimates))
-    write_tables(findings, folder / "tables")
+    write_tables(result, folder / "tables")
     written = [f"figures/{figure['name']}.{kind}" for figure in index for kind in FORMATS]
-    written += [f"tables/{name}.{kind}" for name in findings.tables for kind in ("csv", "json")]
+    written += [f"tables/{name}.{kind}" for name in result.tables for kind in ("csv", "json")]
     page = templates("dpeer.eval.report").get_template("evaluation.html.j2").render(
         title=title,
         finding=finding,
-        setting=words.setting(known, findings.facts),
+        setting=words.setting(known, result.facts),
         claim=claim,
-        reasons=list(findings.gate.get("reasons", ())),
-        advice=list(findings.gate.get("advice", ())),
-        notes=[*notes, *findings.notes],
+        reasons=list(result.gate.get("reasons", ())),
+        advice=list(result.gate.get("advice", ())),
+        notes=[*notes, *result.notes],
         chapters=chapters,
-        gate=list(_gate(findings.gate)),
+        gate=list(_gate(result.gate)),
         diagnostics=[*one(known, "diagnostics"), *one(known, "scales")],
-        limits=list(words.limits(findings.facts.get("earlier_origin", ()))),
-        passport=list(_facts(findings.facts, nested=False)),
-        options=list(_facts(findings.facts, nested=True)),
+        limits=list(words.limits(result.facts.get("earlier_origin", ()))),
+        metadata=list(_facts(result.facts, nested=False)),
+        options=list(_facts(result.facts, nested=True)),
         files=written,
     )  # fmt: skip
     write_text(folder / "report.html", CONTROL.sub("\ufffd", page))
@@ -150,5 +150,6 @@ def _gate(gate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _facts(facts: Mapping[str, Any], nested: bool) -> Iterator[tuple[str, str]]:
     """The plain facts, or those in groups such as the options of the fit; notes stand at the top of the page."""
     for key, value in plain(facts).items():
-        if isinstance(value, Mapping) is nested and key != "notes" and value not in (None, [], {}):
+        given = key not in ("notes", "design_warnings") and value not in (None, [], {})
+        if given and isinstance(value, Mapping) is nested:
             yield from flatten({key: value})

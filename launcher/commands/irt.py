@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 if TYPE_CHECKING:
     from dpeer.eval.irt.simulate import Spec
-    from dpeer.eval.irt.types import Findings, Options, Posterior
+    from dpeer.eval.irt.types import Options, Ratings, Result
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -91,52 +92,48 @@ def run_fit(
     dimensions: tuple[str, ...],
     console: Console,
     scale: tuple[int, ...] | None = None,
-) -> tuple[Findings, Path]:
-    """Encode, check the design, sample, write everything into `output`; returns the findings and the page."""
-    from dpeer.errors import ConfigError
-    from dpeer.eval.irt.design import check
-    from dpeer.eval.irt.encode import encode
-    from dpeer.eval.irt.fit import fit as sample
-    from dpeer.eval.irt.fit import save
+) -> tuple[Result, Path]:
+    """Estimate with progress on the console; returns the result and its page in `output`."""
+    from dpeer.eval.irt.estimation import estimate
 
-    ratings = encode(table, dimensions or None, scale)
-    if base is not None and base not in ratings.models:
-        raise ConfigError(f"base {base} has no usable rating; choose one of {', '.join(ratings.models)}")
-    console.print(
-        f"{len(ratings):,} ratings: {len(ratings.models)} models, {len(ratings.items)} items, "
-        f"{len(ratings.judges)} judges, {len(ratings.dimensions)} dimensions"
-    )
-    report = check(ratings, options)
-    for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {escape(str(warning))}", soft_wrap=True)
+    def started(ratings: Ratings) -> None:
+        console.print(
+            f"{len(ratings):,} ratings: {len(ratings.models)} models, {len(ratings.items)} items, "
+            f"{len(ratings.judges)} judges, {len(ratings.dimensions)} dimensions"
+        )
+
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), console=console
     )
     with bar:
         task = bar.add_task("sampling", total=1.0)
-        posterior = sample(ratings, options, lambda what, done: bar.update(task, description=what, completed=done))
-    save(posterior, output)
-    return conclude(posterior, output, base, tuple(str(w) for w in report.warnings))
+        result = estimate(
+            table,
+            base,
+            options=options,
+            dimensions=dimensions,
+            scale=scale,
+            folder=output,
+            started=started,
+            warn=lambda text: console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True),
+            progress=lambda what, done: bar.update(task, description=what, completed=done),
+        )
+    return result, page_of(result, output)
 
 
-def conclude(
-    posterior: Posterior, output: Path, base: str | None, notes: tuple[str, ...] = (), before: Posterior | None = None
-) -> tuple[Findings, Path]:
-    """Tables and page of a fit; with an earlier fit also how far judges and items have moved."""
-    from dpeer.eval.irt.tables import findings
+def page_of(result: Result, output: Path) -> Path:
     from dpeer.eval.report.page import write_report
 
-    found = findings(posterior, base, before)
-    return found, write_report(found, output, title=output.name, notes=notes)
+    return write_report(result, output, title=output.name, notes=tuple(result.facts.get("design_warnings", ())))
 
 
-def show(found: Findings, page: Path, console: Console) -> None:
-    """The findings on a terminal."""
+def show(result: Result, page: Path, console: Console) -> None:
+    """The result on a terminal."""
     from dpeer.eval.irt.tables import claims, terminal
 
-    for part in terminal(found):
+    for part in terminal(result):
         console.print(part)
-    for claim in claims(found):
+    for claim in claims(result):
         console.print(f"• {escape(claim)}", soft_wrap=True)
     console.print(f"report      {page}", soft_wrap=True)
 
@@ -154,10 +151,14 @@ def report(
     """Write tables, figures and report.html of a fit again."""
     from dpeer.eval.irt.design import check
     from dpeer.eval.irt.fit import load
+    from dpeer.eval.irt.tables import tabulate
 
     posterior = load(folder)
-    warnings = tuple(str(w) for w in check(posterior.ratings, posterior.options).warnings)
-    show(*conclude(posterior, folder, base, warnings, load(before) if before else None), Console(highlight=False))
+    if posterior.facts.get("design_checked", True):  # fits of earlier versions did not keep the warnings
+        warnings = [str(w) for w in check(posterior.ratings, posterior.options).warnings]
+        posterior = replace(posterior, facts=posterior.facts | {"design_warnings": warnings})
+    result = tabulate(posterior, base, load(before) if before else None)
+    show(result, page_of(result, folder), Console(highlight=False))
 
 
 @app.command()

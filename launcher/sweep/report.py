@@ -45,9 +45,9 @@ def _replies(folder: SweepFolder, prompts: Path, cells: list[dict[str, object]])
 def _abilities(fit: Path) -> dict[str, dict[str, float]]:
     """Model -> dimension -> ability in logits. ConfigError: the fit's diagnostics allow no claim."""
     from dpeer.eval.irt.fit import load
-    from dpeer.eval.irt.tables import findings
+    from dpeer.eval.irt.tables import tabulate
 
-    fitted = findings(load(fit))
+    fitted = tabulate(load(fit))
     if not fitted.gate["green"]:
         reasons = "; ".join(fitted.gate["reasons"])
         raise ConfigError(f"--abilities {fit}: its diagnostics allow no claim ({reasons}). Fit it again, for longer.")

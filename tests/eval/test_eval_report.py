@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from dpeer.eval.irt.types import Findings
+from dpeer.eval.irt.types import Result
 from dpeer.eval.report import words
 from dpeer.eval.report.abilities import ability
 from dpeer.eval.report.data import connectivity
@@ -22,7 +22,7 @@ from dpeer.eval.report.frames import COLUMNS, frames
 from dpeer.eval.report.judges import off
 from dpeer.eval.report.page import write_report
 from dpeer.eval.report.sections import sections
-from tests.eval.made_findings import bounded, grid, make_findings
+from tests.eval.made_results import bounded, grid, make_result
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 HOSTILE = '<script>alert("x")</script>&'
@@ -70,16 +70,14 @@ class Page(HTMLParser):
         return " ".join(text for where, text in self.texts if where != "style")
 
 
-def small(**more) -> Findings:
-    return make_findings(
-        **{"models": ("a", "b"), "judges": ("j",), "dimensions": ("D",), "items": 6, "scores": 3} | more
-    )
+def small(**more) -> Result:
+    return make_result(**{"models": ("a", "b"), "judges": ("j",), "dimensions": ("D",), "items": 6, "scores": 3} | more)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """(findings, folder, page) of an ordinary fit with two dimensions."""
-    found = make_findings(dimensions=("E", "T"))
+    """(result, folder, page) of an ordinary fit with two dimensions."""
+    found = make_result(dimensions=("E", "T"))
     folder = tmp_path_factory.mktemp("report")
     assert write_report(found, folder, "demo", ["Toy judges."]) == folder / "report.html"
     return found, folder, Page(folder / "report.html")
@@ -112,7 +110,7 @@ def test_whole_report(written):
         "Anchors",
         "Diagnostics",
         "How to read this page",
-        "Passport",
+        "Run metadata",
     ]
     assert page.all("h1") == [words.finding(frames(found.tables))]
     for part in (
@@ -232,7 +230,7 @@ def test_empty_and_missing_tables_are_left_out(tmp_path):
     found = small()
     tables = {name: frame[:0] for name, frame in found.tables.items()}
     page = Page(write_report(replace(found, tables=tables | {"statuses": found.tables["statuses"]}), tmp_path, "empty"))
-    assert page.all("h2") == ["Ratings", "Diagnostics", "How to read this page", "Passport"]
+    assert page.all("h2") == ["Ratings", "Diagnostics", "How to read this page", "Run metadata"]
     assert (tmp_path / "tables" / "ability.csv").exists()
 
 
@@ -348,7 +346,7 @@ def test_dimensions_with_different_gaps_get_their_own_picture():
 
 @pytest.mark.slow
 def test_large_report(tmp_path):
-    found = make_findings(
+    found = make_result(
         models=tuple(f"org/some-model-name-{k}b-instruct" for k in range(20)),
         judges=tuple(f"judge-model-{k}" for k in range(12)),
         dimensions=tuple(f"dimension-{k}" for k in range(6)),

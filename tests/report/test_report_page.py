@@ -58,7 +58,7 @@ def test_whole_report(make_run):
         "Loss per dimension",
         "How the dimensions were balanced",
         "Side effects and speed",
-        "Passport",
+        "Run metadata",
     ]
     for words in ("violated", "undecided", "about 310", "0.530 to 0.710", "Violated: E. Undecided: T."):
         assert words in page.words
@@ -101,7 +101,7 @@ def test_bare_ledger_of_one_step_has_a_page(make_run):
 
 def test_ledger_with_nothing_but_steps_has_a_page(tmp_path):
     (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, "golden_nll": None, "dimensions": {"E": {}}}) + "\n")
-    assert read(tmp_path).all("h2") == ["Passport"]
+    assert read(tmp_path).all("h2") == ["Run metadata"]
 
 
 def test_balance_report_names_a_stuck_multiplier(make_run):

@@ -155,7 +155,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         RunDir(tmp_path).check_resumable(recipe(), FACTS)
 
 
-def test_passport(run: RunDir) -> None:
+def test_run_metadata(run: RunDir) -> None:
     manifest = json.loads(run.manifest.read_text())
     assert (
         manifest["data"] == FACTS["data"] and manifest["config"]["objective"]["constraint"]["tolerance"]["E"] == "inf"

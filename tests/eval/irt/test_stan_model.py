@@ -17,7 +17,8 @@ from dpeer.eval.irt.cmdstan import compile_model
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.scales import guessed
 from dpeer.eval.irt.simulate import Spec, simulate
-from dpeer.eval.irt.stan_data import Problem, build, starts
+from dpeer.eval.irt.stan_data import Problem, build
+from dpeer.eval.irt.stan_start import starts
 from dpeer.eval.irt.types import Floats, Options, Ratings
 
 NORMAL = {  # blocks that are moved, with the standard deviation of their prior, or the parameter that holds it
@@ -58,7 +59,7 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
     options, ratings = Options(**switches), encode(table)
     problem = build(ratings, options, guessed(ratings))
     rng = np.random.default_rng(0)
-    first = starts(problem, rng)
+    first = starts(problem.blocks, problem.data["D"], rng)
     second = {name: moved(name, value, rng) for name, value in first.items()}
     density, likelihood, prior = [], [], []
     for number, start in enumerate((first, second)):

@@ -17,8 +17,8 @@ from scipy.special import expit
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.ability import fair_averages, rank_table, raw_means, reliability_table, reversal_table
 from dpeer.eval.irt.fit_statistics import category_offsets, probabilities
-from dpeer.eval.irt.tables import claims, findings, terminal, write_tables
-from dpeer.eval.irt.types import Findings, Options, Posterior
+from dpeer.eval.irt.tables import claims, tabulate, terminal, write_tables
+from dpeer.eval.irt.types import Options, Posterior, Result
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 
@@ -52,24 +52,24 @@ def fitted() -> Posterior:
 
 
 @pytest.fixture(scope="module")
-def found(fitted: Posterior) -> Findings:
-    return findings(fitted, base="model1")
+def found(fitted: Posterior) -> Result:
+    return tabulate(fitted, base="model1")
 
 
-def shown(found: Findings) -> str:
+def shown(found: Result) -> str:
     console = Console(file=io.StringIO(), width=160)
     for part in terminal(found):
         console.print(part)
     return console.file.getvalue()
 
 
-def test_every_table_has_its_columns(found: Findings) -> None:
+def test_every_table_has_its_columns(found: Result) -> None:
     assert found.tables.keys() == TABLES.keys()
     for name, columns in TABLES.items():
         assert set(columns.split()) <= set(found.tables[name].columns), name
 
 
-def test_intervals_hold_their_estimates(found: Findings) -> None:
+def test_intervals_hold_their_estimates(found: Result) -> None:
     for name, table in found.tables.items():
         for low in (c for c in table if c.endswith("_low")):
             middle, high = table[low.removesuffix("_low")], table[low.removesuffix("_low") + "_high"]
@@ -77,14 +77,14 @@ def test_intervals_hold_their_estimates(found: Findings) -> None:
             assert (inside | middle.isna()).all(), f"{name}.{low}"
 
 
-def test_contrasts_are_to_the_base(found: Findings, fitted: Posterior) -> None:
+def test_contrasts_are_to_the_base(found: Result, fitted: Posterior) -> None:
     ability = found.tables["ability"].set_index(["model", "dimension"])
     theta = fitted.flat("theta")
     assert ability.loc[("model1", "T"), ["contrast", "contrast_low", "p_better"]].isna().all()
     assert ability.loc[("model3", "A"), "contrast"] == pytest.approx((theta[:, 3, 1] - theta[:, 1, 1]).mean())
     assert ability.loc[("model3", "A"), "p_better"] == (theta[:, 3, 1] > theta[:, 1, 1]).mean()
     with pytest.raises(ConfigError, match="base nobody"):
-        findings(fitted, base="nobody")
+        tabulate(fitted, base="nobody")
 
 
 def test_fair_averages_of_two_scores_are_probabilities() -> None:
@@ -100,7 +100,7 @@ def test_fair_averages_run_over_items_and_responses() -> None:
     assert fair_averages(p)[0, :, 0] == pytest.approx(expected, abs=0.01)
 
 
-def test_fair_averages_grow_with_ability_and_stay_on_the_scale(found: Findings) -> None:
+def test_fair_averages_grow_with_ability_and_stay_on_the_scale(found: Result) -> None:
     for _, part in found.tables["ability"].groupby("dimension"):
         assert (part.sort_values("ability")["fair"].diff().dropna() > 0).all()
     assert found.tables["ability"]["fair"].between(1, 5).all()
@@ -199,16 +199,16 @@ def test_raw_means_use_the_scores_of_the_scale() -> None:
 
 def test_total_ability_adds_the_effect_of_mean_length() -> None:
     p = made_up(items=6, length=np.array([0.5, 0.0]))
-    ability = findings(p).tables["ability"].set_index(["model", "dimension"])
+    ability = tabulate(p).tables["ability"].set_index(["model", "dimension"])
     mean_length = p.ratings.response_length[p.ratings.response_model == 1].mean()
     gain = ability["total"] - ability["ability"]
     assert gain["model1", "T"] == pytest.approx(0.5 * mean_length) and gain["model1", "A"] == 0
-    assert set(findings(p).tables["effects"]["term"]) == {"length"}
+    assert set(tabulate(p).tables["effects"]["term"]) == {"length"}
 
 
 def test_disordered_thresholds_are_marked() -> None:
     tau = np.tile([-1.0, 1.0, 0.2, 1.5], (3, 2, 1))
-    table = findings(made_up(items=6, tau=tau)).tables["thresholds"]
+    table = tabulate(made_up(items=6, tau=tau)).tables["thresholds"]
     assert (table["disordered"] == (table["step"] == 4)).all()
 
 
@@ -216,7 +216,7 @@ def test_unused_thresholds_are_left_out() -> None:
     tau = np.tile([-1.0, np.nan, 0.2, 1.5], (3, 2, 1))
     p = made_up(items=6)
     p = replace(p, draws=p.draws | {"tau": np.broadcast_to(tau, p.draws["tau"].shape)})
-    table = findings(p).tables["thresholds"]
+    table = tabulate(p).tables["thresholds"]
     assert set(table["step"]) == {2, 4, 5} and not table["disordered"].any()
 
 
@@ -225,14 +225,14 @@ def test_judges_get_notes_in_words() -> None:
     r = p.ratings
     category = np.where((r.judge == 0) & (r.model == 2), np.minimum(4, r.category + 1), r.category)
     category[r.judge == 3] = 2
-    notes = findings(replace(p, ratings=replace(r, category=category))).tables["judges"].set_index("judge")["note"]
+    notes = tabulate(replace(p, ratings=replace(r, category=category))).tables["judges"].set_index("judge")["note"]
     assert "misfits: scores model2 higher in" in notes["judge0"]
     assert "agrees less with the others (alpha 0.4)" in notes["judge1"]
     assert notes["judge3"] == "constant: gives the score 3 only"
     assert "misfits" not in notes["judge2"]
 
 
-def test_claims_are_made_only_behind_a_green_gate(found: Findings, fitted: Posterior) -> None:
+def test_claims_are_made_only_behind_a_green_gate(found: Result, fitted: Posterior) -> None:
     assert found.gate["green"], found.gate["reasons"]
     sentences = claims(found)
     ability = found.tables["ability"]
@@ -247,20 +247,20 @@ def test_claims_are_made_only_behind_a_green_gate(found: Findings, fitted: Poste
 
     divergent = np.zeros((4, 400))
     divergent[0, 0] = 1
-    red = findings(replace(fitted, sampler=fitted.sampler | {"divergent": divergent}))
+    red = tabulate(replace(fitted, sampler=fitted.sampler | {"divergent": divergent}))
     assert claims(red) == []
     assert "no claim" in shown(red) and "1 of 1600 transitions diverged" in shown(red)
 
 
 def test_without_support_no_interval_is_shown(fitted: Posterior) -> None:
-    alone = findings(replace(fitted, facts=fitted.facts | {"no_intervals": "one judge"}))
+    alone = tabulate(replace(fitted, facts=fitted.facts | {"no_intervals": "one judge"}))
     ability = alone.tables["ability"]
     assert ability[["ability_low", "ability_sd", "fair_high", "contrast_low", "p_better"]].isna().all().all()
     assert ability["ability"].notna().all() and not {"ranks", "reliability"} & alone.tables.keys()
     assert claims(alone) == [] and " to " not in shown(alone).split("Diagnostics")[0]
 
 
-def test_terminal_shows_abilities_and_severities(found: Findings) -> None:
+def test_terminal_shows_abilities_and_severities(found: Result) -> None:
     text = shown(found)
     row = found.tables["ability"].iloc[0]
     assert f"{row['ability']:+.2f} ({row['ability_low']:.2f} to {row['ability_high']:.2f})" in text
@@ -269,10 +269,10 @@ def test_terminal_shows_abilities_and_severities(found: Findings) -> None:
 
 def test_names_are_not_markup(fitted: Posterior) -> None:
     named = replace(fitted, ratings=replace(fitted.ratings, models=("[red]x[/]", "model1", "a[/b]", "model3")))
-    assert "[red]x[/]" in shown(findings(named))
+    assert "[red]x[/]" in shown(tabulate(named))
 
 
-def test_files_hold_every_table(found: Findings, tmp_path: Path) -> None:
+def test_files_hold_every_table(found: Result, tmp_path: Path) -> None:
     write_tables(found, tmp_path / "tables")
     for name, table in found.tables.items():
         assert len(pd.read_csv(tmp_path / "tables" / f"{name}.csv")) == len(table)
@@ -284,7 +284,7 @@ def test_files_hold_every_table(found: Findings, tmp_path: Path) -> None:
     assert not list((tmp_path / "tables").glob(".*"))
 
 
-def test_counts_add_up(found: Findings, fitted: Posterior) -> None:
+def test_counts_add_up(found: Result, fitted: Posterior) -> None:
     n = len(fitted.ratings)
     for name in ("ability", "judges", "criteria", "items", "connectivity"):
         assert found.tables[name]["n"].sum() == n, name
@@ -294,16 +294,16 @@ def test_counts_add_up(found: Findings, fitted: Posterior) -> None:
 
 def test_notes_tell_what_was_left_out(fitted: Posterior) -> None:
     plain = made_up(items=6)
-    notes = " ".join(findings(replace(plain, facts={"notes": ["centred items"]})).notes)
+    notes = " ".join(tabulate(replace(plain, facts={"notes": ["centred items"]})).notes)
     assert "centred items" in notes and "No response effect" in notes and "Fair averages" in notes
-    assert "No response effect" not in " ".join(findings(fitted).notes)
+    assert "No response effect" not in " ".join(tabulate(fitted).notes)
 
 
 def test_drift_stands_beside_the_other_tables(fitted: Posterior) -> None:
-    assert set(findings(fitted, before=fitted).tables["drift"]["kind"]) == {"judges", "items"}
+    assert set(tabulate(fitted, before=fitted).tables["drift"]["kind"]) == {"judges", "items"}
 
 
-def test_a_claim_carries_the_misfit_of_its_model(found: Findings) -> None:
+def test_a_claim_carries_the_misfit_of_its_model(found: Result) -> None:
     misfit = found.tables["misfit"].copy()
     assert not any("; but" in sentence for sentence in claims(found))
     decided = found.tables["ability"].query("contrast_low > 0 or contrast_high < 0").iloc[0]
@@ -315,7 +315,7 @@ def test_a_claim_carries_the_misfit_of_its_model(found: Findings) -> None:
 
 
 def test_one_dimension_and_one_judge_have_their_tables_too() -> None:
-    found = findings(made_up(items=6, dimensions=1, judges=1, noise=0.1))
+    found = tabulate(made_up(items=6, dimensions=1, judges=1, noise=0.1))
     assert len(found.tables["correlation"]) == 0 and len(found.tables["judges"]) == 1
     assert len(found.tables["ability"]) == 4 and "T" in shown(found)
 
@@ -327,7 +327,7 @@ def test_a_real_fit_has_every_table_and_its_model_describes_its_data(tmp_path: P
     from dpeer.eval.irt.simulate import Spec, simulate
 
     table, _ = simulate(Spec(models=4, items=20, dimensions=2, judges=3, criteria=2), seed=1)
-    found = findings(fit(encode(table), Options(warmup=250, draws=250)))
+    found = tabulate(fit(encode(table), Options(warmup=250, draws=250)))
     assert found.tables.keys() == TABLES.keys()
     assert found.tables["judges"]["infit"].to_numpy() == pytest.approx(1, abs=0.15)
     assert not found.tables["misfit"]["notable"].any()
@@ -345,7 +345,7 @@ def test_a_threshold_across_an_unused_score_is_where_the_two_are_even() -> None:
         draws=p.draws | {"tau": np.broadcast_to(tau, p.draws["tau"].shape)},
         ratings=replace(p.ratings, category=category),
     )
-    table = findings(p).tables["thresholds"]
+    table = tabulate(p).tables["thresholds"]
     assert list(table["threshold"][:3]) == pytest.approx([-1.0, 1.5, 1.8]) and not table["disordered"].any()
     offsets = category_offsets(p, np.array([0]))[:, :, :, 0]
     even = probabilities(np.full(offsets.shape[:2], 1.5), np.moveaxis(offsets, -1, 0))
@@ -353,7 +353,7 @@ def test_a_threshold_across_an_unused_score_is_where_the_two_are_even() -> None:
 
 
 def test_what_a_judge_never_rated_is_not_shown_as_measured() -> None:
-    found = findings(made_up(items=6, noise=0.1, keep=lambda c: (c["judge"] > 0) | (c["dimension"] == 0)))
+    found = tabulate(made_up(items=6, noise=0.1, keep=lambda c: (c["judge"] > 0) | (c["dimension"] == 0)))
     for name in ("severity", "thresholds"):
         pairs = found.tables[name][["judge", "dimension"]].drop_duplicates().to_numpy().tolist()
         assert ["judge0", "T"] in pairs and ["judge0", "A"] not in pairs and ["judge1", "A"] in pairs
@@ -362,7 +362,7 @@ def test_what_a_judge_never_rated_is_not_shown_as_measured() -> None:
 def test_a_fit_that_was_told_to_ignore_responses_makes_no_claim(fitted: Posterior) -> None:
     draws = {name: values for name, values in fitted.draws.items() if name not in ("u", "s_u")}
     told = replace(fitted, draws=draws, options=Options(response_effect=False))
-    assert claims(findings(told)) == []
-    reasons = findings(told).gate["reasons"]
+    assert claims(tabulate(told)) == []
+    reasons = tabulate(told).gate["reasons"]
     assert any("no response effect" in reason for reason in reasons)
-    assert "(no claim" in shown(findings(told))
+    assert "(no claim" in shown(tabulate(told))

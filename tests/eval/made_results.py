@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dpeer.eval.irt.types import Findings
+from dpeer.eval.irt.types import Result
 
 
 def bounded(name: str, value, half) -> dict:
@@ -17,7 +17,7 @@ def grid(**axes) -> pd.DataFrame:
     return pd.MultiIndex.from_product(axes.values(), names=list(axes)).to_frame(index=False)
 
 
-def make_findings(
+def make_result(
     models=("base", "sft", "pooled dpo", "lagrangian"),
     judges=("strict-7b", "keyword matcher", "kind-13b", "human"),
     dimensions=("E", "A", "T", "C"),
@@ -25,7 +25,7 @@ def make_findings(
     scores=5,
     seed=0,
     green=True,
-) -> Findings:
+) -> Result:
     """Tables of a fit, made up from a known truth; the first model is the base."""
     rng = np.random.default_rng(seed)
     M, J, D, S = len(models), len(judges), len(dimensions), 400
@@ -207,4 +207,4 @@ def make_findings(
         "ratings": int(items * M * J * D * 0.97),
         "options": {"model": "gmfrm", "chains": 4, "seed": np.int64(1), "anchors": None},
     }
-    return Findings(tables, gate, ("Judge keyword matcher: noisy.",), facts)
+    return Result(tables, gate, ("Judge keyword matcher: noisy.",), facts)

@@ -1,0 +1,51 @@
+"""Ratings in, abilities out: the one door, for Python and for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dpeer.errors import ConfigError
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.fit import fit, save
+from dpeer.eval.irt.tables import tabulate
+from dpeer.eval.irt.types import Options, Ratings, Result
+
+
+def estimate(
+    table: pd.DataFrame | Path | str,
+    base: str | None = None,
+    *,
+    options: Options | None = None,
+    dimensions: Sequence[str] | None = None,
+    scale: Sequence[int] | None = None,
+    folder: Path | str | None = None,
+    unchecked: bool = False,
+    started: Callable[[Ratings], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Result:
+    """Abilities of models from ratings, with judges' severities, items' difficulties and all other terms of the model.
+
+    table: frame, CSV or Parquet file or folder with the columns model, item, dimension, judge and score (see `encode`)
+    base: model that the others are compared with; default: the first
+    scale: the possible scores; default: all whole numbers from the least to the greatest score
+    folder: keep the draws there, for `dpeer irt report` and as an anchor of later fits
+    unchecked: leave out the identification check; the gate of such a result is never green
+    started, warn, progress: told the encoded ratings, each weakness of the design, and (what, fraction done)
+
+    Raises DataError for a fault in the table, ConfigError for an unknown base, a DesignError (see `design.check`) where
+    the ratings cannot tell the models apart, IrtError where there is nothing to estimate or sampling fails.
+    """
+    options = options or Options()
+    ratings = encode(table, dimensions or None, scale)
+    if base is not None and base not in ratings.models:
+        raise ConfigError(f"base {base} has no usable rating; choose one of {', '.join(ratings.models)}")
+    if started:
+        started(ratings)
+    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn)
+    if folder is not None:
+        save(posterior, Path(folder))
+    return tabulate(posterior, base)

@@ -1,0 +1,38 @@
+"""A posterior as ArviZ takes it: an xarray DataTree with named dimensions and coordinates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dpeer.errors import DpeerError
+from dpeer.eval.irt.types import AXES, Posterior
+
+SAMPLE_STATS = {"divergent": "diverging", "energy": "energy", "treedepth": "tree_depth", "stepsize": "step_size"}
+"""Names of the sampler's columns: ours and ArviZ's."""
+THINNED = ("u",)
+"""Blocks that are kept for some draws only, and so have no place beside the others."""
+
+
+def inference_data(posterior: Posterior | None) -> Any:
+    """xarray.DataTree with the groups posterior, sample_stats and observed_data. Needs arviz-base.
+
+    Raises DpeerError where there are no draws or the package is missing.
+    """
+    if posterior is None:
+        raise DpeerError("this result holds tables without draws; use `dpeer.eval.irt.fit.load` on the fit's folder")
+    try:
+        from arviz_base import from_dict
+    except ModuleNotFoundError:
+        raise DpeerError("ArviZ needs the package arviz-base: pip install 'dpeer[arviz]'") from None
+    ratings = posterior.ratings
+    groups = {
+        "posterior": {name: values for name, values in posterior.draws.items() if name not in THINNED},
+        "sample_stats": {SAMPLE_STATS[n]: v for n, v in posterior.sampler.items() if n in SAMPLE_STATS},
+        "observed_data": {"score": np.asarray(ratings.scale)[ratings.category]},
+    }
+    coords = ratings.names | {"dimension_": ratings.dimensions}
+    dims = {name: list(axes) for name, axes in AXES.items()}
+    dims |= {"correlation": ["dimension", "dimension_"], "score": ["rating"]}  # no axis twice
+    return from_dict(groups, coords={axis: list(names) for axis, names in coords.items()}, dims=dims)

@@ -1,0 +1,104 @@
+"""Where the chains of `model.stan` start: values and rough posterior variances of every block of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dpeer.eval.irt.scales import SPREAD, Scales
+from dpeer.eval.irt.types import Floats, Ints, Ratings
+
+Blocks = tuple[tuple[str, Floats, Floats], ...]
+"""(name, start values, posterior variances) of the parameters in declared order, variances unconstrained."""
+
+
+def starts(blocks: Blocks, dimensions: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Start values of one chain: the blocks' own, slightly jittered."""
+    values_of: dict[str, Any] = {}
+    for name, values, _ in blocks:
+        noise = 0.1 * rng.standard_normal(values.shape)
+        if name == "L_theta":
+            values_of[name] = np.eye(dimensions).tolist()
+        else:
+            values_of[name] = (values * np.exp(noise) if name.startswith("s_") else values + noise).tolist()
+    return values_of
+
+
+def metric(blocks: Blocks) -> Floats:
+    """Diagonal of the inverse metric to start from: rough posterior variances, from counts."""
+    return np.concatenate([variances for _, _, variances in blocks])
+
+
+def _effects(size: Any, precision: Any, centring: Any = 1.0, scale: Any = SPREAD) -> tuple[Floats, Floats]:
+    """`size` effects of each kind; variance of effect / scale^(1 - centring)."""
+    variance = 1 / (1 / np.square(scale) + precision) / np.power(scale, 2 * (1 - np.asarray(centring)))
+    variances = np.repeat(np.broadcast_to(variance, np.shape(size)), size)
+    return np.zeros(len(variances)), variances
+
+
+def _spread(start: Any, there: Any, levels: Any) -> tuple[Floats, Floats]:
+    """A scale per dimension, or one, where the block is there; its variance is that of its logarithm."""
+    size = np.size(start) * int(there)
+    variance = np.broadcast_to(1 / (2 * np.maximum(levels, 1)), np.shape(np.atleast_1d(start)))
+    return np.atleast_1d(np.asarray(start, float))[:size], variance[:size]
+
+
+def blocks(
+    data: dict[str, Any], ratings: Ratings, used: tuple[Ints, ...], precision: dict[str, Any], scales: Scales
+) -> Blocks:
+    """Scales start as given, effects at 0, thresholds at the log odds of neighbouring scores; variances from counts."""
+    m, j, d = (data[k] for k in "MJD")
+    free = sum(data["steps"]) - d
+    items_anchored, judges_anchored = np.array(data["items_anchored"], int), data["judges_anchored"]
+    cells, items = (np.subtract(data[f"{x}_last"], data[f"{x}_first"]) + 1 for x in ("cell", "item"))
+    counts = [np.bincount(ratings.category[ratings.dimension == i])[c] for i, c in enumerate(used)]
+    logits = [np.diff(np.log(c)) for c in counts]  # log P(l) / P(l - 1) over all ratings of the dimension
+
+    def judge_effects(block: str, size: int, anchored: bool) -> tuple[Floats, Floats]:
+        return _effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], getattr(scales, block))
+
+    corr, deviations = d * (d - 1) // 2, int(np.sum(data["own_steps"]))
+    use_u, use_alpha, beta_free = data["use_u"], data["use_alpha"], items - 1 + items_anchored
+    of_cell = np.repeat(scales.u, cells)
+    has_dev = (j > 1 and d > 1) or judges_anchored
+    total, per_dimension = precision["total"], precision["dimension"]
+    u, one = precision["u"], np.ones(d, int)
+    named = [
+        ("mu", np.array([x.mean() for x in logits]), 1 / per_dimension + 0.01),
+        ("s_theta", *_spread(scales.theta, True, m)),
+        ("L_theta", np.zeros(corr), np.full(corr, 1 / m)),
+        ("theta_raw", *_effects((m - 1) * one, precision["theta"], data["centre_theta"], scales.theta)),
+        ("s_beta", *_spread(scales.beta, True, items)),
+        ("beta_raw", *_effects(beta_free, precision["beta"], data["centre_beta"], scales.beta)),
+        ("beta_mean", *_effects(one * (items_anchored.sum() > 0), per_dimension)),
+        ("s_severity", *_spread(scales.severity, j > 1 or judges_anchored, j)),
+        ("severity_raw", *judge_effects("severity", j if judges_anchored else j - 1, judges_anchored)),
+        ("s_dev", *_spread(scales.dev, has_dev, j * d)),
+        ("dev_raw", *judge_effects("dev", j * d if judges_anchored else (j - 1) * (d - 1), judges_anchored)),
+        ("severity_mean", *_effects(one * judges_anchored, total / d)),
+        ("s_alpha", *_spread(scales.alpha, use_alpha, j)),
+        ("alpha_raw", *judge_effects("alpha", (j - 1 + data["alphas_anchored"]) * use_alpha, data["alphas_anchored"])),
+        ("delta_raw", *_effects(data["C"] - d, total / data["C"])),
+        ("tau_raw", np.concatenate([_helmert(-x) for x in logits]), np.full(free, 1 / (1 + precision["tau"] * j))),
+        ("s_tau", *_spread(scales.tau, deviations > 0, deviations)),
+        ("kappa_raw", *judge_effects("tau", deviations, False)),
+        ("length", *_effects(one * data["use_length"], per_dimension)),
+        ("order", *_effects(data["use_order"], total / 4)),
+        ("own_family_effect", *_effects(data["use_own_family"], total / 10)),
+        ("own_model_effect", *_effects(data["use_own_model"], total / 20)),
+        ("s_halo", *_spread(SPREAD, data["P"] > 0, data["P"] / 10)),
+        ("halo_raw", *_effects(data["P"], total / max(data["P"], 1), 0.0)),
+        ("s_u", *_spread(scales.u, use_u, cells / 10)),
+        (
+            "u_raw",
+            *_effects(use_u * np.ones(len(u), int), precision["u"], data["centre_u"], of_cell),
+        ),
+    ]
+    return tuple((name, np.asarray(values, float), np.asarray(variances, float)) for name, values, variances in named)
+
+
+def _helmert(x: Floats) -> Floats:
+    """The free values that Stan's `sum_zero` turns into x - mean(x)."""
+    i = np.arange(1, len(x))
+    return np.asarray((np.cumsum(x)[:-1] - i * x[1:]) / np.sqrt(i * (i + 1)))
