@@ -57,8 +57,9 @@ class Data(Section):
 
 
 class Dual(Section):
-    controller: Literal["ascent", "nu_pi", "pid"] = "ascent"
-    """How multipliers follow the constraint values: gradient ascent, nu-PI (ICML 2024) or PID (ICML 2020)."""
+    controller: str = "ascent"
+    """How multipliers follow the constraint values: `ascent` (gradient ascent), `nu_pi` (nu-PI, ICML 2024) or `pid`
+    (PID, ICML 2020)."""
     eta: Positive = 0.3
     """Step size of the multipliers per optimizer step."""
     ema: float = Field(0.5, ge=0, lt=1)
@@ -75,17 +76,22 @@ class Dual(Section):
     """nu_pi and pid: integral gain."""
     kd: float = Field(0.0, ge=0, allow_inf_nan=False)
     """pid: derivative gain."""
+    options: dict[str, float] = {}
+    """Numbers that a controller of your own asks for, by name."""
 
 
 class Constraint(Section):
-    form: Literal["threshold", "balance", "margin", "protect"] = "threshold"
-    """What each dimension must satisfy (docs/method.md): loss level, loss balance, margin hinge, no give-back."""
+    form: str = "threshold"
+    """What each dimension must satisfy (docs/method.md): `threshold` (loss level), `balance` (loss balance), `margin`
+    (margin hinge), `protect` (no give-back)."""
     tolerance: Tolerance | dict[str, Tolerance] = 0.5
     """eps: one value for all dimensions or one per dimension; inf leaves a dimension unconstrained."""
     enforce: bool = True
     """false: measure and certify the constraints but keep every multiplier at 0 (the baselines of an ablation)."""
     slack: NonNegative = 0.0
     """margin form only: allowed mean hinge."""
+    options: dict[str, float] = {}
+    """Numbers that a form of your own asks for, by name."""
 
 
 class Objective(Section):

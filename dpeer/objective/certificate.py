@@ -16,7 +16,7 @@ from dpeer.config import Objective
 from dpeer.errors import DpeerError
 from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import Best, ConstraintSet
-from dpeer.objective.preference import edge_loss, margin_hinge
+from dpeer.objective.preference import edge_loss
 
 OUT_OF_REACH = 10**9  # records
 MIN_RECORDS = 20
@@ -94,17 +94,15 @@ def certify(
     of mean losses (`balance`), mean hinge (`margin`); for `protect` that the held-out loss is at most eps above the
     lowest smoothed TRAINING loss, so it needs the final `state` (a dimension never seen in training: undecided).
     """
-    if constraints.form == "protect" and state is None:
-        raise DpeerError("form 'protect' is judged against the best loss in training: pass the final dual state")
+    form = constraints.form
+    if not form.certifiable:
+        raise DpeerError(f"form {form.name!r} has no certificate: it does not say what held-out records would prove")
     margins, dims = edges.margins.detach().double().cpu(), edges.dims.long().cpu()
-    if constraints.form == "margin":
-        values = margin_hinge(margins, constraints.edge_tolerance[dims])
-    else:
-        values = edge_loss(margins, objective)
+    losses = edge_loss(margins, objective)
+    values = constraints.edge_values(margins, losses, dims) if form.own_values else losses
     sums, counts = _cluster_sums(values, dims, edges.records.long().cpu(), len(constraints.dimensions))
-    offsets = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
-    if constraints.form == "protect" and state is not None:
-        offsets = state.best.where(state.best.isfinite(), math.nan)
+    zeros = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
+    offsets = zeros + form.certified_offsets(state.best if state else None, len(zeros))
     tail = (1 - confidence) / (2 * max(1, int(constraints.finite.sum())))
     return [_verdict(c, constraints, sums, counts, offsets, tail) for c in range(len(constraints.names))]
 

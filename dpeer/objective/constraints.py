@@ -1,8 +1,8 @@
-"""The four constraint forms: from statistics to constraint values, and from multipliers back to weights.
+"""The constraints of a run: from statistics to constraint values, and from multipliers back to weights.
 
 The objective of one optimizer step is sum_d (loss_d L_d + hinge_d H_d), where L_d is the mean edge loss and H_d the
-mean margin hinge of dimension d over the global batch, and the weights are primary part + multipliers, divided by their
-sum. Only dimensions with edges in the step take part.
+mean of the form's own edge value (form `margin`: the hinge) of dimension d over the global batch, and the weights are
+primary part + multipliers, divided by their sum. Only dimensions with edges in the step take part.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import permutations
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dpeer.config import Constraint, Objective
 from dpeer.errors import ConfigError
+from dpeer.objective.forms import FORMS, Form
 from dpeer.objective.statistics import Summary
-
-Form = Literal["threshold", "balance", "margin", "protect"]
 
 
 class Best(Protocol):
@@ -35,12 +33,11 @@ class Best(Protocol):
 class ConstraintSet:
     """The constraints of a run; C of them over D dimensions.
 
-    form: constraint form, see `estimates`
+    form: what is bounded and how, see `forms`
     dimensions: the D dimension names
     names: C names, the dimension or "i over j" for `balance`
     members: C tuples of dimension indices, (d,) or (i, j) for `balance`
     tolerances: [C] fp64, eps of each constraint; inf means that it is never enforced
-    slack: allowed mean hinge of form `margin`
     enforce: False measures the constraints and leaves every multiplier at 0
     """
 
@@ -49,15 +46,12 @@ class ConstraintSet:
     names: tuple[str, ...]
     members: tuple[tuple[int, ...], ...]
     tolerances: Tensor
-    slack: float
     enforce: bool = True
 
     @property
     def bounds(self) -> Tensor:
-        """[C] fp64: what an estimate may not exceed: eps, or the allowed mean hinge for form `margin`."""
-        if self.form != "margin":
-            return self.tolerances
-        return torch.full_like(self.tolerances, self.slack).where(self.finite, math.inf)
+        """[C] fp64: what an estimate may not exceed."""
+        return self.form.bounds(self.tolerances)
 
     @property
     def finite(self) -> Tensor:
@@ -66,20 +60,26 @@ class ConstraintSet:
 
     @property
     def edge_tolerance(self) -> Tensor:
-        """[D] fp64: the eps that `margin_hinge` needs per dimension; inf (no hinge) outside form `margin`."""
-        if self.form == "margin":
+        """[D] fp64: the eps that the form's own edge values need per dimension; inf where it has none."""
+        if self.form.own_values:
             return self.tolerances
         return torch.full((len(self.dimensions),), math.inf, dtype=torch.float64)
 
-    @property
-    def plus(self) -> Tensor:
-        """[C] long: the dimension that must come down."""
-        return torch.tensor([m[0] for m in self.members], dtype=torch.long)
+    def sides(self) -> tuple[tuple[float, Tensor], ...]:
+        """(1, [C] dimension that must come down), and (-1, [C] dimension it is compared with) where there is one."""
+        width = len(self.members[0]) if self.members else 1
+        indices = (torch.tensor([m[k] for m in self.members], dtype=torch.long) for k in range(width))
+        return tuple(zip((1.0, -1.0), indices, strict=False))
 
-    @property
-    def minus(self) -> Tensor:
-        """[C] long: form `balance` only, the dimension that `plus` is compared with."""
-        return torch.tensor([m[1] for m in self.members], dtype=torch.long)
+    def combined(self, values: Tensor) -> Tensor:
+        """[C] of values [D]: each constraint's first member minus its second."""
+        return sum_of(values[index] if sign > 0 else -values[index] for sign, index in self.sides())
+
+    def edge_values(self, margins: Tensor, losses: Tensor, dims: Tensor) -> Tensor:
+        """[E]: the form's own value of each edge; 0 where it bounds the edge loss."""
+        if not self.form.own_values:
+            return torch.zeros_like(margins)
+        return self.form.edge_values(margins, losses, self.edge_tolerance.to(margins.device)[dims])
 
     def member_names(self, index: int) -> list[str]:
         """Names of the dimensions in one constraint."""
@@ -91,7 +91,7 @@ class Weights:
     """Weights of one step, fp64, >= 0. They sum to 1, or are all 0 if no dimension with edges has a positive weight.
 
     loss: [D] weight of the mean edge loss of each dimension
-    hinge: [D] weight of the mean margin hinge; 0 unless the form is `margin`
+    hinge: [D] weight of the mean of the form's own edge values, such as the margin hinge; 0 where it has none
     """
 
     loss: Tensor
@@ -101,26 +101,21 @@ class Weights:
 def build_constraints(constraint: Constraint, dimensions: tuple[str, ...]) -> ConstraintSet:
     """Constraints over the data's dimensions.
 
-    `balance` gives two one-sided constraints per pair, L_i - L_j <= eps_i for each ordered (i, j): the Lagrangian stays
-    linear in every L_d, and with one eps per dimension eps_i says how far dimension i may lag behind any other.
-    ConfigError: a tolerance for an unknown dimension, or none for a known one.
+    ConfigError: an unknown form or option, a tolerance for an unknown dimension, or none for a known one.
     """
     if isinstance(constraint.tolerance, Mapping):
         check_dimensions("objective.constraint.tolerance", constraint.tolerance, dimensions)
         eps = [constraint.tolerance[d] for d in dimensions]
     else:
         eps = [constraint.tolerance] * len(dimensions)
-    indices = range(len(dimensions))
-    members: tuple[tuple[int, ...], ...] = tuple((d,) for d in indices)
-    if constraint.form == "balance":
-        members = tuple(permutations(indices, 2))
+    form = FORMS[constraint.form](constraint.slack, constraint.options)
+    members = form.members(len(dimensions))
     return ConstraintSet(
-        form=constraint.form,
+        form=form,
         dimensions=dimensions,
         names=tuple(" over ".join(dimensions[d] for d in m) for m in members),
         members=members,
         tolerances=torch.tensor([eps[m[0]] for m in members], dtype=torch.float64),
-        slack=constraint.slack,
         enforce=constraint.enforce,
     )
 
@@ -145,24 +140,13 @@ def check_dimensions(field: str, given: Iterable[str], dimensions: tuple[str, ..
 def estimates(constraints: ConstraintSet, summary: Summary, state: Best) -> tuple[Tensor, Tensor]:
     """What each constraint bounds, and its standard error: ([C], [C]) fp64, nan where a dimension has no edges.
 
-    - `threshold`: L_d
-    - `balance`: L_i - L_j. Its standard error is the upper limit se_i + se_j: the covariance of two dimensions that
-      share prompts is not in the statistics (the certificate uses it)
-    - `margin`: mean hinge [eps - m]+
-    - `protect`: L_d - best_d, best_d being the lowest smoothed L_d before this step; 0 at the first observation
+    Of two members the standard error is the upper limit se_i + se_j: the covariance of two dimensions that share
+    prompts is not in the statistics (the certificate uses it).
     """
-    d = constraints.plus
-    match constraints.form:
-        case "threshold":
-            return summary.loss[d], summary.loss_se[d]
-        case "margin":
-            return summary.hinge[d], summary.hinge_se[d]
-        case "balance":
-            j = constraints.minus
-            return summary.loss[d] - summary.loss[j], summary.loss_se[d] + summary.loss_se[j]
-        case "protect":
-            best = state.best.where(state.best.isfinite(), summary.loss)
-            return (summary.loss - best)[d], summary.loss_se[d]
+    own = constraints.form.own_values
+    mean, se = (summary.hinge, summary.hinge_se) if own else (summary.loss, summary.loss_se)
+    mean = mean - constraints.form.offsets(state.best, summary)
+    return constraints.combined(mean), sum_of(se[index] for _, index in constraints.sides())
 
 
 def constraint_values(constraints: ConstraintSet, summary: Summary, state: Best) -> tuple[Tensor, Tensor]:
@@ -198,21 +182,21 @@ def dimension_weights(
 ) -> Weights:
     """Weights of one step from the multipliers [C] and the global edge counts [D] of that step.
 
-    Forms `threshold`, `balance` and `protect` are linear in L_d: each multiplier adds to (for the second member of a
-    `balance` pair: subtracts from) the loss weight of its dimension; negative results are floored at 0. Form `margin`
-    is the exact Lagrangian: its multiplier weighs the mean hinge itself. Kind `sft` has no edge terms: all are 0.
+    Where the form bounds the edge loss, each multiplier adds to (for the second member of a pair: subtracts from) the
+    loss weight of its dimension; negative results are floored at 0. Where it bounds an edge value of its own, this is
+    the exact Lagrangian: the multiplier weighs the mean of that value itself. Kind `sft` has no edge terms: all are 0.
     """
     zeros = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
     if objective.kind == "sft":
         return Weights(loss=zeros, hinge=zeros)
     primary = primary_weights(objective, constraints.dimensions, edge_counts)
-    pressure = zeros.index_add(0, constraints.plus, multipliers)
-    if constraints.form == "balance":
-        pressure = pressure.index_add(0, constraints.minus, -multipliers)
+    pressure = zeros
+    for sign, index in constraints.sides():
+        pressure = pressure.index_add(0, index, sign * multipliers)
     pressure = pressure * (edge_counts > 0)
     if not pressure.any():
         return Weights(loss=primary, hinge=zeros)
-    if constraints.form == "margin":
+    if constraints.form.own_values:
         both = _normalised(torch.stack([primary, pressure]))
         return Weights(loss=both[0], hinge=both[1])
     return Weights(loss=_normalised((primary + pressure).clamp(min=0)), hinge=zeros)
@@ -228,6 +212,13 @@ def edge_coefficients(weights: Weights, edge_counts: Tensor, dims: Tensor) -> tu
     total = counts.sum()
     per_edge = (weights.loss / counts).where(weights.loss != counts / total, 1 / total)
     return per_edge.to(dims.device)[dims], (weights.hinge / counts).to(dims.device)[dims]
+
+
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
+    first, *rest = terms
+    for term in rest:
+        first = first + term
+    return first
 
 
 def _normalised(weights: Tensor) -> Tensor:

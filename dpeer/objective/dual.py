@@ -13,6 +13,7 @@ from torch import Tensor
 from dpeer.config import Dual, Objective
 from dpeer.errors import CheckpointError, DpeerError
 from dpeer.objective.constraints import ConstraintSet, check_dimensions, constraint_values
+from dpeer.objective.controllers import CONTROLLERS, Reading
 from dpeer.objective.statistics import Summary
 
 DIGEST_BITS = 48
@@ -71,7 +72,9 @@ class DualState:
 
 
 def initial_state(constraints: ConstraintSet, objective: Objective) -> DualState:
-    """All multipliers at 0, nothing observed. ConfigError: fixed primary weights that do not fit the dimensions."""
+    """All multipliers at 0, nothing observed. ConfigError: an unknown controller or option of it, or fixed primary
+    weights that do not fit the dimensions."""
+    CONTROLLERS[objective.dual.controller](objective.dual)
     n_constraints, n_dims = len(constraints.names), len(constraints.dimensions)
     if isinstance(objective.primary, dict):
         check_dimensions("objective.primary", objective.primary, constraints.dimensions)
@@ -93,15 +96,12 @@ def initial_state(constraints: ConstraintSet, objective: Objective) -> DualState
 def update(state: DualState, constraints: ConstraintSet, objective: Objective, summary: Summary) -> DualState:
     """One dual step: from the statistics of a global batch to the multipliers of the next one.
 
-    - `ascent`: lambda + eta g_hat, g_hat the moving average of g
-    - `nu_pi` (Sohrabi et al. 2024): lambda + eta (ki g + kp (xi - xi_previous)), xi_{-1} = 0
-    - `pid` (Stooke et al. 2020): I + eta (kp g + kd [g - g_previous]+) with the integral I = [I + eta ki g] in [0, max]
-
-    The result is clipped to [0, max]. It stays put inside the dead zone, abs(g) < dead_zone (g_hat for `ascent`).
-    A constraint that was not observed keeps everything. Kind `sft` has no constraints to enforce: none is observed.
-    DpeerError: the loss of a dimension is not finite.
+    The controller (`controllers`) says where the multipliers want to go; the result is clipped to [0, max]. It stays
+    put inside the dead zone, abs(error) < dead_zone. A constraint that was not observed keeps everything. Kind `sft` has no
+    constraints to enforce: none is observed. DpeerError: the loss of a dimension is not finite.
     """
     dual = objective.dual
+    controller = CONTROLLERS[dual.controller](dual)
     g, observed = constraint_values(constraints, summary, state)
     _check_finite(summary, constraints, state.step + 1)
     if objective.kind == "sft":
@@ -112,14 +112,9 @@ def update(state: DualState, constraints: ConstraintSet, objective: Objective, s
     integral = (state.integral + dual.eta * dual.ki * g).clamp(0, dual.max)
     rise = (g - state.previous).clamp(min=0).where(state.observations > 0, 0.0)
 
-    match dual.controller:
-        case "ascent":
-            error, target = smoothed, state.multipliers + dual.eta * smoothed
-        case "nu_pi":
-            error, target = g, state.multipliers + dual.eta * (dual.ki * g + dual.kp * (xi - state.xi))
-        case "pid":
-            error, target = g, integral + dual.eta * (dual.kp * g + dual.kd * rise)
-    moves = observed & (error.abs() >= dual.dead_zone)
+    reading = Reading(g, smoothed, xi, state.xi, integral, rise, state.multipliers)
+    moves = observed & (controller.error(reading).abs() >= dual.dead_zone)
+    target = controller.target(reading)
     multipliers = target.clamp(0, dual.max).where(moves, state.multipliers)
 
     has_edges = summary.edges > 0

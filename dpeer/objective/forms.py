@@ -1,0 +1,133 @@
+"""The constraint forms, one class each: what is bounded, by what, and how it is certified on held-out records.
+
+Every form bounds linear combinations of per-dimension means: g_c = sum over members of +-(q_d - offset_d) - bound_c,
+which must be <= 0; q_d is the mean over the dimension's edges of the edge loss or of a value of the form's own. The first member of a
+constraint counts positive, a second one negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import permutations
+from typing import TYPE_CHECKING, ClassVar
+
+from dpeer.objective.registry import Registry, options_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpeer.objective.statistics import Summary
+
+
+class Form:
+    """Base of all forms. A subclass with a `name` is registered; `meaning` and `certifiable` have no default.
+
+    name: what recipes say
+    meaning: a clause in plain words, for cards and reports
+    certifiable: True only if the mean of `edge_values` (or of the edge loss) minus `certified_offsets` over held-out
+        records, compared with the bound, is what the form promises
+    own_values: the bounded quantity is the mean of `edge_values`, not of the edge loss
+    bounds_loss: a tolerance is a level of the edge loss itself, so that it may be drawn into plots of the loss
+    options: names of further numbers in `constraint.options` with their defaults; None must be given
+    """
+
+    name: ClassVar[str]
+    meaning: ClassVar[str]
+    certifiable: ClassVar[bool]
+    own_values: ClassVar[bool] = False
+    bounds_loss: ClassVar[bool] = False
+    options: ClassVar[Mapping[str, float | None]] = {}
+
+    def __init_subclass__(cls) -> None:
+        for attribute in ("name", "meaning", "certifiable"):
+            if attribute not in vars(cls):
+                raise TypeError(f"constraint form {cls.__name__} does not say its {attribute}")
+        FORMS.add(cls.name, cls)
+
+    def __init__(self, slack: float = 0.0, options: Mapping[str, float] | None = None) -> None:
+        self.slack = slack
+        self.values = options_of("objective.constraint.options", self.options, options or {})
+
+    def members(self, dimensions: int) -> tuple[tuple[int, ...], ...]:
+        """Dimension indices of each constraint: one, or two of which the second counts negative."""
+        return tuple((d,) for d in range(dimensions))
+
+    def bounds(self, tolerances: Tensor) -> Tensor:
+        """[C]: what an estimate may not exceed, from the tolerances [C]; inf stays inf."""
+        return tolerances
+
+    def edge_values(self, margins: Tensor, losses: Tensor, tolerances: Tensor) -> Tensor:
+        """[E], differentiable: the form's own value of each edge, from its margin, loss and tolerance. Read where
+        `own_values` is set."""
+        raise AssertionError(f"form {self.name} bounds the edge loss")
+
+    def offsets(self, best: Tensor, summary: Summary) -> Tensor | float:
+        """[D] or a number: what is subtracted from each mean in training; `best` is the lowest smoothed loss so far."""
+        return 0.0
+
+    def certified_offsets(self, best: Tensor | None, dimensions: int) -> Tensor | float:
+        """[D] or a number: what is subtracted from each held-out mean; nan where it is unknown."""
+        return 0.0
+
+
+FORMS: Registry[Form] = Registry("objective.constraint.form")
+
+
+class Threshold(Form):
+    """L_d <= eps_d."""
+
+    name = "threshold"
+    meaning = "the mean edge loss of each dimension stays at or below its tolerance"
+    certifiable = True
+    bounds_loss = True
+
+
+class Balance(Form):
+    """L_i - L_j <= eps_i for each ordered pair (i, j).
+
+    The Lagrangian stays linear in every L_d, and with one eps per dimension eps_i says how far dimension i may lag
+    behind any other.
+    """
+
+    name = "balance"
+    meaning = "the mean edge loss of no dimension exceeds that of another by more than its tolerance"
+    certifiable = True
+
+    def members(self, dimensions: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(permutations(range(dimensions), 2))
+
+
+class Margin(Form):
+    """Mean hinge [eps_d - m]+ <= slack; its multiplier weighs the hinge itself."""
+
+    name = "margin"
+    meaning = "the mean hinge [tolerance - margin]+ of each dimension stays at or below the slack"
+    certifiable = True
+    own_values = True
+
+    def bounds(self, tolerances: Tensor) -> Tensor:
+        return tolerances.where(~tolerances.isfinite(), self.slack)
+
+    def edge_values(self, margins: Tensor, losses: Tensor, tolerances: Tensor) -> Tensor:
+        from dpeer.objective.preference import margin_hinge
+
+        return margin_hinge(margins, tolerances)
+
+
+class Protect(Form):
+    """L_d - best_d <= eps_d, best_d being the lowest smoothed L_d before this step; 0 at the first observation."""
+
+    name = "protect"
+    meaning = "the mean edge loss of no dimension rises above its best so far by more than its tolerance"
+    certifiable = True
+
+    def offsets(self, best: Tensor, summary: Summary) -> Tensor:
+        return best.where(best.isfinite(), summary.loss)
+
+    def certified_offsets(self, best: Tensor | None, dimensions: int) -> Tensor:
+        from dpeer.errors import DpeerError
+
+        if best is None:
+            raise DpeerError("form 'protect' is judged against the best loss in training: pass the final dual state")
+        return best.where(best.isfinite(), math.nan)
