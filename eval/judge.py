@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from dpeer.errors import DpeerError
-from dpeer.eval.backends.engine import Answer, Call, Method
+from dpeer.eval.backends.registry import BACKENDS
+from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
-from dpeer.eval.run import Connect, Work, execute, read_rates, settings_of
+from dpeer.eval.run import Connect, Work, execute, read_rates
 from dpeer.eval.store.parts import drop_rows, lock, parts, read_table, write_part, write_table
 from dpeer.eval.store.schema import RATINGS
 
@@ -107,12 +107,8 @@ def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:
 
 def _writer(cfg: EvalConfig, planned: Plan, served: Served, todo: pd.DataFrame) -> Callable[[Sequence[Answer]], None]:
     by_id = todo.set_index("rating_id", drop=False)
-    settings = settings_of(cfg, served)
-    local = served.backend == "vllm"
-    common = {
-        "dtype": settings.dtype if local else None,
-        "batch_invariant": settings.batch_invariant if local else None,
-    }
+    conditions = BACKENDS[served.backend].conditions(served, cfg.engine_of(served))
+    common = {column: conditions.get(column) for column in ("dtype", "batch_invariant")}
     folder = ratings_folder(cfg) / f"judge={served.name}"
 
     def write(answers: Sequence[Answer]) -> None:
@@ -196,7 +192,7 @@ def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tup
     if not len(conversations):
         return 0.0, 0.0, True
     chosen = conversations[:SAMPLE]  # shuffled already: the first are a random sample
-    tokenizer = _tokenizer(served)
+    tokenizer = BACKENDS[served.backend].tokenizer(served)
     prompt = shared = 0.0
     before = None
     for call in calls(planned, todo[todo["response_id"].isin(chosen)], mode):
@@ -214,15 +210,3 @@ def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tup
 
 BYTES_PER_TOKEN = 4.0
 """Characters per token of English text, where the tokenizer is not here."""
-
-
-def _tokenizer(served: Served) -> Any:
-    """The judge's tokenizer if it is on this machine already."""
-    from dpeer.model.lm import load_tokenizer
-
-    if served.backend == "openai":
-        return None
-    try:
-        return load_tokenizer(served.path, served.revision)
-    except (DpeerError, OSError):
-        return None

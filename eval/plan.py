@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
+from dpeer.eval.backends.families import family_of_name
+from dpeer.eval.backends.registry import BACKENDS, family, identity
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.irt import design
 from dpeer.eval.irt.linking import linked_design, planned_ratings
@@ -19,8 +21,6 @@ from dpeer.eval.irt.types import Bools, Options
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import Rubric, load_rubric
 from dpeer.eval.responses import load_responses
-from dpeer.eval.run import settings_of
-from dpeer.eval.served import family, family_of_name, served_hash, words_hash
 from dpeer.eval.store.parts import anti_join, content_id, done_ids
 
 ORDERS = ("up", "down")
@@ -121,7 +121,7 @@ def _rows(
     shuffled = responses.iloc[np.random.default_rng([cfg.seed, index]).permutation(len(responses))]
     own = {
         "judge": judge.name,
-        "judge_hash": served_hash(judge),
+        "judge_hash": identity(judge),
         "rubric_hash": rubric.hash,
         "mode": cfg.judging.mode,
     }
@@ -158,15 +158,13 @@ def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: A
 
 def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
     """Everything besides the texts that a rating depends on."""
-    judging, settings = cfg.judging, settings_of(cfg, judge)
+    judging = cfg.judging
     how: dict[str, Any] = (
         {"min_mass": judging.min_mass, "score": judging.score}
         if judging.mode == "logprob"
         else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
     )
-    if judge.backend == "vllm":
-        how |= {"dtype": settings.dtype, "batch_invariant": settings.batch_invariant, "words": words_hash(judge)}
-    return how
+    return how | BACKENDS[judge.backend].conditions(judge, cfg.engine_of(judge))
 
 
 def temperature(cfg: EvalConfig) -> float:
@@ -209,7 +207,7 @@ def _related(
     judges: Sequence[Served], families: Mapping[str, str | None], hashes: Mapping[str, str | None]
 ) -> Iterator[str]:
     for judge in judges:
-        own, kind = served_hash(judge), family(judge)
+        own, kind = identity(judge), family(judge)
         relatives = []
         for model in families:
             if own == hashes[model]:

@@ -7,14 +7,19 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from dpeer.errors import ClusterError, ConfigError
-from dpeer.eval.backends.engine import Answer, Call, Job, messages, refused
+from dpeer.eval.backends.config import Farm, Served
+from dpeer.eval.backends.registry import BACKENDS
+from dpeer.eval.backends.types import Answer, Answers, Backend, Call, Job, Say, messages, refused
 from dpeer.eval.questions.readout import json_schema
+from dpeer.eval.store.parts import content_id
 
 if TYPE_CHECKING:
     import openai
@@ -34,6 +39,23 @@ GIVE_UP = 20
 """Conversations in a row that the endpoint refuses before the fault is taken to be the recipe's, not the texts'."""
 TOP = 20
 """Most log-probabilities that the protocol lets us ask for."""
+
+
+class OpenAI(Backend):
+    """Any OpenAI-compatible endpoint: its address and the name that it knows are all that can be said of the model."""
+
+    def check(self, served: Served) -> None:
+        if not served.base_url:
+            raise ConfigError("backend openai needs base_url, the address of the endpoint")
+
+    def identity(self, served: Served) -> str:
+        return content_id(base_url=served.base_url, path=served.path, revision=served.revision)
+
+    def session(self, farm: Farm, say: Say) -> AbstractContextManager[Answers]:
+        return nullcontext(partial(answers, timeout_s=min(TIMEOUT_S, farm.timeout_s)))
+
+
+BACKENDS.register("openai", OpenAI())
 
 
 def answers(job: Job, calls: Iterable[Call], timeout_s: float = TIMEOUT_S) -> Iterator[list[Answer]]:

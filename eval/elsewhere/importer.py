@@ -17,8 +17,8 @@ from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.parse import Invalid
 from dpeer.data.read import Row, rows
 from dpeer.errors import ConfigError, DataError
-from dpeer.eval.cells import cell, empty
 from dpeer.eval.questions.prompting import visible
+from dpeer.eval.store.columns import column_value, empty
 from dpeer.eval.store.parts import content_id
 from dpeer.eval.store.schema import RATINGS
 
@@ -177,7 +177,7 @@ def _ratings(
         raise Invalid(columns.get("sample", "sample"), f"must be a whole number from 0 up, got {excerpt(sample)}")
     for column, (dimension, criterion) in scores.items():
         dimension, criterion = dimension or names["dimension"], criterion or names["criterion"]
-        label = _label(cell(row, column))
+        label = _label(column_value(row, column))
         score = scale.score(label, dimension, column)
         yield {
             "response_id": names.get("response_id")
@@ -200,14 +200,14 @@ _NAMES = (*REQUIRED, *DEFAULTS, "response_id")
 
 
 def _name(row: Row, column: str) -> str:
-    name = _label(cell(row, column))
+    name = _label(column_value(row, column))
     if not name or not name.isprintable():
         raise Invalid(column, f"a name or id is needed, got {excerpt(row.cells[column])}")
     return name
 
 
 def _text(row: Row, column: str) -> str | None:
-    value = cell(row, column)
+    value = column_value(row, column)
     return visible(value) if isinstance(value, str) else _label(value) or None
 
 

@@ -14,8 +14,8 @@ from dpeer.data.load import HUB_ID, _file, _hub_rows, splits
 from dpeer.data.parse import Invalid
 from dpeer.data.read import SUFFIXES, Row, rows
 from dpeer.errors import ConfigError, DataError
-from dpeer.eval.cells import cell, identifier, prompt_text
-from dpeer.eval.config import Prompts
+from dpeer.eval.questions.config import Prompts
+from dpeer.eval.store.columns import column_value, identifier, prompt_text
 
 KEY_DIGITS = 16
 """Hex digits of the sha256 of a prompt that serve as its id."""
@@ -81,10 +81,10 @@ def _rows(source: str) -> tuple[list[Row], list[Fault]]:
 
 
 def _item(row: Row, prompts: Prompts) -> dict[str, object]:
-    prompt = prompt_text(cell(row, prompts.prompt, ADVICE), prompts.prompt)
+    prompt = prompt_text(column_value(row, prompts.prompt, ADVICE), prompts.prompt)
     if prompts.id is None:
         item = hashlib.sha256(prompt.encode()).hexdigest()[:KEY_DIGITS]
     else:
-        item = identifier(cell(row, prompts.id, ADVICE), prompts.id)
+        item = identifier(column_value(row, prompts.id, ADVICE), prompts.id)
     meta = {f"meta_{name}": value for name, value in row.cells.items() if name not in (prompts.prompt, prompts.id)}
     return {"item": item, "prompt": prompt, **meta}
