@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
@@ -15,7 +16,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries by name. The first look-up imports every file of `package`, and those that define an entry register it.
 
-    So a file of that folder must be cheap to import: what is heavy is imported inside functions.
+    So a file of that folder must be cheap to import: what is heavy is imported inside functions. Other distributions
+    join in through the entry point group that is called like the package; each point names a module to import.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -48,6 +50,8 @@ class Registry(Generic[T]):
         if not self._complete:
             for module in iter_modules(import_module(self.package).__path__):
                 import_module(f"{self.package}.{module.name}")
+            for point in entry_points(group=self.package):
+                point.load()
             self._complete = True
 
 

@@ -83,6 +83,7 @@ class Backend(Protocol):
 
     def check(self, served: Served) -> None:
         """Raises ConfigError where a setting that this backend needs is missing. Reads nothing but the config."""
+        return None
 
     @abstractmethod
     def identity(self, served: Served) -> str:
