@@ -47,11 +47,11 @@ def judge(
             console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
         if len(planned.todo) or not _holds(table, folder, planned):
-            found = read_table(folder).set_index("rating_id")
+            ratings = read_table(folder).set_index("rating_id")
             # What only marks a row, such as a family that was corrected since, is not part of its id.
             marks = planned.rows.set_index("rating_id")[list(MARKS)]
-            found = found.loc[marks.index].assign(**marks)
-            write_table(table, found.reset_index()[RATINGS.names])
+            ratings = ratings.loc[marks.index].assign(**marks)
+            write_table(table, ratings.reset_index()[RATINGS.names])
     show_statuses(pd.read_parquet(table, columns=["judge", "status"]), "judge", console)
     return table
 
@@ -65,14 +65,14 @@ def _holds(table: Path, folder: Path, planned: Plan) -> bool:
     try:
         if any(part.stat().st_mtime_ns > table.stat().st_mtime_ns for part in parts(folder)):
             return False
-        there = pd.read_parquet(table, columns=columns)
+        written = pd.read_parquet(table, columns=columns)
     except (OSError, ValueError):
         return False
-    if len(there) != len(planned.rows):
+    if len(written) != len(planned.rows):
         return False
-    wanted = planned.rows[columns].astype(object).where(planned.rows[columns].notna(), None)
-    there = there.astype(object).where(there.notna(), None)
-    return set(there.itertuples(index=False, name=None)) == set(wanted.itertuples(index=False, name=None))
+    planned_rows = planned.rows[columns].astype(object).where(planned.rows[columns].notna(), None)
+    written = written.astype(object).where(written.notna(), None)
+    return set(written.itertuples(index=False, name=None)) == set(planned_rows.itertuples(index=False, name=None))
 
 
 def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
@@ -155,14 +155,14 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
     give tokens_per_second, computed prompt tokens and output tokens per second of all replicas together, or run once).
     """
     rates = read_rates(ratings_folder(cfg))
-    found = []
+    costs = []
     for served in cfg.judges:
         todo = planned.todo[planned.todo["judge"] == served.name]
         prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.mode)
         rate = rates.get(f"{served.name}/{cfg.judging.mode}")
         output = len(todo) * (1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens)
         computed = prompt - shared + output
-        found.append(
+        costs.append(
             {
                 "judge": served.name,
                 "calls": len(todo),
@@ -172,7 +172,7 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
                 "seconds": _seconds(len(todo), computed, tokens_per_second, rate),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(costs)
 
 
 def _seconds(calls: int, computed: float, tokens_per_second: float | None, rate: dict[str, Any] | None) -> float:

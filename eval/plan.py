@@ -107,10 +107,10 @@ def _chosen(cfg: EvalConfig, responses: pd.DataFrame) -> Bools:
         return np.ones((len(responses), judges), bool)
     models, items = pd.factorize(responses["model"], sort=True), pd.factorize(responses["item"], sort=True)
     spec = cfg.design
-    cells: Bools = linked_design(
+    rated: Bools = linked_design(
         len(models[1]), len(items[1]), judges, min(spec.anchors, len(items[1])), spec.judges_per_response, cfg.seed
     )
-    return np.asarray(cells[models[0], items[0]], bool)
+    return np.asarray(rated[models[0], items[0]], bool)
 
 
 def _rows(
@@ -152,7 +152,7 @@ def _rows(
 
 
 def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: Any) -> str:
-    """What a judge is told around prompt and response: the rubric's words and dpeer's own."""
+    """What a judge reads around prompt and response: the rubric's words and dpeer's own."""
     return content_id(texts=[s.text for s in judge_segments(rubric, "", "", dimension, criterion, order, mode)])
 
 
@@ -174,12 +174,12 @@ def temperature(cfg: EvalConfig) -> float:
 
 def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:
     """Family of each response's model: as the config says, else its row, else as the model or its name tells."""
-    said = {m.name: family(m) for m in cfg.models if m.family}
+    stated = {m.name: family(m) for m in cfg.models if m.family}
     known = {m.name: family(m) for m in cfg.models}
     names = responses["model"]
     guessed = names.map({m: known.get(m) or family_of_name(m) for m in names.unique()})
-    found = names.map(said).fillna(responses["family"].str.lower()).fillna(guessed).astype(object)
-    return found.where(found.notna(), None)
+    families = names.map(stated).fillna(responses["family"].str.lower()).fillna(guessed).astype(object)
+    return families.where(families.notna(), None)
 
 
 def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:

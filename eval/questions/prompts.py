@@ -33,11 +33,11 @@ def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
     """
     if not prompts.path:
         raise ConfigError("prompts.path is empty; give a file (.csv, .jsonl, .parquet), a folder or a hub id")
-    found, faults = _rows(prompts.path)
+    given, faults = _rows(prompts.path)
     items: dict[str, dict[str, object]] = {}
     origin: dict[str, str] = {}
     repeated = 0
-    for row in found:
+    for row in given:
         try:
             item = _item(row, prompts)
             if prompts.id is not None and item["item"] in items:
@@ -74,10 +74,10 @@ def _rows(source: str) -> tuple[list[Row], list[Fault]]:
     split = "test" if "test" in splits(source) else "train"
     if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
         return rows(_file(path, split))
-    found = _hub_rows(source, split)
-    if not found:
+    given = _hub_rows(source, split)
+    if not given:
         raise DataError(f"{source}: the {split} split holds no rows")
-    return found, []
+    return given, []
 
 
 def _item(row: Row, prompts: Prompts) -> dict[str, object]:

@@ -56,15 +56,15 @@ class Rubric:
 
     def criterion(self, dimension: str, criterion: str) -> Criterion:
         """Raises ConfigError that lists what there is."""
-        found = self.dimensions.get(dimension)
-        if found is None:
+        content = self.dimensions.get(dimension)
+        if content is None:
             raise ConfigError(f"rubric {self.name} has no dimension {dimension!r}; it has {_listed(self.dimensions)}")
-        if criterion not in found.criteria:
+        if criterion not in content.criteria:
             raise ConfigError(
                 f"rubric {self.name}: dimension {dimension} has no criterion {criterion!r}; "
-                f"it has {_listed(found.criteria)}"
+                f"it has {_listed(content.criteria)}"
             )
-        return found.criteria[criterion]
+        return content.criteria[criterion]
 
 
 def load_rubric(name_or_path: str | Path) -> Rubric:

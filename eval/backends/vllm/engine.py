@@ -49,16 +49,16 @@ class Engine:
 
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
         """One answer per call, in order. Engine faults raise; a call that vLLM refuses becomes an error answer."""
-        found: dict[str, Answer] = {}
+        answers: dict[str, Answer] = {}
         fitting: list[tuple[Call, list[int]]] = []
         for call in calls:
             ids = encode(self.tokenizer, call, self.job.method)
             if room(self.job.method, len(ids), self.longest):
                 fitting.append((call, ids))
             else:
-                found[call.id] = too_long(call, len(ids), self.longest)
-        found |= {answer.id: answer for answer in self._generate(fitting)}
-        return [found[call.id] for call in calls]
+                answers[call.id] = too_long(call, len(ids), self.longest)
+        answers |= {answer.id: answer for answer in self._generate(fitting)}
+        return [answers[call.id] for call in calls]
 
     def close(self) -> None:
         """Free the model, so that this process can load another (CPU)."""
@@ -225,8 +225,8 @@ def context_length(job: Job) -> int:
     """Longest prompt plus reply in tokens: engine.max_model_len, or what the model was built for where that is less."""
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(job.served.path, revision=job.served.revision, trust_remote_code=False)
-    own = getattr(found.get_text_config(), "max_position_embeddings", None)
+    described = AutoConfig.from_pretrained(job.served.path, revision=job.served.revision, trust_remote_code=False)
+    own = getattr(described.get_text_config(), "max_position_embeddings", None)
     return min(job.settings.max_model_len, own) if own else job.settings.max_model_len
 
 
