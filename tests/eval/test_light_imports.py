@@ -33,8 +33,8 @@ def test_light_modules_load_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from dpeer.eval.backends.registry import BACKENDS; assert BACKENDS.names() == ('openai', 'vllm')",
-        "from dpeer.eval.elsewhere.benchmarks import BENCHMARKS; assert BENCHMARKS.names() == ('xstest',)",
+        "from dpeer.eval.backends.registry import BACKENDS; assert {'openai', 'vllm'} <= {*BACKENDS.names()}",
+        "from dpeer.eval.elsewhere.benchmarks import BENCHMARKS; assert 'xstest' in BENCHMARKS.names()",
         "from dpeer.eval.config import EvalConfig; EvalConfig(name='n', judges=[{'name': 'j', 'path': 'p'}])",
     ],
 )
