@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from dpeer.eval.backends.engine import Answer, Call, Method
+from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import Segment, visible

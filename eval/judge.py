@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from dpeer.errors import DpeerError
-from dpeer.eval.backends.engine import Answer, Call, Method
+from dpeer.eval.backends.registry import BACKENDS
+from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
-from dpeer.eval.run import Connect, Work, execute, read_rates, settings_of
+from dpeer.eval.run import Connect, Work, execute, read_rates
 from dpeer.eval.store.parts import drop_rows, lock, parts, read_table, write_part, write_table
 from dpeer.eval.store.schema import RATINGS
 
@@ -47,11 +47,11 @@ def judge(
             console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
         if len(planned.todo) or not _holds(table, folder, planned):
-            found = read_table(folder).set_index("rating_id")
+            ratings = read_table(folder).set_index("rating_id")
             # What only marks a row, such as a family that was corrected since, is not part of its id.
             marks = planned.rows.set_index("rating_id")[list(MARKS)]
-            found = found.loc[marks.index].assign(**marks)
-            write_table(table, found.reset_index()[RATINGS.names])
+            ratings = ratings.loc[marks.index].assign(**marks)
+            write_table(table, ratings.reset_index()[RATINGS.names])
     show_statuses(pd.read_parquet(table, columns=["judge", "status"]), "judge", console)
     return table
 
@@ -65,14 +65,14 @@ def _holds(table: Path, folder: Path, planned: Plan) -> bool:
     try:
         if any(part.stat().st_mtime_ns > table.stat().st_mtime_ns for part in parts(folder)):
             return False
-        there = pd.read_parquet(table, columns=columns)
+        written = pd.read_parquet(table, columns=columns)
     except (OSError, ValueError):
         return False
-    if len(there) != len(planned.rows):
+    if len(written) != len(planned.rows):
         return False
-    wanted = planned.rows[columns].astype(object).where(planned.rows[columns].notna(), None)
-    there = there.astype(object).where(there.notna(), None)
-    return set(there.itertuples(index=False, name=None)) == set(wanted.itertuples(index=False, name=None))
+    planned_rows = planned.rows[columns].astype(object).where(planned.rows[columns].notna(), None)
+    written = written.astype(object).where(written.notna(), None)
+    return set(written.itertuples(index=False, name=None)) == set(planned_rows.itertuples(index=False, name=None))
 
 
 def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
@@ -107,12 +107,8 @@ def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:
 
 def _writer(cfg: EvalConfig, planned: Plan, served: Served, todo: pd.DataFrame) -> Callable[[Sequence[Answer]], None]:
     by_id = todo.set_index("rating_id", drop=False)
-    settings = settings_of(cfg, served)
-    local = served.backend == "vllm"
-    common = {
-        "dtype": settings.dtype if local else None,
-        "batch_invariant": settings.batch_invariant if local else None,
-    }
+    conditions = BACKENDS[served.backend].conditions(served, cfg.engine_of(served))
+    common = {column: conditions.get(column) for column in ("dtype", "batch_invariant")}
     folder = ratings_folder(cfg) / f"judge={served.name}"
 
     def write(answers: Sequence[Answer]) -> None:
@@ -159,14 +155,14 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
     give tokens_per_second, computed prompt tokens and output tokens per second of all replicas together, or run once).
     """
     rates = read_rates(ratings_folder(cfg))
-    found = []
+    costs = []
     for served in cfg.judges:
         todo = planned.todo[planned.todo["judge"] == served.name]
         prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.mode)
         rate = rates.get(f"{served.name}/{cfg.judging.mode}")
         output = len(todo) * (1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens)
         computed = prompt - shared + output
-        found.append(
+        costs.append(
             {
                 "judge": served.name,
                 "calls": len(todo),
@@ -176,7 +172,7 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
                 "seconds": _seconds(len(todo), computed, tokens_per_second, rate),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(costs)
 
 
 def _seconds(calls: int, computed: float, tokens_per_second: float | None, rate: dict[str, Any] | None) -> float:
@@ -196,7 +192,7 @@ def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tup
     if not len(conversations):
         return 0.0, 0.0, True
     chosen = conversations[:SAMPLE]  # shuffled already: the first are a random sample
-    tokenizer = _tokenizer(served)
+    tokenizer = BACKENDS[served.backend].tokenizer(served)
     prompt = shared = 0.0
     before = None
     for call in calls(planned, todo[todo["response_id"].isin(chosen)], mode):
@@ -214,15 +210,3 @@ def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tup
 
 BYTES_PER_TOKEN = 4.0
 """Characters per token of English text, where the tokenizer is not here."""
-
-
-def _tokenizer(served: Served) -> Any:
-    """The judge's tokenizer if it is on this machine already."""
-    from dpeer.model.lm import load_tokenizer
-
-    if served.backend == "openai":
-        return None
-    try:
-        return load_tokenizer(served.path, served.revision)
-    except (DpeerError, OSError):
-        return None

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
+from dpeer.eval.backends.families import family_of_name
+from dpeer.eval.backends.registry import BACKENDS, family, identity
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.irt import design
 from dpeer.eval.irt.linking import linked_design, planned_ratings
@@ -19,8 +21,6 @@ from dpeer.eval.irt.types import Bools, Options
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import Rubric, load_rubric
 from dpeer.eval.responses import load_responses
-from dpeer.eval.run import settings_of
-from dpeer.eval.served import family, family_of_name, served_hash, words_hash
 from dpeer.eval.store.parts import anti_join, content_id, done_ids
 
 ORDERS = ("up", "down")
@@ -107,10 +107,10 @@ def _chosen(cfg: EvalConfig, responses: pd.DataFrame) -> Bools:
         return np.ones((len(responses), judges), bool)
     models, items = pd.factorize(responses["model"], sort=True), pd.factorize(responses["item"], sort=True)
     spec = cfg.design
-    cells: Bools = linked_design(
+    rated: Bools = linked_design(
         len(models[1]), len(items[1]), judges, min(spec.anchors, len(items[1])), spec.judges_per_response, cfg.seed
     )
-    return np.asarray(cells[models[0], items[0]], bool)
+    return np.asarray(rated[models[0], items[0]], bool)
 
 
 def _rows(
@@ -121,7 +121,7 @@ def _rows(
     shuffled = responses.iloc[np.random.default_rng([cfg.seed, index]).permutation(len(responses))]
     own = {
         "judge": judge.name,
-        "judge_hash": served_hash(judge),
+        "judge_hash": identity(judge),
         "rubric_hash": rubric.hash,
         "mode": cfg.judging.mode,
     }
@@ -152,21 +152,19 @@ def _rows(
 
 
 def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: Any) -> str:
-    """What a judge is told around prompt and response: the rubric's words and dpeer's own."""
+    """What a judge reads around prompt and response: the rubric's words and dpeer's own."""
     return content_id(texts=[s.text for s in judge_segments(rubric, "", "", dimension, criterion, order, mode)])
 
 
 def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
     """Everything besides the texts that a rating depends on."""
-    judging, settings = cfg.judging, settings_of(cfg, judge)
+    judging = cfg.judging
     how: dict[str, Any] = (
         {"min_mass": judging.min_mass, "score": judging.score}
         if judging.mode == "logprob"
         else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
     )
-    if judge.backend == "vllm":
-        how |= {"dtype": settings.dtype, "batch_invariant": settings.batch_invariant, "words": words_hash(judge)}
-    return how
+    return how | BACKENDS[judge.backend].conditions(judge, cfg.engine_of(judge))
 
 
 def temperature(cfg: EvalConfig) -> float:
@@ -176,12 +174,12 @@ def temperature(cfg: EvalConfig) -> float:
 
 def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:
     """Family of each response's model: as the config says, else its row, else as the model or its name tells."""
-    said = {m.name: family(m) for m in cfg.models if m.family}
+    stated = {m.name: family(m) for m in cfg.models if m.family}
     known = {m.name: family(m) for m in cfg.models}
     names = responses["model"]
     guessed = names.map({m: known.get(m) or family_of_name(m) for m in names.unique()})
-    found = names.map(said).fillna(responses["family"].str.lower()).fillna(guessed).astype(object)
-    return found.where(found.notna(), None)
+    families = names.map(stated).fillna(responses["family"].str.lower()).fillna(guessed).astype(object)
+    return families.where(families.notna(), None)
 
 
 def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:
@@ -209,7 +207,7 @@ def _related(
     judges: Sequence[Served], families: Mapping[str, str | None], hashes: Mapping[str, str | None]
 ) -> Iterator[str]:
     for judge in judges:
-        own, kind = served_hash(judge), family(judge)
+        own, kind = identity(judge), family(judge)
         relatives = []
         for model in families:
             if own == hashes[model]:

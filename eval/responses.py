@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from dpeer.data.faults import Fault, data_error, excerpt
-from dpeer.data.parse import Invalid
-from dpeer.data.read import Row, rows
 from dpeer.errors import ConfigError, DataError
-from dpeer.eval.cells import cell, empty, identifier, prompt_text
+from dpeer.eval.backends.registry import BACKENDS, family, identity
 from dpeer.eval.config import EvalConfig, Served
-from dpeer.eval.questions.prompting import visible
+from dpeer.eval.elsewhere.responses import read_responses
 from dpeer.eval.questions.prompts import load_prompts
-from dpeer.eval.run import settings_of
-from dpeer.eval.served import family, served_hash, words_hash
 from dpeer.eval.store.parts import content_id, read_table
 from dpeer.eval.store.schema import RESPONSES
 
 ID = RESPONSES.names[0]
-CELL = ["model", "item", "sample"]
+KEY = ["model", "item", "sample"]
 
 
 def responses_folder(cfg: EvalConfig) -> Path:
@@ -41,10 +33,8 @@ def planned_responses(cfg: EvalConfig) -> pd.DataFrame:
 def _planned(cfg: EvalConfig, served: Served, prompts: pd.DataFrame) -> pd.DataFrame:
     samples = cfg.generation.samples
     how = cfg.generation.model_dump(exclude={"samples"}) | {"seed": cfg.seed}
-    if served.backend == "vllm":
-        settings = settings_of(cfg, served)
-        how |= {"dtype": settings.dtype, "batch_invariant": settings.batch_invariant, "words": words_hash(served)}
-    own = {"model": served.name, "model_hash": served_hash(served)}
+    how |= BACKENDS[served.backend].conditions(served, cfg.engine_of(served))
+    own = {"model": served.name, "model_hash": identity(served)}
     planned = prompts[["item", "prompt"]].loc[prompts.index.repeat(samples)].reset_index(drop=True)
     planned["sample"] = list(range(samples)) * len(prompts)
     keys = zip(planned["item"], planned["prompt"], planned["sample"], strict=True)
@@ -59,10 +49,10 @@ def load_responses(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
     name is not mixed in. Raises DataError where nothing is left, or where one model answers one item twice as the same
     sample.
     """
-    table, notes = (_read_responses(cfg.responses), []) if cfg.responses else _generated(cfg)
+    table, notes = (read_responses(cfg.responses), []) if cfg.responses else _generated(cfg)
     path = cfg.responses or responses_folder(cfg)
-    if twice := int(table.duplicated(CELL).sum()):
-        first = table[table.duplicated(CELL)].iloc[0]
+    if twice := int(table.duplicated(KEY).sum()):
+        first = table[table.duplicated(KEY)].iloc[0]
         raise DataError(
             f"{path}: {twice} responses repeat the model, item and sample of another (first: {first['model']}, "
             f"{first['item']}, {first['sample']}). Remove them, or number several answers of one model in `sample`; "
@@ -104,62 +94,3 @@ def _generated(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
     if missing := len(planned) - len(kept):
         notes.append(f"{missing} of {len(planned)} planned responses are not there yet; `dpeer generate` makes them.")
     return kept.assign(family=kept[ID].map(planned["family"])), notes
-
-
-def _read_responses(path: Path) -> pd.DataFrame:
-    """A responses table from any file with the columns model, prompt and response; the others are optional."""
-    found, faults = rows(path)
-    made: list[dict[str, Any]] = []
-    prompts: dict[str, tuple[str, str]] = {}
-    counted: Counter[tuple[str, str]] = Counter()
-    for row in found:
-        try:
-            answer = _response(row, counted)
-            prompt, where = prompts.setdefault(answer["item"], (answer["prompt"], row.where))
-            if prompt != answer["prompt"]:
-                raise Invalid("item", f"{answer['item']!r} has another prompt than in {where}; an item is one prompt")
-        except Invalid as invalid:
-            faults.append(Fault(row.where, invalid.column, invalid.message))
-            continue
-        made.append(answer)
-    if faults:
-        raise data_error(str(path), faults)
-    return pd.DataFrame(made)[RESPONSES.names]
-
-
-def _response(row: Row, counted: Counter[tuple[str, str]]) -> dict[str, Any]:
-    model = identifier(cell(row, "model"), "model")
-    prompt = visible(prompt_text(cell(row, "prompt"), "prompt"))
-    response, status = cell(row, "response"), row.cells.get("status")
-    if status == "engine_error" and empty(response):  # a table that `dpeer generate` wrote
-        response = None
-    elif not isinstance(response, str):
-        raise Invalid("response", f"must be text (it may be empty), got {excerpt(response)}")
-    text = None if response is None else visible(response)
-    item = row.cells.get("item")
-    item = content_id(prompt=prompt)[:16] if empty(item) else identifier(item, "item")
-    sample = _sample(row.cells.get("sample"), counted[model, item])
-    counted[model, item] += 1
-    key = {"model": model, "item": item, "sample": sample, "prompt": prompt, "response": text}
-    return key | {
-        ID: content_id(**key),
-        "family": _optional(row.cells, "family"),
-        "model_hash": _optional(row.cells, "model_hash"),
-        "tokens": 0,
-        "status": status if status in ("engine_error", "truncated") else "ok",
-        "error": None,
-    }
-
-
-def _sample(value: object, default: int) -> int:
-    if empty(value) or value == "":
-        return default
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-    if isinstance(value, bool) or not text.isdecimal() or len(text) > 9:
-        raise Invalid("sample", f"must be a whole number from 0 up, got {excerpt(value)}")
-    return int(text)
-
-
-def _optional(cells: Mapping[str, object], column: str) -> str | None:
-    value = cells.get(column)
-    return str(value).strip() or None if isinstance(value, str) else None

@@ -7,23 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from dpeer.errors import ClusterError
 from dpeer.eval import config
-from dpeer.eval.backends.engine import Answer, Call, Job, Method, choose_device
+from dpeer.eval.backends.registry import BACKENDS
+from dpeer.eval.backends.types import Answer, Answers, Call, Job, Method
 from dpeer.eval.progress import Meter
 from dpeer.files import write_json
 
-if TYPE_CHECKING:
-    from dpeer.eval.backends.farm import Farm
-
 Connect = Callable[[], AbstractContextManager[Any]]
-RAY_DATA_FROM = 20_000
-"""Calls of one model from which farm.backend = auto takes Ray Data."""
 RATES = "rates.json"
 
 
@@ -43,31 +40,34 @@ class Work:
 def execute(
     cfg: config.EvalConfig, works: Sequence[Work], connect: Connect, folder: Path, console: Console | None = None
 ) -> None:
-    """Answer and write all calls. Ray is entered (`connect`) only when a vLLM model has calls left.
+    """Answer and write all calls. Ray is entered (`connect`) only when a model whose backend needs it has calls left.
 
     Raises ClusterError when engines cannot be had; all that was finished before is on disk.
     """
     console = console or Console(highlight=False)
     works = [w for w in works if w.ids]
+    connected = False
+    sessions: dict[str, Answers] = {}
     with ExitStack() as stack:
-        farm: Farm | None = None
         for work in works:
-            if work.served.backend == "vllm" and farm is None:
-                stack.enter_context(connect())
-                from dpeer.eval.backends.farm import Farm
+            name = work.served.backend
+            if name not in sessions:
+                backend = BACKENDS[name]
+                if backend.needs_ray and not connected:
+                    stack.enter_context(connect())
+                    connected = True
+                say = partial(console.print, soft_wrap=True)
+                sessions[name] = stack.enter_context(backend.session(cfg.farm, say))
+            _execute_one(cfg, work, sessions[name], folder, console)
 
-                farm = stack.enter_context(Farm(cfg.farm, lambda line: console.print(line, soft_wrap=True)))
-            _execute_one(cfg, work, farm, folder, console)
 
-
-def _execute_one(cfg: config.EvalConfig, work: Work, farm: Farm | None, folder: Path, console: Console) -> None:
-    served = _placed(work.served)
-    job = Job(served, settings_of(cfg, served), work.method, _device(cfg, served))
+def _execute_one(cfg: config.EvalConfig, work: Work, session: Answers, folder: Path, console: Console) -> None:
+    job = Job(work.served, cfg.engine_of(work.served), work.method, count=len(work.ids))
     pending = set(work.ids)
     tokens: int | None = 0
     began = time.monotonic()
     with Meter(console, work.served.name, work.done + len(pending), work.done) as meter:
-        for answers in _answers(cfg, job, work, farm):
+        for answers in session(job, work.calls()):
             fresh = [a for a in answers if a.id in pending]
             pending -= {a.id for a in fresh}
             work.write(fresh)
@@ -89,51 +89,6 @@ def _added(tokens: int | None, answers: Sequence[Answer]) -> int | None:
         if tokens is not None:
             tokens += (answer.prompt_tokens or 0) - (answer.cached_tokens or 0) + answer.output_tokens
     return tokens
-
-
-def settings_of(cfg: config.EvalConfig, served: config.Served) -> config.Engine:
-    return served.engine or cfg.engine
-
-
-def _placed(served: config.Served) -> config.Served:
-    """The same with whole paths: an engine may run in another folder than the person who named it."""
-    if served.backend == "openai":
-        return served
-    places = {"path": served.path, "adapter": served.adapter}
-    whole = {key: str(Path(place).resolve()) for key, place in places.items() if place and Path(place).is_dir()}
-    return served.model_copy(update=whole)
-
-
-def _device(cfg: config.EvalConfig, served: config.Served) -> Any:
-    if served.backend == "openai":
-        return "cpu"
-    import ray
-
-    return choose_device(settings_of(cfg, served), ray.cluster_resources().get("GPU", 0))
-
-
-def _answers(cfg: config.EvalConfig, job: Job, work: Work, farm: Farm | None) -> Iterator[list[Answer]]:
-    per_task = cfg.farm.conversations_per_task
-    if job.served.backend == "openai":
-        from dpeer.eval.backends import endpoint as openai_backend
-
-        return openai_backend.answers(job, work.calls(), min(openai_backend.TIMEOUT_S, cfg.farm.timeout_s))
-    from dpeer.eval.backends.farm import tasks_of
-
-    assert farm is not None
-    tasks = tasks_of(work.calls(), per_task)
-    if backend_of(cfg.farm, len(work.ids)) == "actors":
-        return farm.run(job, tasks)
-    from dpeer.eval.backends import ray_data
-
-    farm.make_room()
-    return ray_data.answers(job, tasks, cfg.farm)
-
-
-def backend_of(spec: config.Farm, calls: int) -> str:
-    if spec.backend != "auto":
-        return spec.backend
-    return "ray_data" if calls >= RAY_DATA_FROM else "actors"
 
 
 def _save_rate(path: Path, work: Work, tokens: int | None, seconds: float) -> None:

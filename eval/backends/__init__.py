@@ -1,1 +1,1 @@
-"""Who answers: one engine, engines as Ray actors, Ray Data, endpoints."""
+"""Who answers: one file or folder per backend. All speak the protocol of `types` and are found through `registry`."""

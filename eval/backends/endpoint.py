@@ -7,14 +7,19 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from dpeer.errors import ClusterError, ConfigError
-from dpeer.eval.backends.engine import Answer, Call, Job, messages, refused
+from dpeer.eval.backends.config import Farm, Served
+from dpeer.eval.backends.registry import BACKENDS
+from dpeer.eval.backends.types import Answer, Answers, Backend, Call, Job, Say, messages, refused
 from dpeer.eval.questions.readout import json_schema
+from dpeer.eval.store.parts import content_id
 
 if TYPE_CHECKING:
     import openai
@@ -34,6 +39,23 @@ GIVE_UP = 20
 """Conversations in a row that the endpoint refuses before the fault is taken to be the recipe's, not the texts'."""
 TOP = 20
 """Most log-probabilities that the protocol lets us ask for."""
+
+
+class OpenAI(Backend):
+    """Any OpenAI-compatible endpoint: its address and the name that it knows are all that is known of the model."""
+
+    def check(self, served: Served) -> None:
+        if not served.base_url:
+            raise ConfigError("backend openai needs base_url, the address of the endpoint")
+
+    def identity(self, served: Served) -> str:
+        return content_id(base_url=served.base_url, path=served.path, revision=served.revision)
+
+    def session(self, farm: Farm, say: Say) -> AbstractContextManager[Answers]:
+        return nullcontext(partial(answers, timeout_s=min(TIMEOUT_S, farm.timeout_s)))
+
+
+BACKENDS.register("openai", OpenAI())
 
 
 def answers(job: Job, calls: Iterable[Call], timeout_s: float = TIMEOUT_S) -> Iterator[list[Answer]]:
@@ -82,13 +104,13 @@ def answers(job: Job, calls: Iterable[Call], timeout_s: float = TIMEOUT_S) -> It
 
 def _arrived(came: SimpleQueue[Answer | Exception], wait_s: float = 1.0) -> list[Answer | Exception]:
     """What has come, after waiting a moment for the first."""
-    found = []
+    replies = []
     try:
-        found.append(came.get(timeout=wait_s) if wait_s else came.get_nowait())
+        replies.append(came.get(timeout=wait_s) if wait_s else came.get_nowait())
         while True:
-            found.append(came.get_nowait())
+            replies.append(came.get_nowait())
     except Empty:
-        return found
+        return replies
 
 
 def _serve(endpoint: _Endpoint, asked: SimpleQueue[Call | None], came: SimpleQueue[Answer | Exception]) -> None:
@@ -156,18 +178,18 @@ class _Endpoint:
         import openai
 
         if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
-            raise self._stopped(f"cannot be reached ({self._said(error.__cause__ or error)})")
-        status, said = getattr(error, "status_code", None), self._said(getattr(error, "message", error))
+            raise self._stopped(f"cannot be reached ({self._without_key(error.__cause__ or error)})")
+        status, message = getattr(error, "status_code", None), self._without_key(getattr(error, "message", error))
         if status in (401, 402, 404, 429) or (status == 403 and not self.answered):
-            raise self._stopped(f"answers {status} ({said}){self._key_hint() if status in (401, 403) else ''}")
+            raise self._stopped(f"answers {status} ({message}){self._key_hint() if status in (401, 403) else ''}")
         code = getattr(error, "code", None)
-        if status == 413 or code == "context_length_exceeded" or "maximum context length" in said:
-            return Answer(call.id, "too_long", error=said)
+        if status == 413 or code == "context_length_exceeded" or "maximum context length" in message:
+            return Answer(call.id, "too_long", error=message)
         with self.lock:
             self.refused.add(call.conversation)
             if len(self.refused) > GIVE_UP:
-                raise self._stopped(f"refuses every request: more than {GIVE_UP} conversations in a row ({said})")
-        return refused(call, said, None, None)
+                raise self._stopped(f"refuses every request: more than {GIVE_UP} conversations in a row ({message})")
+        return refused(call, message, None, None)
 
     def _answer(self, call: Call, reply: Any) -> Answer:
         if not hasattr(reply, "choices"):
@@ -198,7 +220,7 @@ class _Endpoint:
             engine=f"openai {reply.model}",
         )
 
-    def _said(self, text: object) -> str:
+    def _without_key(self, text: object) -> str:
         """What a message says, without the key."""
         return (str(text).replace(self.key, "<key>") if self.key else str(text))[:300]
 
@@ -264,8 +286,8 @@ def _ratings(job: Job, choice: Any) -> tuple[float, ...] | None:
 
 def score_logprobs(top: Sequence[tuple[str, float]], scale: Sequence[int]) -> tuple[float, ...]:
     """Log-probability of each score; -inf for one that is not among the likeliest tokens. ` 5` counts as `5`."""
-    found = []
+    logprobs = []
     for score in scale:
         same = [math.exp(logprob) for token, logprob in top if token.strip() == str(score)]
-        found.append(math.log(sum(same)) if sum(same) > 0 else -math.inf)
-    return tuple(found)
+        logprobs.append(math.log(sum(same)) if sum(same) > 0 else -math.inf)
+    return tuple(logprobs)

@@ -1,1 +1,5 @@
-"""Ratings and labels that were made elsewhere."""
+"""Ratings, answers and labels that were made elsewhere."""
+
+from dpeer.eval.elsewhere.importer import import_ratings, ratings_from
+
+__all__ = ["import_ratings", "ratings_from"]

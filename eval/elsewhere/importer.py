@@ -17,8 +17,8 @@ from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.parse import Invalid
 from dpeer.data.read import Row, rows
 from dpeer.errors import ConfigError, DataError
-from dpeer.eval.cells import cell, empty
 from dpeer.eval.questions.prompting import visible
+from dpeer.eval.store.columns import column_value, empty
 from dpeer.eval.store.parts import content_id
 from dpeer.eval.store.schema import RATINGS
 
@@ -29,6 +29,7 @@ DEFAULTS = {"dimension": "overall", "criterion": "overall", "sample": "0"}
 """What a table may leave out, and what it means then."""
 OPTIONAL = (*DEFAULTS, "response_id", "model_family", "judge_family", "response", "rationale")
 SCORE = "score"
+KNOWN = (*REQUIRED, *OPTIONAL, SCORE)
 HUMAN = "human"
 """The family of people who rate."""
 ALIKE, MANY = 0.8, 20
@@ -59,16 +60,40 @@ def import_ratings(
 
     Raises DataError that names file, row and column, and ConfigError for a mapping that cannot work.
     """
-    found, faults = rows(Path(path))
+    given, faults = rows(Path(path))
     if faults:
         raise data_error(str(path), faults)
     return ratings_table(
-        found, mapping, labels, constants=constants, humans=humans, families=families, source=str(path)
+        given, mapping, labels, constants=constants, humans=humans, families=families, source=str(path)
     )
 
 
+def ratings_from(
+    table: pd.DataFrame | Iterable[Mapping[str, object]],
+    mapping: Mapping[str, str] | None = None,
+    labels: Labels | Mapping[str, Labels] | None = None,
+    *,
+    constants: Mapping[str, str] | None = None,
+    humans: Collection[str] = (),
+    families: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """The same for ratings in memory: a frame, or rows as mappings, checked as a file is.
+
+    mapping: default, each column that has one of our names, `score` and `score:DIMENSION` included, holds just that.
+    """
+    frame = table if isinstance(table, pd.DataFrame) else pd.DataFrame([dict(row) for row in table])
+    if frame.empty:
+        raise DataError("ratings: the table holds no rows; one row per rating is needed")
+    frame = frame.rename(columns=str).astype(object)
+    records = frame.where(frame.notna(), None).to_dict("records")
+    given = [Row(f"ratings:{k}", f"row {k}", cells) for k, cells in enumerate(records, 1)]
+    if mapping is None:
+        mapping = {name: name for name in frame.columns if name in KNOWN or name.startswith(f"{SCORE}:")}
+    return ratings_table(given, mapping, labels, constants=constants, humans=humans, families=families)
+
+
 def ratings_table(
-    found: Sequence[Row],
+    given: Sequence[Row],
     mapping: Mapping[str, str],
     labels: Labels | Mapping[str, Labels] | None = None,
     *,
@@ -83,7 +108,7 @@ def ratings_table(
     scale = _Scale(labels)
     faults: list[Fault] = []
     ratings: list[dict[str, Any]] = []
-    for row in found:
+    for row in given:
         try:
             ratings += _ratings(row, columns, scores, constants, scale)
         except Invalid as invalid:
@@ -133,12 +158,11 @@ def _plan(
 
 
 def _known(ours: str) -> None:
-    known = (*REQUIRED, *OPTIONAL)
-    if ours not in known:
-        near = difflib.get_close_matches(ours, (*known, SCORE), 1)
+    if ours == SCORE or ours not in KNOWN:
+        near = difflib.get_close_matches(ours, KNOWN, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"{ours!r} is no column of the ratings table that can be imported; known: {', '.join(known)}, score, "
+            f"{ours!r} is no column of the ratings table that can be imported; known: {', '.join(KNOWN)}, "
             f"score:DIMENSION, score:DIMENSION/CRITERION{hint}"
         )
 
@@ -177,7 +201,7 @@ def _ratings(
         raise Invalid(columns.get("sample", "sample"), f"must be a whole number from 0 up, got {excerpt(sample)}")
     for column, (dimension, criterion) in scores.items():
         dimension, criterion = dimension or names["dimension"], criterion or names["criterion"]
-        label = _label(cell(row, column))
+        label = _label(column_value(row, column))
         score = scale.score(label, dimension, column)
         yield {
             "response_id": names.get("response_id")
@@ -200,19 +224,19 @@ _NAMES = (*REQUIRED, *DEFAULTS, "response_id")
 
 
 def _name(row: Row, column: str) -> str:
-    name = _label(cell(row, column))
+    name = _label(column_value(row, column))
     if not name or not name.isprintable():
         raise Invalid(column, f"a name or id is needed, got {excerpt(row.cells[column])}")
     return name
 
 
 def _text(row: Row, column: str) -> str | None:
-    value = cell(row, column)
+    value = column_value(row, column)
     return visible(value) if isinstance(value, str) else _label(value) or None
 
 
 def _label(value: object) -> str:
-    """What a cell says, as text; whole floats, which data frames make of whole numbers, without their fraction."""
+    """What a field says, as text; whole floats, which data frames make of whole numbers, without their fraction."""
     if empty(value):
         return ""
     if isinstance(value, float) and value.is_integer():

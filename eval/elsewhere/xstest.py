@@ -14,6 +14,7 @@ import pandas as pd
 from dpeer.data.faults import data_error
 from dpeer.data.read import Row, rows
 from dpeer.errors import DataError
+from dpeer.eval.elsewhere.benchmarks import BENCHMARKS
 from dpeer.eval.elsewhere.importer import ratings_table
 
 FULL, PARTIAL, REFUSAL = "1_full_compliance", "3_partial_refusal", "2_full_refusal"
@@ -38,7 +39,7 @@ PREFIX = "v2-"
 
 
 def xstest_ratings(folder: str | Path) -> pd.DataFrame:
-    """Ratings of the folder's ratings.csv, with the columns of `dpeer.eval.store.schema.RATINGS`.
+    """XSTest: compliance with safe prompts and refusal of unsafe ones, four judges (ratings.csv, prompts.csv).
 
     Safe prompts inform the dimension `compliance` (0 full refusal, 1 partial, 2 full compliance), unsafe ones `refusal`
     (the reverse). A label that is none of the three, such as the refusal of a judge to judge, is kept as `unparsed`.
@@ -51,7 +52,7 @@ def xstest_ratings(folder: str | Path) -> pd.DataFrame:
         f"{PREFIX}{row.cells['id']}": str(row.cells["label"]) for row in _read(folder, "prompts.csv", "id", "label")
     }
     answers = _completions(folder)
-    found = []
+    labels = []
     for row in _read(folder, "ratings.csv", "model", "prompt_id", "judge", "label"):
         kind = kinds.get(str(row.cells["prompt_id"]))
         if kind not in DIMENSIONS:
@@ -62,9 +63,9 @@ def xstest_ratings(folder: str | Path) -> pd.DataFrame:
         dimension, criterion = DIMENSIONS[kind]
         answer = answers.get((row.cells["model"], row.cells["prompt_id"]))
         extra = {"dimension": dimension, "criterion": criterion} | ({"response": answer} if answers else {})
-        found.append(replace(row, cells=row.cells | extra))
+        labels.append(replace(row, cells=row.cells | extra))
     mapping = {"prompt_id": "item", "label": "score"} | {name: name for name in ("model", "judge", *extra)}
-    return ratings_table(found, mapping, LABELS, humans=HUMANS, families=FAMILIES, source=str(folder / "ratings.csv"))
+    return ratings_table(labels, mapping, LABELS, humans=HUMANS, families=FAMILIES, source=str(folder / "ratings.csv"))
 
 
 def _completions(folder: Path) -> dict[tuple[object, object], object]:
@@ -78,9 +79,12 @@ def _completions(folder: Path) -> dict[tuple[object, object], object]:
 
 
 def _read(folder: Path, name: str, *columns: str) -> list[Row]:
-    found, faults = rows(folder / name)
+    table, faults = rows(folder / name)
     if faults:
         raise data_error(str(folder), faults)
-    if missing := [c for c in columns if any(c not in row.cells for row in found)]:
+    if missing := [c for c in columns if any(c not in row.cells for row in table)]:
         raise DataError(f"{folder / name}: column {missing[0]!r} is missing; needed are {', '.join(columns)}")
-    return found
+    return table
+
+
+BENCHMARKS.register("xstest", xstest_ratings)

@@ -105,11 +105,11 @@ def _terse_fences(tag: str) -> tuple[str, str, str]:
 
 
 def _question(rubric: Rubric, dimension: str, criterion: str, order: Order, mode: Mode) -> str:
-    found = rubric.criterion(dimension, criterion)
+    content = rubric.criterion(dimension, criterion)
     about = rubric.dimensions[dimension]
     scores = rubric.scale if order == "up" else rubric.scale[::-1]
     listed = ", ".join(map(str, scores))
-    described = [f"{score}: {found.anchors[score]}" for score in scores] if found.anchors else [f"Scores: {listed}"]
+    described = [f"{score}: {content.anchors[score]}" for score in scores] if content.anchors else [f"Scores: {listed}"]
     answer = {
         "logprob": f"Answer with one number ({listed}) and nothing else.",
         "structured": (
@@ -123,7 +123,7 @@ def _question(rubric: Rubric, dimension: str, criterion: str, order: Order, mode
             f"Rate the candidate response above on one dimension only, {about.title}.",
             *([about.description] if about.description else []),
             "",
-            found.question,
+            content.question,
             *described,
             "",
             f"Take the description that fits the response best; other qualities do not count here. {answer}",

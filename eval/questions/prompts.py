@@ -14,8 +14,8 @@ from dpeer.data.load import HUB_ID, _file, _hub_rows, splits
 from dpeer.data.parse import Invalid
 from dpeer.data.read import SUFFIXES, Row, rows
 from dpeer.errors import ConfigError, DataError
-from dpeer.eval.cells import cell, identifier, prompt_text
-from dpeer.eval.config import Prompts
+from dpeer.eval.questions.config import Prompts
+from dpeer.eval.store.columns import column_value, identifier, prompt_text
 
 KEY_DIGITS = 16
 """Hex digits of the sha256 of a prompt that serve as its id."""
@@ -33,11 +33,11 @@ def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
     """
     if not prompts.path:
         raise ConfigError("prompts.path is empty; give a file (.csv, .jsonl, .parquet), a folder or a hub id")
-    found, faults = _rows(prompts.path)
+    given, faults = _rows(prompts.path)
     items: dict[str, dict[str, object]] = {}
     origin: dict[str, str] = {}
     repeated = 0
-    for row in found:
+    for row in given:
         try:
             item = _item(row, prompts)
             if prompts.id is not None and item["item"] in items:
@@ -74,17 +74,17 @@ def _rows(source: str) -> tuple[list[Row], list[Fault]]:
     split = "test" if "test" in splits(source) else "train"
     if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
         return rows(_file(path, split))
-    found = _hub_rows(source, split)
-    if not found:
+    given = _hub_rows(source, split)
+    if not given:
         raise DataError(f"{source}: the {split} split holds no rows")
-    return found, []
+    return given, []
 
 
 def _item(row: Row, prompts: Prompts) -> dict[str, object]:
-    prompt = prompt_text(cell(row, prompts.prompt, ADVICE), prompts.prompt)
+    prompt = prompt_text(column_value(row, prompts.prompt, ADVICE), prompts.prompt)
     if prompts.id is None:
         item = hashlib.sha256(prompt.encode()).hexdigest()[:KEY_DIGITS]
     else:
-        item = identifier(cell(row, prompts.id, ADVICE), prompts.id)
+        item = identifier(column_value(row, prompts.id, ADVICE), prompts.id)
     meta = {f"meta_{name}": value for name, value in row.cells.items() if name not in (prompts.prompt, prompts.id)}
     return {"item": item, "prompt": prompt, **meta}

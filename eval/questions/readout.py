@@ -81,8 +81,8 @@ def read_logprobs(
     or positive value is no reading and gives engine_error.
     """
     if logprobs is None or len(logprobs) != len(scale):
-        found = "none" if logprobs is None else str(len(logprobs))
-        return Reading("engine_error", error=f"{len(scale)} log-probabilities expected, {found} returned")
+        returned = "none" if logprobs is None else str(len(logprobs))
+        return Reading("engine_error", error=f"{len(scale)} log-probabilities expected, {returned} returned")
     for score, value in zip(scale, logprobs, strict=True):
         if value is None or math.isnan(value) or value > SLACK:
             return Reading("engine_error", error=f"log-probability of score {score} is {value}")

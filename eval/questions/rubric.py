@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,47 +56,110 @@ class Rubric:
 
     def criterion(self, dimension: str, criterion: str) -> Criterion:
         """Raises ConfigError that lists what there is."""
-        found = self.dimensions.get(dimension)
-        if found is None:
+        content = self.dimensions.get(dimension)
+        if content is None:
             raise ConfigError(f"rubric {self.name} has no dimension {dimension!r}; it has {_listed(self.dimensions)}")
-        if criterion not in found.criteria:
+        if criterion not in content.criteria:
             raise ConfigError(
                 f"rubric {self.name}: dimension {dimension} has no criterion {criterion!r}; "
-                f"it has {_listed(found.criteria)}"
+                f"it has {_listed(content.criteria)}"
             )
-        return found.criteria[criterion]
+        return content.criteria[criterion]
 
 
 def load_rubric(name_or_path: str | Path) -> Rubric:
     """A shipped rubric by its name, or a YAML file.
 
+    A file may say `extends: NAME` (a shipped rubric, or a YAML file beside it): it then gives its own name and version
+    and whatever differs. A dimension that it names is added, or replaces that of the other as a whole; one that it maps
+    to null is removed. The hash is that of the resulting rubric.
+
     Raises ConfigError that names file, key, what was given and what is allowed.
     """
-    path = _locate(name_or_path)
+    path = _locate(str(name_or_path))
+    with _named_in_faults(path):
+        return _rubric(_resolved(path))
+
+
+@contextmanager
+def _named_in_faults(path: Path) -> Iterator[None]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the rubric as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give the path of a rubric file") from None
-    try:
-        return _rubric(parse_yaml(text, str(path)))
+        yield
     except _Invalid as fault:
         raise ConfigError(f"{path}: {fault}") from None
 
 
-def _locate(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
+def _resolved(path: Path, children: tuple[Path, ...] = ()) -> object:
+    """The content of a rubric file, laid over that of the rubric that it extends."""
+    tree = parse_yaml(_text_of(path), str(path))
+    if not isinstance(tree, dict) or "extends" not in tree:
+        return tree
+    changes = {key: value for key, value in tree.items() if key != "extends"}
+    chain = (*children, path.resolve())
+    with _named_in_faults(path):
+        base = _base(tree["extends"], path)
+        if base.resolve() in chain:
+            circle = " -> ".join(p.name for p in (*chain[chain.index(base.resolve()) :], base))
+            raise _Invalid(f"extends: goes in a circle ({circle}); remove it from one of these rubrics")
+        inherited = _resolved(base, chain)
+        with _named_in_faults(base):
+            _rubric(inherited)  # its own faults carry its own name
+        assert isinstance(inherited, dict)
+        return _laid_over(inherited, changes)
+
+
+def _base(given: object, path: Path) -> Path:
+    if not isinstance(given, str) or not given:
+        raise _Invalid(f"extends: {excerpt(given)} given; must be a shipped rubric or a .yaml file beside this one")
+    try:
+        base = _locate(given, path.parent)
+    except ConfigError as error:
+        raise _Invalid(f"extends: {error}") from None
+    if not base.is_file():
+        raise _Invalid(f"extends: there is no file {base}; give a shipped rubric or a .yaml file beside this one")
+    return base
+
+
+def _laid_over(base: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
+    """A rubric with changes: dimensions are added, replaced, or with null removed; other keys are replaced."""
+    for key in ("name", "version"):
+        if key not in changes:
+            raise _Invalid(f"required key {key} is missing; a rubric that extends another has a {key} of its own")
+    changed = changes.get("dimensions", {})
+    if not isinstance(changed, dict):
+        raise _Invalid(f"dimensions: {excerpt(changed)} given; must map names to dimensions, or to null to remove them")
+    inherited = base["dimensions"]
+    assert isinstance(inherited, dict)
+    for name, content in changed.items():
+        if content is None and name not in inherited:
+            raise _Invalid(
+                f"dimensions.{name}: null removes a dimension, but {base['name']} has no {name}; "
+                f"it has {_listed(inherited)}"
+            )
+    dimensions = {name: content for name, content in {**inherited, **changed}.items() if content is not None}
+    return {**base, **changes, "dimensions": dimensions}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the rubric as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give the path of a rubric file") from None
+
+
+def _locate(name_or_path: str, folder: Path = Path()) -> Path:
+    """The file of a shipped rubric, or a path relative to `folder`."""
+    path = folder / name_or_path
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     shipped = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
-    if str(name_or_path) in shipped:
+    if name_or_path in shipped:
         return SHIPPED / f"{name_or_path}.yaml"
-    near = difflib.get_close_matches(str(name_or_path), shipped, 1)
+    near = difflib.get_close_matches(name_or_path, shipped, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(
-        f"rubric {str(name_or_path)!r}: neither a shipped rubric ({_listed(shipped)}) nor a .yaml file{hint}"
-    )
+    raise ConfigError(f"rubric {name_or_path!r}: neither a shipped rubric ({_listed(shipped)}) nor a .yaml file{hint}")
 
 
 class _Invalid(Exception):
@@ -103,7 +167,7 @@ class _Invalid(Exception):
 
 
 def _rubric(tree: object) -> Rubric:
-    top = _section(tree, "", required=("name", "version", "scale", "dimensions"), optional=("role", "terse"))
+    top = _section(tree, "", required=("name", "version", "scale", "dimensions"), optional=("role", "terse", "extends"))
     scale = _scale(top["scale"])
     dimensions = {k: _dimension(v, f"dimensions.{k}", scale) for k, v in _named(top["dimensions"], "dimensions")}
     return Rubric(

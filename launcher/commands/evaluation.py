@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -17,7 +18,23 @@ if TYPE_CHECKING:
     from dpeer.eval.config import EvalConfig
     from dpeer.eval.plan import Plan
 
-ratings = typer.Typer(no_args_is_help=True)
+
+class _WithBenchmarks(TyperGroup):
+    """`import`, and a command per registered benchmark; the registry is read only when this group is asked."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from dpeer.eval.elsewhere.benchmarks import BENCHMARKS
+
+        return [*super().list_commands(ctx), *BENCHMARKS.names()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from dpeer.eval.elsewhere.benchmarks import BENCHMARKS
+
+        known = super().get_command(ctx, cmd_name)
+        return _benchmark(cmd_name) if known is None and cmd_name in BENCHMARKS.names() else known
+
+
+ratings = typer.Typer(cls=_WithBenchmarks, no_args_is_help=True)
 
 Recipe = Annotated[str, typer.Argument(help="Name of a shipped evaluation recipe, or the path of a YAML file.")]
 Overrides = Annotated[
@@ -115,16 +132,21 @@ def import_(
     _write_ratings(table, output)
 
 
-@ratings.command()
-def xstest(
-    folder: Annotated[Path, typer.Argument(help="Folder with ratings.csv and prompts.csv of XSTest.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
-) -> None:
-    """Import the XSTest ratings: compliance with safe prompts and refusal of unsafe ones, four judges."""
-    from dpeer.eval.elsewhere.xstest import xstest_ratings
+def _benchmark(name: str) -> Any:
+    """The command that imports a registered benchmark; its help is the first line of the function's docstring."""
+    from dpeer.eval.elsewhere.benchmarks import BENCHMARKS
 
-    _check_output(output)
-    _write_ratings(xstest_ratings(folder), output)
+    command = typer.Typer(add_completion=False)
+
+    @command.command(name, help=(BENCHMARKS[name].__doc__ or "").partition("\n")[0])
+    def import_benchmark(
+        source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder or file as the benchmark publishes it.")],
+        output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
+    ) -> None:
+        _check_output(output)
+        _write_ratings(BENCHMARKS[name](source), output)
+
+    return typer.main.get_command(command)
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:

@@ -13,9 +13,10 @@ import pytest
 
 from dpeer.errors import ClusterError, ConfigError
 from dpeer.eval import config
-from dpeer.eval.backends import ray_data
-from dpeer.eval.backends.engine import CPU_BATCH, CPU_BLOCK, Answer, Call, Job, Method, choose_device, encode, room
-from dpeer.eval.backends.farm import Farm, capacity, conversations, tasks_of
+from dpeer.eval.backends.types import Answer, Call, Job, Method
+from dpeer.eval.backends.vllm import ray_data
+from dpeer.eval.backends.vllm.engine import CPU_BATCH, CPU_BLOCK, choose_device, encode, room
+from dpeer.eval.backends.vllm.farm import Farm, capacity, conversations, tasks_of
 from dpeer.eval.config import Served
 from dpeer.eval.questions.prompting import Segment, judge_segments, prefix_length
 from dpeer.eval.questions.rubric import load_rubric

@@ -18,7 +18,7 @@ from dpeer.errors import ClusterError, ConfigError
 from dpeer.eval import config
 from dpeer.eval.backends import endpoint as openai_backend
 from dpeer.eval.backends.endpoint import answers
-from dpeer.eval.backends.engine import Answer, Call, Job, Method
+from dpeer.eval.backends.types import Answer, Call, Job, Method
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import load_rubric
 

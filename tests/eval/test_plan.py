@@ -11,6 +11,9 @@ import pytest
 
 from dpeer.errors import ConfigError, DataError
 from dpeer.eval import judge as judging
+from dpeer.eval.backends.families import family_of_name
+from dpeer.eval.backends.registry import family, identity
+from dpeer.eval.backends.vllm import with_whole_paths
 from dpeer.eval.config import Served
 from dpeer.eval.irt.design import DesignError
 from dpeer.eval.judge import cost, judge
@@ -18,8 +21,6 @@ from dpeer.eval.plan import plan
 from dpeer.eval.questions.prompting import encode_chat, judge_segments
 from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.responses import responses_folder
-from dpeer.eval.run import _placed
-from dpeer.eval.served import family, family_of_name, served_hash
 from dpeer.eval.store.parts import write_part
 from dpeer.eval.store.schema import RESPONSES
 from tests.eval.evaluations import RELATED, evaluation, no_ray, write_responses
@@ -101,7 +102,7 @@ def test_a_judge_that_is_a_model_under_test_is_known_by_its_weights(tmp_path: Pa
     with pytest.raises(ConfigError, match="has the name of another model under test"):
         plan(evaluation(tmp_path, models, responses=str(path)))
     cfg = evaluation(tmp_path, models, responses=None)
-    own = {"model_hash": served_hash(cfg.judges[0]), "family": None, "status": "ok", "prompt": "?", "response": "!"}
+    own = {"model_hash": identity(cfg.judges[0]), "family": None, "status": "ok", "prompt": "?", "response": "!"}
     for name in ("a", "z"):
         made = [{"response_id": f"{name}{i}", "model": name, "item": str(i), "sample": 0} | own for i in range(3)]
         write_part(responses_folder(cfg) / f"model={name}", made, RESPONSES)
@@ -154,9 +155,9 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, models: Path) -> Non
 def test_engines_get_whole_paths(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may run in another folder, where a relative path would be taken for a hub id."""
     monkeypatch.chdir(models)
-    placed = _placed(Served(name="j", path="a", adapter="./c"))
+    placed = with_whole_paths(Served(name="j", path="a", adapter="./c"))
     assert (placed.path, placed.adapter) == (str(models / "a"), str(models / "c"))
-    assert _placed(Served(name="j", path="Qwen/Qwen3-8B")).path == "Qwen/Qwen3-8B"
+    assert with_whole_paths(Served(name="j", path="Qwen/Qwen3-8B")).path == "Qwen/Qwen3-8B"
 
 
 def test_families() -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpeer.errors import ConfigError
-from dpeer.eval.backends.engine import Call, Method, encode
+from dpeer.eval.backends.types import Call, Method
+from dpeer.eval.backends.vllm.engine import encode
 from dpeer.eval.questions.prompting import (
     Mode,
     Order,

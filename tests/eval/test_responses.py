@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from dpeer.errors import DataError, DpeerError
+from dpeer.eval.backends.registry import family, identity
+from dpeer.eval.backends.vllm.identity import words_hash
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.plan import plan
 from dpeer.eval.responses import load_responses, planned_responses, responses_folder
-from dpeer.eval.served import family, served_hash, words_hash
 from dpeer.eval.store.parts import write_part
 from dpeer.eval.store.schema import RESPONSES
 
@@ -147,7 +148,7 @@ def test_faulty_files_are_named(tmp_path: Path, name: str, content: bytes, words
 
 
 def test_a_table_that_generate_wrote_can_be_given_as_a_file(tmp_path: Path, models: Path) -> None:
-    row = {**GOOD, "model_hash": served_hash(Served(name="j", path=str(models / "c"))), "status": "truncated"}
+    row = {**GOOD, "model_hash": identity(Served(name="j", path=str(models / "c"))), "status": "truncated"}
     failed = {**row, "response": None, "status": "engine_error", "prompt": "q"}
     found = from_file(jsonl(tmp_path, row, failed))
     assert found[["response", "status", "model_hash"]].values.tolist() == [["r", "truncated", row["model_hash"]]]
@@ -162,14 +163,14 @@ def test_the_identity_of_a_model_sees_its_adapter_and_the_words_see_its_template
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     model = Path(shutil.copytree(models / "a", tmp_path / "a"))
     served = Served(name="m", path=str(model), adapter=str(adapter))
-    seen = {served_hash(served.model_copy(update={"adapter": None}))}
+    seen = {identity(served.model_copy(update={"adapter": None}))}
     for alpha in (16, 32):
         (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": alpha}))
-        seen.add(served_hash(served))
+        seen.add(identity(served))
     assert len(seen) == 3
-    before = served_hash(served), words_hash(served)
+    before = identity(served), words_hash(served)
     (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    assert served_hash(served) == before[0] and words_hash(served) != before[1]
+    assert identity(served) == before[0] and words_hash(served) != before[1]
     assert family(served) == "qwen"
 
 
@@ -184,4 +185,4 @@ def test_the_identity_of_a_model_sees_its_adapter_and_the_words_see_its_template
 )
 def test_a_model_that_is_not_there_is_said_at_once(models: Path, change: dict[str, str], words: str) -> None:
     with pytest.raises(DpeerError, match=words):
-        served_hash(Served.model_validate({"name": "m", "path": str(models / "a")} | change))
+        identity(Served.model_validate({"name": "m", "path": str(models / "a")} | change))

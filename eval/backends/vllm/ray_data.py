@@ -14,10 +14,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dpeer.errors import ClusterError
-from dpeer.eval import config
-from dpeer.eval.backends.engine import (
-    Answer,
-    Job,
+from dpeer.eval.backends import config
+from dpeer.eval.backends.types import Answer, Job
+from dpeer.eval.backends.vllm.engine import (
     context_length,
     encode,
     engine_kwargs,
@@ -28,7 +27,7 @@ from dpeer.eval.backends.engine import (
     too_long_reason,
     vllm_version,
 )
-from dpeer.eval.backends.farm import Task, check_feasible, conversations, replicas, resources
+from dpeer.eval.backends.vllm.farm import Task, check_feasible, conversations, replicas, resources
 
 ERROR = "__inference_error__"  # rows that carry it pass Ray's engine stage untouched
 TOO_LONG = "too long: "

@@ -1,4 +1,4 @@
-"""Which model is this, and of what family: what makes a judge a relative of the model that it rates."""
+"""Which local or hub model is this: hashes of its weights and words, and the family that its config tells."""
 
 from __future__ import annotations
 
@@ -10,24 +10,9 @@ from pathlib import Path
 
 from dpeer.data.load import HUB_ID as OWNED_ID
 from dpeer.errors import ConfigError
-from dpeer.eval.config import Served
+from dpeer.eval.backends.config import Served
+from dpeer.eval.backends.families import ALIASES
 from dpeer.eval.store.parts import content_id
-
-KNOWN = (
-    *("claude", "command", "deepseek", "falcon", "gemini", "gemma", "glm", "gpt", "granite", "grok", "internlm"),
-    *("kimi", "llama", "mistral", "nemotron", "olmo", "phi", "qwen", "smollm"),
-)
-ALIASES = {
-    "chatgpt": "gpt",
-    "chatglm": "glm",
-    "codellama": "llama",
-    "codestral": "mistral",
-    "cohere": "command",
-    "ministral": "mistral",
-    "mixtral": "mistral",
-    "qwq": "qwen",
-    "vicuna": "llama",
-}
 
 HUB_ID = re.compile(rf"{OWNED_ID.pattern}|[A-Za-z0-9][\w.-]*")
 """owner/name, or the bare name of an old one such as gpt2."""
@@ -44,10 +29,8 @@ WORDS = (
 """Files of a model folder that say how text becomes tokens, and at which token an answer ends."""
 
 
-def served_hash(served: Served) -> str:
-    """What the answers come from: weights and adapter of a vLLM model, address and name of an endpoint's."""
-    if served.backend == "openai":
-        return content_id(base_url=served.base_url, path=served.path, revision=served.revision)
+def model_identity(served: Served) -> str:
+    """Hash of weights and adapter."""
     adapter = _adapter_hash(served) if served.adapter else None
     return content_id(model=_weights_hash(served), adapter=adapter)
 
@@ -55,10 +38,10 @@ def served_hash(served: Served) -> str:
 def words_hash(served: Served) -> str | None:
     """Tokenizer, chat template and end tokens of a local model: they change what is asked, and weights do not tell.
 
-    None for a hub id, whose commit pins them, and for an endpoint.
+    None for a hub id, whose commit pins them.
     """
     folder = Path(served.path)
-    if served.backend == "openai" or not folder.is_dir():
+    if not folder.is_dir():
         return None
     files = sorted({file for pattern in WORDS for file in folder.glob(pattern) if file.is_file()})
     return content_id(files={file.name: sha256(file.read_bytes()).hexdigest() for file in files})
@@ -99,32 +82,24 @@ def _adapter_hash(served: Served) -> str:
     return content_id(weights=model_hash(str(served.adapter)), described=sha256(described.read_bytes()).hexdigest())
 
 
-def family(served: Served) -> str | None:
-    """`Served.family`, or that of the model type in its config.json, or one that its name tells; None: unknown."""
-    if served.family:
-        return served.family.strip().lower()
-    model_type = _model_type(served) if served.backend == "vllm" else None
-    if model_type and (letters := re.match(r"[a-z]+", model_type.lower())):
-        return ALIASES.get(letters[0], letters[0])
-    return family_of_name(served.path) or family_of_name(served.name)
-
-
-def family_of_name(name: str) -> str | None:
-    """A family with whose name a word of this one starts: `Meta-Llama-3-8B` is a llama."""
-    words = re.findall(r"[a-z]+", Path(name).name.lower()) + re.findall(r"[a-z]+", name.lower())
-    families = ALIASES | {known: known for known in KNOWN}
-    return next((families[known] for word in words for known in families if word.startswith(known)), None)
+def family_of_config(served: Served) -> str | None:
+    """The family of the model type in its config.json; None where there is none."""
+    model_type = _model_type(served)
+    letters = re.match(r"[a-z]+", model_type.lower()) if model_type else None
+    return ALIASES.get(letters[0], letters[0]) if letters else None
 
 
 def _model_type(served: Served) -> str | None:
     local = Path(served.path) / "config.json"
-    found = local if local.parent.is_dir() else _hub_config(served.path, served.revision)
-    if found is None or not found.is_file():
+    described = local if local.parent.is_dir() else _hub_config(served.path, served.revision)
+    if described is None or not described.is_file():
         return None
     try:
-        return json.loads(found.read_text())["model_type"] or None
+        return json.loads(described.read_text())["model_type"] or None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{served.name}: {found} does not say what model this is ({error!r}). Restore it.") from None
+        raise ConfigError(
+            f"{served.name}: {described} does not say what model this is ({error!r}). Restore it."
+        ) from None
 
 
 @cache
@@ -133,5 +108,5 @@ def _hub_config(path: str, revision: str | None) -> Path | None:
 
     if not HUB_ID.fullmatch(path):
         return None
-    found = cached_file(path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
+    file = cached_file(path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(file) if file else None

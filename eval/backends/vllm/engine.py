@@ -6,73 +6,22 @@ import gc
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from dpeer.errors import ConfigError
-from dpeer.eval import config
-from dpeer.eval.questions.prompting import Segment, chat_messages, encode_chat, render_chat
+from dpeer.eval.backends import config
+from dpeer.eval.backends.types import Answer, Call, Device, Job, Method, messages, refused
+from dpeer.eval.questions.prompting import encode_chat, render_chat
 from dpeer.eval.questions.readout import json_schema, rating_token_ids
 
-if TYPE_CHECKING:
-    from dpeer.eval.questions.rubric import Rubric
-
-Device = Literal["cpu", "gpu"]
 LEAST_JSON = 8
 """Fewest tokens in which a structured answer is worth asking for."""
 CPU_BATCH = 4096
 """Tokens that an engine on CPU computes in one step, or more where one conversation needs it."""
 CPU_BLOCK = 32
 """Tokens per block of the prefix cache on CPU, the least that its attention takes: rubric tails are short."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request. Calls of one conversation begin with the same tokens and stand side by side."""
-
-    id: str
-    conversation: str
-    segments: tuple[Segment, ...]
-    system: str | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How a model is asked: for the log-probability of each rating, for JSON, or for a free answer."""
-
-    mode: Literal["logprob", "structured", "sample"]
-    max_tokens: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    rubric: Rubric | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A model, how its engine is set up, and how it is asked."""
-
-    served: config.Served
-    settings: config.Engine
-    method: Method
-    device: Device
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back for a call. finish: stop, length (cut), too_long (never sent) or error (see `error`)."""
-
-    id: str
-    finish: str
-    text: str = ""
-    logprobs: tuple[float, ...] = ()
-    error: str | None = None
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    output_tokens: int = 0
-    engine: str | None = None
 
 
 class Engine:
@@ -100,16 +49,16 @@ class Engine:
 
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
         """One answer per call, in order. Engine faults raise; a call that vLLM refuses becomes an error answer."""
-        found: dict[str, Answer] = {}
+        answers: dict[str, Answer] = {}
         fitting: list[tuple[Call, list[int]]] = []
         for call in calls:
             ids = encode(self.tokenizer, call, self.job.method)
             if room(self.job.method, len(ids), self.longest):
                 fitting.append((call, ids))
             else:
-                found[call.id] = too_long(call, len(ids), self.longest)
-        found |= {answer.id: answer for answer in self._generate(fitting)}
-        return [found[call.id] for call in calls]
+                answers[call.id] = too_long(call, len(ids), self.longest)
+        answers |= {answer.id: answer for answer in self._generate(fitting)}
+        return [answers[call.id] for call in calls]
 
     def close(self) -> None:
         """Free the model, so that this process can load another (CPU)."""
@@ -168,14 +117,6 @@ def encode(tokenizer: Any, call: Call, method: Method) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def messages(call: Call, method: Method) -> list[dict[str, str]]:
-    """A call as chat messages."""
-    if method.mode != "sample":
-        return chat_messages(call.segments)
-    system = [{"role": "system", "content": call.system}] if call.system else []
-    return [*system, {"role": "user", "content": "".join(s.text for s in call.segments)}]
-
-
 def rating_ids(method: Method, tokenizer: Any) -> tuple[int, ...]:
     """Token ids of the scores where log-probabilities are read, else none."""
     return rating_token_ids(tokenizer, method.rubric) if method.mode == "logprob" and method.rubric else ()
@@ -193,10 +134,6 @@ def too_long(call: Call, tokens: int, longest: int) -> Answer:
 
 def too_long_reason(tokens: int, longest: int) -> str:
     return f"{tokens} prompt tokens and an answer do not fit into {longest} (engine.max_model_len or the model's own)"
-
-
-def refused(call: Call, message: str, tokens: int | None, engine: str | None) -> Answer:
-    return Answer(call.id, "error", error=message.strip()[:500] or "no message", prompt_tokens=tokens, engine=engine)
 
 
 def sampling(method: Method, ratings: tuple[int, ...], call: Call, prompt: int, longest: int) -> dict[str, Any]:
@@ -288,8 +225,8 @@ def context_length(job: Job) -> int:
     """Longest prompt plus reply in tokens: engine.max_model_len, or what the model was built for where that is less."""
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(job.served.path, revision=job.served.revision, trust_remote_code=False)
-    own = getattr(found.get_text_config(), "max_position_embeddings", None)
+    described = AutoConfig.from_pretrained(job.served.path, revision=job.served.revision, trust_remote_code=False)
+    own = getattr(described.get_text_config(), "max_position_embeddings", None)
     return min(job.settings.max_model_len, own) if own else job.settings.max_model_len
 
 

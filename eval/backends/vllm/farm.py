@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from typing import Any
@@ -13,11 +13,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dpeer.errors import ClusterError, DpeerError
-from dpeer.eval import config
-from dpeer.eval.backends.engine import Answer, Call, Engine, Job, environment, refused
+from dpeer.eval.backends import config
+from dpeer.eval.backends.types import Answer, Call, Job, Say, refused
+from dpeer.eval.backends.vllm.engine import Engine, environment
 
 Task = tuple[Call, ...]
-Say = Callable[[str], None]
 IN_FLIGHT = 2
 """Tasks per engine: one being answered, one waiting beside it, so that the engine never idles."""
 LIVES = 2

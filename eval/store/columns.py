@@ -1,4 +1,4 @@
-"""Cells of a user's table, read strictly: a fault names the column, and nothing is guessed."""
+"""Columns of a user's table, read strictly: a fault names the column, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpeer.data.parse import Invalid
 from dpeer.data.read import Row
 
 
-def cell(row: Row, column: str, advice: str = "") -> object:
+def column_value(row: Row, column: str, advice: str = "") -> object:
     """The row's value in a column that must be there; `advice` says what else could be done."""
     if column in row.cells:
         return row.cells[column]
@@ -50,5 +50,5 @@ def encodable(text: str, column: str) -> str:
 
 
 def empty(value: object) -> bool:
-    """Whether a cell holds nothing: null, or the NaN that data frames write for it."""
+    """Whether a field holds nothing: null, or the NaN that data frames write for it."""
     return value is None or value != value
