@@ -10,7 +10,7 @@ export MPLCONFIGDIR ?= $(abspath $(CACHE))/matplotlib
 PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
   "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench docs setup clean
 
 demo: setup
 	$(RUN)/dpeer demo
@@ -27,9 +27,13 @@ lint: setup
 bench: setup
 	for b in benchmarks/*.py; do $(RUN)/python "$$b" || exit 1; done
 
+# The site of docs/, into site/. Its tools are the extra `docs`.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
+
 setup:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found; use: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" launcher/bootstrap.py
 
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

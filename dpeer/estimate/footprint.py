@@ -30,6 +30,7 @@ from transformers import (
 from dpeer import config
 from dpeer.data.packing import Pack, build_pack, forward_tokens
 from dpeer.data.tokenize import TokenTree
+from dpeer.model.families import backbone, causal_lm, family_of
 from dpeer.model.lm import DTYPES, TreeLM, add_lora
 
 NAME = "tree_footprint"
@@ -89,10 +90,9 @@ class Activations:
 def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
     """Count the parameters of a recipe's policy. `shape` is the model's config; no weights are read."""
     model = _model(spec, shape, shape.num_hidden_layers)
-    causal: Any = model.get_base_model() if spec.lora else model
+    causal, family = causal_lm(model), family_of(shape)
     embedding, head = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
-    layers = getattr(causal, causal.base_model_prefix).layers
-    heads = shape.num_attention_heads
+    layers = family.decoder_layers(model)
     return Weights(
         tensors=dict(Counter((p.numel(), p.requires_grad) for p in model.parameters())),
         layers=len(layers),
@@ -102,7 +102,7 @@ def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
         head=head.numel(),
         tied=embedding is head,
         vocabulary=head.shape[0],
-        attention_width=heads * (getattr(shape, "head_dim", None) or shape.hidden_size // heads),
+        attention_width=family.query_width(shape),
     )
 
 
@@ -137,9 +137,7 @@ def _affine(
 
 def _model(spec: config.Model, shape: PretrainedConfig, layers: int) -> PreTrainedModel:
     """The policy on the meta device, with that many layers."""
-    fields = shape.to_dict() | {"num_hidden_layers": layers}
-    if fields.get("layer_types"):
-        fields["layer_types"] = fields["layer_types"][:layers]
+    fields = family_of(shape).with_layers(shape, layers)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**fields), dtype=DTYPES[spec.dtype], attn_implementation=NAME
@@ -161,10 +159,8 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
             parameter.register_post_accumulate_grad_hook(_release)
     follower: Any
     with _Follower([*lm.parameters(), *lm.buffers(), *pack.varlen()[:3]]) as follower:
-        causal: Any = model.get_base_model() if spec.lora else model
-        backbone = getattr(causal, causal.base_model_prefix)
-        backbone.register_forward_hook(lambda _, __, out: follower.mark(out.last_hidden_state, "head"))
-        backbone.layers[0].register_forward_pre_hook(
+        backbone(model).register_forward_hook(lambda _, __, out: follower.mark(out.last_hidden_state, "head"))
+        family_of(shape).decoder_layers(model)[0].register_forward_pre_hook(
             lambda _, args, kwargs: follower.mark(args[0] if args else kwargs["hidden_states"], "layers"),
             with_kwargs=True,
         )

@@ -13,10 +13,10 @@ from dpeer import config
 from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
 from dpeer.model import tree_attention
+from dpeer.model.families import backbone, causal_lm, refuse_unsupported
 from dpeer.model.logprob import response_sums, token_logprobs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text")
 
 
 class Head(nn.Module):
@@ -41,9 +41,8 @@ class TreeLM(nn.Module):
     def __init__(self, model: PreTrainedModel, head_chunk: int = 256) -> None:
         super().__init__()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._backbone = [getattr(causal, causal.base_model_prefix)]
-        self.head = Head(causal.get_output_embeddings(), head_chunk)
+        self._backbone = [backbone(model)]
+        self.head = Head(causal_lm(model).get_output_embeddings(), head_chunk)
 
     def forward(self, pack: Pack) -> Tensor:
         """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included."""
@@ -52,30 +51,6 @@ class TreeLM(nn.Module):
         ).last_hidden_state[0]
         tokens = self.head(hidden[pack.rows], pack.targets)
         return response_sums(tokens, pack.row_response, len(pack.response_tokens))
-
-
-def refuse_unsupported(model_config: Any, path: str) -> None:
-    """ConfigError for a model that tree attention or the chunked head would compute wrongly; names the reason."""
-    kind = model_config.model_type
-    reasons = []
-    if kind not in FAMILIES:
-        reasons.append(f"model type '{kind}' is not in the tested families {', '.join(FAMILIES)}")
-    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if getattr(model_config, key, None):
-            reasons.append(
-                f"{key} = {getattr(model_config, key)}: soft-capped logits are not computed by the tree kernel"
-            )
-    if getattr(model_config, "attention_dropout", 0):
-        reasons.append(f"attention_dropout = {model_config.attention_dropout}: set it to 0 in the model's config.json")
-    if getattr(model_config, "use_bidirectional_attention", False):
-        reasons.append("use_bidirectional_attention is on: a causal language model is needed")
-    scaling = getattr(model_config, "rope_parameters", None) or getattr(model_config, "rope_scaling", None) or {}
-    nested = [v for v in scaling.values() if isinstance(v, dict)] or [scaling]
-    for rope in nested:
-        if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-            reasons.append(f"rope_type '{rope['rope_type']}' depends on the sequence length")
-    if reasons:
-        raise ConfigError(f"model {path}: cannot be trained exactly. " + "; ".join(reasons) + ". Choose another model.")
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -28,7 +28,7 @@ from dpeer.estimate.throughput import (
 )
 from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records, typical
 from dpeer.launcher.recipe import RECIPES
-from dpeer.model.lm import refuse_unsupported
+from dpeer.model.families import refuse_unsupported
 from dpeer.training.engine import deepspeed_config
 
 MFU = 0.35

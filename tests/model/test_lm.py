@@ -17,8 +17,8 @@ from dpeer import config
 from dpeer.data.packing import build_pack, dummy_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ConfigError
-from dpeer.model import lm as module
-from dpeer.model.lm import build_lm, load_causal_lm, load_tokenizer, refuse_unsupported
+from dpeer.model.families import FAMILIES, refuse_unsupported
+from dpeer.model.lm import build_lm, load_causal_lm, load_tokenizer
 
 Checkpoint = Callable[[str], Path]
 
@@ -30,7 +30,7 @@ def refusal(family: str, **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("family", module.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_supported_families_pass(family: str) -> None:
     refuse_unsupported(AutoConfig.for_model(family), "some/model")
 
@@ -49,6 +49,7 @@ def test_gemma2_is_refused_for_its_soft_caps(checkpoint: Checkpoint) -> None:
         ("llama", {"attention_dropout": 0.1}, "attention_dropout = 0.1"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("granite", {"logits_scaling": 4.0}, "logits_scaling = 4.0: scaled logits"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
