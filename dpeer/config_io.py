@@ -59,7 +59,7 @@ def load_section(
     _apply(tree, [_setting(override) for override in overrides])
     try:
         config = root.model_validate(tree)
-        faults = list(_misread_booleans(tree, root))
+        faults = [*_misread_booleans(tree, root), *_unknown_names(config)]
     except ValidationError as error:
         faults = [*_explain(error, tree, root), *_misread_booleans(tree, root)]
     if not faults:
@@ -69,6 +69,31 @@ def load_section(
         shown.append(f"  ... and {len(faults) - _SHOWN_FAULTS} more")
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise ConfigError("\n".join([f"{path}: {count} in the config", *shown]))
+
+
+def known_names() -> dict[str, tuple[str, ...]]:
+    """Config key -> names that are registered for it; in the config tree itself they are plain text."""
+    from dpeer.objective.controllers import CONTROLLERS
+    from dpeer.objective.forms import FORMS
+
+    return {"objective.constraint.form": FORMS.names(), "objective.dual.controller": CONTROLLERS.names()}
+
+
+def _unknown_names(config: Section) -> Iterator[str]:
+    if not isinstance(config, Config):
+        return
+    from dpeer.objective.controllers import CONTROLLERS
+    from dpeer.objective.forms import FORMS
+
+    constraint, dual = config.objective.constraint, config.objective.dual
+    try:
+        FORMS[constraint.form](constraint.slack, constraint.options)
+    except ConfigError as error:
+        yield f"objective.constraint: {error}"
+    try:
+        CONTROLLERS[dual.controller](dual)
+    except ConfigError as error:
+        yield f"objective.dual: {error}"
 
 
 def resolved(config: Section) -> Tree:

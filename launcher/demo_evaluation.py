@@ -16,7 +16,8 @@ from rich.table import Table
 
 from dpeer.config_io import load_section
 from dpeer.eval.config import EvalConfig
-from dpeer.eval.irt.types import Options, Result
+from dpeer.eval.irt.result import Result
+from dpeer.eval.irt.types import Options
 from dpeer.eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
 from dpeer.files import write_json
 from dpeer.launcher.cluster import connect

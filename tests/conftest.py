@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("dpeer", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("dpeer")
 DEFAULT_LIMIT_S = 300.0  # `timeout` in pyproject.toml
 HARNESS = "tests/harness/"
 

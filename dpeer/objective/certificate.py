@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from scipy.special import stdtrit
@@ -17,6 +17,7 @@ from dpeer.errors import DpeerError
 from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import Best, ConstraintSet
 from dpeer.objective.preference import edge_loss
+from dpeer.objective.rows import HeldoutRow, RateRow, VerdictRow
 
 OUT_OF_REACH = 10**9  # records
 MIN_RECORDS = 20
@@ -54,9 +55,9 @@ class Verdict:
     verdict: Literal["satisfied", "violated", "undecided"]
     extra_records: int | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> VerdictRow:
         """JSON-safe."""
-        return dict(json_safe(asdict(self)))
+        return cast(VerdictRow, json_safe(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class Rate:
     upper: float
     n: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> RateRow:
         """JSON-safe."""
-        return dict(json_safe(asdict(self)))
+        return cast(RateRow, json_safe(asdict(self)))
 
 
 def certify(
@@ -107,21 +108,21 @@ def certify(
     return [_verdict(c, constraints, sums, counts, offsets, tail) for c in range(len(constraints.names))]
 
 
-def heldout_means(edges: HeldoutEdges, objective: Objective, dimensions: Sequence[str]) -> dict[str, dict[str, Any]]:
+def heldout_means(edges: HeldoutEdges, objective: Objective, dimensions: Sequence[str]) -> dict[str, HeldoutRow]:
     """Per dimension, JSON-safe: edges, records, and mean edge loss, margin (reward units) and accuracy with their
     standard errors, clustered by record; null where there are no edges (errors: fewer than two records)."""
     margins, dims, records = edges.margins.detach().double().cpu(), edges.dims.long().cpu(), edges.records.long().cpu()
     measures = {"loss": edge_loss(margins, objective), "margin": margins, "accuracy": (margins > 0).double()}
-    found: dict[str, dict[str, Any]] = {d: {} for d in dimensions}
+    means: dict[str, dict[str, Any]] = {d: {} for d in dimensions}
     for measure, values in measures.items():
         sums, counts = _cluster_sums(values, dims, records, len(dimensions))
         for d, s, n in zip(dimensions, sums.T, counts.T, strict=True):
             clusters, total = int((n > 0).sum()), float(n.sum())
             mean = float(s.sum()) / total if total else math.nan
             deviation, _ = _spread((s - mean * n)[n > 0] / total) if total else (math.nan, 0.0)
-            found[d] |= {"edges": int(total), "records": clusters, measure: mean}
-            found[d][f"{measure}_se"] = deviation / math.sqrt(clusters) if clusters else math.nan
-    return dict(json_safe(found))
+            means[d] |= {"edges": int(total), "records": clusters, measure: mean}
+            means[d][f"{measure}_se"] = deviation / math.sqrt(clusters) if clusters else math.nan
+    return cast(dict[str, HeldoutRow], json_safe(means))
 
 
 def selection_accuracy(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from dpeer.objective.registry import Registry, options_of
+from dpeer.objective.options import options_of
+from dpeer.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,11 +47,11 @@ class Controller(ABC):
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
             raise TypeError(f"controller {cls.__name__} does not say its name")
-        CONTROLLERS.add(cls.name, cls)
+        CONTROLLERS.register(cls.name, cls)
 
     def __init__(self, dual: Dual) -> None:
         self.dual = dual
-        self.values = options_of("objective.dual.options", self.options, dual.options)
+        self.values = options_of("options", self.options, dual.options)
 
     def error(self, reading: Reading) -> Tensor:
         """[C]: what the dead zone is compared with."""
@@ -61,7 +62,7 @@ class Controller(ABC):
         """[C]: the multipliers wanted next, before they are clipped to [0, dual.max]."""
 
 
-CONTROLLERS: Registry[Controller] = Registry("objective.dual.controller")
+CONTROLLERS: Registry[type[Controller]] = Registry("controller", __name__)
 
 
 class Ascent(Controller):

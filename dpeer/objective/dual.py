@@ -97,8 +97,8 @@ def update(state: DualState, constraints: ConstraintSet, objective: Objective, s
     """One dual step: from the statistics of a global batch to the multipliers of the next one.
 
     The controller (`controllers`) says where the multipliers want to go; the result is clipped to [0, max]. It stays
-    put inside the dead zone, abs(error) < dead_zone. A constraint that was not observed keeps everything. Kind `sft` has no
-    constraints to enforce: none is observed. DpeerError: the loss of a dimension is not finite.
+    put inside the dead zone, abs(error) < dead_zone. A constraint that was not observed keeps everything. Kind `sft`
+    has no constraints to enforce: none is observed. DpeerError: the loss of a dimension is not finite.
     """
     dual = objective.dual
     controller = CONTROLLERS[dual.controller](dual)

@@ -1,8 +1,8 @@
 """The constraint forms, one class each: what is bounded, by what, and how it is certified on held-out records.
 
 Every form bounds linear combinations of per-dimension means: g_c = sum over members of +-(q_d - offset_d) - bound_c,
-which must be <= 0; q_d is the mean over the dimension's edges of the edge loss or of a value of the form's own. The first member of a
-constraint counts positive, a second one negative.
+which must be <= 0; q_d is the mean over the dimension's edges of the edge loss or of a value of the form's own. The
+first member of a constraint counts positive, a second one negative.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from itertools import permutations
 from typing import TYPE_CHECKING, ClassVar
 
-from dpeer.objective.registry import Registry, options_of
+from dpeer.objective.options import options_of
+from dpeer.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ class Form:
     certifiable: True only if the mean of `edge_values` (or of the edge loss) minus `certified_offsets` over held-out
         records, compared with the bound, is what the form promises
     own_values: the bounded quantity is the mean of `edge_values`, not of the edge loss
+    uses_slack: the bound is `constraint.slack`
     bounds_loss: a tolerance is a level of the edge loss itself, so that it may be drawn into plots of the loss
     options: names of further numbers in `constraint.options` with their defaults; None must be given
     """
@@ -37,17 +39,18 @@ class Form:
     certifiable: ClassVar[bool]
     own_values: ClassVar[bool] = False
     bounds_loss: ClassVar[bool] = False
+    uses_slack: ClassVar[bool] = False
     options: ClassVar[Mapping[str, float | None]] = {}
 
     def __init_subclass__(cls) -> None:
         for attribute in ("name", "meaning", "certifiable"):
             if attribute not in vars(cls):
                 raise TypeError(f"constraint form {cls.__name__} does not say its {attribute}")
-        FORMS.add(cls.name, cls)
+        FORMS.register(cls.name, cls)
 
     def __init__(self, slack: float = 0.0, options: Mapping[str, float] | None = None) -> None:
         self.slack = slack
-        self.values = options_of("objective.constraint.options", self.options, options or {})
+        self.values = options_of("options", self.options, options or {})
 
     def members(self, dimensions: int) -> tuple[tuple[int, ...], ...]:
         """Dimension indices of each constraint: one, or two of which the second counts negative."""
@@ -71,7 +74,7 @@ class Form:
         return 0.0
 
 
-FORMS: Registry[Form] = Registry("objective.constraint.form")
+FORMS: Registry[type[Form]] = Registry("constraint form", __name__)
 
 
 class Threshold(Form):
@@ -105,6 +108,7 @@ class Margin(Form):
     meaning = "the mean hinge [tolerance - margin]+ of each dimension stays at or below the slack"
     certifiable = True
     own_values = True
+    uses_slack = True
 
     def bounds(self, tolerances: Tensor) -> Tensor:
         return tolerances.where(~tolerances.isfinite(), self.slack)

@@ -11,6 +11,7 @@ import torch
 from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import ConstraintSet, Weights, estimates
 from dpeer.objective.dual import DualState
+from dpeer.objective.rows import ConstraintRow, DimensionRow
 from dpeer.objective.statistics import Summary
 
 SHRINKS = 0.05
@@ -28,47 +29,55 @@ def ledger_entry(
 ) -> dict[str, Any]:
     """One ledger line, JSON-safe and without wall time: a resumed run writes the same bytes.
 
-    `scalars` go in as they are. Per dimension: edges, mean loss and margin (reward units) with clustered standard
-    errors, accuracy, weight (loss + hinge) in this step's objective. Per constraint: dimensions, tolerance (the bound
-    on the estimate), estimate, se, slack = tolerance - estimate (negative when violated), the multiplier used in this
-    step, active (multiplier > 0), saturated (multiplier at its cap), edges. `dual_digest`: the state afterwards.
+    `scalars` go in as they are; the rest is described in `rows`.
     """
     estimate, se = estimates(constraints, summary, state_before)
-    edges = summary.edges.long()
-    dimensions = {
-        d: {
-            "edges": int(edges[i]),
-            "loss": float(summary.loss[i]),
-            "loss_se": float(summary.loss_se[i]),
-            "margin": float(summary.margin[i]),
-            "margin_se": float(summary.margin_se[i]),
-            "accuracy": float(summary.accuracy[i]),
-            "weight": float(weights.loss[i] + weights.hinge[i]),
-        }
-        for i, d in enumerate(constraints.dimensions)
-    }
-    per_constraint = {
-        name: {
-            "dimensions": constraints.member_names(c),
-            "tolerance": float(constraints.bounds[c]),
-            "estimate": float(estimate[c]),
-            "se": float(se[c]),
-            "slack": float(constraints.bounds[c] - estimate[c]),
-            "multiplier": float(state_before.multipliers[c]),
-            "active": bool(state_before.multipliers[c] > 0),
-            "saturated": bool(state_before.saturated[c]),
-            "edges": int(sum(edges[d] for d in constraints.members[c])),
-        }
-        for c, name in enumerate(constraints.names)
-    }
+    bounds, names = constraints.bounds, constraints.names
     entry = {
         "step": step,
         **scalars,
         "dual_digest": state_after.digest(),
-        "dimensions": dimensions,
-        "constraints": per_constraint,
+        "dimensions": {d: _dimension(i, summary, weights) for i, d in enumerate(constraints.dimensions)},
+        "constraints": {
+            name: _constraint(c, constraints, summary, state_before, float(bounds[c]), float(estimate[c]), float(se[c]))
+            for c, name in enumerate(names)
+        },
     }
     return dict(json_safe(entry))
+
+
+def _dimension(index: int, summary: Summary, weights: Weights) -> DimensionRow:
+    return {
+        "edges": int(summary.edges[index]),
+        "loss": float(summary.loss[index]),
+        "loss_se": float(summary.loss_se[index]),
+        "margin": float(summary.margin[index]),
+        "margin_se": float(summary.margin_se[index]),
+        "accuracy": float(summary.accuracy[index]),
+        "weight": float(weights.loss[index] + weights.hinge[index]),
+    }
+
+
+def _constraint(
+    index: int,
+    constraints: ConstraintSet,
+    summary: Summary,
+    state: DualState,
+    bound: float,
+    estimate: float,
+    se: float,
+) -> ConstraintRow:
+    return {
+        "dimensions": constraints.member_names(index),
+        "tolerance": bound,
+        "estimate": estimate,
+        "se": se,
+        "slack": bound - estimate,
+        "multiplier": float(state.multipliers[index]),
+        "active": bool(state.multipliers[index] > 0),
+        "saturated": bool(state.saturated[index]),
+        "edges": sum(int(summary.edges[d]) for d in constraints.members[index]),
+    }
 
 
 def infeasible(tail: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -78,7 +87,7 @@ def infeasible(tail: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     its mean violation in the second half of the tail is positive and has not shrunk against the first half by more than
     5 % and two standard errors. Give a tail that is long against the noise; fewer than four such entries prove nothing.
     """
-    found = {}
+    messages = {}
     for name in tail[-1]["constraints"] if tail else ():
         rows = [r for entry in tail if (r := entry["constraints"][name])["slack"] is not None]
         if len(rows) < 4 or not all(row["saturated"] for row in rows):
@@ -87,13 +96,13 @@ def infeasible(tail: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         (before, before_se), (after, after_se) = _violation(rows[:half]), _violation(rows[half:])
         if after > 0 and before - after <= max(SHRINKS * before, 2 * math.hypot(before_se, after_se)):
             last = rows[-1]
-            found[name] = (
+            messages[name] = (
                 f"{name}: multiplier at its cap {last['multiplier']:g} for {len(rows)} steps, yet the violation does "
                 f"not shrink ({before:.3g}, then {after:.3g} above tolerance {last['tolerance']:g}). Loosen "
                 "objective.constraint.tolerance for it or for the dimensions that it conflicts with, check its data, "
                 "or raise objective.dual.max if no other multiplier is near the cap"
             )
-    return found
+    return messages
 
 
 def _violation(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

@@ -14,12 +14,6 @@ from dpeer.report.page import templates
 from dpeer.report.run import Run, read_run
 from dpeer.report.text import constraint_form, edge_words, exact, finding, interval, method_name, subtitle
 
-FORMS = {
-    "threshold": "the mean edge loss of each dimension stays at or below its tolerance",
-    "balance": "the mean edge loss of no dimension exceeds that of another by more than its tolerance",
-    "margin": "the mean hinge [tolerance - margin]+ of each dimension stays at or below the slack",
-    "protect": "the mean edge loss of no dimension rises above its best so far by more than its tolerance",
-}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
 
@@ -98,8 +92,8 @@ def _recipe(run: Run) -> Iterator[str]:
     if run.constraints:
         constraint = setting.get("constraint", {})
         form = constraint_form(run)
-        yield f"Constraint form `{form}`: {FORMS.get(form, 'see the configuration')}."
-        slack = f"; slack {constraint.get('slack', 0):g}" if form == "margin" else ""
+        yield f"Constraint form `{form.name}`: {form.meaning}."
+        slack = f"; slack {constraint.get('slack', 0):g}" if form.uses_slack else ""
         yield f"Tolerance: {_tolerance_words(constraint.get('tolerance'))}{slack}."
         if run.lagrangian:
             dual = setting.get("dual", {})

@@ -87,7 +87,7 @@ def _panels(run: Run, lines: Sequence[Line], limits: Sequence[float], ylabel: st
 def loss_panels(run: Run) -> list[Plot]:
     """Loss of each dimension, against its tolerance where the constraint is on the loss itself."""
     lines = _observed([Line(d, dimension_series(run, d, "loss")) for d in run.dimensions])
-    on_loss = run.ledger[-1].constraints if constraint_form(run) == "threshold" else {}
+    on_loss = run.ledger[-1].constraints if constraint_form(run).bounds_loss else {}
     limits = [on_loss[line.name].tolerance if line.name in on_loss else math.inf for line in lines]
     unit = " (nats)" if run.get("config.objective.loss", "sigmoid") == "sigmoid" else ""
     return _panels(run, lines, limits, f"loss per edge{unit}") if lines else []
@@ -95,7 +95,7 @@ def loss_panels(run: Run) -> list[Plot]:
 
 def constraint_panels(run: Run) -> list[Plot]:
     """Constraint values against their tolerances, for the forms where they are not the losses themselves."""
-    if constraint_form(run) == "threshold":
+    if constraint_form(run).bounds_loss:
         return []
     lines = _observed([Line(name, constraint_series(run, name, "estimate")) for name in _busiest(run, "estimate")])
     limits = [constraint_series(run, line.name, "tolerance")[-1] for line in lines]

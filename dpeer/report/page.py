@@ -89,7 +89,7 @@ def _sections(run: Run) -> Iterator[Part]:
     hidden = len(run.constraints) - len(constraint_panels)
     yield Part(
         "Constraints",
-        f"What the form “{text.constraint_form(run)}” holds below its tolerance. {smoothed}"
+        f"What the form “{text.constraint_form(run).name}” holds below its tolerance. {smoothed}"
         + (f" Shown are those that rose highest; {hidden} more are not drawn." if hidden else ""),
         constraint_panels,
     )

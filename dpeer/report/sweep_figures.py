@@ -11,7 +11,7 @@ import numpy as np
 from dpeer.report.plot import DASHES, LIMIT, MARKERS, PALETTE, Plot, draw, legend
 from dpeer.report.sweep import Setting, SweepCell, SweepData
 from dpeer.report.sweep_numbers import Price, Spread, average, mean_and_worst, over_seeds, pareto_front, worst
-from dpeer.report.text import exact, listing, number, percent
+from dpeer.report.text import constraint_form, exact, listing, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +59,9 @@ def _loss_panel(data: SweepData, dimension: str, colour: str, top: float) -> Plo
 
 def _on_this_axis(data: SweepData, dimension: str) -> bool:
     """Whether x is the tolerance of this dimension's loss."""
-    forms = {c.run.get("config.objective.constraint.form") for c in data.cells}
+    on_loss = all(constraint_form(c.run).bounds_loss for c in data.cells)
     last = data.axis.key.rpartition(".")[2]
-    return data.axis.tolerance and forms == {"threshold"} and last in ("tolerance", dimension)
+    return data.axis.tolerance and on_loss and last in ("tolerance", dimension)
 
 
 def accuracy(data: SweepData) -> Plot | None:

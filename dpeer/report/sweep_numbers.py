@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 from dpeer.report.run import NAN, Run, Step
 from dpeer.report.sweep import Setting, SweepCell
+from dpeer.report.text import constraint_form
 
 LATE = 0.25
 """Share of the steps at the end of a run whose averages stand for where it arrived."""
@@ -104,14 +105,13 @@ class Late:
 
 
 def late(run: Run) -> Late | None:
-    """None unless the run enforced constraints of form `threshold`.
+    """None unless the run enforced constraints on the losses themselves (form `threshold`).
 
     A step weighs dimension d by w = (p + lambda) / S with S = 1 + sum of lambda over the dimensions with edges, and the
     anchor by its full weight. The mean of w over the steps is the weight of d's mean gradient, so p / S and lambda / S
     are averaged (0 in steps without edges of d), and both are divided by the mean of 1 / S.
     """
-    form = run.get("config.objective.constraint.form", "threshold")
-    if not run.lagrangian or form != "threshold":
+    if not run.lagrangian or not constraint_form(run).bounds_loss:
         return None
     tail = run.ledger[-max(1, round(LATE * len(run.ledger))) :]
     dimensions = run.dimensions

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dpeer.objective.forms import FORMS, Form
 from dpeer.report.run import Certified, Rate, Run
 
 UNKNOWN = "\u2013"
@@ -63,8 +64,9 @@ def method_name(run: Run) -> str:
     return "DPO with fixed weights" if isinstance(primary, Mapping) else names.get(primary, "DPO")
 
 
-def constraint_form(run: Run) -> str:
-    return str(run.get("config.objective.constraint.form", "threshold"))
+def constraint_form(run: Run) -> type[Form]:
+    """The form of the run's constraints. ConfigError: this installation does not know it."""
+    return FORMS[run.get("config.objective.constraint.form", "threshold")]
 
 
 def progress(run: Run) -> str:

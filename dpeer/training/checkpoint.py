@@ -66,7 +66,7 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "step": policy.step,
                 "world_size": policy.world.size,
                 "numerics": _numerics(policy),
-                "dual": policy.dual.to_dict(),
+                "dual": policy.lagrangian.state.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
                 "sums": sums,
                 "facts": facts,
@@ -94,7 +94,7 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     else:
         _load_universal(policy, folder)
     policy.step = policy.pulse.step = state["step"]
-    policy.dual = DualState.from_dict(state["dual"])
+    policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
     exact = same_ranks and state["numerics"] == _numerics(policy)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])

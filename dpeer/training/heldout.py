@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from dpeer.data.tokenize import TokenizedSet
 from dpeer.objective.certificate import HeldoutEdges, certify, heldout_means, selection_accuracy
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import DualState
+from dpeer.objective.rows import CertificateFile
 
 CONFIDENCE = 0.95
 
@@ -45,7 +45,7 @@ def certificate(
     policy: Sequence[Sequence[float]],
     reference: Sequence[Sequence[float]],
     dual: DualState,
-) -> dict[str, Any]:
+) -> CertificateFile:
     """The certificate as JSON: verdict per constraint, means per dimension, selection accuracy overall and per mask."""
     constraints = build_constraints(config.objective.constraint, data.dimensions)
     edges = heldout_edges(config, data, policy, reference)

@@ -15,11 +15,8 @@ from dpeer.config import Config
 from dpeer.data.packing import Pack, batch_indices, forward_tokens
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ClusterError, ConfigError, DpeerError
-from dpeer.objective.constraints import Weights, build_constraints, dimension_weights, edge_coefficients
-from dpeer.objective.dual import DualState, initial_state, update
-from dpeer.objective.ledger import ledger_entry
-from dpeer.objective.preference import edge_loss, margin_hinge
-from dpeer.objective.statistics import edge_statistics, summarise
+from dpeer.objective.constraints import Weights
+from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
 from dpeer.training.pulse import Pulse
@@ -55,8 +52,7 @@ class Policy:
     def __init__(self, config: Config, data: TokenizedSet, world: World) -> None:
         self.config, self.data, self.world = config, data, world
         self.steps = config.training.total_steps(len(data.trees))
-        self.constraints = build_constraints(config.objective.constraint, data.dimensions)
-        self.dual: DualState = initial_state(self.constraints, config.objective)
+        self.lagrangian = Lagrangian(config.objective, data.dimensions)
         self.engine = policy_engine(config, world)
         self.step = 0  # optimizer steps done
         self.pulse = Pulse()
@@ -93,7 +89,8 @@ class Policy:
     def train_step(self, references: References | None) -> dict[str, Any]:
         """One optimizer step; returns its ledger entry. `references` is None for objective `sft`."""
         objective, batch = self.config.objective, self.batch(self.step)
-        weights = dimension_weights(self.constraints, objective, self.dual.multipliers, batch.edge_counts)
+        before = self.lagrangian
+        weights = before.weights(batch.edge_counts)
         lr = learning_rate(self.step, self.steps, self.config.training.optimizer)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
@@ -109,17 +106,16 @@ class Policy:
             self.pulse.beat()
 
         self.pulse.enter(f"step {self.step + 1}: statistics", beating=True)
-        totals = exchange(totals, self.dual.digest(), self.step + 1, self.world)
+        totals = exchange(totals, before.state.digest(), self.step + 1, self.world)
         self.check_finite(totals["objective"], "objective")
         self.pulse.enter(f"step {self.step + 1}: optimizer", beating=True)
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         self.check_finite(norm, "gradient norm")
 
-        summary, before = summarise(totals.table), self.dual
         if objective.kind == "preference":
             self.check_identity(totals)
-            self.dual = update(before, self.constraints, objective, summary)
+            self.lagrangian = before.updated(totals.table)
         self.step += 1
         self.pulse.step = self.step
         scalars = totals.readable() | {
@@ -128,14 +124,14 @@ class Policy:
             "records": self.step * self.config.training.records_per_step,
         }
         self.pulse.enter(f"step {self.step} done")
-        return ledger_entry(self.step, summary, weights, self.constraints, before, self.dual, scalars)
+        return before.ledger_entry(self.step, totals.table, self.lagrangian, scalars)
 
     def pack_loss(
         self, pack: Pack, logps: Tensor, batch: BatchPlan, weights: Weights, references: References | None
     ) -> tuple[Tensor, StepTotals]:
         """This pack's term of the global objective (edge weight w_d / n_d with global n_d), and its statistics."""
-        objective, n_dims = self.config.objective, len(self.data.dimensions)
-        totals = StepTotals.zeros(n_dims)
+        objective = self.config.objective
+        totals = StepTotals.zeros(len(self.data.dimensions))
         totals["forward_tokens"], totals["packs"] = pack.tokens, 1
         if not pack.samples:
             return (logps * 0).sum(), totals
@@ -157,15 +153,9 @@ class Policy:
             if objective.length_normalised:
                 rewards = rewards / pack.response_tokens
             margins = rewards[pack.better] - rewards[pack.worse]
-            losses = edge_loss(margins, objective)
-            hinges = margin_hinge(margins, self.constraints.edge_tolerance.to(margins.device)[pack.dims])
-            loss_coef, hinge_coef = edge_coefficients(weights, batch.edge_counts, pack.dims.cpu())
-            weighted = losses * loss_coef.to(margins.device) + hinges * hinge_coef.to(margins.device)
-            loss = loss + weighted.sum()
-            values = [x.detach().cpu() for x in (margins, losses, hinges)]
-            totals.table += edge_statistics(
-                values[0], values[1], values[2], pack.dims.cpu(), pack.edge_sample.cpu(), n_dims
-            )
+            term, table = self.lagrangian.loss(margins, pack.dims, pack.edge_sample, batch.edge_counts, weights)
+            loss = loss + term
+            totals.table += table
         totals["objective"] = loss.detach().item()
         return loss, totals
 

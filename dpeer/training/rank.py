@@ -7,6 +7,7 @@ from typing import Any
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
+from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.export import export
 from dpeer.training.heldout import certificate
@@ -81,11 +82,11 @@ class TrainingRank:
         held = self.prepared.heldout
         return (read_cache(cache_path(self.config, held), held) or []) if held else []
 
-    def certificate(self, policy: list[list[float]], reference: list[list[float]]) -> dict[str, Any] | None:
+    def certificate(self, policy: list[list[float]], reference: list[list[float]]) -> CertificateFile | None:
         """Not collective: the verdicts from all held-out scores. None without held-out records."""
         if self.prepared.heldout is None:
             return None
-        return certificate(self.config, self.prepared.heldout, policy, reference, self.policy.dual)
+        return certificate(self.config, self.prepared.heldout, policy, reference, self.policy.lagrangian.state)
 
     def save(self, folder: Path) -> None:
         checkpoint.save(self.policy, folder, self.prepared.facts)

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import CheckpointError
@@ -38,7 +40,7 @@ class RunDir:
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
     def begin(self, config: Config, facts: dict[str, Any]) -> None:
-        """Write the passport of a fresh run."""
+        """Write the metadata of a fresh run."""
         write_json(
             self.manifest,
             {
@@ -64,7 +66,7 @@ class RunDir:
         old = json.loads(self.manifest.read_text())
         differs = [
             f"{key}: was {before!r}, now {after!r}"
-            for key, before, after in differences(old["config"], resolved(config))
+            for key, before, after in differences(_with_defaults(old["config"]), resolved(config))
             if not key.startswith(MAY_CHANGE)
         ]
         differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in facts if old.get(k) != facts[k]]
@@ -154,6 +156,14 @@ class RunDir:
         """Remove what a killed save left behind."""
         for path in (*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob("step-*/.universal-*")):
             shutil.rmtree(path)
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's config with the fields that later versions have added, at the values that change nothing."""
+    try:
+        return resolved(Config.model_validate(config))
+    except ValidationError:
+        return config
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

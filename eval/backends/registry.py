@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpeer.eval.backends.config import Served
 from dpeer.eval.backends.types import Backend
-from dpeer.eval.registry import Registry
+from dpeer.registry import Registry
 
 BACKENDS: Registry[Backend] = Registry("backend", __package__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpeer.eval.registry import Registry
+from dpeer.registry import Registry
 
 Benchmark = Callable[[Path], pd.DataFrame]
 """A folder or file as it was published -> ratings, with the columns of `store.schema.RATINGS`.

@@ -6,24 +6,20 @@ result = estimate("ratings.csv", base="base")
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpeer.eval.irt.estimation import estimate as estimate
+    from dpeer.eval.irt.result import Result as Result
     from dpeer.eval.irt.types import Options as Options
-    from dpeer.eval.irt.types import Result as Result
 
+_PLACES = {"Options": "types", "Result": "result", "estimate": "estimation"}
 __all__ = ["Options", "Result", "estimate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for, so that a part of the room can be had without the rest."""
-    if name == "estimate":
-        from dpeer.eval.irt.estimation import estimate
-
-        return estimate
-    if name in ("Options", "Result"):
-        from dpeer.eval.irt import types
-
-        return getattr(types, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Loaded when asked for, so that a part of the room can be had without the rest."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

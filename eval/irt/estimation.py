@@ -10,8 +10,9 @@ import pandas as pd
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.fit import fit, save
+from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.tables import tabulate
-from dpeer.eval.irt.types import Options, Ratings, Result
+from dpeer.eval.irt.types import Options, Ratings
 
 
 def estimate(

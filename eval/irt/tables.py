@@ -30,7 +30,8 @@ from dpeer.eval.irt.diagnostics import diagnostics, gate
 from dpeer.eval.irt.drift import drift
 from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
 from dpeer.eval.irt.judges import judge_table
-from dpeer.eval.irt.types import Floats, Posterior, Ratings, Result
+from dpeer.eval.irt.result import Result
+from dpeer.eval.irt.types import Floats, Posterior, Ratings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

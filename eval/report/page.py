@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.tables import write_tables
-from dpeer.eval.irt.types import Result
 from dpeer.eval.report import words
 from dpeer.eval.report.frames import frames, plain
 from dpeer.eval.report.picture import Picture

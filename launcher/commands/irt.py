@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from dpeer.eval.irt.result import Result
     from dpeer.eval.irt.simulate import Spec
-    from dpeer.eval.irt.types import Options, Ratings, Result
+    from dpeer.eval.irt.types import Options, Ratings
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dpeer.eval.irt.types import Result
+from dpeer.eval.irt.result import Result
 
 
 def bounded(name: str, value, half) -> dict:

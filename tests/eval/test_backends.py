@@ -22,8 +22,8 @@ from dpeer.eval.backends.vllm import RAY_DATA_FROM, runner
 from dpeer.eval.config import EvalConfig
 from dpeer.eval.judge import cost, judge
 from dpeer.eval.plan import plan
-from dpeer.eval.registry import Registry
 from dpeer.eval.store.parts import content_id
+from dpeer.registry import Registry
 from tests.eval.evaluations import no_ray, write_responses
 
 

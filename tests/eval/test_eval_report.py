@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from dpeer.eval.irt.types import Result
+from dpeer.eval.irt.result import Result
 from dpeer.eval.report import words
 from dpeer.eval.report.abilities import ability
 from dpeer.eval.report.data import connectivity

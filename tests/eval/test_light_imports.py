@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "vllm", "transformers", "datasets", "deepspeed", "openai")
-MODULES = ["dpeer.eval.config", "dpeer.eval.registry", "dpeer.eval.questions.rubric", "dpeer.eval.questions.prompts"]
+MODULES = ["dpeer.eval.config", "dpeer.registry", "dpeer.eval.questions.rubric", "dpeer.eval.questions.prompts"]
 MODULES += [
     f"dpeer.eval.{room}.{path.stem}"
     for room in ("store", "elsewhere")

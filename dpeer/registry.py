@@ -14,14 +14,15 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries by name. The first look-up imports every file of `package`, and those that define an entry register it.
+    """Entries by name. `place` is a module, whose import registers its own, or a package: then the first look-up
+    imports every file of that folder, and those that define an entry register it.
 
-    So a file of that folder must be cheap to import: what is heavy is imported inside functions. Other distributions
-    join in through the entry point group that is called like the package; each point names a module to import.
+    So such a file must be cheap to import: what is heavy is imported inside functions. Other distributions join in
+    through the entry point group that is called like the place; each point names a module to import.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
+    def __init__(self, kind: str, place: str) -> None:
+        self.kind, self.place = kind, place
         self._entries: dict[str, T] = {}
         self._complete = False
 
@@ -34,25 +35,25 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
-        self._import_package()
+        self._import_all()
         return tuple(sorted(self._entries))
 
     def __getitem__(self, name: str) -> T:
         """Raises ConfigError that lists the names and the nearest one."""
-        self._import_package()
+        self._import_all()
         if name not in self._entries:
             nearest = difflib.get_close_matches(name, self._entries, 1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ConfigError(f"there is no {self.kind} {name!r}; registered are {', '.join(self.names())}{hint}")
         return self._entries[name]
 
-    def _import_package(self) -> None:
+    def _import_all(self) -> None:
         if not self._complete:
-            for module in iter_modules(import_module(self.package).__path__):
-                import_module(f"{self.package}.{module.name}")
-            for point in entry_points(group=self.package):
-                point.load()
             self._complete = True
+            for module in iter_modules(getattr(import_module(self.place), "__path__", ())):
+                import_module(f"{self.place}.{module.name}")
+            for point in entry_points(group=self.place):
+                point.load()
 
 
 def _origin(entry: object) -> tuple[str, str]:

@@ -1,0 +1,98 @@
+"""The objective as one value: constraints and multipliers in, the loss of a batch out. Nothing is changed in place.
+
+lagrangian = Lagrangian(Objective(beta=0.1), ("empathy", "trust"))
+loss, table = lagrangian.loss(margins, dims, records, edge_counts)  # per micro-batch and rank; tables add up
+lagrangian = lagrangian.updated(table)                              # once per optimizer step, with the summed table
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dpeer.config import Objective
+from dpeer.objective.constraints import Weights, build_constraints, dimension_weights, edge_coefficients
+from dpeer.objective.dual import DualState, initial_state, update
+from dpeer.objective.ledger import ledger_entry
+from dpeer.objective.preference import edge_loss
+from dpeer.objective.statistics import edge_statistics, summarise
+
+
+class Lagrangian:
+    """Constraints over `dimensions` with the multipliers of the next step. The training step of dpeer uses the same.
+
+    ConfigError: an unknown form, controller or option, or tolerances or weights that do not fit the dimensions.
+    """
+
+    def __init__(self, objective: Objective, dimensions: Sequence[str], state: DualState | None = None) -> None:
+        self.objective = objective
+        self.constraints = build_constraints(objective.constraint, tuple(dimensions))
+        self.state = state if state is not None else initial_state(self.constraints, objective)
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        return self.constraints.dimensions
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """By name of the constraint, for the next step."""
+        return dict(zip(self.constraints.names, self.state.multipliers.tolist(), strict=True))
+
+    def at(self, state: DualState) -> Lagrangian:
+        """The same constraints with another state, such as a checkpoint's."""
+        return Lagrangian(self.objective, self.dimensions, state)
+
+    def weights(self, edge_counts: Tensor) -> Weights:
+        """Weights of the dimensions in a step whose global batch has these edge counts [D]."""
+        return dimension_weights(self.constraints, self.objective, self.state.multipliers, edge_counts)
+
+    def loss(
+        self, margins: Tensor, dims: Tensor, records: Tensor, edge_counts: Tensor, weights: Weights | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """This micro-batch's term of the global objective, differentiable in the margins, and its statistics.
+
+        margins: [E] reward units, r(better) - r(worse) with r = beta (log pi - log pi_ref)
+        dims: [E] long, the dimension of each edge
+        records: [E] long, the record of each edge; no record may span two calls
+        edge_counts: [D] of the whole global batch, over all micro-batches and ranks
+        weights: `self.weights(edge_counts)`, where they are known already
+
+        The terms of all micro-batches and ranks add up to the objective, without the likelihood of golden responses;
+        so do the tables [F, D] fp64 (`statistics.DIM_FIELDS`), one all-reduce of which is all that ranks must share.
+        """
+        weights = weights or self.weights(edge_counts)
+        losses = edge_loss(margins, self.objective)
+        own = self.constraints.edge_values(margins, losses, dims)
+        loss_weight, own_weight = edge_coefficients(weights, edge_counts, dims.cpu())
+        term = (losses * loss_weight.to(margins.device) + own * own_weight.to(margins.device)).sum()
+        values = [x.detach().cpu() for x in (margins, losses, own)]
+        table = edge_statistics(values[0], values[1], values[2], dims.cpu(), records.cpu(), len(self.dimensions))
+        return term, table
+
+    def updated(self, table: Tensor) -> Lagrangian:
+        """With the multipliers of the next step, from the summed statistics of this one."""
+        return self.at(update(self.state, self.constraints, self.objective, summarise(table)))
+
+    def ledger_entry(
+        self, step: int, table: Tensor, after: Lagrangian, scalars: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
+        """The ledger's line of a step with these summed statistics, `after` being what `updated` gave; JSON-safe."""
+        summary = summarise(table)
+        weights = self.weights(summary.edges)
+        return ledger_entry(step, summary, weights, self.constraints, self.state, after.state, scalars or {})
+
+    def __repr__(self) -> str:
+        multipliers = ", ".join(f"{name} {value:.3g}" for name, value in self.multipliers.items())
+        return f"Lagrangian({self.constraints.form.name}, step {self.state.step}, multipliers: {multipliers})"
+
+    def _repr_html_(self) -> str:
+        bounds = self.constraints.bounds.tolist()
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{bound:g}</td><td>{value:.4g}</td></tr>"
+            for (name, value), bound in zip(self.multipliers.items(), bounds, strict=True)
+        )
+        head = "<tr><th>constraint</th><th>tolerance</th><th>multiplier</th></tr>"
+        return f"<table><caption>step {self.state.step}</caption>{head}{rows}</table>"

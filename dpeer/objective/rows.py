@@ -1,0 +1,125 @@
+"""What stands in a ledger line and in certificate.json. nan is written as null, infinities as "inf" and "-inf"."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+Number = float | str | None
+
+
+class DimensionRow(TypedDict):
+    """One dimension in one step: means over its edges of the global batch."""
+
+    edges: int
+    loss: Number
+    loss_se: Number
+    """Standard errors are clustered by record."""
+    margin: Number
+    """Reward units."""
+    margin_se: Number
+    accuracy: Number
+    weight: Number
+    """In this step's objective: of the edge loss and of the form's own value."""
+
+
+class ConstraintRow(TypedDict):
+    """One constraint in one step."""
+
+    dimensions: list[str]
+    tolerance: Number
+    """The bound on the estimate."""
+    estimate: Number
+    se: Number
+    slack: Number
+    """tolerance - estimate: negative when violated."""
+    multiplier: Number
+    """The one used in this step."""
+    active: bool
+    saturated: bool
+    """Multiplier at its cap."""
+    edges: int
+
+
+class LedgerRow(TypedDict):
+    """One optimizer step, counted from 1; wall time stands in timing.jsonl, so that a resumed run writes the same."""
+
+    step: int
+    objective: Number
+    golden_nll: Number
+    """Nats per token."""
+    golden_logp: Number
+    """Nats per response."""
+    rejected_logp: Number
+    tokens: int
+    packs: int
+    grad_norm: Number
+    lr: Number
+    records: int
+    dual_digest: int
+    """Of the dual state after the step."""
+    dimensions: dict[str, DimensionRow]
+    constraints: dict[str, ConstraintRow]
+
+
+class TimingRow(TypedDict):
+    """What a step cost."""
+
+    step: int
+    seconds: float
+    tokens_per_second: float
+    reference_wait_s: float
+
+
+class VerdictRow(TypedDict):
+    """One constraint on held-out records; lower and upper hold for all constraints at once."""
+
+    name: str
+    dimensions: list[str]
+    estimate: Number
+    tolerance: Number
+    lower: Number
+    upper: Number
+    se: Number
+    records: int
+    edges: int
+    verdict: Literal["satisfied", "violated", "undecided"]
+    extra_records: int | None
+
+
+class HeldoutRow(TypedDict):
+    """Means over the held-out edges of one dimension, with standard errors clustered by record."""
+
+    edges: int
+    records: int
+    loss: Number
+    loss_se: Number
+    margin: Number
+    margin_se: Number
+    accuracy: Number
+    accuracy_se: Number
+
+
+class RateRow(TypedDict):
+    """A share of n records with its Wilson interval."""
+
+    rate: Number
+    lower: Number
+    upper: Number
+    n: int
+
+
+class SelectionRow(TypedDict):
+    """How often the golden response has the highest log-probability: over all records, and per mask ("A+E")."""
+
+    overall: RateRow
+    masks: dict[str, RateRow]
+
+
+class CertificateFile(TypedDict):
+    """certificate.json"""
+
+    confidence: float
+    constraints: list[VerdictRow]
+    dimensions: dict[str, HeldoutRow]
+    selection: SelectionRow
+    heldout_records: int
