@@ -174,8 +174,8 @@ def diff(
     """Say why two runs differ: config, data, model, reference, code, and where their ledgers part."""
     from dpeer.launcher.commands.diff import run
 
-    runs = run(a, b, as_json)
-    raise typer.Exit(1 if exit_code and not runs.same else 0)
+    comparison = run(a, b, as_json)
+    raise typer.Exit(1 if exit_code and not comparison.same else 0)
 
 
 @app.command()

@@ -40,11 +40,11 @@ def show(diff: RunDiff, a: Path, b: Path, console: Console) -> None:
         return
     first = diff.policy
     if diff.ledger.step != (first.step if first else None):
-        console.print(_table(f"ledgers: first diff, in step {diff.ledger.step}", diff.ledger.fields))
+        console.print(_table(f"ledgers: first difference, in step {diff.ledger.step}", diff.ledger.fields))
     if first:
         console.print(_table(f"ledgers: what the policy computes first differs in step {first.step}", first.fields))
         field, old, new = largest(first)
-        console.print(f"Largest relative diff there: {field}, {_value(old)} and {_value(new)}.", soft_wrap=True)
+        console.print(f"Largest relative difference there: {field}, {_value(old)} and {_value(new)}.", soft_wrap=True)
     else:
         console.print("What the policy computes is equal in all steps that both have.")
 
