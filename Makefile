@@ -10,7 +10,7 @@ export MPLCONFIGDIR ?= $(abspath $(CACHE))/matplotlib
 PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
   "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: demo test lint bench docs setup clean
+.PHONY: demo test lint lowest bench docs setup clean
 
 demo: setup
 	$(RUN)/dpeer demo
@@ -23,6 +23,15 @@ lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+# The bare package at the lower bound of each requirement: what it promises without torch.
+lowest:
+	"$(PYTHON)" -m venv --clear "$(CACHE)/lowest"
+	"$(CACHE)/lowest/bin/python" -m pip install --quiet pytest pytest-timeout hypothesis psutil \
+	  $$(sed -n '/^dependencies/,/^]/s/^ *"\([a-z0-9-]*\)>=\([^",]*\).*/\1==\2/p' pyproject.toml)
+	PYTHONPATH=. "$(CACHE)/lowest/bin/python" -m pytest -m "not slow" --ignore tests/report/test_sweep_numbers.py \
+	  --ignore tests/eval/irt/test_raschpy.py \
+	  tests/report tests/eval/irt tests/eval/test_importer.py tests/eval/test_ratings.py tests/eval/test_xstest.py
 
 bench: setup
 	for b in benchmarks/*.py; do $(RUN)/python "$$b" || exit 1; done

@@ -32,6 +32,8 @@ PYTHON = VENV / "bin" / "python"
 UNWANTED_ON_CPU = ("torch", "torchvision", "torchaudio", "torchcodec", "triton")
 # It asks for scikit-learn, which our tests of it do not need, and which transformers would import in every worker.
 WITHOUT_NEEDS = "raschpy"
+EXTRAS = ("train", "judge", "arviz", "docs", "dev")
+"""What `make demo` and `make test` need, beside vLLM."""
 TORCH_FIRST = ("torch", "setuptools", "wheel", "numpy")
 
 
@@ -120,8 +122,8 @@ def install(gpu: bool) -> None:
     LOG.write_text("")
     phase("virtual environment", make_venv)
     phase("torch", lambda: pip_install(*TORCH_FIRST))
-    tools = [tool for tool in extras["dev"] if tool != WITHOUT_NEEDS]
-    phase("training packages and test tools", lambda: pip_install(*project["dependencies"], *tools))
+    wanted = [*project["dependencies"], *(line for name in EXTRAS for line in extras[name] if line != WITHOUT_NEEDS)]
+    phase("training packages and test tools", lambda: pip_install(*wanted))
     phase(WITHOUT_NEEDS, lambda: pip_install("--no-deps", WITHOUT_NEEDS))
     if gpu:
         phase("vLLM for GPU", lambda: pip_install(*extras["gpu"]))

@@ -19,10 +19,31 @@ from dpeer.errors import DpeerError
 from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
+from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
+
+EXTRAS = {
+    "train": ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "accelerate", "psutil", "tensorboard"),
+    "judge": ("openai", "transformers", "ray", "psutil"),
+    "judge,gpu": ("torch", "vllm"),
+}
+"""What pip installs with each extra, by import name."""
+JUDGING = ("generate", "judge")
+"""Commands that need the extra `judge`; all others that need an extra need `train`."""
+
+
+def missing_extra(module: str, command: str) -> str | None:
+    """One line that names the extra with which an absent module comes; None where no extra has it."""
+    package = module.partition(".")[0]
+    order = ("judge", "judge,gpu", "train") if command in JUDGING else ("train", "judge", "judge,gpu")
+    extra = next((name for name in order if package in EXTRAS[name]), None)
+    if extra is None:
+        return None
+    without_gpu = " (without a GPU: 'dpeer[judge,cpu]')" if extra == "judge,gpu" else ""
+    return f"`dpeer {command}` needs {package}, which is not installed: pip install 'dpeer[{extra}]'{without_gpu}"
 
 
 class _Guarded(TyperGroup):
@@ -44,6 +65,11 @@ class _Guarded(TyperGroup):
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: usage errors and Exit
                 raise
+            if isinstance(error, ModuleNotFoundError) and (
+                advice := missing_extra(error.name or "", ctx.invoked_subcommand or "")
+            ):
+                console.print(f"[bold red]error:[/] {escape(advice)}")
+                raise typer.Exit(1) from None
             path = _save_traceback(ctx.meta.get("run_dir"))
             console.print(f"[bold red]unexpected {type(error).__name__}:[/] {escape(str(error)[:500])}")
             console.print(f"This is a bug in dpeer or in a library below it. Traceback: {escape(str(path))}")
@@ -68,10 +94,10 @@ def _save_traceback(run_dir: Path | None) -> Path:
 app = typer.Typer(
     cls=_Guarded,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3.",
 )
+app.add_typer(config_app, name="config", help="The form of recipes, for editors.")
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(preflight)
 app.command()(eval_commands.generate)
@@ -148,8 +174,8 @@ def diff(
     """Say why two runs differ: config, data, model, reference, code, and where their ledgers part."""
     from dpeer.launcher.commands.diff import run
 
-    found = run(a, b, as_json)
-    raise typer.Exit(1 if exit_code and not found.same else 0)
+    comparison = run(a, b, as_json)
+    raise typer.Exit(1 if exit_code and not comparison.same else 0)
 
 
 @app.command()

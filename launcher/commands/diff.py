@@ -19,28 +19,28 @@ SHOWN_FIELDS = 10
 
 
 def run(a: Path, b: Path, as_json: bool) -> RunDiff:
-    result = diff_runs(a, b)
+    diff = diff_runs(a, b)
     if as_json:
-        print(json.dumps(json_safe(result.to_dict()), indent=1))
+        print(json.dumps(json_safe(diff.to_dict()), indent=1))
     else:
-        show(result, a, b, Console(highlight=False))
-    return result
+        show(diff, a, b, Console(highlight=False))
+    return diff
 
 
-def show(result: RunDiff, a: Path, b: Path, console: Console) -> None:
+def show(diff: RunDiff, a: Path, b: Path, console: Console) -> None:
     console.print(f"A: {a}\nB: {b}", soft_wrap=True)
-    for part, rows in groupby(result.differences, key=lambda d: d.part):
+    for part, rows in groupby(diff.differences, key=lambda d: d.part):
         named = [(d.key + ("" if d.matters else " (changes no result)"), d.a, d.b) for d in rows]
         console.print(_table(part, named, len(named)))
-    if not result.differences:
+    if not diff.differences:
         console.print("Same config, data, model, reference, code and versions.")
-    if not result.ledger:
-        lengths = "equal" if result.steps[0] == result.steps[1] else "equal as far as both go"
-        console.print(f"Ledgers: {lengths} ({result.steps[0]} and {result.steps[1]} steps).")
+    if not diff.ledger:
+        lengths = "equal" if diff.steps[0] == diff.steps[1] else "equal as far as both go"
+        console.print(f"Ledgers: {lengths} ({diff.steps[0]} and {diff.steps[1]} steps).")
         return
-    first = result.policy
-    if result.ledger.step != (first.step if first else None):
-        console.print(_table(f"ledgers: first difference, in step {result.ledger.step}", result.ledger.fields))
+    first = diff.policy
+    if diff.ledger.step != (first.step if first else None):
+        console.print(_table(f"ledgers: first difference, in step {diff.ledger.step}", diff.ledger.fields))
     if first:
         console.print(_table(f"ledgers: what the policy computes first differs in step {first.step}", first.fields))
         field, old, new = largest(first)

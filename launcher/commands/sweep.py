@@ -152,14 +152,14 @@ def _choose(cells: tuple[Cell, ...], wanted: list[str] | None) -> list[Cell]:
     chosen = []
     for text in wanted:
         exact = [c for c in cells if text in (str(c.index), c.name)]
-        found = exact or [c for c in cells if len(text) >= 4 and c.id.startswith(text)]
-        if len(found) != 1:
-            problem = "several cells fit" if found else "no such cell"
+        matches = exact or [c for c in cells if len(text) >= 4 and c.id.startswith(text)]
+        if len(matches) != 1:
+            problem = "several cells fit" if matches else "no such cell"
             raise ConfigError(
                 f"--cell {text}: {problem}; give a number from 0 to {len(cells) - 1}, a name, or the first characters "
                 "of an id, as `dpeer sweep plan` lists them"
             )
-        chosen += found
+        chosen += matches
     return chosen
 
 

@@ -108,7 +108,7 @@ def test_the_family_is_the_recipes_else_the_backends(remembered: Remembered) -> 
 @pytest.mark.parametrize(
     ("served", "words"),
     [
-        ({"backend": "vlm"}, ["judges: j:", "no backend 'vlm'", "openai, ", "did you mean vllm?"]),
+        ({"backend": "vlm"}, ["judges: j:", "no backend 'vlm'", "openai, ", "did you mean 'vllm'?"]),
         ({"backend": "openai"}, ["judges: j:", "backend openai needs base_url"]),
     ],
 )

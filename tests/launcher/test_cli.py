@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import dpeer.launcher.doctor
 from dpeer.errors import DataError
-from dpeer.launcher.cli import app
+from dpeer.launcher.bootstrap import distribution, read_project
+from dpeer.launcher.cli import EXTRAS, app
 
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "datasets", "matplotlib", "pandas", "numpy")
 
@@ -83,3 +84,94 @@ def test_export_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(tmp_path)])
     assert result.exit_code == 1
     assert "no manifest.json here" in result.output
+
+
+HIDDEN = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {modules}:
+            raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
+
+sys.meta_path.insert(0, Hidden())
+from dpeer.launcher.cli import app
+app()
+"""
+
+
+def without(modules: tuple[str, ...], *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line where these packages are not installed."""
+    program = [sys.executable, "-c", HIDDEN.format(modules=set(modules)), *map(str, arguments)]
+    return subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+ALL_EXTRAS = tuple({module for modules in EXTRAS.values() for module in modules})
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "package", "extra"),
+    [
+        (("torch",), ("train", "demo", "--set", "output_dir=runs"), "torch", "dpeer[train]"),
+        (("ray",), ("train", "demo", "--set", "output_dir=runs"), "ray", "dpeer[train]"),
+        (("transformers",), ("plan", "llama3_8b"), "transformers", "dpeer[train]"),
+        (("datasets",), ("data", "check", "no/such-set"), "datasets", "dpeer[train]"),
+        (("transformers",), ("data", "check", "sample", "--tokenizer", "x"), "transformers", "dpeer[train]"),
+    ],
+)
+def test_a_missing_extra_is_named_in_one_line(
+    absent: tuple[str, ...], arguments: tuple[str, ...], package: str, extra: str, tmp_path: Path
+) -> None:
+    done = without(absent, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == f"error: `dpeer {arguments[0]}` needs {package}, which is not installed: pip install '{extra}'"
+
+
+def test_an_absent_module_that_no_extra_has_is_a_bug(tmp_path: Path) -> None:
+    done = without(("numpy",), "irt", "simulate", "--output", "ratings.parquet", cwd=tmp_path)
+    assert done.returncode == 1 and "unexpected ModuleNotFoundError" in done.stderr
+
+
+def test_each_module_comes_with_the_extra_that_is_named() -> None:
+    extras = read_project()["optional-dependencies"]
+    for names, modules in EXTRAS.items():
+        listed = {distribution(line) for name in names.split(",") for line in extras[name]}
+        assert set(modules) - {"torch"} <= listed | {"torch"}, names
+    assert "torch" in {distribution(line) for line in extras["train"]}  # else vllm brings it
+
+
+SAMPLE = Path(__file__).parents[2] / "dpeer" / "data" / "sample"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("doctor",),
+        ("data", "check", SAMPLE),
+        ("data", "show", SAMPLE),
+        ("train", "demo", "--dry-run"),
+        ("irt", "simulate", "--output", "ratings.parquet"),
+        ("config", "schema"),
+    ],
+    ids=str,
+)
+def test_data_and_ratings_need_no_extra(arguments: tuple[object, ...], tmp_path: Path) -> None:
+    done = without(ALL_EXTRAS, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shell_completion_is_offered() -> None:
+    program = [sys.executable, "-m", "dpeer.launcher.cli", "--show-completion", "bash"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "complete -o default -F" in done.stdout, done.stderr
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    probe = "import sys; before = set(sys.modules); import dpeer; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded - set(sys.stdlib_module_names) == {"dpeer"}
+    assert {"Lagrangian", "estimate_abilities"} <= set(dir(dpeer))
+    with pytest.raises(AttributeError, match="no attribute 'lagrangian'"):
+        _ = dpeer.lagrangian
