@@ -24,6 +24,7 @@ import ray
 from ray._private import worker
 
 from dpeer.errors import ClusterError
+from dpeer.launcher.security import guard_ray
 from dpeer.launcher.signals import preempt_signal
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -37,7 +38,11 @@ SOCKETS = Path("/tmp")  # short: Ray's socket paths must stay below 108 bytes
 
 @contextmanager
 def connect(address: str | None = None) -> Iterator[None]:
-    """A Ray cluster for the length of the block: the given one, RAY_ADDRESS, or a private one bound to 127.0.0.1."""
+    """A Ray cluster for the length of the block: the given one, RAY_ADDRESS, or a private one bound to 127.0.0.1.
+
+    Guarded by a token (`guard_ray`) wherever that was not set otherwise.
+    """
+    guard_ray()
     if ray.is_initialized():
         yield
         return

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-import dpeer.launcher  # noqa: F401  # before anything imports ray: it says how clusters are guarded
-
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
