@@ -19,3 +19,15 @@ class ClusterError(DpeerError):
 
 class CheckpointError(DpeerError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
+
+
+class Interrupted(BaseException):
+    """A signal: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`.
+
+    `code` is the exit code of the process. It travels with the exception, as another handler than the one that took the
+    signal may have to end the process.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

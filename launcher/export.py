@@ -9,8 +9,10 @@ from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.files import write_text
 from dpeer.launcher.cluster import connect
-from dpeer.launcher.group import LONG_S, Groups
+from dpeer.launcher.group import Groups
 from dpeer.report.card import model_card
+from dpeer.training.calls import PolicyCalls
+from dpeer.training.run import CONVERTING, EXPORTING
 from dpeer.training.run_dir import RunDir
 
 
@@ -32,9 +34,9 @@ def export_run(run_dir: Path, output: Path | None = None) -> Path:
             policy = groups.policy()
             policy.build(config)
             checkpoint = files.checkpoint(saved[-1])
-            policy.call_first("convert", checkpoint, phase="converting a checkpoint", limit_s=LONG_S)
-            policy.call("load", checkpoint, phase="loading a checkpoint")
-            policy.call("export", folder, phase="exporting", limit_s=LONG_S)
+            policy.call_first(CONVERTING, PolicyCalls.convert, checkpoint)
+            policy.call("loading a checkpoint", PolicyCalls.load, checkpoint)
+            policy.call(EXPORTING, PolicyCalls.export, folder)
         finally:
             groups.close()
     write_text(folder / "README.md", model_card(run_dir))

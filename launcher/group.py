@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate
 
 import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
@@ -17,30 +17,14 @@ from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import check_feasible, refuse_lost_nodes
 from dpeer.launcher.watchdog import SILENT, State, Watch, headline, report
 from dpeer.launcher.worker import Worker
+from dpeer.training.calls import P, Phase, T, WorkerFailed, WorkerLost
 from dpeer.training.pulse import Pulse
+from dpeer.training.run import refuse_other_facts
 
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
 PROBE_S = 3.0  # how long a rank may take to say what it is doing
-LONG_S = 24 * 3600.0  # for work of one rank that no collective waits on: a dead worker is noticed at once all the same
 DEAD = "dead"
 DEATHS = (RayActorError, NodeDiedError, OutOfMemoryError)  # the last by Ray's memory monitor; no RayActorError
-
-
-class WorkerLost(ClusterError):
-    """A worker died, fell silent or stalled: the group is gone, the last checkpoint is not. `report` holds the stacks
-    of all ranks where they could be asked."""
-
-    def __init__(self, message: str, report: str = "") -> None:
-        super().__init__(message)
-        self.report = report
-
-
-class WorkerFailed(ClusterError):
-    """A worker raised an exception that is nobody's known fault. `details` holds its traceback."""
-
-    def __init__(self, message: str, details: str) -> None:
-        super().__init__(message)
-        self.details = details
 
 
 class Group:
@@ -96,23 +80,28 @@ class Group:
             refuse_other_facts(self._name(rank), summary["facts"], found[0]["facts"])
         return dict(found[0])
 
-    def start(self, method: str, *args: Any) -> list[Any]:
+    def start(self, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> list[Any]:
         """Begin a collective call; `wait` for it later."""
-        return [w.call.remote(method, *args) for w in self.workers]
+        return [w.call.remote(method.__name__, *args, **kwargs) for w in self.workers]
 
-    def wait(self, pending: list[Any], phase: str) -> list[Any]:
+    def wait(self, phase: str, pending: list[Any]) -> list[Any]:
         return self._gather(pending, phase)
 
-    def call(self, method: str, *args: Any, phase: str | None = None, limit_s: float | None = None) -> list[Any]:
+    def call(
+        self, phase: Phase | str, method: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> list[T]:
         """Call a method of every rank; one result per rank. Raises WorkerLost, or the rank's own DpeerError."""
-        return self._gather(self.start(method, *args), phase or method.replace("_", " "), limit_s)
+        phase = phase if isinstance(phase, Phase) else Phase(phase)
+        return self._gather(self.start(method, *args, **kwargs), phase.name, phase.limit_s)
 
-    def call_first(self, method: str, *args: Any, phase: str, limit_s: float | None = None) -> Any:
+    def call_first(
+        self, phase: Phase | str, method: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Call a method that is not collective on rank 0 alone."""
-        return self._gather([self.workers[0].call.remote(method, *args)], phase, limit_s)[0]
-
-    def commit(self, temporary: Any, final: Any) -> None:
-        self._gather([self.workers[0].commit.remote(temporary, final)], "committing a checkpoint")
+        phase = phase if isinstance(phase, Phase) else Phase(phase)
+        pending = [self.workers[0].call.remote(method.__name__, *args, **kwargs)]
+        result: T = self._gather(pending, phase.name, phase.limit_s)[0]
+        return result
 
     def close(self) -> None:
         for worker in self.workers:
@@ -241,16 +230,6 @@ class Groups:
     def close(self) -> None:
         while self._groups:
             self._groups.popitem()[1].close()
-
-
-def refuse_other_facts(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """ClusterError when a worker has loaded other data or weights than rank 0."""
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise ClusterError(
-                f"{name} holds another {key} than policy rank 0: {found.get(key)} instead of {value}. All nodes must "
-                "see the same files: use a shared file system, or the same hub revision (model.revision) everywhere."
-            )
 
 
 def _wait(refs: list[Any], count: int, timeout_s: float) -> tuple[list[Any], list[Any]]:

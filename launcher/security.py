@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from dpeer.errors import ClusterError
 
@@ -26,11 +27,12 @@ def guard_ray() -> None:
     if "ray" not in sys.modules:
         return  # it reads them when it is imported
     import ray
+    from ray import _raylet
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
-    from ray._raylet import Config
 
     if not ray.is_initialized():
-        Config.initialize("")  # as Ray does itself when it turns tokens on
+        raylet: Any = _raylet
+        raylet.Config.initialize("")  # as Ray does itself when it turns tokens on
     elif os.environ["RAY_AUTH_MODE"].lower() == "token" and not is_token_auth_enabled():
         raise ClusterError(
             "this process is connected to a Ray cluster without authentication: whoever reaches one of its ports can "

@@ -9,23 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dpeer.errors import ConfigError
+from dpeer.errors import ConfigError, Interrupted
 from dpeer.launcher import exit_codes
 
 PREEMPT_VARIABLE = "DPEER_PREEMPT_SIGNAL"
 TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not
-
-
-class Interrupted(BaseException):
-    """A signal: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`.
-
-    `code` is the exit code of the process. It travels with the exception, as another `Signals` than the one that took
-    the signal may have to end the process.
-    """
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def preempt_signal() -> signal.Signals:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -67,11 +66,6 @@ class Worker:
 
     def call(self, method: str, *args: Any) -> Any:
         return getattr(self.rank, method)(*args)
-
-    def commit(self, temporary: Path, final: Path) -> None:
-        from dpeer.training import checkpoint
-
-        checkpoint.commit(temporary, final)
 
     @ray.method(concurrency_group="health")
     def pulse(self) -> Pulse:

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from dpeer.errors import CheckpointError
 from dpeer.files import write_json
 from dpeer.objective.dual import DualState
+from dpeer.training.calls import Scores
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
-from dpeer.training.scoring import Scores
 
 SHARDS = "deepspeed"
 UNIVERSAL = "universal"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +17,14 @@ from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ClusterError, ConfigError, DpeerError
 from dpeer.objective.constraints import Weights
 from dpeer.objective.lagrangian import Lagrangian
+from dpeer.training.calls import References, Scores
 from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
 from dpeer.training.pulse import Pulse
-from dpeer.training.scoring import Scores, local_packs, merge, score
+from dpeer.training.scoring import local_packs, merge, score
 from dpeer.training.world import World
 
 IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models, per token
-References = Mapping[int, Sequence[float]]  # place in the global batch -> reference log-prob of each response
 
 
 class TreeMismatch(ConfigError):

@@ -9,13 +9,13 @@ from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
+from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
 from dpeer.training.export import export
 from dpeer.training.heldout import certificate
-from dpeer.training.policy import Policy, References, global_batch
+from dpeer.training.policy import Policy, global_batch
 from dpeer.training.prepare import prepare
 from dpeer.training.pulse import Pulse
 from dpeer.training.reference import Reference, cache_path, read_cache
-from dpeer.training.scoring import Scores
 from dpeer.training.world import World
 
 
@@ -91,6 +91,10 @@ class TrainingRank:
     def save(self, folder: Path) -> None:
         checkpoint.save(self.policy, folder, self.prepared.facts)
 
+    def commit(self, temporary: Path, final: Path) -> None:
+        """Not collective: make a checkpoint that all ranks have written the newest one."""
+        checkpoint.commit(temporary, final)
+
     def convert(self, folder: Path) -> None:
         """Not collective, and as long as it takes: make a checkpoint loadable at this number of ranks."""
         self.policy.pulse.enter("converting a checkpoint to another number of ranks")
@@ -109,6 +113,9 @@ class TrainingRank:
 
     def export(self, folder: Path) -> None:
         export(self.policy, folder)
+
+
+_policy: type[PolicyCalls] = TrainingRank
 
 
 class ReferenceRank:
@@ -137,3 +144,6 @@ class ReferenceRank:
 
     def score_heldout(self) -> Scores:
         return self.reference.score(self.prepared.heldout.trees) if self.prepared.heldout else {}
+
+
+_reference: type[ReferenceCalls] = ReferenceRank

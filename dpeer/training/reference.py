@@ -19,9 +19,10 @@ from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.model import tree_attention
 from dpeer.model.identity import model_hash
+from dpeer.training.calls import Scores
 from dpeer.training.engine import reference_engine
 from dpeer.training.pulse import Pulse
-from dpeer.training.scoring import Scores, score
+from dpeer.training.scoring import score
 from dpeer.training.world import World
 
 

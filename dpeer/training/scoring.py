@@ -9,10 +9,9 @@ from torch import Tensor
 
 from dpeer.data.packing import Pack, build_pack, dummy_pack, forward_tokens, plan_packs, split_by_sample
 from dpeer.data.tokenize import TokenTree
+from dpeer.training.calls import Scores
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
-
-Scores = dict[int, list[float]]  # position in the given records -> log-probability (nats) of each response
 
 
 def local_packs(trees: Sequence[TokenTree], world: World, budget: int) -> list[Pack]:

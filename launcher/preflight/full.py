@@ -5,19 +5,23 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import connect
-from dpeer.launcher.group import LONG_S, Group, Groups
+from dpeer.launcher.group import Group, Groups
 from dpeer.launcher.preflight.checklist import Checklist
 from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
+from dpeer.training.calls import LONG_S, Phase, PolicyCalls, ReferenceCalls, Scores
 from dpeer.training.policy import TreeMismatch
 from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.run_dir import refuse_unshared
 from dpeer.training.scoring import merge
 
+Score = Callable[[Any, int, int], Scores]
 RECORDS = 8  # scored by policy and reference
 DATA = (
     "token boundaries",
@@ -94,8 +98,10 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
         ranks = groups.start("policy", "reference") if mode == "workers" else groups.start("policy")
         return f"{sum(g.size for g in ranks)} ranks joined, one all-reduce each, in {time.monotonic() - began:.1f} s"
 
-    def score(group: Group, method: str = "score_train") -> list[list[float]]:
-        return merge(group.call(method, 0, count, phase="scoring a few records"), count)
+    def score(
+        group: Group, method: Callable[[Any, int, int], Scores] = ReferenceCalls.score_train
+    ) -> list[list[float]]:
+        return merge(group.call("scoring a few records", method, 0, count), count)
 
     def build_reference() -> str:
         group = groups.reference() if mode == "workers" else groups.policy()
@@ -107,7 +113,7 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
         groups.policy().build(config)
         scores["policy"] = score(groups.policy())
         if mode == "colocated":
-            scores["reference"] = score(groups.policy(), "score_train_reference")
+            scores["reference"] = score(groups.policy(), PolicyCalls.score_train_reference)
         return f"{config.model.path}: {count} records scored"
 
     preference = config.objective.kind == "preference"
@@ -147,12 +153,12 @@ def round_trip(config: Config, policy: Group) -> str:
     folder = config.output_dir / f".preflight-{uuid.uuid4().hex[:12]}"
     try:
         times = [time.monotonic()]
-        policy.call("save", folder, phase="saving a checkpoint", limit_s=LONG_S)
+        policy.call(Phase("saving a checkpoint", LONG_S), PolicyCalls.save, folder)
         refuse_unshared(folder, "the driver")
         times.append(time.monotonic())
         size = bytes_in(folder)
-        policy.call("blank")  # or weights that were not loaded would still be there
-        policy.call("load", folder, phase="loading a checkpoint", limit_s=LONG_S)
+        policy.call("blanking the weights", PolicyCalls.blank)  # or weights that were not loaded would still be there
+        policy.call(Phase("loading a checkpoint", LONG_S), PolicyCalls.load, folder)
         times.append(time.monotonic())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

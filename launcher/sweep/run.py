@@ -20,10 +20,10 @@ from rich.live import Live
 from rich.markup import escape
 
 from dpeer.config import Cluster
-from dpeer.errors import ClusterError
+from dpeer.errors import ClusterError, Interrupted
 from dpeer.launcher.cluster import check_feasible, connect, environment_of_children, unplaceable
 from dpeer.launcher.group import bundle
-from dpeer.launcher.signals import Interrupted, Signals
+from dpeer.launcher.signals import Signals
 from dpeer.launcher.sweep.folder import SweepFolder
 from dpeer.launcher.sweep.spec import Cell, Sweep
 from dpeer.launcher.sweep.status import overview

@@ -18,7 +18,8 @@ from dpeer.launcher.group import Groups
 from dpeer.launcher.lock import POLL_S, Owner, claim, exclusive
 from dpeer.launcher.sweep.folder import SweepFolder
 from dpeer.launcher.sweep.spec import Cell
-from dpeer.launcher.train import fill_cache, train
+from dpeer.launcher.train import train
+from dpeer.training.run import fill_cache
 
 
 class Stopped(BaseException):

@@ -30,14 +30,14 @@ cluster:
 
 
 class Launched:
-    """One `dpeer` command in its own process group, as a shell starts it."""
+    """`python -m` with these arguments in its own process group, as a shell starts it."""
 
     def __init__(self, arguments: list[str], folder: Path, log: Path) -> None:
         self.log, self.began = log, time.monotonic()
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dpeer.launcher.cli", *arguments],
+                [sys.executable, "-m", *arguments],
                 cwd=folder,
                 env=environment,
                 stdout=stream,
@@ -105,6 +105,15 @@ class Lab:
         self.folder, self.launched = folder, list[Launched]()
 
     def start(self, *arguments: str) -> Launched:
+        """A `dpeer` command."""
+        return self.launch("dpeer.launcher.cli", *arguments)
+
+    def torchrun(self, ranks: int, name: str, *changes: str) -> Launched:
+        sets = [part for change in (f"name={name}", *changes) for part in ("--set", change)]
+        options = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", str(ranks)]
+        return self.launch("torch.distributed.run", *options, "-m", "dpeer.launcher.torchrun", "recipe.yaml", *sets)
+
+    def launch(self, *arguments: str) -> Launched:
         launched = Launched(list(arguments), self.folder, self.folder / f"{len(self.launched)}.log")
         self.launched.append(launched)
         return launched

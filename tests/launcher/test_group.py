@@ -10,8 +10,10 @@ from ray.exceptions import OutOfMemoryError
 from dpeer.config import Cluster
 from dpeer.errors import CheckpointError, ClusterError
 from dpeer.launcher.cluster import unplaceable
-from dpeer.launcher.group import Group, WorkerLost, refuse_other_facts
+from dpeer.launcher.group import Group
 from dpeer.launcher.train import check_startable
+from dpeer.training.calls import WorkerLost
+from dpeer.training.run import refuse_other_facts
 from dpeer.training.run_dir import RunDir
 
 

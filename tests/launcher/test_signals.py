@@ -9,8 +9,8 @@ import time
 import pytest
 
 import dpeer.launcher.signals
-from dpeer.errors import ConfigError
-from dpeer.launcher.signals import Interrupted, Signals, preempt_signal
+from dpeer.errors import ConfigError, Interrupted
+from dpeer.launcher.signals import Signals, preempt_signal
 
 
 def send(number: int) -> None:

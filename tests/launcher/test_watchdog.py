@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from dpeer.launcher.watchdog import SILENT, State, Watch, differing, headline, look, report
+from dpeer.training.calls import Scores
 from dpeer.training.pulse import Pulse
-from dpeer.training.scoring import Scores, merge
+from dpeer.training.scoring import merge
 
 STEP = Pulse("step 3: forward and backward", 2, 10, beating=True)
 LOADING = Pulse("loading step-0000004", 4, 3)

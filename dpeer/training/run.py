@@ -1,0 +1,223 @@
+"""The order of a run: build, load the newest checkpoint, train, certify, export. It exists once, for every launcher.
+
+A driver executes it: it orders steps and keeps the files, and never touches tensors of the model. How ranks are
+reached, who watches and who may stop the run comes from the launcher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Protocol
+
+from dpeer.config import Config
+from dpeer.errors import CheckpointError, ClusterError, Interrupted
+from dpeer.files import write_json
+from dpeer.objective.ledger import infeasible
+from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
+from dpeer.training.run_dir import RunDir, refuse_unshared
+from dpeer.training.scoring import merge
+
+CACHE_SLICE = 128  # records per worker and call
+TAIL = 20
+"""Last ledger lines by which constraints are judged infeasible."""
+CONVERTING = Phase("converting a checkpoint", LONG_S)
+EXPORTING = Phase("exporting", LONG_S)
+REFERENCE = "held-out reference scores"
+
+
+class StopRequests(Protocol):
+    """Wishes to stop, by signals: while deferred they wait for the end of a step and its checkpoint."""
+
+    @property
+    def received(self) -> int | None: ...
+    @property
+    def exit_code(self) -> int: ...
+    def deferred(self) -> AbstractContextManager[None]: ...
+
+
+class Watcher(Protocol):
+    """Who is told of each step: its ledger line and its timing line."""
+
+    def step(self, entry: dict[str, Any], timing: dict[str, Any]) -> None: ...
+    def warn(self, message: str) -> None: ...
+
+
+class TrainingRun:
+    """One life of the workers. `watch` opens a watcher for (steps in all, steps done)."""
+
+    def __init__(
+        self,
+        config: Config,
+        workers: Workers,
+        files: RunDir,
+        stops: StopRequests,
+        watch: Callable[[int, int], AbstractContextManager[Watcher]],
+    ) -> None:
+        self.config, self.workers, self.files, self.stops, self.watch = config, workers, files, stops, watch
+        self.mode = config.cluster.reference
+        self.preference = config.objective.kind == "preference"
+
+    def run(self) -> None:
+        """To the end, from wherever an earlier life has left the run. Raises Interrupted once a stop is saved."""
+        start, total = self.build()
+        with self.watch(total, start) as watcher, self.stops.deferred():
+            self.steps(start, total, watcher)
+        self.certify()
+        self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)
+        self.files.finish()
+
+    def build(self) -> tuple[int, int]:
+        """Bring the groups up and load the last checkpoint; returns (steps done, steps in all)."""
+        if self.mode == "cache":
+            fill_cache(self.config, self.workers)
+        roles = ("policy", "reference") if self.mode == "workers" else ("policy",)
+        policy = self.workers.start(*roles)[0]
+        pending = policy.start_build(self.config)
+        if self.mode == "workers":
+            theirs = self.workers.reference().build(self.config)
+        built = policy.finish_build(pending)
+        if self.mode == "workers":
+            refuse_other_facts("the reference group", theirs["facts"], built["facts"])
+        self.files.begin_or_resume(self.config, built["facts"])
+        if self.mode == "cache":
+            policy.call("reading the reference cache", PolicyCalls.read_cache)
+        self.files.clear_partial()
+        start = self.load(policy)
+        self.files.truncate(start)
+        return start, int(built["steps"])
+
+    def load(self, policy: Ranks) -> int:
+        """Restore the newest checkpoint, if there is one; returns the number of steps done."""
+        saved = self.files.saved_steps()
+        if not saved:
+            self.files.refuse_lost_checkpoints()
+            return 0
+        folder = self.files.checkpoint(saved[-1])
+        try:
+            policy.call_first(CONVERTING, PolicyCalls.convert, folder)
+            return policy.call("loading a checkpoint", PolicyCalls.load, folder)[0]
+        except WorkerFailed as failed:
+            earlier = f" to go on from step {saved[-2]}" if len(saved) > 1 else " to start from the beginning"
+            raise CheckpointError(
+                f"{folder}: could not be loaded. {failed}\nThe traceback is in "
+                f"{self.files.keep('error.txt', failed.details)}; the "
+                "checkpoint was not changed. Remove the cause (memory, disk, a missing file) and go on with --resume. "
+                f"If the files themselves are damaged, move the folder away{earlier}."
+            ) from failed
+
+    def steps(self, start: int, total: int, watcher: Watcher) -> None:
+        policy, spec = self.workers.policy(), self.config.training
+        ahead = self.references_ahead(start) if start < total else None
+        tail: list[dict[str, Any]] = []
+        for step in range(start, total):
+            began = time.perf_counter()
+            try:
+                references = self.arrived(ahead, step)
+            except WorkerLost:
+                self.save_whole(step, start)
+                raise
+            waited = time.perf_counter() - began
+            pending = policy.start(PolicyCalls.train_step, references)
+            ahead = self.references_ahead(step + 1) if step + 1 < total else None
+            entry = policy.wait(f"training step {step + 1}", pending)[0]
+            seconds = time.perf_counter() - began
+            timing = {
+                "step": entry["step"],
+                "seconds": seconds,
+                "tokens_per_second": entry["tokens"] / seconds,
+                "reference_wait_s": waited,
+            }
+            self.files.append(entry, timing)
+            watcher.step(entry, timing)
+            tail = [*tail[1 - TAIL :], entry]
+            if self.stops.received or (step + 1) % spec.checkpoint_every == 0 or step + 1 == total:
+                self.save(step + 1)
+            if self.stops.received:
+                raise Interrupted(
+                    f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume.",
+                    self.stops.exit_code,
+                )
+        for message in infeasible(tail).values() if self.preference else ():
+            watcher.warn(f"infeasible: {message}")
+
+    def references_ahead(self, step: int) -> Any:
+        """Order the reference log-probs of a step, one step before they are needed."""
+        if self.mode != "workers" or not self.preference:
+            return None
+        return self.workers.reference().start(ReferenceCalls.score_step, step)
+
+    def arrived(self, ahead: Any, step: int) -> dict[int, list[float]] | None:
+        if ahead is None:
+            return None
+        shares = self.workers.reference().wait(f"reference log-probs of step {step + 1}", ahead)
+        return dict(enumerate(merge(shares, self.config.training.records_per_step)))
+
+    def save(self, step: int) -> None:
+        temporary, final = self.files.temporary_checkpoint(step), self.files.checkpoint(step)
+        self.files.checkpoints.mkdir(parents=True, exist_ok=True)
+        policy = self.workers.policy()
+        policy.call(f"saving step {step}", PolicyCalls.save, temporary)
+        refuse_unshared(temporary, "the driver")
+        self.files.sync()
+        policy.call_first("committing a checkpoint", PolicyCalls.commit, temporary, final)
+        self.files.prune(self.config.training.keep_checkpoints)
+
+    def save_whole(self, step: int, start: int) -> None:
+        """Save between two steps when the reference group is lost; does nothing where the policy group is lost too."""
+        if step > start and step not in self.files.saved_steps():
+            with suppress(ClusterError, CheckpointError):
+                self.save(step)
+
+    def certify(self) -> None:
+        """Held-out scores of policy and reference, and the verdicts from them."""
+        policy = self.workers.policy()
+        mine = policy.start(PolicyCalls.score_heldout)
+        match self.mode:
+            case "colocated":
+                theirs = policy.wait(REFERENCE, policy.start(PolicyCalls.score_heldout_reference))
+            case "workers":
+                theirs = self.workers.reference().call(REFERENCE, ReferenceCalls.score_heldout)
+            case "cache":
+                theirs = [dict(enumerate(policy.call_first(REFERENCE, PolicyCalls.cached_heldout)))]
+        shares = policy.wait("held-out scores", mine)
+        records = sum(map(len, shares))
+        scores = merge(shares, records), merge(theirs, records)
+        if verdict := policy.call_first("certificate", PolicyCalls.certificate, *scores):
+            write_json(self.files.certificate, verdict)
+
+
+def fill_cache(config: Config, workers: Workers) -> None:
+    """Compute the reference log-probs of all records once, unless the cache has them; then free the workers."""
+    from dpeer.training.prepare import prepare
+    from dpeer.training.reference import cache_path, write_cache
+
+    prepared = prepare(config)
+    train, heldout = prepared.train, prepared.heldout
+    paths = {d.sha256: cache_path(config, d) for d in (train, heldout) if d}
+    if all(path.exists() for path in paths.values()):
+        return
+    print(f"{config.name}: computing the reference log-probabilities", flush=True)
+    workers.close()  # policy workers of an earlier run would hold the places
+    group, phase = workers.reference(), "filling the reference cache"
+    refuse_other_facts("the reference group", group.build(config)["facts"], prepared.facts)
+    scores: list[list[float]] = []
+    slice_size = CACHE_SLICE * config.cluster.reference_workers
+    for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
+        stop = min(start + slice_size, len(train.trees))
+        scores += merge(group.call(phase, ReferenceCalls.score_train, start, stop), stop - start)
+    write_cache(paths[train.sha256], scores)
+    if heldout:
+        write_cache(paths[heldout.sha256], merge(group.call(phase, ReferenceCalls.score_heldout), len(heldout.trees)))
+    workers.close()
+
+
+def refuse_other_facts(name: str, facts: dict[str, Any], expected: dict[str, Any]) -> None:
+    """ClusterError when a worker has loaded other data or weights than rank 0."""
+    for key, value in expected.items():
+        if facts.get(key) != value:
+            raise ClusterError(
+                f"{name} holds another {key} than policy rank 0: {facts.get(key)} instead of {value}. All nodes must "
+                "see the same files: use a shared file system, or the same hub revision (model.revision) everywhere."
+            )

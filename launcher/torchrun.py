@@ -1,0 +1,210 @@
+"""Training without Ray: `torchrun --nproc-per-node N -m dpeer.launcher.torchrun RECIPE [--set KEY=VALUE ...]`.
+
+Rank 0 is the driver of the same run as under Ray, with the same files, lock and signals; the other ranks do what it
+says. It goes on from the newest checkpoint, so that torchrun's own restarts resume. Without torchrun it is a run of one
+process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, Concatenate
+
+import torch.distributed as dist
+
+from dpeer.config import Config
+from dpeer.errors import ConfigError, DpeerError, Interrupted
+from dpeer.launcher.recipe import training_config
+from dpeer.launcher.signals import Signals, preempt_signal
+from dpeer.launcher.train import already_finished, disk_faults, only_driver, watch, write_pages
+from dpeer.training import world
+from dpeer.training.calls import LONG_S, P, Phase, T
+from dpeer.training.rank import ReferenceRank, TrainingRank
+from dpeer.training.run import TrainingRun, refuse_other_facts
+from dpeer.training.run_dir import RunDir
+
+ROLES: dict[str, type[TrainingRank] | type[ReferenceRank]] = {"policy": TrainingRank, "reference": ReferenceRank}
+BUILD, STOP = "build", "stop"
+GRACE_S = 5.0
+"""A follower's fault is told after so long: what all ranks meet, rank 0 tells, and torchrun ends the rest."""
+
+
+class Rank:
+    """This process's rank of the one group, rebuilt for each role; and the channel by which rank 0 says what to do."""
+
+    def __init__(self, here: world.World) -> None:
+        self.here = here
+        self.rank: TrainingRank | ReferenceRank | None = None
+        # Orders may be long in coming: rank 0 converts checkpoints and writes pages meanwhile.
+        self.channel = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_S))
+
+    def execute(self, order: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if order == BUILD:
+            role, config = arguments
+            self.rank = None
+            self.rank = ROLES[role](config, self.here)
+            return dict(self.rank.summary)
+        return getattr(self.rank, order)(*arguments, **options)
+
+    def everywhere(self, order: str, *arguments: Any, **options: Any) -> list[Any]:
+        """Rank 0: have all ranks execute an order; one result per rank."""
+        dist.broadcast_object_list([(order, arguments, options)], group=self.channel)
+        return self._gathered(self.execute(order, arguments, options))
+
+    def follow(self) -> None:
+        """Other ranks: execute orders until told to stop."""
+        while True:
+            box: list[Any] = [None]
+            dist.broadcast_object_list(box, group=self.channel)
+            order, arguments, options = box[0]
+            if order == STOP:
+                return
+            self._gathered(self.execute(order, arguments, options))
+
+    def stop(self) -> None:
+        dist.broadcast_object_list([(STOP, (), {})], group=self.channel)
+
+    def _gathered(self, result: Any) -> list[Any]:
+        results: list[Any] = [None] * self.here.size
+        dist.gather_object(result, results if self.here.rank == 0 else None, group=self.channel)
+        return results
+
+
+class LocalRanks:
+    """The group as the driver on rank 0 sees it; calls are done when they return."""
+
+    def __init__(self, rank: Rank, role: str) -> None:
+        self.rank, self.role = rank, role
+
+    def start_build(self, config: Config, role: str | None = None) -> list[Any]:
+        return self.rank.everywhere(BUILD, role or self.role, config)
+
+    def finish_build(self, pending: list[Any]) -> dict[str, Any]:
+        for number, summary in enumerate(pending):
+            refuse_other_facts(f"rank {number}", summary["facts"], pending[0]["facts"])
+        return dict(pending[0])
+
+    def build(self, config: Config, role: str | None = None) -> dict[str, Any]:
+        return self.finish_build(self.start_build(config, role))
+
+    def start(self, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> list[Any]:
+        return self.rank.everywhere(method.__name__, *args, **kwargs)
+
+    def wait(self, phase: str, pending: list[Any]) -> list[Any]:
+        return pending
+
+    def call(
+        self, phase: Phase | str, method: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> list[T]:
+        return self.start(method, *args, **kwargs)
+
+    def call_first(
+        self, phase: Phase | str, method: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        result: T = self.rank.execute(method.__name__, args, kwargs)
+        return result
+
+
+class LocalWorkers:
+    """One group that takes one role after the other."""
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+
+    def start(self, *roles: str) -> list[LocalRanks]:
+        return [LocalRanks(self.rank, role) for role in roles]
+
+    def policy(self) -> LocalRanks:
+        return LocalRanks(self.rank, "policy")
+
+    def reference(self) -> LocalRanks:
+        return LocalRanks(self.rank, "reference")
+
+    def close(self) -> None:
+        """The processes stay."""
+
+
+def drive(config: Config, rank: Rank) -> int:
+    """Rank 0: the whole run; returns the exit code."""
+    files = RunDir(config.run_dir)
+    try:
+        with Signals() as signals, only_driver(config), disk_faults(files):
+            if not already_finished(files):
+                TrainingRun(config, LocalWorkers(rank), files, signals, partial(watch, config, files)).run()
+                write_pages(files)
+            rank.stop()
+            return 0
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        rank.stop()
+        return stopped.code
+
+
+def follow(rank: Rank) -> int:
+    """Other ranks: rank 0 decides what a signal means."""
+    for number in (signal.SIGINT, signal.SIGTERM, preempt_signal()):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        rank.follow()
+    except DpeerError as error:
+        time.sleep(GRACE_S)
+        print(f"rank {rank.here.rank}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except (RuntimeError, dist.DistError):  # a collective that rank 0 has left; it says why
+        time.sleep(GRACE_S)
+        raise
+    return 0
+
+
+def join(config: Config) -> world.World:
+    """The process group that torchrun has set up, or one of this process alone."""
+    if "RANK" in os.environ:
+        number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            number, size, address, port = 0, 1, "127.0.0.1", int(free.getsockname()[1])
+    return world.start(
+        number,
+        size,
+        address,
+        port,
+        config.cluster.timeout_s,
+        gpu=config.cluster.gpus_per_worker > 0,
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        join_timeout_s=config.cluster.join_timeout_s,
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="torchrun ... -m dpeer.launcher.torchrun", description="Train without Ray.")
+    parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override")
+    given = parser.parse_args(arguments)
+    try:
+        config = training_config(given.recipe, given.overrides)
+        if config.cluster.reference == "workers":
+            raise ConfigError(
+                "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
+                "Set it to colocated, or to cache."
+            )
+        rank = Rank(join(config))
+        return drive(config, rank) if rank.here.rank == 0 else follow(rank)
+    except DpeerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        world.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
