@@ -32,10 +32,10 @@ def load_config(
     overrides: Sequence[str] = (),
     changes: Tree | None = None,
     values: Tree | None = None,
-    shelf: Path | None = None,
+    shipped: Path | None = None,
 ) -> Config:
     """The config of a training recipe; see `load_section`."""
-    return load_section(Config, path, overrides, changes, values, shelf)
+    return load_section(Config, path, overrides, changes, values, shipped)
 
 
 def load_section(
@@ -44,17 +44,17 @@ def load_section(
     overrides: Sequence[str] = (),
     changes: Tree | None = None,
     values: Tree | None = None,
-    shelf: Path | None = None,
+    shipped: Path | None = None,
 ) -> Root:
     """The config tree of a recipe file; each override is `a.b.c=value` with the value as YAML, the last one wins.
 
     A recipe may start from another one with `extends: other.yaml` (relative to its own folder, else a recipe of the
-    folder `shelf`); mappings are merged.
+    folder `shipped`); mappings are merged.
     Before the overrides come `changes`, merged like a recipe that extends this one, and `values` by dotted key.
     Raises ConfigError that lists every fault: dotted key, what was given, what is allowed, nearest known key.
     """
     path = Path(path)
-    tree = copy.deepcopy(_merge(_read_recipe(path, root, shelf), changes or {}))
+    tree = copy.deepcopy(_merge(_read_recipe(path, root, shipped), changes or {}))
     _apply(tree, [(dotted, copy.deepcopy(value), dotted, _excerpt(value)) for dotted, value in (values or {}).items()])
     _apply(tree, [_setting(override) for override in overrides])
     try:
@@ -146,7 +146,7 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML for a recipe: nested too deeply") from None
 
 
-def _read_recipe(path: Path, root: type[Section], shelf: Path | None, children: tuple[Path, ...] = ()) -> Tree:
+def _read_recipe(path: Path, root: type[Section], shipped: Path | None, children: tuple[Path, ...] = ()) -> Tree:
     if path.resolve() in children:
         raise ConfigError(f"{path}: `extends` goes in a circle; remove it from one of the recipes")
     try:
@@ -165,9 +165,9 @@ def _read_recipe(path: Path, root: type[Section], shelf: Path | None, children: 
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: {_excerpt(base)} given; must be the path of another recipe")
     source = path.parent / base
-    if shelf and Path(base).name == base and not source.is_file() and (shelf / f"{Path(base).stem}.yaml").is_file():
-        source = shelf / f"{Path(base).stem}.yaml"
-    return _merge(_read_recipe(source, root, shelf, (*children, path.resolve())), tree)
+    if shipped and Path(base).name == base and not source.is_file() and (shipped / f"{Path(base).stem}.yaml").is_file():
+        source = shipped / f"{Path(base).stem}.yaml"
+    return _merge(_read_recipe(source, root, shipped, (*children, path.resolve())), tree)
 
 
 def _merge(base: Tree, changes: Tree, prefix: str = "") -> Tree:

@@ -102,12 +102,12 @@ def _start(folder: Path) -> None:
 
 def _daemons(folder: Path) -> set[psutil.Process]:
     """Ray's processes of this private cluster, with those that they have started: agents and workers."""
-    found: set[psutil.Process] = set()
+    daemons: set[psutil.Process] = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if any(str(folder) in part for part in process.cmdline()):
-                found |= {process, *process.children(recursive=True)}
-    return found
+                daemons |= {process, *process.children(recursive=True)}
+    return daemons
 
 
 def _end(folder: Path) -> None:
@@ -223,29 +223,29 @@ def _signals_for_driver_only() -> Iterator[None]:
 def wait_for_nodes(count: int, gpus: int, timeout_s: float) -> None:
     """Wait until the cluster at RAY_ADDRESS has that many nodes, each with that many GPUs; else ClusterError."""
     deadline = time.monotonic() + timeout_s
-    found, reason = list[dict[str, Any]](), ""
-    while len(found) < count:
+    nodes, reason = list[dict[str, Any]](), ""
+    while len(nodes) < count:
         if time.monotonic() > deadline:
-            names = ", ".join(n["NodeManagerHostname"] for n in found) or "none"
+            names = ", ".join(n["NodeManagerHostname"] for n in nodes) or "none"
             raise ClusterError(
-                f"{len(found)} of {count} nodes have joined the Ray cluster within {timeout_s:g} s: {names}. {reason}"
+                f"{len(nodes)} of {count} nodes have joined the Ray cluster within {timeout_s:g} s: {names}. {reason}"
                 "Look at the logs of the others: a port that is closed between nodes, a folder that is not shared, or "
                 "another network interface are the usual causes."
             )
         time.sleep(1)
         try:
             with connect(os.environ["RAY_ADDRESS"]):
-                while len(found := _alive()) < count and time.monotonic() < deadline:
+                while len(nodes := _alive()) < count and time.monotonic() < deadline:
                     time.sleep(1)
         except ClusterError as error:  # the first node is not up yet
             reason = f"{error} "
-    for node in found:
+    for node in nodes:
         if (has := node["Resources"].get("GPU", 0)) != gpus:
             raise ClusterError(
                 f"{node['NodeManagerHostname']} offers {has:g} GPUs to Ray, {gpus} are expected on each node. "
                 "Exclude the node (sbatch --exclude) or ask for what it has."
             )
-    print(f"{count} nodes: {', '.join(sorted(n['NodeManagerHostname'] for n in found))}", flush=True)
+    print(f"{count} nodes: {', '.join(sorted(n['NodeManagerHostname'] for n in nodes))}", flush=True)
 
 
 def _alive() -> list[dict[str, Any]]:

@@ -66,9 +66,9 @@ def evaluate(root: Path, seed: int, console: Console) -> tuple[Result, Path]:
     stamp = folder / "made.json"
     if stamp.exists() and json.loads(stamp.read_text()) == made:
         return tabulate(load(folder), "base"), folder / "report.html"
-    found, page = run_fit(ratings, folder, options, "base", (), console)
+    result, page = run_fit(ratings, folder, options, "base", (), console)
     write_json(stamp, made)
-    return found, page
+    return result, page
 
 
 def prepare_judges(root: Path, seed: int, console: Console) -> None:
@@ -92,7 +92,7 @@ def prepare_judges(root: Path, seed: int, console: Console) -> None:
     write_json(stamp, made)
 
 
-def show(console: Console, found: Result, names: dict[str, str], dimensions: Sequence[str]) -> None:
+def show(console: Console, result: Result, names: dict[str, str], dimensions: Sequence[str]) -> None:
     """Abilities per model, severities as planted and as recovered, and whether the fit may be trusted.
 
     `names` maps a row's title to the model's name in the ratings.
@@ -101,7 +101,7 @@ def show(console: Console, found: Result, names: dict[str, str], dimensions: Seq
     table.add_column("model", no_wrap=True)
     for d in dimensions:
         table.add_column(d, justify="right", no_wrap=True)
-    rows = found.tables["ability"].set_index(["model", "dimension"])
+    rows = result.tables["ability"].set_index(["model", "dimension"])
     for title, name in names.items():
         cells = [rows.loc[(name, d)] for d in dimensions]
         table.add_row(title, *(f"{c.ability:+.2f} ±{(c.ability_high - c.ability_low) / 2:.2f}" for c in cells))
@@ -109,13 +109,13 @@ def show(console: Console, found: Result, names: dict[str, str], dimensions: Seq
     table = Table(title="Severity of the judges in logits", title_justify="left")
     for column in ("judge", "planted", "recovered", "95 % interval"):
         table.add_column(column, justify="left" if column == "judge" else "right")
-    judges = found.tables["judges"].set_index("judge")
+    judges = result.tables["judges"].set_index("judge")
     for name, planted in SEVERITIES.items():
         row = judges.loc[name]
         interval = f"{row.severity_low:+.2f} to {row.severity_high:+.2f}"
         table.add_row(name, f"{planted:+.2f}", f"{row.severity:+.2f}", interval)
     console.print(table)
-    reasons = "; ".join(found.gate["reasons"])
+    reasons = "; ".join(result.gate["reasons"])
     console.print(
         "Diagnostics of the fit: " + (f"no claim can be made: {reasons}" if reasons else "all green"), soft_wrap=True
     )

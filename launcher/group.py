@@ -75,10 +75,10 @@ class Group:
 
     def finish_build(self, pending: list[Any]) -> dict[str, Any]:
         """Rank 0's summary, after all ranks have proved to hold the same data and weights."""
-        found = self._gather(pending, "loading data and model")
-        for rank, summary in enumerate(found):
-            refuse_other_facts(self._name(rank), summary["facts"], found[0]["facts"])
-        return dict(found[0])
+        summaries = self._gather(pending, "loading data and model")
+        for rank, summary in enumerate(summaries):
+            refuse_other_facts(self._name(rank), summary["facts"], summaries[0]["facts"])
+        return dict(summaries[0])
 
     def start(self, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> list[Any]:
         """Begin a collective call; `wait` for it later."""
@@ -182,11 +182,11 @@ class Group:
 
     def _states(self) -> list[State]:
         """Phase and stacks of every rank."""
-        found = []
-        for rank, said in self._ask("look", range(self.size)).items():
-            values = said if isinstance(said, dict) else {"phase": DEAD if said == DEAD else SILENT}
-            found.append(State(self._name(rank), **values))
-        return found
+        states = []
+        for rank, answer in self._ask("look", range(self.size)).items():
+            values = answer if isinstance(answer, dict) else {"phase": DEAD if answer == DEAD else SILENT}
+            states.append(State(self._name(rank), **values))
+        return states
 
     def _ask(self, method: str, ranks: Sequence[int]) -> dict[int, Any]:
         """Answers of the ranks' health threads: DEAD for a rank that is gone, None for one that does not answer."""

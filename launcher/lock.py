@@ -79,20 +79,20 @@ def claim(path: Path) -> Iterator[bool]:
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[Owner], None]) -> Iterator[None]:
     """Wait for the lock; `waiting` is told once who holds it."""
-    told = False
+    announced = False
     while True:
         with claim(path) as ours:
             if ours:
                 yield
                 return
-        if not told and (owner := holder(path)):
+        if not announced and (owner := holder(path)):
             waiting(owner)
-            told = True
+            announced = True
         time.sleep(POLL_S)
 
 
 @contextmanager
-def sole(path: Path, waiting: Callable[[Owner], None]) -> Iterator[Owner | None]:
+def sole_owner(path: Path, waiting: Callable[[Owner], None]) -> Iterator[Owner | None]:
     """Yields None when the lock is ours for the length of the block, else its owner, who lives.
 
     An owner on another machine may have died with it: `waiting` is told once, and the lock is ours after LEASE_S of
@@ -137,8 +137,8 @@ def _take(path: Path) -> str | None:
         ) from error
     try:
         with _guard(path.parent):
-            if path.exists() and not _alive(path, found := read_owner(path)):
-                _remove_dead(path, found)
+            if path.exists() and not _alive(path, dead := read_owner(path)):
+                _remove_dead(path, dead)
             _link(ours, path)
         return owner.token
     except FileExistsError:

@@ -21,7 +21,7 @@ def recipe_names(folder: Path = RECIPES) -> tuple[str, ...]:
 
 def training_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The config behind a recipe argument."""
-    return load_config(recipe_path(name), overrides, shelf=RECIPES)
+    return load_config(recipe_path(name), overrides, shipped=RECIPES)
 
 
 def recipe_path(name: str, folder: Path = RECIPES) -> Path:

@@ -63,10 +63,10 @@ class Trackers:
 
 def flat_scalars(entry: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Numbers of a nested ledger line by slash-separated name; null and text are left out."""
-    found: dict[str, float] = {}
+    scalars: dict[str, float] = {}
     for key, value in entry.items():
         if isinstance(value, dict):
-            found |= flat_scalars(value, f"{prefix}{key}/")
+            scalars |= flat_scalars(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and key != "step":
-            found[prefix + key] = float(value)
-    return found
+            scalars[prefix + key] = float(value)
+    return scalars

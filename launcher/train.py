@@ -14,8 +14,8 @@ from dpeer.files import write_text
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
 from dpeer.launcher.group import Groups
-from dpeer.launcher.lock import LEASE_S, Owner, sole
-from dpeer.launcher.preflight.quick import opening, token
+from dpeer.launcher.lock import LEASE_S, Owner, sole_owner
+from dpeer.launcher.preflight.quick import check_quickly, token
 from dpeer.launcher.progress import Progress
 from dpeer.launcher.signals import Signals
 from dpeer.launcher.trackers import Trackers
@@ -39,7 +39,7 @@ def run(config: Config, *, resume: bool = False) -> int:
             token(config)
             with connect(config.cluster.address):
                 if config.cluster.preflight:
-                    opening(config)
+                    check_quickly(config)
                 groups = Groups(config)
                 try:
                     return train(config, groups, resume=resume)
@@ -90,7 +90,7 @@ def already_finished(files: RunDir) -> bool:
 @contextmanager
 def only_driver(config: Config) -> Iterator[None]:
     """Holds the run's lock for the length of the block. ClusterError: a living driver has it."""
-    with sole(config.output_dir / "locks" / f"{config.name}.driver.json", _tell_wait) as other:
+    with sole_owner(config.output_dir / "locks" / f"{config.name}.driver.json", _tell_wait) as other:
         if other:
             raise ClusterError(
                 f"{config.run_dir}: another driver ({other.place}) trains this run; two would ruin its ledger and "

@@ -68,7 +68,7 @@ def _data_set(
         if isinstance(record, Fault):
             faults.append(record)
             continue
-        kind = parse.form(row.cells)
+        kind = parse.form(row.fields)
         first_form = first_form or kind
         if kind != first_form:
             faults.append(
@@ -113,7 +113,7 @@ def _hub_rows(name: str, split: str) -> list[Row]:
     with _hub(name) as datasets:
         table = datasets.load_dataset(name, split=split)
     return [
-        Row(f"{name}/{split}:{k}", f"{name}, split {split}, row {k}", dict(cells)) for k, cells in enumerate(table, 1)
+        Row(f"{name}/{split}:{k}", f"{name}, split {split}, row {k}", dict(fields)) for k, fields in enumerate(table, 1)
     ]
 
 

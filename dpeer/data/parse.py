@@ -52,10 +52,10 @@ def form(columns: Mapping[str, object]) -> str:
 def record(row: Row) -> Record | Fault:
     """The row's record, its mask in the order given; or the first fault of the row."""
     try:
-        kind = form(row.cells)
-        mask = _mask(row.cells)
-        prompt = _prompt(_cell(row.cells, "prompt"))
-        responses = _general(row.cells, mask) if kind == GENERAL else _persona_knob(row.cells, mask)
+        kind = form(row.fields)
+        mask = _mask(row.fields)
+        prompt = _prompt(_field(row.fields, "prompt"))
+        responses = _general(row.fields, mask) if kind == GENERAL else _persona_knob(row.fields, mask)
         if all(r.fails for r in responses):
             raise Invalid("responses", "no golden response; one response must have fails []")
         parsed = Record(prompt, mask, responses, row.source)
@@ -70,24 +70,24 @@ def record(row: Row) -> Record | Fault:
         return Fault(row.where, invalid.column, invalid.message)
 
 
-def _mask(cells: Mapping[str, object]) -> tuple[str, ...]:
-    mask = _names(_cell(cells, "mask"), "mask")
+def _mask(fields: Mapping[str, object]) -> tuple[str, ...]:
+    mask = _names(_field(fields, "mask"), "mask")
     if not mask:
         raise Invalid("mask", "is empty; at least one active dimension is needed")
     return mask
 
 
-def _persona_knob(cells: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Response, ...]:
-    known = [c.removeprefix(REJECT) for c in cells if c.startswith(REJECT)]
+def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Response, ...]:
+    known = [c.removeprefix(REJECT) for c in fields if c.startswith(REJECT)]
     if unknown := [d for d in mask if d not in known]:
         raise Invalid(
             "mask",
             f"unknown dimension {unknown[0]!r}: there is no column {REJECT}{unknown[0]} (known: {', '.join(known)})",
         )
-    responses = [Response(_text(_cell(cells, "golden"), "golden"), frozenset())]
+    responses = [Response(_text(_field(fields, "golden"), "golden"), frozenset())]
     for dimension in known:
         column = REJECT + dimension
-        value = cells[column]
+        value = fields[column]
         if _absent(value):
             continue
         if dimension not in mask:
@@ -99,8 +99,8 @@ def _persona_knob(cells: Mapping[str, object], mask: tuple[str, ...]) -> tuple[R
     return tuple(responses)
 
 
-def _general(cells: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Response, ...]:
-    values = cells["responses"]
+def _general(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Response, ...]:
+    values = fields["responses"]
     if not isinstance(values, list):
         raise Invalid("responses", f"must be a list of {{text, fails}} (JSONL or Parquet), got {_kind(values)}")
     responses = []
@@ -166,12 +166,12 @@ def _literal(text: str, column: str) -> object:
         raise Invalid(column, problem) from None
 
 
-def _cell(cells: Mapping[str, object], column: str) -> object:
-    if column not in cells:
-        near = get_close_matches(column, cells) or [c for c in cells if c.strip().lower() == column]
+def _field(fields: Mapping[str, object], column: str) -> object:
+    if column not in fields:
+        near = get_close_matches(column, fields) or [c for c in fields if c.strip().lower() == column]
         hint = f"; is {near[0]!r} misspelt?" if near else ""
-        raise Invalid(column, f"is missing; the row has {excerpt(', '.join(map(str, cells)), 100)}{hint}")
-    return cells[column]
+        raise Invalid(column, f"is missing; the row has {excerpt(', '.join(map(str, fields)), 100)}{hint}")
+    return fields[column]
 
 
 def _absent(value: object) -> bool:

@@ -19,11 +19,11 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """source: "file:row". where: the same for messages, with the line if it differs. cells: values by column."""
+    """source: "file:row". where: the same for messages, with the line if it differs. fields: values by column."""
 
     source: str
     where: str
-    cells: dict[str, object]
+    fields: dict[str, object]
 
 
 def rows(path: Path) -> tuple[list[Row], list[Fault]]:
@@ -83,27 +83,27 @@ def _csv_rows(name: str, text: str, faults: list[Fault]) -> Iterator[Row]:
     number = 0
     line = 1
     try:
-        for cells in reader:
+        for fields in reader:
             where = f"{name}, row {number} (line {line})"
             line = reader.line_num + 1
-            if not cells:
+            if not fields:
                 continue
             if not header:
-                header = [c.strip() for c in cells]
+                header = [c.strip() for c in fields]
                 if fault := _header_fault(header):
                     faults.append(Fault(f"{name}, header", "", fault))
                     return
                 number = 1
                 continue
-            if len(cells) == len(header):
-                yield Row(f"{name}:{number}", where, dict(zip(header, cells, strict=True)))
+            if len(fields) == len(header):
+                yield Row(f"{name}:{number}", where, dict(zip(header, fields, strict=True)))
             else:
                 faults.append(
                     Fault(
                         where,
                         "",
-                        f"{len(cells)} cells, the header has {len(header)}; quote cells that hold commas, quotes or "
-                        f"line breaks. Starts {excerpt(','.join(cells))}",
+                        f"{len(fields)} cells, the header has {len(header)}; quote cells that hold commas, quotes or "
+                        f"line breaks. Starts {excerpt(','.join(fields))}",
                     )
                 )
             number += 1
@@ -171,5 +171,5 @@ def _parquet(path: Path, faults: list[Fault]) -> Iterator[Row]:
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         faults.append(Fault(path.name, "", f"is not a whole Parquet file: {excerpt(str(error), 120)}"))
         return
-    for number, cells in enumerate(values, start=1):
-        yield Row(f"{path.name}:{number}", f"{path.name}, row {number}", cells)
+    for number, fields in enumerate(values, start=1):
+        yield Row(f"{path.name}:{number}", f"{path.name}, row {number}", fields)

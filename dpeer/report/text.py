@@ -101,7 +101,9 @@ def subtitle(run: Run) -> str:
     """What the finding leaves open, e.g. "Violated: E. Undecided: T and C."."""
     constraints = run.certificate.constrained if run.certificate else ()
     names = {verdict: [c.name for c in constraints if c.verdict == verdict] for verdict in ("violated", "undecided")}
-    return " ".join(f"{verdict.capitalize()}: {listing(found)}." for verdict, found in names.items() if found)
+    return " ".join(
+        f"{verdict.capitalize()}: {listing(constraints)}." for verdict, constraints in names.items() if constraints
+    )
 
 
 def extra_records(constraint: Certified) -> str:

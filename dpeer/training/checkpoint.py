@@ -100,12 +100,12 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
 
 
-def refuse_other_run(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def refuse_other_run(folder: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
     """CheckpointError when a checkpoint's facts are not those of the run that wants to go on from it."""
     for key, value in expected.items():
-        if found.get(key) != value:
+        if saved.get(key) != value:
             raise CheckpointError(
-                f"{folder}: belongs to another run: {key} was {found.get(key)}, now {value}. Restore it or start anew."
+                f"{folder}: belongs to another run: {key} was {saved.get(key)}, now {value}. Restore it or start anew."
             )
 
 
@@ -177,11 +177,11 @@ def _square_sum(tensor: torch.Tensor) -> float:
 
 
 def _check_sums(policy: Policy, folder: Path, expected: dict[str, float]) -> None:
-    found = _sums(policy)
+    loaded = _sums(policy)
     for name, before in expected.items():
-        if not abs(found[name] - before) <= 1e-9 * before:
+        if not abs(loaded[name] - before) <= 1e-9 * before:
             raise CheckpointError(
-                f"{folder}: the {name} that were loaded have the sum of squares {found[name]:.10g}, those saved had "
+                f"{folder}: the {name} that were loaded have the sum of squares {loaded[name]:.10g}, those saved had "
                 f"{before:.10g}. The optimizer's state did not load; use an earlier checkpoint."
             )
 
@@ -194,9 +194,9 @@ def _probe(policy: Policy) -> Scores:
 
 
 def _check_probe(policy: Policy, folder: Path, expected: dict[str, list[float]], tolerance: float) -> None:
-    found = _probe(policy)
+    probe = _probe(policy)
     for key, values in expected.items():
-        for before, after in zip(values, found[int(key)], strict=True):
+        for before, after in zip(values, probe[int(key)], strict=True):
             if not abs(before - after) <= tolerance * max(1.0, abs(before)):
                 raise CheckpointError(
                     f"{folder}: the restored model gives log-prob {after:.8g} where the saved one gave {before:.8g} "

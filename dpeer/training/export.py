@@ -78,9 +78,9 @@ def _refuse_missing(missing: list[str], tied: bool) -> None:
 def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path) -> None:
     """Log-probs of one record (the shortest: this may be 70B on CPU) from the reloaded folder against the policy's."""
     lm = TreeLM(load_causal_lm(str(folder), spec.export_dtype).eval(), spec.head_chunk)
-    found = lm(build_pack([tree], [0])).tolist()
+    reloaded = lm(build_pack([tree], [0])).tolist()
     limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]
-    for before, after, response in zip(expected, found, tree.responses, strict=True):
+    for before, after, response in zip(expected, reloaded, tree.responses, strict=True):
         gap = abs(before - after) / len(response)
         if not gap <= limit:
             raise CheckpointError(

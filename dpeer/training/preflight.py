@@ -140,8 +140,8 @@ def reference_cache(config: Config, data: TokenizedSet, reference: Rows) -> str:
     if cached is None:
         return "none yet; the run fills it"
     limit = IDENTITY[config.model.dtype]
-    for tree, found, expected in zip(data.trees, cached, reference, strict=False):
-        for r, a, b in zip(tree.responses, found, expected, strict=True):
+    for tree, ours, expected in zip(data.trees, cached, reference, strict=False):
+        for r, a, b in zip(tree.responses, ours, expected, strict=True):
             if not abs(a - b) / len(r) <= limit:
                 raise CheckpointError(
                     f"reference cache {path}: holds log-prob {a:.6g} where the reference now gives {b:.6g} (record "
@@ -155,5 +155,5 @@ def _recorded(config: Config, key: str) -> dict[str, Any] | None:
     files = RunDir(config.run_dir)
     if not files.manifest.exists():
         return None
-    found: dict[str, Any] | None = json.loads(files.manifest.read_text()).get(key)
-    return found
+    value: dict[str, Any] | None = json.loads(files.manifest.read_text()).get(key)
+    return value

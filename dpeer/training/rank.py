@@ -43,13 +43,13 @@ class TrainingRank:
         """Not collective in itself: reference log-probs of all training records, by record index."""
         train = self.prepared.train
         path = cache_path(self.config, train)
-        found = read_cache(path, train)
-        if found is None:
+        scores = read_cache(path, train)
+        if scores is None:
             raise CheckpointError(
                 f"reference cache {path}: this worker does not see it. output_dir must lie on a file system that the "
                 "driver and all workers share."
             )
-        self.cached = {tree.index: values for tree, values in zip(train.trees, found, strict=True)}
+        self.cached = {tree.index: values for tree, values in zip(train.trees, scores, strict=True)}
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
         if references is None and self.config.objective.kind == "preference":

@@ -186,10 +186,10 @@ def now() -> str:
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) wherever two nested mappings differ; an absent value is None."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        changes = []
         for key in dict.fromkeys([*old, *new]):
-            found += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return found
+            changes += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return changes
     return [] if old == new else [(prefix, old, new)]
 
 

@@ -86,7 +86,7 @@ def ratings_from(
         raise DataError("ratings: the table holds no rows; one row per rating is needed")
     frame = frame.rename(columns=str).astype(object)
     records = frame.where(frame.notna(), None).to_dict("records")
-    given = [Row(f"ratings:{k}", f"row {k}", cells) for k, cells in enumerate(records, 1)]
+    given = [Row(f"ratings:{k}", f"row {k}", fields) for k, fields in enumerate(records, 1)]
     if mapping is None:
         mapping = {name: name for name in frame.columns if name in KNOWN or name.startswith(f"{SCORE}:")}
     return ratings_table(given, mapping, labels, constants=constants, humans=humans, families=families)
@@ -226,7 +226,7 @@ _NAMES = (*REQUIRED, *DEFAULTS, "response_id")
 def _name(row: Row, column: str) -> str:
     name = _label(column_value(row, column))
     if not name or not name.isprintable():
-        raise Invalid(column, f"a name or id is needed, got {excerpt(row.cells[column])}")
+        raise Invalid(column, f"a name or id is needed, got {excerpt(row.fields[column])}")
     return name
 
 

@@ -45,21 +45,21 @@ def read_responses(path: Path) -> pd.DataFrame:
 def _response(row: Row, counted: Counter[tuple[str, str]]) -> dict[str, Any]:
     model = identifier(column_value(row, "model"), "model")
     prompt = visible(prompt_text(column_value(row, "prompt"), "prompt"))
-    response, status = column_value(row, "response"), row.cells.get("status")
+    response, status = column_value(row, "response"), row.fields.get("status")
     if status == "engine_error" and empty(response):  # a table that `dpeer generate` wrote
         response = None
     elif not isinstance(response, str):
         raise Invalid("response", f"must be text (it may be empty), got {excerpt(response)}")
     text = None if response is None else visible(response)
-    item = row.cells.get("item")
+    item = row.fields.get("item")
     item = content_id(prompt=prompt)[:16] if empty(item) else identifier(item, "item")
-    sample = _sample(row.cells.get("sample"), counted[model, item])
+    sample = _sample(row.fields.get("sample"), counted[model, item])
     counted[model, item] += 1
     key = {"model": model, "item": item, "sample": sample, "prompt": prompt, "response": text}
     return key | {
         RESPONSES.names[0]: content_id(**key),
-        "family": _optional(row.cells, "family"),
-        "model_hash": _optional(row.cells, "model_hash"),
+        "family": _optional(row.fields, "family"),
+        "model_hash": _optional(row.fields, "model_hash"),
         "tokens": 0,
         "status": status if status in ("engine_error", "truncated") else "ok",
         "error": None,
@@ -75,6 +75,6 @@ def _sample(value: object, default: int) -> int:
     return int(text)
 
 
-def _optional(cells: Mapping[str, object], column: str) -> str | None:
-    value = cells.get(column)
+def _optional(fields: Mapping[str, object], column: str) -> str | None:
+    value = fields.get(column)
     return str(value).strip() or None if isinstance(value, str) else None

@@ -49,21 +49,21 @@ def xstest_ratings(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     kinds = {
-        f"{PREFIX}{row.cells['id']}": str(row.cells["label"]) for row in _read(folder, "prompts.csv", "id", "label")
+        f"{PREFIX}{row.fields['id']}": str(row.fields["label"]) for row in _read(folder, "prompts.csv", "id", "label")
     }
     answers = _completions(folder)
     labels = []
     for row in _read(folder, "ratings.csv", "model", "prompt_id", "judge", "label"):
-        kind = kinds.get(str(row.cells["prompt_id"]))
+        kind = kinds.get(str(row.fields["prompt_id"]))
         if kind not in DIMENSIONS:
             raise DataError(
-                f"{folder}: {row.where}, column prompt_id: {row.cells['prompt_id']!r} is no safe or unsafe prompt of "
+                f"{folder}: {row.where}, column prompt_id: {row.fields['prompt_id']!r} is no safe or unsafe prompt of "
                 "prompts.csv; take both files from the same release"
             )
         dimension, criterion = DIMENSIONS[kind]
-        answer = answers.get((row.cells["model"], row.cells["prompt_id"]))
+        answer = answers.get((row.fields["model"], row.fields["prompt_id"]))
         extra = {"dimension": dimension, "criterion": criterion} | ({"response": answer} if answers else {})
-        labels.append(replace(row, cells=row.cells | extra))
+        labels.append(replace(row, fields=row.fields | extra))
     mapping = {"prompt_id": "item", "label": "score"} | {name: name for name in ("model", "judge", *extra)}
     return ratings_table(labels, mapping, LABELS, humans=HUMANS, families=FAMILIES, source=str(folder / "ratings.csv"))
 
@@ -73,7 +73,7 @@ def _completions(folder: Path) -> dict[tuple[object, object], object]:
         return {}
     columns = ("model", "prompt_id", "completion")
     return {
-        (row.cells["model"], row.cells["prompt_id"]): row.cells["completion"]
+        (row.fields["model"], row.fields["prompt_id"]): row.fields["completion"]
         for row in _read(folder, "completions.jsonl", *columns)
     }
 
@@ -82,7 +82,7 @@ def _read(folder: Path, name: str, *columns: str) -> list[Row]:
     table, faults = rows(folder / name)
     if faults:
         raise data_error(str(folder), faults)
-    if missing := [c for c in columns if any(c not in row.cells for row in table)]:
+    if missing := [c for c in columns if any(c not in row.fields for row in table)]:
         raise DataError(f"{folder / name}: column {missing[0]!r} is missing; needed are {', '.join(columns)}")
     return table
 

@@ -231,8 +231,8 @@ def _why(posterior: Posterior, parts: list[_Part], a: int, b: int, d: int, p: fl
     r = posterior.ratings
     gains = sorted(((part.met[a, d] - part.met[b, d], part.words) for part in parts), reverse=True)
     total = sum(gain for gain, _ in gains if gain > 0)
-    said = [f"{words} ({gain:+.2f} logits)" for gain, words in gains if gain > 0.02 and gain > 0.2 * total]
-    why = f"{r.models[a]} {' and '.join(said)} than {r.models[b]}" if said else _weights(posterior, a, b, d)
+    reasons = [f"{words} ({gain:+.2f} logits)" for gain, words in gains if gain > 0.02 and gain > 0.2 * total]
+    why = f"{r.models[a]} {' and '.join(reasons)} than {r.models[b]}" if reasons else _weights(posterior, a, b, d)
     unsure = "" if p > 0.975 else f"; the adjusted order is not certain (P = {p:.2f})"
     return f"{why}{unsure}."
 

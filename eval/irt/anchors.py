@@ -41,7 +41,7 @@ def anchors_from(
         return [float(draws.mean()), float(draws.std()) if sd is None else sd]
 
     severity, beta = posterior.flat("severity"), posterior.flat("beta")
-    found: dict[str, Any] = {
+    spec: dict[str, Any] = {
         "model": "gmfrm" if "log_alpha" in posterior.draws else "rasch",
         "response_effect": bool(posterior.facts["response_effect"]),
         "scale": list(ratings.scale),
@@ -60,11 +60,11 @@ def anchors_from(
     }
     for name in items:
         draws = beta[:, ratings.items.index(name)]
-        found["items"][name] = {d: pair(draws[:, k]) for k, d in enumerate(dimensions) if not np.isnan(draws[0, k])}
+        spec["items"][name] = {d: pair(draws[:, k]) for k, d in enumerate(dimensions) if not np.isnan(draws[0, k])}
     if "log_alpha" in posterior.draws:
         alpha = posterior.flat("log_alpha")
-        found["log_alpha"] = {j: pair(alpha[:, ratings.judges.index(j)]) for j in judges}
-    return found
+        spec["log_alpha"] = {j: pair(alpha[:, ratings.judges.index(j)]) for j in judges}
+    return spec
 
 
 def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool, response_effect: bool) -> Anchors:
@@ -75,9 +75,9 @@ def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool,
     the thresholds are centred. Raises ConfigError: fits of different models or scales, or anchors that link nothing.
     """
     j, q, d = len(ratings.judges), len(ratings.items), len(ratings.dimensions)
-    found = Anchors(np.full((j, d, 2), np.nan), np.full((q, d, 2), np.nan), np.full((j, 2), np.nan), np.full(d, np.nan))
+    fixed = Anchors(np.full((j, d, 2), np.nan), np.full((q, d, 2), np.nan), np.full((j, 2), np.nan), np.full(d, np.nan))
     if not anchors:
-        return found
+        return fixed
     now = {"model": "gmfrm" if alpha else "rasch", "response_effect": response_effect}
     for name, value in now.items():
         if name in anchors and anchors[name] != value:
@@ -91,7 +91,7 @@ def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool,
             f"anchors: the earlier fit has the scale {then}, this one {here}; name the common one with --scale, or "
             "leave the anchors out"
         )
-    for kind, names, into in (("judges", ratings.judges, found.judges), ("items", ratings.items, found.items)):
+    for kind, names, into in (("judges", ratings.judges, fixed.judges), ("items", ratings.items, fixed.items)):
         at = {name: i for i, name in enumerate(names)}
         for name, values in anchors.get(kind, {}).items():
             for dimension, value in values.items():
@@ -99,20 +99,20 @@ def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool,
                     into[at[name], ratings.dimensions.index(dimension)] = _pair(kind, name, value)
     for name, value in anchors.get("log_alpha", {}).items():
         if alpha and name in ratings.judges:
-            found.log_alpha[ratings.judges.index(name)] = _pair("log_alpha", name, value)
+            fixed.log_alpha[ratings.judges.index(name)] = _pair("log_alpha", name, value)
     for dimension, value in anchors.get("mu", {}).items():
         if dimension in ratings.dimensions:
-            found.mu[ratings.dimensions.index(dimension)] = float(value)
-    if np.isnan(found.judges).all() and np.isnan(found.items).all():
+            fixed.mu[ratings.dimensions.index(dimension)] = float(value)
+    if np.isnan(fixed.judges).all() and np.isnan(fixed.items).all():
         raise ConfigError(
             "anchors: none of the anchored judges and items occurs in these ratings, so nothing is linked"
         )
-    return _with_origins(found, ratings, anchors)
+    return _with_origins(fixed, ratings, anchors)
 
 
-def _with_origins(found: Anchors, ratings: Ratings, anchors: dict[str, Any]) -> Anchors:
-    judged = np.asarray(~np.isnan(found.judges[..., 0]).all(axis=0))  # [D]
-    asked = np.asarray(~np.isnan(found.items[..., 0]).all(axis=0))
+def _with_origins(fixed: Anchors, ratings: Ratings, anchors: dict[str, Any]) -> Anchors:
+    judged = np.asarray(~np.isnan(fixed.judges[..., 0]).all(axis=0))  # [D]
+    asked = np.asarray(~np.isnan(fixed.items[..., 0]).all(axis=0))
     notes = []
     for d, name in enumerate(ratings.dimensions):
         if judged.any() and not judged[d]:
@@ -126,13 +126,13 @@ def _with_origins(found: Anchors, ratings: Ratings, anchors: dict[str, Any]) -> 
         ]
         if then is not None and then != now:
             why.append(f"its scores run from {now[0]} to {now[1]}, then from {then[0]} to {then[1]}")
-        if why and not np.isnan(found.mu[d]):
-            found.mu[d] = np.nan
+        if why and not np.isnan(fixed.mu[d]):
+            fixed.mu[d] = np.nan
             notes.append(
                 f"{name}: {' and '.join(why)}, so abilities are not on the origin of the earlier fit; they sum to zero "
                 "over these models"
             )
-    return replace(found, notes=tuple(notes))
+    return replace(fixed, notes=tuple(notes))
 
 
 def _extremes(ratings: Ratings, dimension: int) -> list[int]:

@@ -91,8 +91,8 @@ def run_chains(
                         continue
                     events.unregister(key.fileobj)
                     if code := chain.process.wait():
-                        said = "\n".join(chain.last)
-                        raise IrtError(f"a chain of the sampler ended with {code}; its last lines:\n{said}")
+                        lines = "\n".join(chain.last)
+                        raise IrtError(f"a chain of the sampler ended with {code}; its last lines:\n{lines}")
                     running.remove(chain)
                     finished += 1
                 progress((finished + sum(chain.done for chain in running)) / len(starts))
@@ -131,8 +131,8 @@ def _command(executable: Path, data: Path, number: int, sampling: Sampling, fold
 
 def _hear(chain: _Chain, text: str) -> None:
     for line in text.splitlines():
-        if found := ITERATION.search(line):
-            chain.done = int(found.group(1)) / int(found.group(2))
+        if match := ITERATION.search(line):
+            chain.done = int(match.group(1)) / int(match.group(2))
         elif line.strip():
             chain.last.append(line.rstrip())
 
@@ -144,7 +144,7 @@ def read_csv(path: Path, names: set[str], thinned: set[str], kept: set[int], dra
     """
     columns: dict[str, slice] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    found: dict[str, list[Floats]] = {}
+    columns_kept: dict[str, list[Floats]] = {}
     row = 0
     with path.open("rb") as stream:
         for line in stream:
@@ -152,10 +152,10 @@ def read_csv(path: Path, names: set[str], thinned: set[str], kept: set[int], dra
                 continue
             if not columns:
                 columns, shapes = _header(line.decode().strip().split(","))
-                found = {name: [] for name in columns if name in names | thinned}
+                columns_kept = {name: [] for name in columns if name in names | thinned}
                 continue
             fields = line.split(b",")
-            for name, rows in found.items():
+            for name, rows in columns_kept.items():
                 if name not in thinned or row in kept:
                     rows.append(np.array(fields[columns[name]], dtype=np.float64))
             row += 1
@@ -163,7 +163,7 @@ def read_csv(path: Path, names: set[str], thinned: set[str], kept: set[int], dra
         raise IrtError(f"a chain of the sampler wrote {row} of {draws} draws; is the disk full?")
     return {
         name: np.stack(rows).reshape(len(rows), *reversed(shapes[name])).transpose(0, *range(len(shapes[name]), 0, -1))
-        for name, rows in found.items()
+        for name, rows in columns_kept.items()
     }
 
 

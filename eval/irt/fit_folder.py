@@ -36,14 +36,14 @@ def save(posterior: Posterior, folder: Path) -> None:
             np.savez(stream, **arrays)
             stream.flush()
             os.fsync(stream.fileno())
-        said = {
+        manifest_data = {
             "format": FORMAT,
             "sha256": _sha256(new_draws),
             "ratings": {name: getattr(ratings, name) for name in _NAMES},
             "options": asdict(posterior.options),
             "facts": posterior.facts,
         }
-        new_manifest.write_text(json.dumps(said, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        new_manifest.write_text(json.dumps(manifest_data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         manifest.unlink(missing_ok=True)
         os.replace(new_draws, draws)
         os.replace(new_manifest, manifest)
@@ -55,15 +55,15 @@ def save(posterior: Posterior, folder: Path) -> None:
 def load(folder: Path) -> Posterior:
     """The fit that `save` wrote; raises IrtError where it is missing, unfinished or damaged."""
     try:
-        said = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest_data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise IrtError(f"{folder}: no finished fit here (no manifest.json); run `dpeer irt fit`") from error
     except (OSError, ValueError) as error:
         raise IrtError(f"{folder}/manifest.json cannot be read ({error}); fit again") from error
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+    if not isinstance(manifest_data, dict) or manifest_data.get("format") != FORMAT:
         raise IrtError(f"{folder}: not a fit of this version of dpeer (format {FORMAT}); fit again")
     try:
-        if _sha256(folder / "draws.npz") != said["sha256"]:
+        if _sha256(folder / "draws.npz") != manifest_data["sha256"]:
             raise IrtError(
                 f"{folder}/draws.npz does not belong to its manifest; it was changed or cut short: fit again"
             )
@@ -75,7 +75,7 @@ def load(folder: Path) -> Posterior:
     def part(prefix: str) -> dict[str, Any]:
         return {n.removeprefix(f"{prefix}."): v for n, v in arrays.items() if n.startswith(f"{prefix}.")}
 
-    names = said["ratings"]
+    names = manifest_data["ratings"]
     tuples: dict[str, Any] = {n: tuple(names[n]) for n in ("models", "items", "judges", "dimensions", "scale")}
     ratings = Ratings(
         **tuples,
@@ -86,7 +86,7 @@ def load(folder: Path) -> Posterior:
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}
-    return Posterior(ratings, Options(**said["options"]), draws, part("sampler"), said["facts"])
+    return Posterior(ratings, Options(**manifest_data["options"]), draws, part("sampler"), manifest_data["facts"])
 
 
 def _sha256(path: Path) -> str:

@@ -261,8 +261,8 @@ def information(posterior: Posterior, draws: int = 10) -> Floats:
     r = posterior.ratings
     index, place = thin(posterior, draws)
     chunk = _Chunk(posterior, index, place, np.random.default_rng(0))
-    found: Floats = (discrimination(posterior, index)[r.judge] ** 2 * chunk.variance).mean(axis=1)
-    return found
+    information: Floats = (discrimination(posterior, index)[r.judge] ** 2 * chunk.variance).mean(axis=1)
+    return information
 
 
 def _notable(misfit: pd.DataFrame, step: float) -> Bools:

@@ -53,8 +53,8 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
     """Means over the pilot's draws; what the model lacks stays as it was."""
 
     def mean(name: str, otherwise: Floats | float) -> Floats:
-        found = pilot.flat(f"s_{name}").mean(axis=0) if f"s_{name}" in pilot.draws else np.asarray(otherwise)
-        return np.asarray(np.maximum(found, LEAST), dtype=np.float64)
+        spread = pilot.flat(f"s_{name}").mean(axis=0) if f"s_{name}" in pilot.draws else np.asarray(otherwise)
+        return np.asarray(np.maximum(spread, LEAST), dtype=np.float64)
 
     return Scales(
         theta=mean("theta", before.theta),

@@ -232,17 +232,17 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
     return (*notes, FAIR)
 
 
-def claims(found: Result) -> list[str]:
+def claims(result: Result) -> list[str]:
     """Sentences on models that differ from the base; none at all unless the gate is green (else read its reasons)."""
-    if not found.gate["green"]:
+    if not result.gate["green"]:
         return []
-    sentences, misfit = [], found.tables["misfit"]
-    for row in found.tables["ability"].itertuples():
+    sentences, misfit = [], result.tables["misfit"]
+    for row in result.tables["ability"].itertuples():
         if row.contrast_low > 0 or row.contrast_high < 0:
             word, p = ("better", row.p_better) if row.contrast > 0 else ("worse", 1 - row.p_better)
             certainty = "P > 0.999" if p > 0.999 else f"P = {p:.3f}"
             span = f"[{row.contrast_low:.2f}, {row.contrast_high:.2f}]"
-            where = f"{row.model} is {word} than {found.facts['base']} in {row.dimension}"
+            where = f"{row.model} is {word} than {result.facts['base']} in {row.dimension}"
             own = misfit[misfit["notable"] & (misfit["model"] == row.model) & (misfit["dimension"] == row.dimension)]
             caveat = "".join(f"; but {_gap(cell)}" for cell in own.itertuples())
             sentences.append(f"{where}: {row.contrast:+.2f} logits {span}, {certainty}{caveat}")
@@ -254,17 +254,17 @@ def _gap(cell: Any) -> str:
     return f"{cell.judge} scores it {abs(gap):.2f} {'higher' if gap > 0 else 'lower'} than the model of judging expects"
 
 
-def write_tables(found: Result, folder: Path) -> None:
+def write_tables(result: Result, folder: Path) -> None:
     """Every table as CSV and JSON (records; null where unknown), with gate, notes, facts and claims as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in found.tables.items():
+    for name, table in result.tables.items():
         _write(folder / f"{name}.csv", table.to_csv(index=False))
         _write(folder / f"{name}.json", str(table.to_json(orient="records", indent=1, double_precision=10)))
     for name, value in (
-        ("gate", found.gate),
-        ("notes", found.notes),
-        ("facts", found.facts),
-        ("claims", claims(found)),
+        ("gate", result.gate),
+        ("notes", result.notes),
+        ("facts", result.facts),
+        ("claims", claims(result)),
     ):
         _write(folder / f"{name}.json", json.dumps(value, indent=1, default=_plain))
 
@@ -280,14 +280,14 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
-def terminal(found: Result) -> list[RenderableType]:
+def terminal(result: Result) -> list[RenderableType]:
     """For a terminal: abilities per model and dimension, severities per judge, and the verdict of the diagnostics."""
     from rich.table import Table
     from rich.text import Text
 
-    ability, judges = found.tables["ability"], found.tables["judges"]
+    ability, judges = result.tables["ability"], result.tables["judges"]
     dimensions = list(dict.fromkeys(ability["dimension"]))
-    doubt = "" if found.gate["green"] else " (no claim, see below)"
+    doubt = "" if result.gate["green"] else " (no claim, see below)"
     models = Table("model", *dimensions, title=f"Ability in logits, 95 % interval{doubt}", title_justify="left")
     for model, rows in ability.groupby("model", sort=False):
         cells = {row.dimension: _estimate(row, "ability") for row in rows.itertuples()}
@@ -297,11 +297,11 @@ def terminal(found: Result) -> list[RenderableType]:
     for row in judges.itertuples():
         numbers = (_estimate(row, "severity"), f"{row.alpha:.2f}", f"{row.infit:.2f}", f"{row.n:,}")
         severities.add_row(Text(row.judge), *numbers, Text(row.note))
-    if found.gate["green"]:
+    if result.gate["green"]:
         verdict = [Text("Diagnostics: green", style="green")]
     else:
-        lines = [f"  {reason}" for reason in found.gate["reasons"]] + [
-            f"  -> {advice}" for advice in found.gate["advice"]
+        lines = [f"  {reason}" for reason in result.gate["reasons"]] + [
+            f"  -> {advice}" for advice in result.gate["advice"]
         ]
         verdict = [Text("Diagnostics: no claim can be made", style="yellow"), *map(Text, lines)]
     return [models, severities, *verdict]

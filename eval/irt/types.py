@@ -55,9 +55,9 @@ class Ratings:
     @property
     def judge_rated(self) -> Bools:
         """[J, D] judges that rated in a dimension; of the others the draws hold no more than the prior."""
-        found = np.zeros((len(self.judges), len(self.dimensions)), dtype=bool)
-        found[self.judge, self.dimension] = True
-        return found
+        rated = np.zeros((len(self.judges), len(self.dimensions)), dtype=bool)
+        rated[self.judge, self.dimension] = True
+        return rated
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:

@@ -90,8 +90,8 @@ def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> It
         ("item", ratings.items, part.items_met, items),
         ("judge", ratings.judges, part.judges_met, judges),
     ):
-        found = [] if anchored.any() else elimination.bridges(met)
-        for element, apart in found[:SHOWN]:
+        bridging = [] if anchored.any() else elimination.bridges(met)
+        for element, apart in bridging[:SHOWN]:
             text = f"{facet} {names[element]} alone links {groups_of(ratings.models, apart)}"
             yield DesignWarning("bridge", text)
 

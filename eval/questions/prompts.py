@@ -86,5 +86,5 @@ def _item(row: Row, prompts: Prompts) -> dict[str, object]:
         item = hashlib.sha256(prompt.encode()).hexdigest()[:KEY_DIGITS]
     else:
         item = identifier(column_value(row, prompts.id, ADVICE), prompts.id)
-    meta = {f"meta_{name}": value for name, value in row.cells.items() if name not in (prompts.prompt, prompts.id)}
+    meta = {f"meta_{name}": value for name, value in row.fields.items() if name not in (prompts.prompt, prompts.id)}
     return {"item": item, "prompt": prompt, **meta}

@@ -61,10 +61,10 @@ def ability(frames: Frames) -> Iterator[Picture]:
 
 def _leads(frames: Frames, dimension: str) -> bool:
     """Some model is first in a dimension, as surely as a finding must be."""
-    found = frames.get("ranks")
-    if found is None:
+    ranks = frames.get("ranks")
+    if ranks is None:
         return False
-    first = found[(found["dimension"] == dimension) & (found["rank"] == 1)]
+    first = ranks[(ranks["dimension"] == dimension) & (ranks["rank"] == 1)]
     return bool((first["probability"] >= SURE).any())
 
 
@@ -82,12 +82,12 @@ def _ability(
         for row in part.itertuples()
     ]
     first = next(part.itertuples())
-    found = "ability" if sure else "estimate, but is not surely first"
+    word = "ability" if sure else "estimate, but is not surely first"
     words = "; ".join(f"{label(row.model)} {estimate(row, 'ability')}" for row in part.itertuples())
     return Picture(
         f"ability_{slug(dimension)}",
         f"{dimension}: abilities",
-        f"{dimension}: {label(first.model)} has the highest {found}, {estimate(first, 'ability')}",
+        f"{dimension}: {label(first.model)} has the highest {word}, {estimate(first, 'ability')}",
         f"Dot plot of abilities in logits with 95 % intervals. {words}.",
         intervals(rows, "ability (logits)", xlim=xlim),
         rows_height(len(rows)),

@@ -90,9 +90,9 @@ def effects(frames: Frames) -> Iterator[Picture]:
     frame = frames["effects"]
     rows = [decided(term_words(r), r.estimate, r.estimate_low, r.estimate_high) for r in frame.itertuples()]
     shifts = [row for row in frame.itertuples() if "halo" not in str(row.term)]
-    found = [row for row in shifts if clear(row.estimate_low, row.estimate_high)]
-    if found:
-        top = max(found, key=lambda row: abs(row.estimate))
+    reliable = [row for row in shifts if clear(row.estimate_low, row.estimate_high)]
+    if reliable:
+        top = max(reliable, key=lambda row: abs(row.estimate))
         finding = f"{term_words(top)[0].upper()}{term_words(top)[1:]} shifts ratings by {signed(top.estimate)} logits"
     else:
         finding = "No covariate shifts ratings reliably" if shifts else "Halo was measured"
@@ -199,20 +199,20 @@ def _connectivity(
     counts = np.nan_to_num(values)
     empty, groups = int((counts == 0).sum()), _groups(counts > 0)
     if groups > 1:
-        found = f"judges and models fall into {groups} groups without a link"
+        sentence = f"judges and models fall into {groups} groups without a link"
     elif empty:
-        found = f"{empty} of {counts.size} judge-model cells are empty, and all are linked"
+        sentence = f"{empty} of {counts.size} judge-model cells are empty, and all are linked"
     else:
         least, most = int(counts.min()), int(counts.max())
         span = plural(most, "rating") if least == most else f"{least:,} to {most:,} ratings"
-        found = f"every judge rated every model, {span} per pair"
-    found = prefix + found if prefix else found[0].upper() + found[1:]
+        sentence = f"every judge rated every model, {span} per pair"
+    sentence = prefix + sentence if prefix else sentence[0].upper() + sentence[1:]
     texts = [[f"{n:,.0f}" if n else "" for n in line] for line in counts]
     return Picture(
         name,
-        found,
-        found,
-        f"Heat map of ratings per model and judge: {found}.",
+        sentence,
+        sentence,
+        f"Heat map of ratings per model and judge: {sentence}.",
         heat(
             np.where(counts > 0, counts, np.nan),
             models,

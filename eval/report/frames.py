@@ -53,13 +53,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 def frames(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The known tables that have rows, each with all of its columns and a fresh index."""
-    found = {}
+    known = {}
     for name, expected in COLUMNS.items():
         frame = tables.get(name)
         if frame is not None and len(frame):
             more = [column for column in frame.columns if column not in expected]
-            found[name] = frame.reindex(columns=[*expected, *more]).reset_index(drop=True)
-    return found
+            known[name] = frame.reindex(columns=[*expected, *more]).reset_index(drop=True)
+    return known
 
 
 def plain(value: Any) -> Any:

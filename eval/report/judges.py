@@ -73,16 +73,18 @@ def _severity(name: str, subject: str, prefix: str, part: pd.DataFrame, xlim: tu
     strict, lenient = part.iloc[0], part.iloc[-1]
     spread = strict["severity"] - lenient["severity"]
     if len(part) == 1:
-        found = f"{prefix}one judge, {label(strict['judge'])}"
+        sentence = f"{prefix}one judge, {label(strict['judge'])}"
     elif not any(clear(row.low, row.high) for row in rows):
-        found = f"{prefix}no judge differs reliably from the mean severity"
+        sentence = f"{prefix}no judge differs reliably from the mean severity"
     else:
-        found = f"{prefix}{label(strict['judge'])} is strictest, {fixed(spread)} logits above {label(lenient['judge'])}"
+        sentence = (
+            f"{prefix}{label(strict['judge'])} is strictest, {fixed(spread)} logits above {label(lenient['judge'])}"
+        )
     words = "; ".join(f"{label(row.judge)} {estimate(row, 'severity')}" for row in part.itertuples())
     return Picture(
         name,
         subject,
-        found,
+        sentence,
         f"Dot plot of judge severities in logits with 95 % intervals. {words}.",
         intervals(rows, SEVERITY, xlim=xlim),
         rows_height(len(rows)),
@@ -98,14 +100,14 @@ def discrimination(frames: Frames) -> Iterator[Picture]:
     rows = [decided(row.judge, row.alpha, row.alpha_low, row.alpha_high, null=1.0) for row in part.itertuples()]
     words = "; ".join(f"{label(row.judge)} {estimate(row, 'alpha')}" for row in part.itertuples())
     first, last = part.iloc[0], part.iloc[-1]
-    found = "No judge's discrimination differs reliably from the average"
+    sentence = "No judge's discrimination differs reliably from the average"
     if any(row.colour == BLUE for row in rows):
-        found = f"{label(first['judge'])} follows the consensus most ({fixed(first['alpha'])}), "
-        found += f"{label(last['judge'])} least ({fixed(last['alpha'])})"
+        sentence = f"{label(first['judge'])} follows the consensus most ({fixed(first['alpha'])}), "
+        sentence += f"{label(last['judge'])} least ({fixed(last['alpha'])})"
     yield Picture(
         "discrimination",
         "Discrimination of the judges",
-        found,
+        sentence,
         f"Dot plot of judge discriminations on a log axis with 95 % intervals. {words}.",
         intervals(rows, "discrimination alpha (1 = average judge)", line=1.0, log=True),
         rows_height(len(rows)),
@@ -135,14 +137,14 @@ def fit(frames: Frames) -> Iterator[Picture]:
         axes.grid(visible=False, axis="y")
 
     words = "; ".join(f"{label(r.judge)} infit {fixed(r.infit)}, outfit {fixed(r.outfit)}" for r in frame.itertuples())
-    found = "Every judge is about as predictable as the model expects"
+    sentence = "Every judge is about as predictable as the model expects"
     if flagged:
         names = listing([label(judge) for judge in flagged[:3]]) + (", ..." if len(flagged) > 3 else "")
-        found = f"{plural(len(flagged), 'judge')} outside the range of good fit: {names}"
+        sentence = f"{plural(len(flagged), 'judge')} outside the range of good fit: {names}"
     yield Picture(
         "fit",
         "Infit and outfit of the judges",
-        found,
+        sentence,
         f"Dot plot of infit and outfit mean squares per judge. {words}.",
         paint,
         rows_height(len(frame)),
@@ -153,8 +155,8 @@ def fit(frames: Frames) -> Iterator[Picture]:
 
 def notable(misfit: pd.DataFrame) -> pd.DataFrame:
     """Cells of judge x model whose gap the fit calls notable, the least likely first."""
-    found = misfit[misfit["notable"].fillna(False).astype(bool)]
-    return found.reindex(found["z"].abs().sort_values(ascending=False, kind="stable").index)
+    notable_rows = misfit[misfit["notable"].fillna(False).astype(bool)]
+    return notable_rows.reindex(notable_rows["z"].abs().sort_values(ascending=False, kind="stable").index)
 
 
 def off(ppc: pd.DataFrame) -> pd.DataFrame:
@@ -164,8 +166,8 @@ def off(ppc: pd.DataFrame) -> pd.DataFrame:
     """
     sd = (ppc["expected_high"] - ppc["expected_low"]) / (2 * Z95)
     gap = (ppc["observed"] - ppc["expected"]).abs()
-    found = ppc[gap > norm.isf(0.025 / len(ppc)) * sd.clip(lower=0.5)]
-    return found.reindex(gap[found.index].sort_values(ascending=False, kind="stable").index)
+    far = ppc[gap > norm.isf(0.025 / len(ppc)) * sd.clip(lower=0.5)]
+    return far.reindex(gap[far.index].sort_values(ascending=False, kind="stable").index)
 
 
 def misfit(frames: Frames) -> Iterator[Picture]:
@@ -174,18 +176,18 @@ def misfit(frames: Frames) -> Iterator[Picture]:
     most = float(np.nanmax(np.abs(frame["gap"].to_numpy(dtype=np.float64)), initial=0.0)) or 1.0
     beyond = notable(frame)
     for dimension, part in by_dimension(frame):
-        found = [misfit_words(row) for row in beyond[beyond["dimension"] == dimension].itertuples()]
+        sentences = [misfit_words(row) for row in beyond[beyond["dimension"] == dimension].itertuples()]
         marked = {(row.model, row.judge) for row in beyond[beyond["dimension"] == dimension].itertuples()}
         values, models, judges = matrix(part, "model", "judge", "gap")
         texts = [
             [_cell(values[i, j], (m, judge) in marked) for j, judge in enumerate(judges)] for i, m in enumerate(models)
         ]
-        title = found[0] if found else "no judge scores a model otherwise than chance allows"
+        title = sentences[0] if sentences else "no judge scores a model otherwise than chance allows"
         yield Picture(
             f"misfit_{slug(dimension)}",
             f"{dimension}: observed minus expected score",
             f"{dimension}: {title}",
-            f"Heat map of observed minus expected mean score, models by judges. {'; '.join(found[:12]) or title}.",
+            f"Heat map of observed minus expected mean score, models by judges. {'; '.join(sentences[:12]) or title}.",
             heat(values, models, judges, texts, colours="PuOr_r", limits=(-most, most), bar="score points"),
             heat_height(len(models), judges),
             "*: more than chance allows among all cells of the fit (5 %, Bonferroni), and not trivial.",
@@ -204,15 +206,15 @@ def predictive(frames: Frames) -> Iterator[Picture]:
         outside = beyond[beyond["dimension"] == dimension]
         columns = min(len(judges), 2 if len(judges) == 4 else 3)
         lines = math.ceil(len(judges) / columns)
-        found = "the model reproduces how often every judge gives every score"
+        sentence = "the model reproduces how often every judge gives every score"
         if len(outside):
             row = outside.iloc[0]
             side = "more" if row["observed"] > row["expected"] else "less"
-            found = f"{label(row['judge'])} gives score {row['score']} {side} often than the model predicts"
+            sentence = f"{label(row['judge'])} gives score {row['score']} {side} often than the model predicts"
         yield Picture(
             f"ppc_{slug(dimension)}",
             f"{dimension}: observed and predicted score counts",
-            f"{dimension}: {found}",
+            f"{dimension}: {sentence}",
             "Small bar charts, one per judge, of observed score counts with the predicted count and its 95 % interval. "
             f"{len(outside)} of {len(part)} counts differ by more than chance allows.",
             _predictive(part, set(outside.index), judges, lines, columns),
@@ -252,10 +254,12 @@ def thresholds(frames: Frames) -> Iterator[Picture]:
         judges = tuple(dict.fromkeys(part["judge"]))
         marked = list(dict.fromkeys(part.loc[part["disordered"].fillna(False).astype(bool), "judge"]))
         if marked:
-            found = f"{dimension}: thresholds are out of order for {plural(len(marked), 'judge')}: {label(marked[0])}"
-            found += " and others" if len(marked) > 1 else ""
+            sentence = (
+                f"{dimension}: thresholds are out of order for {plural(len(marked), 'judge')}: {label(marked[0])}"
+            )
+            sentence += " and others" if len(marked) > 1 else ""
         else:
-            found = f"{dimension}: every judge's thresholds are in order"
+            sentence = f"{dimension}: every judge's thresholds are in order"
         words = "; ".join(
             f"{label(judge)} " + ", ".join(fixed(t) for t in part.loc[part["judge"] == judge, "threshold"])
             for judge in judges
@@ -263,7 +267,7 @@ def thresholds(frames: Frames) -> Iterator[Picture]:
         yield Picture(
             f"thresholds_{slug(dimension)}",
             f"{dimension}: thresholds of the judges",
-            found,
+            sentence,
             f"Dot plot of score thresholds per judge in logits. {words}.",
             _thresholds(part, judges),
             0.7 + 0.36 * max(2, len(judges)),

@@ -59,7 +59,7 @@ def build(title: str, rows: Iterable[Any], **columns: Cell) -> Table:
     """One column per keyword; a name that ends in `_n` holds numbers. Columns without content are left out."""
     rows = list(rows)
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
-    kept = {name: found for name, found in cells.items() if any(x not in ("", UNKNOWN) for x in found)}
+    kept = {name: column for name, column in cells.items() if any(x not in ("", UNKNOWN) for x in column)}
     head = tuple((name.removesuffix("_n").replace("_", " "), name.endswith("_n")) for name in kept)
     return Table(title, head, tuple(zip(*kept.values(), strict=True)))
 
@@ -146,7 +146,7 @@ def mean_square(row: Any, name: str) -> str:
 
 
 def models_fit(frames: Frames) -> Table:
-    found = build(
+    table = build(
         "Infit and outfit of the models",
         (row for _, part in by_dimension(frames["models_fit"]) for row in part.itertuples()),
         Dimension=lambda r: str(r.dimension),
@@ -155,7 +155,7 @@ def models_fit(frames: Frames) -> Table:
         Outfit_n=lambda r: mean_square(r, "outfit"),
         Remarks=fit_flags,
     )
-    return replace(found, minor=True)
+    return replace(table, minor=True)
 
 
 def misfit(frames: Frames) -> Table:
@@ -219,14 +219,14 @@ def effects(frames: Frames) -> Table:
 
 
 def scales(frames: Frames) -> Table:
-    found = build(
+    table = build(
         "Levels and spreads of the fit",
         frames["scales"].itertuples(),
         Parameter=lambda r: PARAMETERS.get(str(r.parameter), str(r.parameter)),
         Dimension=lambda r: text(r.dimension),
         Estimate_n=lambda r: bounded(r, "estimate"),
     )
-    return replace(found, minor=True)
+    return replace(table, minor=True)
 
 
 def statuses(frames: Frames) -> Table:
@@ -236,8 +236,8 @@ def statuses(frames: Frames) -> Table:
     names = [str(name) for name in wide.columns]
     head = (("Judge", False), ("All", True), *((name, True) for name in names))
     rows = tuple(
-        (str(judge), f"{int(found.sum()):,}", *(share_words(int(n), int(found.sum())) for n in found))
-        for judge, found in zip(wide.index, wide.to_numpy(), strict=True)
+        (str(judge), f"{int(counts.sum()):,}", *(share_words(int(n), int(counts.sum())) for n in counts))
+        for judge, counts in zip(wide.index, wide.to_numpy(), strict=True)
     )
     return Table("What became of every planned rating", head, rows)
 
@@ -264,7 +264,7 @@ def diagnostics(frames: Frames) -> Table:
     least = frame[["ess_bulk", "ess_tail"]].min(axis=1).clip(lower=1e-9)
     badness: pd.Series[float] = pd.concat([(frame["rhat"] - 1) / 0.01, 400 / least], axis=1).max(axis=1)
     order = badness.sort_values(ascending=False, kind="stable").index[:WORST_PARAMETERS]
-    found = build(
+    table = build(
         f"The {len(order)} parameters that converged worst",
         frame.reindex(order).itertuples(),
         Parameter=lambda r: str(r.parameter),
@@ -272,4 +272,4 @@ def diagnostics(frames: Frames) -> Table:
         Bulk_ESS_n=lambda r: count(r.ess_bulk),
         Tail_ESS_n=lambda r: count(r.ess_tail),
     )
-    return replace(found, minor=True)
+    return replace(table, minor=True)

@@ -93,12 +93,12 @@ def label(name: Any, longest: int = 48) -> str:
 
 def labels(names: Iterable[Any], longest: int = 22) -> list[str]:
     """Names of one axis, short but told apart: a long beginning that all share is dropped before any is cut."""
-    found = [label(name, 1000) for name in names]
-    if max(map(len, found), default=0) > longest and len(set(found)) > 1:
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(min(found), max(found), strict=False))
+    whole = [label(name, 1000) for name in names]
+    if max(map(len, whole), default=0) > longest and len(set(whole)) > 1:
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(min(whole), max(whole), strict=False))
         shared = re.sub(r"[^-/_.: ]*$", "", "".join(a for a, _ in same))
-        found = [f"…{text[len(shared) :]}" if len(shared) > 2 else text for text in found]
-    short = [label(text, longest) for text in found]
+        whole = [f"…{text[len(shared) :]}" if len(shared) > 2 else text for text in whole]
+    short = [label(text, longest) for text in whole]
     return [text if short.count(text) == 1 else f"{label(text, longest - 4)} ({k + 1})" for k, text in enumerate(short)]
 
 
@@ -145,10 +145,10 @@ def _against(ability: pd.DataFrame, base: str) -> str:
         fallen = max(worse, key=lambda m: len(worse[m]))
         return f"No model is reliably better than {base}; {fallen} is worse on {where(worse[fallen], total)}"
     rest = f", worse on {listing(worse[best])}" if worse[best] else ""
-    others_better = sum(bool(found) for model, found in better.items() if model != best)
+    others_better = sum(bool(where_better) for model, where_better in better.items() if model != best)
     more = f"; {plural(others_better, 'other')} {'is' if others_better == 1 else 'are'} better on some dimension"
-    found = f"{best} is better than {base} on {where(better[best], total)}{rest}"
-    return found + (more if others_better and total > 1 else "")
+    sentence = f"{best} is better than {base} on {where(better[best], total)}{rest}"
+    return sentence + (more if others_better and total > 1 else "")
 
 
 def where(dimensions: Sequence[str], total: int) -> str:
@@ -169,7 +169,7 @@ def _leaders(frames: Frames) -> str:
     if not leads:
         return "No model leads reliably on any dimension"
     total = frames["ability"]["dimension"].nunique()
-    return "; ".join(f"{model} leads on {where(found, total)}" for model, found in leads.items())
+    return "; ".join(f"{model} leads on {where(places, total)}" for model, places in leads.items())
 
 
 def no_claim(gate: Mapping[str, Any]) -> str:
@@ -203,10 +203,10 @@ def fit_flag(mean_square: Any) -> str:
 
 def fit_flags(row: Any) -> str:
     """E.g. "noisy outfit", from infit and outfit of one row."""
-    found = {name: fit_flag(getattr(row, name)) for name in ("infit", "outfit")}
-    if found["infit"] and found["infit"] == found["outfit"]:
-        return found["infit"]
-    return ", ".join(f"{flag} {name}" for name, flag in found.items() if flag)
+    flags = {name: fit_flag(getattr(row, name)) for name in ("infit", "outfit")}
+    if flags["infit"] and flags["infit"] == flags["outfit"]:
+        return flags["infit"]
+    return ", ".join(f"{flag} {name}" for name, flag in flags.items() if flag)
 
 
 def usable(statuses: pd.DataFrame) -> float:

@@ -43,9 +43,9 @@ def wright(frames: Frames) -> Iterator[Picture]:
         if len(difficulty):
             low, high = np.percentile(difficulty, [2.5, 97.5])
             inside = int(((abilities >= low) & (abilities <= high)).sum())
-            found = f"{dimension}: {inside} of {plural(len(abilities), 'model')} in the range of 95 % of the items"
+            sentence = f"{dimension}: {inside} of {plural(len(abilities), 'model')} in the range of 95 % of the items"
         else:
-            found = f"{dimension}: models and judges on one ruler"
+            sentence = f"{dimension}: models and judges on one ruler"
         words = [f"models {fixed(abilities.min())} to {fixed(abilities.max())}"]
         words += [f"items {fixed(difficulty.min())} to {fixed(difficulty.max())}"] if len(difficulty) else []
         severity = _column(judges, "severity")
@@ -53,7 +53,7 @@ def wright(frames: Frames) -> Iterator[Picture]:
         yield Picture(
             f"wright_{slug(dimension)}",
             f"{dimension}: models, items and judges on one ruler",
-            found,
+            sentence,
             f"Wright map in logits: {', '.join(words)}.",
             _paint(models, difficulty, judges, steps, level),
             1.75 + 0.24 * len(models) + 0.36 * len(judges),
@@ -76,8 +76,8 @@ def _column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
 def _level(frames: Frames, dimension: str) -> float:
     """Mean level mu of the dimension: abilities count from it, so that difficulties shift by it."""
     scales = _of(frames, "scales", dimension)
-    found = scales.loc[scales["parameter"] == "mu", "estimate"] if len(scales) else scales
-    return float(found.iloc[0]) if len(found) and known(found.iloc[0]) else 0.0
+    centres = scales.loc[scales["parameter"] == "mu", "estimate"] if len(scales) else scales
+    return float(centres.iloc[0]) if len(centres) and known(centres.iloc[0]) else 0.0
 
 
 def _ruler(*values: NDArray[np.float64], outer: NDArray[np.float64]) -> tuple[float, float]:
@@ -135,15 +135,15 @@ def _items(axes: Axes, difficulty: NDArray[np.float64], ruler: tuple[float, floa
 
 def _steps(judges: pd.DataFrame, steps: pd.DataFrame, level: float) -> list[tuple[int, float, str]]:
     """(row of the judge, ability at the step, upper score) of every threshold that is known."""
-    found = []
+    marks = []
     for y, judge in enumerate(judges.itertuples()):
         mine: Any = steps[steps["judge"] == judge.judge] if len(steps) else steps
-        found += [
+        marks += [
             (y, float(judge.severity + row.threshold - level), str(row.step))
             for row in mine.itertuples()
             if known(row.threshold)
         ]
-    return found
+    return marks
 
 
 def _judges(axes: Axes, judges: pd.DataFrame, places: list[tuple[int, float, str]], ruler: tuple[float, float]) -> None:

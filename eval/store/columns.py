@@ -11,12 +11,12 @@ from dpeer.data.read import Row
 
 def column_value(row: Row, column: str, advice: str = "") -> object:
     """The row's value in a column that must be there; `advice` says what else could be done."""
-    if column in row.cells:
-        return row.cells[column]
-    near = difflib.get_close_matches(column, row.cells, 1)
+    if column in row.fields:
+        return row.fields[column]
+    near = difflib.get_close_matches(column, row.fields, 1)
     hint = f" (is {near[0]!r} meant?)" if near else ""
     raise Invalid(
-        column, f"is missing; the row has {excerpt(', '.join(row.cells), 100)}{hint}{advice and f'; {advice}'}"
+        column, f"is missing; the row has {excerpt(', '.join(row.fields), 100)}{hint}{advice and f'; {advice}'}"
     )
 
 

@@ -183,7 +183,7 @@ def _config(recipe: str, overrides: list[str] | None) -> EvalConfig:
     from dpeer.eval.config import EvalConfig
     from dpeer.launcher.recipe import EVALUATION, recipe_path
 
-    return load_section(EvalConfig, recipe_path(recipe, EVALUATION), overrides or (), shelf=EVALUATION)
+    return load_section(EvalConfig, recipe_path(recipe, EVALUATION), overrides or (), shipped=EVALUATION)
 
 
 def _print_config(config: EvalConfig) -> None:

@@ -209,8 +209,8 @@ def recover(
     console = Console(highlight=False)
     with Progress(TextColumn("replications"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=replications)
-        found = run(_spec(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
-    console.print(recovery_table(found))
+        recovery = run(_spec(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
+    console.print(recovery_table(recovery))
 
 
 def _spec(given: list[str] | None) -> Spec:
@@ -285,7 +285,7 @@ def _scale(given: str | None) -> tuple[int, ...] | None:
 
     if given is None:
         return None
-    found = re.fullmatch(r"(-?\d+)-(-?\d+)", given.strip())
-    if not found or int(found[1]) >= int(found[2]):
+    ends = re.fullmatch(r"(-?\d+)-(-?\d+)", given.strip())
+    if not ends or int(ends[1]) >= int(ends[2]):
         raise ConfigError(f"--scale {given}: write the least and the greatest possible score, e.g. 1-5")
-    return tuple(range(int(found[1]), int(found[2]) + 1))
+    return tuple(range(int(ends[1]), int(ends[2]) + 1))

@@ -118,7 +118,7 @@ class Plan:
 
 def make_plan(request: Request) -> Plan:
     """Everything that `dpeer plan` shows. Raises ConfigError / DataError for what cannot be planned."""
-    config = load_config(request.recipe, request.overrides, shelf=RECIPES)
+    config = load_config(request.recipe, request.overrides, shipped=RECIPES)
     card = _card(request)
     shape, source = model_config(config.model, request.model_config)
     refuse_unsupported(shape, config.model.path)

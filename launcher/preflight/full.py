@@ -75,13 +75,13 @@ def data(config: Config, checks: Checklist, say: Say) -> Prepared | None:
     if not checks.check("token boundaries", audit):
         checks.skip(DATA[1:], "after a fault above")
         return None
-    found = box[0]
-    checks.check("objective", preflight.objective, config, found)
-    checks.check("chat template", preflight.chat_template, config, found)
-    checks.check("reference weights", preflight.reference, config, found)
-    checks.check("run folder", preflight.run_folder, config, found)
-    checks.check("checkpoints", preflight.checkpoints, config, found)
-    return found
+    prepared = box[0]
+    checks.check("objective", preflight.objective, config, prepared)
+    checks.check("chat template", preflight.chat_template, config, prepared)
+    checks.check("reference weights", preflight.reference, config, prepared)
+    checks.check("run folder", preflight.run_folder, config, prepared)
+    checks.check("checkpoints", preflight.checkpoints, config, prepared)
+    return prepared
 
 
 # Models

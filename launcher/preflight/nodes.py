@@ -64,12 +64,12 @@ class Nodes:
 
     def skews(self) -> dict[str, float]:
         """Seconds by which each node's clock is ahead of this process's, to half a round trip."""
-        found = {}
+        offsets = {}
         for label in self.labels:
             before = time.time()
             theirs = self.ask_each("clock", {label: ()})[label]
-            found[label] = theirs - (before + time.time()) / 2
-        return found
+            offsets[label] = theirs - (before + time.time()) / 2
+        return offsets
 
     def cut(self) -> dict[str, dict[str, str]]:
         """From each node: which others take no connection from there, and why."""
@@ -77,8 +77,8 @@ class Nodes:
         target = {label: (self.addresses[label], ports[label]) for label in self.labels}
         others = {label: [t for other, t in target.items() if other != label] for label in self.labels}
         label_of = {t: label for label, t in target.items()}
-        found = self.ask_each("unreachable", {label: (targets,) for label, targets in others.items()})
-        return {a: {label_of[tuple(t)]: why for t, why in failures.items()} for a, failures in found.items()}
+        failed = self.ask_each("unreachable", {label: (targets,) for label, targets in others.items()})
+        return {a: {label_of[tuple(t)]: why for t, why in failures.items()} for a, failures in failed.items()}
 
     def close(self) -> None:
         for actor in self._actors.values():

@@ -39,7 +39,7 @@ class Probe:
 
     def facts(self, folder: str, output: str, inputs: Sequence[str]) -> Facts:
         """`folder`: the driver's working directory, `output`: the folder of all runs, `inputs`: files of the recipe."""
-        found: Facts = {
+        facts: Facts = {
             "host": socket.gethostname(),
             "versions": versions(),
             "source": source_hash(),
@@ -48,11 +48,11 @@ class Probe:
             "available": psutil.virtual_memory().available,
             "entered": os.path.isdir(folder) and os.access(folder, os.X_OK),
         }
-        if found["entered"]:
+        if facts["entered"]:
             os.chdir(folder)
-        found["missing"] = [path for path in inputs if not os.path.exists(path)]
+        facts["missing"] = [path for path in inputs if not os.path.exists(path)]
         there = next(p for p in (Path(output), *Path(output).parents) if p.exists())
-        return found | {"free": shutil.disk_usage(there).free}
+        return facts | {"free": shutil.disk_usage(there).free}
 
     def clock(self) -> float:
         return time.time()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], Any]
 
 
-def opening(config: Config) -> None:
+def check_quickly(config: Config) -> None:
     """The first phase of a run, connected already: the quick checks. ClusterError with all red lines."""
     checks = Checklist()
     quick(config, checks)
@@ -68,7 +68,7 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
             return
 
         def fact(name: str) -> dict[str, Any]:
-            return {label: found[name] for label, found in facts.items()}
+            return {label: values[name] for label, values in facts.items()}
 
         checks.check("GPUs", judge.gpu_count, fact("gpus"), nodes.gpus, spec.gpus_per_worker)
         if not private:

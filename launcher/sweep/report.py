@@ -51,7 +51,7 @@ def _abilities(fit: Path) -> dict[str, dict[str, float]]:
     if not fitted.gate["green"]:
         reasons = "; ".join(fitted.gate["reasons"])
         raise ConfigError(f"--abilities {fit}: its diagnostics allow no claim ({reasons}). Fit it again, for longer.")
-    found: dict[str, dict[str, float]] = {}
+    abilities: dict[str, dict[str, float]] = {}
     for row in fitted.tables["ability"].itertuples():
-        found.setdefault(str(row.model), {})[str(row.dimension)] = float(row.ability)
-    return found
+        abilities.setdefault(str(row.model), {})[str(row.dimension)] = float(row.ability)
+    return abilities

@@ -69,7 +69,7 @@ class Cell:
 
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
-    return load_section(Sweep, path, overrides, shelf=SWEEPS)
+    return load_section(Sweep, path, overrides, shipped=SWEEPS)
 
 
 def sweep_path(name: str) -> Path:
@@ -142,7 +142,7 @@ def _config(sweep: Sweep, recipe: Path, path: Path, values: Mapping[str, Any], w
     given = {"cluster.reference"} & {*values, *_dotted(sweep.changes)}
     values = {**({} if given else {"cluster.reference": "cache"}), **values}
     try:
-        return load_config(recipe, changes=sweep.changes, values=values, shelf=RECIPES)
+        return load_config(recipe, changes=sweep.changes, values=values, shipped=RECIPES)
     except ConfigError as error:
         raise ConfigError(f"{path}, {where}: {error}") from None
 
@@ -175,13 +175,13 @@ def _label(template: str | None, values: Mapping[str, Any], path: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         wanted = match.group(1)
-        found = [key for key in values if key == wanted] or [key for key in values if key.endswith(f".{wanted}")]
-        if len(found) != 1:
+        matches = [key for key in values if key == wanted] or [key for key in values if key.endswith(f".{wanted}")]
+        if len(matches) != 1:
             near = difflib.get_close_matches(wanted, values, 1, cutoff=0.3)
             meant = f"; did you mean {{{near[0]}}}?" if near else ""
-            problem = "names several grid keys" if found else "names no grid key"
+            problem = "names several grid keys" if matches else "names no grid key"
             raise ConfigError(f"{path}: label: {{{wanted}}} {problem}{meant} Grid keys: {', '.join(values) or 'none'}")
-        return _text(values[found[0]])
+        return _text(values[matches[0]])
 
     return _safe(re.sub(r"\{([^{}]*)\}", fill, template))
 

@@ -43,11 +43,11 @@ def statuses(folder: SweepFolder) -> list[CellStatus]:
 
 def overview(folder: SweepFolder) -> Table:
     """All cells as a table."""
-    found = statuses(folder)
-    counts = {kind: sum(s.state.kind == kind for s in found) for kind in COLOURS}
+    rows = statuses(folder)
+    counts = {kind: sum(s.state.kind == kind for s in rows) for kind in COLOURS}
     title = f"{folder.path}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
     table = Table("cell", "name", "state", "step", "now", title=title, title_justify="left")
-    for s in found:
+    for s in rows:
         place = f"{s.state.owner.host}, pid {s.state.owner.pid}" if s.state.owner else ""
         now = s.state.reason.splitlines()[0] if s.state.reason else s.latest if s.state.kind == "running" else ""
         table.add_row(

@@ -41,16 +41,16 @@ class Lane:
 
     def work(self, cells: Sequence[Cell]) -> None:
         """Return when all cells are finished or have failed, also those that another driver is at. Raises Stopped."""
-        told: set[str] = set()
+        announced: set[str] = set()
         try:
             while left := [c for c in cells if self.folder.state(c.name).kind not in ("finished", "failed")]:
                 if any(self.take(cell) for cell in left):
                     continue
                 self.close()  # others are at the rest: keep no resources meanwhile
                 for cell in left:
-                    if (owner := self.folder.state(cell.name).owner) and cell.name not in told:
+                    if (owner := self.folder.state(cell.name).owner) and cell.name not in announced:
                         self.console.print(f"waiting for {cell.name}, which {owner.place} is at")
-                        told.add(cell.name)
+                        announced.add(cell.name)
                 time.sleep(POLL_S)
         finally:
             self.close()

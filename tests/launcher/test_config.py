@@ -221,10 +221,10 @@ def test_steps_and_epochs_replace_each_other_from_layer_to_layer(tmp_path: Path)
 
 def test_extends_finds_recipes_beside_it_first_and_then_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: llama3_8b\nname: mine\n")
-    config = load_config(tmp_path / "mine.yaml", shelf=RECIPES)
+    config = load_config(tmp_path / "mine.yaml", shipped=RECIPES)
     assert (config.name, config.model.path) == ("mine", training_config("llama3_8b").model.path)
     (tmp_path / "llama3_8b").write_text(GOOD)
-    assert load_config(tmp_path / "mine.yaml", shelf=RECIPES).model.path == yaml.safe_load(GOOD)["model"]["path"]
+    assert load_config(tmp_path / "mine.yaml", shipped=RECIPES).model.path == yaml.safe_load(GOOD)["model"]["path"]
 
 
 def sections() -> list[type[Section]]:

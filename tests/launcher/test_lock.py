@@ -116,16 +116,16 @@ def test_one_driver_alone_waits_only_for_an_owner_who_may_be_dead(
 ) -> None:
     path, process = held
     told: list[str] = []
-    with lock.sole(path, lambda owner: told.append(owner.place)) as other:
+    with lock.sole_owner(path, lambda owner: told.append(owner.place)) as other:
         assert other and other.pid == process.pid and not told  # alive, as its process shows
     pretend_elsewhere(path)  # its beats go on: a sign of life
     monkeypatch.setattr(lock, "POLL_S", 0.05)
-    with lock.sole(path, lambda owner: told.append(owner.host)) as other:
+    with lock.sole_owner(path, lambda owner: told.append(owner.host)) as other:
         assert other and other.host == "far" and told == ["far"]
     process.kill()
     process.wait()
     monkeypatch.setattr(lock, "LEASE_S", 1.0)
-    with lock.sole(path, lambda owner: told.append(owner.host)) as other:
+    with lock.sole_owner(path, lambda owner: told.append(owner.host)) as other:
         assert other is None and (owner := holder(path)) and owner.pid == os.getpid()
     assert holder(path) is None
 

@@ -28,7 +28,7 @@ from dpeer.launcher.preflight import judge
 from dpeer.launcher.preflight.checklist import Checklist, Fault, Warn
 from dpeer.launcher.preflight.full import data, full
 from dpeer.launcher.preflight.probe import Probe, unreachable
-from dpeer.launcher.preflight.quick import opening, quick
+from dpeer.launcher.preflight.quick import check_quickly, quick
 from dpeer.training import preflight
 from dpeer.training.prepare import prepare
 from dpeer.training.reference import cache_path, write_cache
@@ -80,7 +80,7 @@ def audited(config: Config) -> dict[str, str]:
 def test_sound_recipe_passes_the_quick_checks(lab: Any, ray_here: None, capsys: pytest.CaptureFixture[str]) -> None:
     config = recipe(lab)
     assert checked(quick, config) == {} and audited(config) == {}
-    opening(config)
+    check_quickly(config)
     assert "checks passed" in capsys.readouterr().out
     assert not list(config.output_dir.glob(".preflight-*"))
 
@@ -103,7 +103,7 @@ def test_full_disk(lab: Any, ray_here: None, tmp_path: Path) -> None:
         found = checked(quick, config)
         assert list(found) == ["disk space"] and "2.0 MiB free" in found["disk space"]
         with pytest.raises(ClusterError, match=r"1 of \d+ checks failed.*disk space") as caught:
-            opening(config)
+            check_quickly(config)
         assert "keep_checkpoints" in str(caught.value)
         with suppress(OSError):
             (folder / "filler").write_bytes(bytes(2**22))
