@@ -50,13 +50,18 @@ def gpus() -> tuple[str, ...]:
 def cmdstan() -> str:
     """The CmdStan that ability estimates would use, or what will happen without one."""
     from dpeer.errors import DpeerError
-    from dpeer.eval.irt.cmdstan import find, version
+    from dpeer.eval.irt.cmdstan import WHEEL_VERSION, find, unavailable, version
 
     try:
         folder = find()
     except DpeerError as error:
         return str(error)
-    return f"{version(folder)} in {folder}" if folder else "not found: dpeer installs it when it is first needed"
+    if folder:
+        chosen = "CMDSTAN says so" if os.environ.get("CMDSTAN") else "the newest here"
+        return f"{version(folder)} in {folder} ({chosen})"
+    if why := unavailable():
+        return f"none: {why}"
+    return f"none yet: the newest release where GitHub is reached, else {WHEEL_VERSION}, is built when first needed"
 
 
 def _version(package: str) -> str:

