@@ -1,8 +1,7 @@
 """The objective as one value: constraints and multipliers in, the loss of a batch out. Nothing is changed in place.
 
-lagrangian = Lagrangian(Objective(beta=0.1), ("empathy", "trust"))
-loss, table = lagrangian.loss(margins, dims, records, edge_counts)  # per micro-batch and rank; tables add up
-lagrangian = lagrangian.updated(table)                              # once per optimizer step, with the summed table
+`loss` per micro-batch and rank, whose tables add up; `updated` once per optimizer step, with the summed table. A whole
+training loop stands in docs/objective.md.
 """
 
 from __future__ import annotations
