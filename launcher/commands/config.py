@@ -40,9 +40,10 @@ def recipe_schema(kind: Kind) -> Node:
         case Kind.training:
             return file_schema(Config, known_names())
         case Kind.evaluation:
+            from dpeer.eval.backends.registry import BACKENDS
             from dpeer.eval.config import EvalConfig
 
-            return file_schema(EvalConfig, {})
+            return file_schema(EvalConfig, {"judges.backend": BACKENDS.names()})
         case Kind.sweep:
             from dpeer.launcher.sweep.spec import Sweep
 
