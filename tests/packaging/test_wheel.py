@@ -26,7 +26,7 @@ import ray
 @ray.remote(num_cpus=1)
 def look():
     import dpeer
-    import dpeer.eval.backends.farm
+    import dpeer.eval.backends.vllm.farm
     import dpeer.training.rank
     return dpeer.__file__, importlib.util.find_spec("eval").origin
 
