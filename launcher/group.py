@@ -17,7 +17,7 @@ from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import check_feasible, refuse_lost_nodes
 from dpeer.launcher.watchdog import SILENT, State, Watch, headline, report
 from dpeer.launcher.worker import Worker
-from dpeer.training.calls import P, Phase, T, WorkerFailed, WorkerLost
+from dpeer.training.calls import P, Phase, T, WorkerFailed, WorkerLost, left_waiting
 from dpeer.training.pulse import Pulse
 from dpeer.training.run import refuse_other_facts
 
@@ -153,7 +153,7 @@ class Group:
             memory = isinstance(failures.get(dead[0]), OutOfMemoryError)
             why = " Ray ended it because its node ran out of memory." if memory else ""
             return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.{why}")
-        own = {rank: error for rank, error in failures.items() if not _collective(error)}
+        own = {rank: error for rank, error in failures.items() if not left_waiting(_cause(error) or error)}
         if silent and not own:
             own_limit = limit == self.spec.timeout_s + GRACE_S
             bound = f" (cluster.timeout_s = {self.spec.timeout_s:g})" if own_limit else ""
@@ -296,12 +296,6 @@ def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
 
 def _cause(error: Exception) -> BaseException | None:
     return error.cause if isinstance(error, RayTaskError) else None
-
-
-def _collective(error: Exception) -> bool:
-    """True when a rank only reports that another one left it waiting (gloo's RuntimeError, torch's Dist*Error)."""
-    cause = _cause(error) or error
-    return type(cause).__name__.startswith("Dist") or "gloo" in str(cause)
 
 
 def _dead(error: Exception) -> bool:

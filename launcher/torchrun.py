@@ -1,4 +1,4 @@
-"""Training without Ray: `torchrun --nproc-per-node N -m dpeer.launcher.torchrun RECIPE [--set KEY=VALUE ...]`.
+"""Training without Ray: `torchrun --nproc-per-node N -m dpeer.launcher.torchrun RECIPE [KEY=VALUE ...]`.
 
 Rank 0 is the driver of the same run as under Ray, with the same files, lock and signals; the other ranks do what it
 says. It goes on from the newest checkpoint, so that torchrun's own restarts resume. Without torchrun it is a run of one
@@ -27,7 +27,7 @@ from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.launcher.train import already_finished, disk_faults, only_driver, watch, write_pages
 from dpeer.training import world
-from dpeer.training.calls import LONG_S, P, Phase, T
+from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost, left_waiting
 from dpeer.training.rank import ReferenceRank, TrainingRank
 from dpeer.training.run import TrainingRun, refuse_other_facts
 from dpeer.training.run_dir import RunDir
@@ -41,13 +41,17 @@ GRACE_S = 5.0
 
 
 class Rank:
-    """This process's rank of the one group, rebuilt for each role; and the channel by which rank 0 says what to do."""
+    """This process's rank of the one group, rebuilt for each role; and the channels by which rank 0 says what to do."""
 
-    def __init__(self, here: world.World) -> None:
-        self.here = here
+    def __init__(self, here: world.World, timeout_s: float) -> None:
+        self.here, self.timeout_s = here, timeout_s
         self.rank: TrainingRank | ReferenceRank | None = None
-        # Orders may be long in coming: rank 0 converts checkpoints and writes pages meanwhile.
-        self.channel = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_S))
+        self.busy = False
+        # Followers may wait long: rank 0 converts checkpoints, exports and writes pages meanwhile. Rank 0 asks for
+        # results when its own share is done, and then waits no longer than in any other collective.
+        waits_s = timeout_s if here.rank == 0 else LONG_S
+        self.orders = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_S))
+        self.results = dist.new_group(backend="gloo", timeout=timedelta(seconds=waits_s))
 
     def execute(self, order: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if order == BUILD:
@@ -58,26 +62,40 @@ class Rank:
         return getattr(self.rank, order)(*arguments, **options)
 
     def everywhere(self, order: str, *arguments: Any, **options: Any) -> list[Any]:
-        """Rank 0: have all ranks execute an order; one result per rank."""
-        dist.broadcast_object_list([(order, arguments, options)], group=self.channel)
-        return self._gathered(self.execute(order, arguments, options))
+        """Rank 0: have all ranks execute an order; one result per rank. WorkerLost when another rank does not."""
+        self.busy = True
+        try:
+            dist.broadcast_object_list([(order, arguments, options)], group=self.orders)
+            results = self._gathered(self.execute(order, arguments, options))
+        except (RuntimeError, dist.DistError) as error:
+            if not left_waiting(error):
+                raise
+            raise WorkerLost(
+                f"another rank has ended, or has not answered for {self.timeout_s:g} s (cluster.timeout_s) during "
+                f"'{order}'; what it says itself stands beside this. The last checkpoint is kept: once the cause is "
+                "removed, the same command goes on from it."
+            ) from error
+        self.busy = False
+        return results
 
     def follow(self) -> None:
         """Other ranks: execute orders until told to stop."""
         while True:
             box: list[Any] = [None]
-            dist.broadcast_object_list(box, group=self.channel)
+            dist.broadcast_object_list(box, group=self.orders)
             order, arguments, options = box[0]
             if order == STOP:
                 return
             self._gathered(self.execute(order, arguments, options))
 
     def stop(self) -> None:
-        dist.broadcast_object_list([(STOP, (), {})], group=self.channel)
+        """Rank 0: no more orders. In the middle of one nobody would hear it: rank 0's end is the sign then."""
+        if not self.busy:
+            dist.broadcast_object_list([(STOP, (), {})], group=self.orders)
 
     def _gathered(self, result: Any) -> list[Any]:
         results: list[Any] = [None] * self.here.size
-        dist.gather_object(result, results if self.here.rank == 0 else None, group=self.channel)
+        dist.gather_object(result, results if self.here.rank == 0 else None, group=self.results)
         return results
 
 
@@ -161,9 +179,12 @@ def follow(rank: Rank) -> int:
         time.sleep(GRACE_S)
         print(f"rank {rank.here.rank}: {error}", file=sys.stderr, flush=True)
         return 1
-    except (RuntimeError, dist.DistError):  # a collective that rank 0 has left; it says why
+    except (RuntimeError, dist.DistError) as error:
+        if not left_waiting(error):
+            raise
         time.sleep(GRACE_S)
-        raise
+        print(f"rank {rank.here.rank}: ends, because another rank has ended or is silent.", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 
@@ -191,16 +212,18 @@ def join(config: Config) -> world.World:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="torchrun ... -m dpeer.launcher.torchrun", description="Train without Ray.")
     parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override")
-    given = parser.parse_args(arguments)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="override")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="the same")
+    parser.add_argument("--resume", action="store_true", help="as of dpeer train; here a run goes on without it too")
+    given = parser.parse_intermixed_args(arguments)
     try:
-        config = training_config(given.recipe, given.overrides)
+        config = training_config(given.recipe, [*given.changes, *given.overrides])
         if config.cluster.reference == "workers":
             raise ConfigError(
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
-        rank = Rank(join(config))
+        rank = Rank(join(config), config.cluster.timeout_s)
         return drive(config, rank) if rank.here.rank == 0 else follow(rank)
     except DpeerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -64,8 +64,8 @@ class Worker:
         self.rank = kinds[role](Config.model_validate(config), self.world)
         return dict(self.rank.summary)
 
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self.rank, method)(*args)
+    def call(self, method: str, *args: Any, **options: Any) -> Any:
+        return getattr(self.rank, method)(*args, **options)
 
     @ray.method(concurrency_group="health")
     def pulse(self) -> Pulse:

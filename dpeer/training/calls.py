@@ -41,6 +41,11 @@ class WorkerFailed(ClusterError):
         self.details = details
 
 
+def left_waiting(error: BaseException) -> bool:
+    """True when a rank only reports that another one left it waiting (gloo's RuntimeError, torch's Dist*Error)."""
+    return type(error).__name__.startswith("Dist") or "gloo" in str(error)
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """What the ranks are doing, for messages, and how many seconds it may take (None: the group's usual limit)."""

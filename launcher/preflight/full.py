@@ -89,7 +89,7 @@ def data(config: Config, checks: Checklist, say: Say) -> Prepared | None:
 
 def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared, say: Say) -> None:
     """Workers, models, one score of a few records by both of them, and a checkpoint there and back."""
-    mode = config.cluster.reference
+    mode, preference = config.cluster.reference, config.objective.kind == "preference"
     count = min(RECORDS, len(prepared.train.trees))
     scores: dict[str, list[list[float]]] = {}
 
@@ -98,9 +98,7 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
         ranks = groups.start("policy", "reference") if mode == "workers" else groups.start("policy")
         return f"{sum(g.size for g in ranks)} ranks joined, one all-reduce each, in {time.monotonic() - began:.1f} s"
 
-    def score(
-        group: Group, method: Callable[[Any, int, int], Scores] = ReferenceCalls.score_train
-    ) -> list[list[float]]:
+    def score(group: Group, method: Score = ReferenceCalls.score_train) -> list[list[float]]:
         return merge(group.call("scoring a few records", method, 0, count), count)
 
     def build_reference() -> str:
@@ -116,7 +114,6 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
             scores["reference"] = score(groups.policy(), PolicyCalls.score_train_reference)
         return f"{config.model.path}: {count} records scored"
 
-    preference = config.objective.kind == "preference"
     say("starting the workers")
     if not checks.check("process groups", start):
         checks.skip((*ROLES[1:], *SCORES, *ROUND_TRIP), "after a fault above")
@@ -134,18 +131,23 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
         return
     checks.check("policy model", lambda: built)
     checks.check("tree attention", lambda: "a record scores the same as a tree and as separate sequences")
-    if not preference:
-        checks.skip(SCORES, "objective sft has no reference")
+    if preference:
+        compare_scores(config, checks, prepared, scores["policy"], scores["reference"])
     else:
-        if config.model.reference_path in (None, config.model.path):
-            checks.check(
-                "step-0 identity", preflight.identity, config, prepared.train, scores["policy"], scores["reference"]
-            )
-        else:
-            checks.skip(("step-0 identity",), "model.reference_path is another model")
-        checks.check("reference cache", preflight.reference_cache, config, prepared.train, scores["reference"])
+        checks.skip(SCORES, "objective sft has no reference")
     say("saving and loading a checkpoint")
     checks.check("save and load", round_trip, config, groups.policy())
+
+
+def compare_scores(
+    config: Config, checks: Checklist, prepared: Prepared, policy: list[list[float]], reference: list[list[float]]
+) -> None:
+    """The fresh policy must score as the reference does; the cache must hold what the reference says."""
+    if config.model.reference_path in (None, config.model.path):
+        checks.check("step-0 identity", preflight.identity, config, prepared.train, policy, reference)
+    else:
+        checks.skip(("step-0 identity",), "model.reference_path is another model")
+    checks.check("reference cache", preflight.reference_cache, config, prepared.train, reference)
 
 
 def round_trip(config: Config, policy: Group) -> str:

@@ -108,10 +108,10 @@ class Lab:
         """A `dpeer` command."""
         return self.launch("dpeer.launcher.cli", *arguments)
 
-    def torchrun(self, ranks: int, name: str, *changes: str) -> Launched:
+    def torchrun(self, ranks: int, name: str, *changes: str, module: str = "dpeer.launcher.torchrun") -> Launched:
         sets = [part for change in (f"name={name}", *changes) for part in ("--set", change)]
         options = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", str(ranks)]
-        return self.launch("torch.distributed.run", *options, "-m", "dpeer.launcher.torchrun", "recipe.yaml", *sets)
+        return self.launch("torch.distributed.run", *options, "-m", module, "recipe.yaml", *sets)
 
     def launch(self, *arguments: str) -> Launched:
         launched = Launched(list(arguments), self.folder, self.folder / f"{len(self.launched)}.log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.launcher.conftest import Lab
 
 COLOCATED = "cluster.reference=colocated"
+FAULTY = "tests.launcher.faulty_rank"
 
 
 def drivers(lab: Lab) -> list[psutil.Process]:
@@ -45,16 +47,56 @@ def test_ledger_and_files_are_those_of_a_run_under_ray(lab: Lab, baseline: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_terminated_run_is_saved_and_goes_on(lab: Lab, baseline: Path) -> None:
-    run = lab.torchrun(2, "stopped", COLOCATED)
-    run.until(lambda: lab.steps("stopped") > 5, 200)
-    drivers(lab)[0].send_signal(signal.SIGUSR1)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_stopped_run_is_saved_and_goes_on(lab: Lab, baseline: Path, number: signal.Signals) -> None:
+    """Pre-emption is told to rank 0; torchrun itself passes SIGTERM on to all ranks."""
+    name = f"stopped-{number.name}"
+    run = lab.torchrun(2, name, COLOCATED)
+    run.until(lambda: lab.steps(name) > 5, 200)
+    (drivers(lab)[0] if number == signal.SIGUSR1 else run.process).send_signal(number)
     assert run.wait(100) == 1, run.output
     assert "saved step" in run.output and run.survivors() == []
-    assert lab.steps("stopped") < 24
-    again = lab.torchrun(2, "stopped", COLOCATED)
+    assert lab.steps(name) < 24
+    again = lab.torchrun(2, name, COLOCATED)
     assert again.wait(300) == 0, again.output
-    assert (lab.run("stopped") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+    assert (lab.run(name) / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stop_outside_a_step_ends_all_ranks_at_once(
+    lab: Lab, baseline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other ranks are in the middle of an order then, and hear no further one."""
+    monkeypatch.setenv("FAULT", "preempted")
+    run = lab.torchrun(2, "early", COLOCATED, module=FAULTY)
+    assert run.wait(150) == 1, run.output
+    assert "Stopped by a signal outside training" in run.output and "[rank" not in run.output, run.output
+    assert run.survivors() == []
+    again = lab.torchrun(2, "early", COLOCATED)
+    assert again.wait(300) == 0, again.output
+    assert (lab.run("early") / "certificate.json").read_bytes() == (baseline / "certificate.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("fault", "message", "tracebacks"),
+    [
+        ("known", "rank 1: only this rank has a fault.", []),
+        ("bug", "ValueError: a bug on this rank", ["[rank1]: Traceback"]),
+        ("silent", "has not answered for 20 s (cluster.timeout_s) during 'save'", []),
+    ],
+)
+def test_a_fault_of_one_rank_ends_all_with_its_message(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, fault: str, message: str, tracebacks: list[str]
+) -> None:
+    monkeypatch.setenv("FAULT", fault)
+    run = lab.torchrun(2, fault, COLOCATED, "cluster.timeout_s=20", module=FAULTY)
+    assert run.wait(200) == 1, run.output
+    assert run.output.count(message) == 1, run.output
+    assert re.findall(r"\[rank\d\]: Traceback", run.output) == tracebacks, run.output
+    assert run.survivors() == []
 
 
 @pytest.mark.slow
@@ -74,8 +116,7 @@ def test_a_second_driver_is_refused_and_a_killed_follower_ends_the_run(lab: Lab)
 @pytest.mark.timeout(600)
 def test_one_process_without_torchrun_fills_the_cache_itself(lab: Lab) -> None:
     changes = ("name=alone", "cluster.reference=cache", "training.steps=3")
-    sets = [part for change in changes for part in ("--set", change)]
-    run = lab.launch("dpeer.launcher.torchrun", "recipe.yaml", *sets)
+    run = lab.launch("dpeer.launcher.torchrun", "recipe.yaml", "--set", changes[0], *changes[1:])
     assert run.wait(200) == 0, run.output
     assert lab.steps("alone") == 3 and (lab.run("alone") / "report.html").is_file()
 
