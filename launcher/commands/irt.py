@@ -106,8 +106,13 @@ def run_fit(
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), console=console
     )
-    with bar:
-        task = bar.add_task("sampling", total=1.0)
+    task = bar.add_task("sampling", total=1.0)
+
+    def progress(what: str, done: float) -> None:
+        bar.start()
+        bar.update(task, description=what, completed=done)
+
+    try:
         result = estimate(
             table,
             base,
@@ -117,8 +122,11 @@ def run_fit(
             folder=output,
             started=started,
             warn=lambda text: console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True),
-            progress=lambda what, done: bar.update(task, description=what, completed=done),
+            progress=progress,
         )
+    finally:
+        if bar.live.is_started:
+            bar.stop()
     return result, page_of(result, output)
 
 
