@@ -59,7 +59,9 @@ class Launched:
             return
         self.family |= set(children)
         for child in sorted(children, key=lambda c: c.create_time()):
-            if child not in self.workers and _command(child).startswith("ray::Worker"):
+            # What a worker starts bears the worker's own title until its exec.
+            forked = _parent(child) in [w.pid for w in self.workers]
+            if child not in self.workers and not forked and _command(child).startswith("ray::Worker"):
                 self.workers.append(child)
 
     def ray_folder(self) -> Path:
@@ -161,6 +163,13 @@ def baseline(lab: Lab) -> Path:
     assert run.wait() == 0, run.output
     assert run.survivors() == []
     return lab.run("baseline")
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
 
 
 def _command(process: psutil.Process) -> str:
