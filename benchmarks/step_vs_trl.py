@@ -130,7 +130,7 @@ def _recipe(setting: Setting) -> dict[str, Any]:
         "output_dir": str(setting.folder),
         "seed": SEED,
         "model": {"path": str(WORK / "model"), "dtype": "fp32"},
-        "data": {"train": str(setting.folder / "records.jsonl")},
+        "data": {"train": str(setting.folder / "records.jsonl"), "dual": "none", "heldout": "none"},
         "objective": {"beta": BETA, "golden_nll": 0, "primary": "pooled", "constraint": {"tolerance": float("inf")}},
         "training": {"steps": STEPS, "records_per_step": 1, "optimizer": optimizer},
         "cluster": {"deepspeed": str(WORK / "zero3.json"), "timeout_s": 60},

@@ -49,7 +49,11 @@ class Data(Section):
     train: str
     """Hub id, file (CSV / JSONL / Parquet) or folder with the training records."""
     heldout: str | None = None
-    """Held-out records for the certificate; for a hub id the test split is used when this is empty."""
+    """Records for the certificate, looked at once, after training: a source like `train`, a share of the training
+    records such as 10%, or `none`. Default: the test split of `train`, or 10% where it has none."""
+    dual: str = "10%"
+    """Records that move the multipliers and never the policy: a source like `train`, a share of the training records,
+    or `none`."""
     max_tokens: int = Field(4096, ge=8)
     """Longest prompt + response, in tokens."""
     overlong: Literal["drop", "cut_prompt"] = "drop"
@@ -57,33 +61,44 @@ class Data(Section):
 
 
 class Dual(Section):
-    controller: str = "ascent"
-    """How multipliers follow the constraint values: `ascent` (gradient ascent), `nu_pi` (nu-PI, ICML 2024) or `pid`
-    (PID, ICML 2020)."""
+    controller: str = "pi"
+    """How multipliers follow the constraint values: `pi` (proportional-integral: the method of multipliers), `ascent`
+    (gradient ascent), `nu_pi` (nu-PI, ICML 2024) or `pid` (PID, ICML 2020)."""
+    evidence: Literal["split", "batch"] = "split"
+    """What moves the multipliers: the dual split (`data.dual`), on which the policy never trains, or the batch."""
+    records_per_step: int | None = Field(None, ge=1)
+    """Records of the dual split that are scored in each step; default: as many as in the training batch."""
+    aim: Literal["certificate"] | NonNegative = "certificate"
+    """How far below its tolerance each constraint is held: as far as a proof on the certificate's records needs, or
+    this much; 0 aims at the tolerance itself."""
+    relaxed_cost: Tolerance = 0.25
+    """Price of a violation for constraints that are found impossible to meet together: their multiplier is this times
+    the violation. `inf` goes on enforcing them, at the cost of all other dimensions."""
     eta: Positive = 0.3
-    """Step size of the multipliers per optimizer step."""
+    """ascent, nu_pi and pid: step size of the multipliers per optimizer step."""
     ema: float = Field(0.5, ge=0, lt=1)
-    """Memory of the smoothed statistics: 0 uses the last step only. `ascent` and `protect` read it."""
+    """Memory of the smoothed statistics: 0 uses the last step only. `pi`, `ascent` and form `protect` read it."""
     max: Positive = 20.0
-    """Upper bound of each multiplier; sitting there while violated is reported as infeasible."""
+    """Upper bound of each multiplier."""
     dead_zone: NonNegative = 0.0
     """Multipliers stay put while the absolute constraint value is below this; 0 turns it off."""
     nu: float = Field(0.0, gt=-1, lt=1)
     """nu_pi: memory of the smoothed error xi."""
-    kp: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """nu_pi and pid: proportional gain."""
-    ki: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """nu_pi and pid: integral gain."""
-    kd: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """pid: derivative gain."""
+    kp: NonNegative | None = None
+    """pi, nu_pi and pid: proportional gain; default 10 for pi, 1 for the others."""
+    ki: NonNegative | None = None
+    """pi, nu_pi and pid: integral gain; default 0.2 for pi, 1 for the others."""
+    kd: NonNegative | None = None
+    """pid: derivative gain; default 0."""
     options: dict[str, float] = {}
     """Numbers that a controller of your own asks for, by name."""
 
 
 class Constraint(Section):
     form: str = "threshold"
-    """What each dimension must satisfy (docs/method.md): `threshold` (loss level), `balance` (loss balance), `margin`
-    (margin hinge), `protect` (no give-back)."""
+    """What each dimension must satisfy (docs/method.md): `threshold` (loss level), `winrate` (share of pairs ranked
+    wrongly), `worst` (the worst dimension first), `balance` (loss balance), `margin` (margin hinge), `protect` (no
+    give-back)."""
     tolerance: Tolerance | dict[str, Tolerance] = 0.5
     """eps: one value for all dimensions or one per dimension; inf leaves a dimension unconstrained."""
     enforce: bool = True
@@ -106,7 +121,8 @@ class Objective(Section):
     length_normalised: bool = False
     """Divide response log-probabilities by their token count."""
     golden_nll: NonNegative = 0.0
-    """Weight of the anchor: token-mean negative log-likelihood of golden responses."""
+    """Weight of the anchor, the token-mean negative log-likelihood of golden responses, beside the primary weights'
+    1: all weights of a step are divided by their sum."""
     primary: Literal["uniform", "pooled"] | dict[str, NonNegative] = "uniform"
     """Primary weights: 1/|D| each, in proportion to edge counts, or fixed by you."""
     constraint: Constraint = Constraint()
@@ -226,3 +242,26 @@ class Config(Section):
     @property
     def run_dir(self) -> Path:
         return self.output_dir / self.name
+
+    @property
+    def dual_records(self) -> int:
+        """Records of the dual split that are scored in each step; 0 where there is no such split or no use for it."""
+        if self.objective.kind == "sft" or self.data.dual == "none":
+            return 0
+        return self.objective.dual.records_per_step or self.training.records_per_step
+
+    @property
+    def follows_split(self) -> bool:
+        """Multipliers follow the dual split, and there are any to move."""
+        objective = self.objective
+        return self.dual_records > 0 and objective.constraint.enforce and objective.dual.evidence == "split"
+
+    @model_validator(mode="after")
+    def _evidence_exists(self) -> Config:
+        enforced = self.objective.kind == "preference" and self.objective.constraint.enforce
+        if enforced and self.objective.dual.evidence == "split" and self.data.dual == "none":
+            raise ValueError(
+                "objective.dual.evidence is split, but data.dual is none: give records for the multipliers (a share "
+                "such as data.dual=10%, or a file), or let the training batch move them: objective.dual.evidence=batch"
+            )
+        return self

@@ -11,12 +11,10 @@ from meter import Meter, finish, job
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.data.packing import build_pack
-from dpeer.data.tokenize import TokenizedSet
 from dpeer.model.lm import TreeLM, build_lm
 from dpeer.objective.preference import edge_loss
 from dpeer.training import world
-from dpeer.training.policy import global_batch
-from dpeer.training.prepare import prepare
+from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference, cache_path, read_cache, write_cache
 from dpeer.training.scoring import merge
@@ -27,7 +25,7 @@ def fill_cache(config: Config, here: world.World) -> None:
     write_cache(cache_path(config, data), merge([Reference(config, here).score(data.trees)], len(data.trees)))
 
 
-def product(config: Config, here: world.World, meter: Meter) -> TokenizedSet:
+def product(config: Config, here: world.World, meter: Meter) -> Prepared:
     """TrainingRank under DeepSpeed ZeRO-3 with one rank: statistics, dual update and ledger entry included."""
     rank = TrainingRank(config, here)
     meter.count(rank.policy.engine.module._backbone[0], "policy")
@@ -38,12 +36,13 @@ def product(config: Config, here: world.World, meter: Meter) -> TokenizedSet:
     meter.start()
     for _ in range(rank.policy.steps):
         meter.step_done(rank.train_step()["objective"])
-    return rank.prepared.train
+    return rank.prepared
 
 
-def bare(config: Config, meter: Meter) -> TokenizedSet:
+def bare(config: Config, meter: Meter) -> Prepared:
     """Tree forward and backward in plain torch, with the optimizer and the clipping of TRL's default."""
-    data, spec = prepare(config).train, config.training.optimizer
+    prepared, spec = prepare(config), config.training.optimizer
+    data = prepared.train
     policy = build_lm(config.model, config.seed)
     meter.count(policy._backbone[0], "policy")
     reference: TreeLM | None = None
@@ -56,7 +55,7 @@ def bare(config: Config, meter: Meter) -> TokenizedSet:
     )
     meter.start()
     for step in range(config.training.total_steps(len(data.trees))):
-        trees = global_batch(config, data, step)
+        trees = prepared.train_batch(config, step)
         pack = build_pack(trees, range(len(trees)))
         with torch.no_grad():
             values = [v for t in trees for v in cached[t]] if cached else []
@@ -68,12 +67,12 @@ def bare(config: Config, meter: Meter) -> TokenizedSet:
         optimizer.step()
         optimizer.zero_grad()
         meter.step_done(loss.item())
-    return data
+    return prepared
 
 
-def pairs(config: Config, data: TokenizedSet) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    for step in range(config.training.total_steps(len(data.trees))):
-        for tree in global_batch(config, data, step):
+def pairs(config: Config, prepared: Prepared) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    for step in range(config.training.total_steps(len(prepared.train.trees))):
+        for tree in prepared.train_batch(config, step):
             for _, better, worse in tree.edges:
                 yield list(tree.prompt), list(tree.responses[better]), list(tree.responses[worse])
 

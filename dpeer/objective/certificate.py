@@ -15,7 +15,7 @@ from torch import Tensor
 from dpeer.config import Objective
 from dpeer.errors import DpeerError
 from dpeer.json_safe import json_safe
-from dpeer.objective.constraints import Best, ConstraintSet
+from dpeer.objective.constraints import ConstraintSet, Past
 from dpeer.objective.preference import edge_loss
 from dpeer.objective.rows import HeldoutRow, RateRow, VerdictRow
 
@@ -79,7 +79,7 @@ def certify(
     constraints: ConstraintSet,
     objective: Objective,
     confidence: float = 0.95,
-    state: Best | None = None,
+    state: Past | None = None,
 ) -> list[Verdict]:
     """One verdict per constraint, on records that training has not seen.
 
@@ -103,7 +103,7 @@ def certify(
     values = constraints.edge_values(margins, losses, dims) if form.own_values else losses
     sums, counts = _cluster_sums(values, dims, edges.records.long().cpu(), len(constraints.dimensions))
     zeros = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
-    offsets = zeros + form.certified_offsets(state.best if state else None, len(zeros))
+    offsets = zeros + form.certified_offsets(state.form if state else None, len(zeros))
     tail = (1 - confidence) / (2 * max(1, int(constraints.finite.sum())))
     return [_verdict(c, constraints, sums, counts, offsets, tail) for c in range(len(constraints.names))]
 

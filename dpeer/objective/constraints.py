@@ -1,8 +1,9 @@
 """The constraints of a run: from statistics to constraint values, and from multipliers back to weights.
 
-The objective of one optimizer step is sum_d (loss_d L_d + hinge_d H_d), where L_d is the mean edge loss and H_d the
-mean of the form's own edge value (form `margin`: the hinge) of dimension d over the global batch, and the weights are
-primary part + multipliers, divided by their sum. Only dimensions with edges in the step take part.
+The objective of one optimizer step is sum_d (loss_d L_d + hinge_d H_d) + golden N, where L_d is the mean edge loss and
+H_d the mean of the form's own edge value (form `margin`: the hinge) of dimension d over the global batch, and N the
+token-mean likelihood loss of golden responses. The weights are primary part + multipliers and the anchor's
+`golden_nll`, all divided by their sum. A dimension without edges in the step keeps its share.
 """
 
 from __future__ import annotations
@@ -18,15 +19,22 @@ from torch import Tensor
 
 from dpeer.config import Constraint, Objective
 from dpeer.errors import ConfigError
+from dpeer.objective.controllers import Memory
 from dpeer.objective.forms import FORMS, Form
 from dpeer.objective.statistics import Summary
 
+ALPHA = 0.05
 
-class Best(Protocol):
-    """What form `protect` needs to know of the past (a DualState)."""
+
+class Past(Protocol):
+    """What a form needs to know of the past (a DualState)."""
 
     @property
-    def best(self) -> Tensor: ...
+    def form(self) -> Memory: ...
+    @property
+    def spread(self) -> Tensor: ...
+    @property
+    def modest(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +96,18 @@ class ConstraintSet:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Weights of one step, fp64, >= 0. They sum to 1, or are all 0 if no dimension with edges has a positive weight.
+    """Weights of one step, fp64, >= 0. They sum to 1, absent dimensions included.
 
     loss: [D] weight of the mean edge loss of each dimension
     hinge: [D] weight of the mean of the form's own edge values, such as the margin hinge; 0 where it has none
+    golden: weight of the golden responses' likelihood loss
+    floored: [D] what multipliers asked for below 0 and did not get, as a share of the same sum (form `balance`)
     """
 
     loss: Tensor
     hinge: Tensor
+    golden: float
+    floored: Tensor
 
 
 def build_constraints(constraint: Constraint, dimensions: tuple[str, ...]) -> ConstraintSet:
@@ -137,7 +149,7 @@ def check_dimensions(field: str, given: Iterable[str], dimensions: tuple[str, ..
         )
 
 
-def estimates(constraints: ConstraintSet, summary: Summary, state: Best) -> tuple[Tensor, Tensor]:
+def estimates(constraints: ConstraintSet, summary: Summary, state: Past) -> tuple[Tensor, Tensor]:
     """What each constraint bounds, and its standard error: ([C], [C]) fp64, nan where a dimension has no edges.
 
     Of two members the standard error is the upper limit se_i + se_j: the covariance of two dimensions that share
@@ -145,27 +157,41 @@ def estimates(constraints: ConstraintSet, summary: Summary, state: Best) -> tupl
     """
     own = constraints.form.own_values
     mean, se = (summary.hinge, summary.hinge_se) if own else (summary.loss, summary.loss_se)
-    mean = mean - constraints.form.offsets(state.best, summary)
+    mean = mean - constraints.form.offsets(state.form, summary)
     return constraints.combined(mean), sum_of(se[index] for _, index in constraints.sides())
 
 
-def constraint_values(constraints: ConstraintSet, summary: Summary, state: Best) -> tuple[Tensor, Tensor]:
-    """g [C] fp64 (satisfied when g <= 0) and observed [C] bool.
-
-    Not observed: a dimension without edges in this step (g is nan), a tolerance of inf (g is -inf), or constraints that
-    are only measured (`enforce` is False). A constraint that is not observed keeps its multiplier.
-    """
-    estimate, _ = estimates(constraints, summary, state)
+def is_observed(constraints: ConstraintSet, summary: Summary) -> Tensor:
+    """[C] bool: all its dimensions have edges in this step, its tolerance is finite, and constraints are enforced.
+    A constraint that is not observed keeps its multiplier."""
     has_edges = torch.tensor([all(summary.edges[d] > 0 for d in m) for m in constraints.members], dtype=torch.bool)
-    return estimate - constraints.bounds, has_edges & constraints.finite & constraints.enforce
+    return has_edges & constraints.finite & constraints.enforce
+
+
+def aims(constraints: ConstraintSet, objective: Objective, state: Past, proof: Tensor | None) -> Tensor:
+    """[C] fp64: the level that the multipliers hold each estimate to, at most its bound.
+
+    A policy that just meets its tolerance cannot be proven to: the certificate needs room for chance. With
+    `dual.aim = certificate` the aim lies below the (certified) bound by the half-width that `proof` [D] records give,
+    sd sqrt(2 log(2 C / alpha) / n), and one more standard error so that the proof will probably succeed; at most half
+    of the bound. A number is the room itself.
+    """
+    bounds = constraints.bounds
+    if objective.dual.aim != "certificate":
+        return bounds - torch.tensor(objective.dual.aim).where(~state.modest, 0.0)
+    if proof is None or not constraints.enforce:
+        return bounds
+    count = max(1, int(constraints.finite.sum()))
+    records = torch.tensor([float(min(proof[d] for d in m)) for m in constraints.members], dtype=torch.float64)
+    half_widths = math.sqrt(2 * math.log(2 * count / ALPHA)) + 1
+    room = half_widths * (state.spread / records.clamp(min=1)).sqrt()
+    room = torch.minimum(room, bounds.abs() / 2).where(bounds.isfinite() & ~state.modest, 0.0)
+    return bounds - room
 
 
 def primary_weights(objective: Objective, dimensions: tuple[str, ...], edge_counts: Tensor) -> Tensor:
-    """Primary part of the weights: [D] fp64.
-
-    Sums to 1 over the dimensions with edges in this step (`edge_counts` [D] > 0), 0 elsewhere; all 0 if no dimension
-    with edges has a positive weight. ConfigError: fixed weights that do not name exactly the data's dimensions.
-    """
+    """Primary part of the weights: [D] fp64 with sum 1 (`pooled` without any edge: 0), from the edge counts [D] of the
+    step. ConfigError: fixed weights that do not name exactly the data's dimensions."""
     counts = edge_counts.double()
     if objective.primary == "pooled":
         weights = counts
@@ -174,7 +200,8 @@ def primary_weights(objective: Objective, dimensions: tuple[str, ...], edge_coun
     else:
         check_dimensions("objective.primary", objective.primary, dimensions)
         weights = torch.tensor([objective.primary[d] for d in dimensions], dtype=torch.float64)
-    return _normalised(weights * (counts > 0))
+    total = weights.sum()
+    return weights / total if total > 0 else weights
 
 
 def dimension_weights(
@@ -184,22 +211,25 @@ def dimension_weights(
 
     Where the form bounds the edge loss, each multiplier adds to (for the second member of a pair: subtracts from) the
     loss weight of its dimension; negative results are floored at 0. Where it bounds an edge value of its own, this is
-    the exact Lagrangian: the multiplier weighs the mean of that value itself. Kind `sft` has no edge terms: all are 0.
+    the exact Lagrangian: the multiplier weighs the mean of that value itself. Kind `sft` is the likelihood alone.
     """
     zeros = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
     if objective.kind == "sft":
-        return Weights(loss=zeros, hinge=zeros)
+        return Weights(loss=zeros, hinge=zeros, golden=1.0, floored=zeros)
     primary = primary_weights(objective, constraints.dimensions, edge_counts)
+    if constraints.form.simplex and constraints.enforce:
+        primary = zeros
     pressure = zeros
     for sign, index in constraints.sides():
         pressure = pressure.index_add(0, index, sign * multipliers)
-    pressure = pressure * (edge_counts > 0)
-    if not pressure.any():
-        return Weights(loss=primary, hinge=zeros)
-    if constraints.form.own_values:
-        both = _normalised(torch.stack([primary, pressure]))
-        return Weights(loss=both[0], hinge=both[1])
-    return Weights(loss=_normalised((primary + pressure).clamp(min=0)), hinge=zeros)
+    own = constraints.form.own_values and not constraints.form.proxy
+    loss, hinge = (primary, pressure) if own else ((primary + pressure).clamp(min=0), zeros)
+    floored = zeros if own else (-primary - pressure).clamp(min=0)
+    anchor = torch.tensor(objective.golden_nll, dtype=torch.float64)
+    total = loss.sum() + hinge.sum() + anchor
+    if total > 0 and (pressure.any() or anchor > 0):  # otherwise the primary weights as they are, bit for bit
+        loss, hinge, anchor, floored = loss / total, hinge / total, anchor / total, floored / total
+    return Weights(loss=loss, hinge=hinge, golden=float(anchor), floored=floored)
 
 
 def edge_coefficients(weights: Weights, edge_counts: Tensor, dims: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,8 +249,3 @@ def sum_of(terms: Iterable[Tensor]) -> Tensor:
     for term in rest:
         first = first + term
     return first
-
-
-def _normalised(weights: Tensor) -> Tensor:
-    total = weights.sum()
-    return weights / total if total > 0 else weights

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpeer.config import Dual, Objective
+from dpeer.config import Objective
 from dpeer.errors import CheckpointError, DpeerError
-from dpeer.objective.constraints import ConstraintSet, check_dimensions, constraint_values
-from dpeer.objective.controllers import CONTROLLERS, Reading
+from dpeer.objective import conflict
+from dpeer.objective.constraints import ConstraintSet, aims, check_dimensions, estimates, is_observed
+from dpeer.objective.controllers import CONTROLLERS, Memory, Reading
 from dpeer.objective.statistics import Summary
 
 DIGEST_BITS = 48
@@ -24,27 +27,27 @@ class DualState:
     """Everything that the multipliers remember, for C constraints and D dimensions; CPU tensors, never nan.
 
     step: updates done
-    multipliers: [C] fp64, in [0, dual.max]; the ones to use in the next step
+    multipliers: [C] fp64, in [0, dual.max], or on the simplex; the ones to use in the next step
     saturated: [C] bool, multiplier at its cap
+    modest: [C] bool, the aim was found out of reach: held to the bound itself from then on
+    relaxed: [C] bool, judged impossible together with others: its multiplier is dual.relaxed_cost x its violation
     observations: [C] long, updates in which the constraint was observed
     smoothed: [C] fp64, exponential moving average of g, started at the first g
-    xi: [C] fp64, nu_pi's smoothed error, started at 0
-    previous: [C] fp64, g of the last observation (pid)
-    integral: [C] fp64, pid's integral term in units of the multiplier, in [0, dual.max]
-    smoothed_loss: [D] fp64, exponential moving average of L_d, started at the first L_d
-    best: [D] fp64, lowest smoothed_loss so far; inf before the first observation
+    spread: [C] fp64, moving average of the variance of a record's part in the estimate (`aims`)
+    controller, form, conflict: what these remember, by name (`controllers`, `forms`, `conflict`)
     """
 
     step: int
     multipliers: Tensor
     saturated: Tensor
+    modest: Tensor
+    relaxed: Tensor
     observations: Tensor
     smoothed: Tensor
-    xi: Tensor
-    previous: Tensor
-    integral: Tensor
-    smoothed_loss: Tensor
-    best: Tensor
+    spread: Tensor
+    controller: Memory
+    form: Memory
+    conflict: Memory
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe and exact: floats as hexadecimal strings."""
@@ -60,8 +63,7 @@ class DualState:
                 "resume with the dpeer version that wrote the checkpoint, or start a new run"
             )
         try:
-            tensors = {name: _decode(value) for name, value in data.items() if name != "step"}
-            return DualState(step=int(data["step"]), **tensors)
+            return DualState(**{name: _decode(value) for name, value in data.items()})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"dual state cannot be read ({error}); resume from an older checkpoint") from error
 
@@ -72,69 +74,120 @@ class DualState:
 
 
 def initial_state(constraints: ConstraintSet, objective: Objective) -> DualState:
-    """All multipliers at 0, nothing observed. ConfigError: an unknown controller or option of it, or fixed primary
-    weights that do not fit the dimensions."""
-    CONTROLLERS[objective.dual.controller](objective.dual)
-    n_constraints, n_dims = len(constraints.names), len(constraints.dimensions)
+    """All multipliers at 0, or at the middle of the simplex; nothing observed. ConfigError: an unknown controller or
+    option of it, or fixed primary weights that do not fit the dimensions."""
+    count = len(constraints.names)
     if isinstance(objective.primary, dict):
         check_dimensions("objective.primary", objective.primary, constraints.dimensions)
-    zeros = torch.zeros(n_constraints, dtype=torch.float64)
+    zeros = torch.zeros(count, dtype=torch.float64)
+    never = torch.zeros(count, dtype=torch.bool)
+    enforced = constraints.form.simplex and constraints.enforce
+    multipliers = project(zeros, constraints.finite) if enforced else zeros
     return DualState(
         step=0,
-        multipliers=zeros,
-        saturated=torch.zeros(n_constraints, dtype=torch.bool),
-        observations=torch.zeros(n_constraints, dtype=torch.long),
+        multipliers=multipliers,
+        saturated=never,
+        modest=never,
+        relaxed=never,
+        observations=torch.zeros(count, dtype=torch.long),
         smoothed=zeros,
-        xi=zeros,
-        previous=zeros,
-        integral=zeros,
-        smoothed_loss=torch.zeros(n_dims, dtype=torch.float64),
-        best=torch.full((n_dims,), torch.inf, dtype=torch.float64),
+        spread=zeros,
+        controller=CONTROLLERS[objective.dual.controller](objective.dual).memory(multipliers),
+        form=constraints.form.memory(len(constraints.dimensions)),
+        conflict=conflict.initial(count),
     )
 
 
-def update(state: DualState, constraints: ConstraintSet, objective: Objective, summary: Summary) -> DualState:
+def update(
+    state: DualState,
+    constraints: ConstraintSet,
+    objective: Objective,
+    summary: Summary,
+    horizon: int | None = None,
+    proof: Tensor | None = None,
+) -> DualState:
     """One dual step: from the statistics of a global batch to the multipliers of the next one.
 
+    summary: of the records that the multipliers follow
+    horizon: steps of the whole run, if known; conflicts are judged over shares of it
+    proof: [D] certificate records per dimension, if there will be a certificate: multipliers then aim below the bound
+
     The controller (`controllers`) says where the multipliers want to go; the result is clipped to [0, max]. It stays
-    put inside the dead zone, abs(error) < dead_zone. A constraint that was not observed keeps everything. Kind `sft`
-    has no constraints to enforce: none is observed. DpeerError: the loss of a dimension is not finite.
+    put inside the dead zone, abs(error) < dead_zone. A constraint that was not observed keeps everything. One that is
+    found impossible together with others (`conflict`) is relaxed: its multiplier is the price `dual.relaxed_cost` of
+    its violation (resilient constrained learning, Hounie et al. 2023), until the violation has gone. Kind `sft` has no
+    constraints to enforce: none is observed. DpeerError: the loss of a dimension is not finite.
     """
     dual = objective.dual
     controller = CONTROLLERS[dual.controller](dual)
-    g, observed = constraint_values(constraints, summary, state)
+    estimate, se = estimates(constraints, summary, state)
+    observed = is_observed(constraints, summary)
     _check_finite(summary, constraints, state.step + 1)
     if objective.kind == "sft":
         observed = torch.zeros_like(observed)
+    aim = aims(constraints, objective, state, proof)
+    g = (estimate - aim).where(observed, 0.0)
 
-    smoothed = _smooth(dual, state.smoothed, g, state.observations == 0)
-    xi = dual.nu * state.xi + (1 - dual.nu) * g
-    integral = (state.integral + dual.eta * dual.ki * g).clamp(0, dual.max)
-    rise = (g - state.previous).clamp(min=0).where(state.observations > 0, 0.0)
+    def clip(values: Tensor) -> Tensor:
+        return project(values, constraints.finite) if constraints.form.simplex else values.clamp(0, dual.max)
 
-    reading = Reading(g, smoothed, xi, state.xi, integral, rise, state.multipliers)
+    first = state.observations == 0
+    smoothed = _smooth(dual.ema, state.smoothed, g, first)
+    reading = Reading(g, smoothed, state.multipliers, first, clip)
+    target, memory = controller.step(reading, state.controller)
     moves = observed & (controller.error(reading).abs() >= dual.dead_zone)
-    target = controller.target(reading)
-    multipliers = target.clamp(0, dual.max).where(moves, state.multipliers)
+    if constraints.form.simplex:
+        moves = (moves.any() & constraints.finite).expand_as(moves)
+    multipliers = clip(target.where(observed, state.multipliers)).where(moves, state.multipliers)
 
-    has_edges = summary.edges > 0
-    smoothed_loss = _smooth(dual, state.smoothed_loss, summary.loss, state.best.isinf())
+    judged, modest, relaxed = state.conflict, state.modest, state.relaxed
+    if constraints.enforce and not constraints.form.simplex and math.isfinite(dual.relaxed_cost):
+        violated = (estimate - constraints.bounds).where(observed, 0.0)
+        judged = conflict.follow(judged, violated, se, observed, state.multipliers, horizon)
+        room = (constraints.bounds - aim).where(constraints.finite, 0.0)
+        judged = conflict.judge(judged, room, constraints.bounds, relaxed, state.step + 1, horizon)
+        found = conflict.established(judged, horizon)
+        relaxed = (relaxed | (found & (room <= 0))) & (judged["level"] > 0)
+        modest = modest | (found & (room > 0))
+        judged = {**judged, "held": judged["held"].where(~found, 0.0)}
+    price = (dual.relaxed_cost * judged["level"]).clamp(0, dual.max)
+    kept = {name: values.where(moves, state.controller[name]) for name, values in memory.items()}
     return DualState(
         step=state.step + 1,
-        multipliers=multipliers,
-        saturated=multipliers >= dual.max,
+        multipliers=multipliers.where(~relaxed, price),
+        saturated=(multipliers >= dual.max) & ~relaxed,
+        modest=modest,
+        relaxed=relaxed,
         observations=state.observations + observed.long(),
         smoothed=smoothed.where(observed, state.smoothed),
-        xi=xi.where(observed, state.xi),
-        previous=g.where(observed, state.previous),
-        integral=integral.where(moves, state.integral),
-        smoothed_loss=smoothed_loss.where(has_edges, state.smoothed_loss),
-        best=torch.minimum(state.best, smoothed_loss).where(has_edges, state.best),
+        spread=_spread(constraints, summary, state, observed, first),
+        controller={name: values.where(~relaxed, 0.0) for name, values in kept.items()},
+        form=constraints.form.remember(state.form, summary, dual.ema),
+        conflict=judged,
     )
 
 
-def _smooth(dual: Dual, old: Tensor, new: Tensor, first: Tensor) -> Tensor:
-    return (dual.ema * old + (1 - dual.ema) * new).where(~first, new)
+def project(values: Tensor, members: Tensor) -> Tensor:
+    """The nearest point of the simplex over `members` [C] bool, 0 elsewhere (Duchi et al., 2008)."""
+    if not members.any():
+        return torch.zeros_like(values)
+    ordered = values[members].sort(descending=True).values
+    excess = (ordered.cumsum(0) - 1) / torch.arange(1, len(ordered) + 1)
+    shift = excess[(ordered > excess).sum() - 1]
+    return (values - shift).clamp(min=0).where(members, 0.0)
+
+
+def _spread(constraints: ConstraintSet, summary: Summary, state: DualState, observed: Tensor, first: Tensor) -> Tensor:
+    """Variance of one record's part in each estimate, averaged over about ten steps."""
+    _, se = estimates(constraints, summary, state)
+    records = torch.tensor([float(min(summary.records[d] for d in m)) for m in constraints.members])
+    variance = se.square() * records
+    known = observed & variance.isfinite()
+    return _smooth(0.9, state.spread, variance, first | (state.spread == 0)).where(known, state.spread)
+
+
+def _smooth(memory: float, old: Tensor, new: Tensor, first: Tensor) -> Tensor:
+    return (memory * old + (1 - memory) * new).where(~first, new)
 
 
 def _check_finite(summary: Summary, constraints: ConstraintSet, step: int) -> None:
@@ -147,16 +200,22 @@ def _check_finite(summary: Summary, constraints: ConstraintSet, step: int) -> No
         )
 
 
-def _encode(value: int | Tensor) -> Any:
+def _encode(value: Any) -> Any:
     if isinstance(value, int):
         return value
+    if isinstance(value, Mapping):
+        return {"memory": {name: _encode(inner) for name, inner in value.items()}}
     values = value.tolist()
     if value.is_floating_point():
         values = [x.hex() for x in values]
     return {"dtype": str(value.dtype).removeprefix("torch."), "values": values}
 
 
-def _decode(value: dict[str, Any]) -> Tensor:
+def _decode(value: Any) -> Any:
+    if isinstance(value, int):
+        return value
+    if "memory" in value:
+        return {name: _decode(inner) for name, inner in value["memory"].items()}
     dtype: torch.dtype = getattr(torch, value["dtype"])
     values = value["values"]
     return torch.tensor([float.fromhex(x) for x in values] if dtype.is_floating_point else values, dtype=dtype)

@@ -2,7 +2,8 @@
 
 Every form bounds linear combinations of per-dimension means: g_c = sum over members of +-(q_d - offset_d) - bound_c,
 which must be <= 0; q_d is the mean over the dimension's edges of the edge loss or of a value of the form's own. The
-first member of a constraint counts positive, a second one negative.
+first member of a constraint counts positive, a second one negative. What a form remembers between steps is a dict of
+tensors that it alone reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dpeer.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dpeer.objective.controllers import Memory
     from dpeer.objective.statistics import Summary
 
 
@@ -29,6 +31,9 @@ class Form:
     certifiable: True only if the mean of `edge_values` (or of the edge loss) minus `certified_offsets` over held-out
         records, compared with the bound, is what the form promises
     own_values: the bounded quantity is the mean of `edge_values`, not of the edge loss
+    proxy: multipliers weigh the edge loss although `own_values` are bounded, as these have no useful gradient
+        (proxy Lagrangian; Cotter et al., 2019)
+    simplex: multipliers are the weights themselves: at least 0, with sum 1, in place of primary weights
     uses_slack: the bound is `constraint.slack`
     bounds_loss: a tolerance is a level of the edge loss itself, so that it may be drawn into plots of the loss
     options: names of further numbers in `constraint.options` with their defaults; None must be given
@@ -38,6 +43,8 @@ class Form:
     meaning: ClassVar[str]
     certifiable: ClassVar[bool]
     own_values: ClassVar[bool] = False
+    proxy: ClassVar[bool] = False
+    simplex: ClassVar[bool] = False
     bounds_loss: ClassVar[bool] = False
     uses_slack: ClassVar[bool] = False
     options: ClassVar[Mapping[str, float | None]] = {}
@@ -65,12 +72,21 @@ class Form:
         `own_values` is set."""
         raise AssertionError(f"form {self.name} bounds the edge loss")
 
-    def offsets(self, best: Tensor, summary: Summary) -> Tensor | float:
-        """[D] or a number: what is subtracted from each mean in training; `best` is the lowest smoothed loss so far."""
+    def memory(self, dimensions: int) -> Memory:
+        """What the form remembers before the first step."""
+        return {}
+
+    def remember(self, memory: Memory, summary: Summary, ema: float) -> Memory:
+        """The memory after a step with these statistics."""
+        return memory
+
+    def offsets(self, memory: Memory, summary: Summary) -> Tensor | float:
+        """[D] or a number: what is subtracted from each mean in training, before this step is remembered."""
         return 0.0
 
-    def certified_offsets(self, best: Tensor | None, dimensions: int) -> Tensor | float:
-        """[D] or a number: what is subtracted from each held-out mean; nan where it is unknown."""
+    def certified_offsets(self, memory: Memory | None, dimensions: int) -> Tensor | float:
+        """[D] or a number: what is subtracted from each held-out mean; nan where it is unknown. `memory` is that at
+        the end of training, None where there was none."""
         return 0.0
 
 
@@ -84,6 +100,33 @@ class Threshold(Form):
     meaning = "the mean edge loss of each dimension stays at or below its tolerance"
     certifiable = True
     bounds_loss = True
+
+
+class WinRate(Form):
+    """1 - (share of edges with a positive margin) <= eps_d. Multipliers follow the share, gradients the edge loss."""
+
+    name = "winrate"
+    meaning = "the share of pairs of each dimension that the model ranks wrongly stays at or below its tolerance"
+    certifiable = True
+    own_values = True
+    proxy = True
+
+    def edge_values(self, margins: Tensor, losses: Tensor, tolerances: Tensor) -> Tensor:
+        return (margins <= 0).to(margins.dtype)
+
+
+class Worst(Form):
+    """L_d <= eps_d as in `threshold`, trained for the worst: min over policies of max_d (L_d - eps_d).
+
+    With one tolerance for all dimensions this finds the tightest one that they can have in common. The multipliers are
+    the weights, on the simplex: group DRO (Sagawa et al., 2020), of which this is the epigraph form.
+    """
+
+    name = "worst"
+    meaning = "the mean edge loss of each dimension stays at or below its tolerance, the worst one being trained most"
+    certifiable = True
+    bounds_loss = True
+    simplex = True
 
 
 class Balance(Form):
@@ -120,18 +163,39 @@ class Margin(Form):
 
 
 class Protect(Form):
-    """L_d - best_d <= eps_d, best_d being the lowest smoothed L_d before this step; 0 at the first observation."""
+    """L_d - best_d <= eps_d, best_d being the lowest level that L_d has provably had before; 0 at first.
+
+    A level counts once the smoothed loss plus two of its standard errors lies below the best so far: the minimum of a
+    noisy curve alone falls for ever, and the constraint with it.
+    """
 
     name = "protect"
     meaning = "the mean edge loss of no dimension rises above its best so far by more than its tolerance"
     certifiable = True
 
-    def offsets(self, best: Tensor, summary: Summary) -> Tensor:
-        return best.where(best.isfinite(), summary.loss)
+    def memory(self, dimensions: int) -> Memory:
+        import torch
 
-    def certified_offsets(self, best: Tensor | None, dimensions: int) -> Tensor:
+        zeros = torch.zeros(dimensions, dtype=torch.float64)
+        return {"loss": zeros, "variance": zeros, "best": zeros + math.inf}
+
+    def remember(self, memory: Memory, summary: Summary, ema: float) -> Memory:
+        import torch
+
+        first, seen = memory["best"].isinf(), summary.edges > 0
+        noise = summary.loss_se.nan_to_num(0.0).square()
+        loss = (ema * memory["loss"] + (1 - ema) * summary.loss).where(~first, summary.loss)
+        variance = (ema**2 * memory["variance"] + (1 - ema) ** 2 * noise).where(~first, noise)
+        best = torch.minimum(memory["best"], loss + 2 * variance.sqrt())
+        new = {"loss": loss, "variance": variance, "best": best}
+        return {name: values.where(seen, memory[name]) for name, values in new.items()}
+
+    def offsets(self, memory: Memory, summary: Summary) -> Tensor:
+        return memory["best"].where(memory["best"].isfinite(), summary.loss)
+
+    def certified_offsets(self, memory: Memory | None, dimensions: int) -> Tensor:
         from dpeer.errors import DpeerError
 
-        if best is None:
+        if memory is None:
             raise DpeerError("form 'protect' is judged against the best loss in training: pass the final dual state")
-        return best.where(best.isfinite(), math.nan)
+        return memory["best"].where(memory["best"].isfinite(), math.nan)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dpeer.config import Objective
-from dpeer.objective.constraints import Weights, build_constraints, dimension_weights, edge_coefficients
+from dpeer.objective.constraints import Weights, aims, build_constraints, dimension_weights, edge_coefficients
 from dpeer.objective.dual import DualState, initial_state, update
 from dpeer.objective.ledger import ledger_entry
 from dpeer.objective.preference import edge_loss
@@ -23,11 +23,21 @@ from dpeer.objective.statistics import edge_statistics, summarise
 class Lagrangian:
     """Constraints over `dimensions` with the multipliers of the next step. The training step of dpeer uses the same.
 
+    steps: of the whole run, if known: constraints that conflict are judged over shares of it
+    proof: [D] certificate records per dimension; given these, multipliers aim below the tolerance (`dual.aim`)
+
     ConfigError: an unknown form, controller or option, or tolerances or weights that do not fit the dimensions.
     """
 
-    def __init__(self, objective: Objective, dimensions: Sequence[str], state: DualState | None = None) -> None:
-        self.objective = objective
+    def __init__(
+        self,
+        objective: Objective,
+        dimensions: Sequence[str],
+        state: DualState | None = None,
+        steps: int | None = None,
+        proof: Tensor | None = None,
+    ) -> None:
+        self.objective, self.steps, self.proof = objective, steps, proof
         self.constraints = build_constraints(objective.constraint, tuple(dimensions))
         self.state = state if state is not None else initial_state(self.constraints, objective)
 
@@ -42,7 +52,7 @@ class Lagrangian:
 
     def at(self, state: DualState) -> Lagrangian:
         """The same constraints with another state, such as a checkpoint's."""
-        return Lagrangian(self.objective, self.dimensions, state)
+        return Lagrangian(self.objective, self.dimensions, state, self.steps, self.proof)
 
     def weights(self, edge_counts: Tensor) -> Weights:
         """Weights of the dimensions in a step whose global batch has these edge counts [D]."""
@@ -59,29 +69,55 @@ class Lagrangian:
         edge_counts: [D] of the whole global batch, over all micro-batches and ranks
         weights: `self.weights(edge_counts)`, where they are known already
 
-        The terms of all micro-batches and ranks add up to the objective, without the likelihood of golden responses;
-        so do the tables [F, D] fp64 (`statistics.DIM_FIELDS`), one all-reduce of which is all that ranks must share.
+        The terms of all micro-batches and ranks add up to the objective, without the likelihood of golden responses,
+        whose weight is `weights.golden`; so do the tables [F, D] fp64 (`statistics.DIM_FIELDS`), one all-reduce of
+        which is all that ranks must share.
         """
         weights = weights or self.weights(edge_counts)
         losses = edge_loss(margins, self.objective)
         own = self.constraints.edge_values(margins, losses, dims)
         loss_weight, own_weight = edge_coefficients(weights, edge_counts, dims.cpu())
         term = (losses * loss_weight.to(margins.device) + own * own_weight.to(margins.device)).sum()
+        return term, self._table(margins, losses, own, dims, records)
+
+    def statistics(self, margins: Tensor, dims: Tensor, records: Tensor) -> Tensor:
+        """The table of edges that are not trained on, such as those of the dual split; shapes as in `loss`."""
+        losses = edge_loss(margins, self.objective)
+        return self._table(margins, losses, self.constraints.edge_values(margins, losses, dims), dims, records)
+
+    def _table(self, margins: Tensor, losses: Tensor, own: Tensor, dims: Tensor, records: Tensor) -> Tensor:
         values = [x.detach().cpu() for x in (margins, losses, own)]
-        table = edge_statistics(values[0], values[1], values[2], dims.cpu(), records.cpu(), len(self.dimensions))
-        return term, table
+        return edge_statistics(values[0], values[1], values[2], dims.cpu(), records.cpu(), len(self.dimensions))
 
     def updated(self, table: Tensor) -> Lagrangian:
-        """With the multipliers of the next step, from the summed statistics of this one."""
-        return self.at(update(self.state, self.constraints, self.objective, summarise(table)))
+        """With the multipliers of the next step, from the summed statistics of the records that they follow: those of
+        this step's batch, or better of records that the policy does not train on."""
+        summary = summarise(table)
+        return self.at(update(self.state, self.constraints, self.objective, summary, self.steps, self.proof))
 
     def ledger_entry(
-        self, step: int, table: Tensor, after: Lagrangian, scalars: Mapping[str, float] | None = None
+        self,
+        step: int,
+        table: Tensor,
+        after: Lagrangian,
+        scalars: Mapping[str, float] | None = None,
+        dual: Tensor | None = None,
     ) -> dict[str, Any]:
-        """The ledger's line of a step with these summed statistics, `after` being what `updated` gave; JSON-safe."""
+        """The ledger's line of a step with these summed statistics, `after` being what `updated` gave; JSON-safe.
+        `dual` are the statistics of the dual split, which multipliers follow if `dual.evidence` says so."""
         summary = summarise(table)
-        weights = self.weights(summary.edges)
-        return ledger_entry(step, summary, weights, self.constraints, self.state, after.state, scalars or {})
+        return ledger_entry(
+            step,
+            summary,
+            self.weights(summary.edges),
+            self.constraints,
+            self.state,
+            after.state,
+            scalars or {},
+            aims(self.constraints, self.objective, self.state, self.proof),
+            None if dual is None else summarise(dual),
+            self.objective.dual.evidence == "split",
+        )
 
     def __repr__(self) -> str:
         multipliers = ", ".join(f"{name} {value:.3g}" for name, value in self.multipliers.items())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import ConstraintSet, Weights, estimates
 from dpeer.objective.dual import DualState
-from dpeer.objective.rows import ConstraintRow, DimensionRow
+from dpeer.objective.rows import ConstraintRow, DimensionRow, MeansRow
 from dpeer.objective.statistics import Summary
 
 SHRINKS = 0.05
@@ -26,27 +27,42 @@ def ledger_entry(
     state_before: DualState,
     state_after: DualState,
     scalars: Mapping[str, float],
+    aims: Tensor | None = None,
+    dual: Summary | None = None,
+    follow_dual: bool = False,
 ) -> dict[str, Any]:
     """One ledger line, JSON-safe and without wall time: a resumed run writes the same bytes.
 
-    `scalars` go in as they are; the rest is described in `rows`.
+    summary: of the training batch; dual: of the step's batch of the dual split, which multipliers follow if
+    `follow_dual`; aims: [C], default the bounds. `scalars` go in as they are; the rest is described in `rows`.
     """
-    estimate, se = estimates(constraints, summary, state_before)
-    bounds, names = constraints.bounds, constraints.names
+    evidence = dual if dual is not None and follow_dual else summary
+    estimate, se = estimates(constraints, evidence, state_before)
+    bounds = constraints.bounds
+    levels = torch.stack([bounds if aims is None else aims, estimate, se]).T.tolist()
     entry = {
         "step": step,
         **scalars,
         "dual_digest": state_after.digest(),
-        "dimensions": {d: _dimension(i, summary, weights) for i, d in enumerate(constraints.dimensions)},
+        "dimensions": {d: _dimension(i, summary, weights, dual) for i, d in enumerate(constraints.dimensions)},
         "constraints": {
-            name: _constraint(c, constraints, summary, state_before, float(bounds[c]), float(estimate[c]), float(se[c]))
-            for c, name in enumerate(names)
+            name: _constraint(c, constraints, evidence, state_before, state_after, *levels[c])
+            for c, name in enumerate(constraints.names)
         },
     }
     return dict(json_safe(entry))
 
 
-def _dimension(index: int, summary: Summary, weights: Weights) -> DimensionRow:
+def _dimension(index: int, summary: Summary, weights: Weights, dual: Summary | None) -> DimensionRow:
+    row: dict[str, Any] = {
+        **_means(index, summary),
+        "weight": float(weights.loss[index] + weights.hinge[index]),
+        "floored": float(weights.floored[index]),
+    }
+    return cast(DimensionRow, row if dual is None else row | {"dual": _means(index, dual)})
+
+
+def _means(index: int, summary: Summary) -> MeansRow:
     return {
         "edges": int(summary.edges[index]),
         "loss": float(summary.loss[index]),
@@ -54,58 +70,86 @@ def _dimension(index: int, summary: Summary, weights: Weights) -> DimensionRow:
         "margin": float(summary.margin[index]),
         "margin_se": float(summary.margin_se[index]),
         "accuracy": float(summary.accuracy[index]),
-        "weight": float(weights.loss[index] + weights.hinge[index]),
     }
 
 
 def _constraint(
     index: int,
     constraints: ConstraintSet,
-    summary: Summary,
-    state: DualState,
-    bound: float,
+    evidence: Summary,
+    before: DualState,
+    after: DualState,
+    aim: float,
     estimate: float,
     se: float,
 ) -> ConstraintRow:
+    multiplier, bound = float(before.multipliers[index]), float(constraints.bounds[index])
+    relaxed = bool(after.relaxed[index])
     return {
         "dimensions": constraints.member_names(index),
         "tolerance": bound,
+        "aim": aim,
         "estimate": estimate,
         "se": se,
         "slack": bound - estimate,
-        "multiplier": float(state.multipliers[index]),
-        "active": bool(state.multipliers[index] > 0),
-        "saturated": bool(state.saturated[index]),
-        "edges": sum(int(summary.edges[d]) for d in constraints.members[index]),
+        "multiplier": multiplier,
+        "active": bool(multiplier > 0 and not estimate + 2 * (0.0 if math.isnan(se) else se) < aim),
+        "saturated": bool(before.saturated[index]),
+        "relaxed": relaxed,
+        "relaxation": max(0.0, float(after.conflict["level"][index])) if relaxed else 0.0,
+        "edges": sum(int(evidence.edges[d]) for d in constraints.members[index]),
     }
 
 
 def infeasible(tail: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Constraints that training cannot meet, judged from the last ledger entries: name -> message.
+    """Constraints that training cannot meet together, judged from the last ledger entries: name -> message.
 
-    A constraint is reported when, in every entry of the tail that has edges for it, its multiplier sits at the cap, and
-    its mean violation in the second half of the tail is positive and has not shrunk against the first half by more than
-    5 % and two standard errors. Give a tail that is long against the noise; fewer than four such entries prove nothing.
+    They are those that the run has relaxed (`conflict`), and those whose multiplier sits at its cap in each of at least
+    four entries while the mean violation of the second half is positive and not lower than that of the first by more
+    than 5 % and two standard errors.
     """
+    if not tail:
+        return {}
+    last = tail[-1]["constraints"]
+    relaxed = [name for name, row in last.items() if row.get("relaxed")]
     messages = {}
-    for name in tail[-1]["constraints"] if tail else ():
+    for name, row in last.items():
         rows = [r for entry in tail if (r := entry["constraints"][name])["slack"] is not None]
-        if len(rows) < 4 or not all(row["saturated"] for row in rows):
+        if not rows:
             continue
-        half = len(rows) // 2
-        (before, before_se), (after, after_se) = _violation(rows[:half]), _violation(rows[half:])
-        if after > 0 and before - after <= max(SHRINKS * before, 2 * math.hypot(before_se, after_se)):
-            last = rows[-1]
+        level = sum(r["estimate"] for r in rows) / len(rows)
+        if name in relaxed:
+            others = ", ".join(other for other in relaxed if other != name)
             messages[name] = (
-                f"{name}: multiplier at its cap {last['multiplier']:g} for {len(rows)} steps, yet the violation does "
-                f"not shrink ({before:.3g}, then {after:.3g} above tolerance {last['tolerance']:g}). Loosen "
-                "objective.constraint.tolerance for it or for the dimensions that it conflicts with, check its data, "
-                "or raise objective.dual.max if no other multiplier is near the cap"
+                f"{name}: cannot be met" + (f" together with {others}" if others else "") + f". It stays at about "
+                f"{level:.3g} where {row['tolerance']:.3g} is asked, whatever its weight, so it was relaxed and the "
+                "other dimensions keep theirs. Loosen objective.constraint.tolerance for it or for those it conflicts "
+                "with, or check its data"
             )
+        elif len(rows) >= 4 and all(r["saturated"] for r in rows) and _stuck(rows):
+            messages[name] = (
+                f"{name}: multiplier at its cap {row['multiplier']:g} for {len(rows)} steps, yet the estimate stays at "
+                f"{level:.3g} where {row['tolerance']:.3g} is asked. Loosen objective.constraint.tolerance, check its "
+                "data, or raise objective.dual.max"
+            )
+        if name in messages and (floored := _floored(row, tail)):
+            messages[name] += f". Only un-learning {floored} could hold this pair: its weight stands at 0"
     return messages
 
 
+def _stuck(rows: Sequence[Mapping[str, Any]]) -> bool:
+    half = len(rows) // 2
+    (before, before_se), (after, after_se) = _violation(rows[:half]), _violation(rows[half:])
+    return after > 0 and before - after <= max(SHRINKS * before, 2 * math.hypot(before_se, after_se))
+
+
 def _violation(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    values = torch.tensor([-row["slack"] for row in rows], dtype=torch.float64)
-    errors = torch.tensor([row["se"] or 0.0 for row in rows], dtype=torch.float64)
-    return float(values.mean()), float(errors.norm()) / len(rows)
+    mean = sum(-row["slack"] for row in rows) / len(rows)
+    return mean, math.hypot(*(row["se"] or 0.0 for row in rows)) / len(rows)
+
+
+def _floored(row: Mapping[str, Any], tail: Sequence[Mapping[str, Any]]) -> str:
+    """The second dimension of a pair, if a negative weight was asked for it all along the tail."""
+    other = row["dimensions"][-1]
+    always = all(entry["dimensions"][other].get("floored", 0) > 0 for entry in tail)
+    return other if len(row["dimensions"]) > 1 and always else ""

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 Number = float | str | None
 
 
-class DimensionRow(TypedDict):
-    """One dimension in one step: means over its edges of the global batch."""
+class MeansRow(TypedDict):
+    """Means over the edges of one dimension in one batch; standard errors are clustered by record."""
 
     edges: int
     loss: Number
     loss_se: Number
-    """Standard errors are clustered by record."""
     margin: Number
     """Reward units."""
     margin_se: Number
     accuracy: Number
+    """Share of edges with a positive margin."""
+
+
+class DimensionRow(MeansRow):
+    """One dimension in one step: means over the global training batch, and beside them over the dual split's."""
+
     weight: Number
     """In this step's objective: of the edge loss and of the form's own value."""
+    floored: Number
+    """What multipliers asked for below 0 and did not get, on the scale of `weight`."""
+    dual: NotRequired[MeansRow]
 
 
 class ConstraintRow(TypedDict):
@@ -28,15 +36,23 @@ class ConstraintRow(TypedDict):
     dimensions: list[str]
     tolerance: Number
     """The bound on the estimate."""
+    aim: Number
+    """The level that the multiplier holds the estimate to, at most the tolerance."""
     estimate: Number
+    """From what multipliers follow: the dual split's batch, or the training batch."""
     se: Number
     slack: Number
     """tolerance - estimate: negative when violated."""
     multiplier: Number
     """The one used in this step."""
     active: bool
+    """The multiplier is above 0, and the estimate not below the aim by more than two standard errors."""
     saturated: bool
     """Multiplier at its cap."""
+    relaxed: bool
+    """Found impossible together with others."""
+    relaxation: Number
+    """By how much: the violation that is left, on average over a window; 0 where not relaxed."""
     edges: int
 
 
@@ -52,6 +68,10 @@ class LedgerRow(TypedDict):
     rejected_logp: Number
     tokens: int
     packs: int
+    dual_tokens: int
+    """Forward tokens of the dual split's batch."""
+    dual_selected: Number
+    """Share of its records whose golden response has the highest log-probability per token."""
     grad_norm: Number
     lr: Number
     records: int

@@ -33,7 +33,7 @@ an edge of the dimension, n_c^2, and S_c^2 and S_c n_c for S_c the record's sum 
 class Summary:
     """Means per dimension: [D] fp64 on CPU, nan where a dimension has no edges.
 
-    edges: edge count (0, not nan)
+    edges, records: counts (0, not nan)
     loss, margin, hinge: mean over edges; margin and hinge in reward units
     loss_sd, margin_sd: standard deviation over edges
     loss_se, margin_se, hinge_se: standard error of the mean, clustered by record; nan for fewer than two records
@@ -41,6 +41,7 @@ class Summary:
     """
 
     edges: Tensor
+    records: Tensor
     loss: Tensor
     loss_sd: Tensor
     loss_se: Tensor
@@ -109,6 +110,7 @@ def summarise(table: Tensor) -> Summary:
 
     return Summary(
         edges=edges,
+        records=records,
         loss=mean("loss"),
         loss_sd=deviation("loss"),
         loss_se=error("loss"),

@@ -23,25 +23,28 @@ SCALARS = (
     "response_tokens",
     "forward_tokens",
     "packs",
+    "dual_tokens",
+    "dual_records",
+    "dual_selected",
 )
 
 
 @dataclass
 class StepTotals:
-    """Additive statistics of a step: `table` [F, D] per dimension, `scalars` [len(SCALARS)], both fp64."""
+    """Additive statistics of a step: `table` [F, D] per dimension of the training batch, `dual` [F, D] of the dual
+    split's, `scalars` [len(SCALARS)]; all fp64."""
 
     table: Tensor
+    dual: Tensor
     scalars: Tensor
 
     @classmethod
     def zeros(cls, dimensions: int) -> StepTotals:
-        return cls(
-            torch.zeros(len(DIM_FIELDS), dimensions, dtype=torch.float64),
-            torch.zeros(len(SCALARS), dtype=torch.float64),
-        )
+        table = torch.zeros(len(DIM_FIELDS), dimensions, dtype=torch.float64)
+        return cls(table, table.clone(), torch.zeros(len(SCALARS), dtype=torch.float64))
 
     def __add__(self, other: StepTotals) -> StepTotals:
-        return StepTotals(self.table + other.table, self.scalars + other.scalars)
+        return StepTotals(self.table + other.table, self.dual + other.dual, self.scalars + other.scalars)
 
     def __getitem__(self, name: str) -> float:
         return float(self.scalars[SCALARS.index(name)])
@@ -62,6 +65,8 @@ class StepTotals:
             "rejected_logp": ratio("rejected_logp_sum", "rejected_count"),
             "tokens": int(self["forward_tokens"]),
             "packs": int(self["packs"]),
+            "dual_tokens": int(self["dual_tokens"]),
+            "dual_selected": ratio("dual_selected", "dual_records"),
         }
 
 
@@ -70,9 +75,11 @@ def exchange(totals: StepTotals, digest: int, step: int, world: World) -> StepTo
     fp64), so that ranks whose multipliers have parted are found in the same all-reduce."""
     slots = torch.zeros(world.size, dtype=torch.float64)
     slots[world.rank] = digest
-    shape, cut = totals.table.shape, totals.table.numel()
-    vector = sum_over_ranks(torch.cat([totals.table.flatten(), totals.scalars, slots]), world)
-    digests = [int(x) for x in vector[cut + len(SCALARS) :]]
+    tables = torch.stack([totals.table, totals.dual])
+    sizes = [tables.numel(), len(SCALARS), world.size]
+    vector = sum_over_ranks(torch.cat([tables.flatten(), totals.scalars, slots]), world)
+    summed, scalars, digests_of_all = torch.split(vector, sizes)
+    digests = [int(x) for x in digests_of_all]
     if len(set(digests)) > 1:
         values = ", ".join(f"rank {r}: {d:012x}" for r, d in enumerate(digests))
         raise ClusterError(
@@ -80,4 +87,5 @@ def exchange(totals: StepTotals, digest: int, step: int, world: World) -> StepTo
             "the run is stopped. Resume from the last checkpoint; if it happens again, suspect hardware or mixed "
             "versions."
         )
-    return StepTotals(vector[:cut].reshape(shape), vector[cut : cut + len(SCALARS)])
+    table, dual = summed.reshape(tables.shape)
+    return StepTotals(table, dual, scalars)

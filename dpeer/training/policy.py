@@ -12,14 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dpeer.config import Config
-from dpeer.data.packing import Pack, batch_indices, forward_tokens
-from dpeer.data.tokenize import TokenizedSet, TokenTree
+from dpeer.data.packing import Pack, forward_tokens
+from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ClusterError, ConfigError, DpeerError
 from dpeer.objective.constraints import Weights
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
 from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
+from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
 from dpeer.training.scoring import local_packs, merge, score
 from dpeer.training.world import World
@@ -40,19 +41,13 @@ class BatchPlan:
     golden_tokens: int
 
 
-def global_batch(config: Config, data: TokenizedSet, step: int) -> list[TokenTree]:
-    """Records of optimizer step `step` (0-based): a function of data, seed and step only, never of the ranks."""
-    size = config.training.records_per_step
-    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), config.seed)]
-
-
 class Policy:
     """One rank. Every method is collective: all ranks of the group call it with the same arguments."""
 
-    def __init__(self, config: Config, data: TokenizedSet, world: World) -> None:
-        self.config, self.data, self.world = config, data, world
-        self.steps = config.training.total_steps(len(data.trees))
-        self.lagrangian = Lagrangian(config.objective, data.dimensions)
+    def __init__(self, config: Config, prepared: Prepared, world: World) -> None:
+        self.config, self.prepared, self.data, self.world = config, prepared, prepared.train, world
+        self.steps = config.training.total_steps(len(self.data.trees))
+        self.lagrangian = Lagrangian(config.objective, self.data.dimensions, None, self.steps, prepared.proof)
         self.engine = policy_engine(config, world)
         self.step = 0  # optimizer steps done
         self.pulse = Pulse()
@@ -81,7 +76,7 @@ class Policy:
                 )
 
     def batch(self, step: int) -> BatchPlan:
-        trees = global_batch(self.config, self.data, step)
+        trees = self.prepared.train_batch(self.config, step)
         dims = [d for t in trees for d, _, _ in t.edges]
         counts = torch.bincount(torch.tensor(dims, dtype=torch.int64), minlength=len(self.data.dimensions))
         return BatchPlan(trees, counts, sum(len(t.responses[t.golden]) for t in trees))
@@ -105,6 +100,7 @@ class Policy:
             totals = totals + part
             self.pulse.beat()
 
+        totals = totals + self.dual_totals(len(batch.trees), references)
         self.pulse.enter(f"step {self.step + 1}: statistics", beating=True)
         totals = exchange(totals, before.state.digest(), self.step + 1, self.world)
         self.check_finite(totals["objective"], "objective")
@@ -115,7 +111,7 @@ class Policy:
 
         if objective.kind == "preference":
             self.check_identity(totals)
-            self.lagrangian = before.updated(totals.table)
+            self.lagrangian = before.updated(totals.dual if self.config.follows_split else totals.table)
         self.step += 1
         self.pulse.step = self.step
         scalars = totals.readable() | {
@@ -124,40 +120,67 @@ class Policy:
             "records": self.step * self.config.training.records_per_step,
         }
         self.pulse.enter(f"step {self.step} done")
-        return before.ledger_entry(self.step, totals.table, self.lagrangian, scalars)
+        dual = totals.dual if self.config.dual_records else None
+        return before.ledger_entry(self.step, totals.table, self.lagrangian, scalars, dual)
 
     def pack_loss(
         self, pack: Pack, logps: Tensor, batch: BatchPlan, weights: Weights, references: References | None
     ) -> tuple[Tensor, StepTotals]:
         """This pack's term of the global objective (edge weight w_d / n_d with global n_d), and its statistics."""
-        objective = self.config.objective
         totals = StepTotals.zeros(len(self.data.dimensions))
         totals["forward_tokens"], totals["packs"] = pack.tokens, 1
         if not pack.samples:
             return (logps * 0).sum(), totals
         golden = logps[pack.golden]
-        sft = objective.kind == "sft"
-        loss = golden.sum() * (-(1.0 if sft else objective.golden_nll) / batch.golden_tokens)
+        loss = golden.sum() * (-weights.golden / batch.golden_tokens)
         totals["golden_logp_sum"] = golden.detach().sum().item()
         totals["golden_count"] = len(golden)
         totals["golden_tokens"] = int(pack.response_tokens[pack.golden].sum())
         totals["rejected_logp_sum"] = logps[~pack.golden].detach().sum().item()
         totals["rejected_count"] = len(logps) - len(golden)
-        if references is not None and not sft:
-            reference = torch.tensor(
-                [v for s in pack.samples for v in references[s]], dtype=torch.float64, device=logps.device
-            )
-            rewards = objective.beta * (logps - reference)
+        if references is not None and self.config.objective.kind == "preference":
+            reference = self.reference_of(pack, logps, references)
             totals["identity_gap"] = (logps.detach() - reference).abs().sum().item()
             totals["response_tokens"] = int(pack.response_tokens.sum())
-            if objective.length_normalised:
-                rewards = rewards / pack.response_tokens
-            margins = rewards[pack.better] - rewards[pack.worse]
+            margins = self.margins(pack, logps, reference)
             term, table = self.lagrangian.loss(margins, pack.dims, pack.edge_sample, batch.edge_counts, weights)
             loss = loss + term
             totals.table += table
         totals["objective"] = loss.detach().item()
         return loss, totals
+
+    @torch.no_grad()
+    def dual_totals(self, place: int, references: References | None) -> StepTotals:
+        """Statistics of this step's batch of the dual split, whose references begin at `place`; nothing is trained."""
+        totals = StepTotals.zeros(len(self.data.dimensions))
+        trees = self.prepared.dual_batch(self.config, self.step) if self.config.dual_records else []
+        if not trees or references is None:
+            return totals
+        self.pulse.enter(f"step {self.step + 1}: dual split", beating=True)
+        self.engine.eval()
+        for pack in local_packs(trees, self.world, self.config.training.tokens_per_pack):
+            logps = self.engine(pack)
+            totals["dual_tokens"] += pack.tokens
+            if pack.samples:
+                margins = self.margins(pack, logps, self.reference_of(pack, logps, references, place))
+                totals.dual += self.lagrangian.statistics(margins, pack.dims, pack.edge_sample)
+                totals["dual_records"] += len(pack.samples)
+                totals["dual_selected"] += golden_first(pack, logps)
+            self.pulse.beat()
+        self.engine.train()
+        return totals
+
+    def reference_of(self, pack: Pack, logps: Tensor, references: References, place: int = 0) -> Tensor:
+        """[R] fp64; sample s of the pack stands at `place` + s in the references."""
+        values = [v for s in pack.samples for v in references[place + s]]
+        return torch.tensor(values, dtype=torch.float64, device=logps.device)
+
+    def margins(self, pack: Pack, logps: Tensor, reference: Tensor) -> Tensor:
+        """[E] reward units."""
+        rewards = self.config.objective.beta * (logps - reference)
+        if self.config.objective.length_normalised:
+            rewards = rewards / pack.response_tokens
+        return rewards[pack.better] - rewards[pack.worse]
 
     def check_finite(self, value: float, name: str) -> None:
         """The same value on every rank, so all stop together; what was saved before is untouched."""
@@ -188,3 +211,10 @@ class Policy:
             scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
             self.engine.train()
         return scores
+
+
+def golden_first(pack: Pack, logps: Tensor) -> int:
+    """Records whose golden response has strictly the highest log-probability per token."""
+    counts = list(pack.response_counts)
+    samples = zip(torch.split(logps / pack.response_tokens, counts), torch.split(pack.golden, counts), strict=True)
+    return sum(bool((values[golden] > values[~golden]).all()) for values, golden in samples)

@@ -6,49 +6,133 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dpeer.config import Config
 from dpeer.data.load import load, splits
-from dpeer.data.tokenize import TokenizedSet, tokenize
+from dpeer.data.packing import batch_indices
+from dpeer.data.schema import DataSet
+from dpeer.data.split import carve, share
+from dpeer.data.tokenize import TokenizedSet, TokenTree, tokenize
 from dpeer.errors import DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.training.reference import reference_hash
 
+METHOD = 2
+"""Version of what a step computes: 1 had the anchor outside the normaliser and no dual split."""
+SPLITS = ("train", "dual", "heldout")
+CARVED = "10%"
+
 
 @dataclass(frozen=True)
 class Prepared:
+    """train: moves the policy. dual: moves the multipliers. heldout: is looked at once, for the certificate."""
+
     train: TokenizedSet
+    dual: TokenizedSet | None
     heldout: TokenizedSet | None
     facts: dict[str, Any]
 
+    def records_of(self, config: Config, step: int) -> list[TokenTree]:
+        """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
+        return self.train_batch(config, step) + self.dual_batch(config, step)
+
+    def train_batch(self, config: Config, step: int) -> list[TokenTree]:
+        """The global batch: a function of data, seed and step only, never of the ranks."""
+        return _batch(self.train, config.training.records_per_step, config.seed, step)
+
+    def dual_batch(self, config: Config, step: int) -> list[TokenTree]:
+        """The same of the dual split; empty where none is used."""
+        return _batch(self.dual, config.dual_records, config.seed, step) if self.dual else []
+
+    @property
+    def proof(self) -> Tensor | None:
+        """[D]: certificate records that have edges of each dimension; None where there is no certificate."""
+        if self.heldout is None:
+            return None
+        dims = [d for tree in self.heldout.trees for d in {edge[0] for edge in tree.edges}]
+        return torch.bincount(torch.tensor(dims, dtype=torch.long), minlength=len(self.heldout.dimensions))
+
+    @property
+    def splits(self) -> dict[str, TokenizedSet]:
+        """Those that there are, by name."""
+        return {name: data for name in SPLITS if (data := getattr(self, name)) is not None}
+
 
 def prepare(config: Config) -> Prepared:
-    """Load, check and tokenise training and held-out records. Deterministic: every rank does it by itself."""
+    """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     spec = config.data
-    records = load(spec.train, "train")
-    train = tokenize(records, tokenizer, spec.max_tokens, spec.overlong)
-    if not train.trees:
-        raise DataError(
-            f"{spec.train}: no record fits data.max_tokens = {spec.max_tokens} ({train.dropped} dropped). Raise it."
-        )
-    heldout = None
-    source = spec.heldout or (spec.train if "test" in splits(spec.train) else None)
-    if source:
-        held = load(source, "test", dimensions=records.dimensions)
-        heldout = tokenize(held, tokenizer, spec.max_tokens, spec.overlong)
+    tokenised = {
+        name: tokenize(records, tokenizer, spec.max_tokens, spec.overlong)
+        for name, records in split_records(config).items()
+    }
+    for name, data in tokenised.items():
+        if not data.trees:
+            raise DataError(
+                f"{spec.train}: no {name} record fits data.max_tokens = {spec.max_tokens} ({data.dropped} dropped). "
+                "Raise it."
+            )
+    if config.follows_split:
+        refuse_unseen(tokenised["train"], tokenised["dual"])
     facts = {
-        "data": {"train": _facts(train)} | ({"heldout": _facts(heldout)} if heldout else {}),
+        "method": METHOD,
+        "data": {name: _facts(data) for name, data in tokenised.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
-    return Prepared(train, heldout, facts)
+    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts)
+
+
+def _batch(data: TokenizedSet, size: int, seed: int, step: int) -> list[TokenTree]:
+    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), seed)]
+
+
+def split_records(config: Config) -> dict[str, DataSet]:
+    """The records of each split by name; `heldout` and `dual` are carved from the training records where the recipe
+    gives a share or nothing."""
+    spec = config.data
+    train = load(spec.train, "train")
+    parts: dict[str, DataSet] = {}
+    heldout = spec.heldout or (spec.train if "test" in splits(spec.train) else CARVED)
+    for name, source in (("heldout", heldout), ("dual", spec.dual)):
+        if source == "none":
+            continue
+        if part := share(source):
+            train, parts[name] = carve(train, part, name)
+        else:
+            parts[name] = load(source, "test" if name == "heldout" else name, dimensions=train.dimensions)
+    return {"train": train, **parts}
+
+
+def refuse_unseen(train: TokenizedSet, dual: TokenizedSet) -> None:
+    """DataError for a dimension with training edges whose multiplier would never see any."""
+    (mine, theirs) = (_edges(data) for data in (train, dual))
+    if unseen := [d for d in train.dimensions if mine[d] and not theirs[d]]:
+        raise DataError(
+            f"the dual split ({len(dual.trees)} records) has no pairs of {', '.join(unseen)}, so the multiplier of "
+            "that dimension would never move. Raise data.dual (a share such as 20%, or a file), or let the training "
+            "batches move the multipliers: objective.dual.evidence=batch"
+        )
 
 
 def _facts(data: TokenizedSet) -> dict[str, Any]:
+    records = len(data.trees)
+    return {
+        "sha256": data.sha256,
+        "records": records,
+        "edges": _edges(data),
+        "dropped": data.dropped,
+        "cut": data.cut,
+    }
+
+
+def _edges(data: TokenizedSet) -> dict[str, int]:
     edges = dict.fromkeys(data.dimensions, 0)
     for tree in data.trees:
         for d, _, _ in tree.edges:
             edges[data.dimensions[d]] += 1
-    return {"sha256": data.sha256, "records": len(data.trees), "edges": edges, "dropped": data.dropped, "cut": data.cut}
+    return edges

@@ -12,7 +12,7 @@ from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
 from dpeer.training.export import export
 from dpeer.training.heldout import certificate
-from dpeer.training.policy import Policy, global_batch
+from dpeer.training.policy import Policy
 from dpeer.training.prepare import prepare
 from dpeer.training.pulse import Pulse
 from dpeer.training.reference import Reference, cache_path, read_cache
@@ -25,10 +25,10 @@ class TrainingRank:
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
         self.prepared = prepare(config)
-        self.policy = Policy(config, self.prepared.train, world)
+        self.policy = Policy(config, self.prepared, world)
         colocated = config.cluster.reference == "colocated"
         self.reference = Reference(config, world, self.policy.pulse) if colocated else None
-        self.cached: dict[int, list[float]] = {}
+        self.cached: dict[str, dict[int, list[float]]] = {}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -40,16 +40,16 @@ class TrainingRank:
         return self.policy.pulse
 
     def read_cache(self) -> None:
-        """Not collective in itself: reference log-probs of all training records, by record index."""
-        train = self.prepared.train
-        path = cache_path(self.config, train)
-        scores = read_cache(path, train)
-        if scores is None:
-            raise CheckpointError(
-                f"reference cache {path}: this worker does not see it. output_dir must lie on a file system that the "
-                "driver and all workers share."
-            )
-        self.cached = {tree.index: values for tree, values in zip(train.trees, scores, strict=True)}
+        """Not collective in itself: reference log-probs of all records, by split."""
+        for name, data in self.prepared.splits.items():
+            path = cache_path(self.config, data)
+            scores = read_cache(path, data)
+            if scores is None:
+                raise CheckpointError(
+                    f"reference cache {path}: this worker does not see it. output_dir must lie on a file system that "
+                    "the driver and all workers share."
+                )
+            self.cached[name] = {tree.index: values for tree, values in zip(data.trees, scores, strict=True)}
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
         if references is None and self.config.objective.kind == "preference":
@@ -57,10 +57,15 @@ class TrainingRank:
         return self.policy.train_step(references)
 
     def _own_references(self) -> References:
-        trees = global_batch(self.config, self.prepared.train, self.policy.step)
-        if self.reference:  # same records, same plan: this rank scores just what it trains on
-            return self.reference.score(trees)
-        return {i: self.cached[t.index] for i, t in enumerate(trees)}
+        trained = self.prepared.train_batch(self.config, self.policy.step)
+        measured = self.prepared.dual_batch(self.config, self.policy.step)
+        if self.reference is None:
+            values = [self.cached["train"][t.index] for t in trained] + [self.cached["dual"][t.index] for t in measured]
+            return dict(enumerate(values))
+        scores = self.reference.score(trained)  # the policy's own plan: this rank scores just what it trains on
+        if measured:
+            scores |= {len(trained) + i: v for i, v in self.reference.score(measured).items()}
+        return scores
 
     def score_train(self, start: int, stop: int) -> Scores:
         """Scores by the policy of the training records [start, stop), keyed from 0."""
@@ -131,8 +136,8 @@ class ReferenceRank:
         return self.reference.pulse
 
     def score_step(self, step: int) -> Scores:
-        """References for the global batch of optimizer step `step` (0-based)."""
-        return self.reference.score(global_batch(self.config, self.prepared.train, step))
+        """References for what is scored in optimizer step `step` (0-based): training batch, then dual batch."""
+        return self.reference.score(self.prepared.records_of(self.config, step))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -141,6 +146,9 @@ class ReferenceRank:
     def score_train(self, start: int, stop: int) -> Scores:
         """Scores of the training records [start, stop), keyed from 0."""
         return self.reference.score(self.prepared.train.trees[start:stop])
+
+    def score_dual(self) -> Scores:
+        return self.reference.score(self.prepared.dual.trees) if self.prepared.dual else {}
 
     def score_heldout(self) -> Scores:
         return self.reference.score(self.prepared.heldout.trees) if self.prepared.heldout else {}

@@ -57,6 +57,7 @@ class TrainingRun:
     ) -> None:
         self.config, self.workers, self.files, self.stops, self.watch = config, workers, files, stops, watch
         self.mode = config.cluster.reference
+        self.dual_records = config.dual_records
         self.preference = config.objective.kind == "preference"
 
     def run(self) -> None:
@@ -152,7 +153,7 @@ class TrainingRun:
         if ahead is None:
             return None
         shares = self.workers.reference().wait(f"reference log-probs of step {step + 1}", ahead)
-        return dict(enumerate(merge(shares, self.config.training.records_per_step)))
+        return dict(enumerate(merge(shares, self.config.training.records_per_step + self.dual_records)))
 
     def save(self, step: int) -> None:
         temporary, final = self.files.temporary_checkpoint(step), self.files.checkpoint(step)
@@ -194,8 +195,7 @@ def fill_cache(config: Config, workers: Workers) -> None:
     from dpeer.training.reference import cache_path, write_cache
 
     prepared = prepare(config)
-    train, heldout = prepared.train, prepared.heldout
-    paths = {d.sha256: cache_path(config, d) for d in (train, heldout) if d}
+    train, paths = prepared.train, {name: cache_path(config, d) for name, d in prepared.splits.items()}
     if all(path.exists() for path in paths.values()):
         return
     print(f"{config.name}: computing the reference log-probabilities", flush=True)
@@ -207,9 +207,10 @@ def fill_cache(config: Config, workers: Workers) -> None:
     for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
         stop = min(start + slice_size, len(train.trees))
         scores += merge(group.call(phase, ReferenceCalls.score_train, start, stop), stop - start)
-    write_cache(paths[train.sha256], scores)
-    if heldout:
-        write_cache(paths[heldout.sha256], merge(group.call(phase, ReferenceCalls.score_heldout), len(heldout.trees)))
+    write_cache(paths["train"], scores)
+    for name, score in (("dual", ReferenceCalls.score_dual), ("heldout", ReferenceCalls.score_heldout)):
+        if data := prepared.splits.get(name):
+            write_cache(paths[name], merge(group.call(phase, score), len(data.trees)))
     workers.close()
 
 

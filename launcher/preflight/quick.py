@@ -96,7 +96,7 @@ def _placement(config: Config) -> str:
 
 def _inputs(config: Config) -> list[str]:
     """Files and folders of the recipe that exist here; the rest are hub ids, or told by what reads them."""
-    paths = (config.model.path, config.model.reference_path, config.data.train, config.data.heldout)
+    paths = (config.model.path, config.model.reference_path, config.data.train, config.data.heldout, config.data.dual)
     return [path for path in paths if path and Path(path).exists()]
 
 

@@ -15,6 +15,7 @@ from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.training import world
 from dpeer.training.policy import Policy
+from dpeer.training.prepare import Prepared
 
 
 def main(job: dict[str, Any], rank: int) -> dict[str, int]:
@@ -30,7 +31,9 @@ def main(job: dict[str, Any], rank: int) -> dict[str, int]:
         for i in range(job["records"])
     )
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        policy = Policy(Config.model_validate(job["config"]), TokenizedSet(("A",), trees, 0, 0), here)
+        policy = Policy(
+            Config.model_validate(job["config"]), Prepared(TokenizedSet(("A",), trees, 0, 0), None, None, {}), here
+        )
         for _ in range(2):  # DeepSpeed learns in the first step what it may keep gathered in later ones
             policy.train_step(None)
     world.stop()

@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 from dpeer.config_io import load_config
 from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
-from dpeer.training.policy import global_batch
 from dpeer.training.prepare import prepare
 
 pytestmark = pytest.mark.slow
@@ -33,7 +32,7 @@ RECIPE = """
 name: x
 output_dir: {folder}/runs
 model: {{path: {folder}/model, dtype: fp32}}
-data: {{train: {folder}/world/train.jsonl, max_tokens: 512}}
+data: {{train: {folder}/world/train.jsonl, dual: {folder}/world/test.jsonl, heldout: none, max_tokens: 512}}
 objective: {{beta: 0.5, golden_nll: 0.7, label_smoothing: 0.1, constraint: {{tolerance: 0.25}}}}
 training:
   steps: 6
@@ -65,7 +64,7 @@ Result = tuple[dict[str, Any], dict[str, torch.Tensor]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("invariants")
-    world = toyworld.write_world(path / "world", 3, n_train=40, n_heldout=5, n_prompts=1, n_pretrain=5)
+    world = toyworld.write_world(path / "world", 3, n_train=40, n_heldout=12, n_prompts=1, n_pretrain=5)
     tiny_model(path / "model", "qwen3", 1, vocab=400, texts=[r.responses[0].text for r in world.train.records])
     (path / "recipe.yaml").write_text(RECIPE.format(folder=path))
     return path
@@ -109,9 +108,12 @@ def ledger_gaps(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, fl
     for i, (a, b) in enumerate(zip(found["entries"], expected["entries"], strict=True)):
         step = "later" if i else "step 1"
         for d in b["dimensions"]:
-            for key in ("loss", "margin", "weight"):
-                if (x := b["dimensions"][d][key]) is not None:
-                    worst[step] = max(worst[step], abs(a["dimensions"][d][key] - x) / max(1.0, abs(x)))
+            ours, theirs = a["dimensions"][d], b["dimensions"][d]
+            pairs = [(ours[key], theirs[key]) for key in ("loss", "margin", "weight")]
+            pairs += [(ours["dual"][key], theirs["dual"][key]) for key in ("loss", "margin", "accuracy")]
+            for value, x in pairs:
+                if x is not None:
+                    worst[step] = max(worst[step], abs(value - x) / max(1.0, abs(x)))
             apart = abs(a["constraints"][d]["multiplier"] - b["constraints"][d]["multiplier"])
             worst["multipliers"] = max(worst["multipliers"], apart)
     return worst
@@ -144,9 +146,10 @@ def test_lora_gradients_do_not_depend_on_ranks(result: Callable[[int, str], Resu
 
 
 def oracle(folder: Path, primary: str) -> tuple[float, dict[str, torch.Tensor], list[torch.Tensor]]:
-    """(objective without the anchor's share of the ledger, gradients, per-pair losses) of step 1, from pairs."""
+    """(objective, gradients, per-pair losses) of step 1, from pairs."""
     config = load_config(str(folder / "recipe.yaml"))
-    data = prepare(config).train
+    prepared = prepare(config)
+    data = prepared.train
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="eager")
 
     def logp(prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
@@ -154,7 +157,7 @@ def oracle(folder: Path, primary: str) -> tuple[float, dict[str, torch.Tensor], 
         table = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         return table.gather(1, torch.tensor(response)[:, None]).sum()
 
-    trees = global_batch(config, data, 0)
+    trees = prepared.train_batch(config, 0)
     pairs = [(t, d, i, j) for t in trees for d, i, j in t.edges]
     counts = {d: sum(1 for _, e, _, _ in pairs if e == d) for _, d, _, _ in pairs}
     losses, total = [], torch.zeros(())
@@ -163,10 +166,11 @@ def oracle(folder: Path, primary: str) -> tuple[float, dict[str, torch.Tensor], 
         margin = 0.5 * ((better - better.detach()) - (worse - worse.detach()))
         loss = -0.9 * torch.nn.functional.logsigmoid(margin) - 0.1 * torch.nn.functional.logsigmoid(-margin)
         losses.append(loss.detach())
-        total = total + loss * (1 / len(pairs) if primary == "pooled" else 1 / len(counts) / counts[d])
+        total = total + loss * (1 / len(pairs) if primary == "pooled" else 1 / len(data.dimensions) / counts[d])
     tokens = sum(len(t.responses[t.golden]) for t in trees)
     for t in trees:
         total = total - 0.7 / tokens * logp(t.prompt, t.responses[t.golden])
+    total = total / 1.7  # the anchor's weight stands beside the primary weights' 1
     total.backward()
     return total.item(), {f"model.{k}": v.grad for k, v in model.named_parameters()}, losses
 
@@ -204,10 +208,10 @@ def test_constraints_add_no_collective(result: Callable[[int, str], Result], ran
 def test_forward_tokens_are_the_tree_formula(folder: Path, result: Callable[[int, str], Result]) -> None:
     """P + sum(R - 1) per record: below P + sum(R), so well within 1.02 x of it; dummies included."""
     config = load_config(str(folder / "recipe.yaml"))
-    data = prepare(config).train
+    prepared = prepare(config)
     for ranks, name in ((1, "base"), (2, "base"), (4, "small")):
         for step, entry in enumerate(result(ranks, name)[0]["entries"]):
-            trees = global_batch(config, data, step)
+            trees = prepared.train_batch(config, step)
             formula = sum(len(t.prompt) + sum(map(len, t.responses)) for t in trees)
             print(f"{ranks} ranks: {entry['tokens']} tokens, tree formula {formula}: {entry['tokens'] / formula:.4f}")
             assert entry["tokens"] <= 1.02 * formula

@@ -133,11 +133,11 @@ def test_protect_is_judged_against_the_best_training_loss():
     objective = Objective(constraint=Constraint(form="protect", tolerance=0.2))
     constraints = build_constraints(objective.constraint, ("A",))
     state = initial_state(constraints, objective)
-    state.best[0] = 0.1
+    state.form["best"][0] = 0.1
     (v,) = certify(edges, constraints, objective, state=state)
     assert v.estimate == pytest.approx(softplus(edges.margins.numpy()).mean() - 0.1)
     assert v.verdict == "violated"
-    state.best[0] = math.inf
+    state.form["best"][0] = math.inf
     assert certify(edges, constraints, objective, state=state)[0].verdict == "undecided"
     with pytest.raises(DpeerError, match="pass the final dual state"):
         certify(edges, constraints, objective)

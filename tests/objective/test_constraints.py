@@ -13,17 +13,17 @@ from dpeer.errors import ConfigError
 from dpeer.objective.constraints import (
     Weights,
     build_constraints,
-    constraint_values,
     dimension_weights,
     edge_coefficients,
     estimates,
+    is_observed,
     primary_weights,
 )
 from dpeer.objective.preference import edge_loss
 from dpeer.objective.statistics import edge_statistics, summarise
 
 DIMS = ("A", "T", "E", "C")
-FORMS = ("threshold", "balance", "margin", "protect")
+FORMS = ("threshold", "winrate", "worst", "balance", "margin", "protect")
 
 
 def f64(*values):
@@ -33,6 +33,14 @@ def f64(*values):
 @dataclass
 class Past:
     best: torch.Tensor
+
+    @property
+    def form(self):
+        return {"best": self.best}
+
+
+def constraint_values(constraints, summary, past):
+    return estimates(constraints, summary, past)[0] - constraints.bounds, is_observed(constraints, summary)
 
 
 def summary_of(losses, hinges=None):
@@ -103,10 +111,10 @@ def test_the_nearest_dimension_is_named():
 
 def test_primary_weights():
     counts = torch.tensor([6, 0, 3, 1])
-    assert primary_weights(Objective(), DIMS, counts).tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+    assert primary_weights(Objective(), DIMS, counts).tolist() == pytest.approx([0.25] * 4)  # absent T keeps its share
     assert primary_weights(Objective(primary="pooled"), DIMS, counts).tolist() == pytest.approx([0.6, 0, 0.3, 0.1])
     fixed = Objective(primary={"A": 1.0, "T": 5.0, "E": 0.0, "C": 3.0})
-    assert primary_weights(fixed, DIMS, counts).tolist() == pytest.approx([0.25, 0, 0, 0.75])
+    assert primary_weights(fixed, DIMS, counts).tolist() == pytest.approx([1 / 9, 5 / 9, 0, 3 / 9])
     with pytest.raises(ConfigError, match=r"objective\.primary.*no value for T"):
         primary_weights(Objective(primary={"A": 1.0, "E": 1.0, "C": 1.0}), DIMS, counts)
 
@@ -124,8 +132,38 @@ def test_balance_moves_weight_and_floors_at_zero():
     assert dimension_weights(constraints, Objective(), multipliers, counts).loss.tolist() == pytest.approx(
         [1 / 3 + 0.25, 1 / 3 - 0.25, 1 / 3]
     )
-    floored = dimension_weights(constraints, Objective(), 4 * multipliers, counts).loss
-    assert floored.tolist() == pytest.approx([0.8, 0, 0.2])
+    floored = dimension_weights(constraints, Objective(), 4 * multipliers, counts)
+    assert floored.loss.tolist() == pytest.approx([0.8, 0, 0.2])
+    assert floored.floored.tolist() == pytest.approx([0, (1 - 1 / 3) / (4 / 3 + 1 / 3), 0])
+
+
+def test_one_normaliser_over_weights_multipliers_and_anchor():
+    """J = (sum (p + lambda) L + a N) / (1 + a + sum lambda)."""
+    constraints = build_constraints(Constraint(), DIMS[:2])
+    weights = dimension_weights(constraints, Objective(golden_nll=3.0), f64(1.0, 0.0), torch.tensor([3, 5]))
+    assert weights.loss.tolist() == pytest.approx([1.5 / 5, 0.5 / 5]) and weights.golden == pytest.approx(3 / 5)
+
+
+def test_an_absent_dimension_keeps_its_share():
+    constraints = build_constraints(Constraint(), DIMS[:2])
+    present, absent = (
+        dimension_weights(constraints, Objective(), f64(0.0, 2.0), torch.tensor(counts)) for counts in ([3, 5], [3, 0])
+    )
+    assert torch.equal(present.loss, absent.loss) and present.loss.tolist() == pytest.approx([1 / 6, 5 / 6])
+
+
+def test_worst_case_weights_are_the_multipliers():
+    constraints = build_constraints(Constraint(form="worst"), DIMS[:2])
+    weights = dimension_weights(constraints, Objective(primary="pooled"), f64(0.9, 0.1), torch.tensor([3, 5]))
+    assert weights.loss.tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_win_rate_counts_pairs_and_weighs_their_loss():
+    constraints = build_constraints(Constraint(form="winrate", tolerance=0.1), DIMS[:2])
+    margins, dims = f64(-1.0, 0.0, 2.0, 3.0), torch.tensor([0, 0, 0, 1])
+    assert constraints.edge_values(margins, margins, dims).tolist() == [1, 1, 0, 0]
+    weights = dimension_weights(constraints, Objective(), f64(1.0, 0.0), torch.tensor([3, 1]))
+    assert weights.loss.tolist() == pytest.approx([0.75, 0.25]) and not weights.hinge.any()
 
 
 def test_margin_multipliers_weigh_the_hinge():
@@ -137,7 +175,7 @@ def test_margin_multipliers_weigh_the_hinge():
 def test_sft_has_no_edge_terms():
     constraints = build_constraints(Constraint(), DIMS)
     weights = dimension_weights(constraints, Objective(kind="sft"), f64(1, 1, 1, 1), torch.tensor([1, 1, 1, 1]))
-    assert not weights.loss.any() and not weights.hinge.any()
+    assert not weights.loss.any() and not weights.hinge.any() and weights.golden == 1
 
 
 @given(st.data())
@@ -150,18 +188,19 @@ def test_weights_are_non_negative_and_sum_to_one(data):
     n = len(constraints.names)
     multipliers = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
     counts = torch.tensor(data.draw(st.lists(st.integers(0, 500), min_size=4, max_size=4)))
-    weights = dimension_weights(constraints, Objective(primary=primary), f64(*multipliers), counts)
+    anchor = data.draw(st.just(0.0) | st.floats(0.01, 10))
+    weights = dimension_weights(constraints, Objective(primary=primary, golden_nll=anchor), f64(*multipliers), counts)
     both = torch.stack([weights.loss, weights.hinge])
     assert both.dtype == torch.float64 and (both >= 0).all()
-    assert not both[:, counts == 0].any()
-    total = both.sum().item()
-    if form == "balance":
-        assert total == pytest.approx(1) or total == 0
-    else:
-        assert total == pytest.approx(1 if counts.any() else 0)
+    total = both.sum().item() + weights.golden
+    nothing = (primary == "pooled" and not counts.any()) or form == "worst"
+    assert total == pytest.approx(1) or (total == 0 and (nothing or form == "balance"))
 
 
-@given(st.lists(st.integers(0, 3000), min_size=4, max_size=4).filter(any), st.sampled_from(FORMS))
+@given(
+    st.lists(st.integers(0, 3000), min_size=4, max_size=4).filter(any),
+    st.sampled_from([f for f in FORMS if f != "worst"]),
+)
 def test_pooled_without_constraints_is_one_coefficient(counts, form):
     constraints = build_constraints(Constraint(form=form, tolerance=math.inf), DIMS)
     counts = torch.tensor(counts)
@@ -192,7 +231,7 @@ def test_pooled_without_constraints_is_plain_dpo_bit_for_bit(counts):
 
 
 def test_coefficients_rebuild_the_weighted_means():
-    weights = Weights(loss=f64(0.2, 0.1, 0.0), hinge=f64(0.0, 0.3, 0.4))
+    weights = Weights(f64(0.2, 0.1, 0.0), f64(0.0, 0.3, 0.4), 0.0, f64(0, 0, 0))
     counts = torch.tensor([2, 3, 5])
     dims = torch.tensor([2, 0, 1, 1, 2, 2, 0, 1, 2, 2])
     values = torch.randn(10, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

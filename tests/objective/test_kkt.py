@@ -20,6 +20,7 @@ from dpeer.objective.preference import edge_loss, margin_hinge
 from dpeer.objective.statistics import edge_statistics, summarise
 
 CONTROLLERS = {
+    "pi": Dual(),
     "ascent": Dual(controller="ascent", eta=0.03, ema=0.5),
     "nu_pi": Dual(controller="nu_pi", eta=0.03, kp=4.0, nu=0.5),
     "pid": Dual(controller="pid", eta=0.03, kp=4.0, kd=1.0),
@@ -152,16 +153,24 @@ def test_protect_keeps_what_was_reached():
     free, _, _ = train([(0, 1), (1, 0)], objective.model_copy(update={"constraint": Constraint(tolerance=math.inf)}))
     assert softplus(free[0]) > 2
     assert softplus(margins[0]) == pytest.approx(math.log(2) + 0.1, abs=1e-4)
-    assert state.best[0].item() == pytest.approx(math.log(2))
+    assert state.form["best"][0].item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("controller", CONTROLLERS)
 def test_infeasible_is_reported_by_name(controller):
     """L_A + L_B >= 2 ln 2 when opposed, so both at 0.5 is impossible; C is met and not named."""
-    dual = CONTROLLERS[controller].model_copy(update={"max": 5.0, "eta": 1.0})
-    objective = Objective(constraint=Constraint(tolerance={"A": 0.5, "B": 0.5, "C": 5.0}), dual=dual)
-    _, state, ledger = train([(0, 1), (1, 0), (1, 2)], objective, steps=200)
+    relaxing = CONTROLLERS[controller].model_copy(update={"max": 5.0, "eta": 1.0})
+    constraint, opposed = Constraint(tolerance={"A": 0.5, "B": 0.5, "C": 5.0}), [(0, 1), (1, 0), (1, 2)]
+    _, state, ledger = train(opposed, Objective(constraint=constraint, dual=relaxing), steps=200)
+    assert state.relaxed.tolist() == [True, True, False]
+    assert (state.multipliers <= 0.25 * 0.25).all()  # the price of a violation of 0.19, not 5
+    found = infeasible(ledger)
+    assert list(found) == ["A", "B"]
+    assert re.search(r"^A: cannot be met together with B\. It stays at about 0\.69\d* where 0\.5 is asked", found["A"])
+
+    stubborn = relaxing.model_copy(update={"relaxed_cost": math.inf})
+    _, state, ledger = train(opposed, Objective(constraint=constraint, dual=stubborn), steps=200)
     assert state.multipliers.tolist() == pytest.approx([5, 5, 0])
     found = infeasible(ledger)
     assert list(found) == ["A", "B"]
-    assert re.search(r"^A: multiplier at its cap 5 for 50 steps.*0\.19\d above tolerance 0\.5", found["A"])
+    assert re.search(r"^A: multiplier at its cap 5 for 50 steps.*stays at 0\.69\d where 0\.5 is asked", found["A"])

@@ -48,7 +48,7 @@ def test_numbers():
     assert sum(d["weight"] for d in entry["dimensions"].values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("form", ["threshold", "balance", "margin", "protect"])
+@pytest.mark.parametrize("form", ["threshold", "winrate", "worst", "balance", "margin", "protect"])
 @pytest.mark.parametrize("tolerance", [0.1, math.inf])
 def test_strict_json_for_every_form(form, tolerance):
     entry, _, _ = one_entry(form, tolerance)
@@ -63,16 +63,18 @@ def test_json_safe():
 def tail_of(violations, saturated=True, se=0.0):
     return [
         {
+            "dimensions": {"A": {}},
             "constraints": {
                 "A": {
                     "dimensions": ["A"],
                     "tolerance": 0.5,
                     "slack": None if v is None else -v,
+                    "estimate": None if v is None else 0.5 + v,
                     "se": se,
                     "multiplier": 20.0,
                     "saturated": saturated,
                 }
-            }
+            },
         }
         for v in violations
     ]

@@ -24,6 +24,7 @@ from dpeer.model import lm, tree_attention
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import world
 from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
+from dpeer.training.prepare import Prepared
 from dpeer.training.policy import Policy
 
 TIMEOUT_S = 77.0
@@ -190,7 +191,7 @@ def test_canary_passes_a_sound_model(
     original = torch.nn.Embedding.forward
     record: Callable[[Any, Tensor], Tensor] = lambda m, ids: (scored.append(ids.tolist()), original(m, ids))[1]  # noqa: E731
     monkeypatch.setattr(torch.nn.Embedding, "forward", record)
-    policy = Policy(recipe(models["plain"], dtype=dtype), data, here)
+    policy = Policy(recipe(models["plain"], dtype=dtype), Prepared(data, None, None, {}), here)
     assert policy.pulse.phase == "ready" and policy.step == 0
     assert policy.engine.module.training
     assert sorted(len(ids[0]) for ids in scored) == [6, 9, 11, 14]  # the third record: tree, and each response alone
@@ -201,7 +202,7 @@ def test_canary_refuses_a_leak(
     here: world.World, models: dict[str, str], data: TokenizedSet, leak: None, dtype: str
 ) -> None:
     with pytest.raises(ConfigError, match=r"keeps state across positions.*cannot be trained as a tree"):
-        Policy(recipe(models["plain"], dtype=dtype), data, here)
+        Policy(recipe(models["plain"], dtype=dtype), Prepared(data, None, None, {}), here)
 
 
 def test_canary_refuses_length_dependent_positions(
@@ -210,7 +211,7 @@ def test_canary_refuses_length_dependent_positions(
     """What the list of rope types would miss if a new one appeared."""
     monkeypatch.setattr(lm, "refuse_unsupported", lambda *_: None)
     with pytest.raises(ConfigError, match="positions depend on the sequence length"):
-        Policy(recipe(models["dynamic"]), data, here)
+        Policy(recipe(models["dynamic"]), Prepared(data, None, None, {}), here)
 
 
 def test_canary_has_nothing_to_compare(
@@ -218,7 +219,7 @@ def test_canary_has_nothing_to_compare(
 ) -> None:
     """Single responses only: no sibling, no leak."""
     lonely = TokenizedSet(("A",), data.trees[:1], 0, 0)
-    assert Policy(recipe(models["plain"]), lonely, here).pulse.phase == "ready"
+    assert Policy(recipe(models["plain"]), Prepared(lonely, None, None, {}), here).pulse.phase == "ready"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ TOP = 2**48 - 1  # the largest digest
 def filled(start: float) -> StepTotals:
     totals = StepTotals.zeros(3)
     totals.table += torch.arange(start, start + totals.table.numel(), dtype=torch.float64).reshape(totals.table.shape)
+    totals.dual += 2 * totals.table
     totals.scalars += torch.arange(len(SCALARS), dtype=torch.float64) * start
     return totals
 
@@ -52,10 +53,12 @@ def test_readable_means() -> None:
     totals = StepTotals.zeros(1)
     values = {"objective": 0.7, "golden_logp_sum": -30.0, "golden_count": 3, "golden_tokens": 12}
     values |= {"rejected_logp_sum": -50.0, "rejected_count": 5, "forward_tokens": 99, "packs": 2}
+    values |= {"dual_tokens": 70, "dual_records": 4, "dual_selected": 3}
     for name, value in values.items():
         totals[name] = value
     assert totals.readable() == {
         "objective": 0.7, "golden_nll": 2.5, "golden_logp": -10.0, "rejected_logp": -10.0, "tokens": 99, "packs": 2,
+        "dual_tokens": 70, "dual_selected": 0.75,
     }  # fmt: skip
     assert isinstance(totals.readable()["tokens"], int)
     assert math.isnan(StepTotals.zeros(1).readable()["rejected_logp"])
@@ -85,7 +88,8 @@ def test_sum_over_three_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [filled(1.0), filled(2.0), filled(4.0)]
     expected = parts[0] + parts[1] + parts[2]
     for found in ranks(monkeypatch, parts, [TOP] * 3):
-        assert torch.equal(found.table, expected.table) and torch.equal(found.scalars, expected.scalars)
+        assert torch.equal(found.table, expected.table) and torch.equal(found.dual, expected.dual)
+        assert torch.equal(found.scalars, expected.scalars)
 
 
 @pytest.mark.parametrize("other", [TOP - 1, 0, TOP ^ (1 << 47)])
