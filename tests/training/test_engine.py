@@ -24,8 +24,8 @@ from dpeer.model import lm, tree_attention
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import world
 from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
-from dpeer.training.prepare import Prepared
 from dpeer.training.policy import Policy
+from dpeer.training.prepare import Prepared
 
 TIMEOUT_S = 77.0
 
