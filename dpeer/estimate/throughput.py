@@ -154,15 +154,23 @@ def traffic_seconds(moved: Traffic, machine: Machine) -> float:
 
 
 def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine, batch: Batching) -> Time:
-    """Time of one optimizer step: that of the busiest rank."""
-    flops = training_flops(config, weights, batch.records)
-    if config.cluster.reference == "colocated" and config.objective.kind == "preference":
-        flops += sum(forward_flops(weights, batch.records))
+    """Time of one optimizer step: that of the busiest rank. Records of the dual split are taken to be as long as those
+    of training; they are scored by the policy, and by a colocated reference."""
+    colocated = config.cluster.reference == "colocated" and config.objective.kind == "preference"
+    scored = config.dual_records / config.training.records_per_step
+    forward = sum(forward_flops(weights, batch.records))
+    flops = training_flops(config, weights, batch.records) + forward * (colocated + scored * (1 + colocated))
     per_token = flops / sum(r.tree for r in batch.records)
-    moved = traffic(config, weights, zero, ranks, machine)
-    return Time(
-        per_token * batch.busiest / (machine.peak * machine.mfu), batch.micro_steps * traffic_seconds(moved, machine)
-    )
+    moved = traffic_seconds(traffic(config, weights, zero, ranks, machine), machine)
+    gathered = traffic_seconds(_gather(config, weights, ranks, machine), machine) * (1 + colocated) * scored
+    return Time(per_token * batch.busiest / (machine.peak * machine.mfu), batch.micro_steps * (moved + gathered))
+
+
+def _gather(config: Config, weights: Weights, ranks: int, machine: Machine) -> Traffic:
+    """One forward pass: all weights once."""
+    moved = weights.total * BYTES[config.model.dtype]
+    nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
+    return Traffic(moved * (ranks - 1) / ranks, moved * (nodes - 1) / nodes)
 
 
 def break_even(time: Time, batch: Batching) -> float:
@@ -172,9 +180,7 @@ def break_even(time: Time, batch: Batching) -> float:
 
 def reference_time(config: Config, weights: Weights, records: Sequence[Lengths], ranks: int, machine: Machine) -> Time:
     """Seconds to compute the reference log-probabilities of all records once, on `ranks` GPUs."""
-    moved = weights.total * BYTES[config.model.dtype]
-    nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
-    forward = Traffic(moved * (ranks - 1) / ranks, moved * (nodes - 1) / nodes)
+    forward = _gather(config, weights, ranks, machine)
     forwards = -(-sum(r.tree for r in records) // (ranks * config.training.tokens_per_pack))
     compute = sum(forward_flops(weights, records)) / (ranks * machine.peak * machine.mfu)
     return Time(compute, forwards * traffic_seconds(forward, machine))

@@ -14,12 +14,12 @@ from transformers.utils import cached_file
 
 from dpeer import config
 from dpeer.config import Config
-from dpeer.data.load import load
 from dpeer.data.order import edges
 from dpeer.data.tokenize import tokenize
 from dpeer.errors import ConfigError, DpeerError
 from dpeer.estimate.throughput import Lengths
 from dpeer.model.lm import load_tokenizer
+from dpeer.training.prepare import split_records
 
 HERE = Path(__file__).parent
 CHARACTERS_PER_TOKEN = 4.0  # English text under the tokenizers of Llama 3 and Qwen: about 4
@@ -138,7 +138,7 @@ def _made(given: GivenLengths, known: dict[str, Any]) -> tuple[Lengths, ...]:
 
 
 def _measured(recipe: Config) -> Records:
-    data = load(recipe.data.train, "train")
+    data = split_records(recipe)["train"]
     spec = recipe.data
     try:
         tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)

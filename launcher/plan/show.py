@@ -170,6 +170,9 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     batch, training = plan.batch, plan.config.training
     yield "records, steps", f"{len(plan.records.lengths)}, {plan.steps}", f"{training.records_per_step} records a step"
     yield "forward tokens per step, trees", f"{batch.tokens:,.0f}", "each prompt once, each response once"
+    if scored := plan.config.dual_records:
+        measured = f"{batch.tokens * scored / training.records_per_step:,.0f}"
+        yield "  of the dual split, forward only", measured, f"{scored} records a step"
     if batch.pairwise:
         ratio = f"{batch.pairwise / batch.tokens:.1f} times as many, without its padding"
         yield "the same as separate pairs", f"{batch.pairwise:,.0f}", ratio

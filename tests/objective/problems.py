@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize, nnls
 
 RIDGE = 0.02
-RECORDS = 120
+RECORDS = 64
 
 
 @dataclass
