@@ -18,6 +18,7 @@ from dpeer.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dpeer.config import Objective
     from dpeer.objective.statistics import Summary
 
 
@@ -64,6 +65,10 @@ class Form:
         """[E], differentiable: the form's own value of each edge, from its margin, loss and tolerance. Read where
         `own_values` is set."""
         raise AssertionError(f"form {self.name} bounds the edge loss")
+
+    def edge_bound(self, objective: Objective) -> float | None:
+        """What no edge's value (>= 0) exceeds; None: it counts up to `objective.certificate.bound` if certified."""
+        return None
 
     def offsets(self, best: Tensor, summary: Summary) -> Tensor | float:
         """[D] or a number: what is subtracted from each mean in training; `best` is the lowest smoothed loss so far."""

@@ -31,12 +31,14 @@ MAY_CHANGE = (  # nothing here changes what a step computes
 
 
 class RunDir:
-    """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, certificate.json, checkpoints/, export/, report.html."""
+    """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, certificate.json, heldout.safetensors, checkpoints/,
+    export/, report.html."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger, self.timing = path / "ledger.jsonl", path / "timing.jsonl"
         self.manifest, self.certificate = path / "manifest.json", path / "certificate.json"
+        self.heldout = path / "heldout.safetensors"
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
     def begin(self, config: Config, facts: dict[str, Any]) -> None:
