@@ -49,6 +49,8 @@ def test_a_difference_is_found() -> None:
         (reader.ConstraintStep, rows.ConstraintRow),
         (reader.StepTime, rows.TimingRow),
         (reader.Certified, rows.VerdictRow),
+        (reader.FullMean, rows.MeanRow),
+        (reader.Win, rows.WinRow),
         (reader.HeldoutMean, rows.HeldoutRow),
         (reader.Rate, rows.RateRow),
         (reader.Selection, rows.SelectionRow),
