@@ -284,10 +284,11 @@ def _verdict(claim: _Claim, alpha: float, tests: int, wealth: Array, needed: Arr
     lower = upper = math.nan
     extra = None
     if claim.known:
-        (below, theta), (above, _) = claim.sides(alpha)
-        lower, upper = -upper_bound(above, float(needed[1])), upper_bound(below, float(needed[0]))
+        sides = claim.sides(alpha)
+        upper, negative = (upper_bound(side, float(n)) for (side, _), n in zip(sides, needed, strict=True))
+        lower, nearer = -negative, int(estimate > claim.theta)
         if claim.open and verdict == "undecided":
-            extra = _extra_records(*claim.sides(alpha)[int(estimate > theta)], float(needed[int(estimate > theta)]))
+            extra = _extra_records(*sides[nearer], float(needed[nearer]))
     return Verdict(
         name=claim.name,
         dimensions=claim.dimensions,
