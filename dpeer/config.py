@@ -109,6 +109,15 @@ class Constraint(Section):
     """Numbers that a form of your own asks for, by name."""
 
 
+class Certificate(Section):
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Probability that no `satisfied` is false, and that no `violated` is."""
+    bound: Positive = 6.0
+    """Up to what an edge's loss (form margin: its hinge) counts: the mean of min(value, bound) is certified."""
+    tolerance: Tolerance | dict[str, Tolerance] | None = None
+    """eps that is certified, one value or one per dimension; default: the one that was trained for."""
+
+
 class Objective(Section):
     kind: Literal["preference", "sft"] = "preference"
     """Preference optimization over edges, or maximum likelihood on golden responses only."""
@@ -127,6 +136,7 @@ class Objective(Section):
     """Primary weights: 1/|D| each, in proportion to edge counts, or fixed by you."""
     constraint: Constraint = Constraint()
     dual: Dual = Dual()
+    certificate: Certificate = Certificate()
 
     @model_validator(mode="after")
     def _smoothing_needs_sigmoid(self) -> Objective:

@@ -1,13 +1,17 @@
-"""What held-out records prove: a verdict per constraint with simultaneous confidence, and selection accuracy."""
+"""What held-out records prove: a verdict per constraint that holds for any distribution, and what stands beside it.
+
+Edge losses are unbounded, and no number of records bounds the mean of an unbounded quantity. So every edge counts up
+to a stated bound, and the mean of that is certified.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
-from typing import Any, Literal, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, cast
 
+import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
@@ -15,32 +19,48 @@ from torch import Tensor
 from dpeer.config import Objective
 from dpeer.errors import DpeerError
 from dpeer.json_safe import json_safe
-from dpeer.objective.constraints import ConstraintSet, Past
+from dpeer.objective.bounds import Array, Sample, log_wealth, repeats_needed, upper_bound, wealth_needed
+from dpeer.objective.constraints import ConstraintSet, Past, build_constraints, check_dimensions
+from dpeer.objective.heldout import HeldoutEdges, cluster_sums, standard_error
 from dpeer.objective.preference import edge_loss
-from dpeer.objective.rows import HeldoutRow, RateRow, VerdictRow
+from dpeer.objective.rows import VerdictRow, WinRow
 
 OUT_OF_REACH = 10**9  # records
-MIN_RECORDS = 20
-"""Fewest records for a verdict: below, the coverage of any interval for a skewed mean is a matter of luck."""
+LEVEL = 0.1
+"""Where a mean is expected, as a share of the bound, if no tolerance says so: it tunes stakes only."""
 
 
-@dataclass(frozen=True, eq=False)
-class HeldoutEdges:
-    """margins [E] in reward units, dims [E] long, records [E] long: the cluster (prompt) of each edge."""
+@dataclass(frozen=True)
+class Mean:
+    """The mean itself, every edge counted in full, with a t interval: good for large samples without rare, huge losses.
 
-    margins: Tensor
-    dims: Tensor
-    records: Tensor
+    lower, upper: for all constraints at once; nan where they cannot be computed
+    effective_records: (sum n)^2 / sum n^2 of the edges n per cluster; the degrees of freedom are one less
+    skewness: of single clusters
+    lowest_margin, highest_value: of a single edge; clipped: share of the edges above the bound
+    """
+
+    estimate: float
+    se: float
+    lower: float
+    upper: float
+    effective_records: float
+    skewness: float
+    lowest_margin: float
+    highest_value: float
+    clipped: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the held-out records say about one constraint.
+    """What the held-out records say about one constraint, every edge counted up to the bound.
 
-    lower, upper: simultaneous confidence interval of the estimate; nan if it cannot be computed
+    lower, upper: tolerances from lower to upper would be undecided, the other constraints being as they are. Each by
+        itself bounds the mean with the certificate's confidence; nan if it cannot be computed
     records, edges: how many carry the constraint's dimensions
-    extra_records: only where undecided: further records of these dimensions after which the interval would exclude the
-        tolerance if estimate and spread stayed as they are; None if that cannot be said or is out of reach
+    extra_records: only where undecided: further records of these dimensions after which there would be a verdict if
+        they were like these; None if that cannot be said or is out of reach
+    mean: beside it, the mean of edges counted in full
     """
 
     name: str
@@ -54,6 +74,7 @@ class Verdict:
     edges: int
     verdict: Literal["satisfied", "violated", "undecided"]
     extra_records: int | None
+    mean: Mean
 
     def to_dict(self) -> VerdictRow:
         """JSON-safe."""
@@ -61,197 +82,283 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A share of n trials with its Wilson interval; nan if n = 0."""
+class Win:
+    """Share of a dimension's edges with a margin above 0, and its lower bound for all dimensions at once."""
 
     rate: float
     lower: float
-    upper: float
-    n: int
+    edges: int
+    records: int
 
-    def to_dict(self) -> RateRow:
+    def to_dict(self) -> WinRow:
         """JSON-safe."""
-        return cast(RateRow, json_safe(asdict(self)))
+        return cast(WinRow, json_safe(asdict(self)))
 
 
 def certify(
     edges: HeldoutEdges,
     constraints: ConstraintSet,
     objective: Objective,
-    confidence: float = 0.95,
+    confidence: float | None = None,
     state: Past | None = None,
+    choices: int = 1,
 ) -> list[Verdict]:
     """One verdict per constraint, on records that training has not seen.
 
-    With probability `confidence` no verdict is false: all intervals hold at once (Bonferroni over the m bounded
-    constraints, both sides). Each interval is a t interval for a mean over C clusters (records), se being the ratio
-    estimator's sandwich with the dependence between the two dimensions of a `balance` pair included, corrected for
-    skewness (Hall 1992): edge losses are skewed, and a plain t interval then finds too many constraints satisfied.
-    `satisfied`: upper <= tolerance. `violated`: lower > tolerance. `undecided`: neither, or fewer than MIN_RECORDS
-    clusters, or no spread between them (an interval of width 0 proves nothing). Tolerance inf: satisfied by definition.
+    With probability `confidence` (default: the config's) no verdict `satisfied` is false, and with the same probability
+    no `violated` is: for any distribution and any number of prompts, as long as prompts are independent (see `bounds`).
+    `choices`: the model was chosen, by whatever rule, among that many whose certificates were looked at.
 
-    The guarantee is asymptotic in the number of clusters, and for a population like the held-out records; rare, huge
-    losses that none of a few records shows cannot be ruled out. What is certified: mean loss (`threshold`), difference
-    of mean losses (`balance`), mean hinge (`margin`); for `protect` that the held-out loss is at most eps above the
-    lowest smoothed TRAINING loss, so it needs the final `state` (a dimension never seen in training: undecided).
+    What is certified is the mean, over the edges of prompts like these (their masks and numbers of edges included), of
+    min(value, bound): the edge loss (`threshold`), its difference between two dimensions (`balance`), the hinge
+    (`margin`); for `protect` that the loss is at most eps above the lowest smoothed TRAINING loss, which needs the
+    final `state` (a dimension never seen in training: undecided). The tolerance is `objective.certificate.tolerance`,
+    or the trained one. Tolerance inf: satisfied by definition. One that nothing up to the bound exceeds: undecided.
     """
-    form = constraints.form
+    claims = _claims(edges, certified(constraints, objective), objective, state)
+    return _decide(claims, _alpha(objective, confidence, choices))
+
+
+def certify_masks(
+    edges: HeldoutEdges,
+    constraints: ConstraintSet,
+    objective: Objective,
+    confidence: float | None = None,
+    state: Past | None = None,
+    choices: int = 1,
+) -> dict[str, list[Verdict]]:
+    """The verdicts of `certify` for the records of each mask by themselves, as a family of their own.
+
+    A mask gets the constraints between its dimensions that have a tolerance. Needs `edges.masks`.
+    """
+    if edges.masks is None:
+        return {}
+    constraints = certified(constraints, objective)
+    claims: list[_Claim] = []
+    masks: list[str] = []
+    for mask in sorted(set(edges.masks.tolist())):
+        part = edges.select(edges.masks == mask)
+        active = set(part.dims.tolist())
+        which = [c for c, m in enumerate(constraints.members) if active >= {*m} and constraints.finite[c]]
+        claims += _claims(part, constraints, objective, state, which)
+        masks += len(which) * [edges.mask_names[mask]]
+    found: dict[str, list[Verdict]] = {}
+    for name, verdict in zip(masks, _decide(claims, _alpha(objective, confidence, choices)), strict=True):
+        found.setdefault(name, []).append(verdict)
+    return found
+
+
+def win_rates(
+    edges: HeldoutEdges, dimensions: Sequence[str], confidence: float = 0.95, choices: int = 1
+) -> dict[str, Win]:
+    """Per dimension how often the better response of an edge has gained more than the worse one, over clusters."""
+    dims, alpha = edges.dims.long().cpu(), (1 - confidence) / (max(1, len(dimensions)) * choices)
+    lost = (edges.margins.detach().cpu() <= 0).double()
+    sums, counts = cluster_sums(lost, dims, edges.records.long().cpu(), len(dimensions))
+    wins = {}
+    for d, name in enumerate(dimensions):
+        used = counts[:, d] > 0
+        total = float(counts[:, d].sum())
+        if not total:
+            wins[name] = Win(math.nan, math.nan, 0, 0)
+            continue
+        sample = _sample(sums[used][:, [d]], counts[used][:, [d]], 1.0, math.inf, alpha)
+        upper = upper_bound(sample, -math.log(alpha))
+        wins[name] = Win(1 - float(sums[:, d].sum()) / total, 1 - upper, int(total), int(used.sum()))
+    return wins
+
+
+def certified(constraints: ConstraintSet, objective: Objective) -> ConstraintSet:
+    """The constraints at their certified tolerances. ConfigError: they do not name exactly the data's dimensions."""
+    tolerance = objective.certificate.tolerance
+    if tolerance is None:
+        return constraints
+    if isinstance(tolerance, dict):
+        check_dimensions("objective.certificate.tolerance", tolerance, constraints.dimensions)
+    other = objective.constraint.model_copy(update={"tolerance": tolerance})
+    return replace(constraints, tolerances=build_constraints(other, constraints.dimensions).tolerances)
+
+
+def certified_bound(constraints: ConstraintSet, objective: Objective) -> float:
+    """Up to what an edge counts: what the form says of its own values, or `objective.certificate.bound`."""
+    own = constraints.form.edge_bound(objective)
+    return objective.certificate.bound if own is None else own
+
+
+def _alpha(objective: Objective, confidence: float | None, choices: int) -> float:
+    return (1 - (objective.certificate.confidence if confidence is None else confidence)) / choices
+
+
+@dataclass(frozen=True, eq=False)
+class _Claim:
+    """One constraint on one set of edges.
+
+    full, clipped, counts [C, members]: per cluster with edges of its dimensions, sums of the values, of the values up
+        to the bound, and their number
+    margins, values [E]: of those edges
+    """
+
+    name: str
+    dimensions: tuple[str, ...]
+    tolerance: float
+    offset: float
+    bound: float
+    full: Tensor
+    clipped: Tensor
+    counts: Tensor
+    margins: Tensor
+    values: Tensor
+
+    @property
+    def theta(self) -> float:
+        """The tolerance of the mean itself."""
+        return self.tolerance + self.offset
+
+    @property
+    def known(self) -> bool:
+        """There are edges of each dimension, and what they are compared with."""
+        return bool((self.counts.sum(0) > 0).all()) and not math.isnan(self.offset)
+
+    @property
+    def open(self) -> bool:
+        """The records can prove something: the tolerance excludes something that the bound allows."""
+        return self.known and self.theta < self.bound
+
+    def sides(self, alpha: float) -> tuple[tuple[Sample, float], tuple[Sample, float]]:
+        """(sample, theta) whose refutation of "the mean is at least theta" means satisfied, and violated."""
+        sample = _sample(self.clipped, self.counts, self.bound, self.theta, alpha)
+        return (sample, self.theta), (sample.mirrored(), -self.theta)
+
+
+def _claims(
+    edges: HeldoutEdges,
+    constraints: ConstraintSet,
+    objective: Objective,
+    state: Past | None,
+    which: Sequence[int] | None = None,
+) -> list[_Claim]:
+    form, width = constraints.form, len(constraints.dimensions)
     if not form.certifiable:
         raise DpeerError(f"form {form.name!r} has no certificate: it does not say what held-out records would prove")
-    margins, dims = edges.margins.detach().double().cpu(), edges.dims.long().cpu()
-    losses = edge_loss(margins, objective)
-    values = constraints.edge_values(margins, losses, dims) if form.own_values else losses
-    sums, counts = _cluster_sums(values, dims, edges.records.long().cpu(), len(constraints.dimensions))
-    zeros = torch.zeros(len(constraints.dimensions), dtype=torch.float64)
-    offsets = zeros + form.certified_offsets(state.form if state else None, len(zeros))
-    tail = (1 - confidence) / (2 * max(1, int(constraints.finite.sum())))
-    return [_verdict(c, constraints, sums, counts, offsets, tail) for c in range(len(constraints.names))]
-
-
-def heldout_means(edges: HeldoutEdges, objective: Objective, dimensions: Sequence[str]) -> dict[str, HeldoutRow]:
-    """Per dimension, JSON-safe: edges, records, and mean edge loss, margin (reward units) and accuracy with their
-    standard errors, clustered by record; null where there are no edges (errors: fewer than two records)."""
     margins, dims, records = edges.margins.detach().double().cpu(), edges.dims.long().cpu(), edges.records.long().cpu()
-    measures = {"loss": edge_loss(margins, objective), "margin": margins, "accuracy": (margins > 0).double()}
-    means: dict[str, dict[str, Any]] = {d: {} for d in dimensions}
-    for measure, values in measures.items():
-        sums, counts = _cluster_sums(values, dims, records, len(dimensions))
-        for d, s, n in zip(dimensions, sums.T, counts.T, strict=True):
-            clusters, total = int((n > 0).sum()), float(n.sum())
-            mean = float(s.sum()) / total if total else math.nan
-            deviation, _ = _spread((s - mean * n)[n > 0] / total) if total else (math.nan, 0.0)
-            means[d] |= {"edges": int(total), "records": clusters, measure: mean}
-            means[d][f"{measure}_se"] = deviation / math.sqrt(clusters) if clusters else math.nan
-    return cast(dict[str, HeldoutRow], json_safe(means))
+    losses, bound = edge_loss(margins, objective), certified_bound(constraints, objective)
+    values = constraints.edge_values(margins, losses, dims) if form.own_values else losses
+    full, counts = cluster_sums(values, dims, records, width)
+    clipped, _ = cluster_sums(values.clamp(0, bound), dims, records, width)
+    offsets = torch.zeros(width, dtype=torch.float64) + form.certified_offsets(state.form if state else None, width)
+
+    def claim(index: int) -> _Claim:
+        members = list(constraints.members[index])
+        here, used = torch.isin(dims, torch.tensor(members)), counts[:, members].sum(1) > 0
+        return _Claim(
+            constraints.names[index],
+            tuple(constraints.member_names(index)),
+            float(constraints.bounds[index]),
+            float((_signs(len(members)) * offsets[members]).sum()),
+            bound,
+            *(x[used][:, members] for x in (full, clipped, counts)),
+            *(x[here] for x in (margins, values)),
+        )
+
+    return [claim(c) for c in (range(len(constraints.names)) if which is None else which)]
 
 
-def selection_accuracy(
-    logps: Sequence[Sequence[float]],
-    golden: Sequence[int],
-    masks: Sequence[tuple[str, ...]],
-    confidence: float = 0.95,
-) -> tuple[Rate, dict[str, Rate]]:
-    """How often the golden response has strictly the highest log-probability: overall, and per mask ("A+E").
-
-    Per record: `logps`, the length-normalised log-probability of each response (nats per token); `golden`, the index of
-    the golden one; `masks`, its active dimensions. Records count as independent trials.
-    """
-    hits = [all(lp[g] > x for i, x in enumerate(lp) if i != g) for lp, g in zip(logps, golden, strict=True)]
-    by_mask: dict[str, list[bool]] = {}
-    for mask, hit in zip(masks, hits, strict=True):
-        by_mask.setdefault("+".join(mask), []).append(hit)
-    return wilson(hits, confidence), {mask: wilson(by_mask[mask], confidence) for mask in sorted(by_mask)}
+def _decide(claims: Sequence[_Claim], alpha: float) -> list[Verdict]:
+    """Verdicts on claims that are made together; `satisfied` and `violated` are families of their own."""
+    tests = [claim.sides(alpha) for claim in claims if claim.open]
+    count = max(1, len(tests))
+    wealth = np.array([[float(log_wealth(*side)) for side in sides] for sides in tests]).reshape(-1, 2).T
+    opened = iter(zip(wealth.T, wealth_needed(wealth, alpha).T, strict=True))
+    closed = np.full(2, -math.inf), np.full(2, math.log(count / alpha))
+    return [_verdict(c, alpha, count, *(next(opened) if c.open else closed)) for c in claims]
 
 
-def wilson(hits: Sequence[bool], confidence: float = 0.95) -> Rate:
-    """Share of hits with its Wilson score interval."""
-    n = len(hits)
-    if n == 0:
-        return Rate(math.nan, math.nan, math.nan, 0)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = sum(hits) / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Rate(p, max(0.0, centre - half), min(1.0, centre + half), n)
-
-
-def _cluster_sums(values: Tensor, dims: Tensor, records: Tensor, n_dims: int) -> tuple[Tensor, Tensor]:
-    """Sum of values and edge count per cluster and dimension: ([C, D], [C, D]) fp64."""
-    ids, cluster = torch.unique(records, return_inverse=True)
-    cell = cluster * n_dims + dims
-    size = len(ids) * n_dims
-    sums = torch.bincount(cell, weights=values, minlength=size)
-    counts = torch.bincount(cell, minlength=size).double()
-    return sums.view(-1, n_dims), counts.view(-1, n_dims)
-
-
-def _verdict(
-    index: int, constraints: ConstraintSet, sums: Tensor, counts: Tensor, offsets: Tensor, tail: float
-) -> Verdict:
-    members = list(constraints.members[index])
-    tolerance = float(constraints.bounds[index])
-    used = counts[:, members].sum(1) > 0
-    n, s = counts[used][:, members], sums[used][:, members]
-    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)[: len(members)]
-    means = s.sum(0) / n.sum(0)
-    estimate = float((signs * (means - offsets[members])).sum())
-    influence = ((s - means * n) / n.sum(0) * signs).sum(1)
-    sample = _Sample(estimate, *_spread(influence), clusters=len(influence), tail=tail)
-    lower, upper = sample.interval(sample.clusters)
-    proves = sample.deviation > 0 and sample.clusters >= MIN_RECORDS
+def _verdict(claim: _Claim, alpha: float, tests: int, wealth: Array, needed: Array) -> Verdict:
+    """`wealth`, `needed` [2]: logarithms, for satisfied and violated."""
     verdict: Literal["satisfied", "violated", "undecided"] = "undecided"
-    if tolerance == math.inf or (proves and upper <= tolerance):
+    if claim.tolerance == math.inf or wealth[0] >= needed[0]:
         verdict = "satisfied"
-    elif proves and lower > tolerance:
+    elif wealth[1] >= needed[1]:
         verdict = "violated"
+    estimate, influence = _influence(claim.clipped, claim.counts)
+    lower = upper = math.nan
+    extra = None
+    if claim.known:
+        sides = claim.sides(alpha)
+        upper, negative = (upper_bound(side, float(n)) for (side, _), n in zip(sides, needed, strict=True))
+        lower, nearer = -negative, int(estimate > claim.theta)
+        if claim.open and verdict == "undecided":
+            extra = _extra_records(*sides[nearer], float(needed[nearer]))
     return Verdict(
-        name=constraints.names[index],
-        dimensions=tuple(constraints.member_names(index)),
-        estimate=estimate,
-        tolerance=tolerance,
-        lower=lower,
-        upper=upper,
-        se=sample.deviation / math.sqrt(sample.clusters) if sample.clusters else math.nan,
-        records=sample.clusters,
-        edges=int(n.sum()),
+        name=claim.name,
+        dimensions=claim.dimensions,
+        estimate=estimate - claim.offset,
+        tolerance=claim.tolerance,
+        lower=lower - claim.offset,
+        upper=upper - claim.offset,
+        se=standard_error(influence),
+        records=len(influence),
+        edges=int(claim.counts.sum()),
         verdict=verdict,
-        extra_records=sample.extra_records(tolerance) if verdict == "undecided" else None,
+        extra_records=extra,
+        mean=_mean(claim, alpha / tests),
     )
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """A mean over independent clusters: its estimate, and the standard deviation and skewness of single clusters."""
-
-    estimate: float
-    deviation: float
-    skewness: float
-    clusters: int
-    tail: float
-
-    def interval(self, clusters: int) -> tuple[float, float]:
-        """Skewness-corrected t interval at that many clusters of this kind; nan below two."""
-        if clusters < 2 or math.isnan(self.deviation):
-            return math.nan, math.nan
-        t = float(stdtrit(clusters - 1, 1 - self.tail)) / math.sqrt(clusters)
-        below, above = (self.deviation * _hall(y, self.skewness, clusters) for y in (t, -t))
-        return self.estimate - below, self.estimate - above
-
-    def extra_records(self, tolerance: float) -> int | None:
-        """Further clusters until the interval excludes the tolerance, if estimate and spread stay as they are."""
-        if not (self.deviation > 0 and abs(self.estimate - tolerance) > 0):
-            return None
-
-        def enough(total: int) -> bool:
-            lower, upper = self.interval(total)
-            return upper <= tolerance or lower > tolerance
-
-        low, high = self.clusters, max(self.clusters + 1, MIN_RECORDS)
-        while not enough(high):
-            if high > OUT_OF_REACH:
-                return None
-            low, high = high, 2 * high
-        while high - low > 1 and high > MIN_RECORDS:
-            middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle, high)
-        return high - self.clusters
+def _signs(members: int) -> Tensor:
+    return torch.tensor([1.0, -1.0], dtype=torch.float64)[:members]
 
 
-def _spread(influence: Tensor) -> tuple[float, float]:
-    """Standard deviation and skewness of single clusters from their influences on the mean [C], which sum to 0."""
-    clusters = len(influence)
-    variance = float(influence.square().sum())
-    if clusters < 2:
-        return math.nan, 0.0
-    skewness = float(influence.pow(3).mean()) / (variance / clusters) ** 1.5 if variance > 0 else 0.0
-    return clusters * math.sqrt(variance / (clusters - 1)), skewness
+def _sample(sums: Tensor, counts: Tensor, bound: float, theta: float, alpha: float) -> Sample:
+    """What one constraint bounds, from the sums of values in [0, bound] and counts [C, members] of its dimensions.
 
-
-def _hall(y: float, skewness: float, clusters: int) -> float:
-    """Inverse of Hall's (1992) transformation g(t) = t + s t^2 / 3 + s^2 t^3 / 27 + s / (6 C), for skewness s.
-
-    g(t) of the studentised mean is free of first-order skewness, so a t quantile fits it where t itself is far off.
+    A cluster's weight is its share of the edges; of two dimensions, the mean of the shares.
     """
-    u = y - skewness / (6 * clusters)
-    c = math.cbrt(1 + skewness * u)
-    return 3 * u / (c * c + c + 1)
+    shares, signs = counts / counts.sum(0), _signs(counts.shape[1])
+    weights = shares.mean(1)
+    reach = bound * (shares / weights[:, None]).max(0).values
+    level = theta if len(signs) == 1 and math.isfinite(theta) else LEVEL * bound
+    level = min(max(level, bound / 50), bound * 49 / 50)
+    variance = level * min(1.0, bound - level)  # of single edges
+    return Sample(
+        values=(signs * sums / counts.sum(0)).sum(1).numpy(),
+        weights=weights.numpy(),
+        low=-float(reach[1]) if len(signs) > 1 else 0.0,
+        high=float(reach[0]),
+        spread=math.sqrt(variance * float(shares.square().sum())),
+        goal=-math.log(alpha),
+    )
+
+
+def _extra_records(side: Sample, theta: float, needed: float) -> int | None:
+    """Further clusters, like these, until there is a verdict."""
+    records = len(side.weights)
+    repeats = repeats_needed(side, theta, needed, OUT_OF_REACH / records)
+    return None if repeats is None else max(1, math.ceil((repeats - 1) * records))
+
+
+def _influence(sums: Tensor, counts: Tensor) -> tuple[float, Tensor]:
+    """Ratio of totals, of two dimensions the difference, and the influence of each cluster on it [C], with sum 0."""
+    means, signs = sums.sum(0) / counts.sum(0), _signs(counts.shape[1])
+    return float((signs * means).sum()), ((sums - means * counts) / counts.sum(0) * signs).sum(1)
+
+
+def _mean(claim: _Claim, alpha: float) -> Mean:
+    estimate, influence = _influence(claim.full, claim.counts)
+    estimate -= claim.offset
+    se, variance = standard_error(influence), float(influence.square().mean()) if len(influence) else 0.0
+    weights = (claim.counts / claim.counts.sum(0)).mean(1)
+    effective = 1 / float(weights.square().sum()) if len(weights) else 0.0
+    half = se * float(stdtrit(effective - 1, 1 - alpha / 2)) if effective > 1 else math.nan
+    some = len(claim.values) > 0
+    return Mean(
+        estimate=estimate,
+        se=se,
+        lower=estimate - half,
+        upper=estimate + half,
+        effective_records=effective,
+        skewness=float(influence.pow(3).mean()) / variance**1.5 if variance > 0 else 0.0,
+        lowest_margin=float(claim.margins.min()) if some else math.nan,
+        highest_value=float(claim.values.max()) if some else math.nan,
+        clipped=float((claim.values > claim.bound).double().mean()) if some else math.nan,
+    )

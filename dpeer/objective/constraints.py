@@ -31,6 +31,11 @@ class Past(Protocol):
 
     @property
     def form(self) -> Memory: ...
+
+
+class Course(Past, Protocol):
+    """What the aims need of it as well."""
+
     @property
     def spread(self) -> Tensor: ...
     @property
@@ -168,7 +173,7 @@ def is_observed(constraints: ConstraintSet, summary: Summary) -> Tensor:
     return has_edges & constraints.finite & constraints.enforce
 
 
-def aims(constraints: ConstraintSet, objective: Objective, state: Past, proof: Tensor | None) -> Tensor:
+def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof: Tensor | None) -> Tensor:
     """[C] fp64: the level that the multipliers hold each estimate to, at most its bound.
 
     A policy that just meets its tolerance cannot be proven to: the certificate needs room for chance. With

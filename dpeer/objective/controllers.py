@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from dpeer.objective.options import options_of
 from dpeer.registry import Registry
 
@@ -121,7 +119,7 @@ class NuPI(Controller):
     name = "nu_pi"
 
     def memory(self, multipliers: Tensor) -> Memory:
-        return {"xi": torch.zeros_like(multipliers)}
+        return {"xi": 0 * multipliers}
 
     def step(self, reading: Reading, memory: Memory) -> tuple[Tensor, Memory]:
         before, nu = memory["xi"], self.dual.nu
@@ -135,7 +133,7 @@ class PID(Controller):
     name = "pid"
 
     def memory(self, multipliers: Tensor) -> Memory:
-        return {"integral": multipliers, "previous": torch.zeros_like(multipliers)}
+        return {"integral": multipliers, "previous": 0 * multipliers}
 
     def step(self, reading: Reading, memory: Memory) -> tuple[Tensor, Memory]:
         eta, g = self.dual.eta, reading.g

@@ -19,6 +19,7 @@ from dpeer.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dpeer.config import Objective
     from dpeer.objective.controllers import Memory
     from dpeer.objective.statistics import Summary
 
@@ -72,6 +73,10 @@ class Form:
         `own_values` is set."""
         raise AssertionError(f"form {self.name} bounds the edge loss")
 
+    def edge_bound(self, objective: Objective) -> float | None:
+        """What no edge's value (>= 0) exceeds; None: it counts up to `objective.certificate.bound` if certified."""
+        return None
+
     def memory(self, dimensions: int) -> Memory:
         """What the form remembers before the first step."""
         return {}
@@ -113,6 +118,9 @@ class WinRate(Form):
 
     def edge_values(self, margins: Tensor, losses: Tensor, tolerances: Tensor) -> Tensor:
         return (margins <= 0).to(margins.dtype)
+
+    def edge_bound(self, objective: Objective) -> float:
+        return 1.0
 
 
 class Worst(Form):

@@ -90,8 +90,23 @@ class TimingRow(TypedDict):
     reference_wait_s: float
 
 
-class VerdictRow(TypedDict):
-    """One constraint on held-out records; lower and upper hold for all constraints at once."""
+class MeanRow(TypedDict):
+    """The mean with every edge counted in full, and a t interval for all constraints at once."""
+
+    estimate: Number
+    se: Number
+    lower: Number
+    upper: Number
+    effective_records: Number
+    skewness: Number
+    lowest_margin: Number
+    highest_value: Number
+    clipped: Number
+    """Share of the edges whose value lies above the bound."""
+
+
+class Claim(TypedDict):
+    """What files of every version have."""
 
     name: str
     dimensions: list[str]
@@ -104,6 +119,22 @@ class VerdictRow(TypedDict):
     edges: int
     verdict: Literal["satisfied", "violated", "undecided"]
     extra_records: int | None
+
+
+class VerdictRow(Claim, total=False):
+    """One constraint on held-out records, every edge counted up to the bound; tolerances from lower to upper would be
+    undecided."""
+
+    mean: MeanRow
+
+
+class WinRow(TypedDict):
+    """Share of a dimension's edges with a margin above 0, and its lower bound for all dimensions at once."""
+
+    rate: Number
+    lower: Number
+    edges: int
+    records: int
 
 
 class HeldoutRow(TypedDict):
@@ -135,11 +166,24 @@ class SelectionRow(TypedDict):
     masks: dict[str, RateRow]
 
 
-class CertificateFile(TypedDict):
-    """certificate.json"""
+class EarlyCertificate(TypedDict):
+    """What files of every version have."""
 
     confidence: float
     constraints: list[VerdictRow]
     dimensions: dict[str, HeldoutRow]
     selection: SelectionRow
     heldout_records: int
+
+
+class CertificateFile(EarlyCertificate, total=False):
+    """certificate.json"""
+
+    bound: float
+    """Up to what an edge counts."""
+    prompts: int
+    rarest: Number
+    """3 / prompts: kinds of prompts rarer than that may be absent."""
+    wins: dict[str, WinRow]
+    masks: dict[str, list[VerdictRow]]
+    """Verdicts per mask, with a correction of their own."""

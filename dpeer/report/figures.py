@@ -226,7 +226,7 @@ def certificate(run: Run) -> Plot | None:
         f"{c.verdict}"
         for c in rows
     )
-    note = f"Coloured bars: {percent(certificate.confidence)} intervals that hold for all constraints at once."
+    note = f"Coloured bars: tolerances that would be undecided, at {percent(certificate.confidence)} confidence."
     return Plot(title, f"Interval plot. {words}.", draw(paint, 0.9 + 0.48 * len(rows)), note)
 
 

@@ -33,8 +33,10 @@ def templates(*packages: str, autoescape: bool = True) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = {"number": text.number, "exact": text.exact, "percent": text.percent, "extra_records": text.extra_records}
-    environment.filters.update(formats)
+    for words in (
+        text.number, text.exact, text.percent, text.extra_records, text.certified_words, text.rare_words, text.win_words
+    ):  # fmt: skip
+        environment.filters[words.__name__] = words
     return environment
 
 

@@ -55,8 +55,20 @@ class StepTime(Row):
     reference_wait_s: Number = NAN
 
 
+class FullMean(Row):
+    """The mean of edges counted in full, with its t interval; `clipped`: share of edges above the bound."""
+
+    estimate: Number = NAN
+    lower: Number = NAN
+    upper: Number = NAN
+    skewness: Number = NAN
+    lowest_margin: Number = NAN
+    highest_value: Number = NAN
+    clipped: Number = NAN
+
+
 class Certified(Row):
-    """One constraint on held-out records; `lower` and `upper` bound the estimate for all constraints at once."""
+    """One constraint on held-out records; tolerances from `lower` to `upper` would be undecided."""
 
     name: str
     dimensions: tuple[str, ...] = ()
@@ -68,6 +80,7 @@ class Certified(Row):
     edges: int = 0
     verdict: Literal["satisfied", "violated", "undecided"]
     extra_records: int | None = None
+    mean: FullMean = FullMean()
 
     @property
     def constrained(self) -> bool:
@@ -95,8 +108,22 @@ class HeldoutMean(Row):
     accuracy: Number = NAN
 
 
+class Win(Row):
+    """Share of a dimension's edges with a margin above 0, and its lower bound."""
+
+    rate: Number = NAN
+    lower: Number = NAN
+
+
 class Certificate(Row):
+    """`bound`: up to what an edge counts; nan in the files of versions that certified the mean itself."""
+
     confidence: float = 0.95
+    bound: Number = NAN
+    prompts: int | None = None
+    rarest: Number = NAN
+    wins: dict[str, Win] = {}
+    masks: dict[str, tuple[Certified, ...]] = {}
     dimensions: dict[str, HeldoutMean] = {}
     constraints: tuple[Certified, ...] = ()
     selection: Selection | None = None

@@ -89,6 +89,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return [i for i, p in enumerate(points) if np.isfinite(p).all() and not any(beats(q, p) for q in points)]
 
 
+ONE_NORMALISER = 2
+"""Since this version of the method (`prepare.METHOD`) the anchor is inside the normaliser."""
+
+
 @dataclass(frozen=True)
 class Late:
     """Where a run of form `threshold` arrived: averages over the last quarter of its steps, D dimensions.
@@ -105,14 +109,17 @@ class Late:
 
 
 def late(run: Run) -> Late | None:
-    """None unless the run enforced constraints on the losses themselves (form `threshold`).
+    """None unless the run enforced constraints on the losses themselves (form `threshold`), and for runs of versions
+    that had the anchor a outside the normaliser.
 
-    A step weighs dimension d by w = (p + lambda) / S with S = 1 + sum of lambda over the dimensions with edges, and the
-    anchor by its full weight. The mean of w over the steps is the weight of d's mean gradient, so p / S and lambda / S
-    are averaged (0 in steps without edges of d), and both are divided by the mean of 1 / S.
+    A step weighs dimension d by w = (p + lambda) / S with S = 1 + a + sum of lambda, and the anchor by a / S. The mean
+    of w over the steps is the weight of d's mean gradient, so p / S and lambda / S are averaged (0 in steps without
+    edges of d), and both are divided by the mean of 1 / S.
     """
-    if not run.lagrangian or not constraint_form(run).bounds_loss:
+    form = constraint_form(run)
+    if not run.lagrangian or not form.bounds_loss or form.simplex or run.get("method", 1) < ONE_NORMALISER:
         return None
+    anchor = float(run.get("config.objective.golden_nll", 0.0))
     tail = run.ledger[-max(1, round(LATE * len(run.ledger))) :]
     dimensions = run.dimensions
 
@@ -121,15 +128,15 @@ def late(run: Run) -> Late | None:
 
     edges = np.nan_to_num(table("edges"))
     losses = np.nan_to_num(table("loss")) * edges
-    pressure = np.nan_to_num(table("multiplier")) * (edges > 0)
-    scale = 1 + pressure.sum(1, keepdims=True)
-    primary = np.nan_to_num(table("weight")) - pressure / scale
+    pressure = np.nan_to_num(table("multiplier"))
+    scale = 1 + anchor + pressure.sum(1, keepdims=True)
+    primary = (np.nan_to_num(table("weight")) - pressure / scale) * (edges > 0)
     inverse = float((1 / scale).mean())
     return Late(
         loss=np.divide(losses.sum(0), edges.sum(0), out=np.full(len(dimensions), NAN), where=edges.sum(0) > 0),
         primary=primary.mean(0) / inverse,
-        multipliers=(pressure / scale).mean(0) / inverse,
-        anchor=float(run.get("config.objective.golden_nll", 0.0)) / inverse,
+        multipliers=(pressure / scale * (edges > 0)).mean(0) / inverse,
+        anchor=anchor,
         nll=float(np.mean([step.golden_nll for step in tail])),
     )
 

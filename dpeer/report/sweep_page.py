@@ -16,7 +16,9 @@ from dpeer.files import write_json, write_text
 from dpeer.report import sweep_figures as figures
 from dpeer.report.page import MARKS, Part, templates
 from dpeer.report.plot import Plot
+from dpeer.report.run import Certified
 from dpeer.report.sweep import Setting, SweepCell, SweepData, read_sweep
+from dpeer.report.sweep_choice import Choice, choice
 from dpeer.report.sweep_numbers import (
     Price,
     Spread,
@@ -39,6 +41,7 @@ class SweepResult:
     differences: list[tuple[Setting, Spread]]
     prices: list[Price]
     abilities: dict[str, dict[str, float]]
+    choice: Choice | None
 
 
 def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path:
@@ -54,6 +57,7 @@ def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path
         [(s, paired(s, reference)) for s in data.settings],
         prices(data.lines) if data.axis.tolerance else [],
         {cell: dict(row) for cell, row in (abilities or {}).items()},
+        choice(data),
     )
     tables = dict(_tables(result))
     for name, rows in tables.items():
@@ -70,6 +74,8 @@ def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path
         dimensions=data.dimensions,
         sections=list(_sections(result, tables)),
         matrix=_matrix(data),
+        choice=result.choice,
+        marks=MARKS,
         prices=result.prices,
         cost=tables["cost"],
         tables=list(tables),
@@ -166,13 +172,10 @@ def _tables(result: SweepResult) -> Iterator[tuple[str, Rows]]:
     yield "prices", [_price_row(price) for price in result.prices]
     yield (
         "certificates",
-        [
-            {**_key(c), "constraint": v.name, "verdict": v.verdict, "estimate": v.estimate, "tolerance": v.tolerance}
-            | {"lower": v.lower, "upper": v.upper}
-            for c in data.cells
-            for v in (c.run.certificate.constrained if c.run.certificate else ())
-        ],
+        [_claim_row(c, v) for c in data.cells for v in (c.run.certificate.constrained if c.run.certificate else ())],
     )
+    if result.choice and result.choice.constraints is not None:
+        yield "chosen", [_claim_row(result.choice.cell, v) for v in result.choice.constraints]
     if _oracle(data):
         yield "oracle", [{**_key(c), **c.shares} for c in data.cells]
     if result.abilities:
@@ -207,6 +210,11 @@ def _price_row(price: Price) -> dict[str, Any]:
         "active": price.active,
         "agrees": price.agrees,
     } | {f"{name}{k}": v for name, spread in spreads.items() for k, v in _spread(spread).items()}
+
+
+def _claim_row(cell: SweepCell, v: Certified) -> dict[str, Any]:
+    numbers = {"estimate": v.estimate, "tolerance": v.tolerance, "lower": v.lower, "upper": v.upper}
+    return {**_key(cell), "constraint": v.name, "verdict": v.verdict, **numbers}
 
 
 def _key(cell: SweepCell) -> dict[str, Any]:

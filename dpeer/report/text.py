@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dpeer.objective.forms import FORMS, Form
-from dpeer.report.run import Certified, Rate, Run
+from dpeer.report.run import Certificate, Certified, Rate, Run
 
 UNKNOWN = "\u2013"
 MINUS = "\u2212"
@@ -34,8 +34,8 @@ def exact(value: float) -> str:
     return f"{value:g}" if math.isfinite(value) else "none"
 
 
-def percent(share: float) -> str:
-    return UNKNOWN if math.isnan(share) else f"{100 * share:.0f}{NBSP}%"
+def percent(share: float, places: int = 0) -> str:
+    return UNKNOWN if math.isnan(share) else f"{100 * share:.{places}f}{NBSP}%"
 
 
 def interval(rate: Rate) -> str:
@@ -104,6 +104,35 @@ def subtitle(run: Run) -> str:
     return " ".join(
         f"{verdict.capitalize()}: {listing(constraints)}." for verdict, constraints in names.items() if constraints
     )
+
+
+def certified_words(certificate: Certificate) -> str:
+    """What is certified, in plain words."""
+    confidence = percent(certificate.confidence)
+    if math.isnan(certificate.bound):
+        return (
+            "An earlier version of dpeer made this certificate, of the mean with every pair counted in full. Intervals "
+            f"cluster by prompt and were meant to hold for all constraints together at {confidence}; rare, huge losses "
+            "can break that."
+        )
+    return (
+        f"What is certified is the mean with each pair counted up to {exact(certificate.bound)}, over prompts like the "
+        f"held-out ones. With {confidence} confidence no \u201csatisfied\u201d here is false, and with {confidence} "
+        "confidence no \u201cviolated\u201d is. A tolerance inside the range would be undecided."
+    )
+
+
+def rare_words(certificate: Certificate) -> str:
+    """What the held-out records cannot show."""
+    return (
+        f"Kinds of prompts rarer than {percent(certificate.rarest, 1)} (3 / {certificate.prompts:,}) may be absent "
+        "from the held-out records, and nothing is known about them."
+    )
+
+
+def win_words(certificate: Certificate) -> str:
+    """E.g. "A 88 % (at least 84 %)" of every dimension."""
+    return ", ".join(f"{d} {percent(w.rate)} (at least {percent(w.lower)})" for d, w in certificate.wins.items())
 
 
 def extra_records(constraint: Certified) -> str:

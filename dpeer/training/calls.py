@@ -67,8 +67,9 @@ class PolicyCalls(Protocol):
         """Not collective."""
         ...
 
-    def certificate(self, policy: list[list[float]], reference: list[list[float]]) -> Any:
-        """Not collective. A `rows.CertificateFile`, or None without held-out records."""
+    def certificate(self, policy: list[list[float]], reference: list[list[float]], margins: Path) -> Any:
+        """Not collective; writes the held-out margins to that file. A `rows.CertificateFile`, or None without held-out
+        records."""
         ...
 
     def save(self, folder: Path) -> None: ...

@@ -8,12 +8,11 @@ import torch
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet
-from dpeer.objective.certificate import HeldoutEdges, certify, heldout_means, selection_accuracy
+from dpeer.objective.certificate import certified_bound, certify, certify_masks, win_rates
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import DualState
+from dpeer.objective.heldout import HeldoutEdges, heldout_means, selection_accuracy
 from dpeer.objective.rows import CertificateFile
-
-CONFIDENCE = 0.95
 
 
 def heldout_edges(
@@ -21,21 +20,26 @@ def heldout_edges(
 ) -> HeldoutEdges:
     """Margins of all held-out edges (reward units); records with the same prompt are one cluster."""
     clusters: dict[tuple[int, ...], int] = {}
-    margins, dims, records = [], [], []
+    names: dict[str, int] = {}
+    margins, dims, records, masks = [], [], [], []
     for tree, lp, ref in zip(data.trees, policy, reference, strict=True):
         rewards = [
             config.objective.beta * (a - b) / (len(r) if config.objective.length_normalised else 1)
             for a, b, r in zip(lp, ref, tree.responses, strict=True)
         ]
         cluster = clusters.setdefault(tree.prompt, len(clusters))
+        mask = names.setdefault("+".join(tree.mask), len(names))
         for d, better, worse in tree.edges:
             margins.append(rewards[better] - rewards[worse])
             dims.append(d)
             records.append(cluster)
+            masks.append(mask)
     return HeldoutEdges(
         torch.tensor(margins, dtype=torch.float64),
         torch.tensor(dims, dtype=torch.int64),
         torch.tensor(records, dtype=torch.int64),
+        torch.tensor(masks, dtype=torch.int64),
+        tuple(names),
     )
 
 
@@ -46,18 +50,26 @@ def certificate(
     reference: Sequence[Sequence[float]],
     dual: DualState,
 ) -> CertificateFile:
-    """The certificate as JSON: verdict per constraint, means per dimension, selection accuracy overall and per mask."""
-    constraints = build_constraints(config.objective.constraint, data.dimensions)
+    """The certificate as JSON: verdicts, overall and per mask; means and win rates by dimension; selection accuracy."""
+    objective = config.objective
+    constraints = build_constraints(objective.constraint, data.dimensions)
     edges = heldout_edges(config, data, policy, reference)
-    verdicts = certify(edges, constraints, config.objective, CONFIDENCE, dual)
     per_token = [
         [v / len(r) for v, r in zip(lp, t.responses, strict=True)] for t, lp in zip(data.trees, policy, strict=True)
     ]
     overall, masks = selection_accuracy(per_token, [t.golden for t in data.trees], [t.mask for t in data.trees])
+    by_mask = certify_masks(edges, constraints, objective, state=dual)
+    wins = win_rates(edges, data.dimensions, objective.certificate.confidence)
+    prompts = len({t.prompt for t in data.trees})
     return {
-        "confidence": CONFIDENCE,
-        "constraints": [v.to_dict() for v in verdicts],
-        "dimensions": heldout_means(edges, config.objective, data.dimensions),
+        "confidence": objective.certificate.confidence,
+        "bound": certified_bound(constraints, objective),
+        "constraints": [v.to_dict() for v in certify(edges, constraints, objective, state=dual)],
+        "dimensions": heldout_means(edges, objective, data.dimensions),
+        "wins": {d: w.to_dict() for d, w in wins.items()},
+        "masks": {mask: [v.to_dict() for v in by_mask[mask]] for mask in sorted(by_mask)},
         "selection": {"overall": overall.to_dict(), "masks": {k: v.to_dict() for k, v in masks.items()}},
         "heldout_records": len(data.trees),
+        "prompts": prompts,
+        "rarest": min(1.0, 3 / prompts) if prompts else None,
     }

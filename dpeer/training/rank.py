@@ -7,11 +7,12 @@ from typing import Any
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
+from dpeer.heldout_file import Heldout, write_heldout
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
 from dpeer.training.export import export
-from dpeer.training.heldout import certificate
+from dpeer.training.heldout import certificate, heldout_edges
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import prepare
 from dpeer.training.pulse import Pulse
@@ -87,11 +88,16 @@ class TrainingRank:
         held = self.prepared.heldout
         return (read_cache(cache_path(self.config, held), held) or []) if held else []
 
-    def certificate(self, policy: list[list[float]], reference: list[list[float]]) -> CertificateFile | None:
-        """Not collective: the verdicts from all held-out scores. None without held-out records."""
-        if self.prepared.heldout is None:
+    def certificate(
+        self, policy: list[list[float]], reference: list[list[float]], margins: Path
+    ) -> CertificateFile | None:
+        """Not collective: the verdicts from all held-out scores; writes the margins. None without held-out records."""
+        data, dual = self.prepared.heldout, self.policy.lagrangian.state
+        if data is None:
             return None
-        return certificate(self.config, self.prepared.heldout, policy, reference, self.policy.lagrangian.state)
+        edges = heldout_edges(self.config, data, policy, reference)
+        write_heldout(margins, Heldout(edges, data.dimensions, dual.form))
+        return certificate(self.config, data, policy, reference, dual)
 
     def save(self, folder: Path) -> None:
         checkpoint.save(self.policy, folder, self.prepared.facts)

@@ -185,7 +185,7 @@ class TrainingRun:
         shares = policy.wait("held-out scores", mine)
         records = sum(map(len, shares))
         scores = merge(shares, records), merge(theirs, records)
-        if verdict := policy.call_first("certificate", PolicyCalls.certificate, *scores):
+        if verdict := policy.call_first("certificate", PolicyCalls.certificate, *scores, self.files.heldout):
             write_json(self.files.certificate, verdict)
 
 

@@ -31,12 +31,14 @@ MAY_CHANGE = (  # nothing here changes what a step computes
 
 
 class RunDir:
-    """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, certificate.json, checkpoints/, export/, report.html."""
+    """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, certificate.json, heldout.safetensors, checkpoints/,
+    export/, report.html."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger, self.timing = path / "ledger.jsonl", path / "timing.jsonl"
         self.manifest, self.certificate = path / "manifest.json", path / "certificate.json"
+        self.heldout = path / "heldout.safetensors"
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
     def begin(self, config: Config, facts: dict[str, Any]) -> None:
@@ -64,6 +66,12 @@ class RunDir:
         if not self.manifest.exists():
             raise CheckpointError(f"{self.path}: nothing to resume (no manifest.json). Start it without --resume.")
         old = json.loads(self.manifest.read_text())
+        if (began := old.get("method", 1)) != facts.get("method", began):
+            raise CheckpointError(
+                f"{self.path}: began under version {began} of the method, and this dpeer now computes version "
+                f"{facts['method']} (objective and multipliers differ, see CHANGELOG): the result would be of neither. "
+                f"Finish it with dpeer {old.get('versions', {}).get('dpeer', 'of that time')}, or start a new run."
+            )
         differs = [
             f"{key}: was {before!r}, now {after!r}"
             for key, before, after in differences(_with_defaults(old["config"]), resolved(config))

@@ -37,7 +37,14 @@ def test_ledger_and_files_are_those_of_a_run_under_ray(lab: Lab, baseline: Path)
     run = lab.torchrun(2, "torch", COLOCATED)
     assert run.wait(300) == 0, run.output
     assert (lab.run("torch") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
-    for name in ("certificate.json", "report.html", "export/model.safetensors", "export/README.md", "manifest.json"):
+    for name in (
+        "certificate.json",
+        "heldout.safetensors",
+        "report.html",
+        "export/model.safetensors",
+        "export/README.md",
+        "manifest.json",
+    ):
         assert (lab.run("torch") / name).is_file() and (baseline / name).is_file(), name
     ours, theirs = (json.loads((r / "certificate.json").read_text()) for r in (lab.run("torch"), baseline))
     assert ours == theirs

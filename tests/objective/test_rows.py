@@ -18,9 +18,9 @@ def fault(value: Any, kind: Any, where: str) -> str | None:
     """Where a JSON value differs in its keys from a declared row."""
     if hasattr(kind, "__total__"):
         hints = get_type_hints(kind)
-        if set(value) != set(hints):
-            return f"{where}: {set(value) ^ set(hints)}"
-        return next((f for k in hints if (f := fault(value[k], hints[k], f"{where}.{k}"))), None)
+        if strange := (set(value) - set(hints)) | (kind.__required_keys__ - set(value)):
+            return f"{where}: {strange}"
+        return next((f for k in value if (f := fault(value[k], hints[k], f"{where}.{k}"))), None)
     if get_origin(kind) is dict:
         return next((f for k, v in value.items() if (f := fault(v, get_args(kind)[1], f"{where}.{k}"))), None)
     if get_origin(kind) is list:
@@ -49,6 +49,8 @@ def test_a_difference_is_found() -> None:
         (reader.ConstraintStep, rows.ConstraintRow),
         (reader.StepTime, rows.TimingRow),
         (reader.Certified, rows.VerdictRow),
+        (reader.FullMean, rows.MeanRow),
+        (reader.Win, rows.WinRow),
         (reader.HeldoutMean, rows.HeldoutRow),
         (reader.Rate, rows.RateRow),
         (reader.Selection, rows.SelectionRow),

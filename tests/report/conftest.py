@@ -96,6 +96,11 @@ def certified(name: str, estimate: float, half: float, tolerance: Any = 0.4, **c
         "name": name, "dimensions": [name], "estimate": estimate, "tolerance": tolerance, "lower": estimate - half,
         "upper": estimate + half, "se": half / 2.5, "records": 120, "edges": 160, "verdict": verdict,
         "extra_records": 310 if verdict == "undecided" else None,
+        "mean": {
+            "estimate": estimate + 0.01, "se": half / 2, "lower": estimate - half, "upper": estimate + half + 0.02,
+            "effective_records": 118.0, "skewness": 2.5, "lowest_margin": -7.5, "highest_value": 7.5006,
+            "clipped": 0.0125,
+        },
     } | changes  # fmt: skip
 
 
@@ -182,6 +187,11 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             ]
             found = {
                 "confidence": 0.95,
+                "bound": 6.0,
+                "prompts": 215,
+                "rarest": 3 / 215,
+                "wins": {d: {"rate": 0.88, "lower": 0.81, "edges": 160, "records": 120} for d in dimensions},
+                "masks": {"A+E": [certified("A", 0.2, 0.3)], "A+T": [certified("T", 0.2, 0.1)]},
                 "constraints": pairs if balance else singles,
                 "selection": selection(),
                 "heldout_records": 220,

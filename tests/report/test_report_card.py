@@ -37,7 +37,9 @@ def test_card_of_a_certified_run(make_run):
         ["T", "undecided", "0.440", "0.380 to 0.500", "0.4"],
         ["C", "satisfied", "0.220", "0.170 to 0.270", "0.4"],
     ]
-    assert {len(row) for row in [rows[0], *rows[2:]]} == {8} and rows[4][7] == "about 310"
+    assert {len(row) for row in [rows[0], *rows[2:]]} == {9} and rows[4][7:] == ["about 310", "0.450"]
+    assert "counted up to 6, over prompts like the held-out ones" in body and "rarer than 1.4" in body
+    assert "A 88\u00a0% (at least 81\u00a0%)" in body
     for line in ("- Edge loss: sigmoid, beta 0.5.", "weight 3.", "- Tolerance: 0.4.", "controller `ascent`"):
         assert line in body
     assert "1,331" in body and "cd" * 32 in body and "AutoModelForCausalLM.from_pretrained" in body

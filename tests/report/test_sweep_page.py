@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dpeer.config import Constraint, Objective
 from dpeer.errors import DpeerError
+from dpeer.heldout_file import Heldout, write_heldout
+from dpeer.objective.certificate import certify
+from dpeer.objective.constraints import build_constraints
+from dpeer.objective.heldout import HeldoutEdges
 from dpeer.report.sweep import find_axis, read_sweep
 from dpeer.report.sweep_page import write_sweep_report
 
@@ -95,6 +102,33 @@ def test_tables_hold_the_known_answers(make_sweep: Callable[..., Path]) -> None:
     assert len(rows(folder, "certificates")) == 12 * 4
     assert [(r["from"], r["to"]) for r in rows(folder, "prices")] == [(0.2, 0.3), (0.3, 0.4)]
     assert sum(row["tokens"] for row in rows(folder, "cost")) == 12 * 12 * 9120
+
+
+def test_the_chosen_cell_is_certified_for_a_choice_among_all(make_sweep: Callable[..., Path]) -> None:
+    """230 losses of 0.1 prove 0.2 by themselves, not as the best of eight."""
+    folder = make_sweep(seeds=(0, 1))
+    page = write_sweep_report(folder).read_text()
+    assert "Of 8 cells, <strong>eps0.2-s0-abcd</strong>" in page and "It cannot be corrected" in page
+    assert not (folder / "tables" / "chosen.json").exists()
+    margin = -math.log(math.exp(0.1) - 1)  # whose loss is 0.1
+    edges = HeldoutEdges(
+        torch.full((230,), margin, dtype=torch.float64),
+        torch.zeros(230).long(),
+        torch.arange(230),
+        torch.zeros(230).long(),
+        ("E",),
+    )
+    heldout = Heldout(edges, ("E",), {})
+    write_heldout(folder / "eps0.2-s0-abcd" / "heldout.safetensors", heldout)
+    assert "corrected for a choice among 8" in write_sweep_report(folder).read_text()
+    (row,) = rows(folder, "chosen")
+    constraint = Constraint(tolerance=0.2)
+    objective = Objective(constraint=constraint)
+    alone, best_of_eight = (
+        certify(edges, build_constraints(constraint, ("E",)), objective, choices=k)[0] for k in (1, 8)
+    )
+    assert (row["name"], row["constraint"], row["upper"]) == ("eps0.2-s0-abcd", "E", best_of_eight.upper)
+    assert (alone.verdict, best_of_eight.verdict, row["verdict"]) == ("satisfied", "undecided", "undecided")
 
 
 def test_unfinished_cells_and_single_seeds_are_said(make_sweep: Callable[..., Path]) -> None:

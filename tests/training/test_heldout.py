@@ -55,6 +55,7 @@ def test_margins_by_hand_and_clusters_by_prompt() -> None:
     assert edges.dims.tolist() == [0, 0, 1, 1]
     first, second, again, last = edges.records.tolist()
     assert first == last != second == again
+    assert edges.mask_names == ("A+E",) and edges.masks is not None and edges.masks.tolist() == [0, 0, 0, 0]
 
 
 def test_length_normalised_rewards() -> None:
@@ -84,4 +85,7 @@ def test_certificate_is_strict_json_with_selection_by_hand() -> None:
     assert found["heldout_records"] == 3 and found["confidence"] == 0.95
     assert {v["verdict"] for v in found["constraints"]} <= {"satisfied", "violated", "undecided"}
     assert len(found["constraints"]) == 2
+    assert (found["bound"], found["prompts"], found["rarest"]) == (6.0, 2, 1.0)
+    assert found["wins"]["A"]["rate"] == 1.0 and found["wins"]["A"]["edges"] == 2
+    assert list(found["masks"]) == ["A+E"] and [v["name"] for v in found["masks"]["A+E"]] == ["A", "E"]
     assert found["selection"]["overall"]["rate"] == pytest.approx(2 / 3)
