@@ -35,9 +35,7 @@ def test_page_and_card_are_written(run: Path) -> None:
 
 def test_its_dual_state_is_refused_with_what_to_do(run: Path) -> None:
     state = json.loads((run / "checkpoints" / "step-0000006" / "state.json").read_text())
-    with pytest.raises(
-        CheckpointError, match="resume with the dpeer version that wrote the checkpoint"
-    ):
+    with pytest.raises(CheckpointError, match="resume with the dpeer version that wrote the checkpoint"):
         DualState.from_dict(state["dual"])
 
 
@@ -48,7 +46,5 @@ def test_it_may_not_go_on_under_another_objective(run: Path) -> None:
     old = manifest["config"] | {"objective": manifest["config"]["objective"] | changes}
     config = Config.model_validate(old)
     facts = {k: manifest[k] for k in ("data", "model", "reference", "chat_template")} | {"method": METHOD}
-    with pytest.raises(
-        CheckpointError, match=r"began under version 1 of the method.*computes version 2.*Finish it"
-    ):
+    with pytest.raises(CheckpointError, match=r"began under version 1 of the method.*computes version 2.*Finish it"):
         RunDir(run).check_resumable(config, facts)

@@ -17,12 +17,14 @@ from torch import Tensor
 
 HORIZON = 200
 """Steps of a run whose length is not known."""
-START, WINDOW, HOLD = 0.4, 0.15, 0.2
-"""Shares of the run: before the first judgement, in a moving average, for which the judgement must stand."""
+START, SETTLED, WINDOW, HOLD = 0.3, 0.5, 0.15, 0.15
+"""Shares of the run: before the first judgement; until a violation must be large to count; in a moving average; for
+which the judgement must stand."""
 FALLING = 0.15
 """V still falls when its average over the window is lower by this share than the average of these averages."""
-VIOLATED = 0.12
-"""Of the bound: V below this is no conflict. Shares of the tolerance, or of VIOLATED_LEAST if that is larger."""
+VIOLATED_FIRST, VIOLATED = 0.36, 0.12
+"""V below this is no conflict, as a share of the tolerance or of VIOLATED_LEAST if that is larger: from the first to
+the second between START and SETTLED."""
 VIOLATED_LEAST = 0.1
 MEMBER, SHARE = 0.15, 0.04
 """A member of the set is violated by at least this part of V, and holds at least this share of the multipliers."""
@@ -68,12 +70,17 @@ def judge(
     multipliers aim."""
     now = torch.zeros_like(relaxed)
     if step >= START * (horizon or HORIZON):
-        now = in_conflict(memory, room, bounds, relaxed)
+        done = (step / (horizon or HORIZON) - START) / (SETTLED - START)
+        least = VIOLATED_FIRST + (VIOLATED - VIOLATED_FIRST) * min(1.0, done)
+        now = in_conflict(memory, room, bounds, relaxed, least)
     return {**memory, "held": (memory["held"] + 1).where(now, 0.0)}
 
 
-def in_conflict(memory: Mapping[str, Tensor], room: Tensor, bounds: Tensor, relaxed: Tensor) -> Tensor:
-    """[C] bool: members of a set whose weighted violation stays above 0. Relaxed ones are known already."""
+def in_conflict(
+    memory: Mapping[str, Tensor], room: Tensor, bounds: Tensor, relaxed: Tensor, least: float = VIOLATED
+) -> Tensor:
+    """[C] bool: members of a set whose weighted violation stays above `least`, a share of the tolerance. Relaxed ones
+    are known already."""
     weight = memory["weight"].where(~relaxed, 0.0)
     total = float(weight.sum())
     if total <= 1:  # the primary weights have the larger say
@@ -83,10 +90,10 @@ def in_conflict(memory: Mapping[str, Tensor], room: Tensor, bounds: Tensor, rela
     fallen = float((share * (memory["before"] + room)).sum()) - violation
     error = math.sqrt(float((share.square() * memory["variance"]).sum()))
     scale = bounds.where(bounds.isfinite(), 0.0).abs().clamp(min=VIOLATED_LEAST)
-    if not (violation >= max(VIOLATED * float((share * scale).sum()), 3 * error) and fallen <= FALLING * violation):
+    if not (violation >= max(least * float((share * scale).sum()), 3 * error) and fallen <= FALLING * violation):
         return torch.zeros_like(relaxed)
-    least = (1.5 * memory["variance"].sqrt()).clamp(min=MEMBER * violation)
-    return (share >= SHARE) & (level > least) & ~relaxed
+    member = (1.5 * memory["variance"].sqrt()).clamp(min=MEMBER * violation)
+    return (share >= SHARE) & (level > member) & ~relaxed
 
 
 def established(memory: Mapping[str, Tensor], horizon: int | None) -> Tensor:

@@ -1,7 +1,8 @@
 """Toy problems with known KKT points: a softmax policy over three tokens, conflicting dimensions.
 
 The loop below is the training step without a model: margins, weights, loss, gradient step, statistics, dual update. The
-oracles are analytic, or scipy's SLSQP on the constrained problem with multipliers from stationarity.
+oracles are analytic, or scipy's SLSQP on the constrained problem with multipliers from stationarity. The default
+controller, whose penalty asks for shorter steps than these, has test_shipped_defaults.py.
 """
 
 import math
@@ -20,7 +21,6 @@ from dpeer.objective.preference import edge_loss, margin_hinge
 from dpeer.objective.statistics import edge_statistics, summarise
 
 CONTROLLERS = {
-    "pi": Dual(),
     "ascent": Dual(controller="ascent", eta=0.03, ema=0.5),
     "nu_pi": Dual(controller="nu_pi", eta=0.03, kp=4.0, nu=0.5),
     "pid": Dual(controller="pid", eta=0.03, kp=4.0, kd=1.0),
@@ -30,11 +30,7 @@ CYCLE = [(0, 1), (1, 2), (2, 0)]  # better, worse token of dimensions A, B, C: t
 
 
 def train(pairs, objective, steps=600, lr=1.0):
-    """Run the loop; returns the final margins [D], the dual state and the tail of the ledger.
-
-    Plain gradient steps of this size suit the slow controllers; the penalty of `pi` asks for shorter ones."""
-    if objective.dual.controller == "pi":
-        steps, lr = 6 * steps, lr / 6
+    """Run the loop; returns the final margins [D], the dual state and the tail of the ledger."""
     dimensions = tuple("ABC"[: len(pairs)])
     constraints = build_constraints(objective.constraint, dimensions)
     state = initial_state(constraints, objective)
@@ -170,7 +166,9 @@ def test_infeasible_is_reported_by_name(controller):
     assert (state.multipliers <= 0.25 * 0.25).all()  # the price of a violation of 0.19, not 5
     found = infeasible(ledger)
     assert list(found) == ["A", "B"]
-    assert re.search(r"^A: cannot be met together with B\. It stays at about 0\.69\d* where 0\.5 is asked", found["A"])
+    assert re.search(
+        r"^A: cannot be met together with B\. It stays at about 0\.[67]\d* where 0\.5 is asked", found["A"]
+    )
 
     stubborn = relaxing.model_copy(update={"relaxed_cost": math.inf})
     _, state, ledger = train(opposed, Objective(constraint=constraint, dual=stubborn), steps=200)
