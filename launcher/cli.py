@@ -24,6 +24,7 @@ from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
+from dpeer.launcher.commands.tolerance import tolerance
 
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "accelerate", "psutil", "tensorboard"),
@@ -106,6 +107,7 @@ app.command()(slurm_commands.slurm)
 app.command(hidden=True)(slurm_commands.wait_for_nodes)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")
 app.command()(plan)
+app.command()(tolerance)
 app.add_typer(sweep_commands.app, name="sweep", help="Ablations: many runs from one sweep file.")
 app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well they are recovered.")
 

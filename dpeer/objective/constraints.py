@@ -188,10 +188,15 @@ def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof:
         return bounds
     count = max(1, int(constraints.finite.sum()))
     records = torch.tensor([float(min(proof[d] for d in m)) for m in constraints.members], dtype=torch.float64)
-    half_widths = math.sqrt(2 * math.log(2 * count / ALPHA)) + 1
-    room = half_widths * (state.spread / records.clamp(min=1)).sqrt()
+    room = half_widths(count) * (state.spread / records.clamp(min=1)).sqrt()
     room = torch.minimum(room, bounds.abs() / 2).where(bounds.isfinite() & ~state.modest, 0.0)
     return bounds - room
+
+
+def half_widths(constraints: int) -> float:
+    """Standard errors between an aim and its bound: those of a proof for that many constraints at once, and one for
+    the chance that the certificate's records are less kind."""
+    return math.sqrt(2 * math.log(2 * constraints / ALPHA)) + 1
 
 
 def primary_weights(objective: Objective, dimensions: tuple[str, ...], edge_counts: Tensor) -> Tensor:
