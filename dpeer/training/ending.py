@@ -53,20 +53,6 @@ def exhausted(scores: Mapping[int, float], patience: int) -> bool:
     return top is not None and sum(step > top for step in scores) >= patience
 
 
-def stop_words(stopped: Mapping[str, Any]) -> str:
-    """What stop.json says, in plain words."""
-    if stopped["reason"] == "certified":
-        return (
-            f"at step {stopped['step']}: the dual split proves every tolerance "
-            f"({100 * stopped['confidence']:.4g} % confidence at look {stopped['look']}, so that all looks together "
-            f"err with at most {100 * ALPHA:g} %)."
-        )
-    return (
-        f"at step {stopped['step']}: {stopped['patience']} checkpoint{'s' * (stopped['patience'] > 1)} in a row had a "
-        "higher loss of the worst dimension on the dual split than the best one."
-    )
-
-
 def confidence(look: int) -> float:
     """Of the certificate at the k-th look at the same records: error levels alpha / (k (k + 1)) sum to alpha, so over
     all looks together a false "satisfied" has probability alpha at most."""

@@ -191,7 +191,7 @@ class TrainingRun:
         last checkpoint was proven ends with that one."""
         stopped = self.files.stopped
         if stopped:
-            print(f"{self.config.name}: stopped early, {ending.stop_words(stopped)}", flush=True)
+            print(f"{self.config.name}: training ended early, at step {done} ({stopped['reason']}).", flush=True)
         best = None if stopped and stopped["reason"] == "certified" else self.best()
         return done if best in (None, done) else self.load(self.workers.policy(), best)
 

@@ -288,7 +288,7 @@ def test_a_proven_run_stops_early_and_a_kill_before_its_end_changes_nothing(lab:
     assert stop == {"step": lab.steps("proven"), "reason": "certified", "look": stop["step"] // 4} | {
         "confidence": 1 - 0.05 / (stop["look"] * (stop["look"] + 1))
     }
-    assert 4 <= stop["step"] < 24 and "stopped early" in run.output
+    assert 4 <= stop["step"] < 24 and "training ended early" in run.output
     for name, kept in (("unjudged", False), ("judged", True)):
         folder = copy_unfinished(lab, whole, name)
         (folder / "certificate.json").unlink()
