@@ -9,10 +9,11 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from dpeer.errors import DpeerError
 from dpeer.files import write_text
 from dpeer.report import figures, text
 from dpeer.report.plot import Plot
-from dpeer.report.run import Run, read_run
+from dpeer.report.run import NoSteps, Run, read_run
 
 MOST_REPLIES = 6
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?"}
@@ -45,8 +46,24 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         DpeerError: the folder has no ledger, or no complete step in it.
     """
-    run = read_run(run_dir)
-    page = templates().get_template("report.html.j2").render(
+    write_text(run_dir / "report.html", report_html(read_run(run_dir)))
+    return run_dir / "report.html"
+
+
+def live_html(run_dir: Path) -> str:
+    """The report as far as the run has come, or a page that says what it waits for."""
+    try:
+        return report_html(read_run(run_dir))
+    except NoSteps:
+        words = "Waiting for the first step", "Data and model are being loaded; this page follows by itself."
+    except DpeerError as error:
+        words = "This run cannot be shown", str(error)
+    name = run_dir.resolve().name
+    return templates().get_template("waiting.html.j2").render(name=name, heading=words[0], reason=words[1])
+
+
+def report_html(run: Run) -> str:
+    return templates().get_template("report.html.j2").render(
         name=run.get("config.name", run.path.resolve().name),
         method=text.method_name(run),
         progress=text.progress(run),
@@ -62,8 +79,6 @@ def write_report(run_dir: Path) -> Path:
         config=list(text.flatten(run.get("config", {}))),
         versions=list(text.flatten(run.get("versions", {}))),
     )  # fmt: skip
-    write_text(run_dir / "report.html", page)
-    return run_dir / "report.html"
 
 
 def _warnings(run: Run) -> list[str]:

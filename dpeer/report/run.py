@@ -17,6 +17,10 @@ Number = Annotated[float, BeforeValidator(lambda value: NAN if value is None els
 Tolerance = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
 
+class NoSteps(DpeerError):
+    """A folder without a complete step of training."""
+
+
 class Row(BaseModel):
     """What the page reads of a line; a ledger may carry more."""
 
@@ -245,17 +249,17 @@ def read_run(run_dir: Path) -> Run:
     """Read the files of a run folder.
 
     Raises:
-        DpeerError: the folder has no ledger, or the ledger has no complete step.
+        NoSteps: the folder has no ledger, or the ledger has no complete step.
     """
     ledger_path = run_dir / "ledger.jsonl"
     if not ledger_path.is_file():
-        raise DpeerError(
+        raise NoSteps(
             f"{run_dir} has no ledger.jsonl, so there is nothing to report: it is not a run folder, or its training "
             "has not completed a step. Give the folder that `dpeer train` printed (output_dir/name of the recipe)."
         )
     ledger, ledger_notes = _read_steps(ledger_path, Step)
     if not ledger:
-        raise DpeerError(
+        raise NoSteps(
             f"{ledger_path} holds no complete step, so there is nothing to report: the run stopped before its first "
             "step ended. Start it again with `dpeer train RECIPE`."
         )
