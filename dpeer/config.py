@@ -188,6 +188,18 @@ class Training(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints kept on disk."""
+    keep: Literal["last", "best"] = "last"
+    """The checkpoint that is certified and exported: the `last`, or the `best`, which has the lowest loss of its worst
+    dimension on the dual split; that one stays on disk."""
+    stop_when: Literal["never", "certified"] = "never"
+    """`certified`: end at the first checkpoint at which the whole dual split proves every tolerance."""
+    patience: int | None = Field(None, ge=1)
+    """With `keep: best`: end when so many checkpoints in a row were no better than the best."""
+    sample_every: int | None = Field(None, ge=1)
+    """Steps between samples of the policy's greedy replies; also before the first and after the last. None: no
+    samples."""
+    sample_prompts: int = Field(3, ge=1)
+    """Prompts that are answered each time, taken from the dual split, or else from the training records."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project; TensorBoard is always written."""
 
@@ -195,6 +207,11 @@ class Training(Section):
     def _one_length(self) -> Training:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give exactly one of steps ({self.steps}) and epochs ({self.epochs})")
+        if self.patience and self.keep == "last":
+            raise ValueError(
+                f"patience ({self.patience}) counts checkpoints since the best one, but keep is last: the run would "
+                "end late and export a worse checkpoint. Set training.keep=best, or leave patience out"
+            )
         return self
 
     def total_steps(self, records: int) -> int:
@@ -265,6 +282,26 @@ class Config(Section):
         """Multipliers follow the dual split, and there are any to move."""
         objective = self.objective
         return self.dual_records > 0 and objective.constraint.enforce and objective.dual.evidence == "split"
+
+    @model_validator(mode="after")
+    def _end_can_be_judged(self) -> Config:
+        certified = self.training.stop_when == "certified"
+        best = ["training.keep=best"] if self.training.keep == "best" else []
+        asked = best + (["training.stop_when=certified"] if certified else [])
+        if asked and not self.dual_records:
+            why = "objective.kind is sft" if self.objective.kind == "sft" else "data.dual is none"
+            raise ValueError(
+                f"{' and '.join(asked)} judges checkpoints on the dual split, and there is none in use ({why}). Give "
+                "one (data.dual=10%, or a file) to a preference run, or leave this out"
+            )
+        tolerance = self.objective.constraint.tolerance
+        lowest = min(tolerance.values(), default=math.inf) if isinstance(tolerance, dict) else tolerance
+        if certified and math.isinf(lowest):
+            raise ValueError(
+                "training.stop_when=certified, but no dimension has a tolerance that could be proven "
+                "(objective.constraint.tolerance is inf). Set one, or leave stop_when at never"
+            )
+        return self
 
     @model_validator(mode="after")
     def _evidence_exists(self) -> Config:

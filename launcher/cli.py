@@ -25,6 +25,7 @@ from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.tolerance import tolerance
+from dpeer.launcher.commands.watch import watch
 
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "accelerate", "psutil", "tensorboard"),
@@ -101,6 +102,7 @@ app = typer.Typer(
 app.add_typer(config_app, name="config", help="The form of recipes, for editors.")
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(preflight)
+app.command()(watch)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.command()(slurm_commands.slurm)

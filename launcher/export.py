@@ -1,4 +1,4 @@
-"""`dpeer export`: the newest checkpoint of a run, also of an unfinished one, as a Hugging Face model."""
+"""`dpeer export`: what a run ended with, or an unfinished one's newest checkpoint, as a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def export_run(run_dir: Path, output: Path | None = None) -> Path:
     folder = output or files.export
     if folder.exists():
         raise CheckpointError(f"{folder} exists. Remove it, or choose another folder with --output.")
-    config = Config.model_validate(json.loads(files.manifest.read_text())["config"])
+    manifest = json.loads(files.manifest.read_text())
+    config = Config.model_validate(manifest["config"])
     with connect(config.cluster.address):
         groups = Groups(config)
         try:
             policy = groups.policy()
             policy.build(config)
-            checkpoint = files.checkpoint(saved[-1])
+            checkpoint = files.checkpoint(manifest.get("exported_step") or saved[-1])
             policy.call_first(CONVERTING, PolicyCalls.convert, checkpoint)
             policy.call("loading a checkpoint", PolicyCalls.load, checkpoint)
             policy.call(EXPORTING, PolicyCalls.export, folder)

@@ -31,7 +31,11 @@ class Head(nn.Module):
     def weight(self) -> Tensor:
         return self._output[0].weight
 
-    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
+        """Log-probability [N] of the targets after hidden states [N, H]; without targets the likeliest tokens [N]."""
+        if targets is None:
+            likeliest: Tensor = (hidden @ self._output[0].weight.T).argmax(-1)
+            return likeliest
         return token_logprobs(hidden, self._output[0].weight, targets, self.chunk)
 
 
@@ -44,11 +48,17 @@ class TreeLM(nn.Module):
         self._backbone = [backbone(model)]
         self.head = Head(causal_lm(model).get_output_embeddings(), head_chunk)
 
-    def forward(self, pack: Pack) -> Tensor:
-        """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included."""
+    def forward(self, pack: Pack, greedy: bool = False) -> Tensor:
+        """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included.
+
+        greedy: instead the likeliest token [R] in the place of each response's last.
+        """
         hidden = self._backbone[0](
             input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
         ).last_hidden_state[0]
+        if greedy:
+            likeliest: Tensor = self.head(hidden[pack.rows[pack.response_tokens.cumsum(0) - 1]], None)
+            return likeliest
         tokens = self.head(hidden[pack.rows], pack.targets)
         return response_sums(tokens, pack.row_response, len(pack.response_tokens))
 

@@ -12,7 +12,17 @@ import yaml
 from dpeer.errors import DpeerError
 from dpeer.report.page import templates
 from dpeer.report.run import Run, read_run
-from dpeer.report.text import constraint_form, edge_words, exact, finding, interval, method_name, subtitle
+from dpeer.report.text import (
+    constraint_form,
+    edge_words,
+    exact,
+    exported_words,
+    finding,
+    interval,
+    method_name,
+    stop_words,
+    subtitle,
+)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_FILES = (".csv", ".json", ".jsonl", ".parquet")
@@ -67,7 +77,7 @@ def _front_matter(run: Run, model: str, data: str) -> dict[str, Any]:
 
 
 def _splits(run: Run) -> Iterator[dict[str, Any]]:
-    for key, name in (("train", "training"), ("heldout", "held-out")):
+    for key, name in (("train", "training"), ("dual", "dual (moves the multipliers)"), ("heldout", "held-out")):
         if split := run.get(f"data.{key}"):
             yield {
                 "name": name,
@@ -107,6 +117,10 @@ def _recipe(run: Run) -> Iterator[str]:
     yield f"Weights trained: {'LoRA adapters of rank ' + str(adapter.get('rank')) if adapter else 'all'}."
     batch = run.get("config.training.records_per_step", "an unknown number of")
     yield f"{len(run.ledger)} optimizer steps of {batch} records."
+    if words := stop_words(run):
+        yield words
+    if words := exported_words(run):
+        yield f"Exported and certified: {words}."
 
 
 def _tolerance_words(tolerance: Any) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpeer.report.plot import LIMIT, PALETTE, Z95, Line, Plot, Series, draw, line_plot, smooth, thin
-from dpeer.report.run import Run, Step
-from dpeer.report.text import constraint_form, exact, interval, number, percent
+from dpeer.report.run import NAN, Run, Step
+from dpeer.report.text import NBSP, constraint_form, exact, interval, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,36 +71,96 @@ def _shared_range(lines: Sequence[Line], limits: Sequence[float]) -> tuple[float
     return float(marks.min()) - 2 * air, float(marks.max()) + 2 * air
 
 
-def _panels(run: Run, lines: Sequence[Line], limits: Sequence[float], ylabel: str) -> list[Plot]:
-    """One plot per line against its own limit, all on the same scale."""
-    span, ylim = smoothing_span(run), _shared_range(lines, limits)
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Lines of one quantity; the title is about the first."""
+
+    name: str
+    lines: list[Line]
+    limit: float = math.inf
+    aim: Series | None = None
+    unit: str = ""
+
+
+def _panels(run: Run, panels: Sequence[Panel], ylabel: str) -> list[Plot]:
+    """One plot per panel against its own limit, all on the same scale."""
+    span = smoothing_span(run)
+    ylim = _shared_range([line for p in panels for line in p.lines], [p.limit for p in panels])
     plots = []
-    for k, (line, limit) in enumerate(zip(lines, limits, strict=True)):
-        end = smooth(line.values, span=span)[0][-1]
-        title = f"{line.name} ends at {number(end)}"
-        if math.isfinite(limit):
-            title += f", {'above' if end > limit else 'within'} its tolerance {exact(limit)}"
-        colour = PALETTE[k % len(PALETTE)]
-        plots.append(line_plot(_steps(run), [line], ylabel, title, span=span, limit=limit, ylim=ylim, colour=colour))
+    for k, p in enumerate(panels):
+        ends = [smooth(line.values, span=span)[0][-1] for line in p.lines]
+        title = f"{p.name} ends at {number(ends[0])}{p.unit}"
+        if len(p.lines) > 1:
+            title += f" on the {p.lines[0].name} ({number(ends[1], 2)}{p.unit} in training)"
+        if math.isfinite(p.limit):
+            title += f", {'above' if ends[0] > p.limit else 'within'} its tolerance {exact(p.limit)}"
+        style: dict[str, Any] = {"limit": p.limit, "aim": p.aim, "ylim": ylim, "colour": PALETTE[k % len(PALETTE)]}
+        plots.append(line_plot(_steps(run), p.lines, ylabel, title, span=span, **style))
     return plots
+
+
+def _both(run: Run, dimension: str, field: str, scale: float = 1) -> list[Line]:
+    """A dimension's mean over the dual split's batches, where there are any, and over the training batches."""
+    trained = Line("training", scale * dimension_series(run, dimension, field))
+    unseen = series(run, lambda s: getattr(s.dimensions[dimension].dual, field) if dimension in s.dimensions else NAN)
+    return _observed([Line("dual split", scale * unseen), trained])
+
+
+def _aim(run: Run, name: str) -> Series | None:
+    """Where the multiplier of a constraint holds it, if that was ever below the tolerance."""
+    aim, tolerance = (constraint_series(run, name, field) for field in ("aim", "tolerance"))
+    return aim if (aim < tolerance).any() else None
 
 
 def loss_panels(run: Run) -> list[Plot]:
     """Loss of each dimension, against its tolerance where the constraint is on the loss itself."""
-    lines = _observed([Line(d, dimension_series(run, d, "loss")) for d in run.dimensions])
     on_loss = run.ledger[-1].constraints if constraint_form(run).bounds_loss else {}
-    limits = [on_loss[line.name].tolerance if line.name in on_loss else math.inf for line in lines]
+    panels = []
+    for d in run.dimensions:
+        if lines := _both(run, d, "loss"):
+            bound = (on_loss[d].tolerance, _aim(run, d)) if d in on_loss else (math.inf, None)
+            panels.append(Panel(d, lines, *bound))
     unit = " (nats)" if run.get("config.objective.loss", "sigmoid") == "sigmoid" else ""
-    return _panels(run, lines, limits, f"loss per edge{unit}") if lines else []
+    return _panels(run, panels, f"loss per edge{unit}") if panels else []
 
 
 def constraint_panels(run: Run) -> list[Plot]:
     """Constraint values against their tolerances, for the forms where they are not the losses themselves."""
     if constraint_form(run).bounds_loss:
         return []
-    lines = _observed([Line(name, constraint_series(run, name, "estimate")) for name in _busiest(run, "estimate")])
-    limits = [constraint_series(run, line.name, "tolerance")[-1] for line in lines]
-    return _panels(run, lines, limits, "constraint value") if lines else []
+    panels = []
+    for name in _busiest(run, "estimate"):
+        if lines := _observed([Line(name, constraint_series(run, name, "estimate"))]):
+            panels.append(Panel(name, lines, constraint_series(run, name, "tolerance")[-1], _aim(run, name)))
+    return _panels(run, panels, "constraint value") if panels else []
+
+
+def win_panels(run: Run) -> list[Plot]:
+    """Share of each dimension's pairs that are ranked right."""
+    panels = [Panel(d, lines, unit=f"{NBSP}%") for d in run.dimensions if (lines := _both(run, d, "accuracy", 100))]
+    return _panels(run, panels, "pairs ranked right (%)") if panels else []
+
+
+def golden_first(run: Run) -> Plot | None:
+    """How often golden has the highest log-probability per token of its record, on the dual split."""
+    lines = _observed([Line("golden first", 100 * series(run, lambda s: s.dual_selected))])
+    if not lines:
+        return None
+    span = smoothing_span(run)
+    end = smooth(lines[0].values, span=span)[0][-1]
+    title = f"Golden ranks first in {end:.0f} % of the dual split's records at the end"
+    return line_plot(_steps(run), lines, "golden ranks first (% of records)", title, span=span)
+
+
+def floored(run: Run) -> Plot | None:
+    """Weight below 0 that multipliers asked for and did not get."""
+    lines = [Line(d, 100 * dimension_series(run, d, "floored")) for d in run.dimensions[:MOST_LINES]]
+    lines = [line for line in lines if np.nanmax(line.values, initial=0) > 0]
+    if not lines:
+        return None
+    top = _largest({line.name: float(np.nanmax(line.values)) for line in lines})
+    title = f"Multipliers asked to un-learn {top}, whose weight stays at 0 instead"
+    return line_plot(_steps(run), lines, "weight not given (%)", title)
 
 
 def multipliers(run: Run) -> Plot | None:

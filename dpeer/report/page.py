@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from dpeer.errors import DpeerError
 from dpeer.files import write_text
 from dpeer.report import figures, text
 from dpeer.report.plot import Plot
-from dpeer.report.run import Run, read_run
+from dpeer.report.run import NoSteps, Run, read_run
 
+MOST_REPLIES = 6
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?"}
 
 
@@ -46,8 +48,24 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         DpeerError: the folder has no ledger, or no complete step in it.
     """
-    run = read_run(run_dir)
-    page = templates().get_template("report.html.j2").render(
+    write_text(run_dir / "report.html", report_html(read_run(run_dir)))
+    return run_dir / "report.html"
+
+
+def live_html(run_dir: Path) -> str:
+    """The report as far as the run has come, or a page that says what it waits for."""
+    try:
+        return report_html(read_run(run_dir))
+    except NoSteps:
+        words = "Waiting for the first step", "Data and model are being loaded; this page follows by itself."
+    except DpeerError as error:
+        words = "This run cannot be shown", str(error)
+    name = run_dir.resolve().name
+    return templates().get_template("waiting.html.j2").render(name=name, heading=words[0], reason=words[1])
+
+
+def report_html(run: Run) -> str:
+    return templates().get_template("report.html.j2").render(
         name=run.get("config.name", run.path.resolve().name),
         method=text.method_name(run),
         progress=text.progress(run),
@@ -59,11 +77,10 @@ def write_report(run_dir: Path) -> Path:
         heldout_plots=[plot for plot in (figures.certificate(run), figures.selection(run)) if plot],
         sections=list(_sections(run)),
         metadata=list(_metadata(run)),
+        samples=_samples(run),
         config=list(text.flatten(run.get("config", {}))),
         versions=list(text.flatten(run.get("versions", {}))),
     )  # fmt: skip
-    write_text(run_dir / "report.html", page)
-    return run_dir / "report.html"
 
 
 def _warnings(run: Run) -> list[str]:
@@ -74,9 +91,27 @@ def _warnings(run: Run) -> list[str]:
             f"The multiplier of {text.listing(stuck)} sits at its upper bound{f' {cap:g}' if cap else ''} at the end: "
             "this tolerance may not be attainable together with the others. Allow a larger tolerance, or train longer."
         )
+    warnings += [words for words in (text.stop_words(run), text.relaxed_words(run)) if words]
     if not run.timing:
         warnings.append("timing.jsonl is missing: throughput is unknown.")
     return warnings
+
+
+def _samples(run: Run) -> list[tuple[str, list[tuple[int, str]]]]:
+    """(prompt, [(step, reply)]) of every sampled prompt; of a long run the first, the last and a few between."""
+    replies: dict[str, dict[int, str]] = {}
+    for sample in run.samples:
+        replies.setdefault(sample.prompt, {})[sample.step] = text.printable(sample.reply)
+    return [
+        (text.printable(prompt), [(step, said[step]) for step in few(sorted(said), MOST_REPLIES)])
+        for prompt, said in replies.items()
+    ]
+
+
+def few(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, first and last among them."""
+    last, count = len(values) - 1, min(most, len(values))
+    return [values[round(i * last / max(1, count - 1))] for i in range(count)]
 
 
 def _sections(run: Run) -> Iterator[Part]:
@@ -84,7 +119,7 @@ def _sections(run: Run) -> Iterator[Part]:
     smoothed = f"Bold: moving average over about {span} steps; faint: single steps."
     yield Part(
         "Loss per dimension",
-        f"Mean loss over the edges of each dimension in a training step. {smoothed}",
+        f"Mean loss over the edges of each dimension in a step. {_about_dual(run)}{smoothed}",
         figures.loss_panels(run),
     )
     constraint_panels = figures.constraint_panels(run)
@@ -96,16 +131,31 @@ def _sections(run: Run) -> Iterator[Part]:
         constraint_panels,
     )
     yield Part(
+        "Pairs ranked right",
+        f"Share of edges whose better response gained more over the reference than the worse one. {_about_dual(run)}"
+        f"{smoothed}",
+        [*figures.win_panels(run), *(plot for plot in (figures.golden_first(run),) if plot)],
+    )
+    yield Part(
         "How the dimensions were balanced",
         "A violated constraint raises its multiplier, and that raises the weight of its dimension in the loss. "
         "A margin is how much more than the reference the policy prefers the better response of an edge.",
-        [plot for plot in (figures.multipliers(run), figures.weights(run), figures.margins(run)) if plot],
+        [
+            plot
+            for draw in (figures.multipliers, figures.weights, figures.floored, figures.margins)
+            if (plot := draw(run))
+        ],
     )
     yield Part(
         "Side effects and speed",
         f"Training against rejected responses can lower the probability of golden ones with them. {smoothed}",
         [plot for plot in (figures.drift(run), figures.golden_nll(run), figures.throughput(run)) if plot],
     )
+
+
+def _about_dual(run: Run) -> str:
+    """What the dual split is, where the run has one."""
+    return "The policy never trains on the records of the dual split. " if run.get("data.dual") else ""
 
 
 def _metadata(run: Run) -> Iterator[tuple[str, Any]]:
@@ -121,7 +171,10 @@ def _metadata(run: Run) -> Iterator[tuple[str, Any]]:
         "created": "Started",
         "finished": "Finished",
     }
-    for split, label in (("train", "Training data"), ("heldout", "Held-out data")):
+    if words := text.exported_words(run):
+        yield "Exported checkpoint", words
+    splits = (("train", "Training data"), ("dual", "Dual split"), ("heldout", "Held-out data"))
+    for split, label in splits:
         if run.get(f"data.{split}"):
             yield label, _data_words(run, split)
             yield f"{label} sha256", run.get(f"data.{split}.sha256", "unknown")

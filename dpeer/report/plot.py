@@ -25,6 +25,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LIMIT: dict[str, Any] = {"color": "black", "linestyle": (0, (5, 2)), "linewidth": 1.2}
+AIM: dict[str, Any] = {"color": "black", "linestyle": (0, (1, 2)), "linewidth": 1.2}
+PAPER: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 Z95 = 1.96
 WIDTH_IN = 4.6
 MOST_POINTS = 500
@@ -124,13 +126,14 @@ def line_plot(
     span: int = 1,
     note: str = "",
     limit: float = math.inf,
+    aim: Series | None = None,
     ylim: tuple[float, float] | None = None,
     colour: str | None = None,
 ) -> Plot:
     """Lines over the optimizer steps, smoothed over `span` of them, with raw values faint behind and 95 % bands.
 
-    Lines with standard errors get bands in place of raw values. `limit` is drawn as the tolerance, with its label on
-    the side that the lines leave free at the end.
+    Lines with standard errors get bands in place of raw values. `limit` is drawn as the tolerance and `aim` [S] below
+    it, with their label on the side that the lines leave free at the end.
     """
     index = thin(len(steps))
     averages = [smooth(line.values, line.se, span) for line in lines]
@@ -147,10 +150,14 @@ def line_plot(
             axes.plot(x, mean[index], color=ink, linestyle=dash, linewidth=1.8, label=line.name, marker=marker)
         if math.isfinite(limit):
             axes.axhline(limit, **LIMIT)
+            words, lowest = f"tolerance {exact(limit)}", limit
+            if aim is not None:
+                axes.plot(x, aim[index], **AIM)
+                words, lowest = f"{words}, aim {number(aim[-1], 2)}", min(limit, aim[-1])
             above = any(mean[-1] > limit for mean, _ in averages)
             place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
             place |= {"xytext": (0, -3), "va": "top"} if above else {"xytext": (0, 3), "va": "bottom"}
-            axes.annotate(f"tolerance {exact(limit)}", (1, limit), ha="right", **place)
+            axes.annotate(words, (1, lowest if above else limit), ha="right", bbox=PAPER, **place)
         axes.set(xlabel="optimizer step", ylabel=ylabel)
         if ylim:
             axes.set_ylim(ylim)

@@ -17,25 +17,40 @@ Number = Annotated[float, BeforeValidator(lambda value: NAN if value is None els
 Tolerance = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
 
+class NoSteps(DpeerError):
+    """A folder without a complete step of training."""
+
+
 class Row(BaseModel):
     """What the page reads of a line; a ledger may carry more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class DimensionStep(Row):
+class Means(Row):
     edges: Number = NAN
     loss: Number = NAN
     margin: Number = NAN
     margin_se: Number = NAN
+    accuracy: Number = NAN
+
+
+class DimensionStep(Means):
+    """Over the training batch; `dual` over that of the dual split."""
+
     weight: Number = NAN
+    floored: Number = NAN
+    dual: Means = Means()
 
 
 class ConstraintStep(Row):
     tolerance: Tolerance = math.inf
+    aim: Number = NAN
     estimate: Number = NAN
     multiplier: Number = NAN
     saturated: bool = False
+    relaxed: bool = False
+    relaxation: Number = NAN
 
 
 class Step(Row):
@@ -44,6 +59,7 @@ class Step(Row):
     golden_nll: Number = NAN
     golden_logp: Number = NAN
     rejected_logp: Number = NAN
+    dual_selected: Number = NAN
     dimensions: dict[str, DimensionStep] = {}
     constraints: dict[str, ConstraintStep] = {}
 
@@ -65,6 +81,24 @@ class FullMean(Row):
     lowest_margin: Number = NAN
     highest_value: Number = NAN
     clipped: Number = NAN
+
+
+class Sample(Row):
+    """What the policy said after a step."""
+
+    step: int
+    prompt: str
+    reply: str
+
+
+class Stop(Row):
+    """Why training ended before its last step."""
+
+    step: int
+    reason: Literal["certified", "patience"]
+    look: int = 0
+    confidence: Number = NAN
+    patience: int = 0
 
 
 class Certified(Row):
@@ -145,6 +179,8 @@ class Run:
     timing: tuple[StepTime, ...]
     certificate: Certificate | None
     notes: tuple[str, ...]
+    samples: tuple[Sample, ...] = ()
+    stop: Stop | None = None
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -171,30 +207,33 @@ class Run:
         return default if value is None else value
 
 
-RowT = TypeVar("RowT", Step, StepTime)
+RowT = TypeVar("RowT", Step, StepTime, Sample)
+
+
+def _read_lines(path: Path, kind: type[RowT]) -> tuple[list[RowT], list[str]]:
+    """Whole lines in order, and what is said of the others. A missing file has none."""
+    rows: list[RowT] = []
+    damaged: list[str] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(kind.model_validate_json(line))
+        except ValidationError:
+            damaged.append(str(number))
+    if not damaged:
+        return rows, []
+    numbers = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+    lines = "line is" if len(damaged) == 1 else "lines are"
+    note = f"{path.name}: {len(damaged)} damaged {lines} left out (line {numbers}); a killed run leaves one."
+    return rows, [note]
 
 
 def _read_steps(path: Path, kind: type[RowT]) -> tuple[tuple[RowT, ...], list[str]]:
     """Rows by rising step. A step that a resumed run repeated counts once, as it was written last."""
-    rows: dict[int, RowT] = {}
-    damaged: list[str] = []
-    repeated = 0
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = kind.model_validate_json(line)
-        except ValidationError:
-            damaged.append(str(number))
-            continue
-        repeated += row.step in rows
-        rows[row.step] = row
-    notes = []
-    if damaged:
-        numbers = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-        lines = "line is" if len(damaged) == 1 else "lines are"
-        notes.append(f"{path.name}: {len(damaged)} damaged {lines} left out (line {numbers}); a killed run leaves one.")
-    if repeated:
+    lines, notes = _read_lines(path, kind)
+    rows = {row.step: row for row in lines}
+    if repeated := len(lines) - len(rows):
         notes.append(f"{path.name}: {repeated} steps were written twice (a resumed run); the later lines count.")
     return tuple(rows[step] for step in sorted(rows)), notes
 
@@ -224,33 +263,45 @@ def _read_certificate(path: Path) -> tuple[Certificate | None, list[str]]:
         return None, [f"{path.name} is damaged ({where}: {fault['msg']}): nothing is known about held-out records."]
 
 
+def _read_stop(path: Path) -> tuple[Stop | None, list[str]]:
+    if not path.is_file():
+        return None, []
+    try:
+        return Stop.model_validate_json(path.read_bytes()), []
+    except ValidationError:
+        return None, [f"{path.name} is damaged: training ended early, and why is unknown."]
+
+
 def read_run(run_dir: Path) -> Run:
     """Read the files of a run folder.
 
     Raises:
-        DpeerError: the folder has no ledger, or the ledger has no complete step.
+        NoSteps: the folder has no ledger, or the ledger has no complete step.
     """
     ledger_path = run_dir / "ledger.jsonl"
     if not ledger_path.is_file():
-        raise DpeerError(
+        raise NoSteps(
             f"{run_dir} has no ledger.jsonl, so there is nothing to report: it is not a run folder, or its training "
             "has not completed a step. Give the folder that `dpeer train` printed (output_dir/name of the recipe)."
         )
     ledger, ledger_notes = _read_steps(ledger_path, Step)
     if not ledger:
-        raise DpeerError(
+        raise NoSteps(
             f"{ledger_path} holds no complete step, so there is nothing to report: the run stopped before its first "
             "step ended. Start it again with `dpeer train RECIPE`."
         )
     manifest, manifest_notes = _read_manifest(run_dir / "manifest.json")
     certificate, certificate_notes = _read_certificate(run_dir / "certificate.json")
-    timing_path = run_dir / "timing.jsonl"
-    timing, timing_notes = _read_steps(timing_path, StepTime) if timing_path.is_file() else ((), [])
+    timing, timing_notes = _read_steps(run_dir / "timing.jsonl", StepTime)
+    samples, sample_notes = _read_lines(run_dir / "samples.jsonl", Sample)
+    stop, stop_notes = _read_stop(run_dir / "stop.json")
     return Run(
         path=run_dir,
         manifest=manifest,
         ledger=ledger,
         timing=timing,
         certificate=certificate,
-        notes=tuple(manifest_notes + certificate_notes + ledger_notes + timing_notes),
+        notes=tuple(manifest_notes + certificate_notes + ledger_notes + timing_notes + sample_notes + stop_notes),
+        samples=tuple(samples),
+        stop=stop,
     )

@@ -135,6 +135,49 @@ def win_words(certificate: Certificate) -> str:
     return ", ".join(f"{d} {percent(w.rate)} (at least {percent(w.lower)})" for d, w in certificate.wins.items())
 
 
+def stop_words(run: Run) -> str:
+    """Why training ended early; empty where it did not."""
+    stop = run.stop
+    if stop is None:
+        return ""
+    if stop.reason == "certified":
+        return (
+            f"Training ended early, at step {stop.step}: the dual split proved every tolerance, at look {stop.look} "
+            f"with {100 * stop.confidence:.4g}{NBSP}% confidence, so that all looks together err with at most 5{NBSP}%."
+        )
+    worse = "the last checkpoint was" if stop.patience == 1 else f"the last {stop.patience} checkpoints were"
+    return f"Training ended early, at step {stop.step}: {worse} worse than the best one, by the loss on the dual split."
+
+
+def exported_words(run: Run) -> str:
+    """Which checkpoint was certified and exported; empty while it is open."""
+    step = run.get("exported_step")
+    if step is None:
+        return ""
+    best = run.get("config.training.keep") == "best" and not (run.stop and run.stop.reason == "certified")
+    return f"step {step}" + (", the lowest loss of the worst dimension on the dual split" if best else "")
+
+
+def relaxed_words(run: Run) -> str:
+    """The constraints that were found impossible together, and by how much each gave way; empty where none was."""
+    given = {name: c for name, c in run.ledger[-1].constraints.items() if c.relaxed}
+    if not given:
+        return ""
+    stays = ", ".join(f"{name} about {number(c.relaxation, 2)} above {exact(c.tolerance)}" for name, c in given.items())
+    kept = [name for name in run.constraints if name not in given]
+    rest = f" {listing(kept)} keep{'s its own' if len(kept) == 1 else ' theirs'}." if kept else ""
+    one = len(given) == 1
+    return (
+        f"Not all tolerances can be met{'' if one else ' together'}, so {listing(list(given))} "
+        f"{'was relaxed and stays' if one else 'were relaxed and stay'}: {stays}.{rest}"
+    )
+
+
+def printable(value: str) -> str:
+    """Text of a model, which may hold any character, for a page."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in value)
+
+
 def extra_records(constraint: Certified) -> str:
     """How many more held-out records an undecided constraint needs."""
     if constraint.verdict != "undecided":

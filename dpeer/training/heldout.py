@@ -13,6 +13,7 @@ from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import DualState
 from dpeer.objective.heldout import HeldoutEdges, heldout_means, selection_accuracy
 from dpeer.objective.rows import CertificateFile
+from dpeer.training import ending
 
 
 def heldout_edges(
@@ -41,6 +42,21 @@ def heldout_edges(
         torch.tensor(masks, dtype=torch.int64),
         tuple(names),
     )
+
+
+def proven(
+    config: Config,
+    data: TokenizedSet,
+    policy: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[float]],
+    dual: DualState,
+    look: int,
+) -> bool:
+    """Whether these records prove every tolerance, as the k-th of many looks at them (`ending.confidence`)."""
+    constraints = build_constraints(config.objective.constraint, data.dimensions)
+    edges = heldout_edges(config, data, policy, reference)
+    verdicts = certify(edges, constraints, config.objective, ending.confidence(look), dual)
+    return all(v.verdict == "satisfied" for v in verdicts)
 
 
 def certificate(

@@ -22,6 +22,7 @@ from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
 from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
+from dpeer.training.samples import greedy
 from dpeer.training.scoring import local_packs, merge, score
 from dpeer.training.world import World
 
@@ -211,6 +212,14 @@ class Policy:
             scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
             self.engine.train()
         return scores
+
+    def reply(self, trees: Sequence[TokenTree]) -> list[list[int]]:
+        """Tokens of a greedy reply to each record's prompt, the same on every rank."""
+        with self.pulse.during("sampling replies", beating=True):
+            self.engine.eval()
+            replies = greedy(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
+            self.engine.train()
+        return replies
 
 
 def golden_first(pack: Pack, logps: Tensor) -> int:

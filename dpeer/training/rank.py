@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
+from dpeer.model.lm import load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
 from dpeer.training.export import export
-from dpeer.training.heldout import certificate, heldout_edges
+from dpeer.training.heldout import certificate, heldout_edges, proven
 from dpeer.training.policy import Policy
-from dpeer.training.prepare import prepare
+from dpeer.training.prepare import prepare, split_records
 from dpeer.training.pulse import Pulse
 from dpeer.training.reference import Reference, cache_path, read_cache
+from dpeer.training.samples import spread
 from dpeer.training.world import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TrainingRank:
@@ -87,6 +93,42 @@ class TrainingRank:
         """Not collective: held-out reference log-probs from the cache."""
         held = self.prepared.heldout
         return (read_cache(cache_path(self.config, held), held) or []) if held else []
+
+    def score_dual(self) -> Scores:
+        return self.policy.score(self.prepared.dual.trees) if self.prepared.dual else {}
+
+    def score_dual_reference(self) -> Scores:
+        assert self.reference is not None
+        return self.reference.score(self.prepared.dual.trees) if self.prepared.dual else {}
+
+    def cached_dual(self) -> list[list[float]]:
+        """Not collective: reference log-probs of the dual split from the cache."""
+        return list(self.cached["dual"].values())
+
+    def proven(self, policy: list[list[float]], reference: list[list[float]], look: int) -> bool:
+        """Not collective: whether these scores of the dual split prove every tolerance, at the k-th look."""
+        assert self.prepared.dual is not None
+        return proven(self.config, self.prepared.dual, policy, reference, self.policy.lagrangian.state, look)
+
+    def sample(self) -> list[dict[str, str]]:
+        """Collective: greedy replies to the same few prompts at each call, as text on rank 0, empty elsewhere."""
+        trees = spread((self.prepared.dual or self.prepared.train).trees, self.config.training.sample_prompts)
+        replies = self.policy.reply(trees)
+        if self.policy.world.rank:
+            return []
+        decode = self._tokenizer.decode
+        texts = [str(decode(reply, skip_special_tokens=True)).strip() for reply in replies]
+        return [{"prompt": self._prompts[t.index], "reply": text} for t, text in zip(trees, texts, strict=True)]
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.config.model.path, self.config.model.revision)
+
+    @cached_property
+    def _prompts(self) -> list[str]:
+        """The last message of each record from which prompts are sampled."""
+        records = split_records(self.config)["dual" if self.prepared.dual else "train"].records
+        return [record.prompt[-1].content for record in records]
 
     def certificate(
         self, policy: list[list[float]], reference: list[list[float]], margins: Path

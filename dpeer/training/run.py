@@ -7,7 +7,7 @@ reached, who watches and who may stop the run comes from the launcher.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, Interrupted
 from dpeer.files import write_json
 from dpeer.objective.ledger import infeasible
+from dpeer.training import ending
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
 from dpeer.training.run_dir import RunDir, refuse_unshared
 from dpeer.training.scoring import merge
@@ -25,6 +26,7 @@ TAIL = 20
 CONVERTING = Phase("converting a checkpoint", LONG_S)
 EXPORTING = Phase("exporting", LONG_S)
 REFERENCE = "held-out reference scores"
+DUAL_REFERENCE = "reference scores of the dual split"
 
 
 class StopRequests(Protocol):
@@ -59,18 +61,21 @@ class TrainingRun:
         self.mode = config.cluster.reference
         self.dual_records = config.dual_records
         self.preference = config.objective.kind == "preference"
+        self.total = 0  # steps of the whole run, once the ranks have counted them
+        self.dual_reference: list[list[float]] = []  # of the whole dual split, once it was needed
 
     def run(self) -> None:
         """To the end, from wherever an earlier life has left the run. Raises Interrupted once a stop is saved."""
-        start, total = self.build()
-        with self.watch(total, start) as watcher, self.stops.deferred():
-            self.steps(start, total, watcher)
+        start = self.build()
+        with self.watch(self.total, start) as watcher, self.stops.deferred():
+            done = self.steps(start, watcher)
+        last = self.conclude(done)
         self.certify()
         self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)
-        self.files.finish()
+        self.files.finish(last)
 
-    def build(self) -> tuple[int, int]:
-        """Bring the groups up and load the last checkpoint; returns (steps done, steps in all)."""
+    def build(self) -> int:
+        """Bring the groups up and load the last checkpoint; returns the number of steps done."""
         if self.mode == "cache":
             fill_cache(self.config, self.workers)
         roles = ("policy", "reference") if self.mode == "workers" else ("policy",)
@@ -85,22 +90,24 @@ class TrainingRun:
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
         self.files.clear_partial()
-        start = self.load(policy)
-        self.files.truncate(start)
-        return start, int(built["steps"])
-
-    def load(self, policy: Ranks) -> int:
-        """Restore the newest checkpoint, if there is one; returns the number of steps done."""
+        self.total = int(built["steps"])
         saved = self.files.saved_steps()
         if not saved:
             self.files.refuse_lost_checkpoints()
-            return 0
-        folder = self.files.checkpoint(saved[-1])
+        start = self.load(policy, saved[-1]) if saved else 0
+        self.files.truncate(start)
+        self.prune()
+        return start
+
+    def load(self, policy: Ranks, step: int) -> int:
+        """Restore a checkpoint; returns its step."""
+        folder = self.files.checkpoint(step)
         try:
             policy.call_first(CONVERTING, PolicyCalls.convert, folder)
             return policy.call("loading a checkpoint", PolicyCalls.load, folder)[0]
         except WorkerFailed as failed:
-            earlier = f" to go on from step {saved[-2]}" if len(saved) > 1 else " to start from the beginning"
+            before = [s for s in self.files.saved_steps() if s < step]
+            earlier = f" to go on from step {before[-1]}" if before else " to start from the beginning"
             raise CheckpointError(
                 f"{folder}: could not be loaded. {failed}\nThe traceback is in "
                 f"{self.files.keep('error.txt', failed.details)}; the "
@@ -108,8 +115,13 @@ class TrainingRun:
                 f"If the files themselves are damaged, move the folder away{earlier}."
             ) from failed
 
-    def steps(self, start: int, total: int, watcher: Watcher) -> None:
-        policy, spec = self.workers.policy(), self.config.training
+    def steps(self, start: int, watcher: Watcher) -> int:
+        """Train until the end or an early stop; returns the number of steps done."""
+        policy, spec, total = self.workers.policy(), self.config.training, self.total
+        if self.ends_early(start):  # a kill may have come between a checkpoint and its verdict
+            return start
+        if start == 0:
+            self.sample(0)
         ahead = self.references_ahead(start) if start < total else None
         tail: list[dict[str, Any]] = []
         for step in range(start, total):
@@ -123,16 +135,11 @@ class TrainingRun:
             pending = policy.start(PolicyCalls.train_step, references)
             ahead = self.references_ahead(step + 1) if step + 1 < total else None
             entry = policy.wait(f"training step {step + 1}", pending)[0]
-            seconds = time.perf_counter() - began
-            timing = {
-                "step": entry["step"],
-                "seconds": seconds,
-                "tokens_per_second": entry["tokens"] / seconds,
-                "reference_wait_s": waited,
-            }
+            timing = cost(entry, time.perf_counter() - began, waited)
             self.files.append(entry, timing)
             watcher.step(entry, timing)
             tail = [*tail[1 - TAIL :], entry]
+            self.sample(step + 1)
             if self.stops.received or (step + 1) % spec.checkpoint_every == 0 or step + 1 == total:
                 self.save(step + 1)
             if self.stops.received:
@@ -140,8 +147,53 @@ class TrainingRun:
                     f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume.",
                     self.stops.exit_code,
                 )
+            if self.ends_early(step + 1):
+                break
         for message in infeasible(tail).values() if self.preference else ():
             watcher.warn(f"infeasible: {message}")
+        return int(tail[-1]["step"]) if tail else start
+
+    def sample(self, step: int) -> None:
+        """Have the policy answer its few prompts, where that is due."""
+        every = self.config.training.sample_every
+        if every and (step % every == 0 or step == self.total):
+            replies = self.workers.policy().call("sampling replies", PolicyCalls.sample)[0]
+            self.files.append_samples(step, replies)
+
+    def ends_early(self, step: int) -> bool:
+        """Whether training is over at this checkpoint, before its time. A stop is on disk before anything follows."""
+        spec, every = self.config.training, self.config.training.checkpoint_every
+        if self.files.stopped:
+            return True
+        if step not in ending.checkpoints(step, every, self.total) or step == self.total:
+            return False
+        look = step // every
+        if spec.stop_when == "certified" and self.proven(look):
+            why = {"reason": "certified", "look": look, "confidence": ending.confidence(look)}
+        elif spec.patience and ending.exhausted(self.scores(), spec.patience):
+            why = {"reason": "patience", "patience": spec.patience}
+        else:
+            return False
+        write_json(self.files.stop, {"step": step, **why})
+        return True
+
+    def scores(self) -> dict[int, float]:
+        return ending.scores(self.files.rows(), self.config.training.checkpoint_every, self.total)
+
+    def best(self) -> int | None:
+        """The checkpoint to be exported, among those on disk; None where that is the last one."""
+        if self.config.training.keep == "last":
+            return None
+        return ending.best(self.scores(), self.files.saved_steps())
+
+    def conclude(self, done: int) -> int:
+        """Have the ranks hold the checkpoint with which the run ends; returns its step. A run that ended because its
+        last checkpoint was proven ends with that one."""
+        stopped = self.files.stopped
+        if stopped:
+            print(f"{self.config.name}: training ended early, at step {done} ({stopped['reason']}).", flush=True)
+        best = None if stopped and stopped["reason"] == "certified" else self.best()
+        return done if best in (None, done) else self.load(self.workers.policy(), best)
 
     def references_ahead(self, step: int) -> Any:
         """Order the reference log-probs of a step, one step before they are needed."""
@@ -163,13 +215,33 @@ class TrainingRun:
         refuse_unshared(temporary, "the driver")
         self.files.sync()
         policy.call_first("committing a checkpoint", PolicyCalls.commit, temporary, final)
-        self.files.prune(self.config.training.keep_checkpoints)
+        self.prune()
+
+    def prune(self) -> None:
+        self.files.prune(self.config.training.keep_checkpoints, self.best())
 
     def save_whole(self, step: int, start: int) -> None:
         """Save between two steps when the reference group is lost; does nothing where the policy group is lost too."""
         if step > start and step not in self.files.saved_steps():
             with suppress(ClusterError, CheckpointError):
                 self.save(step)
+
+    def proven(self, look: int) -> bool:
+        """Whether the whole dual split, as the policy stands, proves every tolerance at the k-th look at it."""
+        policy = self.workers.policy()
+        shares = policy.call("scoring the dual split", PolicyCalls.score_dual)
+        records = sum(map(len, shares))
+        if not self.dual_reference:
+            match self.mode:
+                case "colocated":
+                    theirs = policy.call(DUAL_REFERENCE, PolicyCalls.score_dual_reference)
+                case "workers":
+                    theirs = self.workers.reference().call(DUAL_REFERENCE, ReferenceCalls.score_dual)
+                case "cache":
+                    theirs = [dict(enumerate(policy.call_first(DUAL_REFERENCE, PolicyCalls.cached_dual)))]
+            self.dual_reference = merge(theirs, records)
+        scores = merge(shares, records), self.dual_reference
+        return policy.call_first("certifying the dual split", PolicyCalls.proven, *scores, look)
 
     def certify(self) -> None:
         """Held-out scores of policy and reference, and the verdicts from them."""
@@ -187,6 +259,16 @@ class TrainingRun:
         scores = merge(shares, records), merge(theirs, records)
         if verdict := policy.call_first("certificate", PolicyCalls.certificate, *scores, self.files.heldout):
             write_json(self.files.certificate, verdict)
+
+
+def cost(entry: Mapping[str, Any], seconds: float, waited: float) -> dict[str, Any]:
+    """A `rows.TimingRow`."""
+    return {
+        "step": entry["step"],
+        "seconds": seconds,
+        "tokens_per_second": entry["tokens"] / seconds,
+        "reference_wait_s": waited,
+    }
 
 
 def fill_cache(config: Config, workers: Workers) -> None:

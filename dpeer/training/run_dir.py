@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,19 +27,22 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "training.tokens_per_pack",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.sample_every",
+    "training.sample_prompts",
     "training.wandb_project",
 )
 
 
 class RunDir:
-    """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, certificate.json, heldout.safetensors, checkpoints/,
-    export/, report.html."""
+    """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, samples.jsonl, stop.json, certificate.json,
+    heldout.safetensors, checkpoints/, export/, report.html."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger, self.timing = path / "ledger.jsonl", path / "timing.jsonl"
         self.manifest, self.certificate = path / "manifest.json", path / "certificate.json"
         self.heldout = path / "heldout.safetensors"
+        self.samples, self.stop = path / "samples.jsonl", path / "stop.json"
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
     def begin(self, config: Config, facts: dict[str, Any]) -> None:
@@ -75,7 +79,7 @@ class RunDir:
         differs = [
             f"{key}: was {before!r}, now {after!r}"
             for key, before, after in differences(_with_defaults(old["config"]), resolved(config))
-            if not key.startswith(MAY_CHANGE)
+            if not key.startswith(_may_change(config))
         ]
         differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in facts if old.get(k) != facts[k]]
         if differs:
@@ -87,11 +91,13 @@ class RunDir:
 
     def sync(self) -> None:
         """Force ledger and timing to disk: a checkpoint must never be newer than the ledger it continues."""
-        for path in (self.ledger, self.timing):
-            sync(path)
+        for path in (self.ledger, self.timing, self.samples):
+            if path.exists():
+                sync(path)
 
-    def finish(self) -> None:
-        write_json(self.manifest, json.loads(self.manifest.read_text()) | {"finished": now()})
+    def finish(self, step: int) -> None:
+        """`step`: the checkpoint that was certified and exported."""
+        write_json(self.manifest, json.loads(self.manifest.read_text()) | {"exported_step": step, "finished": now()})
 
     @property
     def finished(self) -> bool:
@@ -99,12 +105,25 @@ class RunDir:
 
     def append(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
         """One line per step to the ledger (deterministic) and to the timing file (not)."""
-        for path, line in ((self.ledger, entry), (self.timing, timing)):
-            with path.open("a") as stream:
-                stream.write(json.dumps(line, allow_nan=False) + "\n")
+        _append(self.ledger, [entry])
+        _append(self.timing, [timing])
+
+    def append_samples(self, step: int, replies: Sequence[Mapping[str, Any]]) -> None:
+        """A line per reply of the policy after `step`."""
+        _append(self.samples, [{"step": step, **reply} for reply in replies])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The ledger."""
+        return [json.loads(line) for line in self.ledger.read_text().splitlines()] if self.ledger.exists() else []
+
+    @property
+    def stopped(self) -> dict[str, Any] | None:
+        """Why training ended early: {"step", "reason"} and what goes with the reason; None where it did not."""
+        return dict(json.loads(self.stop.read_text())) if self.stop.exists() else None
 
     def truncate(self, step: int) -> None:
-        """Forget the lines after `step`: they are about to be computed again. A half-written last line goes too.
+        """Forget the lines after `step`: they are about to be computed again. A half-written last line goes too, and a
+        decision to stop after `step`.
 
         Raises CheckpointError, and leaves the files alone, when a line up to `step` is missing.
         """
@@ -118,6 +137,10 @@ class RunDir:
         for path, lines in kept.items():
             if path.exists():
                 write_text(path, "".join(f"{line}\n" for line in lines))
+        if self.samples.exists():
+            write_text(self.samples, "".join(f"{line}\n" for line in _samples_up_to(self.samples, step)))
+        if (stopped := self.stopped) and stopped["step"] > step:
+            self.stop.unlink()
 
     def keep(self, name: str, text: str) -> Path:
         """Write what explains a failure; into the system's temporary folder when the run's disk takes nothing more."""
@@ -156,9 +179,11 @@ class RunDir:
                 "new run another name."
             )
 
-    def prune(self, keep: int) -> None:
+    def prune(self, keep: int, spared: int | None = None) -> None:
+        """Remove all but the newest checkpoints and the one to be spared."""
         for step in self.saved_steps()[:-keep]:
-            shutil.rmtree(self.checkpoint(step))
+            if step != spared:
+                shutil.rmtree(self.checkpoint(step))
 
     def clear_partial(self) -> None:
         """Remove what a killed save left behind."""
@@ -172,6 +197,30 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         return resolved(Config.model_validate(config))
     except ValidationError:
         return config
+
+
+def _may_change(config: Config) -> tuple[str, ...]:
+    """Keys that a resumed run may change. Where checkpoints are judged, their schedule is part of the result."""
+    judged = config.training.keep == "best" or config.training.stop_when != "never"
+    return tuple(key for key in MAY_CHANGE if not (judged and key == "training.checkpoint_every"))
+
+
+def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("a") as stream:
+        stream.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def _samples_up_to(path: Path, step: int) -> list[str]:
+    """The leading whole lines of the samples up to `step`; none for step 0, where a run starts anew."""
+    lines: list[str] = []
+    for line in path.read_text(errors="replace").splitlines() if step else ():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+        lines.append(line)
+    return lines
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

@@ -81,7 +81,7 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
         _folders(checks, nodes, output, shared=not private)
         sizes: list[SavedSize] = []
         if checks.check("model size", lambda: _size(config, sizes)):
-            needed = sizes[0].disk(config.training.keep_checkpoints)
+            needed = sizes[0].disk(config.training.keep_checkpoints + (config.training.keep == "best"))
             checks.check("disk space", judge.disk_space, fact("free"), needed, bytes_in(config.run_dir), output)
             checks.check("host memory", judge.host_memory, fact("memory"), fact("available"), sizes[0].consolidation)
     finally:

@@ -67,6 +67,22 @@ MALFORMED: dict[str, tuple[bytes | str, list[str], list[str]]] = {
     "fractional steps": (changed(training={"steps": 2.5}), [], ["training.steps: 2.5 given", "integer"]),
     "steps and epochs": (changed(training={"steps": 2, "epochs": 1}), [], ["exactly one of steps (2) and epochs (1"]),
     "no length": (changed(training={}), [], ["exactly one of steps"]),
+    "patience without a best": (changed(), ["training.patience=2"], ["patience (2)", "Set training.keep=best"]),
+    "best without a dual split": (
+        changed(),
+        ["training.keep=best", "data.dual=none", "objective.dual.evidence=batch"],
+        ["training.keep=best judges checkpoints on the dual split", "data.dual is none"],
+    ),
+    "proof for sft": (
+        changed(),
+        ["training.keep=best", "training.stop_when=certified", "objective.kind=sft"],
+        ["training.keep=best and training.stop_when=certified", "objective.kind is sft"],
+    ),
+    "nothing to prove": (
+        changed(),
+        ["training.stop_when=certified", "objective.constraint.tolerance={A: .inf}"],
+        ["no dimension has a tolerance that could be proven"],
+    ),
     "true as number": (changed(training={"steps": True}), [], ["training.steps: True given; must not be true"]),
     "yes as rate": (changed(), ["training.optimizer.lr=yes"], ["training.optimizer.lr: True given"]),
     "word as rate": (changed(), ["training.optimizer.lr=fast"], ["'fast' given; must be a valid number"]),

@@ -38,7 +38,7 @@ def test_only_a_finished_run_of_the_same_config_is_skipped(tmp_path: Path, finis
     assert not demo._up_to_date(config)
     files.begin(config, {})
     if finished:
-        files.finish()
+        files.finish(1)
     assert demo._up_to_date(config) == finished and files.manifest.exists()
     changed = json.loads(files.manifest.read_text())
     changed["config"]["objective"]["beta"] = 0.123

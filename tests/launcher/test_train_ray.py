@@ -39,6 +39,14 @@ def assert_same_run(found: list[dict[str, Any]], expected: list[dict[str, Any]])
                 assert a["dimensions"][name]["loss"] == pytest.approx(values["loss"], rel=1e-4, abs=1e-4)
 
 
+def assert_same_end(run: Path, other: Path) -> None:
+    """The same steps, replies and choice of a checkpoint, to the bit."""
+    for name in ("ledger.jsonl", "samples.jsonl"):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+    ends = [json.loads((folder / "manifest.json").read_text())["exported_step"] for folder in (run, other)]
+    assert ends[0] == ends[1]
+
+
 def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: Any, baseline: Path) -> None:
     run = lab.train("killed")
     run.until(lambda: lab.steps("killed") >= 6)
@@ -55,7 +63,7 @@ def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: A
     for line, role, victim in zip(lines, ("policy", "reference"), (rank1, reference), strict=True):
         assert line.startswith(f"{role} worker rank ")
         assert f"(host {os.uname().nodename}, pid {victim.pid}) died during '" in line
-    assert (lab.run("killed") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+    assert_same_end(lab.run("killed"), baseline)
     assert run.survivors() == []
 
 
@@ -74,7 +82,7 @@ def test_killed_driver_takes_its_processes_with_it_and_can_be_resumed(lab: Any, 
     assert again.wait() == 0, again.output
     assert not left.exists()
     assert run.survivors(90) == []
-    assert (lab.run("driver") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+    assert_same_end(lab.run("driver"), baseline)
 
 
 def test_ctrl_c_saves_and_the_run_goes_on_with_fewer_ranks(lab: Any, baseline: Path) -> None:
@@ -138,7 +146,7 @@ def test_stalled_ranks_are_named_with_their_stacks_and_a_restart_goes_on(lab: An
     assert "no stacks: the process did not answer" in stacks
     assert "in train_step" in stacks and stacks.count("--- policy worker rank") == 2
     assert run.wait() == 0, run.output
-    assert (lab.run("stalled") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
+    assert_same_end(lab.run("stalled"), baseline)
     assert run.survivors() == []
 
 
@@ -236,6 +244,7 @@ def test_export_loads_without_dpeer_and_generates(lab: Any, baseline: Path) -> N
     assert model.generate(ids, max_new_tokens=5, min_new_tokens=5).shape == (1, ids.shape[1] + 5)
     certificate = json.loads((baseline / "certificate.json").read_text())
     assert len(certificate["constraints"]) == 4
+    assert [s["step"] for s in map(json.loads, (baseline / "samples.jsonl").open())] == [0, 0, 12, 12, 24, 24]
     assert "<html" in (baseline / "report.html").read_text()
     assert not list(baseline.glob("**/.*"))
 
@@ -252,6 +261,47 @@ def test_report_and_export_commands(lab: Any, baseline: Path) -> None:
     assert copy.survivors() == []
 
 
+def test_what_is_exported_and_certified_is_the_best_checkpoint(lab: Any, baseline: Path) -> None:
+    """The toy over-fits within 24 steps, so that the last one is not the best."""
+    exported = json.loads((baseline / "manifest.json").read_text())["exported_step"]
+    assert exported < 24
+    assert sorted(p.name for p in baseline.glob("checkpoints/*")) == [f"step-{step:07d}" for step in (exported, 20, 24)]
+    worst = {
+        step: max(
+            sum(r["dimensions"][d]["dual"]["loss"] * r["dimensions"][d]["dual"]["edges"] for r in rows)
+            / sum(r["dimensions"][d]["dual"]["edges"] for r in rows)
+            for d in "AETC"
+        )
+        for step in range(4, 25, 4)
+        if (rows := lab.ledger("baseline")[step - 4 : step])
+    }
+    assert min(worst, key=lambda step: worst[step]) == exported
+
+
+def test_a_proven_run_stops_early_and_a_kill_before_its_end_changes_nothing(lab: Any) -> None:
+    """Killed after the last checkpoint, before its verdict and before the certificate; in two reference modes."""
+    changes = (f"data.dual={lab.folder}/world/train.jsonl", "objective.constraint.tolerance=3")
+    run = lab.train("proven", *changes, "cluster.reference=cache")
+    assert run.wait() == 0, run.output
+    whole = lab.run("proven")
+    stop = json.loads((whole / "stop.json").read_text())
+    assert stop == {"step": lab.steps("proven"), "reason": "certified", "look": stop["step"] // 4} | {
+        "confidence": 1 - 0.05 / (stop["look"] * (stop["look"] + 1))
+    }
+    assert 4 <= stop["step"] < 24 and "training ended early" in run.output
+    for name, kept in (("unjudged", False), ("judged", True)):
+        folder = copy_unfinished(lab, whole, name)
+        (folder / "certificate.json").unlink()
+        if not kept:
+            (folder / "stop.json").unlink()
+        again = lab.train(name, *changes, f"cluster.reference={'cache' if kept else 'colocated'}", resume=True)
+        assert again.wait() == 0, again.output
+        assert_same_end(folder, whole)
+        for part in ("stop.json", *(["certificate.json"] if kept else [])):
+            assert (folder / part).read_bytes() == (whole / part).read_bytes()
+        assert (folder / "certificate.json").exists() and (folder / "export" / "model.safetensors").exists()
+
+
 def test_sft_with_adapters_exports_the_merged_model_and_the_adapter(lab: Any) -> None:
     import torch
     from peft import PeftModel
@@ -260,7 +310,7 @@ def test_sft_with_adapters_exports_the_merged_model_and_the_adapter(lab: Any) ->
 
     run = lab.train(
         "lora", "objective.kind=sft", "model.lora={rank: 4}", "training.steps=4", "training.optimizer.lr=0.05",
-        "cluster.reference=colocated",
+        "cluster.reference=colocated", "training.keep=last", "training.stop_when=never",
     )  # fmt: skip
     assert run.wait() == 0, run.output
     losses = [entry["golden_nll"] for entry in lab.ledger("lora")]

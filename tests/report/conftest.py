@@ -132,6 +132,25 @@ def balance_step(line: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
+def watched_step(line: dict[str, Any]) -> dict[str, Any]:
+    """The same step with a dual split, on which T over-fits, and multipliers that aim below the tolerance."""
+    for d, row in line["dimensions"].items():
+        worse = 0.2 if d == "T" and line["step"] > 20 else 0.0
+        loss = None if row["loss"] is None else row["loss"] + worse
+        row["floored"] = 0.0
+        row["dual"] = {"edges": 8, "loss": loss, "margin": row["margin"] - worse, "accuracy": 0.7 - worse}
+        line["constraints"][d]["aim"] = 0.33
+    return line | {"dual_selected": 0.625}
+
+
+def write_samples(path: Path, steps: int) -> None:
+    prompts = ("What shall I plant?", "Is <b>this</b> & that true?")
+    write_lines(
+        path,
+        [{"step": s, "prompt": p, "reply": f"reply {s}"} for s in range(0, steps + 1, 20) for p in prompts],
+    )
+
+
 @pytest.fixture
 def amend() -> Callable[[Path, Callable[[Any], Any]], None]:
     """amend(file.json, change): rewrite a JSON file with `change(content)`; of a .jsonl file, each line."""
@@ -149,13 +168,18 @@ def amend() -> Callable[[Path, Callable[[Any], Any]], None]:
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """make_run(name, steps=..., certificate=True, kind="sft", ...) -> run folder; further keys go to `objective`."""
 
-    def make(name: str = "run", steps: int = 80, certificate: bool = True, **objective: Any) -> Path:
+    def make(
+        name: str = "run", steps: int = 80, certificate: bool = True, watched: bool = False, **objective: Any
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         dimensions = {} if objective.get("kind") == "sft" else LEVELS
         balance = objective.get("constraint", {}).get("form") == "balance"
         rng, multipliers = random.Random(0), dict.fromkeys(dimensions, 0.0)
         ledger = [step_line(s, rng, dimensions, multipliers) for s in range(1, steps + 1)]
+        if watched:
+            ledger = [watched_step(line) for line in ledger]
+            write_samples(folder / "samples.jsonl", steps)
         write_lines(folder / "ledger.jsonl", [balance_step(line) for line in ledger] if balance else ledger)
         write_lines(
             folder / "timing.jsonl",
@@ -177,6 +201,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             "created": "2026-05-01T10:00:00+00:00",
             "finished": "2026-05-01T10:05:00+00:00" if certificate else None,
         }  # fmt: skip
+        if watched:
+            manifest["data"]["dual"] = {"sha256": "ef" * 32, "records": 130, "edges": dict.fromkeys(LEVELS, 83)}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         if certificate:
             halves = {"E": 0.09, "A": 0.05, "T": 0.06, "C": 0.05}

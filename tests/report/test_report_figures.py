@@ -59,6 +59,23 @@ def test_loss_panels_say_which_dimension_is_above_its_tolerance(make_run):
         assert panel.title in panel.alt
 
 
+def test_loss_panels_are_about_the_dual_split(make_run):
+    panels = {p.title.partition(" ")[0]: p for p in figures.loss_panels(read_run(make_run(watched=True)))}
+    said = re.fullmatch(
+        r"T ends at ([\d.]+) on the dual split \(([\d.]+) in training\), above its tolerance 0\.4", panels["T"].title
+    )
+    assert float(said[1]) == pytest.approx(float(said[2]) + 0.2, abs=0.01)
+    assert "within its tolerance" in panels["A"].title
+    assert {"dual split", "training", "tolerance 0.4, aim 0.33"} <= set(labels(panels["A"]))
+
+
+def test_win_panels_show_both_splits(make_run):
+    titles = [p.title.replace("\u00a0", " ") for p in figures.win_panels(read_run(make_run(watched=True)))]
+    assert titles[2] == "T ends at 50.0 % on the dual split (80 % in training)"
+    assert figures.floored(read_run(make_run("calm", watched=True))) is None
+    assert figures.golden_first(read_run(make_run("bare"))) is None
+
+
 def test_panels_share_one_scale(make_run):
     scales = [[x for x in labels(p) if re.fullmatch(r"0\.\d", x)] for p in figures.loss_panels(read_run(make_run()))]
     assert scales[0] and all(scale == scales[0] for scale in scales)

@@ -10,6 +10,7 @@ import pytest
 from dpeer.errors import DpeerError
 from dpeer.report.page import write_report
 
+KEPT = {"steps": 200, "records_per_step": 32, "keep": "best", "patience": 2}
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -56,6 +57,7 @@ def test_whole_report(make_run):
     assert page.all("h2") == [
         "Held-out records",
         "Loss per dimension",
+        "Pairs ranked right",
         "How the dimensions were balanced",
         "Side effects and speed",
         "Run metadata",
@@ -67,7 +69,7 @@ def test_whole_report(make_run):
     assert page.all("summary")[0] == "Verdicts per mask" and "A 88 % (at least 81 %)" in page.words
     for fact in ("0123abcd", "ab" * 32, "22" * 32, "objective.dual.eta", "2.13.0", "3 dropped, 0 cut as too long"):
         assert fact in page.words
-    assert len([tag for tag, _ in page.attributes if tag == "img"]) == 2 + 4 + 3 + 3
+    assert len([tag for tag, _ in page.attributes if tag == "img"]) == 2 + 4 + 4 + 3 + 3
 
 
 @pytest.mark.parametrize("kind", ["preference", "sft"])
@@ -111,6 +113,44 @@ def test_balance_report_names_a_stuck_multiplier(make_run):
     page = read(make_run(constraint={"form": "balance", "tolerance": 0.1}))
     assert "The multiplier of E over C sits at its upper bound 20 at the end" in page.words
     assert "5 more are not drawn" in page.words and "Constraints" in page.all("h2")
+
+
+def test_watched_report(make_run, amend):
+    folder = make_run(watched=True)
+    amend(folder / "manifest.json", lambda m: m | {"exported_step": 40, "config": m["config"] | {"training": KEPT}})
+    (folder / "stop.json").write_text(json.dumps({"step": 80, "reason": "patience", "patience": 2}))
+
+    def relax(line):
+        changes = {"T": {"relaxed": True, "relaxation": 0.23}, "A": {"relaxed": True, "relaxation": 0.051}}
+        line["dimensions"]["E"]["floored"] = 0.2 if line["step"] > 9 else 0.0
+        return line | {"constraints": {d: c | changes.get(d, {}) for d, c in line["constraints"].items()}}
+
+    amend(folder / "ledger.jsonl", relax)
+    page = read(folder)
+    for words in (
+        "Training ended early, at step 80: the last 2 checkpoints were worse than the best one",
+        "step 40, the lowest loss of the worst dimension on the dual split",
+        "Not all tolerances can be met together, so A and T were relaxed and stay: A about 0.05 above 0.4, "
+        "T about 0.23 above 0.4. E and C keep theirs.",
+        "Golden ranks first in 62 % of the dual split's records at the end",
+        "Multipliers asked to un-learn E, whose weight stays at 0 instead",
+        "130 records",
+    ):
+        assert words in page.words
+    assert page.all("h2")[-2:] == ["What the policy says", "Run metadata"]
+    cells = [text for where, text in page.texts if where in ("th", "td")]
+    assert "Is <b>this</b> & that true?" in cells and "b" not in {tag for tag, _ in page.attributes}
+    assert [cell for cell in cells if cell.startswith("reply")] == 2 * [f"reply {s}" for s in (0, 20, 40, 60, 80)]
+
+
+def test_many_replies_are_thinned_and_strange_characters_replaced(make_run):
+    folder = make_run(steps=2)
+    lines = [{"step": s, "prompt": "p", "reply": f"a\x00\u202e{s}"} for s in range(1000)]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 10')
+    page = read(folder)
+    replies = [cell for cell in page.all("td") if cell.startswith("a\ufffd\ufffd")]
+    assert replies[0].endswith("\ufffd0") and replies[-1].endswith("\ufffd999") and len(replies) == 6
+    assert "samples.jsonl: 1 damaged line is left out" in page.words
 
 
 def test_names_are_escaped(make_run, amend):

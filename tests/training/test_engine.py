@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from dpeer.config import Config, Optimizer
 from dpeer.data.tokenize import TokenizedSet, TokenTree
@@ -26,6 +26,7 @@ from dpeer.training import world
 from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
+from dpeer.training.samples import LONGEST, spread
 
 TIMEOUT_S = 77.0
 
@@ -220,6 +221,33 @@ def test_canary_has_nothing_to_compare(
     """Single responses only: no sibling, no leak."""
     lonely = TokenizedSet(("A",), data.trees[:1], 0, 0)
     assert Policy(recipe(models["plain"]), Prepared(lonely, None, None, {}), here).pulse.phase == "ready"
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])  # a forward for each prompt, and one for all
+def test_replies_are_the_greedy_ones_up_to_the_end_of_turn(
+    here: world.World, models: dict[str, str], budget: int
+) -> None:
+    """Against transformers' own generation, prompt by prompt with its cache."""
+    prompts = [(5, 6), tuple(range(10, 40)), tuple(range(60, 66))]
+    oracle = AutoModelForCausalLM.from_pretrained(models["plain"], dtype=torch.float32).eval()
+    options = {"max_new_tokens": LONGEST, "min_new_tokens": LONGEST, "do_sample": False, "pad_token_id": 0}
+    expected = [oracle.generate(torch.tensor([p]), **options)[0, len(p) :].tolist() for p in prompts]
+    end = expected[0][4]
+    trees = [TokenTree(i, p, ((7, end),), (), 0, ("A",)) for i, p in enumerate(prompts)]
+    config = recipe(models["plain"]).model_copy(
+        update={"training": recipe().training.model_copy(update={"tokens_per_pack": budget})}
+    )
+    policy = Policy(config, Prepared(TokenizedSet(("A",), tuple(trees), 0, 0), None, None, {}), here)
+    found = policy.reply(trees)
+    assert found == [reply[: reply.index(end) + 1] if end in reply else reply for reply in expected]
+    assert len(found[0]) <= 5 and policy.engine.module.training
+    assert policy.reply(trees) == found
+
+
+def test_sampled_records_are_spread_over_the_split() -> None:
+    trees = [TokenTree(i, (1,), ((2,),), (), 0, ("A",)) for i in range(10)]
+    assert [t.index for t in spread(trees, 3)] == [0, 3, 6]
+    assert [t.index for t in spread(trees[:2], 3)] == [0, 1]
 
 
 @pytest.mark.parametrize(

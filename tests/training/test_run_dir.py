@@ -104,6 +104,29 @@ def test_truncate_refuses_missing_steps_and_touches_nothing(run: RunDir, damage:
     assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
 
 
+@pytest.mark.parametrize("tail", ["", '{"step": 4, "pro', '{"step": 5, "reply": "x"}\n', "\0\0\n", "{}\n", "[1]\n"])
+def test_truncate_forgets_later_samples(run: RunDir, tail: str) -> None:
+    """None of a run that starts anew: it samples before its first step again."""
+    for step in (0, 2, 4):
+        run.append_samples(step, [{"prompt": "p\n", "reply": "\u2028"}, {"prompt": "q", "reply": "r"}])
+    whole = run.samples.read_bytes()
+    run.samples.write_bytes(whole + tail.encode())
+    run.truncate(4)
+    assert run.samples.read_bytes() == whole
+    run.truncate(3)
+    assert steps(run.samples) == [0, 0, 2, 2]
+    run.truncate(0)
+    assert run.samples.read_bytes() == b""
+
+
+def test_truncate_forgets_a_later_stop(run: RunDir) -> None:
+    write_json(run.stop, {"step": 4, "reason": "patience", "patience": 1})
+    run.truncate(4)
+    assert run.stopped == {"step": 4, "reason": "patience", "patience": 1}
+    run.truncate(3)
+    assert run.stopped is None
+
+
 # Resume
 
 
@@ -117,8 +140,19 @@ def test_same_run_is_resumable(run: RunDir) -> None:
         "training__checkpoint_every": 7,
         "training__keep_checkpoints": 9,
         "training__wandb_project": "p",
+        "training__sample_every": 5,
+        "training__sample_prompts": 1,
     }
     run.check_resumable(recipe(**harmless), FACTS)
+
+
+@pytest.mark.parametrize("judged", [{"training__keep": "best"}, {"training__stop_when": "certified"}])
+def test_checkpoints_that_are_judged_keep_their_schedule(tmp_path: Path, judged: dict[str, Any]) -> None:
+    run = RunDir(tmp_path)
+    run.begin(recipe(**judged), FACTS)
+    run.check_resumable(recipe(**judged, training__keep_checkpoints=9), FACTS)
+    with pytest.raises(CheckpointError, match=r"training\.checkpoint_every: was 50, now 7"):
+        run.check_resumable(recipe(**judged, training__checkpoint_every=7), FACTS)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +195,8 @@ def test_run_metadata(run: RunDir) -> None:
         manifest["data"] == FACTS["data"] and manifest["config"]["objective"]["constraint"]["tolerance"]["E"] == "inf"
     )
     assert manifest["versions"]["torch"] and manifest["finished"] is None and not run.finished
-    run.finish()
+    run.finish(9)
+    assert json.loads(run.manifest.read_text())["exported_step"] == 9
     assert run.finished and json.loads(run.manifest.read_text())["config"] == manifest["config"]
     assert not RunDir(run.path / "other").finished
 
@@ -229,9 +264,9 @@ def test_prune_keeps_the_newest(run: RunDir) -> None:
         saved(run, step)
     run.prune(5)
     assert run.saved_steps() == [2, 4, 6, 8]
-    run.prune(2)
-    assert run.saved_steps() == [6, 8] and not run.checkpoint(4).exists()
-    run.prune(1)
+    run.prune(2, spared=2)
+    assert run.saved_steps() == [2, 6, 8] and not run.checkpoint(4).exists()
+    run.prune(1, spared=8)
     assert run.saved_steps() == [8]
 
 
