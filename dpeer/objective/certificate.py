@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from dpeer.config import Objective
 from dpeer.errors import DpeerError
 from dpeer.json_safe import json_safe
 from dpeer.objective.bounds import Array, Sample, log_wealth, repeats_needed, upper_bound, wealth_needed
-from dpeer.objective.constraints import ConstraintSet, Past, build_constraints, check_dimensions
+from dpeer.objective.constraints import ConstraintSet, Past, certified
 from dpeer.objective.heldout import HeldoutEdges, cluster_sums, standard_error
 from dpeer.objective.preference import edge_loss
 from dpeer.objective.rows import VerdictRow, WinRow
@@ -168,15 +168,14 @@ def win_rates(
     return wins
 
 
-def certified(constraints: ConstraintSet, objective: Objective) -> ConstraintSet:
-    """The constraints at their certified tolerances. ConfigError: they do not name exactly the data's dimensions."""
-    tolerance = objective.certificate.tolerance
-    if tolerance is None:
-        return constraints
-    if isinstance(tolerance, dict):
-        check_dimensions("objective.certificate.tolerance", tolerance, constraints.dimensions)
-    other = objective.constraint.model_copy(update={"tolerance": tolerance})
-    return replace(constraints, tolerances=build_constraints(other, constraints.dimensions).tolerances)
+def provable(records: int, objective: Objective) -> float:
+    """Smallest mean that so many records with one edge each could prove, if no edge had any loss at all: about
+    bound x log(1 / alpha) / records, whatever the method of proof. More where other constraints fail."""
+    bound, alpha = objective.certificate.bound, _alpha(objective, None, 1)
+    if not records:
+        return bound
+    nothing, shares = np.zeros(records), np.full(records, 1 / records)
+    return upper_bound(Sample(nothing, shares, 0.0, bound, 1e-6, -math.log(alpha)), -math.log(alpha))
 
 
 def certified_bound(constraints: ConstraintSet, objective: Objective) -> float:

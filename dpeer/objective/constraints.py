@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -166,6 +166,17 @@ def estimates(constraints: ConstraintSet, summary: Summary, state: Past) -> tupl
     return constraints.combined(mean), sum_of(se[index] for _, index in constraints.sides())
 
 
+def certified(constraints: ConstraintSet, objective: Objective) -> ConstraintSet:
+    """The constraints at their certified tolerances. ConfigError: they do not name exactly the data's dimensions."""
+    tolerance = objective.certificate.tolerance
+    if tolerance is None:
+        return constraints
+    if isinstance(tolerance, dict):
+        check_dimensions("objective.certificate.tolerance", tolerance, constraints.dimensions)
+    other = objective.constraint.model_copy(update={"tolerance": tolerance})
+    return replace(constraints, tolerances=build_constraints(other, constraints.dimensions).tolerances)
+
+
 def is_observed(constraints: ConstraintSet, summary: Summary) -> Tensor:
     """[C] bool: all its dimensions have edges in this step, its tolerance is finite, and constraints are enforced.
     A constraint that is not observed keeps its multiplier."""
@@ -181,7 +192,7 @@ def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof:
     sd sqrt(2 log(2 C / alpha) / n), and one more standard error so that the proof will probably succeed; at most half
     of the bound. A number is the room itself.
     """
-    bounds = constraints.bounds
+    bounds, proven = constraints.bounds, certified(constraints, objective).bounds
     if objective.dual.aim != "certificate":
         return bounds - torch.tensor(objective.dual.aim).where(~state.modest, 0.0)
     if proof is None or not constraints.enforce:
@@ -189,8 +200,8 @@ def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof:
     count = max(1, int(constraints.finite.sum()))
     records = torch.tensor([float(min(proof[d] for d in m)) for m in constraints.members], dtype=torch.float64)
     room = half_widths(count) * (state.spread / records.clamp(min=1)).sqrt()
-    room = torch.minimum(room, bounds.abs() / 2).where(bounds.isfinite() & ~state.modest, 0.0)
-    return bounds - room
+    room = torch.minimum(room, proven.abs() / 2).where(proven.isfinite() & ~state.modest, 0.0)
+    return torch.minimum(bounds, proven - room)
 
 
 def half_widths(constraints: int) -> float:

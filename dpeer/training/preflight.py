@@ -7,11 +7,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet
 from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.model.lm import load_tokenizer
-from dpeer.objective.constraints import build_constraints
+from dpeer.objective.certificate import provable
+from dpeer.objective.constraints import build_constraints, certified
+from dpeer.objective.controllers import CONTROLLERS
+from dpeer.objective.preference import edge_loss
 from dpeer.training.checkpoint import refuse_other_run
 from dpeer.training.engine import deepspeed_config
 from dpeer.training.heldout import heldout_edges
@@ -37,11 +42,41 @@ def objective(config: Config, prepared: Prepared) -> str:
     return f"{len(constraints.names)} constraints over {', '.join(prepared.train.dimensions)}; {steps} steps"
 
 
+def out_of_reach(config: Config, prepared: Prepared) -> list[str]:
+    """What cannot happen in this run whatever the model learns: a proof, a constraint that ever binds, a cap."""
+    objective, dimensions = config.objective, prepared.train.dimensions
+    constraints = build_constraints(objective.constraint, dimensions)
+    if objective.kind == "sft" or not objective.constraint.enforce or not constraints.form.bounds_loss:
+        return []
+    lines = []
+    proof = prepared.proof
+    start = float(edge_loss(torch.zeros(1, dtype=torch.float64), objective))
+    for d, asked in zip(dimensions, certified(constraints, objective).bounds.tolist(), strict=True):
+        records = 0 if proof is None else int(proof[dimensions.index(d)])
+        if records and asked < (least := provable(records, objective)):
+            lines.append(
+                f"{d}: {records} held-out records cannot prove {asked:g}, not even of a model that has no loss; they "
+                f"can prove {least:.2g} at best"
+            )
+    for d, asked in zip(dimensions, constraints.tolerances.tolist(), strict=True):
+        if start <= asked < math.inf and not constraints.form.simplex:
+            lines.append(f"{d}: {asked:g} is met before training, whose loss begins at {start:.3g}")
+    if objective.dual.controller == "pi" and math.isinf(objective.dual.relaxed_cost):
+        controller = CONTROLLERS["pi"](objective.dual)
+        steps = config.training.total_steps(len(prepared.train.trees))
+        most = (controller.kp + controller.ki * steps) * start
+        if most < objective.dual.max:
+            cap = f"dual.max = {objective.dual.max:g}"
+            lines.append(f"no multiplier can reach {cap} in {steps} steps; at most {most:.3g}")
+    return lines
+
+
 def tokens(prepared: Prepared) -> str:
     """What `prepare`, which raises a DataError for an unsound record, has let through."""
-    sets = {"training": prepared.train} | ({"held-out": prepared.heldout} if prepared.heldout else {})
+    names = {"train": "training", "dual": "dual", "heldout": "held-out"}
+    sets = {names[name]: data for name, data in prepared.splits.items()}
     shown = [f"{len(s.trees)} {n} records" + (f" ({s.dropped} dropped)" if s.dropped else "") for n, s in sets.items()]
-    return f"{' and '.join(shown)}: every prompt is a prefix of prompt + response"
+    return f"{', '.join(shown)}: every prompt is a prefix of prompt + response"
 
 
 def chat_template(config: Config, prepared: Prepared) -> str:

@@ -12,7 +12,7 @@ from dpeer.config import Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.group import Group, Groups
-from dpeer.launcher.preflight.checklist import Checklist
+from dpeer.launcher.preflight.checklist import Checklist, Warn
 from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, ReferenceCalls, Scores
@@ -76,12 +76,19 @@ def data(config: Config, checks: Checklist, say: Say) -> Prepared | None:
         checks.skip(DATA[1:], "after a fault above")
         return None
     prepared = box[0]
-    checks.check("objective", preflight.objective, config, prepared)
+    checks.check("objective", _objective, config, prepared)
     checks.check("chat template", preflight.chat_template, config, prepared)
     checks.check("reference weights", preflight.reference, config, prepared)
     checks.check("run folder", preflight.run_folder, config, prepared)
     checks.check("checkpoints", preflight.checkpoints, config, prepared)
     return prepared
+
+
+def _objective(config: Config, prepared: Prepared) -> str | Warn:
+    found = preflight.objective(config, prepared)
+    if lines := preflight.out_of_reach(config, prepared):
+        return Warn("; ".join(lines), "`dpeer tolerance` says what can be had and proven.")
+    return found
 
 
 # Models

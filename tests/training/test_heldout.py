@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from dpeer.config import Config
+from dpeer.config import Config, Objective
 from dpeer.data.tokenize import TokenizedSet, TokenTree
+from dpeer.objective.certificate import provable
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import initial_state
 from dpeer.training.heldout import certificate, heldout_edges
@@ -89,3 +90,10 @@ def test_certificate_is_strict_json_with_selection_by_hand() -> None:
     assert found["wins"]["A"]["rate"] == 1.0 and found["wins"]["A"]["edges"] == 2
     assert list(found["masks"]) == ["A+E"] and [v["name"] for v in found["masks"]["A+E"]] == ["A", "E"]
     assert found["selection"]["overall"]["rate"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("records", [40, 100, 400])
+def test_what_no_model_could_prove(records):
+    """The exact limit for a model without any loss is bound (1 - alpha^(1/n)); ours is a little above, never below."""
+    least, exact = provable(records, Objective()), 6 * (1 - 0.05 ** (1 / records))
+    assert exact <= least < 1.5 * exact
