@@ -284,7 +284,10 @@ def test_what_is_exported_and_certified_is_the_best_checkpoint(lab: Any, baselin
 
 def test_a_proven_run_stops_early_and_a_kill_before_its_end_changes_nothing(lab: Any) -> None:
     """Killed after the last checkpoint, before its verdict and before the certificate; in two reference modes."""
-    changes = (f"data.dual={lab.folder}/world/train.jsonl", "objective.constraint.tolerance=3")
+    changes = (
+        f"data.dual={lab.folder}/world/train.jsonl",
+        "objective.constraint.tolerance={A: 3, C: 3, E: 3, T: .inf}",
+    )
     run = lab.train("proven", *changes, "cluster.reference=cache")
     assert run.wait() == 0, run.output
     whole = lab.run("proven")
