@@ -119,7 +119,7 @@ def _sections(run: Run) -> Iterator[Part]:
     smoothed = f"Bold: moving average over about {span} steps; faint: single steps."
     yield Part(
         "Loss per dimension",
-        f"Mean loss over the edges of each dimension in a step. {_about_dual(run)}{smoothed}",
+        f"Mean loss over the edges of each dimension in a step. {_about_dual(run)}{_about_aims(run)}{smoothed}",
         figures.loss_panels(run),
     )
     constraint_panels = figures.constraint_panels(run)
@@ -156,6 +156,12 @@ def _sections(run: Run) -> Iterator[Part]:
 def _about_dual(run: Run) -> str:
     """What the dual split is, where the run has one."""
     return "The policy never trains on the records of the dual split. " if run.get("data.dual") else ""
+
+
+def _about_aims(run: Run) -> str:
+    if not any(c.aim < c.tolerance for step in run.ledger for c in step.constraints.values()):
+        return ""
+    return "Dotted: where the multipliers aim, so that the tolerance can be proven. "
 
 
 def _metadata(run: Run) -> Iterator[tuple[str, Any]]:

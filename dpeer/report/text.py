@@ -163,13 +163,16 @@ def relaxed_words(run: Run) -> str:
     given = {name: c for name, c in run.ledger[-1].constraints.items() if c.relaxed}
     if not given:
         return ""
-    stays = ", ".join(f"{name} about {number(c.relaxation, 2)} above {exact(c.tolerance)}" for name, c in given.items())
+    one = len(given) == 1
+    stays = ", ".join(
+        f"{'it' if one else name} stays about {number(c.relaxation, 2)} above {exact(c.tolerance)}"
+        for name, c in given.items()
+    )
     kept = [name for name in run.constraints if name not in given]
     rest = f" {listing(kept)} keep{'s its own' if len(kept) == 1 else ' theirs'}." if kept else ""
-    one = len(given) == 1
     return (
         f"Not all tolerances can be met{'' if one else ' together'}, so {listing(list(given))} "
-        f"{'was relaxed and stays' if one else 'were relaxed and stay'}: {stays}.{rest}"
+        f"{'was' if one else 'were'} relaxed: {stays}.{rest}"
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from dpeer.config_io import load_config
 from dpeer.estimate.saved_size import saved_size
+from dpeer.training.prepare import split_records
 
 pytestmark = pytest.mark.slow
 SHORT = ("training.steps=2", "cluster.policy_workers=1")
@@ -244,7 +245,10 @@ def test_export_loads_without_dpeer_and_generates(lab: Any, baseline: Path) -> N
     assert model.generate(ids, max_new_tokens=5, min_new_tokens=5).shape == (1, ids.shape[1] + 5)
     certificate = json.loads((baseline / "certificate.json").read_text())
     assert len(certificate["constraints"]) == 4
-    assert [s["step"] for s in map(json.loads, (baseline / "samples.jsonl").open())] == [0, 0, 12, 12, 24, 24]
+    samples = [json.loads(line) for line in (baseline / "samples.jsonl").open()]
+    unseen = split_records(load_config(lab.folder / "recipe.yaml"))["dual"].records
+    prompts = [unseen[i].prompt[-1].content for i in (0, len(unseen) // 2)]
+    assert [(s["step"], s["prompt"]) for s in samples] == [(step, p) for step in (0, 12, 24) for p in prompts]
     assert "<html" in (baseline / "report.html").read_text()
     assert not list(baseline.glob("**/.*"))
 
@@ -280,7 +284,10 @@ def test_what_is_exported_and_certified_is_the_best_checkpoint(lab: Any, baselin
 
 def test_a_proven_run_stops_early_and_a_kill_before_its_end_changes_nothing(lab: Any) -> None:
     """Killed after the last checkpoint, before its verdict and before the certificate; in two reference modes."""
-    changes = (f"data.dual={lab.folder}/world/train.jsonl", "objective.constraint.tolerance=3")
+    changes = (
+        f"data.dual={lab.folder}/world/train.jsonl",
+        "objective.constraint.tolerance={A: 3, C: 3, E: 3, T: .inf}",
+    )
     run = lab.train("proven", *changes, "cluster.reference=cache")
     assert run.wait() == 0, run.output
     whole = lab.run("proven")

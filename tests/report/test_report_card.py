@@ -45,6 +45,20 @@ def test_card_of_a_certified_run(make_run):
     assert "1,331" in body and "cd" * 32 in body and "AutoModelForCausalLM.from_pretrained" in body
 
 
+def test_card_says_which_checkpoint_it_is_about(make_run, amend):
+    folder = make_run(watched=True)
+    training = {"steps": 200, "records_per_step": 32, "keep": "best", "stop_when": "certified"}
+    amend(folder / "manifest.json", lambda m: m | {"exported_step": 40, "config": m["config"] | {"training": training}})
+    _, body = parts(model_card(folder))
+    assert "- Exported and certified: step 40, the lowest loss of the worst dimension on the dual split.\n" in body
+    assert [row[0] for row in table(body, "## Data")[2:]] == ["training", "dual (moves the multipliers)", "held-out"]
+    (folder / "stop.json").write_text('{"step": 80, "reason": "certified", "look": 2, "confidence": 0.991666}')
+    amend(folder / "manifest.json", lambda m: m | {"exported_step": 80})
+    _, body = parts(model_card(folder))
+    assert "- Exported and certified: step 80.\n" in body
+    assert "the dual split proved every tolerance, at look 2 with 99.17\u00a0% confidence" in body
+
+
 def test_card_without_certificate_claims_nothing(make_run):
     _, body = parts(model_card(make_run(steps=3, certificate=False)))
     assert "There is no certificate for this model" in body and "satisfied" not in body

@@ -130,8 +130,8 @@ def test_watched_report(make_run, amend):
     for words in (
         "Training ended early, at step 80: the last 2 checkpoints were worse than the best one",
         "step 40, the lowest loss of the worst dimension on the dual split",
-        "Not all tolerances can be met together, so A and T were relaxed and stay: A about 0.05 above 0.4, "
-        "T about 0.23 above 0.4. E and C keep theirs.",
+        "Not all tolerances can be met together, so A and T were relaxed: A stays about 0.05 above 0.4, "
+        "T stays about 0.23 above 0.4. E and C keep theirs.",
         "Golden ranks first in 62 % of the dual split's records at the end",
         "Multipliers asked to un-learn E, whose weight stays at 0 instead",
         "130 records",
