@@ -170,10 +170,14 @@ def _read_recipe(path: Path, root: type[Section], shipped: Path | None, children
     return _merge(_read_recipe(source, root, shipped, (*children, path.resolve())), tree)
 
 
+BY_DIMENSION = ("objective.primary", "objective.constraint.tolerance", "objective.certificate.tolerance")
+"""Maps over the data's dimensions: a later layer replaces them whole, as it may have other dimensions."""
+
+
 def _merge(base: Tree, changes: Tree, prefix: str = "") -> Tree:
     merged = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        both = isinstance(value, dict) and isinstance(base.get(key), dict) and f"{prefix}{key}" not in BY_DIMENSION
         merged[key] = _merge(base[key], value, f"{prefix}{key}.") if both else value
         other = _ALTERNATIVES.get(f"{prefix}{key}", "").rpartition(".")[2]
         if value is not None and other not in changes:

@@ -31,7 +31,7 @@ from dpeer.report.comparison import ArmRow, write_comparison
 from dpeer.toyworld import world as toyworld
 from dpeer.training.run_dir import RunDir
 
-TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 600
+TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 800
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?", "": " "}
 UNENFORCED = "objective.constraint.enforce=false"
 

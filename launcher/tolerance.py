@@ -133,16 +133,17 @@ def levels(ledger: Path) -> Levels:
 def reach(found: Mapping[str, Levels], records: Mapping[str, int], bound: float) -> list[Reach]:
     """What each dimension can have.
 
-    The suggested tolerance is half way between the pilot of equal weights and the one that serves the worst dimension
-    first, plus the room that a proof on `records` needs. Half way can be had if the losses are convex along the path
-    from one to the other, and it leaves the objective something to choose. price: loss that the other dimensions give
-    up, together, per unit that the favoured one gains over equal weights.
+    The suggested tolerance has two parts. The level to aim at: half way between the pilot of equal weights and the one
+    that serves the worst dimension first, which can be had by all at once if losses are convex along the path from one
+    to the other; for a dimension that equal weights neglect, the lower level of the second pilot. And the room that a
+    proof on `records` needs. price: loss that the other dimensions give up, together, per unit that the favoured one
+    gains over equal weights.
     """
     equal, worst = found[EQUAL], found[WORST]
     count = len(equal.loss)
     result = []
     for d, level in equal.loss.items():
-        base = (worst.loss[d] + level) / 2
+        base = min(worst.loss[d], (worst.loss[d] + level) / 2)
         favoured = found.get(f"favouring {d}", equal)
         gained = level - favoured.loss[d]
         given = sum(favoured.loss[o] - equal.loss[o] for o in equal.loss if o != d)

@@ -157,7 +157,7 @@ def test_shipped_recipe_loads_and_round_trips(name: str, tmp_path: Path) -> None
 
 def test_baselines_differ_from_the_demo_only_where_they_should() -> None:
     demo = load_config(RECIPES / "demo.yaml")
-    assert demo.objective.constraint.tolerance == 0.25
+    assert demo.objective.constraint.tolerance == {"A": 0.3, "C": 0.3, "E": 0.3, "T": 0.55}
     for name in ("pooled_dpo", "uniform", "scalarised", "sft"):
         arm = load_config(RECIPES / f"{name}.yaml")
         assert (arm.model, arm.data, arm.cluster) == (demo.model, demo.data, demo.cluster)
@@ -282,3 +282,17 @@ def test_every_field_is_described_and_refuses_unknown_keys() -> None:
 
 def _is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def test_a_tolerance_per_dimension_replaces_the_inherited_one_whole(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("extends: demo\nobjective: {constraint: {tolerance: {E: 0.2}}}\n")
+    config = load_config(tmp_path / "other.yaml", shipped=RECIPES)
+    assert config.objective.constraint.tolerance == {"E": 0.2}
+    assert load_config(
+        RECIPES / "demo.yaml", ["objective.constraint.tolerance.T=0.4"]
+    ).objective.constraint.tolerance == {
+        "A": 0.3,
+        "C": 0.3,
+        "E": 0.3,
+        "T": 0.4,
+    }

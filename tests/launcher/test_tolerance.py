@@ -29,10 +29,10 @@ def test_suggestion_price_and_records() -> None:
     a, t = reach(FOUND, {"A": 400, "T": 100}, 6.0)
     half_widths = math.sqrt(2 * math.log(2 * 2 / 0.05)) + 1
     assert a.suggested == pytest.approx(0.2 + half_widths * 0.3 / 20, abs=0.01)
-    assert t.suggested == pytest.approx(0.5 + half_widths * 0.5 / 10, abs=0.01)
+    assert t.suggested == pytest.approx(0.3 + half_widths * 0.5 / 10, abs=0.01)
     assert t.price == pytest.approx((0.35 - 0.1) / (0.7 - 0.2))
     assert math.isnan(a.price)  # 0.005 gained is within the error
-    assert t.needed == math.ceil((half_widths * 0.5 / 0.05) ** 2)
+    assert t.needed == math.ceil((half_widths * 0.5 / 0.03) ** 2)
 
 
 def test_without_certificate_records_only_the_error_is_added() -> None:
