@@ -1,6 +1,7 @@
 """Shipped controller on random convex problems with known optima: violations, multipliers, conflicts, what others keep.
 
-Problems and oracle stand in tests/objective/problems.py. usage: multipliers.py [--problems N] [--lr RATE] [--steps N ...]
+Problems and oracle stand in tests/objective/problems.py.
+usage: multipliers.py [--problems N] [--lr RATE] [--steps N ...]
 """
 
 from __future__ import annotations
