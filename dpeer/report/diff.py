@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpeer.errors import DpeerError
-from dpeer.training.run_dir import MAY_CHANGE, differences
+from dpeer.training.run_dir import differences, may_change
 
 PARTS = {
     "config": ("config",),
@@ -69,8 +69,9 @@ class RunDiff:
 def diff_runs(a: Path, b: Path) -> RunDiff:
     """Compare two run folders. DpeerError: one of them has no readable manifest or ledger."""
     manifests = [_manifest(path) for path in (a, b)]
+    free = ("name", *set.intersection(*(set(may_change(_training(m))) for m in manifests)))
     differences = [
-        Difference(part, key, old, new, part != "config" or not _harmless(key))
+        Difference(part, key, old, new, part != "config" or not key.startswith(free))
         for part, names in PARTS.items()
         for name in names
         for key, old, new in _under(name, manifests[0].get(name), manifests[1].get(name))
@@ -104,8 +105,9 @@ def largest(divergence: Divergence) -> tuple[str, Any, Any]:
     return max(divergence.fields, key=gap)
 
 
-def _harmless(key: str) -> bool:
-    return key == "name" or key.startswith(MAY_CHANGE)
+def _training(manifest: dict[str, Any]) -> dict[str, Any]:
+    config = manifest.get("config")
+    return dict(config.get("training") or {}) if isinstance(config, dict) else {}
 
 
 def _under(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

@@ -69,7 +69,7 @@ class RunDir:
         """Refuse to go on with another config, data set or reference than the run began with; says what differs."""
         if not self.manifest.exists():
             raise CheckpointError(f"{self.path}: nothing to resume (no manifest.json). Start it without --resume.")
-        old = json.loads(self.manifest.read_text())
+        old, free = json.loads(self.manifest.read_text()), may_change(config.training.model_dump())
         if (began := old.get("method", 1)) != facts.get("method", began):
             raise CheckpointError(
                 f"{self.path}: began under version {began} of the method, and this dpeer now computes version "
@@ -79,7 +79,7 @@ class RunDir:
         differs = [
             f"{key}: was {before!r}, now {after!r}"
             for key, before, after in differences(_with_defaults(old["config"]), resolved(config))
-            if not key.startswith(_may_change(config))
+            if not key.startswith(free)
         ]
         differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in facts if old.get(k) != facts[k]]
         if differs:
@@ -199,9 +199,9 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         return config
 
 
-def _may_change(config: Config) -> tuple[str, ...]:
-    """Keys that a resumed run may change. Where checkpoints are judged, their schedule is part of the result."""
-    judged = config.training.keep == "best" or config.training.stop_when != "never"
+def may_change(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """Beginnings of the keys that change no result. Where checkpoints are judged, their schedule is part of it."""
+    judged = training.get("keep") == "best" or training.get("stop_when") == "certified"
     return tuple(key for key in MAY_CHANGE if not (judged and key == "training.checkpoint_every"))
 
 

@@ -143,12 +143,15 @@ def watched_step(line: dict[str, Any]) -> dict[str, Any]:
     return line | {"dual_selected": 0.625}
 
 
-def write_samples(path: Path, steps: int) -> None:
-    prompts = ("What shall I plant?", "Is <b>this</b> & that true?")
-    write_lines(
-        path,
-        [{"step": s, "prompt": p, "reply": f"reply {s}"} for s in range(0, steps + 1, 20) for p in prompts],
-    )
+def add_dual_split(folder: Path) -> None:
+    ledger = [watched_step(json.loads(line)) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    write_lines(folder / "ledger.jsonl", ledger)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["data"]["dual"] = {"sha256": "ef" * 32, "records": 130, "edges": dict.fromkeys(LEVELS, 83)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    prompts, steps = ("What shall I plant?", "Is <b>this</b> & that true?"), range(0, len(ledger) + 1, 20)
+    samples = [{"step": s, "prompt": p, "reply": f"reply {s}"} for s in steps for p in prompts]
+    write_lines(folder / "samples.jsonl", samples)
 
 
 @pytest.fixture
@@ -177,9 +180,6 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         balance = objective.get("constraint", {}).get("form") == "balance"
         rng, multipliers = random.Random(0), dict.fromkeys(dimensions, 0.0)
         ledger = [step_line(s, rng, dimensions, multipliers) for s in range(1, steps + 1)]
-        if watched:
-            ledger = [watched_step(line) for line in ledger]
-            write_samples(folder / "samples.jsonl", steps)
         write_lines(folder / "ledger.jsonl", [balance_step(line) for line in ledger] if balance else ledger)
         write_lines(
             folder / "timing.jsonl",
@@ -201,8 +201,6 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             "created": "2026-05-01T10:00:00+00:00",
             "finished": "2026-05-01T10:05:00+00:00" if certificate else None,
         }  # fmt: skip
-        if watched:
-            manifest["data"]["dual"] = {"sha256": "ef" * 32, "records": 130, "edges": dict.fromkeys(LEVELS, 83)}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         if certificate:
             halves = {"E": 0.09, "A": 0.05, "T": 0.06, "C": 0.05}
@@ -223,6 +221,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 "heldout_records": 220,
             }
             (folder / "certificate.json").write_text(json.dumps(found))
+        if watched:
+            add_dual_split(folder)
         return folder
 
     return make

@@ -56,7 +56,7 @@ def test_page_follows_the_run_from_before_its_first_step(live: Live) -> None:
     assert headers["Referrer-Policy"] == "no-referrer" and headers["Cache-Control"] == "no-store"
 
     version = get(live, root + "version")[2]
-    assert f'version === "{version}"' in text
+    assert f'version !== "{version}"' in text
     (folder / "later").rename(folder / "ledger.jsonl")
     assert get(live, root + "version")[2] != version
     page = Page(get(live, root)[2])

@@ -65,6 +65,16 @@ def test_another_name_or_placement_alone_is_the_same_run(pair: tuple[Path, Path]
     assert diff_runs(*pair).same
 
 
+@pytest.mark.parametrize(("keep", "same"), [("last", True), ("best", False)])
+def test_schedule_of_checkpoints_matters_where_they_are_judged(
+    pair: tuple[Path, Path], amend: Any, keep: str, same: bool
+) -> None:
+    for folder, every in zip(pair, (10, 20), strict=True):
+        training = {"steps": 20, "keep": keep, "checkpoint_every": every}
+        amend(folder / "manifest.json", lambda m, t=training: m | {"config": m["config"] | {"training": t}})
+    assert diff_runs(*pair).same is same
+
+
 def test_first_step_that_differs_and_first_step_that_the_policy_computes_otherwise(
     pair: tuple[Path, Path], amend: Any
 ) -> None:
