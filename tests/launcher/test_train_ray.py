@@ -15,6 +15,7 @@ import pytest
 from dpeer.config_io import load_config
 from dpeer.estimate.saved_size import saved_size
 from dpeer.training.prepare import split_records
+from tests.objective.test_rows import fault_of_run
 
 pytestmark = pytest.mark.slow
 SHORT = ("training.steps=2", "cluster.policy_workers=1")
@@ -46,6 +47,10 @@ def assert_same_end(run: Path, other: Path) -> None:
         assert (run / name).read_bytes() == (other / name).read_bytes()
     ends = [json.loads((folder / "manifest.json").read_text())["exported_step"] for folder in (run, other)]
     assert ends[0] == ends[1]
+
+
+def test_files_hold_the_declared_rows(lab: Any, baseline: Path) -> None:
+    assert fault_of_run(baseline) is None
 
 
 def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: Any, baseline: Path) -> None:
