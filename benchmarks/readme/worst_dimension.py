@@ -58,6 +58,12 @@ def curve(root: Path, folder: str, name: str, colour: str, marker: str) -> Curve
     return Curve(name, colour, marker, np.array([step.step for step in run.ledger], float), worst_loss(run), worst)
 
 
+def interval(certified: Certified) -> tuple[float, float]:
+    """Of the mean with every pair counted in full; certificates of earlier versions have only that."""
+    mean = certified.mean
+    return (certified.lower, certified.upper) if math.isnan(mean.lower) else (mean.lower, mean.upper)
+
+
 def finding(curves: Sequence[Curve]) -> str:
     parts = [f"{c.heldout.estimate:.2f} with {c.name}" for c in curves]
     names = " and ".join(dict.fromkeys(c.heldout.name for c in curves))
@@ -71,9 +77,10 @@ def paint(figure: Figure, curves: Sequence[Curve]) -> None:
     for i, c in enumerate(curves):
         index, x = thin(len(c.steps)), end * (1.03 + 0.03 * i)
         axes.plot(c.steps[index], c.loss[index], color=c.colour, linewidth=1.8)
-        axes.vlines(x, c.heldout.lower, c.heldout.upper, color=c.colour, linewidth=1.8)
+        low, high = interval(c.heldout)
+        axes.vlines(x, low, high, color=c.colour, linewidth=1.8)
         axes.plot(x, c.heldout.estimate, c.marker, color=c.colour, markersize=6)
-        words = f"{c.name}\n{c.heldout.estimate:.2f} [{c.heldout.lower:.2f}, {c.heldout.upper:.2f}]"
+        words = f"{c.name}\n{c.heldout.estimate:.2f} [{low:.2f}, {high:.2f}]"
         axes.annotate(words, (end * 1.1, c.heldout.estimate), color=c.colour, va="center", annotation_clip=False)
     tolerance = curves[0].heldout.tolerance
     axes.axhline(tolerance, **LIMIT)
