@@ -22,7 +22,7 @@ from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
 from dpeer.files import write_text
-from dpeer.objective.constraints import half_widths
+from dpeer.objective.bounds import records_for, room
 from dpeer.report.text import UNKNOWN, number
 from dpeer.report.tolerance import Reach, write_page
 from dpeer.training.run_dir import RunDir
@@ -140,16 +140,14 @@ def reach(found: Mapping[str, Levels], records: Mapping[str, int], bound: float)
     gains over equal weights.
     """
     equal, worst = found[EQUAL], found[WORST]
-    count = len(equal.loss)
     result = []
     for d, level in equal.loss.items():
         base = min(worst.loss[d], (worst.loss[d] + level) / 2)
         favoured = found.get(f"favouring {d}", equal)
         gained = level - favoured.loss[d]
         given = sum(favoured.loss[o] - equal.loss[o] for o in equal.loss if o != d)
-        spread = worst.spread[d]
-        room = half_widths(count) * spread / math.sqrt(records[d]) if records[d] else math.nan
         allowed = max(0.1 * base, 0.02)
+        variance = worst.spread[d] ** 2
         result.append(
             Reach(
                 dimension=d,
@@ -158,9 +156,9 @@ def reach(found: Mapping[str, Levels], records: Mapping[str, int], bound: float)
                 favoured=favoured.loss[d],
                 error=worst.se[d],
                 price=given / gained if gained > 2 * equal.se[d] else math.nan,
-                suggested=_rounded(base + (room if records[d] else worst.se[d])),
+                suggested=_rounded(base + (room(variance, records[d], bound) if records[d] else worst.se[d])),
                 records=records[d],
-                needed=math.ceil((half_widths(count) * spread / allowed) ** 2) if spread > 0 else None,
+                needed=records_for(allowed, variance, bound) if variance > 0 else None,
                 bound=bound,
             )
         )

@@ -105,3 +105,29 @@ def repeats_needed(sample: Sample, theta: float, needed: float, most: float) -> 
     while excess(high) < 0:
         high = min(2 * high, most)
     return high if high == 1 else float(brentq(excess, high / 2, high, rtol=1e-6))
+
+
+def room(variance: float, records: float, bound: float, alpha: float = 0.05) -> float:
+    """How far below a tolerance a mean of values in [0, bound] must lie so that so many records will probably prove it.
+
+    variance: of one record's value. With stake b the logarithm of the wealth grows by about b d - b^2 variance / 2 per
+    record at distance d; one standard error is added for records that are less kind than most. nan without records.
+    """
+    if records <= 0:
+        return math.nan
+    goal, most = math.log(2 / alpha), MOST / bound
+    stake = min(math.sqrt(2 * goal / (records * variance)), most) if variance > 0 else most
+    return goal / (records * stake) + stake * variance / 2 + math.sqrt(variance / records)
+
+
+def records_for(distance: float, variance: float, bound: float, most: int = 10**9) -> int | None:
+    """Fewest records with `room` of at most this distance; None if more than `most`."""
+    low, high = 1, 1
+    while room(variance, high, bound) > distance:
+        if high > most:
+            return None
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if room(variance, middle, bound) > distance else (low, middle)
+    return high

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dpeer.config import Constraint, Objective
 from dpeer.errors import ConfigError
+from dpeer.objective.bounds import room
 from dpeer.objective.controllers import Memory
 from dpeer.objective.forms import FORMS, Form
 from dpeer.objective.statistics import Summary
@@ -188,26 +189,22 @@ def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof:
     """[C] fp64: the level that the multipliers hold each estimate to, at most its bound.
 
     A policy that just meets its tolerance cannot be proven to: the certificate needs room for chance. With
-    `dual.aim = certificate` the aim lies below the (certified) bound by the half-width that `proof` [D] records give,
-    sd sqrt(2 log(2 C / alpha) / n), and one more standard error so that the proof will probably succeed; at most half
-    of the bound. A number is the room itself.
+    `dual.aim = certificate` the aim lies below the (certified) bound by the `bounds.room` that `proof` [D] records
+    need; at most by half of the bound. A number is the room itself.
     """
     bounds, proven = constraints.bounds, certified(constraints, objective).bounds
     if objective.dual.aim != "certificate":
         return bounds - torch.tensor(objective.dual.aim).where(~state.modest, 0.0)
     if proof is None or not constraints.enforce:
         return bounds
-    count = max(1, int(constraints.finite.sum()))
-    records = torch.tensor([float(min(proof[d] for d in m)) for m in constraints.members], dtype=torch.float64)
-    room = half_widths(count) * (state.spread / records.clamp(min=1)).sqrt()
-    room = torch.minimum(room, proven.abs() / 2).where(proven.isfinite() & ~state.modest, 0.0)
-    return torch.minimum(bounds, proven - room)
-
-
-def half_widths(constraints: int) -> float:
-    """Standard errors between an aim and its bound: those of a proof for that many constraints at once, and one for
-    the chance that the certificate's records are less kind."""
-    return math.sqrt(2 * math.log(2 * constraints / ALPHA)) + 1
+    most = constraints.form.edge_bound(objective) or objective.certificate.bound
+    needed = [
+        room(variance, float(min(proof[d] for d in m)), most)
+        for variance, m in zip(state.spread.tolist(), constraints.members, strict=True)
+    ]
+    spare = torch.tensor(needed, dtype=torch.float64).nan_to_num(0.0)
+    spare = torch.minimum(spare, proven.abs() / 2).where(proven.isfinite() & ~state.modest, 0.0)
+    return torch.minimum(bounds, proven - spare)
 
 
 def primary_weights(objective: Objective, dimensions: tuple[str, ...], edge_counts: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dpeer.config import Config
 from dpeer.errors import ConfigError
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.tolerance import EQUAL, WORST, Levels, apply, explore, levels, pilots, reach
+from dpeer.objective.bounds import room
 from dpeer.report.tolerance import write_page
 
 DIMS = ("A", "T")
@@ -27,12 +28,17 @@ FOUND = {EQUAL: at(0.1, 0.7), WORST: at(0.3, 0.3), "favouring A": at(0.095, 0.8)
 
 def test_suggestion_price_and_records() -> None:
     a, t = reach(FOUND, {"A": 400, "T": 100}, 6.0)
-    half_widths = math.sqrt(2 * math.log(2 * 2 / 0.05)) + 1
-    assert a.suggested == pytest.approx(0.2 + half_widths * 0.3 / 20, abs=0.01)
-    assert t.suggested == pytest.approx(0.3 + half_widths * 0.5 / 10, abs=0.01)
+    # room for a proof: log 40 / (n b) + b variance / 2 + sd / sqrt n, with b = sqrt(2 log 40 / (n variance)) <= 0.8 / 6
+    goal, stakes = math.log(40), (0.8 / 6, 0.8 / 6)
+    rooms = [
+        goal / (n * b) + b * s**2 / 2 + s / math.sqrt(n) for n, s, b in zip((400, 100), (0.3, 0.5), stakes, strict=True)
+    ]
+    assert a.suggested == pytest.approx(0.2 + rooms[0], abs=0.011) and t.suggested == pytest.approx(
+        0.3 + rooms[1], abs=0.011
+    )
     assert t.price == pytest.approx((0.35 - 0.1) / (0.7 - 0.2))
     assert math.isnan(a.price)  # 0.005 gained is within the error
-    assert t.needed == math.ceil((half_widths * 0.5 / 0.03) ** 2)
+    assert t.needed is not None and room(0.25, t.needed, 6.0) <= 0.03 < room(0.25, t.needed - 1, 6.0)
 
 
 def test_without_certificate_records_only_the_error_is_added() -> None:
