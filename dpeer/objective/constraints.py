@@ -24,8 +24,6 @@ from dpeer.objective.controllers import Memory
 from dpeer.objective.forms import FORMS, Form
 from dpeer.objective.statistics import Summary
 
-ALPHA = 0.05
-
 
 class Past(Protocol):
     """What a form needs to know of the past (a DualState)."""

@@ -143,7 +143,7 @@ def stop_words(run: Run) -> str:
     if stop.reason == "certified":
         return (
             f"Training ended early, at step {stop.step}: the dual split proved every tolerance, at look {stop.look} "
-            f"with {100 * stop.confidence:.4g}{NBSP}% confidence, so that all looks together err with at most 5{NBSP}%."
+            f"with {100 * stop.confidence:.4g}{NBSP}% confidence; all looks together have that of the certificate."
         )
     worse = "the last checkpoint was" if stop.patience == 1 else f"the last {stop.patience} checkpoints were"
     return f"Training ended early, at step {stop.step}: {worse} worse than the best one, by the loss on the dual split."

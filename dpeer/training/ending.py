@@ -6,8 +6,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dpeer.objective.constraints import ALPHA
-
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -53,7 +51,7 @@ def exhausted(scores: Mapping[int, float], patience: int) -> bool:
     return top is not None and sum(step > top for step in scores) >= patience
 
 
-def confidence(look: int) -> float:
-    """Of the certificate at the k-th look at the same records: error levels alpha / (k (k + 1)) sum to alpha, so over
-    all looks together a false "satisfied" has probability alpha at most."""
-    return 1 - ALPHA / (look * (look + 1))
+def confidence(look: int, together: float) -> float:
+    """Of the certificate at the k-th look at the same records: error levels alpha / (k (k + 1)) sum to alpha, so all
+    looks `together` have their confidence, 1 - alpha."""
+    return 1 - (1 - together) / (look * (look + 1))

@@ -55,7 +55,8 @@ def proven(
     """Whether these records prove every tolerance, as the k-th of many looks at them (`ending.confidence`)."""
     constraints = build_constraints(config.objective.constraint, data.dimensions)
     edges = heldout_edges(config, data, policy, reference)
-    verdicts = certify(edges, constraints, config.objective, ending.confidence(look), dual)
+    confidence = ending.confidence(look, config.objective.certificate.confidence)
+    verdicts = certify(edges, constraints, config.objective, confidence, dual)
     return all(v.verdict == "satisfied" for v in verdicts)
 
 

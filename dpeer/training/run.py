@@ -169,7 +169,8 @@ class TrainingRun:
             return False
         look = step // every
         if spec.stop_when == "certified" and self.proven(look):
-            why = {"reason": "certified", "look": look, "confidence": ending.confidence(look)}
+            confidence = ending.confidence(look, self.config.objective.certificate.confidence)
+            why = {"reason": "certified", "look": look, "confidence": confidence}
         elif spec.patience and ending.exhausted(self.scores(), spec.patience):
             why = {"reason": "patience", "patience": spec.patience}
         else:

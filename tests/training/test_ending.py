@@ -87,6 +87,6 @@ def test_patience_counts_checkpoints_since_the_best(scores: list[float], patienc
 
 @given(st.integers(1, 10_000))
 def test_looks_together_spend_less_than_one_certificate(looks: int) -> None:
-    spent = [1 - ending.confidence(k) for k in range(1, looks + 1)]
+    spent = [1 - ending.confidence(k, 0.95) for k in range(1, looks + 1)]
     assert sum(spent) == pytest.approx(0.05 * looks / (looks + 1), rel=1e-9)  # below 0.05
     assert spent == sorted(spent, reverse=True)
