@@ -45,7 +45,7 @@ def test_multipliers_are_those_of_the_optimum():
     for problem, _, final, _ in ends(125, None):
         found = np.array(list(final.multipliers.values()))
         errors.append(np.abs(found - problem.multipliers).max() / (1 + problem.multipliers.max()))
-    assert np.median(errors) < 0.1
+    assert np.median(errors) < 0.15
 
 
 @pytest.mark.parametrize("batch", [None, 8])

@@ -189,6 +189,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             ],
         )
         manifest = {
+            "method": 2,
             "config": config(**objective),
             "versions": {"dpeer": "0.1.0", "torch": "2.13.0", "ray": None},
             "git": "0123abcd",
