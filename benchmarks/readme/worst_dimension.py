@@ -85,8 +85,10 @@ def paint(figure: Figure, curves: Sequence[Curve]) -> None:
     tolerance = curves[0].heldout.tolerance
     axes.axhline(tolerance, **LIMIT)
     axes.axhline(math.log(2), color=GREY, linestyle=(0, (1, 2)), linewidth=1)
-    for y, words, ink in ((tolerance, f"tolerance {exact(tolerance)}", "black"), (math.log(2), "untrained 0.69", GREY)):
-        axes.annotate(words, (end, y), xytext=(0, -3), textcoords="offset points", ha="right", va="top", color=ink)
+    low, high = ("top", -3), ("bottom", 3)  # away from each other
+    limits = ((tolerance, f"tolerance {exact(tolerance)}", "black", low), (math.log(2), "untrained 0.69", GREY, high))
+    for y, words, ink, (side, shift) in limits:
+        axes.annotate(words, (end, y), xytext=(0, shift), textcoords="offset points", ha="right", va=side, color=ink)
     axes.set(xlabel="optimizer step", ylabel="sigmoid loss (nats)", xlim=(0, end * 1.08))
     axes.set_ylim(bottom=0)
 
