@@ -56,6 +56,10 @@ def explore(config: Config, steps: int | None) -> tuple[list[Reach], Path]:
             f"objective.constraint.form is {config.objective.constraint.form}: levels of the loss are tolerances of "
             "the forms threshold and worst only. For another form use a sweep over tolerances (dpeer sweep)."
         )
+    if config.objective.kind != "preference":
+        raise ConfigError(
+            "objective.kind is sft: without preferences there is no loss per dimension to hold to a level."
+        )
     if config.data.dual == "none":
         raise ConfigError("data.dual is none: levels are read from records on which no pilot trains. Give data.dual.")
     prepared = prepare(config)
@@ -90,7 +94,7 @@ def pilots(config: Config, dimensions: Sequence[str], steps: int | None) -> dict
         choices[f"favouring {d}"] = free.model_copy(
             update={"primary": {other: FAVOUR if other == d else 1.0 for other in dimensions}}
         )
-    training = config.training
+    training = config.training.model_copy(update={"stop_when": "never", "patience": None, "keep": "last"})
     if steps is not None:
         training = training.model_copy(update={"steps": steps, "epochs": None})
     folder = config.output_dir / f"{config.name}.tolerance"
@@ -159,7 +163,6 @@ def reach(found: Mapping[str, Levels], records: Mapping[str, int], bound: float)
                 suggested=_rounded(base + (room(variance, records[d], bound) if records[d] else worst.se[d])),
                 records=records[d],
                 needed=records_for(allowed, variance, bound) if variance > 0 else None,
-                bound=bound,
             )
         )
     return result

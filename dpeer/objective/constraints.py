@@ -192,7 +192,7 @@ def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof:
     """
     bounds, proven = constraints.bounds, certified(constraints, objective).bounds
     if objective.dual.aim != "certificate":
-        return bounds - torch.tensor(objective.dual.aim).where(~state.modest, 0.0)
+        return bounds - torch.tensor(objective.dual.aim, dtype=torch.float64).where(~state.modest, 0.0)
     if proof is None or not constraints.enforce:
         return bounds
     most = constraints.form.edge_bound(objective) or objective.certificate.bound

@@ -127,6 +127,10 @@ def update(
         observed = torch.zeros_like(observed)
     aim = aims(constraints, objective, state, proof)
     g = (estimate - aim).where(observed, 0.0)
+    if (
+        constraints.form.simplex
+    ):  # weights are shared out by comparison, so what a batch lacks is read at its last level
+        g = g.where(observed | (state.observations == 0), state.smoothed)
 
     def clip(values: Tensor) -> Tensor:
         return project(values, constraints.finite) if constraints.form.simplex else values.clamp(0, dual.max)
@@ -138,7 +142,8 @@ def update(
     moves = observed & (controller.error(reading).abs() >= dual.dead_zone)
     if constraints.form.simplex:
         moves = (moves.any() & constraints.finite).expand_as(moves)
-    multipliers = clip(target.where(observed, state.multipliers)).where(moves, state.multipliers)
+    known = observed | constraints.form.simplex
+    multipliers = clip(target.where(known, state.multipliers)).where(moves, state.multipliers)
 
     judged, modest, relaxed = state.conflict, state.modest, state.relaxed
     if constraints.enforce and not constraints.form.simplex and math.isfinite(dual.relaxed_cost):
@@ -160,7 +165,7 @@ def update(
         relaxed=relaxed,
         observations=state.observations + observed.long(),
         smoothed=smoothed.where(observed, state.smoothed),
-        spread=_spread(constraints, summary, state, observed, first),
+        spread=_spread(constraints, summary, state, se, observed),
         controller={name: values.where(~relaxed, 0.0) for name, values in kept.items()},
         form=constraints.form.remember(state.form, summary, dual.ema),
         conflict=judged,
@@ -177,13 +182,12 @@ def project(values: Tensor, members: Tensor) -> Tensor:
     return (values - shift).clamp(min=0).where(members, 0.0)
 
 
-def _spread(constraints: ConstraintSet, summary: Summary, state: DualState, observed: Tensor, first: Tensor) -> Tensor:
+def _spread(constraints: ConstraintSet, summary: Summary, state: DualState, se: Tensor, observed: Tensor) -> Tensor:
     """Variance of one record's part in each estimate, averaged over about ten steps."""
-    _, se = estimates(constraints, summary, state)
     records = torch.tensor([float(min(summary.records[d] for d in m)) for m in constraints.members])
     variance = se.square() * records
     known = observed & variance.isfinite()
-    return _smooth(0.9, state.spread, variance, first | (state.spread == 0)).where(known, state.spread)
+    return _smooth(0.9, state.spread, variance, state.spread == 0).where(known, state.spread)
 
 
 def _smooth(memory: float, old: Tensor, new: Tensor, first: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ class Reach:
         gained beyond the error
     suggested: tolerance that can be had and proven on `records` certificate records
     needed: records that would prove a tolerance 10 % above the level
-    bound: up to what a pair's loss counts in the certificate
     """
 
     dimension: str
@@ -38,7 +37,6 @@ class Reach:
     suggested: float
     records: int
     needed: int | None
-    bound: float
 
 
 def write_page(reached: Sequence[Reach], path: Path, name: str) -> Path:
@@ -50,7 +48,7 @@ def write_page(reached: Sequence[Reach], path: Path, name: str) -> Path:
         f"({hardest.dimension}) can be had and proven"
     )
     template = templates().get_template("tolerance.html.j2")
-    page = template.render(name=name, finding=finding, reached=reached, chart=_chart(reached), nan=float("nan"))
+    page = template.render(name=name, finding=finding, reached=reached, chart=_chart(reached))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
     return path

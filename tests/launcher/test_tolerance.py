@@ -83,7 +83,11 @@ def test_recipe_and_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("objective.constraint.form=balance", "levels of the loss are tolerances"), ("data.dual=none", "Give data.dual")],
+    [
+        ("objective.kind=sft", "no loss per dimension"),
+        ("objective.constraint.form=balance", "levels of the loss are tolerances"),
+        ("data.dual=none", "Give data.dual"),
+    ],
 )
 def test_what_has_no_level_is_refused(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -265,3 +265,11 @@ def test_a_damaged_state_is_refused(damage):
         data["spread"] = {"dtype": "float64", "values": ["zebra"]}
     with pytest.raises(CheckpointError, match="dual state"):
         DualState.from_dict(data)
+
+
+def test_worst_case_weights_outlast_a_batch_without_their_dimension():
+    """A has the larger loss; a step that shows only T must not hand A's weight to T."""
+    objective = objective_with(0.0, "worst")
+    before, state = run(objective, [(0.9, 0.4)] * 5)
+    after = update(state, build_constraints(objective.constraint, DIMS), objective, summary_of(None, 0.4)).multipliers
+    assert before[-1][0] > 0.9 and after[0] > 0.9 and float(after.sum()) == pytest.approx(1)
