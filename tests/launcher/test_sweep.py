@@ -68,7 +68,7 @@ def test_killed_sweep_goes_on_and_trains_every_cell_once(lab: Any) -> None:
     assert "running" not in states(folder, names).values()
     cache = {p: identity(p) for p in (folder / "reference_cache").glob("*.safetensors")}
     ledgers = {n: identity(folder / n / "ledger.jsonl") for n in done}
-    assert len(cache) == 2 and 1 <= len(done) < 3
+    assert len(cache) == 3 and 1 <= len(done) < 3  # training, dual and held-out split
 
     second = lab.start("sweep", "run", "sweep.yaml", "--lanes", "1")
     assert second.wait(900) == 1, second.output
