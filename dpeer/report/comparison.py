@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpeer.files import write_text
+from dpeer.report.differences import Difference, cost_sentence, difference, phi, point_bounds, points
 from dpeer.report.page import templates
 from dpeer.report.plot import MARKERS, PALETTE, Z95, Plot, draw, legend
 from dpeer.report.run import NAN, Rate
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+FLUENCY = "fluency"
+
+
 @dataclass(frozen=True, slots=True)
 class ArmRow:
     """One arm. `shares`: good behaviour per dimension in [0, 1], each over `n` responses; `fluency` likewise.
 
     satisfied, constraints: held-out constraints met and in all; None for an arm without constraints
     report: the arm's own report page, if it has one
+    selection: share of held-out records whose golden answer ranks first, if it is known
+    good, fluent: what is true of each response, per dimension and of fluency, in an order of prompts that all arms
+        share: pairs an arm with the baseline; without them arms count as independent
     """
 
     name: str
@@ -35,14 +42,35 @@ class ArmRow:
     constraints: int | None
     report: Path | None
     note: str = ""
+    selection: Rate | None = None
+    good: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+    fluent: Sequence[bool] = ()
 
     def rate(self, dimension: str) -> Rate:
         return wilson(self.shares.get(dimension, NAN), self.n)
 
     @property
+    def mean(self) -> float:
+        """Over its dimensions."""
+        return sum(self.shares.values()) / len(self.shares)
+
+    def against(self, base: ArmRow, dimensions: Sequence[str]) -> dict[str, Difference]:
+        """This arm's share minus the base's in each dimension and in fluency."""
+        changes = {
+            d: difference(self.rate(d), base.rate(d), _paired(self.good.get(d, ()), base.good.get(d, ())))
+            for d in dimensions
+        }
+        fluency = (wilson(arm.fluency, arm.n) for arm in (self, base))
+        return changes | {FLUENCY: difference(*fluency, _paired(self.fluent, base.fluent))}
+
+    @property
     def worst(self) -> str:
         """The dimension with the lowest share."""
         return min(self.shares, key=lambda d: self.shares[d])
+
+
+def _paired(x: Sequence[bool], y: Sequence[bool]) -> float:
+    return phi(x, y) if x and len(x) == len(y) else 0.0
 
 
 def wilson(share: float, n: int) -> Rate:
@@ -104,20 +132,34 @@ def _leaders(rows: Sequence[ArmRow], dimensions: Sequence[str]) -> str:
     return title[0].upper() + title[1:]
 
 
-def write_comparison(rows: Sequence[ArmRow], path: Path) -> Path:
-    """Write the comparison page of at least one arm to `path`, with links to each arm's report relative to it."""
+def write_comparison(
+    rows: Sequence[ArmRow], path: Path, baseline: str | None = None, subject: str | None = None
+) -> Path:
+    """Write the comparison page of at least one arm to `path`, with links to each arm's report relative to it.
+
+    `baseline` names the arm that the others are subtracted from, `subject` the one whose differences are said in words.
+    """
     assert rows, "a comparison needs at least one arm"
     dimensions = tuple(dict.fromkeys(d for row in rows for d in row.shares))
     links = {row.name: Path(os.path.relpath(row.report, path.parent)).as_posix() for row in rows if row.report}
     counts = sorted({row.n for row in rows})
+    base = next((row for row in rows if row.name == baseline), None)
+    changes = {row.name: row.against(base, dimensions) for row in rows if base and row is not base}
     page = templates().get_template("comparison.html.j2").render(
         finding=comparison_finding(rows),
         rows=rows,
         dimensions=dimensions,
         links=links,
         responses=f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}",
+        baseline=baseline,
+        changes=changes,
+        paired=base is not None and all(row.good for row in rows),
+        selected=any(row.selection for row in rows),
+        cost=cost_sentence(subject, baseline, changes[subject]) if baseline and subject in changes else "",
         chart=share_plot(rows, dimensions),
         bounds=bounds,
+        points=points,
+        point_bounds=point_bounds,
     )  # fmt: skip
     write_text(path, page)
     return path

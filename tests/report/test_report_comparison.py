@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from dpeer.report.comparison import ArmRow, comparison_finding, share_plot, wilson, write_comparison
+from dpeer.report.run import Rate
 
 BASE = ArmRow("base", {"E": 0.46, "T": 0.43}, 200, 0.90, None, None, None)
 POOLED = ArmRow("pooled", {"E": 0.92, "T": 0.25}, 200, 0.71, None, None, None)
@@ -64,3 +65,38 @@ def test_page_escapes_names_and_shows_a_missing_share(tmp_path):
     assert "<b>odd" not in html and "&lt;b&gt;odd" in html
     assert "Share of 50 to 200 responses" in html and "\u2013" in html
     assert '<span class="verdict violated">0 of 3</span>' in html
+
+
+def test_page_shows_the_mean_and_the_selection_accuracy_where_it_is_known(tmp_path):
+    known = replace(LAGRANGIAN, selection=Rate(rate=0.88, lower=0.854, upper=0.9, n=800))
+    html = plain(write_comparison([BASE, known], tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert "Golden first</th>" in html and ">88 %<br><small>85, 90</small>" in html
+    assert '<td class="n">86 %</td>\n<td class="n">80 %</td>' in html  # mean of E and T, fluency
+    without = write_comparison([BASE, LAGRANGIAN], tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "Golden first" not in without and "What it costs" not in without
+
+
+def test_page_says_what_an_arm_costs_against_the_baseline(tmp_path):
+    html = plain(
+        write_comparison([BASE, POOLED, LAGRANGIAN], tmp_path / "c.html", "pooled", "Lagrangian").read_text("utf-8")
+    )
+    expected = (
+        "Against pooled, Lagrangian gains 58 points on T (49 to 65) and 9 points on fluency (1 to 17); "
+        "no clear difference on E (\u22124; \u221210, +2)."
+    )
+    assert expected in html
+    assert "<strong>+58</strong>" in html and "\u22124<br><small>\u221210, +2</small>" in html
+    rows = html[html.index("What it costs") :]
+    assert '<th scope="row">base</th>' in rows and '<th scope="row">pooled</th>' not in rows
+
+
+def test_an_arm_is_paired_with_the_baseline_by_prompt():
+    half, most = (True,) * 50 + (False,) * 50, (True,) * 60 + (False,) * 40
+    a, b = (
+        ArmRow(n, {"T": sum(x) / 100}, 100, 1.0, None, None, None, good={"T": x}) for n, x in (("a", most), ("b", half))
+    )
+    paired = a.against(b, ["T"])["T"]
+    alone = a.against(replace(b, good={}), ["T"])["T"]
+    assert paired.value == alone.value == pytest.approx(0.1)
+    assert paired.clear and not alone.clear
+    assert math.isnan(a.against(replace(b, shares={"E": 0.5}), ["T"])["T"].lower)
