@@ -60,8 +60,8 @@ class ArmRow:
             d: difference(self.rate(d), base.rate(d), _paired(self.good.get(d, ()), base.good.get(d, ())))
             for d in dimensions
         }
-        fluency = (wilson(arm.fluency, arm.n) for arm in (self, base))
-        return changes | {FLUENCY: difference(*fluency, _paired(self.fluent, base.fluent))}
+        mine, theirs = wilson(self.fluency, self.n), wilson(base.fluency, base.n)
+        return changes | {FLUENCY: difference(mine, theirs, _paired(self.fluent, base.fluent))}
 
     @property
     def worst(self) -> str:
