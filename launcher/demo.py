@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
@@ -28,11 +29,13 @@ from dpeer.launcher.recipe import training_config
 from dpeer.launcher.replies import replies
 from dpeer.launcher.train import train
 from dpeer.report.comparison import ArmRow, write_comparison
+from dpeer.report.run import Certificate
 from dpeer.toyworld import world as toyworld
 from dpeer.training.run_dir import RunDir
 
 TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 800
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?", "": " "}
+UNIFORM = "uniform (λ = 0)"
 UNENFORCED = "objective.constraint.enforce=false"
 
 
@@ -56,7 +59,7 @@ ARMS = (
         ),
     ),
     Arm("pooled DPO", "pooled", ("objective.primary=pooled", UNENFORCED)),
-    Arm("uniform (λ = 0)", "uniform", (UNENFORCED,)),
+    Arm(UNIFORM, "uniform", (UNENFORCED,)),
     Arm("Lagrangian", "lagrangian", ()),
 )
 
@@ -84,18 +87,17 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
             finally:
                 groups.close()
     prompts = root / "world" / "prompts.jsonl"
-    verdicts = {arm.title: _verdicts(config) for arm, config in arms.items()}
+    certificates = {arm.title: _certificate(config) for arm, config in arms.items()}
     rows = [_row("base", replies(base, prompts, base, seed))]
     for arm, config in arms.items():
         answers = replies(config.run_dir / "export", prompts, config.run_dir, seed)
-        rows.append(_row(arm.title, answers, verdicts[arm.title], config.run_dir / "report.html"))
-    page = write_comparison(rows, root / "demo.html")
+        rows.append(_row(arm.title, answers, certificates[arm.title], config.run_dir / "report.html"))
+    page = write_comparison(rows, root / "demo.html", baseline=UNIFORM, subject=ARMS[-1].title)
     console.rule("[bold]judges and abilities", align="left")
-    abilities, abilities_page = demo_evaluation.evaluate(root, seed, console)
-    show(console, rows, verdicts)
-    demo_evaluation.show(
-        console, abilities, {"base": "base"} | {arm.title: arm.run for arm in ARMS}, list(rows[0].shares)
-    )
+    judged = demo_evaluation.evaluate(root, seed, console)
+    show(console, rows, {name: _verdicts(c) for name, c in certificates.items()})
+    models = {"base": "base"} | {arm.title: arm.run for arm in ARMS}
+    demo_evaluation.show(console, judged.result, judged.realised, models, list(rows[0].shares))
     last = arms[ARMS[-1]].run_dir
     for label, path in {
         "model": last / "export",
@@ -103,7 +105,7 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
         "certificate": last / "certificate.json",
         "report": last / "report.html",
         "comparison": page,
-        "abilities": abilities_page,
+        "abilities": judged.page,
     }.items():
         console.print(f"{label:12}{path}", soft_wrap=True)
     console.print(f"{'time':12}{time.monotonic() - began:.0f} s")
@@ -170,14 +172,18 @@ def _up_to_date(config: Config) -> bool:
     return False
 
 
-def _verdicts(config: Config) -> dict[str, str]:
-    constraints = json.loads(RunDir(config.run_dir).certificate.read_text())["constraints"]
-    return {c["name"]: c["verdict"] for c in constraints}
+def _certificate(config: Config) -> Certificate:
+    return Certificate.model_validate_json(RunDir(config.run_dir).certificate.read_text())
 
 
-def _row(title: str, replies: list[str], verdicts: dict[str, str] | None = None, report: Path | None = None) -> ArmRow:
+def _verdicts(certificate: Certificate) -> dict[str, str]:
+    return {c.name: c.verdict for c in certificate.constraints}
+
+
+def _row(title: str, replies: list[str], certificate: Certificate | None = None, report: Path | None = None) -> ArmRow:
     """What the oracle reads in a model's replies, beside what its certificate says."""
-    read, given = toyworld.share(replies), list((verdicts or {}).values())
+    read, readings = toyworld.share(replies), [toyworld.oracle(reply) for reply in replies]
+    given = list(_verdicts(certificate).values()) if certificate else []
     return ArmRow(
         name=title,
         shares=read.good,
@@ -187,19 +193,25 @@ def _row(title: str, replies: list[str], verdicts: dict[str, str] | None = None,
         constraints=len(given) or None,
         report=report,
         note=", ".join(f"{n} {v}" for v in ("violated", "undecided") if (n := given.count(v))),
+        selection=certificate.selection.overall if certificate and certificate.selection else None,
+        good={d: tuple(r[d] == "good" for r in readings) for d in read.good},
+        fluent=tuple("none" not in r.values() for r in readings),
     )
 
 
 def show(console: Console, rows: list[ArmRow], verdicts: dict[str, dict[str, str]]) -> None:
     dimensions = list(rows[0].shares)
-    table = Table(title="Share of good behaviour per dimension (oracle, fresh prompts)", title_justify="left")
+    title = "Share of good behaviour per dimension (oracle, fresh prompts)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
-    for name in (*dimensions, "worst", "mean", "fluent"):
+    for name in (*dimensions, "worst", "mean", "fluent", "golden"):
         table.add_column(name, justify="right")
     for row in rows:
-        shares = [row.shares[d] for d in dimensions]
         by_dimension = verdicts.get(row.name, {})
         cells = [f"{row.shares[d]:.2f} {MARKS[by_dimension.get(d, '')]}" for d in dimensions]
-        table.add_row(row.name, *cells, *(f"{x:.2f}" for x in (min(shares), sum(shares) / len(shares), row.fluency)))
+        overall = (row.shares[row.worst], row.mean, row.fluency)
+        selection = f"{row.selection.rate:.2f}" if row.selection else ""
+        table.add_row(row.name, *cells, *(f"{x:.2f}" for x in overall), selection)
     console.print(table)
-    console.print("tolerance on held-out records: ✓ met  ✗ violated  ? undecided at 95 %\n")
+    console.print("tolerance on held-out records: ✓ met  ✗ violated  ? undecided at 95 %")
+    console.print("golden: share of held-out records whose golden answer ranks first\n")

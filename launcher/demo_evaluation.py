@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
@@ -47,8 +49,16 @@ def evaluation_config(root: Path, seed: int) -> EvalConfig:
     return load_section(EvalConfig, recipe, changes)
 
 
-def evaluate(root: Path, seed: int, console: Console) -> tuple[Result, Path]:
-    """Judges, responses, ratings, fit and page; whatever is there already is kept. Returns the result and the page."""
+class Evaluated(NamedTuple):
+    """`realised`: severity of each judge in logits by the oracle's reading of what it rated."""
+
+    result: Result
+    page: Path
+    realised: dict[str, float]
+
+
+def evaluate(root: Path, seed: int, console: Console) -> Evaluated:
+    """Judges, responses, ratings, fit and page; whatever is there already is kept."""
     from dpeer.eval.generate import generate
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.tables import tabulate
@@ -60,15 +70,26 @@ def evaluate(root: Path, seed: int, console: Console) -> tuple[Result, Path]:
     link = partial(connect, config.farm.address)
     generate(config, link, console=console)
     ratings = judge(config, link, console=console)
-    folder = config.folder / "irt"
+    realised, folder = _realised(config, ratings), config.folder / "irt"
     options = Options(seed=seed + 1)
     made = {"ratings": sha256(ratings.read_bytes()).hexdigest(), "options": asdict(options)}
     stamp = folder / "made.json"
     if stamp.exists() and json.loads(stamp.read_text()) == made:
-        return tabulate(load(folder), "base"), folder / "report.html"
+        return Evaluated(tabulate(load(folder), "base"), folder / "report.html", realised)
     result, page = run_fit(ratings, folder, options, "base", (), console)
     write_json(stamp, made)
-    return result, page
+    return Evaluated(result, page, realised)
+
+
+def _realised(config: EvalConfig, ratings: Path) -> dict[str, float]:
+    from dpeer.eval.realised import expected_counts, severities
+    from dpeer.eval.responses import responses_folder
+    from dpeer.eval.store.parts import read_table
+    from dpeer.eval.store.schema import RESPONSES
+
+    names = list(SEVERITIES)
+    counts = expected_counts(pd.read_parquet(ratings), read_table(responses_folder(config), RESPONSES), names)
+    return dict(zip(names, map(float, severities(counts)), strict=True))
 
 
 def prepare_judges(root: Path, seed: int, console: Console) -> None:
@@ -92,10 +113,12 @@ def prepare_judges(root: Path, seed: int, console: Console) -> None:
     write_json(stamp, made)
 
 
-def show(console: Console, result: Result, names: dict[str, str], dimensions: Sequence[str]) -> None:
-    """Abilities per model, severities as planted and as recovered, and whether the fit may be trusted.
+def show(
+    console: Console, result: Result, realised: Mapping[str, float], names: dict[str, str], dimensions: Sequence[str]
+) -> None:
+    """Abilities per model, severities as planted, realised and recovered, and whether the fit may be trusted.
 
-    `names` maps a row's title to the model's name in the ratings.
+    `realised` has the severity of each judge, `names` maps a row's title to the model's name in the ratings.
     """
     table = Table(title="Ability in logits by the judges' ratings (± half of the 95 % interval)", title_justify="left")
     table.add_column("model", no_wrap=True)
@@ -107,13 +130,13 @@ def show(console: Console, result: Result, names: dict[str, str], dimensions: Se
         table.add_row(title, *(f"{c.ability:+.2f} ±{(c.ability_high - c.ability_low) / 2:.2f}" for c in cells))
     console.print(table)
     table = Table(title="Severity of the judges in logits", title_justify="left")
-    for column in ("judge", "planted", "recovered", "95 % interval"):
+    for column in ("judge", "planted", "realised", "recovered", "95 % interval"):
         table.add_column(column, justify="left" if column == "judge" else "right")
     judges = result.tables["judges"].set_index("judge")
     for name, planted in SEVERITIES.items():
         row = judges.loc[name]
         interval = f"{row.severity_low:+.2f} to {row.severity_high:+.2f}"
-        table.add_row(name, f"{planted:+.2f}", f"{row.severity:+.2f}", interval)
+        table.add_row(name, *(f"{x:+.2f}" for x in (planted, realised[name], row.severity)), interval)
     console.print(table)
     reasons = "; ".join(result.gate["reasons"])
     console.print(

@@ -6,13 +6,20 @@ import io
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
-from dpeer.launcher import demo
+from dpeer.eval.irt.result import Result
+from dpeer.eval.toy_judges import SEVERITIES
+from dpeer.launcher import demo, demo_evaluation
+from dpeer.report.run import Certificate
 from dpeer.training.run_dir import RunDir
+
+ESTIMATE = ("ability", "ability_low", "ability_high")
+SEVERITY = ("severity", "severity_low", "severity_high")
 
 
 def differences(a: object, b: object, prefix: str = "") -> set[str]:
@@ -49,12 +56,37 @@ def test_only_a_finished_run_of_the_same_config_is_skipped(tmp_path: Path, finis
 def test_table_marks_verdicts_and_fits_a_terminal(tmp_path: Path) -> None:
     reply = "".join(f"{c} " for c in ("You are right.", "I cannot say."))
     verdicts = {"E": "satisfied", "A": "violated", "T": "undecided", "C": "satisfied"}
-    rows = [demo._row("base", [reply]), demo._row("uniform (λ = 0)", [reply] * 2, verdicts, tmp_path / "report.html")]
+    certificate = Certificate.model_validate(
+        {
+            "constraints": [{"name": d, "verdict": v} for d, v in verdicts.items()],
+            "selection": {"overall": {"rate": 0.875, "n": 8}},
+        }
+    )
+    trained = demo._row(demo.UNIFORM, [reply] * 2, certificate, tmp_path / "report.html")
+    rows = [demo._row("base", [reply]), trained]
     assert (rows[1].satisfied, rows[1].constraints, rows[1].note) == (2, 4, "1 violated, 1 undecided")
     out = io.StringIO()
-    demo.show(Console(file=out, width=80), rows, {"uniform (λ = 0)": verdicts})
+    demo.show(Console(file=out, width=80), rows, {demo.UNIFORM: demo._verdicts(certificate)})
     line = next(x for x in out.getvalue().splitlines() if "uniform" in x)
     assert [line.count(mark) for mark in "✓✗?"] == [2, 1, 1] and "…" not in out.getvalue()
+    assert line.split()[-1] == "0.88" and trained.good == dict.fromkeys(trained.shares, (False, False))
+
+
+def test_severities_are_shown_as_planted_realised_and_recovered() -> None:
+    ability = pd.DataFrame([("base", "T", 0.5, 0.3, 0.7)], columns=["model", "dimension", *ESTIMATE])
+    judges = pd.DataFrame([(name, 0.7, 0.6, 0.8) for name in SEVERITIES], columns=["judge", *SEVERITY])
+    result = Result({"ability": ability, "judges": judges}, {"reasons": []}, (), {})
+    out = io.StringIO()
+    realised = dict.fromkeys(SEVERITIES, 0.65)
+    demo_evaluation.show(Console(file=out, width=80), result, realised, {"base": "base"}, ["T"])
+    line = next(x for x in out.getvalue().splitlines() if "severe " in x)
+    assert [cell.strip() for cell in line.strip("│").split("│")] == [
+        "severe",
+        "+0.80",
+        "+0.65",
+        "+0.70",
+        "+0.60 to +0.80",
+    ]
 
 
 def test_only_what_a_demo_made_is_removed(tmp_path: Path) -> None:
