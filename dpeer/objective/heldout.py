@@ -35,6 +35,10 @@ class HeldoutEdges:
         """The edges where `which` [E] bool holds."""
         return HeldoutEdges(self.margins[which], self.dims[which], self.records[which])
 
+    def same_pairs(self, other: HeldoutEdges) -> bool:
+        """Whether edge by edge the dimension and the prompt are the same."""
+        return torch.equal(self.dims, other.dims) and torch.equal(self.records, other.records)
+
 
 @dataclass(frozen=True)
 class Rate:

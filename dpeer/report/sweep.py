@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpeer.errors import DpeerError
-from dpeer.report.run import NAN, Run, read_run
+from dpeer.report.run import NAN, HeldoutMean, Run, read_run
 from dpeer.toyworld import world as toyworld
+
+if TYPE_CHECKING:
+    from dpeer.config import Objective
+    from dpeer.heldout_file import Heldout
 
 REPLIES = "replies.jsonl"
 
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One finished run. `shares`: what the toy world's oracle reads in its replies, `fluency` among them."""
+    """One finished run. `shares`: what the toy world's oracle reads in its replies, `fluency` among them.
+    `reference`: the cell whose export is its reference model."""
 
     index: int
     name: str
@@ -27,11 +33,46 @@ class SweepCell:
     values: dict[str, Any]
     run: Run
     shares: dict[str, float] = field(default_factory=dict)
+    reference: SweepCell | None = None
 
     def heldout(self, measure: str) -> dict[str, float]:
         """Dimension -> held-out mean: "loss" (nats per edge) or "accuracy"."""
+        return {d: getattr(mean, measure) for d, mean in self.means.items()}
+
+    @cached_property
+    def means(self) -> dict[str, HeldoutMean]:
+        """Held-out means by dimension, from the margins of `margins` where those differ from the certificate's."""
         certificate = self.run.certificate
-        return {d: getattr(mean, measure) for d, mean in certificate.dimensions.items()} if certificate else {}
+        if self.reference is None or certificate is None or (known := self.margins) is None:
+            return certificate.dimensions if certificate else {}
+        from dpeer.objective.heldout import heldout_means
+
+        rows = heldout_means(known.edges, self.objective, known.dimensions)
+        return {d: HeldoutMean.model_validate(row) for d, row in rows.items()}
+
+    @cached_property
+    def margins(self) -> Heldout | None:
+        """Held-out margins, measured from the reference that cells without a `reference` have; None where they are not
+        on disk. As r = beta (log pi - log pi_ref), margins add up along a chain of references.
+
+        DpeerError: the file is damaged.
+        """
+        from dpeer.heldout_file import read_heldout
+
+        own = read_heldout(self.run.path / "heldout.safetensors")
+        if own is None or self.reference is None:
+            return own
+        theirs = self.reference.margins
+        if theirs is None or not theirs.edges.same_pairs(own.edges):
+            return None
+        ratio = self.objective.beta / self.reference.objective.beta
+        return replace(own, edges=replace(own.edges, margins=own.edges.margins + ratio * theirs.edges.margins))
+
+    @property
+    def objective(self) -> Objective:
+        from dpeer.config import Objective
+
+        return Objective.model_validate(self.run.get("config.objective", {}))
 
 
 @dataclass(frozen=True)
@@ -112,19 +153,12 @@ def read_sweep(path: Path) -> SweepData:
         raise DpeerError(
             f"{path} has no sweep.json, so it is not a sweep's folder. Give the folder that `dpeer sweep run` printed."
         ) from None
-    finished, unfinished = [], []
-    for c in manifest["cells"]:
-        run = _finished(path / c["name"])
-        if run is None:
-            unfinished.append(c["name"])
-            continue
-        shares = _shares(path / c["name"] / REPLIES)
-        finished.append(SweepCell(c["index"], c["name"], c["label"], c["seed"], c["values"], run, shares))
+    finished, unfinished = _cells(path, manifest["cells"])
     if not finished:
         raise DpeerError(f"{path}: none of its {len(unfinished)} cells is finished, so there is nothing to report yet.")
-    axis = find_axis(
-        [c["values"] for c in manifest["cells"]], list(dict.fromkeys(c["label"] for c in manifest["cells"]))
-    )
+    grid = manifest.get("grid")  # not in the manifests of earlier versions
+    values = [{k: v for k, v in c["values"].items() if grid is None or k in grid} for c in manifest["cells"]]
+    axis = find_axis(values, list(dict.fromkeys(c["label"] for c in manifest["cells"])))
     return SweepData(path, manifest["name"], axis, _settings(finished, axis), len(manifest["cells"]), tuple(unfinished))
 
 
@@ -154,6 +188,23 @@ def _settings(cells: Sequence[SweepCell], axis: Axis) -> tuple[Setting, ...]:
         series = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in others.items())
         settings.append(Setting(label, x, series, tuple(sorted(group, key=lambda c: c.seed))))
     return tuple(settings)
+
+
+def _cells(folder: Path, entries: Sequence[Mapping[str, Any]]) -> tuple[list[SweepCell], list[str]]:
+    """Finished cells of a manifest, each with its `reference`, and the names of the others."""
+    runs = {c["name"]: run for c in entries if (run := _finished(folder / c["name"]))}
+    by_name = {c["name"]: c for c in entries}
+    exports = {str(Path(run.get("config.output_dir", ".")) / name / "export"): name for name, run in runs.items()}
+
+    def cell(name: str) -> SweepCell:
+        c, run = by_name[name], runs[name]
+        reference = exports.get(str(run.get("config.model.reference_path") or run.get("config.model.path")))
+        shares = _shares(folder / name / REPLIES)
+        return SweepCell(
+            c["index"], name, c["label"], c["seed"], c["values"], run, shares, cell(reference) if reference else None
+        )
+
+    return [cell(name) for name in runs], [name for name in by_name if name not in runs]
 
 
 def _finished(folder: Path) -> Run | None:

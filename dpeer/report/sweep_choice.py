@@ -37,7 +37,6 @@ def corrected(cell: SweepCell, choices: int) -> list[VerdictRow] | None:
 
     DpeerError: the file of margins is damaged.
     """
-    from dpeer.config import Objective
     from dpeer.heldout_file import read_heldout
     from dpeer.objective.certificate import certify
     from dpeer.objective.constraints import build_constraints
@@ -45,7 +44,6 @@ def corrected(cell: SweepCell, choices: int) -> list[VerdictRow] | None:
     heldout = read_heldout(cell.run.path / "heldout.safetensors")
     if heldout is None:
         return None
-    objective = Objective.model_validate(cell.run.get("config.objective", {}))
-    constraints = build_constraints(objective.constraint, heldout.dimensions)
-    verdicts = certify(heldout.edges, constraints, objective, state=heldout, choices=choices)
+    constraints = build_constraints(cell.objective.constraint, heldout.dimensions)
+    verdicts = certify(heldout.edges, constraints, cell.objective, state=heldout, choices=choices)
     return [v.to_dict() for v in verdicts]

@@ -16,8 +16,13 @@ from dpeer.report.text import constraint_form, exact, listing, number, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BANDS = "Lines join means over seeds; bars: 95 % t intervals over seeds; dots: single seeds."
 Value = Callable[[SweepCell], float]
+
+
+def bands(data: SweepData) -> str:
+    """What lines, marks and bars stand for."""
+    marks = "Marks: means over seeds" if data.axis.ticks else "Lines join means over seeds"
+    return f"{marks}; bars: 95 % t intervals over seeds; dots: single seeds."
 
 
 def loss_panels(data: SweepData) -> list[Plot]:
@@ -102,7 +107,8 @@ def _rates(
     lowest = {x: min((v[x], name) for name, v in finals.items() if x in v) for x in known}
     if not lowest:
         return None
-    first, last = min(lowest), max(lowest)
+    ends = sorted(lowest, key=lambda x: lowest[x] if data.axis.ticks else x)
+    first, last = ends[0], ends[-1]
 
     def paint(axes: Axes) -> None:
         curves(axes, data, named, baselines=False)
@@ -115,7 +121,7 @@ def _rates(
 
     title = f"Lowest {what}: {end(first)}, {end(last)}" if first != last else f"Lowest {what}: {end(first)}"
     words = "; ".join(f"{name}: {_words(data, value)}" for name, value in named)
-    return Plot(title, f"{ylabel}. {words}. {title}.", draw(paint), BANDS)
+    return Plot(title, f"{ylabel}. {words}. {title}.", draw(paint), bands(data))
 
 
 def pareto(data: SweepData) -> Plot | None:
@@ -225,7 +231,7 @@ def worst_curve(data: SweepData) -> Plot | None:
 
     x, low = min(means, key=lambda m: m[1])
     title = f"The worst dimension does best at {_tick(data, x)}: loss {number(low)}"
-    return Plot(title, f"Worst dimension's held-out loss. {_words(data, worst)}. {title}.", draw(paint), BANDS)
+    return Plot(title, f"Worst dimension's held-out loss. {_words(data, worst)}. {title}.", draw(paint), bands(data))
 
 
 def curves(
@@ -243,7 +249,8 @@ def curves(
             colour = colours[(k if len(named) > 1 else j) % len(colours)] if len(colours) > 1 else colours[0]
             for s in settings:
                 axes.plot([s.x] * len(s.cells), s.over(value), ".", color=colour, markersize=4, alpha=0.5)
-            _errorbar(axes, xs, spreads, colour, MARKERS[k % len(MARKERS)], DASHES[j % len(DASHES)], label)
+            dash = "none" if data.axis.ticks else DASHES[j % len(DASHES)]  # settings in a row have nothing in between
+            _errorbar(axes, xs, spreads, colour, MARKERS[k % len(MARKERS)], dash, label)
         if baselines:
             for i, s in enumerate(data.baselines):
                 dash = DASHES[(i + 1) % len(DASHES)]

@@ -18,6 +18,7 @@ from dpeer.report.page import MARKS, Part, templates
 from dpeer.report.plot import Plot
 from dpeer.report.run import Certified
 from dpeer.report.sweep import Setting, SweepCell, SweepData, read_sweep
+from dpeer.report.sweep_arms import ArmTable, arm_table
 from dpeer.report.sweep_choice import Choice, choice
 from dpeer.report.sweep_numbers import (
     Price,
@@ -28,7 +29,7 @@ from dpeer.report.sweep_numbers import (
     prices,
     reference_setting,
 )
-from dpeer.report.text import number
+from dpeer.report.text import listing, number
 
 Rows = list[dict[str, Any]]
 Abilities = Mapping[str, Mapping[str, float]]
@@ -42,6 +43,7 @@ class SweepResult:
     prices: list[Price]
     abilities: dict[str, dict[str, float]]
     choice: Choice | None
+    arms: ArmTable
 
 
 def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path:
@@ -58,6 +60,7 @@ def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path
         prices(data.lines) if data.axis.tolerance else [],
         {cell: dict(row) for cell, row in (abilities or {}).items()},
         choice(data),
+        arm_table(data, reference),
     )
     tables = dict(_tables(result))
     for name, rows in tables.items():
@@ -72,6 +75,7 @@ def write_sweep_report(folder: Path, abilities: Abilities | None = None) -> Path
         settings=len(data.settings),
         seeds=sorted({s for setting in data.settings for s in setting.seeds}),
         dimensions=data.dimensions,
+        arms=result.arms,
         sections=list(_sections(result, tables)),
         matrix=_matrix(data),
         choice=result.choice,
@@ -110,8 +114,16 @@ def _notes(result: SweepResult) -> Iterator[str]:
         )
     if max(len(s.cells) for s in data.settings) < 2:
         yield "One seed per setting: no spread, so no difference here can be told from luck."
+    chained = {c.name: c.label for c in data.cells if c.reference and c.margins}
+    if labels := list(dict.fromkeys(chained.values())):
+        yield (
+            f"Trained from another cell's export: {listing(labels)}. Held-out losses and accuracies here are measured "
+            "from the same reference as the others'; certificates and the runs' own pages speak of what was gained "
+            "over that export."
+        )
     for what in ("data", "versions", "git", "reference"):
-        if len({str(c.run.get(what)) for c in data.cells}) > 1:
+        cells = [c for c in data.cells if what != "reference" or c.name not in chained]
+        if len({str(c.run.get(what)) for c in cells}) > 1:
             yield f"The cells do not all have the same {what}; `dpeer diff RUN RUN` shows where two of them differ."
 
 
@@ -127,7 +139,7 @@ def _sections(result: SweepResult, tables: Mapping[str, Rows]) -> Iterator[Part]
         f"Reference: {result.reference.label}.",
         there(figures.paired_worst(data, result.reference, result.differences), figures.worst_curve(data)),
     )
-    yield Part("Held-out loss per dimension", figures.BANDS, figures.loss_panels(data))
+    yield Part("Held-out loss per dimension", figures.bands(data), figures.loss_panels(data))
     yield Part(
         "Accuracy and behaviour",
         "Accuracy is the share of held-out edges whose better response gains more than the worse one."
@@ -169,6 +181,7 @@ def _tables(result: SweepResult) -> Iterator[tuple[str, Rows]]:
         ],
     )
     yield "settings", _setting_rows(result)
+    yield "arms", _arm_rows(result.arms)
     yield "prices", [_price_row(price) for price in result.prices]
     yield (
         "certificates",
@@ -192,6 +205,14 @@ def _setting_rows(result: SweepResult) -> Rows:
         | {"mean_loss": points[i][0], "worst_loss": points[i][1], "on_front": i in front}
         | {f"worst_minus_{result.reference.label}{k}": v for k, v in _spread(d).items()}
         for i, (s, d) in enumerate(result.differences)
+    ]
+
+
+def _arm_rows(arms: ArmTable) -> Rows:
+    return [
+        {"label": label, "seeds": n}
+        | {f"{c.name}{k}": v for c, s in zip(arms.columns, spreads, strict=True) for k, v in _spread(s).items()}
+        for label, n, spreads in arms.rows
     ]
 
 

@@ -55,6 +55,7 @@ class SweepFolder:
         content: dict[str, Any] = {
             "name": sweep.name,
             "recipe": sweep.recipe,
+            "grid": list(sweep.grid),
             "prompts": str(sweep.prompts) if sweep.prompts else None,
             "cells": [
                 {"index": c.index, "id": c.id, "name": c.name, "label": c.label, "seed": c.seed, "values": c.values}

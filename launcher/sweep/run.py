@@ -69,11 +69,17 @@ def run(
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells of equal placement, which can use the same worker groups; the largest placements first."""
-    groups: dict[str, list[Cell]] = {}
+    """Cells of equal placement, which can use the same worker groups; the largest placements first. A cell comes in a
+    later wave than those among `cells` whose exports it reads."""
+    by_name = {cell.name: cell for cell in cells}
+
+    def depth(cell: Cell) -> int:
+        return max((1 + depth(by_name[name]) for name in cell.needs if name in by_name), default=0)
+
+    groups: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(cell.config.cluster.model_dump_json(), []).append(cell)
-    return sorted(groups.values(), key=lambda g: -len(bundles(g[0].config.cluster)))
+        groups.setdefault((depth(cell), cell.config.cluster.model_dump_json()), []).append(cell)
+    return [groups[key] for key in sorted(groups, key=lambda k: (k[0], -len(bundles(groups[k][0].config.cluster))))]
 
 
 def bundles(spec: Cluster) -> list[dict[str, float]]:

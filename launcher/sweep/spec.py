@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import graphlib
 import hashlib
 import itertools
 import json
@@ -18,7 +19,7 @@ from dpeer.config import Config, Section
 from dpeer.config_io import load_config, load_section, resolved
 from dpeer.errors import ConfigError
 from dpeer.launcher.recipe import RECIPES, recipe_names, recipe_path
-from dpeer.training.run_dir import MAY_CHANGE
+from dpeer.training.run_dir import MAY_CHANGE, RunDir
 
 SWEEPS = RECIPES / "sweeps"
 OWN_KEYS = {  # keys that the sweep sets itself
@@ -27,6 +28,8 @@ OWN_KEYS = {  # keys that the sweep sets itself
     "output_dir": "set it once, under `changes`",
 }
 ID_CHARS = 8
+RECIPE = "recipe"  # beside config keys in a cell or the grid: another recipe than the sweep's
+EXPORT_OF = "cell:"  # model.path = cell:NAME is what the cell NAME of the same seed exports
 
 
 class Sweep(Section):
@@ -37,9 +40,10 @@ class Sweep(Section):
     changes: dict[str, Any] = Field(default_factory=dict)
     """What every cell changes in the recipe, written as a recipe is."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Dotted config key -> its values; every combination is a cell."""
+    """Dotted config key -> its values; every combination is a cell. The key `recipe` takes the place of the sweep's."""
     cells: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Further cells beside the grid, such as baselines: name -> dotted config key -> value."""
+    """Further cells beside the grid, such as baselines: name -> dotted config key -> value. `model.path: cell:NAME`
+    starts from the export of the cell NAME of the same seed."""
     seeds: tuple[int, ...] = ()
     """Seeds that every cell is run with; default: the recipe's own."""
     label: str | None = None
@@ -54,7 +58,8 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. `values`: the dotted keys in which its setting differs from the recipe; `seed` apart."""
+    """One run of a sweep. `values`: the dotted keys in which its setting differs from the recipe; `seed` apart.
+    `needs`: names of the cells whose exports it reads."""
 
     index: int
     id: str
@@ -62,6 +67,7 @@ class Cell:
     seed: int
     values: dict[str, Any]
     config: Config
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,17 +102,69 @@ def resolve(sweep: Sweep, path: Path) -> tuple[Cell, ...]:
     base = _config(sweep, recipe, path, {}, "the recipe")
     folder = base.output_dir / sweep.name
     cells: list[Cell] = []
-    for seed, (label, values) in itertools.product(sweep.seeds or (base.seed,), settings):
-        config = _config(sweep, recipe, path, {**values, "seed": seed, "output_dir": str(folder)}, f"cell {label}")
-        digest = _digest(config, varied)
-        if twin := next((c for c in cells if c.id == digest), None):
-            raise ConfigError(
-                f"{path}: cells {twin.label} and {label} (seed {seed}) are the same run; remove one of them or let "
-                "them differ in something that changes a result"
-            )
-        name = f"{label}-s{seed}-{digest[:ID_CHARS]}"
-        cells.append(Cell(len(cells), digest, label, seed, values, config.model_copy(update={"name": name})))
+    for seed in sweep.seeds or (base.seed,):
+        configs = {
+            label: _config(sweep, recipe, path, {**values, "seed": seed, "output_dir": str(folder)}, f"cell {label}")
+            for label, values in settings
+        }
+        named = _named(configs, varied, path)
+        for label, values in settings:
+            digest, config, needs = named[label]
+            if twin := next((c for c in cells if c.id == digest), None):
+                raise ConfigError(
+                    f"{path}: cells {twin.label} and {label} (seed {seed}) are the same run; remove one of them or let "
+                    "them differ in something that changes a result"
+                )
+            cells.append(Cell(len(cells), digest, label, seed, values, config, needs))
     return tuple(cells)
+
+
+def _named(
+    configs: Mapping[str, Config], varied: set[str], path: Path
+) -> dict[str, tuple[str, Config, tuple[str, ...]]]:
+    """Label -> (id, config with its name and real paths, names of the cells that it starts from), for one seed."""
+    named: dict[str, tuple[str, Config, tuple[str, ...]]] = {}
+    for label in _order(configs, path):
+        config = configs[label]
+        starts = {other: named[other] for other in _starts(config).values()}
+        digest = _digest(_with_starts(config, {o: f"{EXPORT_OF}{id_}" for o, (id_, _, _) in starts.items()}), varied)
+        config = _with_starts(config, {o: str(RunDir(c.run_dir).export) for o, (_, c, _) in starts.items()})
+        config = config.model_copy(update={"name": f"{label}-s{config.seed}-{digest[:ID_CHARS]}"})
+        named[label] = digest, config, tuple(c.name for _, c, _ in starts.values())
+    return named
+
+
+def _starts(config: Config) -> dict[str, str]:
+    """Field of `model` -> label of the cell whose export it names."""
+    paths = {"path": config.model.path, "reference_path": config.model.reference_path or ""}
+    return {key: p.removeprefix(EXPORT_OF).strip() for key, p in paths.items() if p.startswith(EXPORT_OF)}
+
+
+def _with_starts(config: Config, exports: Mapping[str, str]) -> Config:
+    """The config with `exports` (label -> path) in place of cells."""
+    found = {key: exports[label] for key, label in _starts(config).items()}
+    return config.model_copy(update={"model": config.model.model_copy(update=found)})
+
+
+def _order(configs: Mapping[str, Config], path: Path) -> list[str]:
+    """Labels, each after those that it starts from. ConfigError: no such cell, or cells that wait for each other."""
+    graph = {label: _starts(config) for label, config in configs.items()}
+    for label, starts in graph.items():
+        for key, wanted in starts.items():
+            if wanted not in graph:
+                near = difflib.get_close_matches(wanted, graph, 1)
+                meant = f"did you mean {EXPORT_OF}{near[0]}? " if near else ""
+                raise ConfigError(
+                    f"{path}, cell {label}: model.{key}: {EXPORT_OF}{wanted} names no cell of this sweep; {meant}"
+                    f"Cells: {', '.join(graph)}"
+                )
+    try:
+        return list(graphlib.TopologicalSorter({a: b.values() for a, b in graph.items()}).static_order())
+    except graphlib.CycleError as error:
+        circle = " <- ".join(error.args[1])
+        raise ConfigError(
+            f"{path}: cells start from each other's exports in a circle ({circle}); let one of them start from a model"
+        ) from None
 
 
 def folder_of(sweep: Sweep, path: Path) -> Path:
@@ -142,6 +200,8 @@ def _config(sweep: Sweep, recipe: Path, path: Path, values: Mapping[str, Any], w
     given = {"cluster.reference"} & {*values, *_dotted(sweep.changes)}
     values = {**({} if given else {"cluster.reference": "cache"}), **values}
     try:
+        if other := values.pop(RECIPE, None):
+            recipe = _recipe_file(str(other), path)
         return load_config(recipe, changes=sweep.changes, values=values, shipped=RECIPES)
     except ConfigError as error:
         raise ConfigError(f"{path}, {where}: {error}") from None

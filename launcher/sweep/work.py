@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +16,7 @@ from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost
 from dpeer.launcher.group import Groups
 from dpeer.launcher.lock import POLL_S, Owner, claim, exclusive
-from dpeer.launcher.sweep.folder import SweepFolder
+from dpeer.launcher.sweep.folder import State, SweepFolder
 from dpeer.launcher.sweep.spec import Cell
 from dpeer.launcher.train import train
 from dpeer.training.run import fill_cache
@@ -47,21 +47,28 @@ class Lane:
                 if any(self.take(cell) for cell in left):
                     continue
                 self.close()  # others are at the rest: keep no resources meanwhile
-                for cell in left:
-                    if (owner := self.folder.state(cell.name).owner) and cell.name not in announced:
-                        self.console.print(f"waiting for {cell.name}, which {owner.place} is at")
-                        announced.add(cell.name)
+                for name in (name for cell in left for name in (cell.name, *cell.needs)):
+                    if (owner := self.folder.state(name).owner) and name not in announced:
+                        self.console.print(f"waiting for {name}, which {owner.place} is at")
+                        announced.add(name)
                 time.sleep(POLL_S)
         finally:
             self.close()
 
     def take(self, cell: Cell) -> bool:
-        """Train the cell unless somebody else is at it; returns whether it is settled now."""
+        """Train the cell unless somebody else is at it, or at one that it needs; returns whether it is settled now."""
+        needed = {name: self.folder.state(name) for name in cell.needs}
+        if any(state.kind == "running" for state in needed.values()):
+            return False
         with claim(self.folder.lock(cell.name)) as ours:
             settled = self.folder.run(cell.name).finished or self.folder.failure(cell.name).exists()
             if ours and not settled:
                 self.console.rule(f"[bold]cell {cell.index}[/]  {cell.name}", align="left")
-                self.attempt(cell)
+                if reason := unmet(needed):
+                    self.console.print(f"[red]{cell.name} failed:[/] {escape(reason)}")
+                    self.folder.fail(cell.name, reason, 1)
+                else:
+                    self.attempt(cell)
         return ours
 
     def attempt(self, cell: Cell) -> None:
@@ -105,3 +112,13 @@ class Lane:
         if self.groups:
             self.groups.close()
         self.groups = self.spec = None
+
+
+def unmet(needed: Mapping[str, State]) -> str:
+    """Why a cell cannot start from the exports of these cells; empty where it can."""
+    for name, state in needed.items():
+        if state.kind == "failed":
+            return f"It starts from the export of {name}, which has failed: {state.reason}"
+        if state.kind != "finished":
+            return f"It starts from the export of {name}, which is not trained yet. Run that first: --cell {name}"
+    return ""

@@ -94,6 +94,49 @@ def test_tolerance_of_one_dimension_and_infinity(cells: Any) -> None:
     assert [c.label for c in found] == ["T0.1", "Tinf"]
 
 
+def test_a_cell_may_take_another_recipe(cells: Any, tmp_path: Path) -> None:
+    (tmp_path / "sft.yaml").write_text(
+        "extends: recipe.yaml\nobjective: {kind: sft}\ntraining: {records_per_step: 4}\n"
+    )
+    found = cells(grid={}, cells={"plain": {}, "sft": {"recipe": "sft.yaml", "objective.beta": 0.3}})
+    assert [c.config.objective.kind for c in found] == ["preference", "sft"]
+    assert (found[1].config.training.records_per_step, found[1].config.objective.beta) == (4, 0.3)
+    assert {c.config.output_dir for c in found} == {Path("out/s")}
+    mixed = cells(grid={"recipe": ["recipe.yaml", "sft.yaml"], "objective.beta": [0.1, 0.2]})
+    assert [c.config.objective.kind for c in mixed] == ["preference"] * 2 + ["sft"] * 2
+
+
+CHAIN = {"b": {"model.path": "cell:a", "objective.beta": 0.2}, "a": {"objective.kind": "sft"}}
+
+
+def test_a_cell_starts_from_the_export_of_another_of_its_seed(cells: Any) -> None:
+    chain = CHAIN | {"c": {"model.reference_path": "cell:a", "model.path": "cell:b"}}
+    found = cells(grid={}, cells=chain, seeds=[0, 1])
+    assert [c.label for c in found] == ["b", "a", "c"] * 2 and [c.index for c in found] == list(range(6))
+    for b, a, c in (found[:3], found[3:]):
+        assert b.config.model.path == f"out/s/{a.name}/export" and b.needs == (a.name,) and a.needs == ()
+        assert c.config.model.path == f"out/s/{b.name}/export" and set(c.needs) == {a.name, b.name}
+        assert c.config.model.reference_path == f"out/s/{a.name}/export"
+    one = cells(grid={"objective.beta": [0.3, 0.4]}, cells={"x": {"model.path": "cell:beta0.4"}})
+    assert one[2].needs == (one[1].name,)  # a cell of the grid
+
+
+def test_an_id_follows_the_cell_that_it_starts_from_and_not_its_folder(cells: Any) -> None:
+    b, a = cells(grid={}, cells=CHAIN)
+    moved = cells(grid={}, cells=CHAIN, changes={"output_dir": "elsewhere"})
+    assert (b.id, a.id) == tuple(c.id for c in moved) and moved[0].config.model.path.startswith("elsewhere/")
+    other = cells(grid={}, cells=CHAIN | {"a": {"objective.kind": "sft", "training.steps": 9}})
+    assert other[1].id != a.id and other[0].id != b.id
+
+
+def test_cells_that_start_from_others_come_in_later_waves(cells: Any) -> None:
+    chain = CHAIN | {"c": {"model.path": "cell:b"}, "wide": {"cluster.policy_workers": 8}}
+    found = cells(grid={}, cells=chain, seeds=[0, 1])
+    assert [[c.label for c in wave] for wave in waves(found)] == [["wide", "wide"], ["a", "a"], ["b", "b"], ["c", "c"]]
+    left = [c for c in found if c.label not in ("a", "wide")]  # finished already
+    assert [[c.label for c in wave] for wave in waves(left)] == [["b", "b"], ["c", "c"]]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown key": ({"sedes": [1]}, ["sedes: unknown key; did you mean seeds?"]),
     "grid key": ({"grid": {"objective.bata": [1]}}, ["cell bata1", "did you mean objective.beta?"]),
@@ -112,6 +155,17 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "label": ({"label": "e{tolerence}"}, ["{tolerence} names no grid key", "tolerance"]),
     "below a value": ({"grid": {"objective.constraint.tolerance.T": [1]}}, ["tolerance is 0.5", "set it as a whole"]),
     "recipe": ({"recipe": "dmeo"}, ["did you mean 'demo'?"]),
+    "recipe of a cell": ({"cells": {"x": {"recipe": "unifrom"}}}, ["cell x", "did you mean 'uniform'?"]),
+    "export of no cell": (
+        {"cells": {"sft": {"objective.kind": "sft"}, "x": {"model.path": "cell:stf"}}},
+        ["cell x: model.path: cell:stf names no cell", "did you mean cell:sft?"],
+    ),
+    "export of itself": ({"cells": {"x": {"model.path": "cell:x"}}}, ["in a circle (x <- x)"]),
+    "exports in a circle": (
+        {"cells": {"x": {"model.path": "cell:y"}, "y": {"model.reference_path": "cell:x"}}},
+        ["in a circle (", "x <- y"],
+    ),
+    "export for all cells": ({"changes": {"model": {"path": "cell:x"}}, "cells": {"x": {}}}, ["circle (x <- x)"]),
 }
 
 
