@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,16 +29,9 @@ from rich.table import Table
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from dpeer.config import Config
-from dpeer.launcher import demo
-from dpeer.launcher.recipe import training_config
-from dpeer.launcher.replies import replies
-from dpeer.toyworld import world as toyworld
-from dpeer.training import world
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.toy_runs import Arms, Trained
 from dpeer.training.heldout import heldout_edges
-from dpeer.training.prepare import prepare
-from dpeer.training.rank import TrainingRank
-from dpeer.training.reference import Reference, cache_path, write_cache
 from dpeer.training.scoring import merge
 
 Array = np.ndarray
@@ -99,63 +92,6 @@ def optimal_weights(margins: Array, dims: Array, primary: Array, levels: Array, 
     multipliers = minimize(minus_dual, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     weights = best(multipliers)
     return Solution(weights, multipliers, losses(weights), bool((multipliers >= most).any()))
-
-
-@dataclass(frozen=True)
-class Trained:
-    rank: TrainingRank
-    ledger: list[dict[str, Any]]
-    seconds: float
-
-
-class Arms:
-    """Runs of the demo in this process, one rank each; all share world, base model and reference log-probabilities."""
-
-    def __init__(self, root: Path, seed: int, changes: tuple[str, ...]) -> None:
-        self.root, self.seed, self.changes = root, seed, changes
-        self.base = demo.prepare_world(root, seed, Console())
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.world = world.start(0, 1, "127.0.0.1", port, 600, gpu=False)
-
-    def config(self, name: str, *changes: str) -> Config:
-        folder = self.root / "world"
-        places = (f"output_dir={self.root}", f"model.path={self.base}", f"data.train={folder / 'train.jsonl'}")
-        places += (f"data.heldout={folder / 'test.jsonl'}", "cluster.policy_workers=1", "cluster.reference=cache")
-        return training_config("demo", (f"name={name}", f"seed={self.seed}", *places, *self.changes, *changes))
-
-    def fill_cache(self, config: Config) -> None:
-        reference = None
-        for data in prepare(config).splits.values():
-            if not cache_path(config, data).exists():
-                reference = reference or Reference(config, self.world)
-                write_cache(cache_path(config, data), merge([reference.score(data.trees)], len(data.trees)))
-
-    def train(self, name: str, *changes: str) -> Trained:
-        config = self.config(name, *changes)
-        self.fill_cache(config)
-        print(f"{name}: {', '.join(changes) or 'as the demo'}", flush=True)
-        began = time.process_time()
-        rank = TrainingRank(config, self.world)
-        rank.read_cache()
-        ledger = [rank.train_step() for _ in range(rank.policy.steps)]
-        return Trained(rank, ledger, time.process_time() - began)
-
-    def read(self, name: str, trained: Trained) -> dict[str, Any]:
-        """What the oracle reads in the model's replies, and its certificate's means."""
-        folder, rank = self.root / name, trained.rank
-        folder.mkdir(exist_ok=True)
-        rank.export(folder / "export")
-        assert rank.prepared.heldout is not None
-        scores = merge([rank.score_heldout()], len(rank.prepared.heldout.trees))
-        found = rank.certificate(scores, rank.cached_heldout(), folder / "heldout.safetensors")
-        assert found is not None
-        (folder / "replies.jsonl").unlink(missing_ok=True)
-        said = replies(folder / "export", self.root / "world" / "prompts.jsonl", folder, self.seed)
-        shares = toyworld.share(said)
-        losses = {d: row["loss"] for d, row in found["dimensions"].items()}
-        return {"shares": shares.good, "mean": shares.mean, "fluency": shares.fluency, "losses": losses}
 
 
 def dual_margins(trained: Trained) -> tuple[Array, Array]:
