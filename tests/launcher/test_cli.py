@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,7 +158,8 @@ def test_data_and_ratings_need_no_extra(arguments: tuple[object, ...], tmp_path:
 
 def test_shell_completion_is_offered() -> None:
     program = [sys.executable, "-m", "dpeer.launcher.cli", "--show-completion", "bash"]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # the parent may be no shell
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0 and "complete -o default -F" in done.stdout, done.stderr
 
 

@@ -116,8 +116,14 @@ def test_folders_that_are_no_run_and_taken_ports_are_refused(live: Live, tmp_pat
 
 def test_ctrl_c_ends_it_with_code_0(make_run) -> None:
     command = [sys.executable, "-m", "dpeer.launcher.cli", "watch", str(make_run(steps=1))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job may ignore it
+    )
     assert process.stdout
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/\n", process.stdout.readline())
     process.stdout.readline()
