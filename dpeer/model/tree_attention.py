@@ -8,6 +8,9 @@ variable-length one (through torch); elsewhere it is SDPA, segment by segment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -73,6 +76,8 @@ def _segments(
 def _varlen(query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    # torch 2.11 has no such argument: its kernel takes grouped heads without being asked
+    grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if _asks_for_gqa(varlen_attn) else {}
     kv_index, cu_q, cu_k, max_q, max_k = tree.varlen()
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     out = varlen_attn(
@@ -85,10 +90,15 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: floa
         max_k,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     assert isinstance(out, Tensor)
     return out[None]
+
+
+@cache
+def _asks_for_gqa(kernel: Callable[..., Any]) -> bool:
+    return "enable_gqa" in signature(kernel).parameters
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -51,6 +51,34 @@ def test_equals_full_log_softmax(chunk: int, frozen: bool) -> None:
         torch.testing.assert_close(d_weight, d_weight_full, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_logits_of_bf16_operands_are_not_rounded(frozen: bool) -> None:
+    """Logits of up to 20, where bf16 has steps of 0.125: values as exact as in fp32, gradients to bf16's own rounding."""
+    hidden, weight, targets, upstream = inputs(torch.bfloat16)
+    hidden = 4 * hidden
+    results = []
+    for function in (token_logprobs, full):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_(not frozen)
+        values = function(h, w, targets)
+        values.backward(upstream.to(values.dtype))
+        results.append((values, h.grad, w.grad))
+    (found, d_hidden, d_weight), (expected, d_hidden_full, d_weight_full) = results
+    assert (hidden.float() @ weight.float().T).max() > 16
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2e-5)
+    torch.testing.assert_close(d_hidden, d_hidden_full, rtol=2e-2, atol=2e-2)
+    if not frozen:
+        torch.testing.assert_close(d_weight, d_weight_full, rtol=2e-2, atol=2e-2)
+
+
+def test_weight_gradient_is_summed_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpeer.model.logprob.WEIGHT_ROWS", 9)
+    hidden, weight, targets, upstream = inputs()
+    w, full_w = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    token_logprobs(hidden, w, targets, 5).backward(upstream)
+    full(hidden, full_w, targets).backward(upstream.double())
+    torch.testing.assert_close(w.grad, full_w.grad, rtol=1e-5, atol=1e-5)
+
+
 def test_weight_alone_can_be_trained() -> None:
     hidden, weight, targets, upstream = inputs()
     w, full_w = weight.clone().requires_grad_(), weight.clone().requires_grad_()

@@ -42,6 +42,15 @@ def slow_varlen_attn(
     return out
 
 
+def varlen_attn_of_torch_2_11(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
+    return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:  # fmt: skip
+    """Has no `enable_gqa`, and takes grouped heads all the same."""
+    lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
+    return slow_varlen_attn(query, key, value, *lengths, scale=scale, window_size=window_size, enable_gqa=True)
+
+
 def by_definition(query: Tensor, key: Tensor, value: Tensor, pack: Pack, window: int | None) -> Tensor:
     """Attention over the whole pack with one dense mask from the records' shapes alone; position = distance."""
     tokens = pack.tokens
@@ -60,12 +69,17 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, pack: Pack, window:
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
+@pytest.mark.parametrize("kernel", [slow_varlen_attn, varlen_attn_of_torch_2_11])
 @pytest.mark.parametrize("window", [None, 1, 4, 16, 10**6])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (4, 1)], ids=["mha", "gqa", "mqa"])
 def test_varlen_equals_segments_equals_definition(
-    monkeypatch: pytest.MonkeyPatch, tree_of: Make, window: int | None, heads: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch,
+    tree_of: Make,
+    window: int | None,
+    heads: tuple[int, int],
+    kernel: Callable[..., Tensor],
 ) -> None:
-    monkeypatch.setattr(varlen, "varlen_attn", slow_varlen_attn)
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
     pack = build_pack([tree_of((6, 5, 2, 1, 3), 1), tree_of((1, 2, 7), 2), tree_of((9, 1), 3)], [0, 1, 2])
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, h, pack.tokens, 4, generator=generator) for h in (heads[0], heads[1], heads[1]))
