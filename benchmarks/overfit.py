@@ -64,7 +64,7 @@ def training_loss(rows: Sequence[Mapping[str, Any]]) -> float:
 
 def excess(certificate: Mapping[str, Any]) -> float:
     """Largest held-out loss above its tolerance; negative where all are met."""
-    return max(certificate["dimensions"][c["name"]]["loss"] - c["tolerance"] for c in certificate["constraints"])
+    return max(certificate["dimensions"][c["name"]]["loss"] - float(c["tolerance"]) for c in certificate["constraints"])
 
 
 def told(certificate: Mapping[str, Any]) -> str:

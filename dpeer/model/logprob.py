@@ -54,9 +54,7 @@ class _TokenLogprobs(torch.autograd.Function):
             d_logits = (_residual(logits, lse[part], targets[part]) * grad[part, None]).to(weight.dtype)
             if d_hidden is not None:
                 d_hidden[part] = d_logits @ weight
-            for j in range(
-                0, len(d_weight), WEIGHT_ROWS
-            ):  # a product of all rows at once would be as large as d_weight
+            for j in range(0, len(d_weight), WEIGHT_ROWS):  # all rows at once would need another d_weight
                 rows = slice(j, j + WEIGHT_ROWS)
                 d_weight[rows] += _product(d_logits[:, rows].T, hidden[part])
         return d_hidden, d_weight.to(weight.dtype), None, None

@@ -77,7 +77,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: floa
     from torch.nn.attention.varlen import varlen_attn
 
     # torch 2.11 has no such argument: its kernel takes grouped heads without being asked
-    grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if _asks_for_gqa(varlen_attn) else {}
+    grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _asks_for_gqa(varlen_attn) else {}
     kv_index, cu_q, cu_k, max_q, max_k = tree.varlen()
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     out = varlen_attn(

@@ -53,7 +53,7 @@ def test_equals_full_log_softmax(chunk: int, frozen: bool) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_logits_of_bf16_operands_are_not_rounded(frozen: bool) -> None:
-    """Logits of up to 20, where bf16 has steps of 0.125: values as exact as in fp32, gradients to bf16's own rounding."""
+    """Logits above 16, where bf16 has steps of 0.125: values as exact as in fp32, gradients to bf16's own rounding."""
     hidden, weight, targets, upstream = inputs(torch.bfloat16)
     hidden = 4 * hidden
     results = []
