@@ -11,7 +11,6 @@ usage: python benchmarks/dual_cost.py [--rounds 2] [--output runs/dual_cost]
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -46,12 +45,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/dual_cost"))
     given = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     arms = Arms(given.output, 0, ())
     settings = [(reference, split) for reference in ("colocated", "cache") for split in SPLITS]
     found: dict[tuple[str, str], list[float]] = {setting: [] for setting in settings}

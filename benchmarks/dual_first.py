@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -157,12 +156,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="4 steps of 8 records: shows that it runs, no more")
     given = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)  # models this small: more threads only wait for each other
-    logging.disable_progress_bar()
     changes = QUICK if given.quick else ()
     arms = Arms(given.output, given.seed, (*changes, *((f"training.steps={given.steps}",) if given.steps else ())))
     lagrangian = arms.train("lagrangian")

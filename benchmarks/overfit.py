@@ -1,9 +1,9 @@
 """Do constraints hold on new records when the policy has learned its own by heart? Six epochs on few records.
 
 The dual split moves the multipliers, or (what most trainers do) the training batch does. Records are those of the
-toy world of `dpeer demo`, another draw for each seed, on one base model. Tolerances count as attainable if training the
-worst dimension first (form `worst`) meets them all on the held-out records at some checkpoint. The exported checkpoint
-is `training.keep: best`; held-out records decide nothing.
+toy world of `dpeer demo`, another draw for each seed, on one base model. Tolerances count as attainable if a checkpoint
+of any of the runs, or of one that trains the worst dimension first (form `worst`), meets them all on the held-out
+records. The exported checkpoint is `training.keep: best`; held-out records decide nothing.
 
 usage: python benchmarks/overfit.py [--seeds 10] [--output runs/overfit]
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +58,10 @@ def run(arms: Arms, name: str, *changes: str) -> dict[str, Any]:
 def training_loss(rows: Sequence[Mapping[str, Any]]) -> float:
     """Of the worst dimension, over the edges of these steps' batches."""
     seen = {d: [r["dimensions"][d] for r in rows if r["dimensions"][d]["edges"]] for d in rows[-1]["dimensions"]}
-    return max(sum(s["loss"] * s["edges"] for s in found) / sum(s["edges"] for s in found) for found in seen.values())
+    means = [
+        sum(s["loss"] * s["edges"] for s in rows) / sum(s["edges"] for s in rows) for rows in seen.values() if rows
+    ]
+    return max(means)
 
 
 def excess(certificate: Mapping[str, Any]) -> float:
@@ -78,12 +80,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("runs/overfit"))
     given = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     arms = Arms(given.output, 0, ())
     rows = []
     for seed in range(given.seeds):
@@ -92,10 +88,11 @@ def main() -> None:
         places = (f"data.train={folder / 'train.jsonl'}", f"data.heldout={folder / 'test.jsonl'}", f"seed={seed}")
         for asked, tolerance in TOLERANCES.items():
             settings = (*places, f"objective.constraint.tolerance={tolerance}")
-            worst = run(arms, "worst", *settings, "objective.constraint.form=worst")
-            reachable = min(excess(c) for c in worst["at"].values())
+            runs = {"worst": run(arms, "worst", *settings, "objective.constraint.form=worst")}
+            runs |= {e: run(arms, e, *settings, f"objective.dual.evidence={e}") for e in EVIDENCE}
+            reachable = min(excess(certificate) for found in runs.values() for certificate in found["at"].values())
             for evidence in EVIDENCE:
-                found = run(arms, evidence, *settings, f"objective.dual.evidence={evidence}")
+                found = runs[evidence]
                 kept, last = found["at"][found["kept"]], list(found["at"].values())[-1]
                 row = {"seed": seed, "asked": asked, "evidence": evidence, "reachable": reachable}
                 row |= {"kept": excess(kept), "last": excess(last), "training": found["training"], "says": told(kept)}

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from transformers.utils import logging
 
 from dpeer.config import Config
 from dpeer.launcher import demo
@@ -33,6 +35,8 @@ class Arms:
     """Runs of the demo in this process, one rank each; all share world, base model and reference log-probabilities."""
 
     def __init__(self, root: Path, seed: int, changes: tuple[str, ...]) -> None:
+        torch.set_num_threads(1)  # models this small: more threads only wait for each other
+        logging.disable_progress_bar()
         self.root, self.seed, self.changes = root, seed, changes
         self.base = demo.prepare_world(root, seed, Console())
         with socket.socket() as free:
@@ -62,6 +66,7 @@ class Arms:
 
     def train(self, name: str, *changes: str) -> Trained:
         print(f"{name}: {', '.join(changes) or 'as the demo'}", flush=True)
+        self.fill_cache(self.config(name, *changes))  # shared by all runs: no part of one's time
         began = time.process_time()
         rank = self.start(name, *changes)
         ledger = [rank.train_step() for _ in range(rank.policy.steps)]
