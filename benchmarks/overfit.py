@@ -1,7 +1,8 @@
 """Do constraints hold on new records when the policy has learned its own by heart? Six epochs on few records.
 
 The dual split moves the multipliers, or (what most trainers do) the training batch does. Records are those of the
-toy world of `dpeer demo`, another draw for each seed, on one base model. Tolerances count as attainable if a checkpoint
+toy world of `dpeer demo`, another draw for each seed, on one base model; each mask as often as any other, as in
+PersonaKnob, so that no dimension's evidence is a handful of edges. Tolerances count as attainable if a checkpoint
 of any of the runs, or of one that trains the worst dimension first (form `worst`), meets them all on the held-out
 records. The exported checkpoint is `training.keep: best`; held-out records decide nothing.
 
@@ -26,7 +27,8 @@ from dpeer.toyworld import world as toyworld
 from dpeer.training import ending
 from dpeer.training.scoring import merge
 
-TRAIN, DUAL, HELDOUT = 132, 44, 800
+TRAIN, DUAL, HELDOUT = 132, 66, 400
+RARE_MASKS = 7 / 11  # of the 11 masks of two and more dimensions, 7 have T
 EVERY = 11
 LENGTH = (
     "training.steps=null",
@@ -34,7 +36,7 @@ LENGTH = (
     "training.records_per_step=12",
     f"training.checkpoint_every={EVERY}",
 )
-TOLERANCES = {"A, C, E 0.4": "{A: 0.4, C: 0.4, E: 0.4, T: .inf}", "all 0.5": "0.5"}
+TOLERANCES = ("0.5", "0.4")
 EVIDENCE = ("split", "batch")
 
 
@@ -84,13 +86,16 @@ def main() -> None:
     rows = []
     for seed in range(given.seeds):
         folder = given.output / f"records-{seed}"
-        toyworld.write_world(folder, 100 + seed, TRAIN + DUAL, HELDOUT, 2, 2)
+        toyworld.write_world(folder, 100 + seed, TRAIN + DUAL, HELDOUT, 2, 2, RARE_MASKS)
         places = (f"data.train={folder / 'train.jsonl'}", f"data.heldout={folder / 'test.jsonl'}", f"seed={seed}")
-        for asked, tolerance in TOLERANCES.items():
-            settings = (*places, f"objective.constraint.tolerance={tolerance}")
-            runs = {"worst": run(arms, "worst", *settings, "objective.constraint.form=worst")}
-            runs |= {e: run(arms, e, *settings, f"objective.dual.evidence={e}") for e in EVIDENCE}
-            reachable = min(excess(certificate) for found in runs.values() for certificate in found["at"].values())
+        places += (f"data.dual={DUAL / (TRAIN + DUAL):.2%}",)
+        worst = run(arms, "worst", *places, "objective.constraint.form=worst", "objective.constraint.tolerance=0.5")
+        lowest = min(max(r["loss"] for r in c["dimensions"].values()) for c in worst["at"].values())
+        for asked in TOLERANCES:
+            settings = (*places, f"objective.constraint.tolerance={asked}")
+            runs = {e: run(arms, e, *settings, f"objective.dual.evidence={e}") for e in EVIDENCE}
+            reached = [excess(certificate) for found in runs.values() for certificate in found["at"].values()]
+            reachable = min(lowest - float(asked), *reached)
             for evidence in EVIDENCE:
                 found = runs[evidence]
                 kept, last = found["at"][found["kept"]], list(found["at"].values())[-1]

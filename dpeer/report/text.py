@@ -35,7 +35,8 @@ def exact(value: float) -> str:
 
 
 def percent(share: float, places: int = 0) -> str:
-    return UNKNOWN if math.isnan(share) else f"{100 * share:.{places}f}{NBSP}%"
+    """Rounded as the share itself would be: 0.465, elsewhere printed as 0.47, is 47 %."""
+    return UNKNOWN if math.isnan(share) else f"{100 * round(share, 2 + places):.{places}f}{NBSP}%"
 
 
 def interval(rate: Rate) -> str:

@@ -72,16 +72,17 @@ def write_world(
     n_heldout: int = 200,
     n_prompts: int = 200,
     n_pretrain: int = 2400,
+    rare_masks: float = RARE_MASKS,
 ) -> World:
     """Make a world and write it into `folder`, one JSON object per line.
 
     train.jsonl and test.jsonl hold records in the general form {"prompt", "mask", "responses": [{"text", "fails"}]},
-    prompts.jsonl {"prompt"} and pretrain.jsonl {"prompt", "response"}. Raises DataError when n in total exceeds the
-    prompts.
+    prompts.jsonl {"prompt"} and pretrain.jsonl {"prompt", "response"}. `rare_masks`: share of records in which T is
+    active. Raises DataError when n in total exceeds the prompts.
     """
     rng = random.Random(seed)
     situations = iter(_situations(rng, n_train + n_heldout + n_prompts + n_pretrain))
-    train, heldout = (_records(rng, list(itertools.islice(situations, n))) for n in (n_train, n_heldout))
+    train, heldout = (_records(rng, list(itertools.islice(situations, n)), rare_masks) for n in (n_train, n_heldout))
     prompts = tuple(_fill(s["prompt"], s) for s in itertools.islice(situations, n_prompts))
     pretrain = tuple((_fill(s["prompt"], s), _text(_coin_flips(rng, s))) for s in situations)
     folder = Path(folder)
@@ -138,13 +139,14 @@ def _situations(rng: random.Random, n: int) -> list[dict[str, str]]:
     return rng.sample(situations, n)
 
 
-def _records(rng: random.Random, situations: Sequence[dict[str, str]]) -> DataSet:
-    records = tuple(_record(rng, slots, f"toyworld:{row}") for row, slots in enumerate(situations, start=1))
+def _records(rng: random.Random, situations: Sequence[dict[str, str]], rare_masks: float = RARE_MASKS) -> DataSet:
+    rows = enumerate(situations, start=1)
+    records = tuple(_record(rng, slots, f"toyworld:{row}", rare_masks) for row, slots in rows)
     return DataSet(tuple(sorted({d for r in records for d in r.mask})), records)
 
 
-def _record(rng: random.Random, slots: dict[str, str], source: str) -> Record:
-    mask = rng.choice(_WITH_RARE if rng.random() < RARE_MASKS else _WITHOUT_RARE)
+def _record(rng: random.Random, slots: dict[str, str], source: str, rare_masks: float) -> Record:
+    mask = rng.choice(_WITH_RARE if rng.random() < rare_masks else _WITHOUT_RARE)
     golden = _coin_flips(rng, slots) | {d: _clause(rng, d, "good", slots) for d in mask}
     shared = golden
     if RARE not in mask and rng.random() < TENSION:

@@ -23,7 +23,7 @@ model: {{path: {folder}/model, dtype: fp32, export_dtype: fp32}}
 data: {{train: {folder}/world/train.jsonl, heldout: {folder}/world/test.jsonl, dual: 25%, max_tokens: 512}}
 objective: {{beta: 0.5, golden_nll: 1.0, constraint: {{tolerance: 0.25}}}}
 training:
-  {{steps: 24, records_per_step: 8, tokens_per_pack: 1000, checkpoint_every: 4, optimizer: {{lr: 1.0e-3}},
+  {{steps: 24, records_per_step: 8, tokens_per_pack: 2500, checkpoint_every: 4, optimizer: {{lr: 1.0e-3}},
     keep: best, stop_when: certified, sample_every: 12, sample_prompts: 2}}
 cluster:
   {{policy_workers: 2, reference: workers, reference_workers: 1, deepspeed: {folder}/ds.json, reference_deepspeed: cpu,

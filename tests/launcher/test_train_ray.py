@@ -18,7 +18,7 @@ from dpeer.training.prepare import split_records
 from tests.objective.test_rows import fault_of_run
 
 pytestmark = pytest.mark.slow
-SHORT = ("training.steps=2", "cluster.policy_workers=1")
+ALONE = ("cluster.policy_workers=1", "cluster.reference=colocated")  # a worker less to start is seconds less
 
 
 def complaint(run: Any) -> str:
@@ -73,9 +73,17 @@ def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: A
     assert run.survivors() == []
 
 
-def test_killed_driver_takes_its_processes_with_it_and_can_be_resumed(lab: Any, baseline: Path) -> None:
-    run = lab.train("driver")
-    run.until(lambda: lab.steps("driver") >= 10)
+def test_stopped_killed_and_interrupted_run_goes_on_each_time(lab: Any, baseline: Path) -> None:
+    """SIGTERM, SIGKILL and Ctrl-C to one run; its steps are a quiet run's, to the bit while the ranks are as many."""
+    run = lab.train("stopped")
+    run.until(lambda: lab.steps("stopped") >= 5)
+    os.killpg(run.process.pid, signal.SIGTERM)  # to the whole process group, as a terminal or a scheduler does it
+    assert run.wait(40) == 143, run.output
+    assert f"saved step {lab.steps('stopped')} of 24" in run.output
+    assert run.survivors() == []
+
+    run = lab.train("stopped", resume=True)
+    run.until(lambda: lab.steps("stopped") >= 10)
     left = run.ray_folder()
     run.process.kill()
     assert run.wait() == -signal.SIGKILL
@@ -84,39 +92,28 @@ def test_killed_driver_takes_its_processes_with_it_and_can_be_resumed(lab: Any, 
     assert [c for c in run.survivors() if not c.strip().endswith("Agent")] == []
     assert left.is_dir()
     os.utime(left, (0, 0))  # an old one: nobody is about to lock it
-    again = lab.train("driver", resume=True)
-    assert again.wait() == 0, again.output
+
+    again = lab.train("stopped", resume=True)
+    again.until(lambda: lab.steps("stopped") >= 15)
+    os.killpg(again.process.pid, signal.SIGINT)
+    assert again.wait(40) == 130, again.output
     assert not left.exists()
+    assert again.output.splitlines()[-1].endswith("Go on with --resume.")
+    done = lab.steps("stopped")
+    assert (lab.run("stopped") / f"checkpoints/step-{done:07d}/state.json").exists()
+    assert 15 <= done < 24 and again.survivors() == []
+    for name, lines in (("ledger.jsonl", done), ("samples.jsonl", 4)):  # samples of steps 0 and 12
+        found, expected = ((f / name).read_bytes().splitlines() for f in (lab.run("stopped"), baseline))
+        assert found == expected[:lines]
+
+    last = lab.train("stopped", *ALONE, resume=True)
+    assert last.wait() == 0, last.output
     assert run.survivors(90) == []
-    assert_same_end(lab.run("driver"), baseline)
-
-
-def test_ctrl_c_saves_and_the_run_goes_on_with_fewer_ranks(lab: Any, baseline: Path) -> None:
-    run = lab.train("interrupted")
-    run.until(lambda: lab.steps("interrupted") >= 6)
-    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does it: to the whole process group
-    assert run.wait(40) == 130, run.output
-    assert run.output.splitlines()[-1].endswith("Go on with --resume.")
-    done = lab.steps("interrupted")
-    assert (lab.run("interrupted") / f"checkpoints/step-{done:07d}/state.json").exists()
-    assert 6 <= done < 24 and run.survivors() == []
-
-    again = lab.train("interrupted", "cluster.policy_workers=1", resume=True)
-    assert again.wait() == 0, again.output
-    assert_same_run(lab.ledger("interrupted"), lab.ledger("baseline"))
-
-
-def test_sigterm_to_the_process_group_saves(lab: Any) -> None:
-    run = lab.train("terminated")
-    run.until(lambda: lab.steps("terminated") >= 5)
-    os.killpg(run.process.pid, signal.SIGTERM)
-    assert run.wait(40) == 143, run.output
-    assert f"saved step {lab.steps('terminated')} of 24" in run.output
-    assert run.survivors() == []
+    assert_same_run(lab.ledger("stopped"), lab.ledger("baseline"))
 
 
 def test_signal_before_training_ends_at_once(lab: Any) -> None:
-    run = lab.train("early")
+    run = lab.train("early", *ALONE)
     run.until(lambda: bool(run.look() or run.workers))
     run.process.send_signal(signal.SIGTERM)
     assert run.wait(30) == 143, run.output
@@ -195,7 +192,7 @@ def copy_unfinished(lab: Any, source: Path, name: str) -> Path:
 
 def test_resume_with_another_objective_is_refused(lab: Any, baseline: Path) -> None:
     copy_unfinished(lab, baseline, "changed")
-    said = complaint(lab.train("changed", "objective.beta=0.7", resume=True))
+    said = complaint(lab.train("changed", ALONE[1], "objective.beta=0.7", resume=True))
     assert "cannot resume" in said and "objective.beta: was 0.5, now 0.7" in said
 
 
@@ -205,10 +202,10 @@ def test_damaged_checkpoint_is_named(lab: Any, baseline: Path) -> None:
     assert all(value > 0 for value in state["sums"].values())
     state["sums"]["second moments"] *= 1 + 1e-6  # weights alone would give the same log-probabilities
     (folder / "state.json").write_text(json.dumps(state))
-    assert "the second moments that were loaded have the sum" in complaint(lab.train("damaged", resume=True))
+    assert "the second moments that were loaded have the sum" in complaint(lab.train("damaged", ALONE[1], resume=True))
     shard = max(folder.glob("deepspeed/*optim*"), key=lambda p: p.stat().st_size)
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    said = complaint(lab.train("damaged", resume=True))
+    said = complaint(lab.train("damaged", ALONE[1], resume=True))
     assert f"{folder}: could not be loaded" in said.replace("\n", "")
     assert "go on from step 20" in said and "error.txt" in said
     assert (lab.run("damaged") / "error.txt").stat().st_size > 200
@@ -217,13 +214,13 @@ def test_damaged_checkpoint_is_named(lab: Any, baseline: Path) -> None:
 def test_fault_in_the_data_is_told_by_the_worker(lab: Any) -> None:
     bad = lab.folder / "bad.jsonl"
     bad.write_text('{"prompt": "Hi", "mask": ["A", "T"], "responses": "none"}\n')
-    said = complaint(lab.train("badly", f"data.train={bad}", *SHORT))
+    said = complaint(lab.train("badly", f"data.train={bad}", *ALONE))
     assert "bad.jsonl, row 1, column responses" in said
 
 
 def test_diverged_run_is_refused_and_keeps_its_last_checkpoint(lab: Any) -> None:
     run = lab.train(
-        "diverged", "training.steps=12", "training.checkpoint_every=1", "training.keep_checkpoints=50",
+        "diverged", *ALONE, "training.steps=12", "training.checkpoint_every=1", "training.keep_checkpoints=50",
         "training.optimizer.lr=1e30", "training.optimizer.grad_clip=0", "training.optimizer.warmup=0.9",
     )  # fmt: skip
     said = complaint(run)
@@ -339,9 +336,9 @@ def test_sft_with_adapters_exports_the_merged_model_and_the_adapter(lab: Any) ->
 
 
 def test_a_second_driver_of_a_living_run_is_refused(lab: Any) -> None:
-    first = lab.train("twice", *SHORT[1:], "training.steps=2000")
+    first = lab.train("twice", *ALONE, "training.steps=2000")
     first.until(lambda: lab.steps("twice") >= 2)
-    said = complaint(lab.train("twice", *SHORT[1:], "training.steps=2000", resume=True))
+    said = complaint(lab.train("twice", *ALONE, "training.steps=2000", resume=True))
     assert f"another driver (host {os.uname().nodename}, pid {first.process.pid}) trains this run" in said
     first.process.send_signal(signal.SIGTERM)
     assert first.wait(60) == 143, first.output

@@ -43,6 +43,8 @@ def test_number(value, written):
 
 
 def test_shares_and_lists():
+    shares = [k / 1000 for k in range(1001)]
+    assert [percent(s) for s in shares] == [f"{int(f'{s:.2f}'.replace('.', ''))}\u00a0%" for s in shares]
     assert percent(0.705).replace("\u00a0", " ") == "70 %" and percent(math.nan) == "\u2013"
     assert interval(Rate(rate=0.71, lower=0.62, upper=0.79, n=90)).replace("\u00a0", " ") == "71 % [62, 79]"
     assert [listing(names) for names in ([], ["A"], ["A", "T"], ["A", "T", "E"])] == ["", "A", "A and T", "A, T and E"]
