@@ -43,7 +43,7 @@ STAGES = {
     "exact": Stage("trees against separate sequences", 240, True, True),
     "path": Stage("train, kill -9, resume, export", 300, True, True),
     "speed": Stage("HFU and memory of a step", 300, False, False),
-    "trl": Stage("beside TRL", 240, False, False),
+    "peer": Stage("beside TRL", 240, False, False),
     "context": Stage("longest context", 200, False, False),
 }
 ON_CPU = ("facts", "exact", "path")
