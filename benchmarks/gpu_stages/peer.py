@@ -1,8 +1,8 @@
 """An optimizer step beside TRL's DPOTrainer on the same card: the same token ids, pairs and objective; 1B shape, bf16.
 
 Reference log-probabilities are known before on both sides, and a record's pairs share one forward. Each side is a
-process of its own that takes one setting after the other. TRL's weights are loaded in bf16, which is the faster and smaller of
-its ways; dpeer keeps fp32 masters beside its bf16 weights.
+process of its own that takes one setting after the other. TRL's weights are loaded in bf16, which is the faster and
+smaller of its ways; dpeer keeps fp32 masters beside its bf16 weights.
 
 usage as a side: python peer.py dpeer|trl FOLDER RESULT
 """
