@@ -106,11 +106,9 @@ def per_gpu(config: Config, weights: Weights, activations: Activations, zero: Ze
 
 def _resident(config: Config, weights: Weights, zero: Zero, ranks: int) -> Iterator[Part]:
     """What is there all the time."""
-    size, trained_size = _sizes(config)
-    trained = weights.shard(ranks, trained_only=True)
-    base = weights.shard(ranks) - trained
+    size, trained = BYTES[config.model.dtype], weights.shard(ranks, trained_only=True)
     if not zero.weights_on_host:
-        yield _exact("weights, ZeRO-3 shard", base * size + trained * trained_size)
+        yield _exact("weights, ZeRO-3 shard", weights.shard(ranks) * size)
     if not zero.optimizer_on_host:
         yield _exact("master weights, fp32 shard", trained * 4)
         yield _exact("Adam moments, fp32 shard", trained * 8)
@@ -120,7 +118,7 @@ def _resident(config: Config, weights: Weights, zero: Zero, ranks: int) -> Itera
     if config.cluster.reference == "colocated" and config.objective.kind == "preference":
         adapters = trained if config.model.lora else 0
         yield _exact("reference beside the policy", (weights.shard(ranks) - adapters) * size)
-    yield _exact("reduce bucket", zero.reduce_bucket * trained_size)
+    yield _exact("reduce bucket", zero.reduce_bucket * _sent(config))
     yield _exact("small weights kept whole", weights.persistent(zero.persistence) * size)
 
 
@@ -128,7 +126,7 @@ def _phases(
     config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int
 ) -> dict[str, tuple[Part, ...]]:
     """What each phase of a step adds while it lasts."""
-    size, trained_size = _sizes(config)
+    size = BYTES[config.model.dtype]
     gathered = _gathered(weights, zero, size)
 
     def at(line: tuple[float, float]) -> float:
@@ -139,7 +137,7 @@ def _phases(
     large = 0 if config.model.lora else weights.head
     copied = min(weights.trained, max(zero.reduce_bucket, large))
     outside = large if large > zero.reduce_bucket else 0
-    reducing = Part("gradients on their way to the shards", 0, (copied + outside) * trained_size, "and their copy")
+    reducing = Part("gradients on their way to the shards", 0, (copied + outside) * _sent(config), "and their copy")
     tied = weights.tied and not config.model.lora
     backward = (gathered, reducing, *([_exact("gradient of the tied head", weights.head * size)] if tied else ()))
     phases = {
@@ -157,10 +155,9 @@ def _phases(
     return phases
 
 
-def _sizes(config: Config) -> tuple[int, int]:
-    """Bytes of a weight, and of a trained one: adapters stay in fp32."""
-    size = BYTES[config.model.dtype]
-    return size, 4 if config.model.lora else size
+def _sent(config: Config) -> int:
+    """Bytes of a gradient's element on its way to the shards: those of adapters are summed in fp32."""
+    return 4 if config.model.lora else BYTES[config.model.dtype]
 
 
 def scoring(config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int) -> Memory:

@@ -93,7 +93,8 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTra
 
 
 def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
-    """Wrap with PEFT adapters; B starts at zero, so the policy starts equal to the reference."""
+    """Wrap with PEFT adapters of the model's precision; B starts at zero, so the policy starts equal to the
+    reference."""
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
@@ -106,6 +107,7 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
             LoraConfig(
                 r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
             ),
+            autocast_adapter_dtype=False,  # bf16 beside a bf16 base: masters are fp32, and fp32 products cost as much
         )
     except ValueError as error:
         raise ConfigError(f"model.lora.targets = {lora.targets}: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""The frozen reference: one ZeRO-3 rank of it, and the cache of its log-probabilities on disk."""
+"""The frozen reference: one rank of it, and the cache of its log-probabilities on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpeer.errors import CheckpointError
 from dpeer.model import tree_attention
 from dpeer.model.identity import model_hash
 from dpeer.training.calls import Scores
-from dpeer.training.engine import reference_engine
+from dpeer.training.choice import reference_engine
 from dpeer.training.pulse import Pulse
 from dpeer.training.scoring import score
 from dpeer.training.world import World
@@ -38,6 +38,10 @@ class Reference:
         """This rank's share of the reference log-probabilities (nats, fp64 of fp32 sums)."""
         with self.pulse.during("scoring by the reference", beating=True):
             return score(self.engine, trees, self.world, self.budget, self.pulse)
+
+    def close(self) -> None:
+        """Free the model; the object is of no further use."""
+        self.engine.close()
 
 
 def reference_hash(config: Config) -> str:
