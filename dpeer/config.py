@@ -233,9 +233,9 @@ class Cluster(Section):
     gpus_per_worker: NonNegative = 0.0
     """GPUs that Ray reserves per worker; 0 trains on CPU."""
     engine: Literal["auto", "deepspeed", "plain"] = "auto"
-    """What ranks train with: `deepspeed` shares weights and optimizer state among them (ZeRO-3), `plain` holds the whole
-    model on each and takes less time per step. `auto`: plain for one rank, and for LoRA where the model fits; a run
-    that goes on stays with the engine that it began with."""
+    """What ranks train with: `deepspeed` shares weights and optimizer state among them (ZeRO-3), `plain` holds all of
+    the model on each and takes less time per step. `auto`: plain for one rank, and for LoRA where the model fits; a
+    run that goes on stays with the engine that it began with."""
     deepspeed: str = "zero3"
     """DeepSpeed config of the policy: a name in ds_configs/ or a path to a JSON file."""
     reference_deepspeed: str = "reference"

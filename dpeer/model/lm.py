@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class TreeLM(nn.Module):
             return likeliest
         tokens = self.head(hidden[pack.rows], pack.targets)
         return response_sums(tokens, pack.row_response, len(pack.response_tokens))
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside, a model with LoRA adapters computes what the model does that they were added to."""
+        disabled: AbstractContextManager[None] = self.model.disable_adapter()
+        return disabled
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

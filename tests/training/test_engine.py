@@ -270,6 +270,28 @@ def test_engines_compute_the_same(
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
+@pytest.mark.parametrize(("engine", "dtype"), [("deepspeed", "fp32"), ("plain", "bf16")])
+def test_reference_beneath_the_adapters_is_the_reference(
+    make: Callable[[Config], Policy],
+    here: world.World,
+    models: dict[str, str],
+    data: TokenizedSet,
+    engine: str,
+    dtype: str,
+) -> None:
+    """To the bit, also once the adapters have moved, and without a trace in what is trained afterwards."""
+    config = sft(models["plain"], engine, dtype=dtype, gradient_checkpointing=True, **LORA)
+    policy, undisturbed = make(config), make(config)
+    separate, beneath = Reference(config, here), Reference(config, here, beneath=policy.engine)
+    expected = separate.score(data.trees)
+    separate.close()
+    for _ in range(2):
+        assert beneath.score(data.trees) == expected
+        assert policy.train_step(None) == undisturbed.train_step(None)
+    beneath.close()
+    assert policy.score(data.trees) == undisturbed.score(data.trees) != expected
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bf16_keeps_fp32_masters_and_sums(
     make: Callable[[Config], Policy], models: dict[str, str], engine: str
