@@ -282,6 +282,11 @@ class Config(Section):
         return self.objective.dual.records_per_step or self.training.records_per_step
 
     @property
+    def reference_beneath(self) -> bool:
+        """The reference is the model that the policy's adapters were added to."""
+        return self.model.lora is not None and self.model.reference_path in (None, self.model.path)
+
+    @property
     def follows_split(self) -> bool:
         """Multipliers follow the dual split, and there are any to move."""
         objective = self.objective

@@ -18,7 +18,7 @@ from dpeer.training.heldout import certificate, heldout_edges, proven
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import prepare, split_records
 from dpeer.training.pulse import Pulse
-from dpeer.training.reference import Reference, cache_path, is_beneath, read_cache
+from dpeer.training.reference import Reference, cache_path, read_cache
 from dpeer.training.samples import spread
 from dpeer.training.world import World
 
@@ -34,7 +34,7 @@ class TrainingRank:
         self.prepared = prepare(config)
         self.policy = Policy(config, self.prepared, world)
         colocated = config.cluster.reference == "colocated"
-        beneath = self.policy.engine if is_beneath(config) else None
+        beneath = self.policy.engine if config.reference_beneath else None
         self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
         self.cached: dict[str, dict[int, list[float]]] = {}
 

@@ -56,11 +56,6 @@ class Reference:
             self.engine.close()
 
 
-def is_beneath(config: Config) -> bool:
-    """The reference is what the policy's adapters were added to."""
-    return config.model.lora is not None and config.model.reference_path in (None, config.model.path)
-
-
 def reference_hash(config: Config) -> str:
     """Identity of the reference weights; kept in checkpoints and cache keys so that a changed reference is refused."""
     return model_hash(config.model.reference_path or config.model.path, config.model.revision)
