@@ -223,7 +223,7 @@ class Cluster(Section):
     address: str | None = None
     """Address of a running Ray cluster; default: a private one on this machine (or RAY_ADDRESS)."""
     policy_workers: int = Field(1, ge=1)
-    """ZeRO-3 ranks of the policy."""
+    """Ranks of the policy."""
     reference: Literal["workers", "colocated", "cache"] = "cache"
     """Where reference log-probs come from: own workers one step ahead, the policy's workers, or computed once."""
     reference_workers: int = Field(1, ge=1)
@@ -232,6 +232,10 @@ class Cluster(Section):
     """CPUs that Ray reserves per worker."""
     gpus_per_worker: NonNegative = 0.0
     """GPUs that Ray reserves per worker; 0 trains on CPU."""
+    engine: Literal["auto", "deepspeed", "plain"] = "auto"
+    """What ranks train with: `deepspeed` shares weights and optimizer state among them (ZeRO-3), `plain` holds all of
+    the model on each and takes less time per step. `auto`: plain for one rank, and for LoRA where the model fits; a
+    run that goes on stays with the engine that it began with."""
     deepspeed: str = "zero3"
     """DeepSpeed config of the policy: a name in ds_configs/ or a path to a JSON file."""
     reference_deepspeed: str = "reference"
@@ -276,6 +280,11 @@ class Config(Section):
         if self.objective.kind == "sft" or self.data.dual == "none":
             return 0
         return self.objective.dual.records_per_step or self.training.records_per_step
+
+    @property
+    def reference_beneath(self) -> bool:
+        """The reference is the model that the policy's adapters were added to."""
+        return self.model.lora is not None and self.model.reference_path in (None, self.model.path)
 
     @property
     def follows_split(self) -> bool:

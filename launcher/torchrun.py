@@ -56,6 +56,8 @@ class Rank:
     def execute(self, order: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if order == BUILD:
             role, config = arguments
+            if self.rank:
+                self.rank.close()
             self.rank = None
             self.rank = ROLES[role](config, self.here)
             return dict(self.rank.summary)

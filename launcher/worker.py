@@ -59,6 +59,8 @@ class Worker:
         from dpeer.config import Config
         from dpeer.training.rank import ReferenceRank, TrainingRank
 
+        if self.rank:
+            self.rank.close()
         self.rank = None
         kinds = {"policy": TrainingRank, "reference": ReferenceRank}
         self.rank = kinds[role](Config.model_validate(config), self.world)

@@ -2,7 +2,8 @@
 
 What ZeRO-3 allocates was read from DeepSpeed 0.19: per rank a shard of the weights, of fp32 master weights, of two Adam
 moments and of fp32 gradients; a reduce bucket; gathered weights up to `stage3_max_live_parameters`; and, in the
-optimizer step, an fp32 copy of the gradients of one sub-group.
+optimizer step, an fp32 copy of the gradients of one sub-group. The plain engine holds on every rank what ZeRO-3 shares,
+and nothing beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ SHARD_LIMIT = 50e9  # transformers writes safetensors files of at most that size
 
 @dataclass(frozen=True)
 class Zero:
-    """What memory depends on in a DeepSpeed config. Sizes in elements; DeepSpeed's defaults."""
+    """What memory depends on in a DeepSpeed config. Sizes in elements; DeepSpeed's defaults. Not `sharded`: the plain
+    engine."""
 
     reduce_bucket: int
     prefetch: int
@@ -34,6 +36,12 @@ class Zero:
     hpz: int
     optimizer_on_host: bool
     weights_on_host: bool
+    sharded: bool = True
+
+    @classmethod
+    def plain(cls) -> Zero:
+        """Everything whole on every rank, no buffers."""
+        return cls(0, 0, 0, 0, 0, 0, 1, optimizer_on_host=False, weights_on_host=False, sharded=False)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Zero:
@@ -106,21 +114,22 @@ def per_gpu(config: Config, weights: Weights, activations: Activations, zero: Ze
 
 def _resident(config: Config, weights: Weights, zero: Zero, ranks: int) -> Iterator[Part]:
     """What is there all the time."""
-    size, trained_size = _sizes(config)
-    trained = weights.shard(ranks, trained_only=True)
-    base = weights.shard(ranks) - trained
+    size, shards = BYTES[config.model.dtype], ranks if zero.sharded else 1
+    trained, shard = weights.shard(shards, trained_only=True), "shard" if zero.sharded else "whole"
     if not zero.weights_on_host:
-        yield _exact("weights, ZeRO-3 shard", base * size + trained * trained_size)
+        yield _exact(f"weights, {'ZeRO-3 shard' if zero.sharded else 'whole'}", weights.shard(shards) * size)
     if not zero.optimizer_on_host:
-        yield _exact("master weights, fp32 shard", trained * 4)
-        yield _exact("Adam moments, fp32 shard", trained * 8)
-        yield _exact("gradients, fp32 shard", trained * 4)
+        views = size == 4 and not zero.sharded  # the weights themselves are the masters
+        yield _exact(f"master weights, fp32 {shard}", 0 if views else trained * 4)
+        yield _exact(f"Adam moments, fp32 {shard}", trained * 8)
+        yield _exact(f"gradients, fp32 {shard}", trained * 4)
     if zero.hpz > 1:
         yield _exact("hpZ copy within the node", weights.total / min(zero.hpz, ranks) * size)
-    if config.cluster.reference == "colocated" and config.objective.kind == "preference":
+    beside = config.cluster.reference == "colocated" and not config.reference_beneath
+    if beside and config.objective.kind == "preference":
         adapters = trained if config.model.lora else 0
-        yield _exact("reference beside the policy", (weights.shard(ranks) - adapters) * size)
-    yield _exact("reduce bucket", zero.reduce_bucket * trained_size)
+        yield _exact("reference beside the policy", (weights.shard(shards) - adapters) * size)
+    yield _exact("reduce bucket", zero.reduce_bucket * _sent(config))
     yield _exact("small weights kept whole", weights.persistent(zero.persistence) * size)
 
 
@@ -128,18 +137,19 @@ def _phases(
     config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int
 ) -> dict[str, tuple[Part, ...]]:
     """What each phase of a step adds while it lasts."""
-    size, trained_size = _sizes(config)
-    gathered = _gathered(weights, zero, size)
+    size = BYTES[config.model.dtype]
+    gathered = _gathered(weights, zero, size) if zero.sharded else _exact("gathered weights", 0)
 
     def at(line: tuple[float, float]) -> float:
         return max(0.0, line[0] * tokens + line[1])
 
     kept = _exact("activations kept for backward", weights.layers * at(activations.layer))
-    # A gradient larger than the bucket stays where it is until it is reduced; what is reduced is copied.
-    large = 0 if config.model.lora else weights.head
+    # A gradient larger than the bucket stays where it is until it is reduced; what is reduced is copied. The plain
+    # engine adds it up at once.
+    large = 0 if config.model.lora or not zero.sharded else weights.head
     copied = min(weights.trained, max(zero.reduce_bucket, large))
     outside = large if large > zero.reduce_bucket else 0
-    reducing = Part("gradients on their way to the shards", 0, (copied + outside) * trained_size, "and their copy")
+    reducing = Part("gradients on their way to the shards", 0, (copied + outside) * _sent(config), "and their copy")
     tied = weights.tied and not config.model.lora
     backward = (gathered, reducing, *([_exact("gradient of the tied head", weights.head * size)] if tied else ()))
     phases = {
@@ -151,16 +161,15 @@ def _phases(
         ),
         "backward of the embedding": (_exact("embedding: gradient", at(activations.embedding)), *backward),
     }
-    if not zero.optimizer_on_host:
+    if zero.sharded and not zero.optimizer_on_host:
         trained = weights.shard(ranks, trained_only=True)
         phases["optimizer step"] = (_exact("gradients of a sub-group, fp32 copy", 4 * min(zero.sub_group, trained)),)
-    return phases
+    return {name: tuple(part for part in parts if part.high) for name, parts in phases.items()}
 
 
-def _sizes(config: Config) -> tuple[int, int]:
-    """Bytes of a weight, and of a trained one: adapters stay in fp32."""
-    size = BYTES[config.model.dtype]
-    return size, 4 if config.model.lora else size
+def _sent(config: Config) -> int:
+    """Bytes of a gradient's element on its way to the shards: those of adapters are summed in fp32."""
+    return 4 if config.model.lora else BYTES[config.model.dtype]
 
 
 def scoring(config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int) -> Memory:
@@ -252,8 +261,10 @@ def largest_budget(
 
 def model_states(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_node: int) -> tuple[float, float]:
     """Bytes per GPU and on a node's host of what DeepSpeed's own estimator knows: weights, master weights, moments,
-    gradients, and the largest module gathered with its gradient."""
+    gradients, and the largest module gathered with its gradient; for the plain engine all but the latter."""
     size = BYTES[config.model.dtype]
+    if not zero.sharded:
+        return sum(part.high for part in _resident(config, weights, zero, ranks) if "reference" not in part.name), 0.0
     shard, trained = weights.shard(ranks), weights.shard(ranks, trained_only=True)
     on_gpu = (0 if zero.weights_on_host else shard * size) + (0 if zero.optimizer_on_host else trained * 16)
     on_host = (shard * size if zero.weights_on_host else 0) + (trained * 16 if zero.optimizer_on_host else 0)

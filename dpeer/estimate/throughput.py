@@ -115,20 +115,24 @@ def training_flops(config: Config, weights: Weights, records: Sequence[Lengths])
 
 @dataclass(frozen=True)
 class Traffic:
-    """ZeRO-3 traffic of one micro-step in bytes."""
+    """Bytes that move in one micro-step under ZeRO-3, in one optimizer step with the plain engine."""
 
     into_gpu: float
     into_node: float
 
 
 def traffic(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine) -> Traffic:
-    """All-gathers of weights (forward, backward, and a colocated reference's) and reduce-scatter of gradients."""
+    """All-gathers of weights (forward, backward, and a colocated reference's) and reduce-scatter of gradients; one
+    all-reduce of the plain engine's gradients."""
     size = BYTES[config.model.dtype]
+    nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
+    if not zero.sharded:
+        reduced = 2 * 4 * weights.trained
+        return Traffic(reduced * (ranks - 1) / ranks, reduced * (nodes - 1) / nodes)
     gathers = 2 + (config.cluster.reference == "colocated" and config.objective.kind == "preference")
     reduced = weights.trained * (4 if config.model.lora else size)
     everything = gathers * weights.total * size + reduced
     between = everything - (weights.total * size if zero.hpz > 1 else 0)  # hpZ: backward gathers stay in the node
-    nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
     return Traffic(everything * (ranks - 1) / ranks, between * (nodes - 1) / nodes)
 
 
@@ -163,7 +167,8 @@ def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine:
     per_token = flops / sum(r.tree for r in batch.records)
     moved = traffic_seconds(traffic(config, weights, zero, ranks, machine), machine)
     gathered = traffic_seconds(_gather(config, weights, ranks, machine), machine) * (1 + colocated) * scored
-    return Time(per_token * batch.busiest / (machine.peak * machine.mfu), batch.micro_steps * (moved + gathered))
+    moving = batch.micro_steps * (moved + gathered) if zero.sharded else moved
+    return Time(per_token * batch.busiest / (machine.peak * machine.mfu), moving)
 
 
 def _gather(config: Config, weights: Weights, ranks: int, machine: Machine) -> Traffic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -62,6 +63,11 @@ class TreeLM(nn.Module):
         tokens = self.head(hidden[pack.rows], pack.targets)
         return response_sums(tokens, pack.row_response, len(pack.response_tokens))
 
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside, a model with LoRA adapters computes what the model does that they were added to."""
+        disabled: AbstractContextManager[None] = self.model.disable_adapter()
+        return disabled
+
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     with hub_errors(path):
@@ -93,7 +99,8 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTra
 
 
 def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
-    """Wrap with PEFT adapters; B starts at zero, so the policy starts equal to the reference."""
+    """Wrap with PEFT adapters of the model's precision; B starts at zero, so the policy starts equal to the
+    reference."""
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
@@ -106,6 +113,7 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
             LoraConfig(
                 r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
             ),
+            autocast_adapter_dtype=False,  # bf16 beside a bf16 base: masters are fp32, and fp32 products cost as much
         )
     except ValueError as error:
         raise ConfigError(f"model.lora.targets = {lora.targets}: {str(error).splitlines()[0]}") from error

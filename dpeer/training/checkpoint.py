@@ -1,7 +1,8 @@
 """Checkpoints of a policy group: weights, optimizer, dual state, cursor and a probe that proves a load worked.
 
 `save` writes into a temporary folder; `commit` (rank 0, after all ranks have returned) renames it. DeepSpeed's shards
-are pickles of the run's own making: resume only runs that you trust. Exported models are safetensors.
+are pickles of the run's own making: resume only runs that you trust. The plain engine's files hold tensors only.
+Exported models are safetensors.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ import torch
 import torch.distributed as dist
 
 from dpeer.errors import CheckpointError
-from dpeer.files import write_json
+from dpeer.files import sync, write_json
 from dpeer.objective.dual import DualState
 from dpeer.training.calls import Scores
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
+from dpeer.training.zero3 import SHARDS, UNIVERSAL
 
-SHARDS = "deepspeed"
-UNIVERSAL = "universal"
 PIECE = 2**24
 
 
@@ -52,19 +52,15 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
-    policy.engine.save_checkpoint(
-        str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
-    )
-    for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
-        _sync(shard)
+    policy.engine.save(folder)
     probe, sums = _probe(policy), _sums(policy)
     if policy.world.rank == 0:
-        _sync(folder / SHARDS)
         write_json(
             folder / "state.json",
             {
                 "step": policy.step,
                 "world_size": policy.world.size,
+                "engine": policy.engine.name,
                 "numerics": _numerics(policy),
                 "dual": policy.lagrangian.state.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
@@ -72,13 +68,13 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "facts": facts,
             },
         )
-        _sync(folder)
+        sync(folder)
 
 
 def commit(temporary: Path, final: Path) -> None:
     """Make a checkpoint visible, once every rank has returned from `save`."""
     os.replace(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
@@ -87,16 +83,16 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.pulse.enter(f"loading {folder.name}")
     state = json.loads((folder / "state.json").read_text())
     refuse_other_run(folder, state["facts"], facts)
-    same_ranks = state["world_size"] == policy.world.size
-    if same_ranks:
-        _, client = policy.engine.load_checkpoint(str(folder), tag=SHARDS)
-        torch.set_rng_state(client["torch_rng"])
-    else:
-        _load_universal(policy, folder)
+    if (wrote := state.get("engine", "deepspeed")) != policy.engine.name:
+        raise CheckpointError(
+            f"{folder}: was written by engine {wrote}, and cannot be read by {policy.engine.name}. Go on with "
+            f"cluster.engine={wrote}, or leave it at auto."
+        )
+    policy.engine.load(folder, state["world_size"])
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
-    exact = same_ranks and state["numerics"] == _numerics(policy)
+    exact = state["world_size"] == policy.world.size and state["numerics"] == _numerics(policy)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
 
 
@@ -110,9 +106,10 @@ def refuse_other_run(folder: Path, saved: dict[str, Any], expected: dict[str, An
 
 
 def convert(folder: Path, world_size: int) -> None:
-    """Not collective. Add DeepSpeed's universal form to a checkpoint of another number of ranks, unless it is there."""
+    """Not collective. Add DeepSpeed's universal form to a checkpoint of another number of ranks, unless it is there;
+    any number of ranks reads that of the plain engine."""
     state = json.loads((folder / "state.json").read_text())
-    if state["world_size"] == world_size or (folder / UNIVERSAL).exists():
+    if state.get("engine") == "plain" or state["world_size"] == world_size or (folder / UNIVERSAL).exists():
         return
     temporary = tempfile.mkdtemp(prefix=f".{UNIVERSAL}-", dir=folder)
     workers = str(max(1, (os.cpu_count() or 1) // 2))
@@ -126,16 +123,6 @@ def convert(folder: Path, world_size: int) -> None:
     os.replace(temporary, folder / UNIVERSAL)
 
 
-def _load_universal(policy: Policy, folder: Path) -> None:
-    policy.engine._config.load_universal_checkpoint = True
-    policy.engine.load_checkpoint(str(folder), tag=UNIVERSAL)
-    policy.engine._config.load_universal_checkpoint = False
-    for state in policy.engine.optimizer.optimizer.state.values():
-        # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group.
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
-
-
 def _numerics(policy: Policy) -> list[str]:
     """What must be equal for a forward pass to repeat to the last digits."""
     device = policy.world.device
@@ -147,26 +134,13 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free >> 20
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sums(policy: Policy) -> dict[str, float]:
     """Sums of squares in fp64 over all ranks of what the optimizer holds: the same for every number of ranks."""
-    optimizer = policy.engine.optimizer
-    states = list(optimizer.optimizer.state.values())
-    held = {
-        "master weights": list(optimizer.fp32_partitioned_groups_flat),
-        "first moments": [state["exp_avg"] for state in states if "exp_avg" in state],
-        "second moments": [state["exp_avg_sq"] for state in states if "exp_avg_sq" in state],
-    }
+    held = policy.engine.held()
     own = [sum(map(_square_sum, tensors)) for tensors in held.values()]
     total = torch.tensor(own, dtype=torch.float64, device=policy.world.device)
-    dist.all_reduce(total)
+    if policy.engine.sharded:
+        dist.all_reduce(total)
     return dict(zip(held, total.tolist(), strict=True))
 
 

@@ -1,23 +1,22 @@
-"""DeepSpeed ZeRO-3 engines for the policy (trained) and the reference (frozen)."""
+"""What a step needs of an engine, and the settings that an engine takes from the recipe."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpeer.config import Config, Optimizer
+from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
 from dpeer.files import PACKAGE
-from dpeer.model.lm import TreeLM, build_lm
+from dpeer.model.lm import TreeLM
 from dpeer.training.extensions import cpu_adam
-from dpeer.training.world import World
 
 FROM_RECIPE = {
     "bf16",
@@ -30,6 +29,54 @@ FROM_RECIPE = {
     "train_micro_batch_size_per_gpu",
 }
 DS_CONFIGS = PACKAGE / "ds_configs"
+
+
+class Engine(Protocol):
+    """A TreeLM on the ranks of a group. Methods are collective: all ranks call them with the same arguments."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sharded(self) -> bool:
+        """Each rank holds a share of what is trained; otherwise all of it."""
+        ...
+
+    @property
+    def module(self) -> TreeLM: ...
+    def __call__(self, pack: Pack, greedy: bool = False) -> Tensor: ...
+    def train(self) -> Any: ...
+    def eval(self) -> Any: ...
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add this rank's gradient to the step's; `last` of the step's packs."""
+        ...
+
+    def step(self, lr: float) -> float:
+        """Update with the sum of all ranks' gradients; returns its norm, before clipping."""
+        ...
+
+    def held(self) -> dict[str, list[Tensor]]:
+        """Master weights, first and second moments, as far as this rank holds them."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """On disk when all ranks have returned."""
+        ...
+
+    def load(self, folder: Path, world_size: int) -> None:
+        """What `save` wrote at `world_size` ranks."""
+        ...
+
+    def gathered(self) -> dict[str, Tensor] | None:
+        """All weights in the host's memory on rank 0, None elsewhere."""
+        ...
+
+    def blank(self) -> None:
+        """Zero the trained weights, so that a load that does nothing cannot pass for one."""
+        ...
+
+    def close(self) -> None:
+        """Free every tensor that the engine holds; it is of no further use."""
+        ...
 
 
 def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, Any]:
@@ -58,6 +105,8 @@ def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, A
         settings["bf16"] = {"enabled": True}
         if trained:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
+            if config.model.lora:  # few bytes; sums over many ranks in bf16 would depend on their number
+                settings.setdefault("communication_data_type", "fp32")
     if trained:
         _refuse_optimizer_place(name, zero, config)
         settings["gradient_clipping"] = config.training.optimizer.grad_clip
@@ -91,24 +140,7 @@ def learning_rate(step: int, total: int, spec: Optimizer) -> float:
     return spec.lr * shape
 
 
-def policy_engine(config: Config, world: World) -> Any:
-    """A ZeRO-3 engine around a trainable TreeLM."""
-    settings = deepspeed_config(config.cluster.deepspeed, config, trained=True)
-    lm = _partitioned(lambda: build_lm(config.model, config.seed), settings, world)
-    trainable = [p for p in lm.parameters() if p.requires_grad]
-    return _initialize(lm, settings, _optimizer(trainable, config.training.optimizer))
-
-
-def reference_engine(config: Config, world: World) -> Any:
-    """A ZeRO-3 engine around the frozen reference: partitioned weights, no optimizer."""
-    settings = deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
-    lm = _partitioned(lambda: build_lm(config.model, config.seed, reference=True), settings, world)
-    engine = _initialize(lm, settings, None)
-    engine.eval()
-    return engine
-
-
-def _optimizer(parameters: list[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Sequence[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
     options: dict[str, Any] = {
         "lr": spec.lr,
         "betas": spec.betas,
@@ -119,38 +151,3 @@ def _optimizer(parameters: list[nn.Parameter], spec: Optimizer) -> torch.optim.O
         return torch.optim.AdamW(parameters, fused=True, **options)
     optimizer: torch.optim.Optimizer = cpu_adam()(parameters, adamw_mode=True, **options)
     return optimizer
-
-
-def _partitioned(build: Callable[[], TreeLM], settings: dict[str, Any], world: World) -> TreeLM:
-    """Load under an HfDeepSpeedConfig, so that each rank only ever holds its shard of the weights."""
-    _import_deepspeed()
-    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
-    alive = HfDeepSpeedConfig(settings)  # must outlive from_pretrained
-    try:
-        lm = build()
-    finally:
-        del alive
-        unset_hf_deepspeed_config()
-    return lm
-
-
-def _initialize(lm: TreeLM, settings: dict[str, Any], optimizer: torch.optim.Optimizer | None) -> Any:
-    deepspeed = _import_deepspeed()
-    parameters = [p for p in lm.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(
-        model=lm, config=settings, optimizer=optimizer, model_parameters=parameters if optimizer else None
-    )
-    deepspeed.zero.register_external_parameter(lm.head, lm.head.weight)
-    return engine
-
-
-def _import_deepspeed() -> Any:
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel("ERROR")
-    # The CPU shared-memory op compiles for a minute at first use, and gloo does not need it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

@@ -30,8 +30,8 @@ def export(policy: Policy, folder: Path) -> None:
     policy.pulse.enter("exporting")
     tree = min(policy.data.trees, key=forward_tokens)
     expected = policy.score([tree])
-    state = policy.engine._zero3_consolidated_16bit_state_dict()
-    if policy.world.rank:
+    state = policy.engine.gathered()
+    if state is None:
         return
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The policy worker: one ZeRO-3 rank of the model in training, with its copy of the dual state."""
+"""The policy worker: one rank of the model in training, with its copy of the dual state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dpeer.errors import ClusterError, ConfigError, DpeerError
 from dpeer.objective.constraints import Weights
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
-from dpeer.training.engine import learning_rate, policy_engine
+from dpeer.training.choice import policy_choice, policy_engine
+from dpeer.training.engine import learning_rate
 from dpeer.training.exchange import StepTotals, exchange
 from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
@@ -49,10 +50,15 @@ class Policy:
         self.config, self.prepared, self.data, self.world = config, prepared, prepared.train, world
         self.steps = config.training.total_steps(len(self.data.trees))
         self.lagrangian = Lagrangian(config.objective, self.data.dimensions, None, self.steps, prepared.proof)
-        self.engine = policy_engine(config, world)
+        self.choice = policy_choice(config, world)
+        self.engine = policy_engine(config, self.choice, world)
         self.step = 0  # optimizer steps done
         self.pulse = Pulse()
         self.check_tree()
+
+    def close(self) -> None:
+        """Free the model; the object is of no further use."""
+        self.engine.close()
 
     def check_tree(self) -> None:
         """One short record must score the same as a tree and as one tree per response, each in its own pack."""
@@ -88,16 +94,13 @@ class Policy:
         before = self.lagrangian
         weights = before.weights(batch.edge_counts)
         lr = learning_rate(self.step, self.steps, self.config.training.optimizer)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
 
         totals = StepTotals.zeros(len(self.data.dimensions))
         self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
         packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack)
         for i, pack in enumerate(packs):
-            self.engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
-            self.engine.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
+            self.engine.backward(loss, last=i == len(packs) - 1)
             totals = totals + part
             self.pulse.beat()
 
@@ -106,8 +109,7 @@ class Policy:
         totals = exchange(totals, before.state.digest(), self.step + 1, self.world)
         self.check_finite(totals["objective"], "objective")
         self.pulse.enter(f"step {self.step + 1}: optimizer", beating=True)
-        self.engine.step()
-        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        norm = self.engine.step(lr)
         self.check_finite(norm, "gradient norm")
 
         if objective.kind == "preference":

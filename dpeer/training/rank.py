@@ -34,13 +34,15 @@ class TrainingRank:
         self.prepared = prepare(config)
         self.policy = Policy(config, self.prepared, world)
         colocated = config.cluster.reference == "colocated"
-        self.reference = Reference(config, world, self.policy.pulse) if colocated else None
+        beneath = self.policy.engine if config.reference_beneath else None
+        self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
         self.cached: dict[str, dict[int, list[float]]] = {}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, and the facts that must not change when it goes on."""
-        return {"steps": self.policy.steps, "facts": self.prepared.facts}
+        """Steps of the run, the facts that must not change when it goes on, the engine and why it is this one."""
+        choice = self.policy.choice
+        return {"steps": self.policy.steps, "facts": self.prepared.facts, "engine": choice.name, "why": choice.why}
 
     @property
     def pulse(self) -> Pulse:
@@ -159,13 +161,17 @@ class TrainingRank:
         return self.policy.step
 
     def blank(self) -> None:
-        """Zero this rank's share of the trained weights, so that a load that does nothing cannot pass for one."""
-        for parameter in self.policy.engine.module.parameters():
-            if parameter.requires_grad:
-                parameter.ds_tensor.data.zero_()
+        """Zero the trained weights, so that a load that does nothing cannot pass for one."""
+        self.policy.engine.blank()
 
     def export(self, folder: Path) -> None:
         export(self.policy, folder)
+
+    def close(self) -> None:
+        """Free the models, so that the process can serve another recipe; the object is of no further use."""
+        if self.reference:
+            self.reference.close()
+        self.policy.close()
 
 
 _policy: type[PolicyCalls] = TrainingRank
@@ -182,6 +188,10 @@ class ReferenceRank:
     @property
     def pulse(self) -> Pulse:
         return self.reference.pulse
+
+    def close(self) -> None:
+        """Free the model; the object is of no further use."""
+        self.reference.close()
 
     def score_step(self, step: int) -> Scores:
         """References for what is scored in optimizer step `step` (0-based): training batch, then dual batch."""

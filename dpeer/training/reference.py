@@ -1,4 +1,4 @@
-"""The frozen reference: one ZeRO-3 rank of it, and the cache of its log-probabilities on disk."""
+"""The frozen reference: one rank of it, and the cache of its log-probabilities on disk."""
 
 from __future__ import annotations
 
@@ -20,24 +20,40 @@ from dpeer.errors import CheckpointError
 from dpeer.model import tree_attention
 from dpeer.model.identity import model_hash
 from dpeer.training.calls import Scores
-from dpeer.training.engine import reference_engine
+from dpeer.training.choice import reference_engine
+from dpeer.training.engine import Engine
 from dpeer.training.pulse import Pulse
 from dpeer.training.scoring import score
 from dpeer.training.world import World
 
 
 class Reference:
-    """One rank of the reference group, or the reference beside a policy rank (colocated)."""
+    """One rank of the reference group, or the reference beside a policy rank (colocated): a second model, or
+    `beneath` the policy's adapters, which is the same weights."""
 
-    def __init__(self, config: Config, world: World, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self, config: Config, world: World, pulse: Pulse | None = None, *, beneath: Engine | None = None
+    ) -> None:
         self.world, self.budget = world, config.training.tokens_per_pack
-        self.engine = reference_engine(config, world)
+        self.beneath = beneath
+        self.engine = beneath or reference_engine(config, world)
         self.pulse = pulse or Pulse()
 
     def score(self, trees: Sequence[TokenTree]) -> Scores:
         """This rank's share of the reference log-probabilities (nats, fp64 of fp32 sums)."""
         with self.pulse.during("scoring by the reference", beating=True):
-            return score(self.engine, trees, self.world, self.budget, self.pulse)
+            if self.beneath is None:
+                return score(self.engine, trees, self.world, self.budget, self.pulse)
+            self.engine.eval()
+            with self.engine.module.without_adapters():
+                scores = score(self.engine, trees, self.world, self.budget, self.pulse)
+            self.engine.train()
+            return scores
+
+    def close(self) -> None:
+        """Free the model, unless it is the policy's; the object is of no further use."""
+        if self.beneath is None:
+            self.engine.close()
 
 
 def reference_hash(config: Config) -> str:

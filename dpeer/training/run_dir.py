@@ -59,11 +59,13 @@ class RunDir:
             },
         )
 
-    def begin_or_resume(self, config: Config, facts: dict[str, Any]) -> None:
-        if self.manifest.exists():
-            self.check_resumable(config, facts)
-        else:
-            self.begin(config, facts)
+    def begin_or_resume(self, config: Config, facts: dict[str, Any], engine: str) -> None:
+        if not self.manifest.exists():
+            self.begin(config, facts | {"engine": engine})
+            return
+        self.check_resumable(config, facts)
+        if not self.saved_steps():  # it starts again, perhaps with another engine
+            write_json(self.manifest, json.loads(self.manifest.read_text()) | {"engine": engine})
 
     def check_resumable(self, config: Config, facts: dict[str, Any]) -> None:
         """Refuse to go on with another config, data set or reference than the run began with; says what differs."""

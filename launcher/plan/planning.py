@@ -14,7 +14,7 @@ from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import ConfigError
 from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
-from dpeer.estimate.memory import GIB, Host, Memory, Zero, host, largest_budget, per_gpu, scoring
+from dpeer.estimate.memory import BYTES, GIB, Host, Memory, Zero, host, largest_budget, per_gpu, scoring
 from dpeer.estimate.throughput import (
     Batching,
     Machine,
@@ -29,6 +29,7 @@ from dpeer.estimate.throughput import (
 from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records, typical
 from dpeer.launcher.recipe import RECIPES
 from dpeer.model.families import refuse_unsupported
+from dpeer.training.choice import TRAINED, Choice, choose
 from dpeer.training.engine import deepspeed_config
 
 MFU = 0.35
@@ -65,6 +66,7 @@ class Plan:
     ranks: int
     reference_ranks: int
     weights: Weights
+    engine: Choice
     zero: Zero
     tokens: int
     """Forward tokens of the pack that memory is planned for."""
@@ -123,10 +125,17 @@ def make_plan(request: Request) -> Plan:
     shape, source = model_config(config.model, request.model_config)
     refuse_unsupported(shape, config.model.path)
     ranks, reference_ranks = _ranks(config, request)
-    zero = Zero.of(deepspeed_config(config.cluster.deepspeed, config, trained=True))
     lengths = records(config, request.lengths)
     weights = _weights(config.model, _Shape(shape))
     activations = _activations(config.model, _Shape(shape), *typical(lengths.lengths))
+    engine = choose(
+        config,
+        ranks,
+        float(weights.total * BYTES[config.model.dtype] + weights.trained * TRAINED),
+        card.memory_gib * GIB,
+    )
+    deepspeed = deepspeed_config(config.cluster.deepspeed, config, trained=True)
+    zero = Zero.plain() if engine.name == "plain" else Zero.of(deepspeed)
     batch = batching(config, lengths.lengths, ranks)
     tokens = max(config.training.tokens_per_pack, batch.largest_pack)
     memory = per_gpu(config, weights, activations, zero, ranks, tokens)
@@ -142,6 +151,7 @@ def make_plan(request: Request) -> Plan:
         ranks=ranks,
         reference_ranks=reference_ranks,
         weights=weights,
+        engine=engine,
         zero=zero,
         tokens=tokens,
         memory=memory,
@@ -272,7 +282,8 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
     if config.cluster.reference == "colocated" or not plan.fits_reference:
         candidates.append(("cluster.reference=cache",))
     if not plan.zero.optimizer_on_host:
-        candidates.append((*recompute, "cluster.deepspeed=zero3_offload", "training.optimizer.name=cpu_adam"))
+        offload = ("cluster.deepspeed=zero3_offload", "training.optimizer.name=cpu_adam", "cluster.engine=deepspeed")
+        candidates.append((*recompute, *(offload if config.cluster.engine == "plain" else offload[:2])))
     if config.model.lora is None:
         candidates.append((*recompute, "model.lora.rank=16"))
     return candidates

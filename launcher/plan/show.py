@@ -25,7 +25,7 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
         f"{request.nodes} x {request.gpus} {plan.gpu.name}, {plan.gpu.memory_gib:g} GiB each; "
         f"{plan.ranks} policy ranks"
         + (f" + {plan.reference_ranks} reference ranks" if plan.reference_ranks else "")
-        + f"; {plan.config.model.dtype}, {escape(plan.config.cluster.deepspeed)}, "
+        + f"; {plan.config.model.dtype}, {_engine(plan)}, "
         f"recompute {'on' if plan.config.model.gradient_checkpointing else 'off'}"
     )
     console.print()
@@ -74,6 +74,7 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
     """Everything in the tables that was not counted from the config."""
     config, request = plan.config, plan.request
     yield from plan.sources
+    yield f"engine {plan.engine.name}: {plan.engine.why} (cluster.engine)"
     if plan.records.assumed and "estimated" not in plan.records.source:
         shown = plan.records.lengths[0]
         mean = sum(len(r.responses) - 1 for r in plan.records.lengths) / len(plan.records.lengths)
@@ -113,6 +114,10 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
         yield "no price given: --price"
 
 
+def _engine(plan: Plan) -> str:
+    return escape(plan.config.cluster.deepspeed) if plan.zero.sharded else "plain engine"
+
+
 def _gpu_table(plan: Plan) -> Table:
     table = Table(title="memory per GPU, GiB", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
@@ -138,7 +143,7 @@ def _gpu_table(plan: Plan) -> Table:
         "  of it model states",
         "",
         f"{states / GIB:.1f}",
-        "as DeepSpeed's estimator counts: shards, largest module with gradient",
+        "as DeepSpeed's estimator counts: shards, largest module with gradient" if plan.zero.sharded else "not shared",
     )
     budget = f"{plan.budget}" if plan.budget else "none"
     table.add_row(
@@ -178,7 +183,8 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "the same as separate pairs", f"{batch.pairwise:,.0f}", ratio
     yield "micro-steps per step", f"{batch.micro_steps:.1f}", f"packs of at most {training.tokens_per_pack} tokens"
     moved = plan.traffic
-    yield "traffic per micro-step, into a GPU", f"{moved.into_gpu / 1e9:,.1f} GB", "gathers and reduce-scatter"
+    often, what = ("micro-step", "gathers and reduce-scatter") if plan.zero.sharded else ("step", "sum of gradients")
+    yield f"traffic per {often}, into a GPU", f"{moved.into_gpu / 1e9:,.1f} GB", what
     if moved.into_node:
         yield "  of it between nodes", f"{moved.into_node / 1e9:,.1f} GB", "into one node"
     if moved.into_gpu:
@@ -246,6 +252,7 @@ def as_data(plan: Plan, cells: int, price: float | None, fixes: tuple[Remedy, ..
     states, on_host = model_states(plan.config, plan.weights, plan.zero, plan.ranks, plan.request.gpus)
     return {
         "recipe": plan.config.name,
+        "engine": plan.engine.name,
         "fits": plan.fits_gpu and plan.fits_host,
         "cluster": {"nodes": plan.request.nodes, "gpus": plan.request.gpus, "gpu": plan.gpu.name, "ranks": plan.ranks},
         "parameters": {"total": plan.weights.total, "trained": plan.weights.trained},

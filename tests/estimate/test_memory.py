@@ -98,6 +98,38 @@ def test_model_states_by_hand() -> None:
     assert parts["small weights kept whole"] == 2 * 1020  # all lie below the threshold of zero3.json
 
 
+@pytest.mark.parametrize(("dtype", "masters"), [("bf16", 4), ("fp32", 0)])
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_plain_states_by_hand(dtype: str, masters: int, ranks: int) -> None:
+    """Whole on every rank; in fp32 the weights themselves are what the optimizer updates. No buffers."""
+    config = recipe(dtype=dtype)
+    weights = Weights({(1000, True): 3, (700, False): 1}, 1, 1000, 1000, 1000, 1000, True, 10, 10)
+    line = (0.0, 50.0)
+    plan = per_gpu(config, weights, Activations(line, line, line, line), Zero.plain(), ranks, 0)
+    size = 2 if dtype == "bf16" else 4
+    states = 3700 * size + 3000 * (masters + 8 + 4)
+    assert sum(p.high for p in plan.resident) == states == model_states(config, weights, Zero.plain(), ranks, 1)[0]
+    assert {name: sum(p.high for p in parts) for name, parts in plan.phases.items()} == {
+        "loss and head": 100,
+        "backward of the layers": 100 + 1000 * size,  # of the tied head, until the embedding's is there
+        "backward of the embedding": 50 + 1000 * size,
+    }
+
+
+def test_a_reference_beneath_adapters_takes_no_memory() -> None:
+    weights = Weights({(1000, False): 3, (10, True): 1}, 1, 1000, 1000, 1000, 1000, True, 10, 10)
+    nothing = Activations((0, 0), (0, 0), (0, 0), (0, 0))
+
+    def beside(**model: Any) -> float:
+        tree = recipe(lora={"rank": 1}, **model).model_dump()
+        tree["objective"]["kind"] = "preference"
+        tree["cluster"]["reference"] = "colocated"
+        parts = per_gpu(Config.model_validate(tree), weights, nothing, Zero.plain(), 1, 0).resident
+        return sum(p.high for p in parts if p.name == "reference beside the policy")
+
+    assert beside() == 0 and beside(reference_path="another") == 6000
+
+
 @pytest.mark.parametrize(("shape", "nodes", "gpus"), [(LLAMA_8B, 1, 8), (LLAMA_70B, 8, 8), (LLAMA_70B, 3, 5)])
 @pytest.mark.parametrize("offload", [False, True])
 def test_agrees_with_deepspeed(shape: dict[str, Any], nodes: int, gpus: int, offload: bool) -> None:

@@ -23,10 +23,13 @@ def gradients(rank: TrainingRank) -> dict[str, Any]:
     """Gradients of the global objective, by name, as the optimizer is about to use them."""
     from deepspeed.utils import safe_get_full_grad
 
-    found = {}
-    for name, parameter in rank.policy.engine.module.named_parameters():
-        if parameter.requires_grad:
+    engine, found = rank.policy.engine, {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad and engine.sharded:
             found[name] = safe_get_full_grad(parameter).detach().clone().float().contiguous()
+        elif parameter.requires_grad:
+            dist.all_reduce(summed := parameter.grad.clone())
+            found[name] = summed
     return found
 
 
@@ -34,7 +37,7 @@ def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.
     rank = TrainingRank(load_config(recipe, [f"name={name}", *changes]), here)
     captured: list[dict[str, Any]] = []
     step = rank.policy.engine.step
-    rank.policy.engine.step = lambda: (captured.append(gradients(rank)), step())[1]
+    rank.policy.engine.step = lambda lr: (captured.append(gradients(rank)), step(lr))[1]
     entries = [rank.train_step()]
     reduced: list[tuple[str, int]] = []
     original = dist.all_reduce

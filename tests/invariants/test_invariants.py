@@ -51,11 +51,19 @@ SCENARIOS = {
         f"medium:{MEDIUM}",
         "checkpointing:model.gradient_checkpointing=true",
         f"lora:{LORA}",
+        "sharded:cluster.engine=deepspeed",
         POOLED,
         "fullhead:model.head_chunk=100000",
         f"normalised:objective.length_normalised=true,{MEDIUM}",
     ],
-    2: ["base:", POOLED, f"small:{SMALL}", f"lora:{LORA}", f"checkpointing:model.gradient_checkpointing=true,{SMALL}"],
+    2: [
+        "base:",
+        POOLED,
+        f"small:{SMALL}",
+        f"lora:{LORA}",
+        f"shardedlora:{LORA},cluster.engine=deepspeed",
+        f"checkpointing:model.gradient_checkpointing=true,{SMALL}",
+    ],
     4: ["base:", POOLED, f"small:{SMALL}", f"lora:{LORA}"],
 }
 Result = tuple[dict[str, Any], dict[str, torch.Tensor]]
@@ -126,7 +134,7 @@ def within(gaps: dict[str, float]) -> bool:
 
 @pytest.mark.parametrize(
     ("ranks", "name"),
-    [(1, n) for n in ("small", "medium", "checkpointing", "fullhead")]
+    [(1, n) for n in ("small", "medium", "checkpointing", "fullhead", "sharded")]
     + [(2, n) for n in ("base", "small", "checkpointing")]
     + [(4, n) for n in ("base", "small")],
 )
@@ -137,9 +145,9 @@ def test_same_gradients_losses_and_multipliers(result: Callable[[int, str], Resu
     assert error < TOLERANCE and within(gaps)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_lora_gradients_do_not_depend_on_ranks(result: Callable[[int, str], Result], ranks: int) -> None:
-    (found, grads), (expected, reference) = result(ranks, "lora"), result(1, "lora")
+@pytest.mark.parametrize(("ranks", "name"), [(2, "lora"), (2, "shardedlora"), (4, "lora")])
+def test_lora_gradients_do_not_depend_on_ranks(result: Callable[[int, str], Result], ranks: int, name: str) -> None:
+    (found, grads), (expected, reference) = result(ranks, name), result(1, "lora")
     assert all("lora_" in name for name in grads)
     error = gap(*({k: v for k, v in g.items() if "lora_B" in k} for g in (grads, reference)))
     print(f"{ranks} ranks, LoRA: {error:.2e}")

@@ -149,15 +149,17 @@ def test_lora_targets_that_cannot_work(checkpoint: Checkpoint, targets: tuple[st
         build_lm(config.Model(path=str(checkpoint("llama")), dtype="fp32", lora=config.Lora(targets=targets)), seed=0)
 
 
+@pytest.mark.parametrize(("dtype", "computes"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_lora_trains_adapters_only_and_starts_as_the_base(
-    checkpoint: Checkpoint, tree_of: Callable[[Sequence[int], int], TokenTree]
+    checkpoint: Checkpoint, tree_of: Callable[[Sequence[int], int], TokenTree], dtype: Any, computes: torch.dtype
 ) -> None:
     path, pack = str(checkpoint("qwen3")), build_pack([tree_of((5, 4, 3), 0)], [0])
-    spec = config.Model(path=path, dtype="fp32", lora=config.Lora(rank=2, targets=("q_proj", "down_proj")))
+    spec = config.Model(path=path, dtype=dtype, lora=config.Lora(rank=2, targets=("q_proj", "down_proj")))
     policy, again = (build_lm(spec, seed=5) for _ in range(2))
     other, reference = build_lm(spec, seed=6), build_lm(spec, seed=5, reference=True)
     trained = {k: p for k, p in policy.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 2 * 2 and all("lora_" in k for k in trained)
+    assert {p.dtype for p in policy.parameters()} == {computes}
     assert not any(p.requires_grad for p in reference.parameters())
     with torch.no_grad():
         assert torch.equal(policy(pack), reference(pack))

@@ -1,13 +1,13 @@
-"""The engine's settings, and the start-up canary of the policy in one process without Ray."""
+"""One rank in this process: the start-up canary, replies, and engines behind one protocol, what they compute, save and
+free."""
 
 from __future__ import annotations
 
+import gc
 import json
-import math
 import os
 import socket
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from dpeer.config import Config, Optimizer
+from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.errors import ConfigError
+from dpeer.errors import CheckpointError, ConfigError
 from dpeer.model import lm, tree_attention
 from dpeer.toyworld.model import tiny_model
-from dpeer.training import world
-from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
+from dpeer.training import checkpoint, world
+from dpeer.training.choice import Choice, choose, policy_choice
+from dpeer.training.export import export
+from dpeer.training.plain import FILE
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
+from dpeer.training.reference import Reference
 from dpeer.training.samples import LONGEST, spread
 
 TIMEOUT_S = 77.0
@@ -41,91 +44,6 @@ def recipe(path: str = "model", **model: Any) -> Config:
             "cluster": {"deepspeed": "cpu", "reference_deepspeed": "cpu"},
         }
     )
-
-
-# Settings
-
-
-@pytest.mark.parametrize("name", sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
-def test_every_shipped_config_is_accepted(name: str) -> None:
-    for dtype in ("fp32", "bf16"):
-        for trained in (True, False):
-            config = recipe(dtype=dtype)
-            if "offload" in name:
-                adam = config.training.optimizer.model_copy(update={"name": "cpu_adam"})
-                training = config.training.model_copy(update={"optimizer": adam})
-                config = config.model_copy(update={"training": training})
-            settings = deepspeed_config(name, config, trained=trained)
-            assert settings["zero_optimization"]["stage"] == 3
-            assert settings["train_micro_batch_size_per_gpu"] == settings["gradient_accumulation_steps"] == 1
-            assert ("bf16" in settings) == (dtype == "bf16")
-            assert settings.get("gradient_clipping") == (0.7 if trained else None)
-            if trained and dtype == "bf16":
-                assert settings["data_types"]["grad_accum_dtype"] == "fp32"
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("{", "is not JSON"),
-        ("", "is not JSON"),
-        ("[]", "must be an object that sets zero_optimization.stage to 3"),
-        ("{}", "zero_optimization.stage to 3"),
-        ('{"zero_optimization": 3}', "zero_optimization.stage to 3"),
-        ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage to 3"),
-        ('{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}', "sets fp16, which the recipe decides"),
-        ('{"zero_optimization": {"stage": 3}, "scheduler": {}, "optimizer": {}}', "sets optimizer, scheduler"),
-        ('{"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}', "train_batch_size"),
-    ],
-)
-def test_bad_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text(text)
-    for trained, field in ((True, "cluster.deepspeed"), (False, "cluster.reference_deepspeed")):
-        with pytest.raises(ConfigError) as caught:
-            deepspeed_config(str(path), recipe(), trained=trained)
-        assert says in str(caught.value) and str(caught.value).startswith(f"{field} = ")
-
-
-def test_missing_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cluster.deepspeed = zero4: no such file.*zero3, zero3_hpz"):
-        deepspeed_config("zero4", recipe(), trained=True)
-    (tmp_path / "folder.json").mkdir()
-    (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
-    for name, says in (("folder", "cannot be read"), ("latin", "is not JSON")):
-        with pytest.raises(ConfigError, match=says):
-            deepspeed_config(str(tmp_path / f"{name}.json"), recipe(), trained=True)
-
-
-def test_own_file_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "own.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 12345}}))
-    assert deepspeed_config(str(path), recipe(), trained=True)["zero_optimization"]["reduce_bucket_size"] == 12345
-
-
-# Learning rate
-
-
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_warmup_rises_linearly_to_the_peak(schedule: str) -> None:
-    spec = Optimizer.model_validate({"lr": 2.0, "warmup": 0.2, "schedule": schedule})
-    rates = [learning_rate(s, 20, spec) for s in range(20)]
-    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
-    assert rates[0] > 0 and max(rates) == 2.0
-    assert all(a >= b for a, b in pairwise(rates[4:]))
-
-
-def test_schedules_by_hand() -> None:
-    def rates(schedule: str, total: int, warmup: float = 0.0) -> list[float]:
-        spec = Optimizer.model_validate({"lr": 1.0, "warmup": warmup, "schedule": schedule})
-        return [learning_rate(s, total, spec) for s in range(total + 1)]
-
-    assert rates("constant", 4) == [1, 1, 1, 1, 1]
-    assert rates("linear", 4) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
-    half = math.sqrt(0.5)
-    assert rates("cosine", 4) == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2, 0])
-    assert rates("linear", 6, 1 / 3)[2:] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
-    assert rates("cosine", 1, 0.9) == pytest.approx([1, 0], abs=1e-12)
 
 
 # The canary
@@ -250,36 +168,234 @@ def test_sampled_records_are_spread_over_the_split() -> None:
     assert [t.index for t in spread(trees[:2], 3)] == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "gpus", "name", "says"),
-    [
-        ("adamw", 0, "zero3_offload", "set training.optimizer.name to cpu_adam"),
-        ("adamw", 1, "zero3_offload", "set training.optimizer.name to cpu_adam"),
-        ("cpu_adam", 1, "zero3", "set cluster.deepspeed to zero3_offload"),
-        ("cpu_adam", 1, "zero3_offload", None),
-        ("cpu_adam", 0, "cpu", None),
-    ],
-)
-def test_optimizer_must_work_where_its_state_lives(optimizer: str, gpus: int, name: str, says: str | None) -> None:
-    config = Config.model_validate(
-        {
-            "name": "x",
-            "model": {"path": "m"},
-            "data": {"train": "d"},
-            "training": {"steps": 1, "optimizer": {"name": optimizer}},
-            "cluster": {"gpus_per_worker": gpus},
-        }
-    )
-    if says is None:
-        deepspeed_config(name, config, trained=True)
-        return
-    with pytest.raises(ConfigError, match=says):
-        deepspeed_config(name, config, trained=True)
-
-
 def test_every_process_group_inherits_the_timeout(here: world.World) -> None:
     """DeepSpeed clones the world group without a timeout; the default must then be ours."""
     import torch.distributed as dist
 
     clone = dist.new_group([0])
     assert clone._get_backend(torch.device("cpu")).options._timeout.total_seconds() == pytest.approx(TIMEOUT_S)
+
+
+# Engines
+
+LORA: dict[str, Any] = {"lora": {"rank": 4}}
+ENGINES = ("deepspeed", "plain")
+MODELS = pytest.mark.parametrize("model", [{}, LORA | {"dtype": "bf16"}], ids=["full", "lora-bf16"])
+
+
+def sft(path: str, engine: str, **model: Any) -> Config:
+    """Steps of two micro-batches, without a reference."""
+    base = recipe(path, **model)
+    changes = {"tokens_per_pack": 10, "optimizer": {"lr": 1e-3, "warmup": 0, "grad_clip": 0.05, "weight_decay": 0.1}}
+    return Config.model_validate(
+        base.model_dump()
+        | {"output_dir": Path(path).parent / "runs", "objective": {"kind": "sft"}}
+        | {"training": base.training.model_dump() | changes, "cluster": base.cluster.model_dump() | {"engine": engine}}
+    )
+
+
+@pytest.fixture
+def make(here: world.World, data: TokenizedSet) -> Iterator[Callable[[Config], Policy]]:
+    """Policies that are closed when the test is over."""
+    made: list[Policy] = []
+
+    def build(config: Config) -> Policy:
+        made.append(Policy(config, Prepared(data, None, None, {}), here))
+        return made[-1]
+
+    yield build
+    for policy in made:
+        policy.close()
+
+
+def alive() -> int:
+    """Bytes of all tensors that any Python object holds, also where only C++ holds that object."""
+    gc.collect()
+    tensors = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
+    storages = [t.untyped_storage() for t in (*tensors, *(t.grad for t in tensors if t.is_leaf)) if t is not None]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_builds_in_one_process_do_not_grow(
+    here: world.World, models: dict[str, str], data: TokenizedSet, engine: str
+) -> None:
+    """DeepSpeed's own `destroy` leaves weights, master weights and moments: 16 bytes a parameter and build."""
+    before, held = alive(), 0
+    for model in ({}, LORA | {"dtype": "bf16"}, {}):
+        config = sft(models["plain"], engine, **model)
+        policy, reference = Policy(config, Prepared(data, None, None, {}), here), Reference(config, here)
+        policy.train_step(None)
+        reference.score(data.trees)
+        held = held or alive()
+        reference.close()
+        policy.close()
+    assert held > before + 200_000
+    assert alive() < before + 1000
+
+
+def gradients(policy: Policy) -> dict[str, Tensor]:
+    """As the optimizer is about to use them."""
+    from deepspeed.utils import safe_get_full_grad
+
+    read = safe_get_full_grad if policy.engine.name == "deepspeed" else lambda p: p.grad
+    named = policy.engine.module.named_parameters()
+    return {name: read(p).detach().clone() for name, p in named if p.requires_grad}
+
+
+@pytest.mark.parametrize("model", [{}, LORA | {"gradient_checkpointing": True}], ids=["full", "lora"])
+def test_engines_compute_the_same(
+    make: Callable[[Config], Policy], models: dict[str, str], model: dict[str, Any]
+) -> None:
+    found, steps = [], []
+    for engine in ENGINES:
+        policy = make(sft(models["plain"], engine, **model))
+        before: list[dict[str, Tensor]] = []
+        step = policy.engine.step
+        policy.engine.step = lambda lr, p=policy, s=step, b=before: (b.append(gradients(p)), s(lr))[1]  # type: ignore
+        steps.append([policy.train_step(None) for _ in range(3)])
+        weights = policy.engine.gathered()
+        assert weights is not None
+        found.append((before[0], {k: v for k, v in weights.items() if not model or "lora_" in k}))
+    (gradient, weights), (plain_gradient, plain_weights) = found
+    assert gradient.keys() == plain_gradient.keys() and weights.keys() <= plain_weights.keys()
+    scale = max(float(g.abs().max()) for g in gradient.values())
+    for name, expected in gradient.items():
+        assert torch.allclose(plain_gradient[name], expected, rtol=0, atol=1e-6 * scale), name
+    for name, expected in weights.items():
+        assert torch.allclose(plain_weights[name], expected, rtol=1e-5, atol=1e-5), name
+    for ours, theirs in zip(steps[1], steps[0], strict=True):
+        assert theirs["packs"] == 2 and theirs["grad_norm"] > 0.05  # clipped
+        for key in ("objective", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+@pytest.mark.parametrize(("engine", "dtype"), [("deepspeed", "fp32"), ("plain", "bf16")])
+def test_reference_beneath_the_adapters_is_the_reference(
+    make: Callable[[Config], Policy],
+    here: world.World,
+    models: dict[str, str],
+    data: TokenizedSet,
+    engine: str,
+    dtype: str,
+) -> None:
+    """To the bit, also once the adapters have moved, and without a trace in what is trained afterwards."""
+    config = sft(models["plain"], engine, dtype=dtype, gradient_checkpointing=True, **LORA)
+    policy, undisturbed = make(config), make(config)
+    separate, beneath = Reference(config, here), Reference(config, here, beneath=policy.engine)
+    expected = separate.score(data.trees)
+    separate.close()
+    for _ in range(2):
+        assert beneath.score(data.trees) == expected
+        assert policy.train_step(None) == undisturbed.train_step(None)
+    beneath.close()
+    assert policy.score(data.trees) == undisturbed.score(data.trees) != expected
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bf16_keeps_fp32_masters_and_sums(
+    make: Callable[[Config], Policy], models: dict[str, str], engine: str
+) -> None:
+    policy = make(sft(models["plain"], engine, dtype="bf16", **LORA))
+    policy.train_step(None)
+    assert {p.dtype for p in policy.engine.module.parameters()} == {torch.bfloat16}
+    held = policy.engine.held()
+    assert all(len(tensors) > 0 and {t.dtype for t in tensors} == {torch.float32} for tensors in held.values())
+    master, computing = held["master weights"][0], policy.engine.gathered()
+    assert computing is not None
+    small = [v.float().flatten() for k, v in computing.items() if "lora_" in k]
+    assert not torch.equal(master.bfloat16().float(), master)  # more digits than the model computes with
+    assert sum(float(v.square().sum()) for v in small) == pytest.approx(float(master.square().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@MODELS
+def test_a_loaded_checkpoint_goes_on_to_the_bit(
+    make: Callable[[Config], Policy], models: dict[str, str], tmp_path: Path, engine: str, model: dict[str, Any]
+) -> None:
+    config, folder = sft(models["plain"], engine, **model), tmp_path / "saved"
+    policy = make(config)
+    checkpoint.save(policy, tmp_path / "fresh", {})  # before the optimizer has any moments
+    first = policy.train_step(None)
+    checkpoint.save(policy, folder, {})
+    rest = [policy.train_step(None) for _ in range(2)]
+    checkpoint.load(policy, tmp_path / "fresh", {})
+    assert policy.train_step(None) == first
+    again = make(config)
+    again.engine.blank()
+    checkpoint.load(again, folder, {})
+    assert [again.train_step(None) for _ in range(2)] == rest
+    other = make(sft(models["plain"], *(e for e in ENGINES if e != engine), **model))
+    with pytest.raises(CheckpointError, match=f"written by engine {engine}.*cluster.engine={engine}"):
+        checkpoint.load(other, folder, {})
+
+
+def test_plain_checkpoints_are_read_at_any_number_of_ranks_and_not_by_another_model(
+    make: Callable[[Config], Policy], models: dict[str, str], tmp_path: Path
+) -> None:
+    policy = make(sft(models["plain"], "plain", **LORA))
+    policy.train_step(None)
+    checkpoint.save(policy, tmp_path, {})
+    state = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps(state | {"world_size": 7}))
+    checkpoint.convert(tmp_path, 1)
+    expected = policy.train_step(None)
+    checkpoint.load(policy, tmp_path, {})
+    assert policy.train_step(None) == expected
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, "state.json"]
+    wider = make(sft(models["plain"], "plain", lora={"rank": 5}))
+    with pytest.raises(CheckpointError, match=r"other trained parameters.*Restore model.path and model.lora"):
+        checkpoint.load(wider, tmp_path, {})
+
+
+@MODELS
+def test_plain_weights_are_exported(
+    make: Callable[[Config], Policy], models: dict[str, str], tmp_path: Path, model: dict[str, Any]
+) -> None:
+    """The export itself compares the reloaded folder with the policy."""
+    policy = make(sft(models["plain"], "plain", **model))
+    policy.train_step(None)
+    export(policy, tmp_path / "export")
+    changed = AutoModelForCausalLM.from_pretrained(tmp_path / "export").state_dict()
+    base = AutoModelForCausalLM.from_pretrained(models["plain"]).state_dict()
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert changed.keys() == base.keys() and not torch.equal(changed[name].float(), base[name].float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "states", "chosen", "why"),
+    [
+        ({}, 1, None, "plain", "one rank"),
+        ({}, 2, None, "deepspeed", "shared by 2 ranks"),
+        ({"model": LORA}, 8, 59.0, "plain", "adapters"),
+        ({"model": LORA}, 8, 61.0, "deepspeed", "61% of a rank's memory"),
+        ({"offload": True}, 1, None, "deepspeed", "cpu_adam"),
+        ({"engine": "deepspeed"}, 1, None, "deepspeed", "cluster.engine says"),
+        ({"engine": "plain"}, 4, None, "plain", "cluster.engine says"),
+    ],
+)
+def test_which_engine_auto_takes(
+    changes: dict[str, Any], ranks: int, states: float | None, chosen: str, why: str
+) -> None:
+    offload = {"training": {"steps": 1, "optimizer": {"name": "cpu_adam"}}} if "offload" in changes else {}
+    tree = recipe(**changes.get("model", {})).model_dump() | offload
+    tree["cluster"] |= {"engine": changes.get("engine", "auto")} | ({"deepspeed": "zero3_offload"} if offload else {})
+    found = choose(Config.model_validate(tree), ranks, states, 100.0)
+    assert found.name == chosen and why in found.why
+    if offload:
+        tree["cluster"]["engine"] = "plain"
+        with pytest.raises(ConfigError, match=r"set cluster.engine to deepspeed"):
+            choose(Config.model_validate(tree), ranks, states, 100.0)
+
+
+@pytest.mark.parametrize(("recorded", "engine"), [({}, "deepspeed"), ({"engine": "plain"}, "plain"), (None, "plain")])
+def test_auto_stays_with_the_engine_that_a_run_began_with(
+    here: world.World, tmp_path: Path, recorded: dict[str, str] | None, engine: str
+) -> None:
+    """A manifest without an engine is from before there was a choice."""
+    config = recipe().model_copy(update={"output_dir": tmp_path})
+    if recorded is not None:
+        config.run_dir.mkdir()
+        (config.run_dir / "manifest.json").write_text(json.dumps(recorded))
+    assert policy_choice(config, here).name == engine
+    assert policy_choice(sft("m", "deepspeed"), here) == Choice("deepspeed", "as cluster.engine says")

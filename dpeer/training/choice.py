@@ -1,0 +1,119 @@
+"""Which engine a model runs on: `cluster.engine`, and what `auto` means."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dpeer import config as settings
+from dpeer.config import Config
+from dpeer.errors import ConfigError
+from dpeer.model.lm import DTYPES, add_lora, hub_errors
+from dpeer.training.engine import Engine, deepspeed_config
+from dpeer.training.plain import Plain
+from dpeer.training.run_dir import RunDir
+from dpeer.training.world import World
+from dpeer.training.zero3 import Zero3
+
+SHARE = 0.6  # of a device's memory that may be taken by what is always there; activations need the rest
+TRAINED = 16  # bytes of a trained parameter beside its weight: fp32 master weight, gradient and two moments
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    name: Literal["plain", "deepspeed"]
+    why: str
+
+
+def choose(config: Config, ranks: int, states: float | None, memory: float) -> Choice:
+    """The engine of a policy on `ranks` ranks of `memory` bytes, of which `states` are taken by a rank that holds the
+    whole model (None: not known). ConfigError for what the plain engine cannot do."""
+    spec, elsewhere = config.cluster, _host_states(config)
+    if spec.engine == "plain" and elsewhere:
+        raise ConfigError(
+            f"cluster.engine = plain keeps optimizer state on the device, but {elsewhere}: set cluster.engine to "
+            "deepspeed, or training.optimizer.name to adamw and cluster.deepspeed to zero3."
+        )
+    if spec.engine != "auto":
+        return Choice(spec.engine, "as cluster.engine says")
+    if elsewhere:
+        return Choice("deepspeed", elsewhere)
+    if ranks == 1:
+        return Choice("plain", "one rank has nothing to share")
+    if config.model.lora is None:
+        return Choice("deepspeed", f"weights and optimizer state are shared by {ranks} ranks")
+    if states is not None and states > SHARE * memory:
+        return Choice("deepspeed", f"the model would take {states / memory:.0%} of a rank's memory")
+    return Choice("plain", "adapters are small, and every rank has room for the whole model")
+
+
+def policy_choice(config: Config, world: World) -> Choice:
+    """Collective. The same on every rank; a run that began with one engine stays with it."""
+    if config.cluster.engine == "auto" and (began := _began(config)):
+        mine = Choice(began, "as the run began")
+    else:
+        lora = world.size > 1 and config.model.lora is not None
+        mine = choose(config, world.size, model_states(config.model) if lora else None, _memory(world))
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, mine)
+    choice: Choice = next((c for c in everyone if c.name == "deepspeed"), everyone[0])
+    return choice
+
+
+def policy_engine(config: Config, choice: Choice, world: World) -> Engine:
+    """The engine of a policy that is to be trained."""
+    return Plain(config, world) if choice.name == "plain" else Zero3(config, world)
+
+
+def reference_engine(config: Config, world: World) -> Engine:
+    """The engine of the frozen reference: both give the same log-probabilities."""
+    spec, plain = config.cluster, config.cluster.engine == "plain"
+    if spec.engine == "auto" and world.size == 1:
+        plain = not _offloads(deepspeed_config(spec.reference_deepspeed, config, trained=False), "offload_param")
+    return Plain(config, world, reference=True) if plain else Zero3(config, world, reference=True)
+
+
+def model_states(spec: settings.Model) -> float:
+    """Bytes of weights, gradients and optimizer state of a model that is not shared; counted on the meta device."""
+    with hub_errors(spec.path):
+        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[spec.dtype])
+        model = add_lora(model, spec.lora, 0) if spec.lora else model
+    return sum(float(p.numel() * (p.itemsize + TRAINED * p.requires_grad)) for p in model.parameters())
+
+
+def _host_states(config: Config) -> str:
+    """Why optimizer state or weights must lie in the host's memory; empty where they need not."""
+    if config.training.optimizer.name == "cpu_adam":
+        return "training.optimizer.name is cpu_adam"
+    if config.cluster.engine == "plain":  # takes nothing from the file
+        return ""
+    zero = deepspeed_config(config.cluster.deepspeed, config, trained=True)
+    offloads = _offloads(zero, "offload_optimizer") or _offloads(zero, "offload_param")
+    return f"cluster.deepspeed = {config.cluster.deepspeed} keeps states in the host's memory" if offloads else ""
+
+
+def _offloads(deepspeed: dict[str, Any], what: str) -> bool:
+    return bool((deepspeed["zero_optimization"].get(what) or {}).get("device", "none") != "none")
+
+
+def _began(config: Config) -> Literal["plain", "deepspeed"] | None:
+    """The engine in the manifest of the run of this name; before there was a choice it was DeepSpeed."""
+    manifest = RunDir(config.run_dir).manifest
+    if not manifest.exists():
+        return None
+    return "plain" if json.loads(manifest.read_text()).get("engine") == "plain" else "deepspeed"
+
+
+def _memory(world: World) -> float:
+    """Bytes of the rank's GPU, or its share of the host's memory if all ranks are on one host."""
+    if world.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(world.device)[1])
+    return float(psutil.virtual_memory().total) / world.size

@@ -1,0 +1,165 @@
+"""The engine for models that one GPU does not hold: DeepSpeed ZeRO-3, weights and optimizer state over all ranks."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpeer.config import Config
+from dpeer.data.packing import Pack
+from dpeer.files import sync
+from dpeer.model.lm import TreeLM, build_lm
+from dpeer.training.engine import Engine, build_optimizer, deepspeed_config
+from dpeer.training.world import World
+
+SHARDS = "deepspeed"
+UNIVERSAL = "universal"
+
+
+class Zero3:
+    """One rank of a ZeRO-3 group around the policy, or around the frozen reference."""
+
+    name, sharded = "deepspeed", True
+
+    def __init__(self, config: Config, world: World, *, reference: bool = False) -> None:
+        name = config.cluster.reference_deepspeed if reference else config.cluster.deepspeed
+        settings = deepspeed_config(name, config, trained=not reference)
+        self.world = world
+        lm = _partitioned(config, settings, reference=reference)
+        self.trained = [p for p in lm.parameters() if p.requires_grad]
+        self._engine = _initialize(lm, settings, config, self.trained)
+        self._engine.train(not reference)
+
+    @property
+    def module(self) -> TreeLM:
+        lm: TreeLM = self._engine.module
+        return lm
+
+    def __call__(self, pack: Pack, greedy: bool = False) -> Tensor:
+        values: Tensor = self._engine(pack, greedy=greedy)
+        return values
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
+
+    def step(self, lr: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def held(self) -> dict[str, list[Tensor]]:
+        optimizer = self._engine.optimizer
+        states = list(optimizer.optimizer.state.values())
+        return {
+            "master weights": list(optimizer.fp32_partitioned_groups_flat),
+            "first moments": [state["exp_avg"] for state in states if "exp_avg" in state],
+            "second moments": [state["exp_avg_sq"] for state in states if "exp_avg_sq" in state],
+        }
+
+    def save(self, folder: Path) -> None:
+        state = {"torch_rng": torch.get_rng_state()}
+        self._engine.save_checkpoint(str(folder), tag=SHARDS, client_state=state, save_latest=False)
+        for shard in (folder / SHARDS).glob(f"*rank_{self.world.rank}_*"):
+            sync(shard)
+        if self.world.rank == 0:
+            sync(folder / SHARDS)
+
+    def load(self, folder: Path, world_size: int) -> None:
+        if world_size == self.world.size:
+            _, client = self._engine.load_checkpoint(str(folder), tag=SHARDS)
+            torch.set_rng_state(client["torch_rng"])
+            return
+        self._engine._config.load_universal_checkpoint = True
+        self._engine.load_checkpoint(str(folder), tag=UNIVERSAL)
+        self._engine._config.load_universal_checkpoint = False
+        for state in self._engine.optimizer.optimizer.state.values():
+            # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group.
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
+
+    def gathered(self) -> dict[str, Tensor] | None:
+        state: dict[str, Tensor] = self._engine._zero3_consolidated_16bit_state_dict()
+        return state if self.world.rank == 0 else None
+
+    def blank(self) -> None:
+        for parameter in self.trained:
+            parameter.ds_tensor.data.zero_()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """`destroy` leaves weights, masters and moments alive: closures of hooks on C++ nodes hold the engine, where
+        Python's collector does not see it. So everything is taken out of it."""
+        from deepspeed.runtime.zero import parameter_offload
+
+        engine, lm, optimizer = self._engine, self.module, self._engine.optimizer
+        engine.destroy()
+        stack = parameter_offload.FWD_MODULE_STACK
+        stack[:] = [module for module in stack if module is not lm]
+        if self.trained:
+            optimizer.optimizer.state.clear()
+            optimizer.optimizer.param_groups.clear()
+            vars(optimizer.parameter_offload).clear()
+        for parameter in lm.parameters():
+            vars(parameter).clear()
+            parameter.data, parameter.grad = torch.empty(0), None
+        for emptied in (optimizer, *lm.modules(), engine):
+            vars(emptied).clear()
+        self.trained.clear()
+        del self._engine, engine, lm, optimizer
+        release(self.world)
+
+
+def release(world: World) -> None:
+    """Give memory that nobody holds any more back to the device."""
+    gc.collect()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _partitioned(config: Config, settings: dict[str, Any], *, reference: bool) -> TreeLM:
+    """Load under an HfDeepSpeedConfig, so that each rank only ever holds its shard of the weights."""
+    _import_deepspeed()
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    alive = HfDeepSpeedConfig(settings)  # must outlive from_pretrained
+    try:
+        return build_lm(config.model, config.seed, reference=reference)
+    finally:
+        del alive
+        unset_hf_deepspeed_config()
+
+
+def _initialize(lm: TreeLM, settings: dict[str, Any], config: Config, trained: list[torch.nn.Parameter]) -> Any:
+    deepspeed = _import_deepspeed()
+    optimizer = build_optimizer(trained, config.training.optimizer) if trained else None
+    engine, *_ = deepspeed.initialize(
+        model=lm, config=settings, optimizer=optimizer, model_parameters=trained if optimizer else None
+    )
+    deepspeed.zero.register_external_parameter(lm.head, lm.head.weight)
+    return engine
+
+
+def _import_deepspeed() -> Any:
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    # The CPU shared-memory op compiles for a minute at first use, and gloo does not need it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+_engine: type[Engine] = Zero3

@@ -1,0 +1,145 @@
+"""What the engines take from a recipe: DeepSpeed's settings, the learning rate, where the optimizer's state lives."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpeer.config import Config, Lora, Optimizer
+from dpeer.errors import ConfigError
+from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
+
+
+def recipe(path: str = "model", **model: Any) -> Config:
+    return Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": path, "dtype": "fp32"} | model,
+            "data": {"train": "d.jsonl"},
+            "training": {"steps": 3, "records_per_step": 2, "optimizer": {"grad_clip": 0.7}},
+            "cluster": {"deepspeed": "cpu", "reference_deepspeed": "cpu"},
+        }
+    )
+
+
+def with_lora(config: Config) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"lora": Lora()})})
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
+def test_every_shipped_config_is_accepted(name: str) -> None:
+    for dtype in ("fp32", "bf16"):
+        for trained in (True, False):
+            config = recipe(dtype=dtype)
+            if "offload" in name:
+                adam = config.training.optimizer.model_copy(update={"name": "cpu_adam"})
+                training = config.training.model_copy(update={"optimizer": adam})
+                config = config.model_copy(update={"training": training})
+            settings = deepspeed_config(name, config, trained=trained)
+            assert settings["zero_optimization"]["stage"] == 3
+            assert settings["train_micro_batch_size_per_gpu"] == settings["gradient_accumulation_steps"] == 1
+            assert ("bf16" in settings) == (dtype == "bf16")
+            assert settings.get("gradient_clipping") == (0.7 if trained else None)
+            if trained and dtype == "bf16":
+                assert settings["data_types"]["grad_accum_dtype"] == "fp32"
+                lora = deepspeed_config(name, with_lora(config), trained=True)
+                assert "communication_data_type" not in settings and lora["communication_data_type"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ("[]", "must be an object that sets zero_optimization.stage to 3"),
+        ("{}", "zero_optimization.stage to 3"),
+        ('{"zero_optimization": 3}', "zero_optimization.stage to 3"),
+        ('{"zero_optimization": {"stage": 2}}', "zero_optimization.stage to 3"),
+        ('{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}', "sets fp16, which the recipe decides"),
+        ('{"zero_optimization": {"stage": 3}, "scheduler": {}, "optimizer": {}}', "sets optimizer, scheduler"),
+        ('{"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}', "train_batch_size"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    for trained, field in ((True, "cluster.deepspeed"), (False, "cluster.reference_deepspeed")):
+        with pytest.raises(ConfigError) as caught:
+            deepspeed_config(str(path), recipe(), trained=trained)
+        assert says in str(caught.value) and str(caught.value).startswith(f"{field} = ")
+
+
+def test_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster.deepspeed = zero4: no such file.*zero3, zero3_hpz"):
+        deepspeed_config("zero4", recipe(), trained=True)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
+    for name, says in (("folder", "cannot be read"), ("latin", "is not JSON")):
+        with pytest.raises(ConfigError, match=says):
+            deepspeed_config(str(tmp_path / f"{name}.json"), recipe(), trained=True)
+
+
+def test_own_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 12345}}))
+    assert deepspeed_config(str(path), recipe(), trained=True)["zero_optimization"]["reduce_bucket_size"] == 12345
+
+
+# Learning rate
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_warmup_rises_linearly_to_the_peak(schedule: str) -> None:
+    spec = Optimizer.model_validate({"lr": 2.0, "warmup": 0.2, "schedule": schedule})
+    rates = [learning_rate(s, 20, spec) for s in range(20)]
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[0] > 0 and max(rates) == 2.0
+    assert all(a >= b for a, b in pairwise(rates[4:]))
+
+
+def test_schedules_by_hand() -> None:
+    def rates(schedule: str, total: int, warmup: float = 0.0) -> list[float]:
+        spec = Optimizer.model_validate({"lr": 1.0, "warmup": warmup, "schedule": schedule})
+        return [learning_rate(s, total, spec) for s in range(total + 1)]
+
+    assert rates("constant", 4) == [1, 1, 1, 1, 1]
+    assert rates("linear", 4) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    half = math.sqrt(0.5)
+    assert rates("cosine", 4) == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2, 0])
+    assert rates("linear", 6, 1 / 3)[2:] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert rates("cosine", 1, 0.9) == pytest.approx([1, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "gpus", "name", "says"),
+    [
+        ("adamw", 0, "zero3_offload", "set training.optimizer.name to cpu_adam"),
+        ("adamw", 1, "zero3_offload", "set training.optimizer.name to cpu_adam"),
+        ("cpu_adam", 1, "zero3", "set cluster.deepspeed to zero3_offload"),
+        ("cpu_adam", 1, "zero3_offload", None),
+        ("cpu_adam", 0, "cpu", None),
+    ],
+)
+def test_optimizer_must_work_where_its_state_lives(optimizer: str, gpus: int, name: str, says: str | None) -> None:
+    config = Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": "m"},
+            "data": {"train": "d"},
+            "training": {"steps": 1, "optimizer": {"name": optimizer}},
+            "cluster": {"gpus_per_worker": gpus},
+        }
+    )
+    if says is None:
+        deepspeed_config(name, config, trained=True)
+        return
+    with pytest.raises(ConfigError, match=says):
+        deepspeed_config(name, config, trained=True)
