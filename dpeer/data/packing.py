@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,28 @@ class Segment:
 
 
 Varlen = tuple[Tensor, Tensor, Tensor, int, int]
+
+
+class Lengths(NamedTuple):
+    """Sequences of a variable-length kernel: where they begin [S+1] in queries and keys (int32), the longest ones."""
+
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+
+
+class Parts(NamedTuple):
+    """A pack as two calls of a kernel: every segment to itself, and a record's responses to their prompt.
+
+    `responses` [R'] are the input positions of all responses, `prompts` [P'] those of the prompts of records whose
+    responses have any; `crossing` is None where no record has.
+    """
+
+    own: Lengths
+    responses: Tensor
+    prompts: Tensor
+    crossing: Lengths | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,7 @@ class Pack:
     response_counts: tuple[int, ...]
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
     _varlen: list[Varlen] = field(default_factory=list, repr=False)  # filled once, read by every layer
+    _parts: list[Parts] = field(default_factory=list, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -93,6 +116,30 @@ class Pack:
             keys.append(s.prompt_length + s.length)
         cu_q, cu_k = (torch.tensor(x).cumsum(0).to(device, torch.int32) for x in (queries, keys))
         return torch.cat(pieces).to(device), cu_q, cu_k, max(queries), max(keys)
+
+    def parts(self) -> Parts:
+        if not self._parts:
+            self._parts.append(self._build_parts())
+        return self._parts[0]
+
+    def _build_parts(self) -> Parts:
+        device = self.input_ids.device
+        of_prompt: dict[tuple[int, int], list[Segment]] = {}  # responses of a record lie side by side
+        for s in self.segments:
+            if s.prompt_length:
+                of_prompt.setdefault((s.prompt_start, s.prompt_length), []).append(s)
+        own = _lengths([s.length for s in self.segments], None, device)
+        after = [torch.arange(s.start, s.start + s.length) for mine in of_prompt.values() for s in mine]
+        before = [torch.arange(start, start + length) for start, length in of_prompt]
+        responses, prompts = (torch.cat([torch.arange(0), *x]).to(device) for x in (after, before))
+        queries, keys = [sum(s.length for s in mine) for mine in of_prompt.values()], [n for _, n in of_prompt]
+        return Parts(own, responses, prompts, _lengths(queries, keys, device) if keys else None)
+
+
+def _lengths(queries: Sequence[int], keys: Sequence[int] | None, device: torch.device) -> Lengths:
+    """`keys` None: the same as the queries. A longest query of 1 would make FlashAttention 2 swap heads and tokens."""
+    cu_q, cu_k = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys or queries))
+    return Lengths(cu_q, cu_k, max(2, *queries), max(keys or queries))
 
 
 def forward_tokens(tree: TokenTree) -> int:

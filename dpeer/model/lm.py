@@ -68,8 +68,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
-def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
-    """Weights of `path` with tree attention. Under an active HfDeepSpeedConfig they come partitioned."""
+def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention: str = "gather") -> PreTrainedModel:
+    """Weights of `path` with tree attention of that kind. Under an active HfDeepSpeedConfig they come partitioned."""
     with hub_errors(path):
         model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     refuse_unsupported(model_config, path)
@@ -78,7 +78,7 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTra
             path,
             revision=revision,
             dtype=DTYPES[dtype],
-            attn_implementation=tree_attention.NAME,
+            attn_implementation=tree_attention.IMPLEMENTATIONS[attention],
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -130,7 +130,7 @@ def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
 def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
     """The policy (trainable) or the reference (frozen) of a run."""
     path = spec.reference_path if reference and spec.reference_path else spec.path
-    model = load_causal_lm(path, spec.dtype, spec.revision)
+    model = load_causal_lm(path, spec.dtype, spec.revision, spec.attention)
     if reference:
         return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk)
     if spec.gradient_checkpointing:
