@@ -45,8 +45,9 @@ class Model(Section):
     CPU only, so compare losses and gradients on your GPU first. Layers with a window always gather."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the exported safetensors."""
-    head_chunk: int = Field(256, ge=1)
-    """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary."""
+    head_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary. `auto`: 256 on CPU, 2048 on
+    GPU."""
 
 
 class Data(Section):

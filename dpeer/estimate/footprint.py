@@ -34,6 +34,7 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.model.cascade import cascade
 from dpeer.model.families import backbone, causal_lm, family_of
 from dpeer.model.lm import DTYPES, TreeLM, add_lora
+from dpeer.model.logprob import chunk_rows
 from dpeer.model.tree_attention import IMPLEMENTATIONS
 
 NAME = "tree_footprint"
@@ -114,7 +115,8 @@ def count_activations(
 ) -> Activations:
     """Follow packs of records with that many prompt and response tokens through one and two layers."""
     tree = TokenTree(0, (0,) * prompt, tuple((0,) * n for n in responses), (), 0, ())
-    few = math.ceil(2 * spec.head_chunk / sum(responses))  # several chunks of the head, whose size is then a constant
+    chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
+    few = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
     packs = [build_pack([tree] * n, range(n)) for n in (few, 2 * few)]
     (one, two), (one_long, _) = ([_follow(spec, shape, n, pack) for n in (1, 2)] for pack in packs)
     _, two_long = one_long, _follow(spec, shape, 2, packs[1])

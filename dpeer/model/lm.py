@@ -14,7 +14,7 @@ from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
 from dpeer.model import tree_attention
 from dpeer.model.families import backbone, causal_lm, refuse_unsupported
-from dpeer.model.logprob import response_sums, token_logprobs
+from dpeer.model.logprob import Chunk, response_sums, token_logprobs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Head(nn.Module):
     """Reads the output weight inside its own forward, so that ZeRO-3 gathers it there and releases it early."""
 
-    def __init__(self, output: nn.Linear, chunk: int) -> None:
+    def __init__(self, output: nn.Linear, chunk: Chunk) -> None:
         super().__init__()
         self._output = [output]  # in a list: the module is registered once, in the model
         self.chunk = chunk
@@ -42,7 +42,7 @@ class Head(nn.Module):
 class TreeLM(nn.Module):
     """A causal language model whose forward maps a pack to the log-probability of each of its responses."""
 
-    def __init__(self, model: PreTrainedModel, head_chunk: int = 256) -> None:
+    def __init__(self, model: PreTrainedModel, head_chunk: Chunk = "auto") -> None:
         super().__init__()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self._backbone = [backbone(model)]

@@ -122,6 +122,15 @@ def test_many_responses_to_long_prompts_cost_memory_unless_nothing_is_gathered()
     assert cascade < 0.6 * gather  # the MLP needs most
 
 
+def test_head_memory_follows_its_chunk() -> None:
+    """On a GPU 2048 rows by default: one table of logits in fp32, and what the backward pass takes of it in bf16."""
+    shape = AutoConfig.for_model("llama", **LLAMA_8B | {"hidden_size": 64, "vocab_size": 50_000})
+    fixed = [
+        count_activations(recipe(**model).model, shape, 100, [300] * 5).head[1] for model in ({}, {"head_chunk": 256})
+    ]
+    assert (fixed[0] - fixed[1]) / (1792 * 50_000) == pytest.approx(4 + 2, rel=0.05)
+
+
 def test_model_states_by_hand() -> None:
     """One tensor of 1000 on 3 ranks is 334 each: 2 + 4 + 8 + 4 bytes an element; tensors of 10 are kept whole."""
     weights = Weights({(1000, True): 1, (10, True): 2}, 1, 1000, 1000, 1000, 1000, True, 10, 10)
@@ -211,7 +220,7 @@ def test_predicts_the_measured_peak(ranks: int, model: dict[str, Any], tmp_path:
         tmp_path / "model", "qwen3", 0, hidden_size=256, intermediate_size=1024, num_hidden_layers=6,
         num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=8192, tie_word_embeddings=False,
     )  # fmt: skip
-    config = recipe(str(path), "cpu", **model)
+    config = recipe(str(path), "cpu", head_chunk=256, **model)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
