@@ -20,6 +20,7 @@ from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
 from dpeer.training.engine import learning_rate, policy_engine
 from dpeer.training.exchange import StepTotals, exchange
+from dpeer.training.meter import Meter
 from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
 from dpeer.training.samples import greedy
@@ -51,6 +52,7 @@ class Policy:
         self.lagrangian = Lagrangian(config.objective, self.data.dimensions, None, self.steps, prepared.proof)
         self.engine = policy_engine(config, world)
         self.step = 0  # optimizer steps done
+        self.meter = Meter(config, self.engine.module.model, world.device)
         self.pulse = Pulse()
         self.check_tree()
 
@@ -91,22 +93,28 @@ class Policy:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
 
+        self.meter.start()
         totals = StepTotals.zeros(len(self.data.dimensions))
         self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
         packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack)
         for i, pack in enumerate(packs):
             self.engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
+            self.meter.mark("forward", pack.tokens)
             self.engine.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
+            self.meter.mark("backward")
             totals = totals + part
             self.pulse.beat()
 
         totals = totals + self.dual_totals(len(batch.trees), references)
+        self.meter.mark("dual")
         self.pulse.enter(f"step {self.step + 1}: statistics", beating=True)
         totals = exchange(totals, before.state.digest(), self.step + 1, self.world)
+        self.meter.mark("exchange")
         self.check_finite(totals["objective"], "objective")
         self.pulse.enter(f"step {self.step + 1}: optimizer", beating=True)
         self.engine.step()
+        self.meter.mark("optimizer")
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         self.check_finite(norm, "gradient norm")
 
