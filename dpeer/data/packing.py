@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dpeer.data.tokenize import TokenTree
 
@@ -68,12 +70,18 @@ class Pack:
     row_response: Tensor  # [N] int64
     response_tokens: Tensor  # [R] int64
     golden: Tensor  # [R] bool: the one golden response of each sample
+    golden_at: (
+        Tensor  # [records] int64: where that is; selecting by `golden` would make a GPU's host wait for its length
+    )
+    rejected_at: Tensor  # [R - records] int64
+    rejected_record: Tensor  # [R - records] int64: number of its record in this pack
     dims: Tensor  # [E] int64
     better: Tensor  # [E] int64
     worse: Tensor  # [E] int64
     edge_sample: Tensor  # [E] int64
     samples: tuple[int, ...]
     response_counts: tuple[int, ...]
+    golden_tokens: int
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
     _varlen: list[Varlen] = field(default_factory=list, repr=False)  # filled once, read by every layer
     _parts: list[Parts] = field(default_factory=list, repr=False)
@@ -83,10 +91,12 @@ class Pack:
         return int(self.input_ids.shape[1])
 
     def to(self, device: torch.device | str) -> Pack:
-        moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items() if not k.startswith("_")
-        }
-        return Pack(**moved)
+        """On another device, with the indices of its kernels: one transfer, from pinned memory to a GPU."""
+        if torch.device(device).type == "cpu":
+            return self
+        fields = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        (moved, varlen, parts) = _transfer((fields, self.varlen(), self.parts()), device)
+        return Pack(**moved, _varlen=[varlen], _parts=[parts])
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
         """Bottom-right aligned causal mask [queries, keys], True where attention is allowed."""
@@ -136,6 +146,19 @@ class Pack:
         return Parts(own, responses, prompts, _lengths(queries, keys, device) if keys else None)
 
 
+def _transfer(tree: Any, device: torch.device | str) -> Any:
+    """A nested structure with its tensors of integers and truth values on the device, as pieces of one buffer."""
+    leaves, structure = tree_flatten(tree)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    ends = accumulate(x.numel() for x in tensors)
+    flat = torch.cat([x.reshape(-1).long() for x in tensors])
+    flat = flat.pin_memory() if torch.device(device).type == "cuda" else flat
+    buffer = flat.to(device, non_blocking=True)
+    pieces = (buffer[end - x.numel() : end] for x, end in zip(tensors, ends, strict=True))
+    moved = [next(pieces).view(x.shape).to(x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+    return tree_unflatten(moved, structure)
+
+
 def _lengths(queries: Sequence[int], keys: Sequence[int] | None, device: torch.device) -> Lengths:
     """`keys` None: the same as the queries. A longest query of 1 would make FlashAttention 2 swap heads and tokens."""
     cu_q, cu_k = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys or queries))
@@ -176,6 +199,8 @@ def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
             lengths.append(len(response))
             golden.append(k == tree.golden)
         edges += [(d, first_response + i, first_response + j, sample) for d, i, j in tree.edges]
+    is_golden = torch.tensor(golden)
+    record = torch.arange(len(trees)).repeat_interleave(torch.tensor([len(t.responses) for t in trees]))
     edge_columns = torch.tensor(edges, dtype=torch.int64).reshape(-1, 4).T.contiguous()
     return Pack(
         input_ids=torch.tensor([ids]),
@@ -185,13 +210,17 @@ def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
         targets=torch.tensor(targets),
         row_response=torch.tensor(row_response),
         response_tokens=torch.tensor(lengths),
-        golden=torch.tensor(golden),
+        golden=is_golden,
+        golden_at=is_golden.nonzero()[:, 0],
+        rejected_at=(~is_golden).nonzero()[:, 0],
+        rejected_record=record[~is_golden],
         dims=edge_columns[0],
         better=edge_columns[1],
         worse=edge_columns[2],
         edge_sample=edge_columns[3],
         samples=tuple(samples),
         response_counts=tuple(len(t.responses) for t in trees),
+        golden_tokens=sum(len(t.responses[t.golden]) for t in trees),
     )
 
 

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AttentionInterface,
-    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
@@ -186,8 +185,8 @@ def _release(parameter: Tensor) -> None:
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the storages that are alive, given ones apart, and keeps the peak of each phase.
 
-    Uses that meta tensors have storages with sizes. A question for a tensor's value (are the positions those of
-    packed sequences?) is answered with yes-they-are-plain, as for a single row.
+    Uses that meta tensors have storages with sizes. A question for a tensor's value is an error here: a GPU's host
+    would wait for it.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -197,8 +196,6 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes = {t.untyped_storage()._cdata: 0 for t in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return True
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -291,4 +288,3 @@ def _attention(
 
 for kind in IMPLEMENTATIONS:
     AttentionInterface.register(f"{NAME}_{kind}", partial(_attention, gather=kind == "gather"))
-    AttentionMaskInterface.register(f"{NAME}_{kind}", lambda *args, **kwargs: None)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from dpeer.data.packing import Pack
 from dpeer.model.cascade import TorchFlash, cascade
@@ -109,6 +109,6 @@ def _asks_for_gqa(kernel: Callable[..., Any]) -> bool:
     return "enable_gqa" in signature(kernel).parameters
 
 
+# Without a mask function of that name transformers makes no mask; with one it would look at the positions on the host.
 for name, gather in ((IMPLEMENTATIONS["gather"], True), (IMPLEMENTATIONS["cascade"], False)):
     AttentionInterface.register(name, partial(tree_attention, gather=gather))
-    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
