@@ -70,9 +70,7 @@ class Pack:
     row_response: Tensor  # [N] int64
     response_tokens: Tensor  # [R] int64
     golden: Tensor  # [R] bool: the one golden response of each sample
-    golden_at: (
-        Tensor  # [records] int64: where that is; selecting by `golden` would make a GPU's host wait for its length
-    )
+    golden_at: Tensor  # [records] int64: where that is; to select by `golden`, a GPU's host would wait for it
     rejected_at: Tensor  # [R - records] int64
     rejected_record: Tensor  # [R - records] int64: number of its record in this pack
     dims: Tensor  # [E] int64
