@@ -39,10 +39,15 @@ class Model(Section):
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    attention: Literal["gather", "cascade"] = "gather"
+    """On GPUs in bf16: `gather` copies a prompt's keys and values once per response; `cascade` attends to the prompt
+    and to own tokens apart and merges both exactly, which saves memory with many responses to long prompts. Proven on
+    CPU only, so compare losses and gradients on your GPU first. Layers with a window always gather."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the exported safetensors."""
-    head_chunk: int = Field(256, ge=1)
-    """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary."""
+    head_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary. `auto`: 256 on CPU, 2048 on
+    GPU."""
 
 
 class Data(Section):

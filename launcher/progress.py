@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +36,7 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self.bar.stop()
 
-    def update(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+    def update(self, entry: dict[str, Any], timing: Mapping[str, Any]) -> None:
         status = describe(entry, timing)
         self.bar.update(self.task, completed=entry["step"], status=status)
         if not self.console.is_terminal and (entry["step"] % LINE_EVERY == 0 or entry["step"] in (1, self.total)):
@@ -45,11 +46,18 @@ class Progress:
         self.console.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
 
 
-def describe(entry: dict[str, Any], timing: dict[str, Any]) -> str:
-    """One line: loss per dimension, multipliers that are not zero, tokens per second."""
+def describe(entry: dict[str, Any], timing: Mapping[str, Any]) -> str:
+    """One line: loss per dimension, multipliers that are not zero, tokens per second; on GPUs their use and memory."""
     parts = [f"{d} {v['loss']:.3f}" for d, v in entry["dimensions"].items() if v["loss"] is not None]
     if not parts:
         parts = [f"NLL {entry['golden_nll']:.3f}"]
     active = [f"{name} {c['multiplier']:.2f}" for name, c in entry["constraints"].items() if c["multiplier"] > 0]
     shown = f"  λ {' '.join(active[:6])}{' …' if len(active) > 6 else ''}" if active else ""
-    return f"loss {' '.join(parts)}{shown}  {timing['tokens_per_second']:,.0f} tok/s"
+    return f"loss {' '.join(parts)}{shown}  {timing['tokens_per_second']:,.0f} tok/s{_gpu(timing)}"
+
+
+def _gpu(timing: Mapping[str, Any]) -> str:
+    """Share of the GPUs' arithmetic, recomputation included, and GiB of tensors of those held; nothing on CPU."""
+    hfu, taken, held = (timing.get(name) for name in ("hfu", "memory_allocated", "memory_reserved"))
+    shown = f"  HFU {hfu:.0%}" if hfu else ""
+    return shown + (f"  {taken / 2**30:.1f}/{held / 2**30:.1f} GiB" if taken and held else "")

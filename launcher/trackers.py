@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from dpeer.config import Config
@@ -53,15 +54,15 @@ class Trackers:
         if not (isinstance(fault.exc_value, OSError) and type(fault.thread).__name__ == "_AsyncWriterThread"):
             self.excepthook(fault)
 
-    def log(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
-        values = flat_scalars(entry) | {f"timing/{k}": v for k, v in timing.items() if k != "step"}
+    def log(self, entry: dict[str, Any], timing: Mapping[str, Any]) -> None:
+        values = flat_scalars(entry) | flat_scalars(timing, "timing/")
         for name, value in values.items():
             self.writer.add_scalar(name, value, entry["step"])
         if self.wandb:
             self.wandb.log(values, step=entry["step"])
 
 
-def flat_scalars(entry: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def flat_scalars(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Numbers of a nested ledger line by slash-separated name; null and text are left out."""
     scalars: dict[str, float] = {}
     for key, value in entry.items():

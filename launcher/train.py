@@ -15,10 +15,12 @@ from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
 from dpeer.launcher.group import Groups
 from dpeer.launcher.lock import LEASE_S, Owner, sole_owner
+from dpeer.launcher.memory_watch import MemoryWatch
 from dpeer.launcher.preflight.quick import check_quickly, token
 from dpeer.launcher.progress import Progress
 from dpeer.launcher.signals import Signals
 from dpeer.launcher.trackers import Trackers
+from dpeer.objective.rows import TimingRow
 from dpeer.training.calls import WorkerFailed, WorkerLost
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
@@ -102,12 +104,14 @@ def only_driver(config: Config) -> Iterator[None]:
 class Watcher:
     """Shows each step and sends it to the trackers."""
 
-    def __init__(self, progress: Progress, trackers: Trackers) -> None:
-        self.progress, self.trackers = progress, trackers
+    def __init__(self, config: Config, progress: Progress, trackers: Trackers) -> None:
+        self.progress, self.trackers, self.memory = progress, trackers, MemoryWatch(config)
 
-    def step(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+    def step(self, entry: dict[str, Any], timing: TimingRow) -> None:
         self.progress.update(entry, timing)
         self.trackers.log(entry, timing)
+        if message := self.memory.warning(timing):
+            self.warn(message)
 
     def warn(self, message: str) -> None:
         self.progress.warn(message)
@@ -116,7 +120,7 @@ class Watcher:
 @contextmanager
 def watch(config: Config, files: RunDir, total: int, start: int) -> Iterator[Watcher]:
     with Progress(config.name, total, start) as progress, Trackers(config, files, start) as trackers:
-        yield Watcher(progress, trackers)
+        yield Watcher(config, progress, trackers)
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dpeer.data.tokenize import TokenTree
 
@@ -27,6 +29,28 @@ class Segment:
 
 
 Varlen = tuple[Tensor, Tensor, Tensor, int, int]
+
+
+class Lengths(NamedTuple):
+    """Sequences of a variable-length kernel: where they begin [S+1] in queries and keys (int32), the longest ones."""
+
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+
+
+class Parts(NamedTuple):
+    """A pack as two calls of a kernel: every segment to itself, and a record's responses to their prompt.
+
+    `responses` [R'] are the input positions of all responses, `prompts` [P'] those of the prompts of records whose
+    responses have any; `crossing` is None where no record has.
+    """
+
+    own: Lengths
+    responses: Tensor
+    prompts: Tensor
+    crossing: Lengths | None
 
 
 @dataclass(frozen=True)
@@ -46,24 +70,31 @@ class Pack:
     row_response: Tensor  # [N] int64
     response_tokens: Tensor  # [R] int64
     golden: Tensor  # [R] bool: the one golden response of each sample
+    golden_at: Tensor  # [records] int64: where that is; to select by `golden`, a GPU's host would wait for it
+    rejected_at: Tensor  # [R - records] int64
+    rejected_record: Tensor  # [R - records] int64: number of its record in this pack
     dims: Tensor  # [E] int64
     better: Tensor  # [E] int64
     worse: Tensor  # [E] int64
     edge_sample: Tensor  # [E] int64
     samples: tuple[int, ...]
     response_counts: tuple[int, ...]
+    golden_tokens: int
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
     _varlen: list[Varlen] = field(default_factory=list, repr=False)  # filled once, read by every layer
+    _parts: list[Parts] = field(default_factory=list, repr=False)
 
     @property
     def tokens(self) -> int:
         return int(self.input_ids.shape[1])
 
     def to(self, device: torch.device | str) -> Pack:
-        moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items() if not k.startswith("_")
-        }
-        return Pack(**moved)
+        """On another device, with the indices of its kernels: one transfer, from pinned memory to a GPU."""
+        if torch.device(device).type == "cpu":
+            return self
+        fields = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        (moved, varlen, parts) = _transfer((fields, self.varlen(), self.parts()), device)
+        return Pack(**moved, _varlen=[varlen], _parts=[parts])
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor:
         """Bottom-right aligned causal mask [queries, keys], True where attention is allowed."""
@@ -93,6 +124,43 @@ class Pack:
             keys.append(s.prompt_length + s.length)
         cu_q, cu_k = (torch.tensor(x).cumsum(0).to(device, torch.int32) for x in (queries, keys))
         return torch.cat(pieces).to(device), cu_q, cu_k, max(queries), max(keys)
+
+    def parts(self) -> Parts:
+        if not self._parts:
+            self._parts.append(self._build_parts())
+        return self._parts[0]
+
+    def _build_parts(self) -> Parts:
+        device = self.input_ids.device
+        of_prompt: dict[tuple[int, int], list[Segment]] = {}  # responses of a record lie side by side
+        for s in self.segments:
+            if s.prompt_length:
+                of_prompt.setdefault((s.prompt_start, s.prompt_length), []).append(s)
+        own = _lengths([s.length for s in self.segments], None, device)
+        after = [torch.arange(s.start, s.start + s.length) for mine in of_prompt.values() for s in mine]
+        before = [torch.arange(start, start + length) for start, length in of_prompt]
+        responses, prompts = (torch.cat([torch.arange(0), *x]).to(device) for x in (after, before))
+        queries, keys = [sum(s.length for s in mine) for mine in of_prompt.values()], [n for _, n in of_prompt]
+        return Parts(own, responses, prompts, _lengths(queries, keys, device) if keys else None)
+
+
+def _transfer(tree: Any, device: torch.device | str) -> Any:
+    """A nested structure with its tensors of integers and truth values on the device, as pieces of one buffer."""
+    leaves, structure = tree_flatten(tree)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    ends = accumulate(x.numel() for x in tensors)
+    flat = torch.cat([x.reshape(-1).long() for x in tensors])
+    flat = flat.pin_memory() if torch.device(device).type == "cuda" else flat
+    buffer = flat.to(device, non_blocking=True)
+    pieces = (buffer[end - x.numel() : end] for x, end in zip(tensors, ends, strict=True))
+    moved = [next(pieces).view(x.shape).to(x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+    return tree_unflatten(moved, structure)
+
+
+def _lengths(queries: Sequence[int], keys: Sequence[int] | None, device: torch.device) -> Lengths:
+    """`keys` None: the same as the queries. A longest query of 1 would make FlashAttention 2 swap heads and tokens."""
+    cu_q, cu_k = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys or queries))
+    return Lengths(cu_q, cu_k, max(2, *queries), max(keys or queries))
 
 
 def forward_tokens(tree: TokenTree) -> int:
@@ -129,6 +197,8 @@ def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
             lengths.append(len(response))
             golden.append(k == tree.golden)
         edges += [(d, first_response + i, first_response + j, sample) for d, i, j in tree.edges]
+    is_golden = torch.tensor(golden)
+    record = torch.arange(len(trees)).repeat_interleave(torch.tensor([len(t.responses) for t in trees]))
     edge_columns = torch.tensor(edges, dtype=torch.int64).reshape(-1, 4).T.contiguous()
     return Pack(
         input_ids=torch.tensor([ids]),
@@ -138,13 +208,17 @@ def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
         targets=torch.tensor(targets),
         row_response=torch.tensor(row_response),
         response_tokens=torch.tensor(lengths),
-        golden=torch.tensor(golden),
+        golden=is_golden,
+        golden_at=is_golden.nonzero()[:, 0],
+        rejected_at=(~is_golden).nonzero()[:, 0],
+        rejected_record=record[~is_golden],
         dims=edge_columns[0],
         better=edge_columns[1],
         worse=edge_columns[2],
         edge_sample=edge_columns[3],
         samples=tuple(samples),
         response_counts=tuple(len(t.responses) for t in trees),
+        golden_tokens=sum(len(t.responses[t.golden]) for t in trees),
     )
 
 

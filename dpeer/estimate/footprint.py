@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AttentionInterface,
-    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
@@ -28,10 +28,13 @@ from transformers import (
 )
 
 from dpeer import config
-from dpeer.data.packing import Pack, build_pack, forward_tokens
+from dpeer.data.packing import Lengths, Pack, build_pack, forward_tokens
 from dpeer.data.tokenize import TokenTree
+from dpeer.model.cascade import cascade
 from dpeer.model.families import backbone, causal_lm, family_of
 from dpeer.model.lm import DTYPES, TreeLM, add_lora
+from dpeer.model.logprob import chunk_rows
+from dpeer.model.tree_attention import IMPLEMENTATIONS
 
 NAME = "tree_footprint"
 
@@ -111,7 +114,8 @@ def count_activations(
 ) -> Activations:
     """Follow packs of records with that many prompt and response tokens through one and two layers."""
     tree = TokenTree(0, (0,) * prompt, tuple((0,) * n for n in responses), (), 0, ())
-    few = math.ceil(2 * spec.head_chunk / sum(responses))  # several chunks of the head, whose size is then a constant
+    chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
+    few = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
     packs = [build_pack([tree] * n, range(n)) for n in (few, 2 * few)]
     (one, two), (one_long, _) = ([_follow(spec, shape, n, pack) for n in (1, 2)] for pack in packs)
     _, two_long = one_long, _follow(spec, shape, 2, packs[1])
@@ -140,7 +144,7 @@ def _model(spec: config.Model, shape: PretrainedConfig, layers: int) -> PreTrain
     fields = family_of(shape).with_layers(shape, layers)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**fields), dtype=DTYPES[spec.dtype], attn_implementation=NAME
+            AutoConfig.for_model(**fields), dtype=DTYPES[spec.dtype], attn_implementation=f"{NAME}_{spec.attention}"
         )
         if spec.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -152,13 +156,13 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
     model = _model(spec, shape, layers)
     lm = TreeLM(model.train(), spec.head_chunk)
     pack = pack.to("meta")
-    pack.varlen()
+    indices = [x for x in tree_leaves((pack.varlen(), pack.parts())) if isinstance(x, Tensor)]
     parameter: Any
     for parameter in lm.parameters():  # as ZeRO-3 does: reduced and released as soon as it is there
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_release)
     follower: Any
-    with _Follower([*lm.parameters(), *lm.buffers(), *pack.varlen()[:3]]) as follower:
+    with _Follower([*lm.parameters(), *lm.buffers(), *indices]) as follower:
         backbone(model).register_forward_hook(lambda _, __, out: follower.mark(out.last_hidden_state, "head"))
         family_of(shape).decoder_layers(model)[0].register_forward_pre_hook(
             lambda _, args, kwargs: follower.mark(args[0] if args else kwargs["hidden_states"], "layers"),
@@ -181,8 +185,8 @@ def _release(parameter: Tensor) -> None:
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the storages that are alive, given ones apart, and keeps the peak of each phase.
 
-    Uses that meta tensors have storages with sizes. A question for a tensor's value (are the positions those of
-    packed sequences?) is answered with yes-they-are-plain, as for a single row.
+    Uses that meta tensors have storages with sizes. A question for a tensor's value is an error here: a GPU's host
+    would wait for it.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -192,8 +196,6 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes = {t.untyped_storage()._cdata: 0 for t in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return True
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -219,30 +221,70 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._peak = self.live
 
 
-class _Attention(torch.autograd.Function):
-    """Keeps what a variable-length attention kernel keeps: queries, gathered keys and values, output, logsumexp."""
+class _Flash:
+    """A `cascade.Kernel` that only allocates, what FlashAttention 2's variable-length kernel in torch does."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, *_: Any) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(query), query.new_empty(query.shape[1], len(query), dtype=torch.float32)
+
+    def backward(
+        self,
+        d_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        lengths: Lengths,
+        *_: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        alive = backward_buffers(query, key, len(lengths.cu_q) - 1)
+        gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        del alive
+        return gradients
+
+
+def backward_buffers(query: Tensor, key: Tensor, segments: int) -> list[Tensor]:
+    """What the kernel's backward pass needs beside its inputs and gradients: queries [T, H, D], keys [K, H_kv, D].
+
+    The gradient of the queries is summed in fp32, with room for a block of 128 rows per segment; with grouped heads the
+    gradients of keys and values are there once per query head.
+    """
+    tokens, heads, size = query.shape
+    rows, rounded = tokens + 128 * segments, math.ceil(size / 32) * 32 if size <= 192 else 256
+    summed = query.new_empty(rows, heads, rounded, dtype=torch.float32)
+    per_row = query.new_empty(heads, rows, dtype=torch.float32)
+    grouped = heads != key.shape[1]
+    return [summed, per_row, *(key.new_empty(len(key), heads, size) for _ in range(2 * grouped))]
+
+
+class _Gathered(torch.autograd.Function):
+    """Keeps queries, gathered keys and values, output, logsumexp."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: Lengths) -> Tensor:
+        out, lse = _Flash().forward(query, key, value, lengths)
+        ctx.lengths = lengths
+        ctx.save_for_backward(query, key, value, out, lse)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_Flash().backward(grads[0], *ctx.saved_tensors, ctx.lengths), None
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, tree: Pack, **_: Any
-) -> tuple[Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, tree: Pack, gather: bool,
+    sliding_window: int | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    gathered = tree.varlen()[0]
-    apply: Callable[..., Tensor] = _Attention.apply
-    out = apply(q.contiguous(), k[gathered], v[gathered])
+    if not gather and sliding_window is None:
+        return cascade(q, k, v, tree, None, _Flash())[None], None
+    gathered, cu_q, cu_k, max_q, max_k = tree.varlen()
+    apply: Callable[..., Tensor] = _Gathered.apply
+    out = apply(q.contiguous(), k[gathered], v[gathered], Lengths(cu_q, cu_k, max_q, max_k))
     return out[None], None
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+for kind in IMPLEMENTATIONS:
+    AttentionInterface.register(f"{NAME}_{kind}", partial(_attention, gather=kind == "gather"))

@@ -9,32 +9,9 @@ from dpeer.config import Config
 from dpeer.data.packing import batch_indices, plan_packs
 from dpeer.estimate.footprint import Weights
 from dpeer.estimate.memory import BYTES, Zero
+from dpeer.model.flops import Lengths, forward_flops, training_flops
 
 SAMPLED_STEPS = 64
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """One record in tokens: prompt, responses, and its preference edges (better, worse)."""
-
-    prompt: int
-    responses: tuple[int, ...]
-    edges: tuple[tuple[int, int], ...]
-
-    @property
-    def tree(self) -> int:
-        """Forward tokens of the tree: the prompt once, each response once less its last token."""
-        return self.prompt + sum(r - 1 for r in self.responses)
-
-    @property
-    def pairwise(self) -> int:
-        """Forward tokens of plain DPO: two sequences per edge, without padding."""
-        return sum(2 * self.prompt + self.responses[i] + self.responses[j] for i, j in self.edges)
-
-    @property
-    def attended(self) -> float:
-        """Pairs of query and key: causal within a segment, all of the prompt for a response."""
-        return self.prompt**2 / 2 + sum(r * self.prompt + r**2 / 2 for r in self.responses)
 
 
 @dataclass(frozen=True)
@@ -86,7 +63,8 @@ class Machine:
     nodes: int
     gpus_per_node: int
     peak: float
-    mfu: float
+    hfu: float
+    """Share of the peak that training reaches, recomputation counted as work."""
     node_link: float
     """Out of one node, all its network cards together."""
     gpu_link: float
@@ -95,22 +73,6 @@ class Machine:
     @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
-
-
-def forward_flops(weights: Weights, records: Sequence[Lengths]) -> tuple[float, float]:
-    """FLOPs of one forward pass over records as trees: (decoder layers, head). Only response rows meet the head."""
-    blocks = weights.total - weights.embedding - (0 if weights.tied else weights.head)
-    tokens, attended = sum(r.tree for r in records), sum(r.attended for r in records)
-    rows = sum(sum(r.responses) for r in records)
-    return 2 * blocks * tokens + 4 * weights.layers * weights.attention_width * attended, 2 * weights.head * rows
-
-
-def training_flops(config: Config, weights: Weights, records: Sequence[Lengths]) -> float:
-    """FLOPs of forward and backward, recomputation included, the reference apart."""
-    blocks, head = forward_flops(weights, records)
-    passes = 2 if config.model.lora else 3  # frozen weights need no gradient of their own
-    passes += config.model.gradient_checkpointing
-    return passes * blocks + (2 if config.model.lora else 4) * head  # the head recomputes its logits
 
 
 @dataclass(frozen=True)
@@ -163,12 +125,12 @@ def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine:
     colocated = config.cluster.reference == "colocated" and config.objective.kind == "preference"
     scored = config.dual_records / config.training.records_per_step
     forward = sum(forward_flops(weights, batch.records))
-    flops = training_flops(config, weights, batch.records) + forward * (colocated + scored * (1 + colocated))
+    flops = training_flops(config.model, weights, batch.records) + forward * (colocated + scored * (1 + colocated))
     per_token = flops / sum(r.tree for r in batch.records)
     moved = traffic_seconds(traffic(config, weights, zero, ranks, machine), machine)
     gathered = traffic_seconds(_gather(config, weights, ranks, machine), machine) * (1 + colocated) * scored
     moving = batch.micro_steps * (moved + gathered) if zero.sharded else moved
-    return Time(per_token * batch.busiest / (machine.peak * machine.mfu), moving)
+    return Time(per_token * batch.busiest / (machine.peak * machine.hfu), moving)
 
 
 def _gather(config: Config, weights: Weights, ranks: int, machine: Machine) -> Traffic:
@@ -187,5 +149,5 @@ def reference_time(config: Config, weights: Weights, records: Sequence[Lengths],
     """Seconds to compute the reference log-probabilities of all records once, on `ranks` GPUs."""
     forward = _gather(config, weights, ranks, machine)
     forwards = -(-sum(r.tree for r in records) // (ranks * config.training.tokens_per_pack))
-    compute = sum(forward_flops(weights, records)) / (ranks * machine.peak * machine.mfu)
+    compute = sum(forward_flops(weights, records)) / (ranks * machine.peak * machine.hfu)
     return Time(compute, forwards * traffic_seconds(forward, machine))

@@ -15,7 +15,7 @@ from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
 from dpeer.model import tree_attention
 from dpeer.model.families import backbone, causal_lm, refuse_unsupported
-from dpeer.model.logprob import response_sums, token_logprobs
+from dpeer.model.logprob import Chunk, response_sums, token_logprobs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Head(nn.Module):
     """Reads the output weight inside its own forward, so that ZeRO-3 gathers it there and releases it early."""
 
-    def __init__(self, output: nn.Linear, chunk: int) -> None:
+    def __init__(self, output: nn.Linear, chunk: Chunk) -> None:
         super().__init__()
         self._output = [output]  # in a list: the module is registered once, in the model
         self.chunk = chunk
@@ -43,7 +43,7 @@ class Head(nn.Module):
 class TreeLM(nn.Module):
     """A causal language model whose forward maps a pack to the log-probability of each of its responses."""
 
-    def __init__(self, model: PreTrainedModel, head_chunk: int = 256) -> None:
+    def __init__(self, model: PreTrainedModel, head_chunk: Chunk = "auto") -> None:
         super().__init__()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self._backbone = [backbone(model)]
@@ -74,8 +74,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
-def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
-    """Weights of `path` with tree attention. Under an active HfDeepSpeedConfig they come partitioned."""
+def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention: str = "gather") -> PreTrainedModel:
+    """Weights of `path` with tree attention of that kind. Under an active HfDeepSpeedConfig they come partitioned."""
     with hub_errors(path):
         model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     refuse_unsupported(model_config, path)
@@ -84,7 +84,7 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTra
             path,
             revision=revision,
             dtype=DTYPES[dtype],
-            attn_implementation=tree_attention.NAME,
+            attn_implementation=tree_attention.IMPLEMENTATIONS[attention],
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -138,7 +138,7 @@ def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
 def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
     """The policy (trainable) or the reference (frozen) of a run."""
     path = spec.reference_path if reference and spec.reference_path else spec.path
-    model = load_causal_lm(path, spec.dtype, spec.revision)
+    model = load_causal_lm(path, spec.dtype, spec.revision, spec.attention)
     if reference:
         return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk)
     if spec.gradient_checkpointing:

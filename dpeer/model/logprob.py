@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 WEIGHT_ROWS = 16384
+CHUNK_CPU, CHUNK_GPU = 256, 2048
+"""Rows at once. A GPU reads and writes the whole gradient of W per chunk: that hides behind 2048 rows' arithmetic."""
+
+Chunk = int | Literal["auto"]
+
+
+def chunk_rows(chunk: Chunk, device: torch.device) -> int:
+    """Rows of a chunk on a device; the meta device stands for a GPU."""
+    return chunk if isinstance(chunk, int) else CHUNK_CPU if device.type == "cpu" else CHUNK_GPU
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -28,10 +38,12 @@ class _TokenLogprobs(torch.autograd.Function):
         for i in range(0, rows, chunk):
             part = slice(i, i + chunk)
             logits = _product(hidden[part], weight.T)
-            lse[part] = torch.logsumexp(logits, dim=-1)
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - lse[part]
+            chosen = logits.gather(1, targets[part, None])[:, 0]
+            lse[part] = _logsumexp(logits, overwrite=unit is None)
+            logprobs[part] = chosen - lse[part]
             if unit is not None:
                 unit[part] = _residual(logits, lse[part], targets[part]).to(weight.dtype) @ weight
+            del logits  # before the next chunk's are made
         ctx.chunk, ctx.frozen = chunk, frozen
         if frozen:
             ctx.save_for_backward(unit)
@@ -51,12 +63,12 @@ class _TokenLogprobs(torch.autograd.Function):
         for i in range(0, hidden.shape[0], ctx.chunk):
             part = slice(i, i + ctx.chunk)
             logits = _product(hidden[part], weight.T)
-            d_logits = (_residual(logits, lse[part], targets[part]) * grad[part, None]).to(weight.dtype)
+            d_logits = _residual(logits, lse[part], targets[part]).mul_(grad[part, None]).to(weight.dtype)
+            del logits
             if d_hidden is not None:
                 d_hidden[part] = d_logits @ weight
-            for j in range(0, len(d_weight), WEIGHT_ROWS):  # all rows at once would need another d_weight
-                rows = slice(j, j + WEIGHT_ROWS)
-                d_weight[rows] += _product(d_logits[:, rows].T, hidden[part])
+            _add_product(d_weight, d_logits.T, hidden[part])
+            del d_logits
         return d_hidden, d_weight.to(weight.dtype), None, None
 
 
@@ -71,6 +83,36 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32)
 
 
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b in fp32, within the product where the device can do that."""
+    if a.dtype != torch.float32 and _adds_within_product(a.device):
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        return
+    for i in range(0, len(total), WEIGHT_ROWS):  # all rows at once would need another total
+        rows = slice(i, i + WEIGHT_ROWS)
+        total[rows] += _product(a[rows], b)
+
+
+@cache
+def _adds_within_product(device: torch.device) -> bool:
+    """Whether this torch adds a product of bf16 operands to an fp32 sum in place; tried once. Some take no fp32 sum."""
+    if device.type != "cuda":
+        return False
+    one, total = torch.eye(16, dtype=torch.bfloat16, device=device), torch.ones(16, 16, device=device)
+    try:
+        torch.addmm(total, one, one, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return torch.equal(total, 1 + one.float())
+
+
+def _logsumexp(logits: Tensor, overwrite: bool) -> Tensor:
+    """torch.logsumexp over the last dimension, which would need another table of logits."""
+    highest = logits.amax(-1, keepdim=True)
+    shifted = logits.sub_(highest) if overwrite else logits - highest
+    return shifted.exp_().sum(-1).log_().add_(highest[:, 0])
+
+
 def _residual(logits: Tensor, lse: Tensor, targets: Tensor) -> Tensor:
     """onehot(target) - softmax(logits), computed in place of `logits`."""
     residual = logits.sub_(lse[:, None]).exp_().neg_()
@@ -78,13 +120,13 @@ def _residual(logits: Tensor, lse: Tensor, targets: Tensor) -> Tensor:
     return residual
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 256) -> Tensor:
+def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Chunk = "auto") -> Tensor:
     """Log-probability (nats, fp32) of `targets` [N] under softmax(hidden [N, H] @ weight [V, H]^T).
 
     Peak extra memory is chunk x V, in the forward and the backward pass. A `chunk` of N or more is one piece.
     """
     apply: Callable[..., Tensor] = _TokenLogprobs.apply
-    return apply(hidden, weight, targets, chunk)
+    return apply(hidden, weight, targets, chunk_rows(chunk, hidden.device))
 
 
 def response_sums(values: Tensor, row_response: Tensor, responses: int) -> Tensor:

@@ -3,24 +3,27 @@
 Every segment (a prompt, a response) is one variable-length query; a response's keys are [prompt, own]. With a
 bottom-right aligned causal mask that is exactly the attention of separate sequences, so a prompt and a golden response
 are computed once however many preferences they serve. On CUDA in half precision the kernel is FlashAttention's
-variable-length one (through torch); elsewhere it is SDPA, segment by segment.
+variable-length one (through torch), over copies of the prompts' keys and values per response (`gather`) or without
+(`cascade`); elsewhere it is SDPA, segment by segment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from dpeer.data.packing import Pack
+from dpeer.model.cascade import TorchFlash, cascade
 
 NAME = "tree"  # a name with "flash" in it would make transformers look for a flash package
+IMPLEMENTATIONS = {"gather": NAME, "cascade": "tree_cascade"}  # by model.attention
 _IGNORED = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache"}
 
 
@@ -35,11 +38,13 @@ def tree_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    gather: bool = True,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' registry; returns ([1, T, H, D], None).
 
-    Raises ValueError for everything that it does not compute exactly, rather than ignore it.
+    Without `gather`, layers that have no window copy no keys: see `cascade`. Raises ValueError for everything that it
+    does not compute exactly, rather than ignore it.
     """
     extra = sorted(k for k, v in unknown.items() if k not in _IGNORED and v is not None)
     if tree is None or attention_mask is not None or dropout or query.shape[0] != 1 or extra:
@@ -49,7 +54,10 @@ def tree_attention(
             f"dropout={dropout}, batch={query.shape[0]}, options={extra}"
         )
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, tree, scaling, sliding_window), None
+        if gather or sliding_window is not None:
+            return _varlen(query, key, value, tree, scaling, sliding_window), None
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
+        return cascade(q, k, v, tree, scaling, TorchFlash())[None], None
     return _segments(query, key, value, tree, scaling, sliding_window), None
 
 
@@ -101,5 +109,6 @@ def _asks_for_gqa(kernel: Callable[..., Any]) -> bool:
     return "enable_gqa" in signature(kernel).parameters
 
 
-AttentionInterface.register(NAME, tree_attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+# Without a mask function of that name transformers makes no mask; with one it would look at the positions on the host.
+for name, gather in ((IMPLEMENTATIONS["gather"], True), (IMPLEMENTATIONS["cascade"], False)):
+    AttentionInterface.register(name, partial(tree_attention, gather=gather))

@@ -91,7 +91,7 @@ class ConstraintSet:
         """[E]: the form's own value of each edge; 0 where it bounds the edge loss."""
         if not self.form.own_values:
             return torch.zeros_like(margins)
-        return self.form.edge_values(margins, losses, self.edge_tolerance.to(margins.device)[dims])
+        return self.form.edge_values(margins, losses, self.edge_tolerance.to(margins.device, non_blocking=True)[dims])
 
     def member_names(self, index: int) -> list[str]:
         """Names of the dimensions in one constraint."""
@@ -257,7 +257,9 @@ def edge_coefficients(weights: Weights, edge_counts: Tensor, dims: Tensor) -> tu
     counts = edge_counts.double()
     total = counts.sum()
     per_edge = (weights.loss / counts).where(weights.loss != counts / total, 1 / total)
-    return per_edge.to(dims.device)[dims], (weights.hinge / counts).to(dims.device)[dims]
+    on_device = (x.to(dims.device, non_blocking=True) for x in (per_edge, weights.hinge / counts))
+    of_loss, of_hinge = (x[dims] for x in on_device)
+    return of_loss, of_hinge
 
 
 def sum_of(terms: Iterable[Tensor]) -> Tensor:

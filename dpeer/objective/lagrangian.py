@@ -71,23 +71,24 @@ class Lagrangian:
 
         The terms of all micro-batches and ranks add up to the objective, without the likelihood of golden responses,
         whose weight is `weights.golden`; so do the tables [F, D] fp64 (`statistics.DIM_FIELDS`), one all-reduce of
-        which is all that ranks must share.
+        which is all that ranks must share. They stay on the margins' device, and nothing waits for it.
         """
         weights = weights or self.weights(edge_counts)
+        dims = dims.to(margins.device)
         losses = edge_loss(margins, self.objective)
         own = self.constraints.edge_values(margins, losses, dims)
-        loss_weight, own_weight = edge_coefficients(weights, edge_counts, dims.cpu())
-        term = (losses * loss_weight.to(margins.device) + own * own_weight.to(margins.device)).sum()
+        loss_weight, own_weight = edge_coefficients(weights, edge_counts, dims)
+        term = (losses * loss_weight + own * own_weight).sum()
         return term, self._table(margins, losses, own, dims, records)
 
     def statistics(self, margins: Tensor, dims: Tensor, records: Tensor) -> Tensor:
         """The table of edges that are not trained on, such as those of the dual split; shapes as in `loss`."""
+        dims = dims.to(margins.device)
         losses = edge_loss(margins, self.objective)
         return self._table(margins, losses, self.constraints.edge_values(margins, losses, dims), dims, records)
 
     def _table(self, margins: Tensor, losses: Tensor, own: Tensor, dims: Tensor, records: Tensor) -> Tensor:
-        values = [x.detach().cpu() for x in (margins, losses, own)]
-        return edge_statistics(values[0], values[1], values[2], dims.cpu(), records.cpu(), len(self.dimensions))
+        return edge_statistics(margins, losses, own, dims, records.to(margins.device), len(self.dimensions))
 
     def updated(self, table: Tensor) -> Lagrangian:
         """With the multipliers of the next step, from the summed statistics of the records that they follow: those of

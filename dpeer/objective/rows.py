@@ -82,12 +82,30 @@ class LedgerRow(TypedDict):
 
 
 class TimingRow(TypedDict):
-    """What a step cost."""
+    """What a step cost. Without a GPU there is neither memory nor a share of its speed: null."""
 
     step: int
     seconds: float
     tokens_per_second: float
     reference_wait_s: float
+    phases: dict[str, float]
+    """Seconds of forward, backward, dual (forward over the dual split), exchange, optimizer; means over ranks."""
+    tokens_per_micro_step: float
+    """Forward tokens per GPU and micro-step."""
+    largest_pack: int
+    prompt_tokens: int
+    """Mean of the batch's records, as are `response_tokens`; `responses` is the most of one record."""
+    response_tokens: int
+    responses: int
+    hfu: float | None
+    """FLOPs of the step, recomputation included, over what all GPUs reach in a matrix product (`ceiling`)."""
+    mfu: float | None
+    """The same without what is computed twice."""
+    ceiling: float | None
+    """FLOP/s of an 8192^3 product on the GPU of rank 0, measured at its start."""
+    memory_allocated: int | None
+    """Bytes of tensors at the step's peak, on the GPU that needs most; `memory_reserved` as torch's allocator holds."""
+    memory_reserved: int | None
 
 
 class MeanRow(TypedDict):

@@ -260,7 +260,31 @@ def throughput(run: Run) -> Plot | None:
     title = f"Median throughput: {median:,.0f} tokens per second"
     note = f"{number(seconds)} s in {len(steps)} training steps"
     note += f", {percent(waited / seconds)} of them waiting for the reference." if seconds else "."
+    note += _use_of_hardware(run)
     return Plot(title, f"Line plot of tokens per second over {len(steps)} steps. {title}. {note}", draw(paint), note)
+
+
+def _use_of_hardware(run: Run) -> str:
+    """Sentences on where the time went, and on GPUs how well they were used and how full; empty where not measured."""
+
+    def median(name: str) -> float:
+        values = np.array([getattr(t, name) for t in run.timing], dtype=np.float64)
+        return float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
+
+    said = ""
+    spent = {name: float(np.nansum([t.phases.get(name, 0.0) for t in run.timing])) for name in run.timing[-1].phases}
+    if total := sum(spent.values()):
+        shares = ", ".join(f"{name} {percent(s / total)}" for name, s in spent.items() if s)
+        said += f" Of the ranks' time: {shares}; {median('tokens_per_micro_step'):,.0f} tokens per micro-step."
+    if math.isfinite(hfu := median("hfu")):
+        said += (
+            f" HFU {percent(hfu)} (recomputation counted as work), MFU {percent(median('mfu'))}, of the "
+            f"{median('ceiling') / 1e12:,.0f} TFLOP/s that this GPU reached in a large matrix product."
+        )
+    if np.isfinite(taken := np.array([t.memory_allocated for t in run.timing], dtype=np.float64)).any():
+        held = np.nanmax([t.memory_reserved for t in run.timing])
+        said += f" GPU memory at most {np.nanmax(taken) / 2**30:.1f} GiB of tensors, {held / 2**30:.1f} GiB held."
+    return said
 
 
 def certificate(run: Run) -> Plot | None:

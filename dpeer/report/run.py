@@ -69,6 +69,13 @@ class StepTime(Row):
     seconds: Number = NAN
     tokens_per_second: Number = NAN
     reference_wait_s: Number = NAN
+    hfu: Number = NAN
+    mfu: Number = NAN
+    ceiling: Number = NAN
+    memory_allocated: Number = NAN
+    memory_reserved: Number = NAN
+    tokens_per_micro_step: Number = NAN
+    phases: dict[str, Number] = {}
 
 
 class FullMean(Row):

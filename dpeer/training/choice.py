@@ -55,7 +55,7 @@ def choose(config: Config, ranks: int, states: float | None, memory: float) -> C
 
 def policy_choice(config: Config, world: World) -> Choice:
     """Collective. The same on every rank; a run that began with one engine stays with it."""
-    if config.cluster.engine == "auto" and (began := _began(config)):
+    if config.cluster.engine == "auto" and (began := began_with(config)):
         mine = Choice(began, "as the run began")
     else:
         lora = world.size > 1 and config.model.lora is not None
@@ -104,7 +104,7 @@ def _offloads(deepspeed: dict[str, Any], what: str) -> bool:
     return bool((deepspeed["zero_optimization"].get(what) or {}).get("device", "none") != "none")
 
 
-def _began(config: Config) -> Literal["plain", "deepspeed"] | None:
+def began_with(config: Config) -> Literal["plain", "deepspeed"] | None:
     """The engine in the manifest of the run of this name; before there was a choice it was DeepSpeed."""
     manifest = RunDir(config.run_dir).manifest
     if not manifest.exists():

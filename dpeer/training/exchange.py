@@ -39,9 +39,10 @@ class StepTotals:
     scalars: Tensor
 
     @classmethod
-    def zeros(cls, dimensions: int) -> StepTotals:
-        table = torch.zeros(len(DIM_FIELDS), dimensions, dtype=torch.float64)
-        return cls(table, table.clone(), torch.zeros(len(SCALARS), dtype=torch.float64))
+    def zeros(cls, dimensions: int, device: torch.device | str = "cpu") -> StepTotals:
+        """On the ranks' device, where they are gathered without a wait; `exchange` brings the sums to the host."""
+        table = torch.zeros(len(DIM_FIELDS), dimensions, dtype=torch.float64, device=device)
+        return cls(table, table.clone(), torch.zeros(len(SCALARS), dtype=torch.float64, device=device))
 
     def __add__(self, other: StepTotals) -> StepTotals:
         return StepTotals(self.table + other.table, self.dual + other.dual, self.scalars + other.scalars)
@@ -49,8 +50,11 @@ class StepTotals:
     def __getitem__(self, name: str) -> float:
         return float(self.scalars[SCALARS.index(name)])
 
-    def __setitem__(self, name: str, value: float) -> None:
+    def __setitem__(self, name: str, value: float | Tensor) -> None:
         self.scalars[SCALARS.index(name)] = value
+
+    def add(self, name: str, value: float | Tensor) -> None:
+        self.scalars[SCALARS.index(name)] += value
 
     def readable(self) -> dict[str, Any]:
         """Ledger scalars: sums turned into means; nats per token (golden_nll) or per response (log-probs)."""
@@ -73,7 +77,7 @@ class StepTotals:
 def exchange(totals: StepTotals, digest: int, step: int, world: World) -> StepTotals:
     """Sum the totals over ranks. The vector also has one slot per rank for its dual-state digest (48 bits, exact in
     fp64), so that ranks whose multipliers have parted are found in the same all-reduce."""
-    slots = torch.zeros(world.size, dtype=torch.float64)
+    slots = torch.zeros(world.size, dtype=torch.float64, device=totals.scalars.device)
     slots[world.rank] = digest
     tables = torch.stack([totals.table, totals.dual])
     sizes = [tables.numel(), len(SCALARS), world.size]

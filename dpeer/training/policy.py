@@ -21,6 +21,7 @@ from dpeer.training.calls import References, Scores
 from dpeer.training.choice import policy_choice, policy_engine
 from dpeer.training.engine import learning_rate
 from dpeer.training.exchange import StepTotals, exchange
+from dpeer.training.meter import Meter
 from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
 from dpeer.training.samples import greedy
@@ -53,6 +54,7 @@ class Policy:
         self.choice = policy_choice(config, world)
         self.engine = policy_engine(config, self.choice, world)
         self.step = 0  # optimizer steps done
+        self.meter = Meter(config, self.engine.module.model, world.device)
         self.pulse = Pulse()
         self.check_tree()
 
@@ -95,21 +97,17 @@ class Policy:
         weights = before.weights(batch.edge_counts)
         lr = learning_rate(self.step, self.steps, self.config.training.optimizer)
 
-        totals = StepTotals.zeros(len(self.data.dimensions))
-        self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
-        packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack)
-        for i, pack in enumerate(packs):
-            loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
-            self.engine.backward(loss, last=i == len(packs) - 1)
-            totals = totals + part
-            self.pulse.beat()
-
+        self.meter.start()
+        totals = self.forward_backward(batch, weights, references)
         totals = totals + self.dual_totals(len(batch.trees), references)
+        self.meter.mark("dual")
         self.pulse.enter(f"step {self.step + 1}: statistics", beating=True)
         totals = exchange(totals, before.state.digest(), self.step + 1, self.world)
+        self.meter.mark("exchange")
         self.check_finite(totals["objective"], "objective")
         self.pulse.enter(f"step {self.step + 1}: optimizer", beating=True)
         norm = self.engine.step(lr)
+        self.meter.mark("optimizer")
         self.check_finite(norm, "gradient norm")
 
         if objective.kind == "preference":
@@ -126,36 +124,48 @@ class Policy:
         dual = totals.dual if self.config.dual_records else None
         return before.ledger_entry(self.step, totals.table, self.lagrangian, scalars, dual)
 
+    def forward_backward(self, batch: BatchPlan, weights: Weights, references: References | None) -> StepTotals:
+        """Gradients of this rank's packs, and their statistics. The host never waits for the device here."""
+        totals = StepTotals.zeros(len(self.data.dimensions), self.world.device)
+        self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
+        packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack)
+        for i, pack in enumerate(packs):
+            loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
+            self.meter.mark("forward", pack.tokens)
+            self.engine.backward(loss, last=i == len(packs) - 1)
+            self.meter.mark("backward")
+            totals = totals + part
+            self.pulse.beat()
+        return totals
+
     def pack_loss(
         self, pack: Pack, logps: Tensor, batch: BatchPlan, weights: Weights, references: References | None
     ) -> tuple[Tensor, StepTotals]:
         """This pack's term of the global objective (edge weight w_d / n_d with global n_d), and its statistics."""
-        totals = StepTotals.zeros(len(self.data.dimensions))
+        totals = StepTotals.zeros(len(self.data.dimensions), logps.device)
         totals["forward_tokens"], totals["packs"] = pack.tokens, 1
         if not pack.samples:
             return (logps * 0).sum(), totals
-        golden = logps[pack.golden]
+        golden, rejected = logps[pack.golden_at], logps[pack.rejected_at].detach()
         loss = golden.sum() * (-weights.golden / batch.golden_tokens)
-        totals["golden_logp_sum"] = golden.detach().sum().item()
-        totals["golden_count"] = len(golden)
-        totals["golden_tokens"] = int(pack.response_tokens[pack.golden].sum())
-        totals["rejected_logp_sum"] = logps[~pack.golden].detach().sum().item()
-        totals["rejected_count"] = len(logps) - len(golden)
+        totals["golden_logp_sum"], totals["golden_count"] = golden.detach().sum(), len(golden)
+        totals["golden_tokens"] = pack.golden_tokens
+        totals["rejected_logp_sum"], totals["rejected_count"] = rejected.sum(), len(rejected)
         if references is not None and self.config.objective.kind == "preference":
             reference = self.reference_of(pack, logps, references)
-            totals["identity_gap"] = (logps.detach() - reference).abs().sum().item()
-            totals["response_tokens"] = int(pack.response_tokens.sum())
+            totals["identity_gap"] = (logps.detach() - reference).abs().sum()
+            totals["response_tokens"] = len(pack.targets)
             margins = self.margins(pack, logps, reference)
             term, table = self.lagrangian.loss(margins, pack.dims, pack.edge_sample, batch.edge_counts, weights)
             loss = loss + term
             totals.table += table
-        totals["objective"] = loss.detach().item()
+        totals["objective"] = loss.detach()
         return loss, totals
 
     @torch.no_grad()
     def dual_totals(self, place: int, references: References | None) -> StepTotals:
         """Statistics of this step's batch of the dual split, whose references begin at `place`; nothing is trained."""
-        totals = StepTotals.zeros(len(self.data.dimensions))
+        totals = StepTotals.zeros(len(self.data.dimensions), self.world.device)
         trees = self.prepared.dual_batch(self.config, self.step) if self.config.dual_records else []
         if not trees or references is None:
             return totals
@@ -163,12 +173,12 @@ class Policy:
         self.engine.eval()
         for pack in local_packs(trees, self.world, self.config.training.tokens_per_pack):
             logps = self.engine(pack)
-            totals["dual_tokens"] += pack.tokens
+            totals.add("dual_tokens", pack.tokens)
             if pack.samples:
                 margins = self.margins(pack, logps, self.reference_of(pack, logps, references, place))
                 totals.dual += self.lagrangian.statistics(margins, pack.dims, pack.edge_sample)
-                totals["dual_records"] += len(pack.samples)
-                totals["dual_selected"] += golden_first(pack, logps)
+                totals.add("dual_records", len(pack.samples))
+                totals.add("dual_selected", golden_first(pack, logps))
             self.pulse.beat()
         self.engine.train()
         return totals
@@ -176,7 +186,7 @@ class Policy:
     def reference_of(self, pack: Pack, logps: Tensor, references: References, place: int = 0) -> Tensor:
         """[R] fp64; sample s of the pack stands at `place` + s in the references."""
         values = [v for s in pack.samples for v in references[place + s]]
-        return torch.tensor(values, dtype=torch.float64, device=logps.device)
+        return torch.tensor(values, dtype=torch.float64).to(logps.device, non_blocking=True)
 
     def margins(self, pack: Pack, logps: Tensor, reference: Tensor) -> Tensor:
         """[E] reward units."""
@@ -224,8 +234,10 @@ class Policy:
         return replies
 
 
-def golden_first(pack: Pack, logps: Tensor) -> int:
-    """Records whose golden response has strictly the highest log-probability per token."""
-    counts = list(pack.response_counts)
-    samples = zip(torch.split(logps / pack.response_tokens, counts), torch.split(pack.golden, counts), strict=True)
-    return sum(bool((values[golden] > values[~golden]).all()) for values, golden in samples)
+def golden_first(pack: Pack, logps: Tensor) -> Tensor:
+    """Records whose golden response has strictly the highest log-probability per token, counted on the device."""
+    values = logps / pack.response_tokens
+    golden = values[pack.golden_at]
+    best = torch.full_like(golden, -math.inf)
+    best = best.scatter_reduce(0, pack.rejected_record, values[pack.rejected_at], "amax")
+    return (golden > best).sum()

@@ -13,6 +13,7 @@ from dpeer.model.lm import load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
+from dpeer.training.cost import StepCost
 from dpeer.training.export import export
 from dpeer.training.heldout import certificate, heldout_edges, proven
 from dpeer.training.policy import Policy
@@ -64,6 +65,13 @@ class TrainingRank:
         if references is None and self.config.objective.kind == "preference":
             references = self._own_references()
         return self.policy.train_step(references)
+
+    def timed_step(self, references: References | None = None) -> tuple[dict[str, Any], StepCost]:
+        """One optimizer step: its ledger entry, and what it cost on this rank."""
+        step = self.policy.step
+        entry = self.train_step(references)
+        trained, measured = (f(self.config, step) for f in (self.prepared.train_batch, self.prepared.dual_batch))
+        return entry, self.policy.meter.cost(trained, measured)
 
     def _own_references(self) -> References:
         trained = self.prepared.train_batch(self.config, self.policy.step)

@@ -7,7 +7,7 @@ reached, who watches and who may stop the run comes from the launcher.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
@@ -15,8 +15,10 @@ from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, Interrupted
 from dpeer.files import write_json
 from dpeer.objective.ledger import infeasible
+from dpeer.objective.rows import TimingRow
 from dpeer.training import ending
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
+from dpeer.training.cost import cost
 from dpeer.training.run_dir import RunDir, refuse_unshared
 from dpeer.training.scoring import merge
 
@@ -42,7 +44,7 @@ class StopRequests(Protocol):
 class Watcher(Protocol):
     """Who is told of each step: its ledger line and its timing line."""
 
-    def step(self, entry: dict[str, Any], timing: dict[str, Any]) -> None: ...
+    def step(self, entry: dict[str, Any], timing: TimingRow) -> None: ...
     def warn(self, message: str) -> None: ...
 
 
@@ -133,10 +135,11 @@ class TrainingRun:
                 self.save_whole(step, start)
                 raise
             waited = time.perf_counter() - began
-            pending = policy.start(PolicyCalls.train_step, references)
+            pending = policy.start(PolicyCalls.timed_step, references)
             ahead = self.references_ahead(step + 1) if step + 1 < total else None
-            entry = policy.wait(f"training step {step + 1}", pending)[0]
-            timing = cost(entry, time.perf_counter() - began, waited)
+            shares = policy.wait(f"training step {step + 1}", pending)
+            entry = shares[0][0]
+            timing = cost(entry, [c for _, c in shares], time.perf_counter() - began, waited)
             self.files.append(entry, timing)
             watcher.step(entry, timing)
             tail = [*tail[1 - TAIL :], entry]
@@ -261,16 +264,6 @@ class TrainingRun:
         scores = merge(shares, records), merge(theirs, records)
         if verdict := policy.call_first("certificate", PolicyCalls.certificate, *scores, self.files.heldout):
             write_json(self.files.certificate, verdict)
-
-
-def cost(entry: Mapping[str, Any], seconds: float, waited: float) -> dict[str, Any]:
-    """A `rows.TimingRow`."""
-    return {
-        "step": entry["step"],
-        "seconds": seconds,
-        "tokens_per_second": entry["tokens"] / seconds,
-        "reference_wait_s": waited,
-    }
 
 
 def fill_cache(config: Config, workers: Workers) -> None:

@@ -105,7 +105,7 @@ class RunDir:
     def finished(self) -> bool:
         return self.manifest.exists() and json.loads(self.manifest.read_text())["finished"] is not None
 
-    def append(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+    def append(self, entry: dict[str, Any], timing: Mapping[str, Any]) -> None:
         """One line per step to the ledger (deterministic) and to the timing file (not)."""
         _append(self.ledger, [entry])
         _append(self.timing, [timing])

@@ -22,8 +22,16 @@ def plan(
     ] = None,
     cells: Annotated[int, typer.Option(min=1, help="Runs of a sweep that share one reference cache.")] = 1,
     price: Annotated[float | None, typer.Option(min=0, help="Price of one GPU-hour.")] = None,
-    mfu: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Share of the GPU's peak that training reaches; default 0.35.")
+    hfu: Annotated[
+        float | None,
+        typer.Option(
+            "--hfu",
+            "--mfu",
+            min=0.01,
+            max=1,
+            help="Share of the GPU's peak that training reaches, recomputation counted as work; default 0.35. --mfu is "
+            "its old name.",
+        ),
     ] = None,
     network: Annotated[
         float | None, typer.Option(min=0.1, help="Network of one node in Gbit/s; default: usual for the GPU.")
@@ -44,7 +52,7 @@ def plan(
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from dpeer.launcher.plan.inputs import GivenLengths
-    from dpeer.launcher.plan.planning import MFU, Request, make_plan, remedies
+    from dpeer.launcher.plan.planning import HFU, Request, make_plan, remedies
     from dpeer.launcher.plan.show import as_data, show, verdict
     from dpeer.launcher.recipe import recipe_path
 
@@ -56,7 +64,7 @@ def plan(
         gpu=gpu,
         gpu_memory=gpu_memory,
         network=network,
-        mfu=mfu or MFU,
+        hfu=hfu or HFU,
         node_memory=node_memory,
         model_config=model_config,
         lengths=GivenLengths(records, prompt_tokens, response_tokens, rejects),

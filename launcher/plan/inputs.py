@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from dpeer.config import Config
 from dpeer.data.order import edges
 from dpeer.data.tokenize import tokenize
 from dpeer.errors import ConfigError, DpeerError
-from dpeer.estimate.throughput import Lengths
+from dpeer.model.flops import Lengths
 from dpeer.model.lm import load_tokenizer
 from dpeer.training.prepare import split_records
 
@@ -168,11 +167,3 @@ def _tokens(characters: int) -> int:
 def _known(kind: str) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads((HERE / "known.json").read_text())[kind]
     return entries
-
-
-def typical(records: Sequence[Lengths]) -> tuple[int, tuple[int, ...]]:
-    """(prompt, responses) of a record of mean lengths with the most responses that occur: most gathered keys."""
-    most = max(len(r.responses) for r in records)
-    responses = [n for r in records for n in r.responses]
-    mean = max(2, round(sum(responses) / len(responses)))
-    return max(1, round(sum(r.prompt for r in records) / len(records))), (mean,) * most

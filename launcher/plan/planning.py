@@ -26,13 +26,14 @@ from dpeer.estimate.throughput import (
     step_time,
     traffic,
 )
-from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records, typical
+from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records
 from dpeer.launcher.recipe import RECIPES
 from dpeer.model.families import refuse_unsupported
+from dpeer.model.flops import typical
 from dpeer.training.choice import TRAINED, Choice, choose
 from dpeer.training.engine import deepspeed_config
 
-MFU = 0.35
+HFU = 0.35
 LINKS = 0.8  # share of a link's rated speed that collectives reach
 MOST_NODES = 64
 
@@ -50,7 +51,7 @@ class Request:
     """GiB, instead of the table's."""
     network: float | None = None
     """Gbit/s of one node, instead of the table's."""
-    mfu: float = MFU
+    hfu: float = HFU
     node_memory: float | None = None
     """Host GiB of one node; None: not checked."""
     model_config: Path | None = None
@@ -186,7 +187,7 @@ def _machine(config: Config, request: Request, card: Gpu) -> Machine:
         request.nodes,
         request.gpus,
         peak * 1e12,
-        request.mfu,
+        request.hfu,
         card.node_link_gbit_s / 8 * 1e9 * LINKS,
         card.gpu_link_gbyte_s * 1e9 * LINKS,
     )

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, model_states
-from dpeer.launcher.plan.planning import LINKS, MFU, Plan, Remedy
+from dpeer.launcher.plan.planning import HFU, LINKS, Plan, Remedy
 
 ASSUMED = "assumed"
 
@@ -84,7 +84,10 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
             "--prompt-tokens, --response-tokens, --rejects, --records, or a local data set"
         )
     default = ", the default: published ZeRO-3-class bf16 peaks on H100 are 43 % (70B) to 46 % (7B); none for DPO"
-    yield f"MFU {request.mfu:g} of {plan.machine.peak / 1e12:g} TFLOP/s{default if request.mfu == MFU else ''} (--mfu)"
+    share = (
+        f"HFU {request.hfu:g} of {plan.machine.peak / 1e12:g} TFLOP/s{default if request.hfu == HFU else ''} (--hfu)"
+    )
+    yield f"{share}; recomputation counts as work"
     yield (
         f"links: {plan.gpu.node_link_gbit_s:g} Gbit/s per node (--network), "
         f"{plan.gpu.gpu_link_gbyte_s:g} GB/s into a GPU, "

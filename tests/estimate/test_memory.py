@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from dpeer.config import Config
-from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
+from dpeer.estimate.footprint import (
+    Activations,
+    Weights,
+    backward_buffers,
+    count_activations,
+    count_weights,
+)
 from dpeer.estimate.memory import Zero, host, largest_budget, model_states, per_gpu
 from dpeer.toyworld.model import tiny_model
 from dpeer.training.engine import deepspeed_config
@@ -83,6 +90,45 @@ def test_activations_by_hand() -> None:
     assert kept[0] == pytest.approx(by_hand, rel=0.005)
     recomputed = count_activations(recipe(gradient_checkpointing=True).model, shape, 300, [100] * 5).layer
     assert recomputed == pytest.approx((2 * h, 0))
+
+
+@pytest.mark.parametrize(
+    ("heads", "prompt", "gib"), [(32, 30_000, 3.3), (32, 60_000, 6.5), (64, 30_000, 6.6), (64, 60_000, 13.0)]
+)
+def test_buffers_of_the_kernels_backward_pass(heads: int, prompt: int, gib: float) -> None:
+    """Five responses of 500: gradients of gathered keys and values per query head, and of the queries in fp32."""
+    tokens, keys = prompt + 5 * 500, prompt + 5 * (prompt + 500)
+    query, key = (torch.empty(n, h, 128, dtype=torch.bfloat16, device="meta") for n, h in ((tokens, heads), (keys, 8)))
+    size = sum(x.nbytes for x in backward_buffers(query, key, 6)) / 2**30
+    by_hand = (2 * 2 * keys + 4 * (tokens + 6 * 128)) * heads * 128 / 2**30
+    assert size == pytest.approx(by_hand, rel=0.01) == pytest.approx(gib, rel=0.03)
+    ungrouped = sum(x.nbytes for x in backward_buffers(key, key, 6))
+    assert ungrouped == pytest.approx(4 * (keys + 6 * 128) * 8 * 128, rel=0.01)
+
+
+def test_many_responses_to_long_prompts_cost_memory_unless_nothing_is_gathered() -> None:
+    """The layers' peak is attention's: inputs, output, gathered keys and values, all gradients, and the buffers."""
+    shape = AutoConfig.for_model("llama", **LLAMA_8B | {"vocab_size": 1000})
+    gather, cascade = (
+        count_activations(recipe(gradient_checkpointing=True, attention=a).model, shape, 2000, [50] * 20).layers[0]
+        for a in ("gather", "cascade")
+    )
+    tokens, keys = 2000 + 20 * 49, 2000 + 20 * (2000 + 49)
+    copies = (
+        keys / tokens * (2 * 2 * 1024 + 2 * 2 * 1024 + 2 * 2 * 4096)
+    )  # keys and values: gathered, gradients, per head
+    queries = (1 + 21 * 128 / tokens) * 4 * 4096 + 3 * 2 * 4096
+    assert copies + queries < gather < 1.15 * (copies + queries)
+    assert cascade < 0.6 * gather  # the MLP needs most
+
+
+def test_head_memory_follows_its_chunk() -> None:
+    """On a GPU 2048 rows by default: one table of logits in fp32, and what the backward pass takes of it in bf16."""
+    shape = AutoConfig.for_model("llama", **LLAMA_8B | {"hidden_size": 64, "vocab_size": 50_000})
+    fixed = [
+        count_activations(recipe(**model).model, shape, 100, [300] * 5).head[1] for model in ({}, {"head_chunk": 256})
+    ]
+    assert (fixed[0] - fixed[1]) / (1792 * 50_000) == pytest.approx(4 + 2, rel=0.05)
 
 
 def test_model_states_by_hand() -> None:
@@ -206,7 +252,7 @@ def test_predicts_the_measured_peak(ranks: int, model: dict[str, Any], tmp_path:
         tmp_path / "model", "qwen3", 0, hidden_size=256, intermediate_size=1024, num_hidden_layers=6,
         num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=8192, tie_word_embeddings=False,
     )  # fmt: skip
-    config = recipe(str(path), "cpu", **model)
+    config = recipe(str(path), "cpu", head_chunk=256, **model)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

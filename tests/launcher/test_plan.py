@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from dpeer.config_io import load_config
 from dpeer.data.packing import forward_tokens
 from dpeer.data.tokenize import TokenTree
-from dpeer.estimate.throughput import Lengths, batching, break_even
+from dpeer.estimate.throughput import batching, break_even
 from dpeer.launcher.cli import app
 from dpeer.launcher.plan.planning import Request, make_plan
 from dpeer.launcher.recipe import RECIPES, recipe_names
+from dpeer.model.flops import Lengths
 
 
 def plan(*arguments: str) -> tuple[int, str]:
@@ -36,7 +37,15 @@ def test_every_shipped_recipe_fits_eight_h200(name: str) -> None:
 def test_70b_on_64_h200_shows_its_tables() -> None:
     code, output = plan("llama3_70b", "--nodes", "8", "--gpus", "8", "--gpu", "h200", "--price", "3", "--cells", "15")
     assert code == 0
-    for shown in ("Adam moments", "export: weights gathered", "break-even", "cost at 3", "15 runs", "MFU 0.35", "fits"):
+    for shown in (
+        "Adam moments",
+        "export: weights gathered",
+        "break-even",
+        "cost at 3",
+        "15 runs",
+        "HFU 0.35",
+        "fits",
+    ):
         assert shown in output
 
 

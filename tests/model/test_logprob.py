@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dpeer.model.logprob import response_sums, token_logprobs
+from dpeer.model import logprob
+from dpeer.model.logprob import chunk_rows, response_sums, token_logprobs
 
 N, H, V = 23, 16, 70
 
@@ -77,6 +78,64 @@ def test_weight_gradient_is_summed_in_blocks_of_rows(monkeypatch: pytest.MonkeyP
     token_logprobs(hidden, w, targets, 5).backward(upstream)
     full(hidden, full_w, targets).backward(upstream.double())
     torch.testing.assert_close(w.grad, full_w.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_weight_gradient_is_summed_within_the_product_where_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA is handed: the fp32 sum itself as addend and as output, operands in bf16, no blocks of rows."""
+    sums: list[tuple[int, ...]] = []
+
+    def addmm(total: Tensor, a: Tensor, b: Tensor, *, out_dtype: torch.dtype, out: Tensor) -> Tensor:
+        assert out is total and total.dtype == out_dtype == torch.float32 and a.dtype == b.dtype == torch.bfloat16
+        sums.append(tuple(total.shape))
+        return total.add_(a.float() @ b.float())
+
+    grads = []
+    for fused in (False, True):
+        hidden, weight, targets, upstream = inputs(torch.bfloat16)
+        w = weight.requires_grad_()
+        with monkeypatch.context() as patch:
+            patch.setattr(logprob, "_adds_within_product", lambda _, fused=fused: fused)
+            patch.setattr(torch, "addmm", addmm)
+            token_logprobs(hidden, w, targets, 5).backward(upstream)
+        grads.append(w.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-2, atol=1e-3)
+    assert sums == [(V, H)] * 5
+
+
+@pytest.mark.parametrize("answer", ["adds", "refuses", "forgets the sum"])
+def test_a_device_is_asked_once_whether_it_adds_within_the_product(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Some versions take no fp32 addend beside bf16 operands; none may get it wrong unnoticed."""
+
+    def addmm(total: Tensor, a: Tensor, b: Tensor, *, out_dtype: torch.dtype, out: Tensor) -> Tensor:
+        if answer == "refuses":
+            raise RuntimeError("self and mat2 must have the same dtype")
+        product = a.float() @ b.float()
+        return out.copy_(product if answer == "forgets the sum" else total + product)
+
+    eye, ones = torch.eye, torch.ones
+    monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setattr(torch, "eye", lambda *shape, device, dtype: eye(*shape, dtype=dtype))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+    logprob._adds_within_product.cache_clear()
+    assert logprob._adds_within_product(torch.device("cuda")) is (answer == "adds")
+    logprob._adds_within_product.cache_clear()
+    assert not logprob._adds_within_product(torch.device("cpu"))
+
+
+def test_chunk_follows_the_device() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [chunk_rows("auto", d) for d in (cpu, gpu, torch.device("meta"))] == [256, 2048, 2048]
+    assert chunk_rows(7, cpu) == chunk_rows(7, gpu) == 7
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_logsumexp_is_torchs_to_the_bit(overwrite: bool) -> None:
+    table = 50 * torch.randn(20, 1000, generator=torch.Generator().manual_seed(1))
+    kept = table.clone()
+    assert torch.equal(logprob._logsumexp(table, overwrite), kept.logsumexp(-1))
+    assert overwrite or torch.equal(table, kept)
 
 
 def test_weight_alone_can_be_trained() -> None:

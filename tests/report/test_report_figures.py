@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_throughput_reports_the_median_and_the_wait(make_run):
     plot = figures.throughput(read_run(make_run()))
     assert re.fullmatch(r"Median throughput: 11,[34]\d\d tokens per second", plot.title)
     assert plot.note.replace("\u00a0", " ") == "64.0 s in 80 training steps, 2 % of them waiting for the reference."
+
+
+def test_throughput_says_how_gpus_were_used_and_where_the_time_went(make_run):
+    run = make_run(steps=3)
+    phases = {"forward": 0.2, "backward": 0.5, "dual": 0.0, "exchange": 0.1, "optimizer": 0.2}
+    row = {"seconds": 1.0, "tokens_per_second": 100.0, "phases": phases, "tokens_per_micro_step": 4096.0}
+    gpu = {"hfu": 0.5, "mfu": 0.4, "ceiling": 7.5e14, "memory_allocated": 60 * 2**30, "memory_reserved": 64 * 2**30}
+    rows = [row | gpu | {"step": s, "memory_allocated": (59 + s) * 2**30} for s in (1, 2, 3)]
+    (run / "timing.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    note = figures.throughput(read_run(run)).note.replace("\u00a0", " ")
+    assert "forward 20 %, backward 50 %, exchange 10 %, optimizer 20 %; 4,096 tokens per micro-step." in note
+    assert "HFU 50 % (recomputation counted as work), MFU 40 %, of the 750 TFLOP/s" in note
+    assert "at most 62.0 GiB of tensors, 64.0 GiB held" in note
+    (run / "timing.jsonl").write_text(json.dumps(row | dict.fromkeys(gpu) | {"step": 1}) + "\n")
+    on_cpu = figures.throughput(read_run(run)).note
+    assert "backward" in on_cpu and "HFU" not in on_cpu and "GiB" not in on_cpu
 
 
 def test_plots_of_what_was_not_recorded_are_absent(make_run):

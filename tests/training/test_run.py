@@ -13,6 +13,7 @@ import pytest
 
 from dpeer.config import Config
 from dpeer.training import run_dir
+from dpeer.training.cost import PHASES, StepCost
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
@@ -32,6 +33,12 @@ class Killed(BaseException):
     """The driver's sudden end."""
 
 
+COST: StepCost = {
+    "seconds": dict.fromkeys(PHASES, 0.1), "flops": 6e12, "model_flops": 4e12, "ceiling": None, "largest_pack": 9,
+    "prompt_tokens": 3, "response_tokens": 2, "responses": 3, "memory_allocated": None, "memory_reserved": None,
+}  # fmt: skip
+
+
 class Rank:
     """A model whose weight is the number of its steps."""
 
@@ -45,9 +52,13 @@ class Rank:
         return {
             "step": self.step,
             "tokens": 1,
+            "packs": 1,
             "dimensions": {"A": {**means, "dual": means}},
             "constraints": {"A": constraint},
         }
+
+    def timed_step(self, references: Any = None) -> tuple[dict[str, Any], StepCost]:
+        return self.train_step(references), COST
 
     def save(self, folder: Path) -> None:
         folder.mkdir()

@@ -1,0 +1,84 @@
+"""Arithmetic of a model over response trees: counts of weights and lengths in, floating-point operations out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dpeer.config import Model
+from dpeer.data.tokenize import TokenTree
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """One record in tokens: prompt, responses, and its preference edges (better, worse)."""
+
+    prompt: int
+    responses: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, tree: TokenTree) -> Lengths:
+        return cls(len(tree.prompt), tuple(map(len, tree.responses)), tuple((i, j) for _, i, j in tree.edges))
+
+    @property
+    def tree(self) -> int:
+        """Forward tokens of the tree: the prompt once, each response once less its last token."""
+        return self.prompt + sum(r - 1 for r in self.responses)
+
+    @property
+    def pairwise(self) -> int:
+        """Forward tokens of plain DPO: two sequences per edge, without padding."""
+        return sum(2 * self.prompt + self.responses[i] + self.responses[j] for i, j in self.edges)
+
+    @property
+    def attended(self) -> float:
+        """Pairs of query and key: causal within a segment, all of the prompt for a response."""
+        return self.prompt**2 / 2 + sum(r * self.prompt + r**2 / 2 for r in self.responses)
+
+
+def typical(records: Sequence[Lengths]) -> tuple[int, tuple[int, ...]]:
+    """(prompt, responses) of a record of mean lengths with the most responses that occur: most gathered keys."""
+    most = max(len(r.responses) for r in records)
+    responses = [n for r in records for n in r.responses]
+    mean = max(2, round(sum(responses) / len(responses)))
+    return max(1, round(sum(r.prompt for r in records) / len(records))), (mean,) * most
+
+
+class Counts(Protocol):
+    """Parameter counts of a model, as in `estimate.footprint.Weights`; `attention_width`: heads x head size."""
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def embedding(self) -> int: ...
+    @property
+    def head(self) -> int: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def attention_width(self) -> int: ...
+
+
+def forward_flops(weights: Counts, records: Sequence[Lengths]) -> tuple[float, float]:
+    """FLOPs of one forward pass over records as trees: (decoder layers, head). Only response rows meet the head."""
+    blocks = weights.total - weights.embedding - (0 if weights.tied else weights.head)
+    tokens, attended = sum(r.tree for r in records), sum(r.attended for r in records)
+    rows = sum(sum(r.responses) for r in records)
+    return 2 * blocks * tokens + 4 * weights.layers * weights.attention_width * attended, 2 * weights.head * rows
+
+
+def model_flops(model: Model, weights: Counts, records: Sequence[Lengths]) -> float:
+    """FLOPs of forward and backward that no implementation can avoid: nothing is computed twice."""
+    passes = 2 if model.lora else 3  # frozen weights need no gradient of their own
+    return passes * sum(forward_flops(weights, records))
+
+
+def training_flops(model: Model, weights: Counts, records: Sequence[Lengths]) -> float:
+    """FLOPs of forward and backward as they are computed, recomputation included."""
+    blocks, head = forward_flops(weights, records)
+    recomputed_head = 0 if model.lora else head  # a frozen head's gradient is found in the forward pass
+    return model_flops(model, weights, records) + model.gradient_checkpointing * blocks + recomputed_head
