@@ -27,8 +27,10 @@ from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.launcher.train import already_finished, disk_faults, only_driver, watch, write_pages
 from dpeer.training import world
-from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost, left_waiting
-from dpeer.training.rank import ReferenceRank, TrainingRank
+from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost
+from dpeer.training.environment import gpu_variables, set_defaults
+from dpeer.training.faults import kind
+from dpeer.training.rank import ReferenceRank, TrainingRank, carry_out
 from dpeer.training.run import TrainingRun, refuse_other_facts
 from dpeer.training.run_dir import RunDir
 
@@ -59,7 +61,8 @@ class Rank:
             self.rank = None
             self.rank = ROLES[role](config, self.here)
             return dict(self.rank.summary)
-        return getattr(self.rank, order)(*arguments, **options)
+        assert self.rank is not None
+        return carry_out(self.rank, order, *arguments, **options)
 
     def everywhere(self, order: str, *arguments: Any, **options: Any) -> list[Any]:
         """Rank 0: have all ranks execute an order; one result per rank. WorkerLost when another rank does not."""
@@ -68,7 +71,7 @@ class Rank:
             dist.broadcast_object_list([(order, arguments, options)], group=self.orders)
             results = self._gathered(self.execute(order, arguments, options))
         except (RuntimeError, dist.DistError) as error:
-            if not left_waiting(error):
+            if kind(error) != "collective":
                 raise
             raise WorkerLost(
                 f"another rank has ended, or has not answered for {self.timeout_s:g} s (cluster.timeout_s) during "
@@ -180,7 +183,7 @@ def follow(rank: Rank) -> int:
         print(f"rank {rank.here.rank}: {error}", file=sys.stderr, flush=True)
         return 1
     except (RuntimeError, dist.DistError) as error:
-        if not left_waiting(error):
+        if kind(error) != "collective":
             raise
         time.sleep(GRACE_S)
         print(f"rank {rank.here.rank}: ends, because another rank has ended or is silent.", file=sys.stderr, flush=True)
@@ -197,13 +200,15 @@ def join(config: Config) -> world.World:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             number, size, address, port = 0, 1, "127.0.0.1", int(free.getsockname()[1])
+    if gpu := config.cluster.gpus_per_worker > 0:
+        set_defaults(gpu_variables(config, "rank"))
     return world.start(
         number,
         size,
         address,
         port,
         config.cluster.timeout_s,
-        gpu=config.cluster.gpus_per_worker > 0,
+        gpu=gpu,
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         join_timeout_s=config.cluster.join_timeout_s,
     )

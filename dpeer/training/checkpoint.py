@@ -25,6 +25,7 @@ from dpeer.objective.dual import DualState
 from dpeer.training.calls import Scores
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
+from dpeer.training.world import sum_over_ranks
 
 SHARDS = "deepspeed"
 UNIVERSAL = "universal"
@@ -165,8 +166,7 @@ def _sums(policy: Policy) -> dict[str, float]:
         "second moments": [state["exp_avg_sq"] for state in states if "exp_avg_sq" in state],
     }
     own = [sum(map(_square_sum, tensors)) for tensors in held.values()]
-    total = torch.tensor(own, dtype=torch.float64, device=policy.world.device)
-    dist.all_reduce(total)
+    total = sum_over_ranks(torch.tensor(own, dtype=torch.float64))
     return dict(zip(held, total.tolist(), strict=True))
 
 

@@ -110,7 +110,7 @@ class TrainingRun:
             earlier = f" to go on from step {before[-1]}" if before else " to start from the beginning"
             raise CheckpointError(
                 f"{folder}: could not be loaded. {failed}\nThe traceback is in "
-                f"{self.files.keep('error.txt', failed.details)}; the "
+                f"{self.files.keep_error(str(failed), failed.details)}; the "
                 "checkpoint was not changed. Remove the cause (memory, disk, a missing file) and go on with --resume. "
                 f"If the files themselves are damaged, move the folder away{earlier}."
             ) from failed

@@ -152,6 +152,15 @@ class RunDir:
             write_text(path, text)
         return path
 
+    def keep_error(self, title: str, details: str) -> Path:
+        """Add to error.txt what failed workers have said, below that of earlier failures."""
+        path = self.path / "error.txt"
+        try:
+            before = path.read_text(errors="replace") + "\n"
+        except OSError:
+            before = ""
+        return self.keep(path.name, f"{before}=== {now()} {title}\n{details.rstrip()}\n")
+
     def keep_stall(self, report: str) -> Path:
         """Write the stacks of stalled ranks beside earlier ones."""
         return self.keep(f"stall-{len(list(self.path.glob('stall-*.txt'))) + 1}.txt", report)
