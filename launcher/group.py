@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dpeer.config import Cluster, Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import check_feasible, refuse_lost_nodes
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.last_words import last_lines
 from dpeer.launcher.watchdog import SILENT, State, Watch, headline, report
 from dpeer.launcher.worker import Worker
@@ -38,7 +39,7 @@ class Group:
 
     def __init__(self, role: str, size: int, config: Config, left: Collection[str] = ()) -> None:
         self.role, self.size, self.spec = role, size, config.cluster
-        spec, self.variables = self.spec, gpu_variables(config, role) if config.cluster.gpus_per_worker else {}
+        spec, self.variables = self.spec, gpu_variables(config, role) if config.cluster.on_gpus else {}
         self.placement = _reserve(role, size, spec, left)
         self.workers = [_worker(self.placement, i, spec) for i in range(size)]
         self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?", "node": "", "stderr": ""}] * size
@@ -72,7 +73,7 @@ class Group:
         limits = {
             "timeout_s": spec.timeout_s,
             "join_timeout_s": spec.join_timeout_s,
-            "gpu": spec.gpus_per_worker > 0,
+            "gpu": spec.on_gpus,
         }
         joins = [w.join.remote(i, self.size, own, port, limits) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group", spec.join_timeout_s + GRACE_S, watched=False)
@@ -238,7 +239,8 @@ class Groups:
     """The policy and reference groups, made when first needed, kept for the next recipe of the same placement."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.spec = config, config.cluster
+        self.config = resolved_gpus(config)
+        self.spec = self.config.cluster
         self._groups: dict[str, Group] = {}
         self.left: set[str] = set()  # nodes with a broken GPU
         check_feasible(wanted(self.spec), bundle(self.spec))
@@ -300,7 +302,8 @@ def wanted(spec: Cluster) -> dict[str, int]:
 
 
 def bundle(spec: Cluster) -> dict[str, float]:
-    return {"CPU": spec.cpus_per_worker} | ({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})
+    assert spec.gpus_per_worker != "auto"
+    return {"CPU": spec.cpus_per_worker} | ({"GPU": 1.0} if spec.on_gpus else {})
 
 
 def _reserve(role: str, size: int, spec: Cluster, left: Collection[str]) -> PlacementGroup:
@@ -324,12 +327,12 @@ def _reserve(role: str, size: int, spec: Cluster, left: Collection[str]) -> Plac
 
 def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(spec.cpus_per_worker))), "OMP_WAIT_POLICY": "PASSIVE"}
-    if not spec.gpus_per_worker:
+    if not spec.on_gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     actor: Any = Worker
     return actor.options(
         num_cpus=spec.cpus_per_worker,
-        num_gpus=spec.gpus_per_worker,
+        num_gpus=int(spec.on_gpus),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         runtime_env={"env_vars": environment},
     ).remote()

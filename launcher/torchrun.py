@@ -19,10 +19,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Concatenate
 
+import torch
 import torch.distributed as dist
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError, DpeerError, Interrupted
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.launcher.train import already_finished, disk_faults, only_driver, watch, write_pages
@@ -200,7 +202,7 @@ def join(config: Config) -> world.World:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             number, size, address, port = 0, 1, "127.0.0.1", int(free.getsockname()[1])
-    if gpu := config.cluster.gpus_per_worker > 0:
+    if gpu := config.cluster.on_gpus:
         set_defaults(gpu_variables(config, "rank"))
     return world.start(
         number,
@@ -228,6 +230,7 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
+        config = resolved_gpus(config, torch.cuda.device_count())
         rank = Rank(join(config), config.cluster.timeout_s)
         return drive(config, rank) if rank.here.rank == 0 else follow(rank)
     except DpeerError as error:

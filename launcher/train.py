@@ -13,6 +13,7 @@ from dpeer.errors import CheckpointError, ClusterError, ConfigError, Interrupted
 from dpeer.files import write_text
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
+from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups
 from dpeer.launcher.lock import LEASE_S, Owner, sole_owner
 from dpeer.launcher.preflight.quick import check_quickly, is_private, token
@@ -74,6 +75,9 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     check_startable(files, resume)
     if already_finished(files):
         return 0
+    given, config = config, resolved_gpus(config)
+    if line := device_line(given, config):
+        print(line, flush=True)
     with only_driver(config):
         return _train(config, groups, files)
 

@@ -47,7 +47,7 @@ def reference_hash(config: Config) -> str:
 
 def cache_path(config: Config, data: TokenizedSet) -> Path:
     """File of cached log-probs: keyed by everything that changes them. Length normalisation happens after reading."""
-    kernel = f"{tree_attention.NAME} on {'gpu' if config.cluster.gpus_per_worker else 'cpu'}"
+    kernel = f"{tree_attention.NAME} on {'gpu' if config.cluster.on_gpus else 'cpu'}"
     key = [reference_hash(config), data.sha256, config.model.dtype, kernel, torch.__version__, "sum"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return config.output_dir / "reference_cache" / f"{name}.safetensors"

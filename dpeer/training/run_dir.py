@@ -208,6 +208,11 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         return config
 
 
+def same_recipe(recorded: Mapping[str, Any], config: Config) -> bool:
+    """Whether a manifest's config is this one. Nothing of `cluster` changes what a step computes."""
+    return {**recorded, "cluster": None} == {**resolved(config), "cluster": None}
+
+
 def may_change(training: Mapping[str, Any]) -> tuple[str, ...]:
     """Beginnings of the keys that change no result. Where checkpoints are judged, their schedule is part of it."""
     judged = training.get("keep") == "best" or training.get("stop_when") == "certified"

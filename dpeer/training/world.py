@@ -94,7 +94,8 @@ def start(
 def meet_by_nccl(device: torch.device, limit_s: float) -> None:
     """One all-reduce, waited for here: NCCL only enqueues it, and reports a failure of it by ending the process."""
     dist.all_reduce(torch.ones(1, device=device))
-    done: Any = torch.cuda.Event()
+    cuda: Any = torch.cuda
+    done = cuda.Event()
     done.record()
     deadline = time.monotonic() + limit_s
     while not done.query():

@@ -11,6 +11,7 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import connect
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import Group, Groups
 from dpeer.launcher.preflight.checklist import Checklist, Warn
 from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
@@ -47,6 +48,7 @@ def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Sa
     try:
         say("connecting")
         with connect(config.cluster.address):
+            config = resolved_gpus(config)
             quick(config, checks, say)
             if only_quick:
                 return

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dpeer.config import Config
 from dpeer.launcher.preflight.checklist import Fault, Warn
 
 GIB = 2**30
+FP32_TOKENS = 2048
 SKEW_WARN_S, SKEW_FAIL_S = 1.0, 10.0
 
 
@@ -42,6 +44,17 @@ def gpu_count(seen: Mapping[str, int], ray: Mapping[str, float], per_worker: flo
             f"nodes differ: most have {counts.most_common(1)[0][0]:g}, {_some(odd)}.", "Is a GPU missing there?"
         )
     return f"{next(iter(ray.values()), 0):g} on each node"
+
+
+def precision(config: Config) -> str | Warn:
+    """fp32 on GPUs: no fused attention takes it, so that memory grows with the square of a record's length."""
+    shown = f"model.dtype {config.model.dtype}, records of up to {config.data.max_tokens} tokens"
+    if config.model.dtype == "fp32" and config.cluster.on_gpus and config.data.max_tokens > FP32_TOKENS:
+        return Warn(
+            f"{shown}: on GPUs attention in fp32 is slow and takes memory with the square of the length.",
+            "Set model.dtype to bf16 (master weights stay fp32), or lower data.max_tokens.",
+        )
+    return shown
 
 
 def same_versions(versions: Mapping[str, Mapping[str, str | None]], own: Mapping[str, str | None]) -> str:
