@@ -200,6 +200,8 @@ class Training(Section):
     samples."""
     sample_prompts: int = Field(3, ge=1)
     """Prompts that are answered each time, taken from the dual split, or else from the training records."""
+    deterministic: bool = False
+    """On GPUs: only kernels and NCCL algorithms that repeat to the last digit; slower. On the CPU they always do."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project; TensorBoard is always written."""
 

@@ -23,6 +23,7 @@ from dpeer.errors import CheckpointError
 from dpeer.files import write_json
 from dpeer.objective.dual import DualState
 from dpeer.training.calls import Scores
+from dpeer.training.numerics import numerics
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
 from dpeer.training.world import sum_over_ranks
@@ -66,7 +67,7 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
             {
                 "step": policy.step,
                 "world_size": policy.world.size,
-                "numerics": _numerics(policy),
+                "numerics": numerics(policy.world.device),
                 "dual": policy.lagrangian.state.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
                 "sums": sums,
@@ -97,7 +98,7 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
-    exact = same_ranks and state["numerics"] == _numerics(policy)
+    exact = same_ranks and state["numerics"] == numerics(policy.world.device)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
 
 
@@ -135,12 +136,6 @@ def _load_universal(policy: Policy, folder: Path) -> None:
         # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group.
         if isinstance(state.get("step"), torch.Tensor):
             state["step"] = state["step"].clone()
-
-
-def _numerics(policy: Policy) -> list[str]:
-    """What must be equal for a forward pass to repeat to the last digits."""
-    device = policy.world.device
-    return [torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(), torch.__version__]
 
 
 def _free(folder: Path) -> int:

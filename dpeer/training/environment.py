@@ -12,6 +12,7 @@ DIAGNOSIS = {
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "20000",  # the flight recorder's: collectives per rank
 }
+DETERMINISM = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the same setting: torch's older and newer name
 
 
@@ -19,7 +20,7 @@ def gpu_variables(config: Config, role: str) -> dict[str, str]:
     """For a rank on a GPU. NCCL's flight recorder writes RUN/nccl/ROLE-RANK when a collective times out."""
     chosen = DIAGNOSIS | {"TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{config.run_dir.absolute() / 'nccl' / role}-"}
     chosen[ALLOCATOR[0]] = "expandable_segments:True"  # packs of all lengths would fragment fixed segments
-    return chosen
+    return chosen | (DETERMINISM if config.training.deterministic else {})
 
 
 def set_defaults(variables: dict[str, str]) -> None:
@@ -30,3 +31,12 @@ def set_defaults(variables: dict[str, str]) -> None:
             os.environ[name] = value
     if dumps := variables.get("TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
         Path(dumps).parent.mkdir(parents=True, exist_ok=True)
+
+
+def set_determinism(wanted: bool) -> None:
+    """Of torch's kernels, FlashAttention's backward among them; the same process may have served another recipe."""
+    import torch
+    from torch.utils import deterministic
+
+    torch.use_deterministic_algorithms(wanted)
+    deterministic.fill_uninitialized_memory = False  # finds reads of what nobody wrote; costs time

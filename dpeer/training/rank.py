@@ -16,9 +16,11 @@ from dpeer.model.lm import load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
+from dpeer.training.environment import set_determinism
 from dpeer.training.export import export
 from dpeer.training.faults import kind, out_of_memory
 from dpeer.training.heldout import certificate, heldout_edges, proven
+from dpeer.training.numerics import numerics
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared, prepare, split_records
 from dpeer.training.pulse import Pulse
@@ -57,6 +59,7 @@ class TrainingRank:
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
+        set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
         with memory_explained(config, self.prepared, lambda: "loading the model"):
             self.policy = Policy(config, self.prepared, world)
@@ -66,8 +69,12 @@ class TrainingRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, and the facts that must not change when it goes on."""
-        return {"steps": self.policy.steps, "facts": self.prepared.facts}
+        """Steps of the run, the facts that must not change when it goes on, and on what its numbers depend besides."""
+        return {
+            "steps": self.policy.steps,
+            "facts": self.prepared.facts,
+            "numerics": numerics(self.policy.world.device),
+        }
 
     @property
     def pulse(self) -> Pulse:
@@ -203,6 +210,7 @@ class ReferenceRank:
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
+        set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
         with memory_explained(config, self.prepared, lambda: "loading the reference"):
             self.reference = Reference(config, world)

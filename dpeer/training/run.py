@@ -86,7 +86,7 @@ class TrainingRun:
         built = policy.finish_build(pending)
         if self.mode == "workers":
             refuse_other_facts("the reference group", theirs["facts"], built["facts"])
-        self.files.begin_or_resume(self.config, built["facts"])
+        self.files.begin_or_resume(self.config, built["facts"], built.get("numerics"))
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
         self.files.clear_partial()

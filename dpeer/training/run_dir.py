@@ -27,6 +27,7 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "training.tokens_per_pack",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.deterministic",
     "training.sample_every",
     "training.sample_prompts",
     "training.wandb_project",
@@ -45,8 +46,8 @@ class RunDir:
         self.samples, self.stop = path / "samples.jsonl", path / "stop.json"
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
-    def begin(self, config: Config, facts: dict[str, Any]) -> None:
-        """Write the metadata of a fresh run."""
+    def begin(self, config: Config, facts: dict[str, Any], numerics: Sequence[str] | None = None) -> None:
+        """Write the metadata of a fresh run. `numerics`: device and libraries on which its last digits depend."""
         write_json(
             self.manifest,
             {
@@ -55,15 +56,16 @@ class RunDir:
                 "git": _git_revision(),
                 "created": now(),
                 "finished": None,
+                "numerics": numerics,
                 **facts,
             },
         )
 
-    def begin_or_resume(self, config: Config, facts: dict[str, Any]) -> None:
+    def begin_or_resume(self, config: Config, facts: dict[str, Any], numerics: Sequence[str] | None = None) -> None:
         if self.manifest.exists():
             self.check_resumable(config, facts)
         else:
-            self.begin(config, facts)
+            self.begin(config, facts, numerics)
 
     def check_resumable(self, config: Config, facts: dict[str, Any]) -> None:
         """Refuse to go on with another config, data set or reference than the run began with; says what differs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ import torch.distributed as dist
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError
+from dpeer.training import numerics as module
 from dpeer.training import world
-from dpeer.training.environment import gpu_variables, set_defaults
+from dpeer.training.environment import DETERMINISM, gpu_variables, set_defaults, set_determinism
 
 CONFIG = {"name": "x", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
 
@@ -82,7 +84,7 @@ def test_gpus_that_torch_does_not_see_are_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
-def test_variables_never_override_the_users(tmp_path: Any, clean: None, name: str) -> None:
+def test_variables_never_override_the_users(tmp_path: Path, clean: None, name: str) -> None:
     config = Config.model_validate(CONFIG | {"output_dir": tmp_path})
     os.environ |= {name: "max_split_size_mb:64", "NCCL_DEBUG": "INFO"}
     set_defaults(gpu_variables(config, "policy"))
@@ -94,3 +96,29 @@ def test_variables_never_override_the_users(tmp_path: Any, clean: None, name: st
     del os.environ[name]
     set_defaults(gpu_variables(config, "policy"))
     assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_determinism_is_of_kernels_and_of_libraries(tmp_path: Path, clean: None) -> None:
+    config = Config.model_validate(CONFIG | {"output_dir": tmp_path, "training": {"steps": 1, "deterministic": True}})
+    assert gpu_variables(config, "policy").items() >= DETERMINISM.items()
+    assert not DETERMINISM.keys() & gpu_variables(Config.model_validate(CONFIG), "policy").keys()
+    set_determinism(True)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    set_determinism(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("kind", ["Kernel Module", "Open Kernel Module for x86_64"])
+def test_numerics_of_a_gpu_name_its_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    (tmp_path / "version").write_text(
+        f"NVRM version: NVIDIA UNIX x86_64 {kind}  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
+    )
+    monkeypatch.setattr(module, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(module, "package_version", {"nvidia-cublas-cu12": "12.8.4.1"}.get)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    gpu = ["NVIDIA H200", torch.__version__, "CUDA 12.8", "cuBLAS 12.8.4.1", "driver 550.54.15"]
+    assert module.numerics(torch.device("cuda", 0)) == gpu
+    (tmp_path / "version").unlink()
+    assert module.numerics(torch.device("cuda", 0))[-1] == "driver unknown"
+    assert len(module.numerics(torch.device("cpu"))) == 2
