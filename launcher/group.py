@@ -115,6 +115,12 @@ class Group:
         result: T = self._gather(pending, phase.name, phase.limit_s)[0]
         return result
 
+    def bandwidth(self) -> float:
+        """GB/s of an all-reduce by these ranks."""
+        limit = self.spec.join_timeout_s + GRACE_S
+        asked = [w.bandwidth.remote() for w in self.workers]
+        return float(min(self._gather(asked, "measuring an all-reduce", limit, watched=False)))
+
     def close(self) -> None:
         for worker in self.workers:
             ray.kill(worker)

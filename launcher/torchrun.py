@@ -39,6 +39,7 @@ from dpeer.training.run_dir import RunDir
 # DeepSpeed's calls of older names, on every step of every rank.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 ROLES: dict[str, type[TrainingRank] | type[ReferenceRank]] = {"policy": TrainingRank, "reference": ReferenceRank}
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BUILD, STOP = "build", "stop"
 GRACE_S = 5.0
 """A follower's fault is told after so long: what all ranks meet, rank 0 tells, and torchrun ends the rest."""
@@ -195,7 +196,12 @@ def follow(rank: Rank) -> int:
 
 def join(config: Config) -> world.World:
     """The process group that torchrun has set up, or one of this process alone."""
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        if missing := [name for name in VARIABLES if name not in os.environ]:
+            raise ConfigError(
+                f"the environment has RANK or WORLD_SIZE, but not {', '.join(missing)}. torchrun sets all of them; for "
+                "a run of one process unset RANK and WORLD_SIZE."
+            )
         number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     else:

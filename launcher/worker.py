@@ -60,6 +60,12 @@ class Worker:
 
         self.world = world.start(rank, size, address, port, **limits)
 
+    def bandwidth(self) -> float:
+        """Collective: GB/s of an all-reduce."""
+        from dpeer.training.world import all_reduce_bandwidth
+
+        return all_reduce_bandwidth(self.world)
+
     def build(self, role: str, config: dict[str, Any]) -> dict[str, Any]:
         """Load data and model for one recipe; returns the facts about the data."""
         from dpeer.config import Config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from dpeer.config import Config
 
@@ -36,7 +37,7 @@ def set_defaults(variables: dict[str, str]) -> None:
 def set_determinism(wanted: bool) -> None:
     """Of torch's kernels, FlashAttention's backward among them; the same process may have served another recipe."""
     import torch
-    from torch.utils import deterministic
 
     torch.use_deterministic_algorithms(wanted)
-    deterministic.fill_uninitialized_memory = False  # finds reads of what nobody wrote; costs time
+    utilities: Any = torch.utils
+    utilities.deterministic.fill_uninitialized_memory = False  # finds reads of what nobody wrote; costs time

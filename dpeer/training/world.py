@@ -105,6 +105,22 @@ def meet_by_nccl(device: torch.device, limit_s: float) -> None:
     torch.cuda.synchronize()  # raises what the device has met
 
 
+def all_reduce_bandwidth(world: World, size: int = 2**28, rounds: int = 5) -> float:
+    """Collective: bus bandwidth in GB/s of an all-reduce of `size` bytes, as nccl-tests count it: what each rank's link
+    carries, 2 (n - 1) / n bytes for each byte of the result."""
+    vector = torch.zeros(size // 4, device=world.device)
+    cuda: Any = torch.cuda
+    wait = cuda.synchronize if world.device.type == "cuda" else lambda: None
+    dist.all_reduce(vector)  # the first one connects
+    wait()
+    began = time.perf_counter()
+    for _ in range(rounds):
+        dist.all_reduce(vector)
+    wait()
+    seconds = (time.perf_counter() - began) / rounds
+    return 2 * (world.size - 1) / world.size * size / seconds / 1e9
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -73,6 +73,10 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
             return {label: values[name] for label, values in facts.items()}
 
         checks.check("GPUs", judge.gpu_count, fact("gpus"), nodes.gpus, spec.gpus_per_worker)
+        if spec.on_gpus:
+            checks.check("GPU driver", judge.gpu_driver, fact("cards"))
+            checks.check("GPU memory", judge.gpu_memory, fact("cards"))
+            checks.check("GPU health", judge.gpu_health, fact("cards"))
         checks.check("precision", judge.precision, config)
         if not private:
             checks.check("packages", judge.same_versions, fact("versions"), versions())

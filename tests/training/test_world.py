@@ -122,3 +122,17 @@ def test_numerics_of_a_gpu_name_its_libraries(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "version").unlink()
     assert module.numerics(torch.device("cuda", 0))[-1] == "driver unknown"
     assert len(module.numerics(torch.device("cpu"))) == 2
+
+
+def test_bandwidth_counts_what_each_link_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks, 1 MB in 1 ms: 1.5 MB per link and ms."""
+    clock = [0.0]
+
+    def all_reduce(vector: torch.Tensor) -> None:
+        assert vector.numel() * vector.element_size() == 10**6
+        clock[0] += 1e-3
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr("dpeer.training.world.time.perf_counter", lambda: clock[0])
+    here = world.World(0, 4, torch.device("cpu"))
+    assert world.all_reduce_bandwidth(here, 10**6) == pytest.approx(1.5)
