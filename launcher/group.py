@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Concatenate
 
 import ray
@@ -15,26 +15,34 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dpeer.config import Cluster, Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import check_feasible, refuse_lost_nodes
+from dpeer.launcher.gpus import resolved_gpus
+from dpeer.launcher.last_words import last_lines
 from dpeer.launcher.watchdog import SILENT, State, Watch, headline, report
 from dpeer.launcher.worker import Worker
-from dpeer.training.calls import P, Phase, T, WorkerFailed, WorkerLost, left_waiting
+from dpeer.training.calls import DeviceLost, P, Phase, T, WorkerFailed, WorkerLost
+from dpeer.training.environment import gpu_variables
+from dpeer.training.faults import kind, tells_of_device
 from dpeer.training.pulse import Pulse
 from dpeer.training.run import refuse_other_facts
 
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
 PROBE_S = 3.0  # how long a rank may take to say what it is doing
+MOST_TOLD = 8  # ranks whose words are kept when many fail at once
 DEAD = "dead"
 DEATHS = (RayActorError, NodeDiedError, OutOfMemoryError)  # the last by Ray's memory monitor; no RayActorError
 
 
 class Group:
-    """All ranks of one role. `spec` fixes placement; the same processes can serve several recipes (`build`)."""
+    """All ranks of one role. `config` fixes placement; the same processes can serve several recipes (`build`).
 
-    def __init__(self, role: str, size: int, spec: Cluster) -> None:
-        self.role, self.size, self.spec = role, size, spec
-        self.placement = _reserve(role, size, spec)
+    No worker is placed on the nodes `left` (Ray's ids)."""
+
+    def __init__(self, role: str, size: int, config: Config, left: Collection[str] = ()) -> None:
+        self.role, self.size, self.spec = role, size, config.cluster
+        spec, self.variables = self.spec, gpu_variables(config, role) if config.cluster.on_gpus else {}
+        self.placement = _reserve(role, size, spec, left)
         self.workers = [_worker(self.placement, i, spec) for i in range(size)]
-        self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?"}] * size
+        self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?", "node": "", "stderr": ""}] * size
         self.entered: list[Any] = []
         self.own = ""  # address of rank 0
 
@@ -49,7 +57,11 @@ class Group:
         self.workers, self.hosts = [self.workers[i] for i in by_node], [self.hosts[i] for i in by_node]
         addresses = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
         own = [addresses[h["node"]] for h in self.hosts]
-        settings = {"threads": max(1, int(spec.cpus_per_worker)), "folder": os.getcwd()}
+        settings = {
+            "threads": max(1, int(spec.cpus_per_worker)),
+            "folder": os.getcwd(),
+            "variables": self.variables,
+        }
         self.own = own[0]
         self.entered = [w.enter.remote(own[i], settings) for i, w in enumerate(self.workers)]
 
@@ -61,7 +73,7 @@ class Group:
         limits = {
             "timeout_s": spec.timeout_s,
             "join_timeout_s": spec.join_timeout_s,
-            "gpu": spec.gpus_per_worker > 0,
+            "gpu": spec.on_gpus,
         }
         joins = [w.join.remote(i, self.size, own, port, limits) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group", spec.join_timeout_s + GRACE_S, watched=False)
@@ -102,6 +114,12 @@ class Group:
         pending = [self.workers[0].call.remote(method.__name__, *args, **kwargs)]
         result: T = self._gather(pending, phase.name, phase.limit_s)[0]
         return result
+
+    def bandwidth(self) -> float:
+        """GB/s of an all-reduce by these ranks."""
+        limit = self.spec.join_timeout_s + GRACE_S
+        asked = [w.bandwidth.remote() for w in self.workers]
+        return float(min(self._gather(asked, "measuring an all-reduce", limit, watched=False)))
 
     def close(self) -> None:
         for worker in self.workers:
@@ -150,19 +168,47 @@ class Group:
         states = self._states() if not dead else []
         dead += [rank for rank, state in enumerate(states) if state.phase == DEAD]
         if dead:
-            memory = isinstance(failures.get(dead[0]), OutOfMemoryError)
-            why = " Ray ended it because its node ran out of memory." if memory else ""
-            return WorkerLost(f"{self._name(dead[0])} died during '{phase}'.{why}")
-        own = {rank: error for rank, error in failures.items() if not left_waiting(_cause(error) or error)}
-        if silent and not own:
+            return self._death(dead, failures, phase)
+        kinds = {rank: kind(_cause(error) or error) for rank, error in failures.items()}
+        if own := [rank for rank, what in kinds.items() if what in ("own", "memory")]:
+            return WorkerFailed(self._headline(own[0], failures[own[0]], phase), str(failures[own[0]]))
+        if broken := [rank for rank, what in kinds.items() if what == "device"]:
+            title = self._headline(broken[0], failures[broken[0]], phase)
+            return self._device_lost(broken[0], f"{title}.", self._details(failures))
+        if silent:
             own_limit = limit == self.spec.timeout_s + GRACE_S
             bound = f" (cluster.timeout_s = {self.spec.timeout_s:g})" if own_limit else ""
             title = f"{self._name(silent[0])} did not answer during '{phase}' within {limit:.0f} s{bound}."
-            return WorkerLost(f"{title} {headline(states)}", report(title, states))
-        rank, error = next(iter((own or failures).items()))
+            return WorkerLost(f"{title} {headline(states)}", report(title, states), self._details(failures))
+        rank, error = next(iter(failures.items()))
+        return WorkerLost(f"{self._headline(rank, error, phase)}.", details=self._details(failures))
+
+    def _death(self, dead: list[int], failures: dict[int, Exception], phase: str) -> WorkerLost:
+        title, said = f"{self._name(dead[0])} died during '{phase}'.", self._last_words(dead)
+        if isinstance(failures.get(dead[0]), OutOfMemoryError):
+            return WorkerLost(f"{title} Ray ended it because its node ran out of memory.", details=said)
+        return self._device_lost(dead[0], title, said) if tells_of_device(said) else WorkerLost(title, details=said)
+
+    def _device_lost(self, rank: int, title: str, details: str) -> DeviceLost:
+        host = self.hosts[rank]["host"]
+        return DeviceLost(f"{title} A GPU of host {host} has failed.", details, host, self.hosts[rank]["node"])
+
+    def _headline(self, rank: int, error: Exception, phase: str) -> str:
         cause = _cause(error) or error
         reason = (str(cause).strip().splitlines() or ["no message"])[0][:300]
-        return WorkerFailed(f"{self._name(rank)} failed during '{phase}': {type(cause).__name__}: {reason}", str(error))
+        return f"{self._name(rank)} failed during '{phase}': {type(cause).__name__}: {reason}"
+
+    def _details(self, failures: dict[int, Exception]) -> str:
+        """Traceback of each failed rank, then the last lines on its stderr, where NCCL and CUDA write their reasons."""
+        told = [f"--- {self._name(rank)} ---\n{error}" for rank, error in list(failures.items())[:MOST_TOLD]]
+        return "\n".join([*told, self._last_words(list(failures))])
+
+    def _last_words(self, ranks: Sequence[int]) -> str:
+        """What these ranks wrote on stderr last, as far as their nodes still answer."""
+        chosen = ranks[:MOST_TOLD]
+        texts = last_lines([(self.hosts[rank]["node"], self.hosts[rank]["stderr"]) for rank in chosen])
+        told = [(rank, text) for rank, text in zip(chosen, texts, strict=True) if text]
+        return "\n".join(f"--- stderr of {self._name(rank)}, last lines ---\n{text}" for rank, text in told)
 
     def _name(self, rank: int) -> str:
         place = self.hosts[rank]
@@ -172,7 +218,7 @@ class Group:
         states = self._states()
         dead = [rank for rank, state in enumerate(states) if state.phase == DEAD]
         if dead:
-            return WorkerLost(f"{self._name(dead[0])} died. {title}")
+            return WorkerLost(f"{self._name(dead[0])} died. {title}", details=self._last_words(dead))
         return WorkerLost(f"{title} {headline(states)}", report(title, states))
 
     def _pulses(self, ranks: Sequence[int]) -> dict[int, Pulse | None]:
@@ -199,8 +245,10 @@ class Groups:
     """The policy and reference groups, made when first needed, kept for the next recipe of the same placement."""
 
     def __init__(self, config: Config) -> None:
-        self.spec = config.cluster
+        self.config = resolved_gpus(config)
+        self.spec = self.config.cluster
         self._groups: dict[str, Group] = {}
+        self.left: set[str] = set()  # nodes with a broken GPU
         check_feasible(wanted(self.spec), bundle(self.spec))
 
     def policy(self) -> Group:
@@ -215,7 +263,7 @@ class Groups:
         new = [role for role in roles if role not in self._groups]
         try:
             for role in new:
-                self._groups[role] = Group(role, sizes[role], self.spec)
+                self._groups[role] = Group(role, sizes[role], self.config, self.left)
             for role in new:
                 self._groups[role].enter()
             for role in new:
@@ -260,15 +308,17 @@ def wanted(spec: Cluster) -> dict[str, int]:
 
 
 def bundle(spec: Cluster) -> dict[str, float]:
-    return {"CPU": spec.cpus_per_worker} | ({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})
+    assert spec.gpus_per_worker != "auto"
+    return {"CPU": spec.cpus_per_worker} | ({"GPU": 1.0} if spec.on_gpus else {})
 
 
-def _reserve(role: str, size: int, spec: Cluster) -> PlacementGroup:
-    group = placement_group([bundle(spec)] * size, strategy="PACK")
+def _reserve(role: str, size: int, spec: Cluster, left: Collection[str]) -> PlacementGroup:
+    elsewhere = [{"ray.io/node-id": f"!in({','.join(sorted(left))})"}] * size if left else None
+    group = placement_group([bundle(spec)] * size, strategy="PACK", bundle_label_selector=elsewhere)
     deadline = time.monotonic() + spec.placement_timeout_s
     try:
         while not group.wait(PROBE_S):
-            refuse_lost_nodes(wanted(spec), bundle(spec))
+            refuse_lost_nodes(wanted(spec), bundle(spec), left)
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"{role}: {size} x {bundle(spec)} could not be placed within {spec.placement_timeout_s:g} s, "
@@ -283,12 +333,12 @@ def _reserve(role: str, size: int, spec: Cluster) -> PlacementGroup:
 
 def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(spec.cpus_per_worker))), "OMP_WAIT_POLICY": "PASSIVE"}
-    if not spec.gpus_per_worker:
+    if not spec.on_gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     actor: Any = Worker
     return actor.options(
         num_cpus=spec.cpus_per_worker,
-        num_gpus=spec.gpus_per_worker,
+        num_gpus=int(spec.on_gpus),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         runtime_env={"env_vars": environment},
     ).remote()

@@ -63,25 +63,30 @@ def refuse_misfit(config: Config, request: Request) -> None:
     from dpeer.launcher.cluster import unplaceable
     from dpeer.launcher.group import wanted
 
-    spec, groups = config.cluster, wanted(config.cluster)
-    if not spec.gpus_per_worker:
+    groups = wanted(config.cluster)
+    if not _on_gpus(config, request):
         return
     workers, per_node = sum(groups.values()), {"GPU": float(request.gpus)}
-    if unplaceable([{"GPU": spec.gpus_per_worker}] * workers, [per_node] * request.nodes):
+    if unplaceable([{"GPU": 1.0}] * workers, [per_node] * request.nodes):
         raise ClusterError(
             f"--nodes {request.nodes} --gpus {request.gpus}: {' + '.join(f'{n} {role}' for role, n in groups.items())} "
-            f"workers with {spec.gpus_per_worker:g} GPU each do not fit {request.nodes} x {request.gpus} GPUs. Ask for "
+            f"workers with a GPU each do not fit {request.nodes} x {request.gpus} GPUs. Ask for "
             "more nodes, or set cluster.policy_workers and cluster.reference_workers."
         )
+
+
+def _on_gpus(config: Config, request: Request) -> bool:
+    from dpeer.launcher.gpus import resolved_gpus
+
+    return resolved_gpus(config, request.gpus).cluster.on_gpus
 
 
 def idle_gpus(config: Config, request: Request) -> int:
     """GPUs asked for that no worker of the recipe uses."""
     from dpeer.launcher.group import wanted
 
-    spec = config.cluster
-    used = sum(wanted(spec).values()) * spec.gpus_per_worker
-    return int(request.nodes * request.gpus - used) if used else 0
+    used = sum(wanted(config.cluster).values()) if _on_gpus(config, request) else 0
+    return request.nodes * request.gpus - used if used else 0
 
 
 def write_job(config: Config, request: Request) -> Path:

@@ -19,13 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dpeer.config import Config
-from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
 from dpeer.files import write_text
 from dpeer.objective.bounds import records_for, room
 from dpeer.report.text import UNKNOWN, number
 from dpeer.report.tolerance import Reach, write_page
-from dpeer.training.run_dir import RunDir
+from dpeer.training.run_dir import RunDir, same_recipe
 
 LATE = 0.2
 """Share of the last steps over which a level is averaged."""
@@ -110,7 +109,7 @@ def pilots(config: Config, dimensions: Sequence[str], steps: int | None) -> dict
 def _done(config: Config) -> bool:
     """Finished with this config; a pilot of another config is removed, as the folder is this command's own."""
     files = RunDir(config.run_dir)
-    if files.manifest.exists() and json.loads(files.manifest.read_text())["config"] != resolved(config):
+    if files.manifest.exists() and not same_recipe(json.loads(files.manifest.read_text())["config"], config):
         shutil.rmtree(files.path)
     return files.finished
 

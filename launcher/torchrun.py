@@ -19,22 +19,27 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Concatenate
 
+import torch
 import torch.distributed as dist
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError, DpeerError, Interrupted
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.launcher.train import already_finished, disk_faults, only_driver, watch, write_pages
 from dpeer.training import world
-from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost, left_waiting
-from dpeer.training.rank import ReferenceRank, TrainingRank
+from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost
+from dpeer.training.environment import gpu_variables, set_defaults
+from dpeer.training.faults import kind
+from dpeer.training.rank import ReferenceRank, TrainingRank, carry_out
 from dpeer.training.run import TrainingRun, refuse_other_facts
 from dpeer.training.run_dir import RunDir
 
 # DeepSpeed's calls of older names, on every step of every rank.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 ROLES: dict[str, type[TrainingRank] | type[ReferenceRank]] = {"policy": TrainingRank, "reference": ReferenceRank}
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BUILD, STOP = "build", "stop"
 GRACE_S = 5.0
 """A follower's fault is told after so long: what all ranks meet, rank 0 tells, and torchrun ends the rest."""
@@ -61,7 +66,8 @@ class Rank:
             self.rank = None
             self.rank = ROLES[role](config, self.here)
             return dict(self.rank.summary)
-        return getattr(self.rank, order)(*arguments, **options)
+        assert self.rank is not None
+        return carry_out(self.rank, order, *arguments, **options)
 
     def everywhere(self, order: str, *arguments: Any, **options: Any) -> list[Any]:
         """Rank 0: have all ranks execute an order; one result per rank. WorkerLost when another rank does not."""
@@ -70,7 +76,7 @@ class Rank:
             dist.broadcast_object_list([(order, arguments, options)], group=self.orders)
             results = self._gathered(self.execute(order, arguments, options))
         except (RuntimeError, dist.DistError) as error:
-            if not left_waiting(error):
+            if kind(error) != "collective":
                 raise
             raise WorkerLost(
                 f"another rank has ended, or has not answered for {self.timeout_s:g} s (cluster.timeout_s) during "
@@ -182,7 +188,7 @@ def follow(rank: Rank) -> int:
         print(f"rank {rank.here.rank}: {error}", file=sys.stderr, flush=True)
         return 1
     except (RuntimeError, dist.DistError) as error:
-        if not left_waiting(error):
+        if kind(error) != "collective":
             raise
         time.sleep(GRACE_S)
         print(f"rank {rank.here.rank}: ends, because another rank has ended or is silent.", file=sys.stderr, flush=True)
@@ -192,20 +198,27 @@ def follow(rank: Rank) -> int:
 
 def join(config: Config) -> world.World:
     """The process group that torchrun has set up, or one of this process alone."""
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        if missing := [name for name in VARIABLES if name not in os.environ]:
+            raise ConfigError(
+                f"the environment has RANK or WORLD_SIZE, but not {', '.join(missing)}. torchrun sets all of them; for "
+                "a run of one process unset RANK and WORLD_SIZE."
+            )
         number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     else:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             number, size, address, port = 0, 1, "127.0.0.1", int(free.getsockname()[1])
+    if gpu := config.cluster.on_gpus:
+        set_defaults(gpu_variables(config, "rank"))
     return world.start(
         number,
         size,
         address,
         port,
         config.cluster.timeout_s,
-        gpu=config.cluster.gpus_per_worker > 0,
+        gpu=gpu,
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         join_timeout_s=config.cluster.join_timeout_s,
     )
@@ -225,6 +238,7 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
+        config = resolved_gpus(config, torch.cuda.device_count())
         rank = Rank(join(config), config.cluster.timeout_s)
         return drive(config, rank) if rank.here.rank == 0 else follow(rank)
     except DpeerError as error:

@@ -13,15 +13,16 @@ from dpeer.errors import CheckpointError, ClusterError, ConfigError, Interrupted
 from dpeer.files import write_text
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
+from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups
 from dpeer.launcher.lock import LEASE_S, Owner, sole_owner
 from dpeer.launcher.memory_watch import MemoryWatch
-from dpeer.launcher.preflight.quick import check_quickly, token
+from dpeer.launcher.preflight.quick import check_quickly, is_private, token
 from dpeer.launcher.progress import Progress
 from dpeer.launcher.signals import Signals
 from dpeer.launcher.trackers import Trackers
 from dpeer.objective.rows import TimingRow
-from dpeer.training.calls import WorkerFailed, WorkerLost
+from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
@@ -76,6 +77,9 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     check_startable(files, resume)
     if already_finished(files):
         return 0
+    given, config = config, resolved_gpus(config)
+    if line := device_line(given, config):
+        print(line, flush=True)
     with only_driver(config):
         return _train(config, groups, files)
 
@@ -154,24 +158,34 @@ def _train(config: Config, groups: Groups, files: RunDir) -> int:
                     write_pages(files)
                 return 0
             except WorkerFailed as failed:
+                kept = files.keep_error(str(failed), failed.details)
                 raise ClusterError(
-                    f"{failed}\nIts traceback is in {files.keep('error.txt', failed.details)}. The last checkpoint is "
-                    "kept: once the cause is removed, go on with --resume."
+                    f"{failed}\nIts traceback is in {kept}. The last checkpoint is kept: once the cause is removed, go "
+                    "on with --resume."
                 ) from failed
             except WorkerLost as lost:
                 groups.close()
+                if lost.details:
+                    print(f"What the workers said: {files.keep_error(str(lost), lost.details)}", flush=True)
                 if lost.report:
                     print(f"Stacks of all ranks: {files.keep_stall(lost.report)}", flush=True)
                 if signals.received:
                     print(f"{lost} Stopped by a signal; the last checkpoint is kept. Go on with --resume.", flush=True)
                     return signals.exit_code
+                leave = isinstance(lost, DeviceLost) and not is_private(config)
                 restarts += 1
+                if leave and restarts > config.cluster.max_restarts:
+                    print(f"{lost} The last checkpoint is kept. Go on with --resume, without that host.", flush=True)
+                    return exit_codes.NODE_LOST
                 if restarts > config.cluster.max_restarts:
                     raise ClusterError(
                         f"{lost} Gave up after {config.cluster.max_restarts} restarts (cluster.max_restarts). "
                         f"The last checkpoint is kept: run again with --resume."
                     ) from lost
                 which = f"{restarts} of {config.cluster.max_restarts}"
+                if leave and isinstance(lost, DeviceLost):
+                    groups.left.add(lost.node)
+                    which += f", without host {lost.host}"
                 print(f"{lost} Restarting from the last checkpoint ({which}).", flush=True)
             except NodeLost as lost:
                 print(f"{lost} The last checkpoint is kept. Go on with --resume.", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 from typing import Any
@@ -11,6 +12,8 @@ import ray
 
 from dpeer.errors import ClusterError
 from dpeer.launcher import watchdog
+from dpeer.launcher.last_words import stderr_file
+from dpeer.training.environment import set_defaults
 from dpeer.training.pulse import Pulse
 
 
@@ -23,8 +26,9 @@ class Worker:
         self.rank: Any = None
 
     def place(self) -> dict[str, Any]:
-        """Where this worker runs."""
-        return {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "host": socket.gethostname()}
+        """Where this worker runs, and the file that takes its stderr."""
+        node = ray.get_runtime_context().get_node_id()
+        return {"node": node, "pid": os.getpid(), "host": socket.gethostname(), "stderr": stderr_file()}
 
     def free_port(self, address: str) -> int:
         with socket.socket() as s:
@@ -40,6 +44,8 @@ class Worker:
                 f"host {socket.gethostname()} cannot enter {settings['folder']} ({error.strerror}), where the driver "
                 "runs. Start the run from a folder that all nodes share."
             ) from error
+        faulthandler.enable()  # of all threads: watchdogs abort from one of their own
+        set_defaults(settings["variables"])
         if interface := _interface(own_address):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         import torch
@@ -54,6 +60,12 @@ class Worker:
 
         self.world = world.start(rank, size, address, port, **limits)
 
+    def bandwidth(self) -> float:
+        """Collective: GB/s of an all-reduce."""
+        from dpeer.training.world import all_reduce_bandwidth
+
+        return all_reduce_bandwidth(self.world)
+
     def build(self, role: str, config: dict[str, Any]) -> dict[str, Any]:
         """Load data and model for one recipe; returns the facts about the data."""
         from dpeer.config import Config
@@ -67,7 +79,9 @@ class Worker:
         return dict(self.rank.summary)
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
-        return getattr(self.rank, method)(*args, **options)
+        from dpeer.training.rank import carry_out
+
+        return carry_out(self.rank, method, *args, **options)
 
     @ray.method(concurrency_group="health")
     def pulse(self) -> Pulse:

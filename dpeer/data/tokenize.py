@@ -38,6 +38,10 @@ class TokenTree:
     mask: tuple[str, ...]
 
     @property
+    def response_tokens(self) -> int:
+        return sum(map(len, self.responses))
+
+    @property
     def longest(self) -> int:
         """Tokens of prompt + longest response."""
         return len(self.prompt) + max(len(r) for r in self.responses)

@@ -25,12 +25,22 @@ LONG_S = 24 * 3600.0
 
 
 class WorkerLost(ClusterError):
-    """A worker died, fell silent or stalled: the group is gone, the last checkpoint is not. `report` holds the stacks
-    of all ranks where they could be asked."""
+    """A worker died, fell silent, stalled or lost its connection: the group is gone, the last checkpoint is not.
 
-    def __init__(self, message: str, report: str = "") -> None:
+    `report` holds the stacks of all ranks where they could be asked, `details` what the failed ones have said last.
+    """
+
+    def __init__(self, message: str, report: str = "", details: str = "") -> None:
         super().__init__(message)
-        self.report = report
+        self.report, self.details = report, details
+
+
+class DeviceLost(WorkerLost):
+    """A GPU failed: its `host` (Ray's id of it: `node`) should not be used again."""
+
+    def __init__(self, message: str, details: str, host: str, node: str) -> None:
+        super().__init__(message, details=details)
+        self.host, self.node = host, node
 
 
 class WorkerFailed(ClusterError):
@@ -39,11 +49,6 @@ class WorkerFailed(ClusterError):
     def __init__(self, message: str, details: str) -> None:
         super().__init__(message)
         self.details = details
-
-
-def left_waiting(error: BaseException) -> bool:
-    """True when a rank only reports that another one left it waiting (gloo's RuntimeError, torch's Dist*Error)."""
-    return type(error).__name__.startswith("Dist") or "gloo" in str(error)
 
 
 @dataclass(frozen=True, slots=True)

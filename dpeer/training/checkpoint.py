@@ -24,8 +24,10 @@ from dpeer.errors import CheckpointError
 from dpeer.files import sync, write_json
 from dpeer.objective.dual import DualState
 from dpeer.training.calls import Scores
+from dpeer.training.numerics import numerics
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
+from dpeer.training.world import sum_over_ranks
 from dpeer.training.zero3 import SHARDS, UNIVERSAL
 
 PIECE = 2**24
@@ -61,7 +63,7 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "step": policy.step,
                 "world_size": policy.world.size,
                 "engine": policy.engine.name,
-                "numerics": _numerics(policy),
+                "numerics": numerics(policy.world.device),
                 "dual": policy.lagrangian.state.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
                 "sums": sums,
@@ -92,7 +94,7 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
-    exact = state["world_size"] == policy.world.size and state["numerics"] == _numerics(policy)
+    exact = state["world_size"] == policy.world.size and state["numerics"] == numerics(policy.world.device)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
 
 
@@ -123,12 +125,6 @@ def convert(folder: Path, world_size: int) -> None:
     os.replace(temporary, folder / UNIVERSAL)
 
 
-def _numerics(policy: Policy) -> list[str]:
-    """What must be equal for a forward pass to repeat to the last digits."""
-    device = policy.world.device
-    return [torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(), torch.__version__]
-
-
 def _free(folder: Path) -> int:
     """MiB left on the nearest folder that exists."""
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free >> 20
@@ -138,9 +134,9 @@ def _sums(policy: Policy) -> dict[str, float]:
     """Sums of squares in fp64 over all ranks of what the optimizer holds: the same for every number of ranks."""
     held = policy.engine.held()
     own = [sum(map(_square_sum, tensors)) for tensors in held.values()]
-    total = torch.tensor(own, dtype=torch.float64, device=policy.world.device)
+    total = torch.tensor(own, dtype=torch.float64)
     if policy.engine.sharded:
-        dist.all_reduce(total)
+        total = sum_over_ranks(total)
     return dict(zip(held, total.tolist(), strict=True))
 
 

@@ -123,7 +123,7 @@ def _refuse_optimizer_place(name: str, zero: dict[str, Any], config: Config) -> 
             f"cluster.deepspeed = {name} keeps the optimizer state in host memory, where "
             f"{config.training.optimizer.name} cannot update it: set training.optimizer.name to cpu_adam."
         )
-    if on_cpu and not offloaded and config.cluster.gpus_per_worker:
+    if on_cpu and not offloaded and config.cluster.on_gpus:
         raise ConfigError(
             f"training.optimizer.name = cpu_adam needs the optimizer state in host memory, but cluster.deepspeed = "
             f"{name} keeps it on the GPU: set cluster.deepspeed to zero3_offload, or use adamw."

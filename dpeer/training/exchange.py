@@ -81,7 +81,7 @@ def exchange(totals: StepTotals, digest: int, step: int, world: World) -> StepTo
     slots[world.rank] = digest
     tables = torch.stack([totals.table, totals.dual])
     sizes = [tables.numel(), len(SCALARS), world.size]
-    vector = sum_over_ranks(torch.cat([tables.flatten(), totals.scalars, slots]), world)
+    vector = sum_over_ranks(torch.cat([tables.flatten(), totals.scalars, slots]))
     summed, scalars, digests_of_all = torch.split(vector, sizes)
     digests = [int(x) for x in digests_of_all]
     if len(set(digests)) > 1:

@@ -28,7 +28,20 @@ from dpeer.training.samples import greedy
 from dpeer.training.scoring import local_packs, merge, score
 from dpeer.training.world import World
 
-IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models, per token
+IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models per token, as a mean over MANY tokens
+MANY = 100
+CANARIES = 8
+"""Records, at most, that the start-up check takes to reach MANY tokens; and copies of a response in one pack."""
+FLOOR = {"fp32": 1e-4, "bf16": 5e-3}
+TIMES_NOISE = 5.0
+"""The start-up check allows so many times the rounding that it measures, FLOOR at least, and no more than so many
+times IDENTITY."""
+
+
+def allowance(dtype: str, tokens: int) -> float:
+    """Largest difference of equal models, in nats per token of `tokens`: rounding errors are independent, so that a
+    mean over few tokens scatters more."""
+    return IDENTITY[dtype] * math.sqrt(max(1.0, MANY / max(1, tokens)))
 
 
 class TreeMismatch(ConfigError):
@@ -63,26 +76,35 @@ class Policy:
         self.engine.close()
 
     def check_tree(self) -> None:
-        """One short record must score the same as a tree and as one tree per response, each in its own pack."""
-        candidates = [t for t in self.data.trees if len(t.responses) > 1]
-        if not candidates:
+        """Records of median length must score the same as trees and as one tree per response, each in its own pack, up
+        to what rounding does: to the same response in a pack of the tree's shape, followed by copies of itself."""
+        trees = canaries(self.data.trees)
+        if not trees:
             return
-        tree = min(candidates, key=forward_tokens)
-        single = [replace(tree, responses=(r,), edges=(), golden=0) for r in tree.responses]
+        single = [replace(t, responses=(r,), edges=(), golden=0) for t in trees for r in t.responses]
+        copies = [max(2, min(CANARIES, round(t.response_tokens / len(r)))) for t in trees for r in t.responses]
+        padded = [replace(t, responses=n * t.responses) for t, n in zip(single, copies, strict=True)]
         self.engine.eval()
         shares: list[Scores] = [{}] * self.world.size
-        dist.all_gather_object(shares, score(self.engine, [tree, *single], self.world, budget=1))
+        dist.all_gather_object(shares, score(self.engine, [*trees, *single, *padded], self.world, budget=1))
         self.engine.train()
-        together, *alone = merge(shares, 1 + len(single))
-        for joint, (separate,), response in zip(together, alone, tree.responses, strict=True):
-            scale = max(1.0, abs(separate) / len(response))
-            gap = abs(joint - separate) / len(response) / scale
-            if not gap <= IDENTITY[self.config.model.dtype]:
-                raise TreeMismatch(
-                    f"model {self.config.model.path}: a response has log-prob {joint:.6g} beside its siblings and "
-                    f"{separate:.6g} alone. The model keeps state across positions, or its positions depend on the "
-                    "sequence length: it cannot be trained as a tree. Choose a model with plain causal attention."
-                )
+        scores = merge(shares, len(trees) + 2 * len(single))
+        together = [value for values in scores[: len(trees)] for value in values]
+        alone, copied = ([s[0] for s in scores[i:][: len(single)]] for i in (len(trees), len(trees) + len(single)))
+        tokens = sum(len(t.responses[0]) for t in single)
+        scale = max(1.0, sum(map(abs, alone)) / tokens)
+        gap, noise = (
+            sum(abs(a - b) for a, b in zip(alone, x, strict=True)) / tokens / scale for x in (together, copied)
+        )
+        dtype = self.config.model.dtype
+        if not gap <= max(FLOOR[dtype], TIMES_NOISE * min(noise, IDENTITY[dtype])):
+            worst = max(range(len(alone)), key=lambda i: abs(together[i] - alone[i]))
+            raise TreeMismatch(
+                f"model {self.config.model.path}: a response has log-prob {together[worst]:.6g} beside its siblings, "
+                f"{alone[worst]:.6g} alone; over {tokens} tokens the mean difference is {gap:.1e} nats, rounding makes "
+                f"{noise:.1e}. The model keeps state across positions, or its positions depend on the sequence length: "
+                "it cannot be trained as a tree. Choose a model with plain causal attention."
+            )
 
     def batch(self, step: int) -> BatchPlan:
         trees = self.prepared.train_batch(self.config, step)
@@ -232,6 +254,19 @@ class Policy:
             replies = greedy(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
             self.engine.train()
         return replies
+
+
+def canaries(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """Records with siblings from the one of median length on, until their responses have MANY tokens; a single answer
+    of few tokens says little of a model that computes in bf16."""
+    ordered = sorted((t for t in trees if len(t.responses) > 1), key=forward_tokens)
+    middle = len(ordered) // 2
+    chosen: list[TokenTree] = []
+    for tree in [*ordered[middle:], *reversed(ordered[:middle])][:CANARIES]:
+        chosen.append(tree)
+        if sum(t.response_tokens for t in chosen) >= MANY:
+            break
+    return chosen
 
 
 def golden_first(pack: Pack, logps: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dpeer.objective.preference import edge_loss
 from dpeer.training.checkpoint import refuse_other_run
 from dpeer.training.engine import deepspeed_config
 from dpeer.training.heldout import heldout_edges
-from dpeer.training.policy import IDENTITY
+from dpeer.training.policy import allowance
 from dpeer.training.prepare import Prepared
 from dpeer.training.reference import cache_path, read_cache
 from dpeer.training.run_dir import RunDir
@@ -151,11 +151,11 @@ def checkpoints(config: Config, prepared: Prepared) -> str:
 def identity(config: Config, data: TokenizedSet, policy: Rows, reference: Rows) -> str:
     """Before the first update every margin is 0 and every sigmoid loss ln 2, on the first records of `data`."""
     gaps = [
-        abs(a - b) / len(r)
+        (abs(a - b) / len(r), allowance(config.model.dtype, len(r)))
         for tree, mine, theirs in zip(data.trees, policy, reference, strict=False)
         for r, a, b in zip(tree.responses, mine, theirs, strict=True)
     ]
-    worst, limit = max(gaps), IDENTITY[config.model.dtype]
+    worst, limit = max(gaps, key=lambda gap: gap[0] / gap[1])
     if not worst <= limit:
         raise ClusterError(
             f"policy and reference differ by {worst:.2e} nats per token (allowed {limit:.0e}), but must be equal "
@@ -174,10 +174,9 @@ def reference_cache(config: Config, data: TokenizedSet, reference: Rows) -> str:
     cached = read_cache(path, data)
     if cached is None:
         return "none yet; the run fills it"
-    limit = IDENTITY[config.model.dtype]
     for tree, ours, expected in zip(data.trees, cached, reference, strict=False):
         for r, a, b in zip(tree.responses, ours, expected, strict=True):
-            if not abs(a - b) / len(r) <= limit:
+            if not abs(a - b) / len(r) <= allowance(config.model.dtype, len(r)):
                 raise CheckpointError(
                     f"reference cache {path}: holds log-prob {a:.6g} where the reference now gives {b:.6g} (record "
                     f"{tree.index}). Delete it; it is made again."

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpeer.config import Config
+from dpeer.data.packing import forward_tokens
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
 from dpeer.model.lm import load_tokenizer
@@ -14,10 +17,13 @@ from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
 from dpeer.training.cost import StepCost
+from dpeer.training.environment import set_determinism
 from dpeer.training.export import export
+from dpeer.training.faults import kind, out_of_memory
 from dpeer.training.heldout import certificate, heldout_edges, proven
+from dpeer.training.numerics import numerics
 from dpeer.training.policy import Policy
-from dpeer.training.prepare import prepare, split_records
+from dpeer.training.prepare import Prepared, prepare, split_records
 from dpeer.training.pulse import Pulse
 from dpeer.training.reference import Reference, cache_path, read_cache
 from dpeer.training.samples import spread
@@ -27,23 +33,54 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@contextmanager
+def memory_explained(config: Config, prepared: Prepared, phase: Callable[[], str]) -> Iterator[None]:
+    """OutOfMemory, which says what to lower, for whatever way in which a GPU says that its memory is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if kind(error) != "memory":
+            raise
+        longest = max(forward_tokens(tree) for data in prepared.splits.values() for tree in data.trees)
+        raise out_of_memory(error, config, phase(), longest) from error
+
+
+def carry_out(rank: TrainingRank | ReferenceRank, method: str, *args: Any, **options: Any) -> Any:
+    """A call of a rank by the method's name."""
+
+    def phase() -> str:
+        return rank.pulse.phase if rank.pulse.beating else method.replace("_", " ")
+
+    with memory_explained(rank.config, rank.prepared, phase):
+        return getattr(rank, method)(*args, **options)
+
+
 class TrainingRank:
     """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
+        set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
-        self.policy = Policy(config, self.prepared, world)
-        colocated = config.cluster.reference == "colocated"
-        beneath = self.policy.engine if config.reference_beneath else None
-        self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
+        with memory_explained(config, self.prepared, lambda: "loading the model"):
+            self.policy = Policy(config, self.prepared, world)
+            colocated = config.cluster.reference == "colocated"
+            beneath = self.policy.engine if config.reference_beneath else None
+            self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
         self.cached: dict[str, dict[int, list[float]]] = {}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, the facts that must not change when it goes on, the engine and why it is this one."""
+        """Steps of the run, the facts that must not change when it goes on, on what its numbers depend besides, and the
+        engine and why it is this one."""
         choice = self.policy.choice
-        return {"steps": self.policy.steps, "facts": self.prepared.facts, "engine": choice.name, "why": choice.why}
+        return {
+            "steps": self.policy.steps,
+            "facts": self.prepared.facts,
+            "numerics": numerics(self.policy.world.device),
+            "engine": choice.name,
+            "why": choice.why,
+        }
 
     @property
     def pulse(self) -> Pulse:
@@ -190,8 +227,10 @@ class ReferenceRank:
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
+        set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
-        self.reference = Reference(config, world)
+        with memory_explained(config, self.prepared, lambda: "loading the reference"):
+            self.reference = Reference(config, world)
 
     @property
     def pulse(self) -> Pulse:

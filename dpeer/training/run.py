@@ -88,7 +88,7 @@ class TrainingRun:
         built = policy.finish_build(pending)
         if self.mode == "workers":
             refuse_other_facts("the reference group", theirs["facts"], built["facts"])
-        self.files.begin_or_resume(self.config, built["facts"], built["engine"])
+        self.files.begin_or_resume(self.config, built["facts"], built["engine"], built.get("numerics"))
         print(f"{self.config.name}: {built['engine']} engine ({built['why']})", flush=True)
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
@@ -113,7 +113,7 @@ class TrainingRun:
             earlier = f" to go on from step {before[-1]}" if before else " to start from the beginning"
             raise CheckpointError(
                 f"{folder}: could not be loaded. {failed}\nThe traceback is in "
-                f"{self.files.keep('error.txt', failed.details)}; the "
+                f"{self.files.keep_error(str(failed), failed.details)}; the "
                 "checkpoint was not changed. Remove the cause (memory, disk, a missing file) and go on with --resume. "
                 f"If the files themselves are damaged, move the folder away{earlier}."
             ) from failed

@@ -27,6 +27,7 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "training.tokens_per_pack",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.deterministic",
     "training.sample_every",
     "training.sample_prompts",
     "training.wandb_project",
@@ -45,8 +46,8 @@ class RunDir:
         self.samples, self.stop = path / "samples.jsonl", path / "stop.json"
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
-    def begin(self, config: Config, facts: dict[str, Any]) -> None:
-        """Write the metadata of a fresh run."""
+    def begin(self, config: Config, facts: dict[str, Any], numerics: Sequence[str] | None = None) -> None:
+        """Write the metadata of a fresh run. `numerics`: device and libraries on which its last digits depend."""
         write_json(
             self.manifest,
             {
@@ -55,13 +56,16 @@ class RunDir:
                 "git": _git_revision(),
                 "created": now(),
                 "finished": None,
+                "numerics": numerics,
                 **facts,
             },
         )
 
-    def begin_or_resume(self, config: Config, facts: dict[str, Any], engine: str) -> None:
+    def begin_or_resume(
+        self, config: Config, facts: dict[str, Any], engine: str, numerics: Sequence[str] | None = None
+    ) -> None:
         if not self.manifest.exists():
-            self.begin(config, facts | {"engine": engine})
+            self.begin(config, facts | {"engine": engine}, numerics)
             return
         self.check_resumable(config, facts)
         if not self.saved_steps():  # it starts again, perhaps with another engine
@@ -154,6 +158,15 @@ class RunDir:
             write_text(path, text)
         return path
 
+    def keep_error(self, title: str, details: str) -> Path:
+        """Add to error.txt what failed workers have said, below that of earlier failures."""
+        path = self.path / "error.txt"
+        try:
+            before = path.read_text(errors="replace") + "\n"
+        except OSError:
+            before = ""
+        return self.keep(path.name, f"{before}=== {now()} {title}\n{details.rstrip()}\n")
+
     def keep_stall(self, report: str) -> Path:
         """Write the stacks of stalled ranks beside earlier ones."""
         return self.keep(f"stall-{len(list(self.path.glob('stall-*.txt'))) + 1}.txt", report)
@@ -199,6 +212,11 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         return resolved(Config.model_validate(config))
     except ValidationError:
         return config
+
+
+def same_recipe(recorded: Mapping[str, Any], config: Config) -> bool:
+    """Whether a manifest's config is this one. Nothing of `cluster` changes what a step computes."""
+    return {**recorded, "cluster": None} == {**resolved(config), "cluster": None}
 
 
 def may_change(training: Mapping[str, Any]) -> tuple[str, ...]:

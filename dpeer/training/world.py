@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,8 +39,14 @@ def start(
     """Join the process group of one worker group; every collective fails after `timeout_s` seconds of silence.
 
     Meeting the others and a first all-reduce may take `join_timeout_s` seconds only, so that a blocked port is found
-    out early. ClusterError when they do not succeed.
+    out early. ClusterError when they do not succeed. Tensors on GPUs travel by NCCL, all others by gloo.
     """
+    if gpu and not torch.cuda.is_available():
+        raise ClusterError(
+            f"rank {rank}: this recipe trains on GPUs (cluster.gpus_per_worker), but torch {torch.__version__} in "
+            f"{sys.prefix} sees none here. Install a CUDA build of torch (DPEER_GPU=1 make setup), look at "
+            "nvidia-smi, or train on the CPU: cluster.gpus_per_worker=0."
+        )
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port)
     )
@@ -50,13 +60,13 @@ def start(
     joining = min(timeout_s, join_timeout_s or timeout_s)
     try:
         dist.init_process_group(
-            "nccl" if gpu else "gloo",
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
             init_method=f"tcp://{address}:{port}",
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=joining),
         )
-        present = torch.ones(1, device=device)
+        present = torch.ones(1)  # by gloo, which raises; NCCL's watchdog would abort the process
         dist.all_reduce(present)
     except (RuntimeError, dist.DistError) as error:
         raise ClusterError(
@@ -67,7 +77,48 @@ def start(
         ) from error
     assert int(present) == size
     c10d._set_pg_timeout(limit)
+    if gpu:
+        try:
+            meet_by_nccl(device, joining)
+        except (RuntimeError, dist.DistError) as error:
+            raise ClusterError(
+                f"rank {rank} of {size} on host {socket.gethostname()}: the ranks reach each other by TCP, but NCCL's "
+                f"first all-reduce failed ({str(error).strip().splitlines()[0][:200]}). Look at the interface "
+                "(NCCL_SOCKET_IFNAME, NCCL_IB_HCA), at the room in /dev/shm of containers, and that no two ranks have "
+                "the same GPU. NCCL_DEBUG=INFO in the environment makes NCCL say more; a slow start needs a larger "
+                "cluster.join_timeout_s."
+            ) from error
     return World(rank, size, device)
+
+
+def meet_by_nccl(device: torch.device, limit_s: float) -> None:
+    """One all-reduce, waited for here: NCCL only enqueues it, and reports a failure of it by ending the process."""
+    dist.all_reduce(torch.ones(1, device=device))
+    cuda: Any = torch.cuda
+    done = cuda.Event()
+    done.record()
+    deadline = time.monotonic() + limit_s
+    while not done.query():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not done after {limit_s:g} s")
+        time.sleep(0.01)
+    torch.cuda.synchronize()  # raises what the device has met
+
+
+def all_reduce_bandwidth(world: World, size: int = 2**28, rounds: int = 5) -> float:
+    """Collective: bus bandwidth in GB/s of an all-reduce of `size` bytes, as nccl-tests count it: what each rank's link
+    carries, 2 (n - 1) / n bytes for each byte of the result."""
+    vector = torch.zeros(size // 4, device=world.device)
+    cuda: Any = torch.cuda
+    wait = cuda.synchronize if world.device.type == "cuda" else lambda: None
+    dist.all_reduce(vector)  # the first one connects
+    wait()
+    began = time.perf_counter()
+    for _ in range(rounds):
+        dist.all_reduce(vector)
+    wait()
+    seconds = (time.perf_counter() - began) / rounds
+    return 2 * (world.size - 1) / world.size * size / seconds / 1e9
 
 
 def stop() -> None:
@@ -75,8 +126,9 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def sum_over_ranks(vector: Tensor, world: World) -> Tensor:
-    """All-reduce one fp64 vector. The only collective that the method itself adds to a training step."""
-    on_device = vector.to(world.device)
-    dist.all_reduce(on_device)
-    return on_device.cpu()
+def sum_over_ranks(vector: Tensor) -> Tensor:
+    """All-reduce one fp64 vector of the CPU, by gloo. The only collective that the method itself adds to a training
+    step; it does not wait for what a GPU has to do."""
+    total = vector.cpu().clone()
+    dist.all_reduce(total)
+    return total

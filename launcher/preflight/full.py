@@ -11,7 +11,9 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import connect
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import Group, Groups
+from dpeer.launcher.preflight import judge
 from dpeer.launcher.preflight.checklist import Checklist, Warn
 from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
@@ -47,6 +49,7 @@ def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Sa
     try:
         say("connecting")
         with connect(config.cluster.address):
+            config = resolved_gpus(config)
             quick(config, checks, say)
             if only_quick:
                 return
@@ -125,6 +128,9 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
     if not checks.check("process groups", start):
         checks.skip((*ROLES[1:], *SCORES, *ROUND_TRIP), "after a fault above")
         return
+    if config.cluster.on_gpus:
+        say("measuring the links between GPUs")
+        checks.check("GPU links", _links, groups.policy())
     say("loading the models")
     if preference and mode != "colocated" and not checks.check("reference model", build_reference):
         checks.skip((*ROLES[2:], *SCORES, *ROUND_TRIP), "after a fault above")
@@ -144,6 +150,10 @@ def models(config: Config, checks: Checklist, groups: Groups, prepared: Prepared
         checks.skip(SCORES, "objective sft has no reference")
     say("saving and loading a checkpoint")
     checks.check("save and load", round_trip, config, groups.policy())
+
+
+def _links(policy: Group) -> str | Warn:
+    return judge.gpu_links(policy.bandwidth(), policy.size, len({place["node"] for place in policy.hosts}))
 
 
 def compare_scores(

@@ -11,9 +11,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dpeer.config import Config
+from dpeer.launcher.doctor import BUSY
+from dpeer.launcher.nvidia import Card, ailing, driver_line, used
 from dpeer.launcher.preflight.checklist import Fault, Warn
 
 GIB = 2**30
+FP32_TOKENS = 2048
+SLOW_NODE_GB_S, SLOW_NODES_GB_S = 8.0, 4.0  # below PCIe 4.0 between GPUs, and below 40 Gbit/s between nodes
 SKEW_WARN_S, SKEW_FAIL_S = 1.0, 10.0
 
 
@@ -42,6 +47,52 @@ def gpu_count(seen: Mapping[str, int], ray: Mapping[str, float], per_worker: flo
             f"nodes differ: most have {counts.most_common(1)[0][0]:g}, {_some(odd)}.", "Is a GPU missing there?"
         )
     return f"{next(iter(ray.values()), 0):g} on each node"
+
+
+def gpu_driver(cards: Mapping[str, Sequence[Card]]) -> str | Warn:
+    drivers = {host: driver_line(found) for host, found in cards.items()}
+    most = Counter(drivers.values()).most_common(1)[0][0]
+    if odd := [f"{host} {driver}" for host, driver in drivers.items() if driver != most]:
+        return Warn(f"most nodes have driver {most}, {_some(odd)}.", "Install one driver, or leave these nodes out.")
+    return most
+
+
+def gpu_memory(cards: Mapping[str, Sequence[Card]]) -> str | Warn:
+    if busy := [f"{host}: {words}" for host, found in cards.items() for words in used(found, BUSY)]:
+        return Warn(f"{_some(busy)}.", "Others use them: look at nvidia-smi there, end what is left of earlier jobs.")
+    least = min((card.free for found in cards.values() for card in found if card.free), default=0)
+    return f"at least {least / 1024:.1f} GiB free on each GPU" if least else "the driver does not tell"
+
+
+def gpu_health(cards: Mapping[str, Sequence[Card]]) -> str | Warn:
+    if ill := [f"{host}: {words}" for host, found in cards.items() for words in ailing(found)]:
+        return Warn(
+            f"{_some(ill)}.", "One such GPU slows or ends the whole run: leave its node out (sbatch --exclude)."
+        )
+    return "no GPU is slowed, none has uncorrectable memory errors"
+
+
+def gpu_links(gigabytes_s: float, ranks: int, nodes: int) -> str | Warn:
+    """Bus bandwidth of NCCL's all-reduce, as nccl-tests count it."""
+    if ranks == 1:
+        return "one rank: nothing to exchange"
+    shown = f"all-reduce of {ranks} ranks on {_count(nodes, 'node')}: {gigabytes_s:.1f} GB/s"
+    if gigabytes_s >= (SLOW_NODES_GB_S if nodes > 1 else SLOW_NODE_GB_S):
+        return shown
+    network = "NCCL seems to use TCP: look at NCCL_IB_HCA, NCCL_SOCKET_IFNAME, GPUDirect."
+    inside = "GPUs seem not to reach each other directly: look at nvidia-smi topo -m and at /dev/shm."
+    return Warn(f"{shown}, which is slow.", f"{network if nodes > 1 else inside} NCCL_DEBUG=INFO says what it chose.")
+
+
+def precision(config: Config) -> str | Warn:
+    """fp32 on GPUs: no fused attention takes it, so that memory grows with the square of a record's length."""
+    shown = f"model.dtype {config.model.dtype}, records of up to {config.data.max_tokens} tokens"
+    if config.model.dtype == "fp32" and config.cluster.on_gpus and config.data.max_tokens > FP32_TOKENS:
+        return Warn(
+            f"{shown}: on GPUs attention in fp32 is slow and takes memory with the square of the length.",
+            "Set model.dtype to bf16 (master weights stay fp32), or lower data.max_tokens.",
+        )
+    return shown
 
 
 def same_versions(versions: Mapping[str, Mapping[str, str | None]], own: Mapping[str, str | None]) -> str:

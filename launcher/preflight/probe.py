@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from dpeer.files import PACKAGE
-from dpeer.launcher.doctor import gpus
+from dpeer.launcher.nvidia import cards, gpus
 from dpeer.training.run_dir import PACKAGES, package_version
 
 CONNECT_S = 5.0
@@ -44,6 +44,7 @@ class Probe:
             "versions": versions(),
             "source": source_hash(),
             "gpus": _gpu_count(),
+            "cards": cards(),
             "memory": psutil.virtual_memory().total,
             "available": psutil.virtual_memory().available,
             "entered": os.path.isdir(folder) and os.access(folder, os.X_OK),

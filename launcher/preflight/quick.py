@@ -14,6 +14,7 @@ from rich.console import Console
 from dpeer.config import Config
 from dpeer.errors import ClusterError
 from dpeer.launcher.cluster import check_feasible
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import bundle, wanted
 from dpeer.launcher.preflight import judge
 from dpeer.launcher.preflight.checklist import Checklist, Warn
@@ -52,6 +53,7 @@ def is_private(config: Config) -> bool:
 def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> None:
     """Placement, versions, clocks, folders, room and network; seconds, and no model is loaded."""
     say("looking at the nodes")
+    config = resolved_gpus(config)
     spec, private, folder = config.cluster, is_private(config), os.getcwd()
     output = config.output_dir.absolute()
     nodes = Nodes(bundle(spec), private=private)
@@ -71,6 +73,11 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
             return {label: values[name] for label, values in facts.items()}
 
         checks.check("GPUs", judge.gpu_count, fact("gpus"), nodes.gpus, spec.gpus_per_worker)
+        if spec.on_gpus:
+            checks.check("GPU driver", judge.gpu_driver, fact("cards"))
+            checks.check("GPU memory", judge.gpu_memory, fact("cards"))
+            checks.check("GPU health", judge.gpu_health, fact("cards"))
+        checks.check("precision", judge.precision, config)
         if not private:
             checks.check("packages", judge.same_versions, fact("versions"), versions())
             checks.check("code", judge.same_source, fact("source"), source_hash())

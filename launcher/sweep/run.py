@@ -22,6 +22,7 @@ from rich.markup import escape
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError, Interrupted
 from dpeer.launcher.cluster import check_feasible, connect, environment_of_children, unplaceable
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import bundle
 from dpeer.launcher.signals import Signals
 from dpeer.launcher.sweep.folder import SweepFolder
@@ -50,7 +51,9 @@ def run(
             if todo:
                 with connect(todo[0].config.cluster.address):
                     for wave in waves(todo):
-                        count = min(fitting(wave[0].config.cluster, len(wave)), lanes or sweep.lanes or len(wave))
+                        count = min(
+                            fitting(resolved_gpus(wave[0].config).cluster, len(wave)), lanes or sweep.lanes or len(wave)
+                        )
                         if count == 1:
                             Lane(folder, sweep.retries).work(wave)
                         elif code := Lanes(folder, wave, sweep.retries, lane_command, console).run(count, signals):

@@ -14,6 +14,7 @@ from dpeer.errors import ClusterError, DpeerError
 from dpeer.files import write_text
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import Groups
 from dpeer.launcher.lock import POLL_S, Owner, claim, exclusive
 from dpeer.launcher.sweep.folder import State, SweepFolder
@@ -94,7 +95,7 @@ class Lane:
                 self.console.print(f"Trying again ({attempt} of {self.retries}).")
 
     def train(self, cell: Cell) -> None:
-        config = cell.config
+        config = resolved_gpus(cell.config)
         if self.spec != config.cluster:
             self.close()
         self.groups = self.groups or Groups(config)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from ray.exceptions import OutOfMemoryError
+import torch
+import torch.distributed as dist
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
-from dpeer.config import Cluster
-from dpeer.errors import CheckpointError, ClusterError
-from dpeer.launcher.cluster import unplaceable
+from dpeer.config import Cluster, Config
+from dpeer.errors import CheckpointError, ClusterError, DataError
+from dpeer.launcher import exit_codes
+from dpeer.launcher.cluster import NodeLost, unplaceable
 from dpeer.launcher.group import Group
-from dpeer.launcher.train import check_startable
-from dpeer.training.calls import WorkerLost
+from dpeer.launcher.last_words import tail
+from dpeer.launcher.train import check_startable, train
+from dpeer.launcher.watchdog import State
+from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
 from dpeer.training.run import refuse_other_facts
 from dpeer.training.run_dir import RunDir
 
@@ -43,11 +50,119 @@ def test_bundles_must_fit_single_nodes(wanted: int, nodes: list[dict[str, float]
     assert unplaceable([{"CPU": 1.0}] * wanted, nodes) == missing
 
 
-def test_a_worker_that_rays_memory_monitor_ended_is_lost_not_at_fault() -> None:
+def lone_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ranks: int = 2) -> Group:
+    """A group whose workers answer nothing, with what each has written on stderr."""
     group = object.__new__(Group)
-    group.role, group.spec, group.workers = "policy", Cluster(), [object()]
-    group.hosts = [{"host": "n1", "pid": 7}]
-    lost = group._failure({0: OutOfMemoryError("too much")}, [], "exporting", 10.0)
+    group.role, group.size, group.spec, group.workers = "policy", ranks, Cluster(), [object()] * ranks
+    group.hosts = []
+    for rank in range(ranks):
+        (tmp_path / f"{rank}.err").write_text(f":job_id:1\n{'noise' * 20}\nlast words of {rank}\n")
+        place = {"host": f"n{rank}", "pid": 7 + rank, "node": f"id{rank}", "stderr": str(tmp_path / f"{rank}.err")}
+        group.hosts.append(place)
+    monkeypatch.setattr(group, "_states", lambda: [State(f"rank {r}", "step", "there") for r in range(ranks)])
+    monkeypatch.setattr("dpeer.launcher.group.last_lines", lambda places: [tail(path) for _, path in places])
+    return group
+
+
+def raised(error: Exception) -> RayTaskError:
+    """As it arrives at the driver."""
+    return RayTaskError("call", "in call\n  line 3 of the worker\nboom", error).as_instanceof_cause()
+
+
+def test_a_worker_that_rays_memory_monitor_ended_is_lost_not_at_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost = lone_group(monkeypatch, tmp_path)._failure({0: OutOfMemoryError("too much")}, [], "exporting", 10.0)
     assert isinstance(lost, WorkerLost)
-    assert str(lost).startswith("policy worker rank 0 (host n1, pid 7) died during 'exporting'.")
+    assert str(lost).startswith("policy worker rank 0 (host n0, pid 7) died during 'exporting'.")
     assert "ran out of memory" in str(lost)
+
+
+LINK = dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp: remote process exited or there was a network error")
+ECC = RuntimeError("CUDA error: uncorrectable ECC error encountered")
+DATA = DataError("train.jsonl, row 3: no golden response")
+
+
+@pytest.mark.parametrize(
+    ("failures", "silent", "kind", "says"),
+    [
+        ({0: LINK, 1: LINK}, [], WorkerLost, "rank 0 (host n0, pid 7) failed during 'step': DistBackendError"),
+        ({0: LINK}, [1], WorkerLost, "rank 1 (host n1, pid 8) did not answer during 'step'"),
+        ({0: LINK, 1: ECC}, [], DeviceLost, "uncorrectable ECC error encountered. A GPU of host n1 has failed."),
+        ({1: ECC}, [0], DeviceLost, "A GPU of host n1"),
+        (
+            {0: LINK, 1: ValueError("a bug")},
+            [],
+            WorkerFailed,
+            "rank 1 (host n1, pid 8) failed during 'step': ValueError",
+        ),
+        ({0: ECC, 1: torch.OutOfMemoryError("CUDA out of memory.")}, [], WorkerFailed, "CUDA out of memory"),
+        ({0: LINK, 1: DATA}, [], DataError, "row 3"),
+        ({0: ECC, 1: DATA}, [], DataError, "row 3"),
+    ],
+)
+def test_what_failed_decides_whether_a_restart_may_help(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    failures: dict[int, Exception],
+    silent: list[int],
+    kind: type[Exception],
+    says: str,
+) -> None:
+    """Only collectives: again. A GPU: again, without its node. A fault of a rank's own, or of the data: the end."""
+    group = lone_group(monkeypatch, tmp_path)
+    found = group._failure({rank: raised(error) for rank, error in failures.items()}, silent, "step", 10.0)
+    assert type(found) is kind or (kind is DataError and isinstance(found, DataError)), found
+    assert says in str(found)
+    if isinstance(found, WorkerLost):
+        assert "line 3 of the worker" in found.details and "last words of" in found.details
+
+
+def test_a_dead_workers_last_words_are_kept_and_may_blame_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    group = lone_group(monkeypatch, tmp_path)
+    lost = group._failure({1: ActorDiedError(), 0: raised(LINK)}, [], "step", 10.0)
+    assert type(lost) is WorkerLost and "rank 1 (host n1, pid 8) died during 'step'." in str(lost)
+    assert lost.details.endswith("last words of 1") and ":job_id:" not in lost.details
+    with (tmp_path / "1.err").open("a") as stream:
+        stream.write("\n".join(["filler"] * 150 + ["watchdog: CUDA error: uncorrectable ECC error encountered"]))
+    lost = group._failure({1: ActorDiedError()}, [], "step", 10.0)
+    assert isinstance(lost, DeviceLost) and (lost.host, lost.node) == ("n1", "id1")
+    (tmp_path / "1.err").unlink()
+    silent = group._failure({1: ActorDiedError()}, [], "step", 10.0)
+    assert type(silent) is WorkerLost and silent.details == ""
+
+
+def test_a_broken_gpus_node_is_left_where_there_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next groups are told to keep away; where nothing else is left, the code is that of a lost node."""
+    lives, left = iter([DeviceLost("boom.", "details", "n1", "id1"), NodeLost("no room.")]), []
+    groups: Any = SimpleNamespace(left=set(), close=lambda: None)
+
+    def run(self: Any) -> None:
+        left.append(set(groups.left))
+        raise next(lives)
+
+    monkeypatch.setattr("dpeer.launcher.train.TrainingRun.run", run)
+    config = Config.model_validate(
+        {
+            "name": "x",
+            "output_dir": tmp_path,
+            "model": {"path": "m"},
+            "data": {"train": "d"},
+            "training": {"steps": 1},
+            "cluster": {"address": "head:6379"},
+        }
+    )
+    assert train(config, groups) == exit_codes.NODE_LOST
+    assert left == [set(), {"id1"}]
+    lives = iter([DeviceLost("boom.", "details", "n2", "id2")])
+    last = config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_restarts": 0})})
+    assert train(last, groups) == exit_codes.NODE_LOST
+    told = (config.run_dir / "error.txt").read_text()
+    assert told.count("boom.") == 2 and told.count("details") == 2
+    lives = iter([DeviceLost("boom.", "", "n2", "id2")])
+    private = last.model_copy(update={"cluster": last.cluster.model_copy(update={"address": None})})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match="Gave up after 0 restarts"):
+        train(private, groups)

@@ -97,6 +97,7 @@ def test_sound_cluster_and_models_are_green(lab: Any, tmp_path: Path) -> None:
         lab,
         tmp_path,
         f"{command} --set cluster.nodes=2 --set cluster.cpus_per_worker=3 --set cluster.reference=cache"
+        " --set cluster.gpus_per_worker=0"  # Ray is told of one on each node
         " --set objective.certificate.tolerance=3",  # what a few held-out records can prove
     )
     found = {c["name"]: c for c in json.loads(answer)["checks"]}
@@ -117,7 +118,7 @@ def test_faults_of_a_second_node_are_all_named(lab: Any, tmp_path: Path) -> None
     (other / "sitecustomize.py").write_text(LATER)
     (other / "transformers-4.1.0.dist-info").mkdir()
     (other / "transformers-4.1.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 4.1.0\n")
-    sets = f"output_dir={tmp_path}/runs cluster.nodes=3 cluster.gpus_per_worker=0.5".split()
+    sets = f"output_dir={tmp_path}/runs cluster.nodes=3 cluster.gpus_per_worker=1 cluster.reference=cache".split()
     code, answer = on_two_nodes(
         lab,
         tmp_path,

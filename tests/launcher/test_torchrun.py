@@ -10,6 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dpeer.errors import ConfigError
+from dpeer.launcher import torchrun
+from dpeer.launcher.recipe import training_config
 from tests.launcher.conftest import Lab
 
 COLOCATED = "cluster.reference=colocated"
@@ -21,6 +24,33 @@ def drivers(lab: Lab) -> list[psutil.Process]:
     children = psutil.Process(lab.launched[-1].process.pid).children(recursive=True)
     ranks = [p for p in children if "dpeer.launcher.torchrun" in " ".join(p.cmdline())]
     return sorted(ranks, key=lambda p: p.environ()["RANK"])
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, (0, 1, "127.0.0.1")),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}, (1, 2, "n1")),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"MASTER_ADDR": "n1"}, (0, 1, "127.0.0.1")),
+    ],
+)
+def test_variables_are_those_of_torchrun_or_none(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], found: tuple[int, int, str] | None
+) -> None:
+    for name in torchrun.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        "dpeer.training.world.start", lambda rank, size, address, *rest, **options: (rank, size, address)
+    )
+    config = training_config("demo", ["cluster.gpus_per_worker=0"])
+    if found is None:
+        with pytest.raises(ConfigError, match=r"but not .*MASTER_PORT.*torchrun sets all"):
+            torchrun.join(config)
+    else:
+        assert torchrun.join(config) == found  # type: ignore[comparison-overlap]
 
 
 @pytest.fixture(scope="module")

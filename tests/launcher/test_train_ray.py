@@ -62,13 +62,15 @@ def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: A
     run.until(lambda: lab.steps("killed") >= 12)
     assert len(run.workers) == 6
     reference = run.workers[-1]
-    reference.kill()
+    reference.send_signal(signal.SIGABRT)  # as NCCL's watchdog ends a process
     assert run.wait() == 0, run.output
     lines = [line for line in run.output.splitlines() if "Restarting from the last checkpoint" in line]
     assert len(lines) == 2
     for line, role, victim in zip(lines, ("policy", "reference"), (rank1, reference), strict=True):
         assert line.startswith(f"{role} worker rank ")
         assert f"(host {os.uname().nodename}, pid {victim.pid}) died during '" in line
+    said = (lab.run("killed") / "error.txt").read_text()
+    assert f"pid {reference.pid}), last lines" in said and "Fatal Python error: Aborted" in said
     assert_same_end(lab.run("killed"), baseline)
     assert run.survivors() == []
 

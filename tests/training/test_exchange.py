@@ -68,7 +68,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, totals: list[StepTotals], digests: li
     """Every rank's view: an all-reduce collects the vectors in a first round and gives their sum in a second."""
     sent: list[Tensor] = []
 
-    def collect(vector: Tensor, here: World) -> Tensor:
+    def collect(vector: Tensor) -> Tensor:
         sent.append(vector.clone())
         return vector
 
@@ -80,7 +80,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, totals: list[StepTotals], digests: li
     for rank, digest in enumerate(digests):
         sent[rank][offset + rank] = digest
     total = torch.stack(sent).sum(0)
-    monkeypatch.setattr(module, "sum_over_ranks", lambda vector, here: total.clone())
+    monkeypatch.setattr(module, "sum_over_ranks", lambda vector: total.clone())
     return [exchange(part, digest, 9, here) for part, digest, here in zip(totals, digests, worlds, strict=True)]
 
 
