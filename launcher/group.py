@@ -333,8 +333,7 @@ def _reserve(role: str, size: int, spec: Cluster, left: Collection[str]) -> Plac
 
 def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(spec.cpus_per_worker))), "OMP_WAIT_POLICY": "PASSIVE"}
-    if not spec.on_gpus:
-        environment["DS_ACCELERATOR"] = "cpu"
+    environment["DS_ACCELERATOR"] = "cuda" if spec.on_gpus else "cpu"  # whatever the driver has for itself
     actor: Any = Worker
     return actor.options(
         num_cpus=spec.cpus_per_worker,

@@ -82,26 +82,25 @@ def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
     groups: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((depth(cell), cell.config.cluster.model_dump_json()), []).append(cell)
-    return [groups[key] for key in sorted(groups, key=lambda k: (k[0], -len(bundles(groups[k][0].config.cluster))))]
+    return [groups[key] for key in sorted(groups, key=lambda k: (k[0], -width(groups[k][0].config.cluster)))]
 
 
-def bundles(spec: Cluster) -> list[dict[str, float]]:
-    """What a cell reserves at most at any time."""
+def width(spec: Cluster) -> int:
+    """Workers that a cell holds at most at any time."""
     match spec.reference:
         case "cache":  # one after the other
-            workers = max(spec.policy_workers, spec.reference_workers)
+            return max(spec.policy_workers, spec.reference_workers)
         case "workers":
-            workers = spec.policy_workers + spec.reference_workers
+            return spec.policy_workers + spec.reference_workers
         case "colocated":
-            workers = spec.policy_workers
-    return [bundle(spec)] * workers
+            return spec.policy_workers
 
 
 def fitting(spec: Cluster, most: int) -> int:
     """How many cells of this placement, at most `most`, the cluster holds at once. ClusterError: not even one."""
-    check_feasible({"policy": len(bundles(spec))}, bundle(spec))
+    check_feasible({"policy": width(spec)}, bundle(spec))
     nodes = [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]
-    return max(n for n in range(1, most + 1) if not unplaceable(bundles(spec) * n, nodes))
+    return max(n for n in range(1, most + 1) if not unplaceable([bundle(spec)] * width(spec) * n, nodes))
 
 
 @dataclass

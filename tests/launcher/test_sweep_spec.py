@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dpeer.config_io import load_config, resolved
 from dpeer.launcher.cli import app
 from dpeer.launcher.recipe import recipe_names
-from dpeer.launcher.sweep.run import bundles, waves
+from dpeer.launcher.sweep.run import waves, width
 from dpeer.launcher.sweep.spec import SWEEPS, Cell, Sweep, load_sweep, resolve
 
 RECIPE = """
@@ -199,7 +199,7 @@ def test_plan_lists_the_cells_and_counts_them(tmp_path: Path, monkeypatch: pytes
 
 def test_waves_hold_cells_of_equal_placement_the_largest_first(cells: Any) -> None:
     grid = {"cluster.policy_workers": [1, 4], "cluster.reference": ["cache", "workers"]}
-    found = [[len(bundles(c.config.cluster)) for c in wave] for wave in waves(cells(grid=grid, seeds=[0, 1]))]
+    found = [[width(c.config.cluster) for c in wave] for wave in waves(cells(grid=grid, seeds=[0, 1]))]
     assert found == [[5, 5], [4, 4], [2, 2], [1, 1]]
 
 
