@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
-from dpeer.model.lm import load_tokenizer
+from dpeer.model.lm import attention_kernel, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
@@ -33,6 +33,7 @@ class TrainingRank:
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
         self.prepared = prepare(config)
+        self.attention = attention_kernel(config.model, world.device)
         self.policy = Policy(config, self.prepared, world)
         colocated = config.cluster.reference == "colocated"
         self.reference = Reference(config, world, self.policy.pulse) if colocated else None
@@ -40,8 +41,8 @@ class TrainingRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, and the facts that must not change when it goes on."""
-        return {"steps": self.policy.steps, "facts": self.prepared.facts}
+        """Steps of the run, the facts that must not change when it goes on, and the kernel of attention."""
+        return {"steps": self.policy.steps, "facts": self.prepared.facts, "attention": self.attention}
 
     @property
     def pulse(self) -> Pulse:
@@ -185,6 +186,7 @@ class ReferenceRank:
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
         self.prepared = prepare(config)
+        attention_kernel(config.model, world.device)
         self.reference = Reference(config, world)
 
     @property

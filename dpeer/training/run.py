@@ -89,6 +89,7 @@ class TrainingRun:
         if self.mode == "workers":
             refuse_other_facts("the reference group", theirs["facts"], built["facts"])
         self.files.begin_or_resume(self.config, built["facts"])
+        self.files.note(attention=built["attention"])
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
         self.files.clear_partial()

@@ -59,6 +59,14 @@ class RunDir:
             },
         )
 
+    def note(self, **facts: str) -> None:
+        """Say and keep in the manifest what this life of the run computes with; another life may differ."""
+        manifest = json.loads(self.manifest.read_text())
+        for name, value in facts.items():
+            if manifest.get(name) != value:
+                print(f"{self.path.name}: {name} by {value}", flush=True)
+        write_json(self.manifest, manifest | facts)
+
     def begin_or_resume(self, config: Config, facts: dict[str, Any]) -> None:
         if self.manifest.exists():
             self.check_resumable(config, facts)

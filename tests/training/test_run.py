@@ -120,7 +120,7 @@ class Group:
     def start_build(self, config: Config) -> None: ...
 
     def finish_build(self, pending: None) -> dict[str, Any]:
-        return {"steps": TOTAL, "facts": {}}
+        return {"steps": TOTAL, "facts": {}, "attention": "SDPA"}
 
     def policy(self) -> Group:
         return self
