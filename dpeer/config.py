@@ -43,6 +43,9 @@ class Model(Section):
     """On GPUs in bf16: `gather` copies a prompt's keys and values once per response; `cascade` attends to the prompt
     and to own tokens apart and merges both exactly, which saves memory with many responses to long prompts. Proven on
     CPU only, so compare losses and gradients on your GPU first. Layers with a window always gather."""
+    flash: Literal["auto", "torch"] = "auto"
+    """Kernel of attention on GPUs in bf16. `auto`: FlashAttention 3 (Hopper) or 4 (Blackwell) where it is installed,
+    torch can use it and it agrees with torch's own, FlashAttention 2, on a small problem; `torch`: always that one."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the exported safetensors."""
     head_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

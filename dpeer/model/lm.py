@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dpeer import config
 from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
-from dpeer.model import tree_attention
-from dpeer.model.families import backbone, causal_lm, refuse_unsupported
+from dpeer.model import flash, tree_attention
+from dpeer.model.families import backbone, causal_lm, family_of, refuse_unsupported
 from dpeer.model.logprob import Chunk, response_sums, token_logprobs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,6 +72,15 @@ class TreeLM(nn.Module):
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     with hub_errors(path):
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def attention_kernel(spec: config.Model, device: torch.device) -> str:
+    """Choose the kernel of attention for this process, and return its name."""
+    with hub_errors(spec.path):
+        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+    heads = shape.num_attention_heads
+    size = family_of(shape).query_width(shape) // heads
+    return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shape.num_key_value_heads), size)
 
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention: str = "gather") -> PreTrainedModel:

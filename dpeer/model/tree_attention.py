@@ -55,7 +55,7 @@ def tree_attention(
         )
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         if gather or sliding_window is not None:
-            return _varlen(query, key, value, tree, scaling, sliding_window), None
+            return varlen_attention(query, key, value, tree, scaling, sliding_window), None
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
         return cascade(q, k, v, tree, scaling, TorchFlash())[None], None
     return _segments(query, key, value, tree, scaling, sliding_window), None
@@ -81,7 +81,9 @@ def _segments(
     return torch.cat(out, dim=2).transpose(1, 2)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None) -> Tensor:
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     # torch 2.11 has no such argument: its kernel takes grouped heads without being asked

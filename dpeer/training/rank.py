@@ -12,7 +12,7 @@ from dpeer.config import Config
 from dpeer.data.packing import forward_tokens
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
-from dpeer.model.lm import load_tokenizer
+from dpeer.model.lm import attention_kernel, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
@@ -62,6 +62,7 @@ class TrainingRank:
         self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
+        self.attention = attention_kernel(config.model, world.device)
         with memory_explained(config, self.prepared, lambda: "loading the model"):
             self.policy = Policy(config, self.prepared, world)
             colocated = config.cluster.reference == "colocated"
@@ -71,16 +72,10 @@ class TrainingRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, the facts that must not change when it goes on, on what its numbers depend besides, and the
-        engine and why it is this one."""
+        """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
         choice = self.policy.choice
-        return {
-            "steps": self.policy.steps,
-            "facts": self.prepared.facts,
-            "numerics": numerics(self.policy.world.device),
-            "engine": choice.name,
-            "why": choice.why,
-        }
+        means = {"engine": choice.name, "attention": self.attention, "numerics": numerics(self.policy.world.device)}
+        return {"steps": self.policy.steps, "facts": self.prepared.facts, "means": means, "why": choice.why}
 
     @property
     def pulse(self) -> Pulse:
@@ -229,6 +224,7 @@ class ReferenceRank:
         self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
+        attention_kernel(config.model, world.device)
         with memory_explained(config, self.prepared, lambda: "loading the reference"):
             self.reference = Reference(config, world)
 

@@ -88,8 +88,12 @@ class TrainingRun:
         built = policy.finish_build(pending)
         if self.mode == "workers":
             refuse_other_facts("the reference group", theirs["facts"], built["facts"])
-        self.files.begin_or_resume(self.config, built["facts"], built["engine"], built.get("numerics"))
-        print(f"{self.config.name}: {built['engine']} engine ({built['why']})", flush=True)
+        means = built["means"]
+        self.files.begin_or_resume(self.config, built["facts"], means)
+        print(
+            f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}",
+            flush=True,
+        )
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
         self.files.clear_partial()

@@ -46,8 +46,8 @@ class RunDir:
         self.samples, self.stop = path / "samples.jsonl", path / "stop.json"
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
 
-    def begin(self, config: Config, facts: dict[str, Any], numerics: Sequence[str] | None = None) -> None:
-        """Write the metadata of a fresh run. `numerics`: device and libraries on which its last digits depend."""
+    def begin(self, config: Config, facts: dict[str, Any]) -> None:
+        """Write the metadata of a fresh run."""
         write_json(
             self.manifest,
             {
@@ -56,20 +56,17 @@ class RunDir:
                 "git": _git_revision(),
                 "created": now(),
                 "finished": None,
-                "numerics": numerics,
                 **facts,
             },
         )
 
-    def begin_or_resume(
-        self, config: Config, facts: dict[str, Any], engine: str, numerics: Sequence[str] | None = None
-    ) -> None:
+    def begin_or_resume(self, config: Config, facts: dict[str, Any], means: dict[str, Any]) -> None:
+        """`means`: what this life of the run computes with, of which another life may have other ones."""
         if not self.manifest.exists():
-            self.begin(config, facts | {"engine": engine}, numerics)
+            self.begin(config, facts | means)
             return
         self.check_resumable(config, facts)
-        if not self.saved_steps():  # it starts again, perhaps with another engine
-            write_json(self.manifest, json.loads(self.manifest.read_text()) | {"engine": engine})
+        write_json(self.manifest, json.loads(self.manifest.read_text()) | means)
 
     def check_resumable(self, config: Config, facts: dict[str, Any]) -> None:
         """Refuse to go on with another config, data set or reference than the run began with; says what differs."""

@@ -131,7 +131,7 @@ def test_layers_with_a_window_gather(
     class Cuda(torch.Tensor):
         is_cuda = True
 
-    monkeypatch.setattr(attention, "_varlen", lambda *_: calls.append("gather"))
+    monkeypatch.setattr(attention, "varlen_attention", lambda *_: calls.append("gather"))
 
     def chosen_cascade(query: Tensor, *_: Any) -> Tensor:
         calls.append("cascade")

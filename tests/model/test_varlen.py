@@ -14,7 +14,7 @@ from torch.nn.attention import varlen
 
 from dpeer.data.packing import Pack, build_pack, dummy_pack
 from dpeer.data.tokenize import TokenTree
-from dpeer.model.tree_attention import _segments, _varlen
+from dpeer.model.tree_attention import _segments, varlen_attention
 
 Make = Callable[[Sequence[int], int], TokenTree]
 
@@ -83,7 +83,7 @@ def test_varlen_equals_segments_equals_definition(
     pack = build_pack([tree_of((6, 5, 2, 1, 3), 1), tree_of((1, 2, 7), 2), tree_of((9, 1), 3)], [0, 1, 2])
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, h, pack.tokens, 4, generator=generator) for h in (heads[0], heads[1], heads[1]))
-    slow, segments = _varlen(q, k, v, pack, None, window), _segments(q, k, v, pack, None, window)
+    slow, segments = varlen_attention(q, k, v, pack, None, window), _segments(q, k, v, pack, None, window)
     assert slow.shape == segments.shape == (1, pack.tokens, heads[0], 4)
     torch.testing.assert_close(slow, segments, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(by_definition(q, k, v, pack, window), segments, rtol=1e-5, atol=1e-6)
@@ -94,7 +94,7 @@ def test_scale_reaches_both_paths(monkeypatch: pytest.MonkeyPatch, tree_of: Make
     pack = build_pack([tree_of((4, 3, 3), 1)], [0])
     q, k, v = (torch.randn(1, 2, pack.tokens, 4, generator=torch.Generator().manual_seed(s)) for s in range(3))
     scaled = _segments(q, k, v, pack, 0.9, None)
-    torch.testing.assert_close(_varlen(q, k, v, pack, 0.9, None), scaled, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(varlen_attention(q, k, v, pack, 0.9, None), scaled, rtol=1e-5, atol=1e-6)
     assert (scaled - _segments(q, k, v, pack, None, None)).abs().max() > 1e-3
 
 
@@ -103,7 +103,7 @@ def test_varlen_gradients_equal(monkeypatch: pytest.MonkeyPatch, tree_of: Make) 
     monkeypatch.setattr(varlen, "varlen_attn", slow_varlen_attn)
     pack = build_pack([tree_of((4, 3, 5, 2), 1)], [0])
     grads = []
-    for attention in (_varlen, _segments):
+    for attention in (varlen_attention, _segments):
         q, k, v = (
             torch.randn(1, h, pack.tokens, 4, generator=torch.Generator().manual_seed(h)).requires_grad_()
             for h in (4, 2, 2)
@@ -134,7 +134,7 @@ def test_the_real_kernel_takes_these_arguments(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(varlen, "varlen_attn", record)
     x = torch.zeros(1, 2, 4, 8)
-    _varlen(x, x, x, build_pack([tree_of((2, 3), 0)], [0]), 0.5, 3)
+    varlen_attention(x, x, x, build_pack([tree_of((2, 3), 0)], [0]), 0.5, 3)
     (bound,) = calls
     assert list(bound.arguments)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
     assert bound.arguments["window_size"] == (2, 0) and bound.arguments["scale"] == 0.5
