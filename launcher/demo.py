@@ -22,6 +22,7 @@ from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
 from dpeer.files import write_json
+from dpeer.integrity import read_state
 from dpeer.launcher import demo_evaluation
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.group import Groups
@@ -166,14 +167,16 @@ def _up_to_date(config: Config) -> bool:
     """True for a finished run of the same config. A run of another config is removed: the demo's folder is its own."""
     files = RunDir(config.run_dir)
     if files.manifest.exists():
-        if json.loads(files.manifest.read_text())["config"] == resolved(config):
+        if files.read_manifest()["config"] == resolved(config):
             return files.finished
         shutil.rmtree(files.path)
     return False
 
 
 def _certificate(config: Config) -> Certificate:
-    return Certificate.model_validate_json(RunDir(config.run_dir).certificate.read_text())
+    return Certificate.model_validate(
+        read_state(RunDir(config.run_dir).certificate, "Remove it and start the demo again.")
+    )
 
 
 def _verdicts(certificate: Certificate) -> dict[str, str]:

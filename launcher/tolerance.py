@@ -110,7 +110,7 @@ def pilots(config: Config, dimensions: Sequence[str], steps: int | None) -> dict
 def _done(config: Config) -> bool:
     """Finished with this config; a pilot of another config is removed, as the folder is this command's own."""
     files = RunDir(config.run_dir)
-    if files.manifest.exists() and json.loads(files.manifest.read_text())["config"] != resolved(config):
+    if files.manifest.exists() and files.read_manifest()["config"] != resolved(config):
         shutil.rmtree(files.path)
     return files.finished
 

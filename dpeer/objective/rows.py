@@ -79,6 +79,8 @@ class LedgerRow(TypedDict):
     """Of the dual state after the step."""
     dimensions: dict[str, DimensionRow]
     constraints: dict[str, ConstraintRow]
+    chain: NotRequired[str]
+    """Checksum over all lines up to this one, from a start that equal runs share (`training.run_dir.identity`)."""
 
 
 class TimingRow(TypedDict):
@@ -88,6 +90,7 @@ class TimingRow(TypedDict):
     seconds: float
     tokens_per_second: float
     reference_wait_s: float
+    chain: NotRequired[str]
 
 
 class MeanRow(TypedDict):

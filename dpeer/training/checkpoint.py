@@ -6,7 +6,6 @@ are pickles of the run's own making: resume only runs that you trust. Exported m
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -20,8 +19,10 @@ import torch
 import torch.distributed as dist
 
 from dpeer.errors import CheckpointError
-from dpeer.files import write_json
+from dpeer.files import sync_folder
+from dpeer.integrity import LIST, faults, read_state, write_list, write_state
 from dpeer.objective.dual import DualState
+from dpeer.training import shards
 from dpeer.training.calls import Scores
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
@@ -29,6 +30,7 @@ from dpeer.training.run_dir import refuse_unshared
 SHARDS = "deepspeed"
 UNIVERSAL = "universal"
 PIECE = 2**24
+STATE_LOST = "It holds the multipliers and the place in the data of this checkpoint."
 
 
 def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
@@ -55,12 +57,10 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.engine.save_checkpoint(
         str(folder), tag=SHARDS, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False
     )
-    for shard in (folder / SHARDS).glob(f"*rank_{policy.world.rank}_*"):
-        _sync(shard)
+    files = shards.record(folder / SHARDS, policy.world)
     probe, sums = _probe(policy), _sums(policy)
     if policy.world.rank == 0:
-        _sync(folder / SHARDS)
-        write_json(
+        write_state(
             folder / "state.json",
             {
                 "step": policy.step,
@@ -70,29 +70,30 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "probe": {str(k): v for k, v in probe.items()},
                 "sums": sums,
                 "facts": facts,
+                "files": files,
             },
         )
-        _sync(folder)
 
 
 def commit(temporary: Path, final: Path) -> None:
     """Make a checkpoint visible, once every rank has returned from `save`."""
     os.replace(temporary, final)
-    _sync(final.parent)
+    sync_folder(final.parent)
 
 
 def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     """Collective. Restore at the same or (after `convert`) another number of ranks; refuses what does not belong or did
     not load."""
     policy.pulse.enter(f"loading {folder.name}")
-    state = json.loads((folder / "state.json").read_text())
+    state = read_state(folder / "state.json", STATE_LOST)
     refuse_other_run(folder, state["facts"], facts)
     same_ranks = state["world_size"] == policy.world.size
     if same_ranks:
+        shards.verify(folder / SHARDS, state.get("files", {}), policy.world)
         _, client = policy.engine.load_checkpoint(str(folder), tag=SHARDS)
         torch.set_rng_state(client["torch_rng"])
     else:
-        _load_universal(policy, folder)
+        _load_universal(policy, folder, sealed="files" in state)
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
@@ -111,9 +112,10 @@ def refuse_other_run(folder: Path, saved: dict[str, Any], expected: dict[str, An
 
 def convert(folder: Path, world_size: int) -> None:
     """Not collective. Add DeepSpeed's universal form to a checkpoint of another number of ranks, unless it is there."""
-    state = json.loads((folder / "state.json").read_text())
+    state = read_state(folder / "state.json", STATE_LOST)
     if state["world_size"] == world_size or (folder / UNIVERSAL).exists():
         return
+    shards.refuse(folder / SHARDS, faults(folder / SHARDS, state.get("files", {})))
     temporary = tempfile.mkdtemp(prefix=f".{UNIVERSAL}-", dir=folder)
     workers = str(max(1, (os.cpu_count() or 1) // 2))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
@@ -123,10 +125,16 @@ def convert(folder: Path, world_size: int) -> None:
     if done.returncode:
         shutil.rmtree(temporary)
         raise CheckpointError(f"{folder}: cannot be converted to {world_size} ranks: {done.stderr[-600:]}")
+    write_list(Path(temporary))
     os.replace(temporary, folder / UNIVERSAL)
 
 
-def _load_universal(policy: Policy, folder: Path) -> None:
+def _load_universal(policy: Policy, folder: Path, sealed: bool) -> None:
+    converted = folder / UNIVERSAL
+    if sealed:
+        entries = read_state(converted / LIST, f"Delete {converted}; it is made again.")["files"]
+        names = sorted(entries)[policy.world.rank :: policy.world.size]
+        shards.share(converted, {name: entries[name] for name in names}, policy.world)
     policy.engine._config.load_universal_checkpoint = True
     policy.engine.load_checkpoint(str(folder), tag=UNIVERSAL)
     policy.engine._config.load_universal_checkpoint = False
@@ -145,14 +153,6 @@ def _numerics(policy: Policy) -> list[str]:
 def _free(folder: Path) -> int:
     """MiB left on the nearest folder that exists."""
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free >> 20
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sums(policy: Policy) -> dict[str, float]:
