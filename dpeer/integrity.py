@@ -26,7 +26,7 @@ BLANK = HEAD + "0" * DIGITS + TAIL
 without a checksum."""
 FORMAT = 1
 """Of state files; what a later dpeer has written is refused."""
-BLOCK = 1 << 18  # stays in the cache of a core, between the copy from the system and the hash
+BLOCK = 1 << 17  # stays in the cache of a core, between the copy from the system and the hash
 LIST = "checksums.json"
 READERS = 4
 
