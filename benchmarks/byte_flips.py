@@ -45,6 +45,9 @@ from dpeer.eval.irt.fit_folder import load as load_fit
 from dpeer.eval.irt.fit_folder import save as save_fit
 from dpeer.eval.irt.types import Options, Posterior
 from dpeer.eval.judge import judge
+from dpeer.eval.plan import ratings_folder
+from dpeer.eval.responses import responses_folder
+from dpeer.eval.run import read_rates
 from dpeer.eval.store.parts import content_id, parts
 from dpeer.heldout_file import read_heldout
 from dpeer.integrity import refuse_damaged_model
@@ -62,6 +65,7 @@ from tests.launcher.conftest import build_lab
 BACK = re.compile(r"restore|remove|delete|ma[dk]es? (it )?again|goes on from|start anew|fit again", re.IGNORECASE)
 NOT_READ = ("report.html", "README.md", ".lock", "replies.jsonl")
 """What dpeer writes for people and never reads again."""
+BATCH = 60
 SETTINGS = (
     "training.steps=6", "training.checkpoint_every=2", "training.sample_every=3", "training.stop_when=never",
     "training.keep_checkpoints=2", "cluster.reference=cache", "cluster.policy_workers=1",
@@ -95,11 +99,15 @@ class Scribe(Backend):
         return nullcontext(self.answers)
 
     def answers(self, job: Job, calls: Iterable[Call]) -> Iterator[list[Answer]]:
-        for call in calls:
-            draw = int(call.id[:6], 16)
-            logprobs = tuple(float(x) for x in np.log(np.roll([0.6, 0.1, 0.1, 0.1, 0.1], draw % 5)))
-            sampled = job.method.mode == "sample"
-            yield [Answer(call.id, "stop", f"words {draw}", () if sampled else logprobs, output_tokens=1)]
+        sampled = job.method.mode == "sample"
+        every = list(calls)
+        for start in range(0, len(every), BATCH):
+            yield [self.answer(call, sampled) for call in every[start : start + BATCH]]
+
+    def answer(self, call: Call, sampled: bool) -> Answer:
+        draw = int(call.id[:6], 16)
+        logprobs = tuple(float(x) for x in np.log(np.roll([0.6, 0.1, 0.1, 0.1, 0.1], draw % 5)))
+        return Answer(call.id, "stop", f"words {draw}", () if sampled else logprobs, output_tokens=1)
 
 
 def train(config: Config, rank: Rank, until: int | None = None) -> RunDir:
@@ -149,6 +157,8 @@ def fit(config: EvalConfig) -> None:
 def use_evaluation(config: EvalConfig, console: Console) -> None:
     generate(config, nowhere, console=console)
     encode(judge(config, nowhere, console=console))
+    for folder in (responses_folder(config), ratings_folder(config)):
+        read_rates(folder)  # as a plan does
     if (config.folder / "irt").exists():
         load_fit(config.folder / "irt")
 

@@ -25,11 +25,20 @@ def append(path: Path, lines: Iterable[Mapping[str, Any]], before: str | None) -
     of an earlier version, whose lines have none."""
     texts = []
     for line in lines:
-        text, before = linked(line, before) if before is not None else (json.dumps(line, allow_nan=False), None)
-        texts.append(f"{text}\n")
+        written, before = linked(line, before) if before is not None else (json.dumps(line, allow_nan=False), None)
+        texts.append(f"{written}\n")
     with path.open("a") as stream:
         stream.write("".join(texts))
     return before
+
+
+def text(lines: Iterable[Mapping[str, Any]], start: str) -> str:
+    """A whole file of linked lines."""
+    texts = []
+    for line in lines:
+        written, start = linked(line, start)
+        texts.append(f"{written}\n")
+    return "".join(texts)
 
 
 def whole_lines(path: Path) -> list[str]:

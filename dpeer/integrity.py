@@ -105,6 +105,14 @@ def read_state(path: Path, remedy: str, error: type[DpeerError] = CheckpointErro
         raise error(f"{path} {fault}. {remedy}") from fault
 
 
+def stamped(path: Path, made: Mapping[str, Any]) -> bool:
+    """Whether a state file says that just this was made; a missing or damaged one does not."""
+    try:
+        return bool(parse_state(path.read_bytes()) == json_safe(made))
+    except (OSError, Damaged):
+        return False
+
+
 # Listed files
 
 
