@@ -63,8 +63,8 @@ from dpeer.training.together import refuse_misfits, way_back
 from tests.launcher.conftest import build_lab
 
 BACK = re.compile(r"restore|remove|delete|ma[dk]es? (it )?again|goes on from|start anew|fit again", re.IGNORECASE)
-NOT_READ = ("report.html", "README.md", ".lock", "replies.jsonl")
-"""What dpeer writes for people and never reads again."""
+NOT_READ = ("report.html", "README.md", ".lock", "zero_to_fp32.py", "zero_to_torch.py", "prompts.jsonl")
+"""What dpeer never reads again, and the prompts that a user has written."""
 BATCH = 60
 SETTINGS = (
     "training.steps=6", "training.checkpoint_every=2", "training.sample_every=3", "training.stop_when=never",
@@ -164,7 +164,11 @@ def use_evaluation(config: EvalConfig, console: Console) -> None:
 
 
 def artefacts(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in NOT_READ and p.stat().st_size]
+    return [
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in NOT_READ and p.parent.name != "tensorboard" and p.stat().st_size
+    ]
 
 
 def heard(use: Callable[[Console], None]) -> str:

@@ -55,11 +55,12 @@ def refuse_misfit(files: RunDir, manifest: dict[str, Any], step: int) -> None:
 def way_back(files: RunDir, step: int) -> str:
     """What to do about a damaged checkpoint."""
     before = [s for s in files.saved_steps() if s < step]
-    then = f"goes on from step {before[-1]}" if before else "starts from the beginning"
+    if not before:
+        return "Restore it from a copy, or start anew under another name (--set name=...): the run has no earlier one."
     where = files.path / f"damaged-{step}"
     return (
         f"Restore it from a copy, or move the checkpoint away, `mv {files.checkpoint(step)} {where}`: with --resume "
-        f"the run then {then}."
+        f"the run then goes on from step {before[-1]}."
     )
 
 

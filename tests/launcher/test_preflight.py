@@ -199,7 +199,7 @@ def test_stale_checkpoint_of_another_model(lab: Any, tmp_path: Path) -> None:
     assert "belongs to another run: model was" in found["checkpoints"]
     assert "manifest.json is missing" in found["run folder"] and len(found) == 2
     (folder / "state.json").write_text("{")
-    assert re.search("state.json is no JSON.*starts from the beginning", audited(config)["checkpoints"], re.DOTALL)
+    assert re.search("state.json is no JSON.*has no earlier one", audited(config)["checkpoints"], re.DOTALL)
 
 
 def test_changed_recipe_of_a_run(begun: Config) -> None:
