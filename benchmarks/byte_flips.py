@@ -59,7 +59,7 @@ from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import cache_path, cached
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
-from dpeer.training.together import refuse_misfits, way_back
+from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
 from tests.launcher.conftest import build_lab
 
 BACK = re.compile(r"restore|remove|delete|ma[dk]es? (it )?again|goes on from|start anew|fit again", re.IGNORECASE)
@@ -127,7 +127,7 @@ def use_run(files: RunDir, config: Config, rank: TrainingRank) -> None:
     cached({name: cache_path(config, data) for name, data in splits.items()}, splits)
     for step in files.saved_steps():
         try:
-            refuse_misfits(files)
+            refuse_misfit(files, files.read_manifest(), step)
             checkpoint.load(rank.policy, files.checkpoint(step), rank.prepared.facts)
         except DpeerError as error:
             raise DpeerError(f"{error} {way_back(files, step)}") from error

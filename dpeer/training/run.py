@@ -19,7 +19,7 @@ from dpeer.training import ending
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
 from dpeer.training.run_dir import RunDir, refuse_unshared
 from dpeer.training.scoring import merge
-from dpeer.training.together import refuse_misfits, way_back
+from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
 
 CACHE_SLICE = 128  # records per worker and call
 TAIL = 20
@@ -254,6 +254,7 @@ class TrainingRun:
 def load(policy: Ranks, files: RunDir, step: int) -> int:
     """Restore a checkpoint; returns its step."""
     folder = files.checkpoint(step)
+    refuse_misfit(files, files.read_manifest(), step)
     try:
         policy.call_first(CONVERTING, PolicyCalls.convert, folder)
         return policy.call("loading a checkpoint", PolicyCalls.load, folder)[0]

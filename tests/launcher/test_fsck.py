@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,6 +24,7 @@ from dpeer.launcher.fsck import check
 from dpeer.launcher.train import already_finished, check_startable
 from dpeer.report.run import read_run
 from dpeer.tensor_file import write_tensors
+from dpeer.training.run import load
 from dpeer.training.run_dir import RunDir, identity
 from dpeer.training.together import refuse_misfits
 from tests.training.test_run_dir import FACTS, recipe
@@ -125,6 +127,16 @@ def test_parts_of_another_run_are_refused(tmp_path: Path) -> None:
         shutil.rmtree(run.path / name) if name == "checkpoints" else (run.path / name).unlink()
         shutil.move(tmp_path / "kept", run.path / name)
     refuse_misfits(RunDir(run.path))
+
+
+def test_an_earlier_checkpoint_is_checked_before_it_is_exported(tmp_path: Path) -> None:
+    """The best one need not be the newest, from which training goes on."""
+    run = finished_run(tmp_path / "run")
+    flip(run.checkpoint(2) / "run.json", random.Random(4))
+    refuse_misfits(run)
+    policy: Any = None
+    with pytest.raises(CheckpointError, match=r"step-0000002/run\.json does not match"):
+        load(policy, run, 2)
 
 
 def test_equal_runs_have_equal_ledgers_whatever_their_name_folder_and_ranks(tmp_path: Path) -> None:
