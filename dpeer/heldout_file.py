@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from dpeer.errors import DpeerError
 from dpeer.objective.controllers import Memory
 from dpeer.objective.heldout import HeldoutEdges
+from dpeer.tensor_file import read_tensors, write_tensors
 
 FORM = "form."
 
@@ -34,12 +30,7 @@ def write_heldout(path: Path, heldout: Heldout) -> None:
     remembered = {f"{FORM}{name}": values.double().cpu().contiguous() for name, values in heldout.form.items()}
     tensors = {"margins": edges.margins, "dims": edges.dims, "records": edges.records, "masks": edges.masks}
     names = {"dimensions": json.dumps(heldout.dimensions), "mask_names": json.dumps(edges.mask_names)}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        save_file(tensors | remembered, temporary, names)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, tensors | remembered, names)
 
 
 def read_heldout(path: Path) -> Heldout | None:
@@ -47,14 +38,13 @@ def read_heldout(path: Path) -> Heldout | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            names = {key: tuple(json.loads(value)) for key, value in file.metadata().items()}
+        t, words = read_tensors(path)
+        names = {key: tuple(json.loads(value)) for key, value in words.items()}
         edges = HeldoutEdges(t["margins"], t["dims"], t["records"], t["masks"], names["mask_names"])
         form = {name.removeprefix(FORM): values for name, values in t.items() if name.startswith(FORM)}
         return Heldout(edges, names["dimensions"], form)
-    except (SafetensorError, KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DpeerError(
-            f"{path} is not readable ({error}). Remove it: certificate.json stays as it is, and only corrections for a "
-            "choice among runs need this file."
+            f"{path}: {error or type(error).__name__}. Remove it: certificate.json stays as it is, and only "
+            "corrections for a choice among runs need this file; `dpeer train --resume` makes it again."
         ) from error

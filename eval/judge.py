@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
@@ -17,7 +19,17 @@ from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
 from dpeer.eval.run import Connect, Work, execute, read_rates
-from dpeer.eval.store.parts import drop_rows, lock, parts, read_table, write_part, write_table
+from dpeer.eval.store.parts import (
+    drop_rows,
+    lock,
+    parts,
+    read_sealed,
+    read_table,
+    refuse_off_scale,
+    unsealed,
+    write_part,
+    write_table,
+)
 from dpeer.eval.store.schema import RATINGS
 
 RETRIED = ("engine_error", "truncated")
@@ -46,7 +58,14 @@ def judge(
         for note in planned.notes:
             console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
-        if len(planned.todo) or not _holds(table, folder, planned):
+        refuse_off_scale(folder, planned.rubric.scale)
+        if old := unsealed(parts(folder)):
+            console.print(
+                f"[yellow]note:[/] {len(old)} part files in {folder} have no checksums (an earlier dpeer, or another "
+                "program, wrote them): damage to them would not be seen.",
+                soft_wrap=True,
+            )
+        if len(planned.todo) or not _holds(table, folder, planned, console):
             ratings = read_table(folder).set_index("rating_id")
             # What only marks a row, such as a family that was corrected since, is not part of its id.
             marks = planned.rows.set_index("rating_id")[list(MARKS)]
@@ -59,14 +78,18 @@ def judge(
 MARKS = ("model_family", "judge_family")
 
 
-def _holds(table: Path, folder: Path, planned: Plan) -> bool:
+def _holds(table: Path, folder: Path, planned: Plan, console: Console) -> bool:
     """Whether the table is that of the plan; one that cannot be read, or is older than a part file, is not."""
     columns = ["rating_id", *MARKS]
     try:
         if any(part.stat().st_mtime_ns > table.stat().st_mtime_ns for part in parts(folder)):
             return False
-        written = pd.read_parquet(table, columns=columns)
-    except (OSError, ValueError):
+        written = read_sealed(table, RATINGS).select(columns).to_pandas()
+    except FileNotFoundError:
+        return False
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+        console.print(f"[yellow]note:[/] {table} is damaged ({escape(reason)}); made again.", soft_wrap=True)
         return False
     if len(written) != len(planned.rows):
         return False

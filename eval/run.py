@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -13,12 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
-from dpeer.errors import ClusterError
+from dpeer.errors import CheckpointError, ClusterError
 from dpeer.eval import config
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Answers, Call, Job, Method
 from dpeer.eval.progress import Meter
-from dpeer.files import write_json
+from dpeer.integrity import read_state, refuse_damaged_model, write_state
 
 Connect = Callable[[], AbstractContextManager[Any]]
 RATES = "rates.json"
@@ -62,6 +62,7 @@ def execute(
 
 
 def _execute_one(cfg: config.EvalConfig, work: Work, session: Answers, folder: Path, console: Console) -> None:
+    refuse_damaged_model(work.served.path)
     job = Job(work.served, cfg.engine_of(work.served), work.method, count=len(work.ids))
     pending = set(work.ids)
     tokens: int | None = 0
@@ -99,10 +100,16 @@ def _save_rate(path: Path, work: Work, tokens: int | None, seconds: float) -> No
         "tokens": tokens,
         "seconds": round(seconds, 3),
     }
-    write_json(path, rates)
+    write_state(path, rates)
 
 
 def read_rates(folder: Path) -> dict[str, dict[str, Any]]:
     """Measured calls, computed tokens (None: unknown) and seconds per model/mode of earlier runs in this folder."""
     path = folder / RATES
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return read_state(path, "Rates only foretell times: the file is ignored, and made again by the next run.")
+    except CheckpointError as error:
+        print(f"note: {error}", file=sys.stderr, flush=True)
+        return {}

@@ -21,6 +21,7 @@ from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
+from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
@@ -103,6 +104,7 @@ app.add_typer(config_app, name="config", help="The form of recipes, for editors.
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(preflight)
 app.command()(watch)
+app.command()(fsck)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.command()(slurm_commands.slurm)

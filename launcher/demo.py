@@ -6,7 +6,6 @@ other in the same worker groups; the oracle then reads what each model says. Fin
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -21,7 +20,7 @@ from rich.table import Table
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError
-from dpeer.files import write_json
+from dpeer.integrity import read_state, stamped, write_state
 from dpeer.launcher import demo_evaluation
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.group import Groups, wanted
@@ -143,14 +142,14 @@ def prepare_world(root: Path, seed: int, console: Console) -> Path:
         raise ConfigError(f"{root}: no folder can be made there ({reason}); give --output another one") from None
     base, stamp = root / "base", root / "world.json"
     made = {"seed": seed, "train": TRAIN_RECORDS, "heldout": HELDOUT_RECORDS}
-    if base.exists() and stamp.exists() and json.loads(stamp.read_text()) == made:
+    if base.exists() and stamped(stamp, made):
         return base
     clear(root, console)
     world = toyworld.write_world(root / "world", seed, TRAIN_RECORDS, HELDOUT_RECORDS)
     with Progress("{task.description}", BarColumn(20), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("base model", total=600)
         build_base(base, world.pretrain, seed, 600, lambda step, loss: progress.update(task, completed=step + 1))
-    write_json(stamp, made)
+    write_state(stamp, made)
     return base
 
 
@@ -176,14 +175,16 @@ def _up_to_date(config: Config) -> bool:
     """True for a finished run of the same config. A run of another config is removed: the demo's folder is its own."""
     files = RunDir(config.run_dir)
     if files.manifest.exists():
-        if same_recipe(json.loads(files.manifest.read_text())["config"], config):
+        if same_recipe(files.read_manifest()["config"], config):
             return files.finished
         shutil.rmtree(files.path)
     return False
 
 
 def _certificate(config: Config) -> Certificate:
-    return Certificate.model_validate_json(RunDir(config.run_dir).certificate.read_text())
+    return Certificate.model_validate(
+        read_state(RunDir(config.run_dir).certificate, "Remove it and start the demo again.")
+    )
 
 
 def _verdicts(certificate: Certificate) -> dict[str, str]:

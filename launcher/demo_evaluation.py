@@ -21,7 +21,7 @@ from dpeer.eval.config import EvalConfig
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.types import Options
 from dpeer.eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
-from dpeer.files import write_json
+from dpeer.integrity import stamped, write_state
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.recipe import EVALUATION, recipe_path
 
@@ -74,10 +74,10 @@ def evaluate(root: Path, seed: int, console: Console) -> Evaluated:
     options = Options(seed=seed + 1)
     made = {"ratings": sha256(ratings.read_bytes()).hexdigest(), "options": asdict(options)}
     stamp = folder / "made.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == made:
+    if stamped(stamp, made):
         return Evaluated(tabulate(load(folder), "base"), folder / "report.html", realised)
     result, page = run_fit(ratings, folder, options, "base", (), console)
-    write_json(stamp, made)
+    write_state(stamp, made)
     return Evaluated(result, page, realised)
 
 
@@ -100,7 +100,7 @@ def prepare_judges(root: Path, seed: int, console: Console) -> None:
 
     folder, stamp = root / "judges", root / "judges.json"
     made = {"seed": seed, "base": model_hash(str(root / "base")), "steps": [READING_STEPS, TUNING_STEPS]}
-    if stamp.exists() and json.loads(stamp.read_text()) == made:
+    if stamped(stamp, made):
         return
     shutil.rmtree(folder, ignore_errors=True)
     rows = [json.loads(line) for line in (root / "world" / "pretrain.jsonl").open(encoding="utf-8")]
@@ -110,7 +110,7 @@ def prepare_judges(root: Path, seed: int, console: Console) -> None:
     with Progress("{task.description}", BarColumn(20), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("judges", total=READING_STEPS + TUNING_STEPS * len(SEVERITIES))
         train_judges(root / "base", texts, folder, seed, progress=lambda name, step: bar.advance(task))
-    write_json(stamp, made)
+    write_state(stamp, made)
 
 
 def show(

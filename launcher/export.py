@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dpeer.config import Config
@@ -12,8 +11,9 @@ from dpeer.launcher.cluster import connect
 from dpeer.launcher.group import Groups
 from dpeer.report.card import model_card
 from dpeer.training.calls import PolicyCalls
-from dpeer.training.run import CONVERTING, EXPORTING
+from dpeer.training.run import EXPORTING, load
 from dpeer.training.run_dir import RunDir
+from dpeer.training.together import refuse_misfits
 
 
 def export_run(run_dir: Path, output: Path | None = None) -> Path:
@@ -27,16 +27,15 @@ def export_run(run_dir: Path, output: Path | None = None) -> Path:
     folder = output or files.export
     if folder.exists():
         raise CheckpointError(f"{folder} exists. Remove it, or choose another folder with --output.")
-    manifest = json.loads(files.manifest.read_text())
+    refuse_misfits(files)
+    manifest = files.read_manifest()
     config = Config.model_validate(manifest["config"])
     with connect(config.cluster.address):
         groups = Groups(config)
         try:
             policy = groups.policy()
             policy.build(config)
-            checkpoint = files.checkpoint(manifest.get("exported_step") or saved[-1])
-            policy.call_first(CONVERTING, PolicyCalls.convert, checkpoint)
-            policy.call("loading a checkpoint", PolicyCalls.load, checkpoint)
+            load(policy, files, manifest.get("exported_step") or saved[-1])
             policy.call(EXPORTING, PolicyCalls.export, folder)
         finally:
             groups.close()

@@ -18,8 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dpeer import chain
 from dpeer.config import Config
-from dpeer.errors import ConfigError
+from dpeer.errors import CheckpointError, ConfigError
 from dpeer.files import write_text
 from dpeer.objective.bounds import records_for, room
 from dpeer.report.text import UNKNOWN, number
@@ -109,14 +110,20 @@ def pilots(config: Config, dimensions: Sequence[str], steps: int | None) -> dict
 def _done(config: Config) -> bool:
     """Finished with this config; a pilot of another config is removed, as the folder is this command's own."""
     files = RunDir(config.run_dir)
-    if files.manifest.exists() and not same_recipe(json.loads(files.manifest.read_text())["config"], config):
+    if files.manifest.exists() and not same_recipe(files.read_manifest()["config"], config):
         shutil.rmtree(files.path)
     return files.finished
 
 
 def levels(ledger: Path) -> Levels:
     """From the last steps of a ledger: each step's batch of the dual split is fresh to the policy."""
-    rows = [json.loads(line)["dimensions"] for line in ledger.read_text().splitlines()]
+    lines = ledger.read_text(errors="replace").splitlines()
+    if damaged := next(chain.broken(lines), None):
+        raise CheckpointError(
+            f"{ledger}: line {damaged} has changed since it was written. Remove the folder {ledger.parent}; the pilot "
+            "is trained again."
+        )
+    rows = [json.loads(line)["dimensions"] for line in lines]
     tail = rows[-max(1, round(LATE * len(rows))) :]
     loss, se, spread = {}, {}, {}
     for d in tail[-1]:

@@ -11,6 +11,7 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, ConfigError, Interrupted
 from dpeer.files import write_text
+from dpeer.integrity import Damaged, folder_faults, verify
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
 from dpeer.launcher.gpus import device_line, resolved_gpus
@@ -63,6 +64,7 @@ def refuse_perishable(config: Config) -> None:
 
 
 def check_startable(files: RunDir, resume: bool) -> None:
+    files.refuse_lost_manifest()
     if resume and not files.manifest.exists():
         raise CheckpointError(f"{files.path}: nothing to resume (no manifest.json). Start it without --resume.")
     if files.manifest.exists() and not resume:
@@ -85,12 +87,37 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
 
 
 def already_finished(files: RunDir) -> bool:
-    """True when there is nothing left to train; pages that a kill at the very end has cost are written."""
-    if files.finished:
+    """True when there is nothing left to make; pages that a kill at the very end has cost are written."""
+    if not files.finished:
+        return False
+    lost = lost_results(files)
+    if lost and files.saved_steps():
+        print(f"{files.path} is finished, but {lost}. That is made again from its checkpoint.", flush=True)
+        return False
+    if lost:
+        print(f"{files.path} is finished, but {lost}; without a checkpoint it cannot be made again.", flush=True)
+    else:
         print(f"{files.path} is finished; nothing to do.", flush=True)
         if not files.report.exists():
             write_pages(files)
-    return files.finished
+    return True
+
+
+def lost_results(files: RunDir) -> str:
+    """Which result of a finished run is gone or damaged; empty where all are there."""
+    if not files.export.is_dir():
+        return f"{files.export} is missing"
+    if damaged := folder_faults(files.export):
+        return " ".join((str(files.export / next(iter(damaged))), *list(damaged.values())[:1]))
+    try:
+        for path in (files.certificate, files.heldout):
+            if path.exists():
+                verify(path.read_bytes())
+            elif "heldout" in files.read_manifest().get("data", {}):
+                return f"{path} is missing"
+    except Damaged as error:
+        return f"{path} {error}"
+    return ""
 
 
 @contextmanager

@@ -36,5 +36,5 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
 def test_no_file_and_a_damaged_one(tmp_path: Path) -> None:
     assert read_heldout(tmp_path / "absent") is None
     (tmp_path / "bad").write_bytes(b"not a tensor")
-    with pytest.raises(DpeerError, match=r"bad is not readable .* Remove it"):
+    with pytest.raises(DpeerError, match=r"bad: is not readable .* Remove it"):
         read_heldout(tmp_path / "bad")

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from dpeer.data.faults import Fault, excerpt
+from dpeer.integrity import Damaged, verify
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -163,11 +164,17 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _parquet(path: Path, faults: list[Fault]) -> Iterator[Row]:
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
+        content = path.read_bytes()
+        verify(content)
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).read()
         if duplicate := _duplicate(table.column_names):
             faults.append(Fault(path.name, "", f"column {duplicate!r} occurs twice; keep one"))
             return
         values = table.to_pylist()
+    except Damaged as error:
+        remedy = "restore it from a copy, or make it again: `dpeer judge RECIPE` does so for a table of its ratings"
+        faults.append(Fault(path.name, "", f"{error}; {remedy}"))
+        return
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         faults.append(Fault(path.name, "", f"is not a whole Parquet file: {excerpt(str(error), 120)}"))
         return

@@ -79,6 +79,8 @@ class LedgerRow(TypedDict):
     """Of the dual state after the step."""
     dimensions: dict[str, DimensionRow]
     constraints: dict[str, ConstraintRow]
+    chain: NotRequired[str]
+    """Checksum over all lines up to this one, from a start that equal runs share (`training.run_dir.identity`)."""
 
 
 class TimingRow(TypedDict):
@@ -106,6 +108,7 @@ class TimingRow(TypedDict):
     memory_allocated: int | None
     """Bytes of tensors at the step's peak, on the GPU that needs most; `memory_reserved` as torch's allocator holds."""
     memory_reserved: int | None
+    chain: NotRequired[str]
 
 
 class MeanRow(TypedDict):

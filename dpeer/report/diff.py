@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dpeer import chain
 from dpeer.errors import DpeerError
+from dpeer.integrity import Damaged, parse_state
 from dpeer.training.run_dir import differences, may_change
 
 PARTS = {
@@ -118,21 +120,26 @@ def _under(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        content = json.loads(path.read_text())
+        return parse_state(path.read_bytes())
     except FileNotFoundError:
         raise DpeerError(f"{path}: not there. Give two run folders, as `dpeer train` printed them.") from None
-    except ValueError as error:
-        raise DpeerError(f"{path}: damaged ({error}); the run cannot be compared.") from None
-    return dict(content)
+    except Damaged as error:
+        raise DpeerError(f"{path}: damaged ({error}); the run cannot be compared. Restore it from a copy.") from None
 
 
 def _ledger(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines; a run that is being written may end in half of one."""
+    """The whole lines; a run that is being written may end in half of one. DpeerError: one has changed since."""
     path = folder / "ledger.jsonl"
+    lines = chain.whole_lines(path)
+    if number := next(chain.broken(lines, _manifest(folder).get("chain")), None):
+        raise DpeerError(
+            f"{path}: line {number} has changed since it was written; the run cannot be compared. Restore the file "
+            "from a copy; `dpeer fsck` says what else is damaged."
+        )
     entries = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in lines:
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entries.append({key: value for key, value in json.loads(line).items() if key != "chain"})
+        except (ValueError, AttributeError):
             break
     return entries

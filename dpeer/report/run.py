@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,17 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from dpeer import chain
 from dpeer.errors import DpeerError
+from dpeer.integrity import Damaged, parse_state
 
 NAN = math.nan
 Number = Annotated[float, BeforeValidator(lambda value: NAN if value is None else value)]
 Tolerance = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
+
+
+UNKNOWN = "configuration, versions and hashes of this run are unknown."
+NOTHING = "nothing is known about held-out records."
 
 
 class NoSteps(DpeerError):
@@ -217,28 +222,32 @@ class Run:
 RowT = TypeVar("RowT", Step, StepTime, Sample)
 
 
-def _read_lines(path: Path, kind: type[RowT]) -> tuple[list[RowT], list[str]]:
+def _read_lines(path: Path, kind: type[RowT], manifest: dict[str, Any]) -> tuple[list[RowT], list[str]]:
     """Whole lines in order, and what is said of the others. A missing file has none."""
     rows: list[RowT] = []
     damaged: list[str] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), start=1):
-        if not line.strip():
+    content = path.read_bytes() if path.is_file() else b""
+    changed = set(chain.broken(chain.whole_lines(path), manifest.get("chain")))
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip() and number not in changed:
             continue
         try:
-            rows.append(kind.model_validate_json(line))
+            row = kind.model_validate_json(line)
+            damaged.append(str(number)) if number in changed else rows.append(row)
         except ValidationError:
             damaged.append(str(number))
-    if not damaged:
-        return rows, []
-    numbers = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-    lines = "line is" if len(damaged) == 1 else "lines are"
-    note = f"{path.name}: {len(damaged)} damaged {lines} left out (line {numbers}); a killed run leaves one."
-    return rows, [note]
+    notes = []
+    if damaged:
+        numbers = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        lines = "line is" if len(damaged) == 1 else "lines are"
+        why = "bytes have changed: restore it from a copy" if changed else "a killed run leaves one"
+        notes.append(f"{path.name}: {len(damaged)} damaged {lines} left out (line {numbers}); {why}.")
+    return rows, notes
 
 
-def _read_steps(path: Path, kind: type[RowT]) -> tuple[tuple[RowT, ...], list[str]]:
+def _read_steps(path: Path, kind: type[RowT], manifest: dict[str, Any]) -> tuple[tuple[RowT, ...], list[str]]:
     """Rows by rising step. A step that a resumed run repeated counts once, as it was written last."""
-    lines, notes = _read_lines(path, kind)
+    lines, notes = _read_lines(path, kind, manifest)
     rows = {row.step: row for row in lines}
     if repeated := len(lines) - len(rows):
         notes.append(f"{path.name}: {repeated} steps were written twice (a resumed run); the later lines count.")
@@ -247,13 +256,11 @@ def _read_steps(path: Path, kind: type[RowT]) -> tuple[tuple[RowT, ...], list[st
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not path.is_file():
-        return {}, [f"{path.name} is missing: configuration, versions and hashes of this run are unknown."]
+        return {}, [f"{path.name} is missing: {UNKNOWN}"]
     try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict):
-        return {}, [f"{path.name} is damaged: configuration, versions and hashes of this run are unknown."]
+        manifest = parse_state(path.read_bytes())
+    except Damaged as error:
+        return {}, [f"{path.name} is damaged ({error}): {UNKNOWN} Restore it from a copy."]
     if not manifest.get("finished"):
         return manifest, ["This run has not finished; everything below is an interim state."]
     return manifest, []
@@ -263,20 +270,24 @@ def _read_certificate(path: Path) -> tuple[Certificate | None, list[str]]:
     if not path.is_file():
         return None, ["There is no certificate: nothing is known about held-out records."]
     try:
-        return Certificate.model_validate_json(path.read_bytes()), []
+        return Certificate.model_validate(parse_state(path.read_bytes()), strict=False), []
+    except Damaged as error:
+        return None, [
+            f"{path.name} is damaged ({error}): {NOTHING} Remove it and go on with --resume: it is made again."
+        ]
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the file"
-        return None, [f"{path.name} is damaged ({where}: {fault['msg']}): nothing is known about held-out records."]
+        return None, [f"{path.name} is damaged ({where}: {fault['msg']}): {NOTHING}"]
 
 
 def _read_stop(path: Path) -> tuple[Stop | None, list[str]]:
     if not path.is_file():
         return None, []
     try:
-        return Stop.model_validate_json(path.read_bytes()), []
-    except ValidationError:
-        return None, [f"{path.name} is damaged: training ended early, and why is unknown."]
+        return Stop.model_validate(parse_state(path.read_bytes())), []
+    except (Damaged, ValidationError):
+        return None, [f"{path.name} is damaged: training ended early, and why is unknown. Restore it from a copy."]
 
 
 def read_run(run_dir: Path) -> Run:
@@ -291,16 +302,19 @@ def read_run(run_dir: Path) -> Run:
             f"{run_dir} has no ledger.jsonl, so there is nothing to report: it is not a run folder, or its training "
             "has not completed a step. Give the folder that `dpeer train` printed (output_dir/name of the recipe)."
         )
-    ledger, ledger_notes = _read_steps(ledger_path, Step)
+    manifest, manifest_notes = _read_manifest(run_dir / "manifest.json")
+    ledger, ledger_notes = _read_steps(ledger_path, Step, manifest)
     if not ledger:
         raise NoSteps(
             f"{ledger_path} holds no complete step, so there is nothing to report: the run stopped before its first "
             "step ended. Start it again with `dpeer train RECIPE`."
         )
-    manifest, manifest_notes = _read_manifest(run_dir / "manifest.json")
+    ended = manifest.get("ledger")
+    if ended is not None and chain.checksum((chain.whole_lines(ledger_path) or [""])[-1]) != ended:
+        ledger_notes.append(f"{ledger_path.name} does not end as it did when the run was finished: restore it.")
     certificate, certificate_notes = _read_certificate(run_dir / "certificate.json")
-    timing, timing_notes = _read_steps(run_dir / "timing.jsonl", StepTime)
-    samples, sample_notes = _read_lines(run_dir / "samples.jsonl", Sample)
+    timing, timing_notes = _read_steps(run_dir / "timing.jsonl", StepTime, manifest)
+    samples, sample_notes = _read_lines(run_dir / "samples.jsonl", Sample, manifest)
     stop, stop_notes = _read_stop(run_dir / "stop.json")
     return Run(
         path=run_dir,

@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpeer import chain
 from dpeer.errors import DpeerError
+from dpeer.integrity import Damaged, parse_state
 from dpeer.report.run import NAN, HeldoutMean, Run, read_run
 from dpeer.toyworld import world as toyworld
 
@@ -148,11 +150,13 @@ class SweepData:
 def read_sweep(path: Path) -> SweepData:
     """Read the finished cells of a sweep's folder. DpeerError: no sweep there, or no cell of it is finished."""
     try:
-        manifest = json.loads((path / "sweep.json").read_text())
+        manifest = parse_state((path / "sweep.json").read_bytes())
     except FileNotFoundError:
         raise DpeerError(
             f"{path} has no sweep.json, so it is not a sweep's folder. Give the folder that `dpeer sweep run` printed."
         ) from None
+    except Damaged as error:
+        raise DpeerError(f"{path / 'sweep.json'} {error}. Delete it; `dpeer sweep run FILE` writes it again.") from None
     finished, unfinished = _cells(path, manifest["cells"])
     if not finished:
         raise DpeerError(f"{path}: none of its {len(unfinished)} cells is finished, so there is nothing to report yet.")
@@ -217,5 +221,8 @@ def _finished(folder: Path) -> Run | None:
 def _shares(replies: Path) -> dict[str, float]:
     if not replies.is_file():
         return {}
-    read = toyworld.share([json.loads(line)["reply"] for line in replies.read_text(encoding="utf-8").splitlines()])
+    lines = chain.whole_lines(replies)
+    if next(chain.broken(lines), None):
+        raise DpeerError(f"{replies} has changed since it was written. Delete it; `dpeer sweep run` samples it again.")
+    read = toyworld.share([json.loads(line)["reply"] for line in lines])
     return {**read.good, "fluency": read.fluency}

@@ -7,7 +7,6 @@ Exported models are safetensors.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -21,8 +20,10 @@ import torch
 import torch.distributed as dist
 
 from dpeer.errors import CheckpointError
-from dpeer.files import sync, write_json
+from dpeer.files import sync_folder
+from dpeer.integrity import LIST, faults, read_state, write_list, write_state
 from dpeer.objective.dual import DualState
+from dpeer.training import shards
 from dpeer.training.calls import Scores
 from dpeer.training.numerics import numerics
 from dpeer.training.policy import IDENTITY, Policy
@@ -31,6 +32,7 @@ from dpeer.training.world import sum_over_ranks
 from dpeer.training.zero3 import SHARDS, UNIVERSAL
 
 PIECE = 2**24
+STATE_LOST = "It holds the multipliers and the place in the data of this checkpoint."
 
 
 def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
@@ -55,9 +57,10 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
 
 def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.engine.save(folder)
+    files = shards.record(folder, policy.world)
     probe, sums = _probe(policy), _sums(policy)
     if policy.world.rank == 0:
-        write_json(
+        write_state(
             folder / "state.json",
             {
                 "step": policy.step,
@@ -68,28 +71,32 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "probe": {str(k): v for k, v in probe.items()},
                 "sums": sums,
                 "facts": facts,
+                "files": files,
             },
         )
-        sync(folder)
 
 
 def commit(temporary: Path, final: Path) -> None:
     """Make a checkpoint visible, once every rank has returned from `save`."""
     os.replace(temporary, final)
-    sync(final.parent)
+    sync_folder(final.parent)
 
 
 def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     """Collective. Restore at the same or (after `convert`) another number of ranks; refuses what does not belong or did
     not load."""
     policy.pulse.enter(f"loading {folder.name}")
-    state = json.loads((folder / "state.json").read_text())
+    state = read_state(folder / "state.json", STATE_LOST)
     refuse_other_run(folder, state["facts"], facts)
     if (wrote := state.get("engine", "deepspeed")) != policy.engine.name:
         raise CheckpointError(
             f"{folder}: was written by engine {wrote}, and cannot be read by {policy.engine.name}. Go on with "
             f"cluster.engine={wrote}, or leave it at auto."
         )
+    if policy.engine.sharded and state["world_size"] != policy.world.size:
+        _verify_universal(policy, folder, sealed="files" in state)
+    else:
+        shards.verify(folder, state.get("files", {}), policy.world)
     policy.engine.load(folder, state["world_size"])
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
@@ -110,9 +117,10 @@ def refuse_other_run(folder: Path, saved: dict[str, Any], expected: dict[str, An
 def convert(folder: Path, world_size: int) -> None:
     """Not collective. Add DeepSpeed's universal form to a checkpoint of another number of ranks, unless it is there;
     any number of ranks reads that of the plain engine."""
-    state = json.loads((folder / "state.json").read_text())
+    state = read_state(folder / "state.json", STATE_LOST)
     if state.get("engine") == "plain" or state["world_size"] == world_size or (folder / UNIVERSAL).exists():
         return
+    shards.refuse(folder, faults(folder, state.get("files", {})))
     temporary = tempfile.mkdtemp(prefix=f".{UNIVERSAL}-", dir=folder)
     workers = str(max(1, (os.cpu_count() or 1) // 2))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
@@ -122,7 +130,18 @@ def convert(folder: Path, world_size: int) -> None:
     if done.returncode:
         shutil.rmtree(temporary)
         raise CheckpointError(f"{folder}: cannot be converted to {world_size} ranks: {done.stderr[-600:]}")
+    write_list(Path(temporary))
     os.replace(temporary, folder / UNIVERSAL)
+
+
+def _verify_universal(policy: Policy, folder: Path, sealed: bool) -> None:
+    """Collective. CheckpointError for a damaged file of the universal form; of an earlier version nothing is known."""
+    if not sealed:
+        return
+    converted = folder / UNIVERSAL
+    entries = read_state(converted / LIST, f"Delete {converted}; it is made again.")["files"]
+    names = sorted(entries)[policy.world.rank :: policy.world.size]
+    shards.share(converted, {name: entries[name] for name in names}, policy.world)
 
 
 def _free(folder: Path) -> int:

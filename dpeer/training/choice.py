@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,7 +108,7 @@ def began_with(config: Config) -> Literal["plain", "deepspeed"] | None:
     manifest = RunDir(config.run_dir).manifest
     if not manifest.exists():
         return None
-    return "plain" if json.loads(manifest.read_text()).get("engine") == "plain" else "deepspeed"
+    return "plain" if RunDir(config.run_dir).read_manifest().get("engine") == "plain" else "deepspeed"
 
 
 def _memory(world: World) -> float:

@@ -59,7 +59,7 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """On disk when all ranks have returned."""
+        """Write files below `folder`; a file of one rank's bears `rank_N` in its name. The caller forces them to disk."""
         ...
 
     def load(self, folder: Path, world_size: int) -> None:

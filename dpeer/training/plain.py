@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from dpeer.config import Config
 from dpeer.data.packing import Pack
 from dpeer.errors import CheckpointError
-from dpeer.files import sync
 from dpeer.model.lm import TreeLM, build_lm
 from dpeer.training.engine import Engine, build_optimizer
 from dpeer.training.world import World
@@ -142,7 +141,6 @@ class Plain:
                 content.setdefault(key, {}).update(flat.by_name(state[key]))
             content["steps"] = int(state.get("step", 0))
         torch.save(content, folder / FILE)
-        sync(folder / FILE)
 
     @torch.no_grad()
     def load(self, folder: Path, world_size: int) -> None:

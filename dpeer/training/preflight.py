@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet
 from dpeer.errors import CheckpointError, ClusterError, ConfigError
+from dpeer.integrity import read_state
 from dpeer.model.lm import load_tokenizer
 from dpeer.objective.certificate import provable
 from dpeer.objective.constraints import build_constraints, certified
@@ -24,6 +24,7 @@ from dpeer.training.policy import allowance
 from dpeer.training.prepare import Prepared
 from dpeer.training.reference import cache_path, read_cache
 from dpeer.training.run_dir import RunDir
+from dpeer.training.together import refuse_misfits, way_back
 
 Rows = Sequence[Sequence[float]]  # log-probability of each response, record by record
 
@@ -120,6 +121,7 @@ def reference(config: Config, prepared: Prepared) -> str:
 def run_folder(config: Config, prepared: Prepared) -> str:
     """A run of this name, if there is one, can go on with this recipe."""
     files = RunDir(config.run_dir)
+    refuse_misfits(files, say=lambda line: None)
     if not files.manifest.exists():
         return f"{files.path}: new"
     if files.finished:
@@ -137,13 +139,7 @@ def checkpoints(config: Config, prepared: Prepared) -> str:
     saved = files.saved_steps()
     for step in saved:
         folder = files.checkpoint(step)
-        try:
-            state = json.loads((folder / "state.json").read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder}: state.json cannot be read ({error}). Restore it, or move the folder away to go on from an "
-                "earlier checkpoint."
-            ) from error
+        state = read_state(folder / "state.json", way_back(files, step))
         refuse_other_run(folder, state["facts"], prepared.facts)
     return f"{len(saved)} on disk, all of this run" if saved else "none on disk"
 
@@ -189,5 +185,5 @@ def _recorded(config: Config, key: str) -> dict[str, Any] | None:
     files = RunDir(config.run_dir)
     if not files.manifest.exists():
         return None
-    value: dict[str, Any] | None = json.loads(files.manifest.read_text()).get(key)
+    value: dict[str, Any] | None = files.read_manifest().get(key)
     return value

@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
+from dpeer.integrity import Damaged
 from dpeer.model import tree_attention
 from dpeer.model.identity import model_hash
+from dpeer.tensor_file import read_tensors, write_tensors
 from dpeer.training.calls import Scores
 from dpeer.training.choice import reference_engine
 from dpeer.training.engine import Engine
@@ -75,11 +73,19 @@ def read_cache(path: Path, data: TokenizedSet) -> list[list[float]] | None:
     if not path.exists():
         return None
     try:
-        flat = load_file(path)["logprobs"].tolist()
-    except (SafetensorError, KeyError) as error:
+        tensors, words = read_tensors(path)
+        if "logprobs" not in tensors:
+            raise Damaged("is not readable (it holds no log-probabilities)")
+    except Damaged as error:
         raise CheckpointError(
-            f"reference cache {path}: not readable ({error}). Delete it; it is made again."
+            f"reference cache {path}: {error}; every loss is measured from it. Delete it; it is made again."
         ) from error
+    flat = tensors["logprobs"].tolist()
+    if words.get("key", path.stem) != path.stem:
+        raise CheckpointError(
+            f"reference cache {path}: was written as {words['key']}, for another model or other data. Delete it; it is "
+            "made again."
+        )
     counts = [len(t.responses) for t in data.trees]
     if len(flat) != sum(counts):
         raise CheckpointError(
@@ -94,9 +100,18 @@ def read_cache(path: Path, data: TokenizedSet) -> list[list[float]] | None:
 
 
 def write_cache(path: Path, logprobs: Sequence[Sequence[float]]) -> None:
-    """Atomic: written under another name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    save_file({"logprobs": torch.tensor([v for row in logprobs for v in row], dtype=torch.float64)}, temporary)
-    os.replace(temporary, path)
+    """Whole or not at all."""
+    flat = torch.tensor([v for row in logprobs for v in row], dtype=torch.float64)
+    write_tensors(path, {"logprobs": flat}, {"key": path.stem})
+
+
+def cached(paths: Mapping[str, Path], splits: Mapping[str, TokenizedSet]) -> bool:
+    """Whether the cache of every split is there and sound; says which one is not."""
+    for name, path in paths.items():
+        try:
+            if read_cache(path, splits[name]) is None:
+                return False
+        except CheckpointError as error:
+            print(f"{error} That is done now.", flush=True)
+            return False
+    return True

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, Interrupted
-from dpeer.files import write_json
+from dpeer.integrity import refuse_damaged_model, write_state
 from dpeer.objective.ledger import infeasible
 from dpeer.objective.rows import TimingRow
 from dpeer.training import ending
@@ -21,6 +21,7 @@ from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCal
 from dpeer.training.cost import cost
 from dpeer.training.run_dir import RunDir, refuse_unshared
 from dpeer.training.scoring import merge
+from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
 
 CACHE_SLICE = 128  # records per worker and call
 TAIL = 20
@@ -68,6 +69,9 @@ class TrainingRun:
 
     def run(self) -> None:
         """To the end, from wherever an earlier life has left the run. Raises Interrupted once a stop is saved."""
+        refuse_misfits(self.files)
+        for path in {self.config.model.path, self.config.model.reference_path or ""}:
+            refuse_damaged_model(path)
         start = self.build()
         with self.watch(self.total, start) as watcher, self.stops.deferred():
             done = self.steps(start, watcher)
@@ -101,26 +105,10 @@ class TrainingRun:
         saved = self.files.saved_steps()
         if not saved:
             self.files.refuse_lost_checkpoints()
-        start = self.load(policy, saved[-1]) if saved else 0
+        start = load(policy, self.files, saved[-1]) if saved else 0
         self.files.truncate(start)
         self.prune()
         return start
-
-    def load(self, policy: Ranks, step: int) -> int:
-        """Restore a checkpoint; returns its step."""
-        folder = self.files.checkpoint(step)
-        try:
-            policy.call_first(CONVERTING, PolicyCalls.convert, folder)
-            return policy.call("loading a checkpoint", PolicyCalls.load, folder)[0]
-        except WorkerFailed as failed:
-            before = [s for s in self.files.saved_steps() if s < step]
-            earlier = f" to go on from step {before[-1]}" if before else " to start from the beginning"
-            raise CheckpointError(
-                f"{folder}: could not be loaded. {failed}\nThe traceback is in "
-                f"{self.files.keep_error(str(failed), failed.details)}; the "
-                "checkpoint was not changed. Remove the cause (memory, disk, a missing file) and go on with --resume. "
-                f"If the files themselves are damaged, move the folder away{earlier}."
-            ) from failed
 
     def steps(self, start: int, watcher: Watcher) -> int:
         """Train until the end or an early stop; returns the number of steps done."""
@@ -183,7 +171,7 @@ class TrainingRun:
             why = {"reason": "patience", "patience": spec.patience}
         else:
             return False
-        write_json(self.files.stop, {"step": step, **why})
+        write_state(self.files.stop, {"step": step, **why})
         return True
 
     def scores(self) -> dict[int, float]:
@@ -202,7 +190,7 @@ class TrainingRun:
         if stopped:
             print(f"{self.config.name}: training ended early, at step {done} ({stopped['reason']}).", flush=True)
         best = None if stopped and stopped["reason"] == "certified" else self.best()
-        return done if best in (None, done) else self.load(self.workers.policy(), best)
+        return done if best in (None, done) else load(self.workers.policy(), self.files, best)
 
     def references_ahead(self, step: int) -> Any:
         """Order the reference log-probs of a step, one step before they are needed."""
@@ -223,6 +211,7 @@ class TrainingRun:
         policy.call(f"saving step {step}", PolicyCalls.save, temporary)
         refuse_unshared(temporary, "the driver")
         self.files.sync()
+        self.files.bind(temporary, step)
         policy.call_first("committing a checkpoint", PolicyCalls.commit, temporary, final)
         self.prune()
 
@@ -267,17 +256,34 @@ class TrainingRun:
         records = sum(map(len, shares))
         scores = merge(shares, records), merge(theirs, records)
         if verdict := policy.call_first("certificate", PolicyCalls.certificate, *scores, self.files.heldout):
-            write_json(self.files.certificate, verdict)
+            write_state(self.files.certificate, verdict)
+
+
+def load(policy: Ranks, files: RunDir, step: int) -> int:
+    """Restore a checkpoint; returns its step."""
+    folder = files.checkpoint(step)
+    refuse_misfit(files, files.read_manifest(), step)
+    try:
+        policy.call_first(CONVERTING, PolicyCalls.convert, folder)
+        return policy.call("loading a checkpoint", PolicyCalls.load, folder)[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {way_back(files, step)}") from error
+    except WorkerFailed as failed:
+        raise CheckpointError(
+            f"{folder}: could not be loaded. {failed}\nThe traceback is in {files.keep_error(str(failed), failed.details)}; "
+            "the checkpoint was not changed. Remove the cause (memory, disk) and go on with --resume. If the files "
+            f"themselves are damaged: {way_back(files, step)}"
+        ) from failed
 
 
 def fill_cache(config: Config, workers: Workers) -> None:
     """Compute the reference log-probs of all records once, unless the cache has them; then free the workers."""
     from dpeer.training.prepare import prepare
-    from dpeer.training.reference import cache_path, write_cache
+    from dpeer.training.reference import cache_path, cached, write_cache
 
     prepared = prepare(config)
     train, paths = prepared.train, {name: cache_path(config, d) for name, d in prepared.splits.items()}
-    if all(path.exists() for path in paths.values()):
+    if cached(paths, prepared.splits):
         return
     print(f"{config.name}: computing the reference log-probabilities", flush=True)
     workers.close()  # policy workers of an earlier run would hold the places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -15,10 +16,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dpeer import chain
 from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import CheckpointError
-from dpeer.files import sync, write_json, write_text
+from dpeer.files import sync, write_text
+from dpeer.integrity import digest, entry, read_state, write_state
+from dpeer.json_safe import json_safe
 
 PACKAGES = ("dpeer", "torch", "transformers", "deepspeed", "peft", "ray", "datasets", "numpy")
 MAY_CHANGE = (  # nothing here changes what a step computes
@@ -34,6 +38,16 @@ MAY_CHANGE = (  # nothing here changes what a step computes
 )
 
 
+PLACES = ("name", "model.path", "model.reference_path", "data.train", "data.heldout", "data.dual")
+"""Where things lie; what lies there is among the facts, by hashes."""
+MANIFEST_LOST = (
+    "Only it says with which settings the run was trained: restore it from a copy, or start anew under another name "
+    "(--set name=...)."
+)
+STOP_LOST = "It says why training ended early: restore it, or remove it to train on."
+BINDING = "run.json"
+
+
 class RunDir:
     """runs/NAME: manifest.json, ledger.jsonl, timing.jsonl, samples.jsonl, stop.json, certificate.json,
     heldout.safetensors, checkpoints/, export/, report.html."""
@@ -45,12 +59,16 @@ class RunDir:
         self.heldout = path / "heldout.safetensors"
         self.samples, self.stop = path / "samples.jsonl", path / "stop.json"
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
+        self.ends: dict[Path, str | None] = {}  # running checksums of the lines written so far
 
     def begin(self, config: Config, facts: dict[str, Any]) -> None:
-        """Write the metadata of a fresh run."""
-        write_json(
+        """Write the metadata of a fresh run. CheckpointError: there is one already that has lost its manifest."""
+        self.refuse_lost_manifest()
+        write_state(
             self.manifest,
             {
+                "run": secrets.token_hex(8),
+                "chain": identity(config, facts),
                 "config": resolved(config),
                 "versions": {"python": platform.python_version()} | {p: package_version(p) for p in PACKAGES},
                 "git": _git_revision(),
@@ -60,19 +78,31 @@ class RunDir:
             },
         )
 
+    def read_manifest(self) -> dict[str, Any]:
+        """CheckpointError: it is missing or damaged."""
+        return read_state(self.manifest, MANIFEST_LOST)
+
+    def refuse_lost_manifest(self) -> None:
+        """CheckpointError for a run whose manifest is gone: what it was trained with can no longer be told."""
+        left = [
+            p for p in (self.ledger, *self.checkpoints.glob("step-*/state.json")) if p.exists() and p.stat().st_size
+        ]
+        if left and not self.manifest.exists():
+            raise CheckpointError(f"{self.manifest} is missing, but {left[-1]} is there. {MANIFEST_LOST}")
+
     def begin_or_resume(self, config: Config, facts: dict[str, Any], means: dict[str, Any]) -> None:
         """`means`: what this life of the run computes with, of which another life may have other ones."""
         if not self.manifest.exists():
             self.begin(config, facts | means)
             return
         self.check_resumable(config, facts)
-        write_json(self.manifest, json.loads(self.manifest.read_text()) | means)
+        write_state(self.manifest, self.read_manifest() | means)
 
     def check_resumable(self, config: Config, facts: dict[str, Any]) -> None:
         """Refuse to go on with another config, data set or reference than the run began with; says what differs."""
         if not self.manifest.exists():
             raise CheckpointError(f"{self.path}: nothing to resume (no manifest.json). Start it without --resume.")
-        old, free = json.loads(self.manifest.read_text()), may_change(config.training.model_dump())
+        old, free = self.read_manifest(), may_change(config.training.model_dump())
         if (began := old.get("method", 1)) != facts.get("method", began):
             raise CheckpointError(
                 f"{self.path}: began under version {began} of the method, and this dpeer now computes version "
@@ -100,20 +130,33 @@ class RunDir:
 
     def finish(self, step: int) -> None:
         """`step`: the checkpoint that was certified and exported."""
-        write_json(self.manifest, json.loads(self.manifest.read_text()) | {"exported_step": step, "finished": now()})
+        manifest = self.read_manifest()
+        closed = {"ledger": self.end(self.ledger)} if "chain" in manifest else {}
+        write_state(self.manifest, manifest | closed | {"exported_step": step, "finished": now()})
 
     @property
     def finished(self) -> bool:
-        return self.manifest.exists() and json.loads(self.manifest.read_text())["finished"] is not None
+        return self.manifest.exists() and self.read_manifest().get("finished") is not None
 
     def append(self, entry: dict[str, Any], timing: Mapping[str, Any]) -> None:
         """One line per step to the ledger (deterministic) and to the timing file (not)."""
-        _append(self.ledger, [entry])
-        _append(self.timing, [timing])
+        self._append(self.ledger, [entry])
+        self._append(self.timing, [timing])
 
     def append_samples(self, step: int, replies: Sequence[Mapping[str, Any]]) -> None:
         """A line per reply of the policy after `step`."""
-        _append(self.samples, [{"step": step, **reply} for reply in replies])
+        self._append(self.samples, [{"step": step, **reply} for reply in replies])
+
+    def _append(self, path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+        self.ends[path] = chain.append(path, lines, self.end(path))
+
+    def end(self, path: Path) -> str | None:
+        """Running checksum of a file of lines; None for a run of an earlier version, which has none."""
+        if path not in self.ends:
+            start = self.read_manifest().get("chain")
+            lines = chain.whole_lines(path) if start else []
+            self.ends[path] = chain.checksum(lines[-1]) if lines else start
+        return self.ends[path]
 
     def rows(self) -> list[dict[str, Any]]:
         """The ledger."""
@@ -122,7 +165,7 @@ class RunDir:
     @property
     def stopped(self) -> dict[str, Any] | None:
         """Why training ended early: {"step", "reason"} and what goes with the reason; None where it did not."""
-        return dict(json.loads(self.stop.read_text())) if self.stop.exists() else None
+        return read_state(self.stop, STOP_LOST) if self.stop.exists() else None
 
     def truncate(self, step: int) -> None:
         """Forget the lines after `step`: they are about to be computed again. A half-written last line goes too, and a
@@ -137,6 +180,7 @@ class RunDir:
                     f"{path}: only steps 1 to {len(lines)} of the {step} steps up to the checkpoint are there. The run "
                     "is damaged: restore the file, or start anew under another name."
                 )
+        self.ends.clear()
         for path, lines in kept.items():
             if path.exists():
                 write_text(path, "".join(f"{line}\n" for line in lines))
@@ -178,11 +222,18 @@ class RunDir:
     def temporary_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f".writing-{step:07d}"
 
+    def bind(self, folder: Path, step: int) -> None:
+        """Note in a checkpoint, before it counts, to which run and to which ledger it belongs."""
+        run = self.read_manifest().get("run")
+        if run is not None:
+            own = {"run": run, "step": step, "ledger": self.end(self.ledger), "state": entry(folder / "state.json")}
+            write_state(folder / BINDING, own)
+
     def refuse_lost_checkpoints(self) -> None:
         """CheckpointError when there is no checkpoint though the ledger is longer than a run without one can get."""
         if not (self.ledger.exists() and self.manifest.exists()):
             return
-        every = json.loads(self.manifest.read_text())["config"]["training"]["checkpoint_every"]
+        every = self.read_manifest()["config"]["training"]["checkpoint_every"]
         steps = self.ledger.read_bytes().count(b"\n")
         if steps > every:
             raise CheckpointError(
@@ -222,9 +273,18 @@ def may_change(training: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(key for key in MAY_CHANGE if not (judged and key == "training.checkpoint_every"))
 
 
-def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("a") as stream:
-        stream.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+def identity(config: Config, facts: Mapping[str, Any]) -> str:
+    """Hash of what decides a run's results, equal for equal runs whatever their name, folder or number of ranks: the
+    ledger's checksums begin with it."""
+    free = (*PLACES, *may_change(config.training.model_dump()))
+    shared = {"config": _without(resolved(config), free), "facts": facts}
+    return digest(json.dumps(json_safe(shared), sort_keys=True).encode())
+
+
+def _without(tree: Mapping[str, Any], beginnings: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping less the dotted keys that begin so."""
+    kept = {key: value for key, value in tree.items() if not f"{prefix}{key}".startswith(beginnings)}
+    return {k: _without(v, beginnings, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _samples_up_to(path: Path, step: int) -> list[str]:

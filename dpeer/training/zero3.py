@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
-from dpeer.files import sync
 from dpeer.model.lm import TreeLM, build_lm
 from dpeer.training.engine import Engine, build_optimizer, deepspeed_config
 from dpeer.training.world import World
@@ -72,10 +71,6 @@ class Zero3:
     def save(self, folder: Path) -> None:
         state = {"torch_rng": torch.get_rng_state()}
         self._engine.save_checkpoint(str(folder), tag=SHARDS, client_state=state, save_latest=False)
-        for shard in (folder / SHARDS).glob(f"*rank_{self.world.rank}_*"):
-            sync(shard)
-        if self.world.rank == 0:
-            sync(folder / SHARDS)
 
     def load(self, folder: Path, world_size: int) -> None:
         if world_size == self.world.size:

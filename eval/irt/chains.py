@@ -91,8 +91,7 @@ def run_chains(
                         continue
                     events.unregister(key.fileobj)
                     if code := chain.process.wait():
-                        lines = "\n".join(chain.last)
-                        raise IrtError(f"a chain of the sampler ended with {code}; its last lines:\n{lines}")
+                        raise IrtError(_ended(code, chain))
                     running.remove(chain)
                     finished += 1
                 progress((finished + sum(chain.done for chain in running)) / len(starts))
@@ -103,6 +102,16 @@ def run_chains(
                 chain.process.wait()
                 _stdout(chain.process).close()
     return files
+
+
+def _ended(code: int, chain: _Chain) -> str:
+    if code < 0:
+        return (
+            f"a chain of the sampler was killed by signal {-code} ({signal.Signals(-code).name}). If nobody sent it, "
+            "the machine had no memory left: free some, or give --chains a smaller number, and fit again"
+        )
+    lines = "\n".join(chain.last)
+    return f"a chain of the sampler ended with {code}; its last lines:\n{lines}"
 
 
 def _end_with_parent() -> None:

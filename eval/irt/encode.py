@@ -11,6 +11,7 @@ import pandas as pd
 from dpeer.errors import DataError
 from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
 from dpeer.eval.store.schema import RATINGS, STATUSES
+from dpeer.integrity import Damaged, verify
 
 NAMES = ("model", "item", "dimension", "judge")
 TEXTS = (
@@ -119,6 +120,16 @@ def _read(path: Path) -> pd.DataFrame:
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
+    for file in files:
+        try:
+            verify(file.read_bytes())
+        except Damaged as error:
+            raise DataError(
+                f"{file} {error}. Restore it from a copy, or delete it: `dpeer judge RECIPE` makes it again, with any "
+                "ratings that are lost."
+            ) from error
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     try:
         schema = pa.unify_schemas([pq.read_schema(file) for file in files], promote_options="permissive")
         whole = set(NAMES) <= set(schema.names)  # or the names of folders say the rest

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import secrets
 import zipfile
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.types import Options, Posterior, Ratings
+from dpeer.integrity import read_state, write_state
 
 FORMAT = 1
 SINGLE = ("u",)
@@ -30,7 +31,7 @@ def save(posterior: Posterior, folder: Path) -> None:
         arrays[f"draws.{name}"] = values.astype(np.float32) if name in SINGLE else values
     arrays |= {f"sampler.{name}": values for name, values in posterior.sampler.items()}
     draws, manifest = folder / "draws.npz", folder / "manifest.json"
-    new_draws, new_manifest = (p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (draws, manifest))
+    new_draws = draws.with_name(f".{draws.name}.{secrets.token_hex(8)}.tmp")
     try:
         with new_draws.open("wb") as stream:
             np.savez(stream, **arrays)
@@ -43,24 +44,19 @@ def save(posterior: Posterior, folder: Path) -> None:
             "options": asdict(posterior.options),
             "facts": posterior.facts,
         }
-        new_manifest.write_text(json.dumps(manifest_data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         manifest.unlink(missing_ok=True)
         os.replace(new_draws, draws)
-        os.replace(new_manifest, manifest)
+        write_state(manifest, manifest_data)
     finally:
-        for rest in (new_draws, new_manifest):
-            rest.unlink(missing_ok=True)
+        new_draws.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> Posterior:
     """The fit that `save` wrote; raises IrtError where it is missing, unfinished or damaged."""
-    try:
-        manifest_data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise IrtError(f"{folder}: no finished fit here (no manifest.json); run `dpeer irt fit`") from error
-    except (OSError, ValueError) as error:
-        raise IrtError(f"{folder}/manifest.json cannot be read ({error}); fit again") from error
-    if not isinstance(manifest_data, dict) or manifest_data.get("format") != FORMAT:
+    if not (folder / "manifest.json").exists():
+        raise IrtError(f"{folder}: no finished fit here (no manifest.json); run `dpeer irt fit`")
+    manifest_data = read_state(folder / "manifest.json", "Fit again.", IrtError)
+    if manifest_data.get("format") != FORMAT:
         raise IrtError(f"{folder}: not a fit of this version of dpeer (format {FORMAT}); fit again")
     try:
         if _sha256(folder / "draws.npz") != manifest_data["sha256"]:

@@ -19,8 +19,10 @@ from rich.table import Table
 from scipy.stats import kstest
 
 from dpeer.eval.irt.cmdstan import MODEL
+from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.types import Floats, Options, Posterior
+from dpeer.files import write_text
 
 REPORTED = ("theta", "severity", "log_alpha", "own_family", "own_model", "order", "length", "s_halo")
 SCALES = ("s_theta", "s_beta", "s_u")
@@ -194,6 +196,9 @@ def _read(path: Path) -> dict[int, dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    records = [json.loads(line) for line in whole.splitlines()]
-    return {record["run"]["seed"]: record for record in records}
+        write_text(path, whole)
+    try:
+        records = [json.loads(line) for line in whole.splitlines()]
+        return {record["run"]["seed"]: record for record in records}
+    except (ValueError, KeyError, TypeError) as error:
+        raise IrtError(f"{path} is damaged ({error}); delete it, and the study is run again") from error

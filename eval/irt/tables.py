@@ -9,7 +9,6 @@ diagnostics (`irt.diagnostics`); drift (`irt.drift`).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_ca
 from dpeer.eval.irt.judges import judge_table
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
+from dpeer.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -258,21 +258,15 @@ def write_tables(result: Result, folder: Path) -> None:
     """Every table as CSV and JSON (records; null where unknown), with gate, notes, facts and claims as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in result.tables.items():
-        _write(folder / f"{name}.csv", table.to_csv(index=False))
-        _write(folder / f"{name}.json", str(table.to_json(orient="records", indent=1, double_precision=10)))
+        write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_text(folder / f"{name}.json", str(table.to_json(orient="records", indent=1, double_precision=10)))
     for name, value in (
         ("gate", result.gate),
         ("notes", result.notes),
         ("facts", result.facts),
         ("claims", claims(result)),
     ):
-        _write(folder / f"{name}.json", json.dumps(value, indent=1, default=_plain))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        write_text(folder / f"{name}.json", json.dumps(value, indent=1, default=_plain))
 
 
 def _plain(value: Any) -> Any:

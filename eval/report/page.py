@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from dpeer.eval.report.frames import frames, plain
 from dpeer.eval.report.picture import Picture
 from dpeer.eval.report.sections import one, sections
 from dpeer.eval.report.tables import Table
-from dpeer.files import write_json, write_text
+from dpeer.files import write_bytes, write_json, write_text
 from dpeer.report.page import templates
 from dpeer.report.plot import Plot, render, svg_uri
 from dpeer.report.text import flatten
@@ -109,7 +108,7 @@ def _save(picture: Picture, claim: bool, folder: Path, index: list[dict[str, str
     name = next(name for name in names if name.lower() not in taken)
     files = render(picture.paint, picture.height_in, *FORMATS)
     for kind, file in zip(FORMATS, files, strict=True):
-        _write_bytes(folder / f"{name}.{kind}", file)
+        write_bytes(folder / f"{name}.{kind}", file)
     plot = Plot(picture.title(claim), picture.alt, svg_uri(files[0]), picture.note)
     index.append({"name": name, "title": plot.title, "alt": plot.alt, "note": plot.note})
     return plot
@@ -120,14 +119,6 @@ def _hoisted(plots: list[Plot]) -> tuple[list[str], list[Plot]]:
     seen = Counter(plot.note for plot in plots if plot.note)
     shared = [note for note, times in seen.items() if times > 1]
     return shared, [replace(plot, note="") if plot.note in shared else plot for plot in plots]
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Whole or absent, like `write_text`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _listed(folder: Path) -> set[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ import pyarrow.parquet as pq
 
 from dpeer.errors import DataError
 from dpeer.eval.store.schema import RATINGS
+from dpeer.files import write_bytes
+from dpeer.integrity import BLANK, TAIL, seal, verify
 
 SHOWN = 3
+END_BYTES = 1 << 16
+"""At the end of a Parquet file, with its footer's words."""
 
 
 def content_id(**parts: Any) -> str:
@@ -40,19 +45,14 @@ def write_part(folder: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schem
 
 
 def _replace(path: Path, table: pa.Table) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"checksum": BLANK})
     try:
-        with temporary.open("wb") as stream:
-            pq.write_table(table, stream, compression="zstd")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
-        _sync_folder(path.parent)
+        write_bytes(path, seal(content.getvalue()))
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return path
 
 
@@ -68,14 +68,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_table(path: Path, table: pd.DataFrame, schema: pa.Schema = RATINGS) -> Path:
@@ -158,20 +150,53 @@ def lock(folder: Path) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
         stream.flush()
-        for leftover in folder.rglob(".part-*.tmp"):
+        for leftover in (*folder.rglob(".part-*.tmp"), *folder.parent.glob(".ratings.parquet.*.tmp")):
             leftover.unlink()
         yield
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read(columns=schema.names).select(schema.names).cast(schema)
+        return read_sealed(path, schema)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0][:200]
         raise DataError(
             f"{path}: this part file is damaged or was written by another version ({reason}). Restore it from a copy, "
             "or delete it: the next run makes its rows again."
         ) from error
+
+
+def read_sealed(path: Path, schema: pa.Schema) -> pa.Table:
+    """These columns of a Parquet file, unless bytes of it have changed since `write_part` or `write_table`: then
+    Damaged. What Arrow raises for a file of another kind passes."""
+    content = path.read_bytes()
+    verify(content)
+    table = pq.ParquetFile(pa.BufferReader(content)).read(columns=schema.names)
+    return table.select(schema.names).cast(schema)
+
+
+def unsealed(paths: Iterable[Path]) -> list[Path]:
+    """Those of the files that carry no checksum: of an earlier version, or made by another program."""
+    return [path for path in paths if TAIL.encode() not in _end(path)]
+
+
+def _end(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - END_BYTES))
+        return stream.read()
+
+
+def refuse_off_scale(folder: Path, scale: Collection[int]) -> None:
+    """DataError for a usable rating that is no score of the rubric: names part file and row."""
+    for path in parts(folder):
+        table = _read(path, RATINGS).select(["rating_id", "status", "score"]).to_pylist()
+        wrong = [row for row in table if row["status"] == "ok" and row["score"] not in scale]
+        if wrong:
+            raise DataError(
+                f"{path}: {len(wrong)} ratings have scores that the rubric does not know, such as {wrong[0]['score']} "
+                f"of {wrong[0]['rating_id']}; its scale is {min(scale)} to {max(scale)}. Restore the file from a copy, "
+                "or delete it: the next run makes its rows again."
+            )
 
 
 def _refuse_duplicates(files: Sequence[Path], columns: Sequence[pa.ChunkedArray]) -> None:

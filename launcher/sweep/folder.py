@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpeer.config_io import resolved
-from dpeer.errors import ConfigError
-from dpeer.files import write_json
+from dpeer.errors import CheckpointError, ConfigError
+from dpeer.integrity import read_state, write_state
 from dpeer.json_safe import json_safe
 from dpeer.launcher.lock import Owner, holder
 from dpeer.launcher.sweep.spec import Cell, Sweep
@@ -63,34 +63,37 @@ class SweepFolder:
                 for c in cells
             ],
         }
-        before = json.loads(self.manifest.read_text()) if self.manifest.exists() else None
+        before = self.read_manifest() if self.manifest.exists() else None
         content = json_safe(content)
         if before != json.loads(json.dumps(content)):
-            write_json(self.manifest, content)
+            write_state(self.manifest, content)
         gone = {c["name"] for c in (before or content)["cells"]} - {c.name for c in cells}
         return sorted(name for name in gone if (self.path / name).exists())
 
     def read_manifest(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.manifest.read_text()))
-        except FileNotFoundError:
+        if not self.manifest.exists():
             raise ConfigError(
                 f"{self.path}: no {MANIFEST} is there, so no sweep has begun in this folder. Start it with "
                 "`dpeer sweep run FILE`."
-            ) from None
+            )
+        return read_state(self.manifest, "Delete it; `dpeer sweep run FILE` writes it again.", ConfigError)
 
     def state(self, name: str) -> State:
         run = self.run(name)
-        if run.finished:
-            return State("finished")
-        if owner := holder(self.lock(name)):
-            return State("running", owner=owner)
-        if self.failure(name).exists():
-            return State("failed", reason=str(json.loads(self.failure(name).read_text())["reason"]))
+        try:
+            if run.finished:
+                return State("finished")
+            if owner := holder(self.lock(name)):
+                return State("running", owner=owner)
+            if self.failure(name).exists():
+                failure = read_state(self.failure(name), "Delete it; the cell is tried again.")
+                return State("failed", reason=str(failure["reason"]))
+        except CheckpointError as damage:
+            return State("failed", reason=str(damage))
         return State("stopped" if run.manifest.exists() else "waiting")
 
     def fail(self, name: str, reason: str, attempts: int) -> None:
-        write_json(self.failure(name), {"reason": reason, "attempts": attempts, "time": now()})
+        write_state(self.failure(name), {"reason": reason, "attempts": attempts, "time": now()})
 
     def forgive(self, name: str) -> None:
         """Forget a failure: the cell may be tried again."""

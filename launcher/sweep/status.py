@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpeer.config import Config
+from dpeer.errors import DpeerError
 from dpeer.launcher.progress import describe
 from dpeer.launcher.sweep.folder import Kind, State, SweepFolder
 from dpeer.training.run_dir import RunDir
@@ -89,7 +90,10 @@ def _steps(run: RunDir, config: dict[str, Any]) -> int | None:
     training = Config.model_validate(config).training
     if training.steps or not run.manifest.exists():
         return training.steps
-    return training.total_steps(json.loads(run.manifest.read_text())["data"]["train"]["records"])
+    try:
+        return training.total_steps(run.read_manifest()["data"]["train"]["records"])
+    except DpeerError:
+        return None
 
 
 def _last(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 
 from dpeer.errors import DataError
@@ -53,12 +52,11 @@ def test_an_interruption_leaves_nothing_and_what_a_kill_leaves_is_not_read(
 ) -> None:
     ratings.write_part(tmp_path, [row("1")])
 
-    def die(table: Any, stream: Any, **options: Any) -> None:
-        stream.write(b"PAR1 half a file")
+    def die(stream: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pq, "write_table", die)
+        patch.setattr("dpeer.files.os.fsync", die)
         ratings.write_part(tmp_path, [row("2")])
     assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / "judge=j").mkdir()
@@ -70,10 +68,10 @@ def test_an_interruption_leaves_nothing_and_what_a_kill_leaves_is_not_read(
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(table: Any, stream: Any, **options: Any) -> None:
+    def full(stream: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr("dpeer.files.os.fsync", full)
     with pytest.raises(DataError, match=r"part-.*cannot be written \(No space left on device\)\. What was finished"):
         ratings.write_part(tmp_path, [row("1")])
     assert not list(tmp_path.iterdir())

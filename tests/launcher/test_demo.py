@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.result import Result
 from dpeer.eval.toy_judges import SEVERITIES
+from dpeer.integrity import write_state
 from dpeer.launcher import demo, demo_evaluation
 from dpeer.report.run import Certificate
 from dpeer.training.run_dir import RunDir
@@ -47,9 +47,9 @@ def test_only_a_finished_run_of_the_same_config_is_skipped(tmp_path: Path, finis
     if finished:
         files.finish(1)
     assert demo._up_to_date(config) == finished and files.manifest.exists()
-    changed = json.loads(files.manifest.read_text())
+    changed = files.read_manifest()
     changed["config"]["objective"]["beta"] = 0.123
-    files.manifest.write_text(json.dumps(changed))
+    write_state(files.manifest, changed)
     assert not demo._up_to_date(config) and not files.path.exists()
 
 

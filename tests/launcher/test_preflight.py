@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import CheckpointError, ClusterError
-from dpeer.files import write_json
+from dpeer.integrity import write_state
 from dpeer.launcher.cli import app
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.preflight import judge
@@ -143,7 +144,10 @@ def begun(lab: Any, tmp_path: Path) -> Config:
     config = recipe(lab, f"output_dir={tmp_path}", f"model.path={model}", f"model.reference_path={reference}")
     files, facts = RunDir(config.run_dir), prepare(config).facts
     files.begin(config, facts)
-    write_json(files.checkpoint(4) / "state.json", {"step": 4, "facts": facts})
+    write_state(files.checkpoint(4) / "state.json", {"step": 4, "facts": facts})
+    for step in range(1, 5):
+        files.append({"step": step}, {"step": step})
+    files.bind(files.checkpoint(4), 4)
     assert audited(config) == {}
     return config
 
@@ -190,11 +194,12 @@ def test_stale_checkpoint_of_another_model(lab: Any, tmp_path: Path) -> None:
     config = recipe(lab, f"output_dir={tmp_path}")
     theirs = recipe(lab, f"model.path={tmp_path / 'model'}")
     folder = RunDir(config.run_dir).checkpoint(4)
-    write_json(folder / "state.json", {"step": 4, "facts": prepare(theirs).facts})
+    write_state(folder / "state.json", {"step": 4, "facts": prepare(theirs).facts})
     found = audited(config)
-    assert list(found) == ["checkpoints"] and "belongs to another run: model was" in found["checkpoints"]
+    assert "belongs to another run: model was" in found["checkpoints"]
+    assert "manifest.json is missing" in found["run folder"] and len(found) == 2
     (folder / "state.json").write_text("{")
-    assert "state.json cannot be read" in audited(config)["checkpoints"]
+    assert re.search("state.json is no JSON.*has no earlier one", audited(config)["checkpoints"], re.DOTALL)
 
 
 def test_changed_recipe_of_a_run(begun: Config) -> None:

@@ -1,0 +1,181 @@
+"""Checksums of everything that is read again. They find bytes that changed by themselves, not a forger.
+
+A sealed file carries the checksum of its own bytes, in a field that counts as zeros: one file, so that nothing can part
+it from its checksum. Large files that others write are listed with their checksums instead (`listed`, `faults`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypedDict
+
+import xxhash
+
+from dpeer.errors import CheckpointError, DpeerError
+from dpeer.files import write_bytes
+from dpeer.json_safe import json_safe
+
+HEAD, TAIL = "dpeer.xxh3<", ">3hxx.reepd"
+DIGITS = 32
+BLANK = HEAD + "0" * DIGITS + TAIL
+"""The field of a checksum, before it is known. Two marks, so that no single byte can turn a sealed file into one
+without a checksum."""
+FORMAT = 1
+"""Of state files; what a later dpeer has written is refused."""
+BLOCK = 1 << 17  # stays in the cache of a core, between the copy from the system and the hash
+LIST = "checksums.json"
+READERS = 4
+
+
+class Damaged(ValueError):
+    """What is wrong with a file, as the end of a sentence that begins with its name."""
+
+
+class Entry(TypedDict):
+    """A listed file."""
+
+    bytes: int
+    xxh3: str
+
+
+def digest(*parts: bytes) -> str:
+    """32 hex digits, XXH3 with 128 bits."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part)
+    return str(state.hexdigest())
+
+
+# Sealed files
+
+
+def seal(content: bytes) -> bytes:
+    """Fill the last `BLANK` of a file's bytes with their checksum."""
+    at = content.rindex(BLANK.encode()) + len(HEAD)
+    return b"".join((content[:at], digest(content).encode(), content[at + DIGITS :]))
+
+
+def verify(content: bytes) -> bool:
+    """False for bytes without a checksum, of an earlier version or another program. Damaged: some have changed."""
+    head, tail = content.rfind(HEAD.encode()), content.rfind(TAIL.encode())
+    if head < 0 and tail < 0:
+        return False
+    at = head + len(HEAD)
+    found = content[at : at + DIGITS]
+    if head < 0 or tail != at + DIGITS or digest(content[:at], b"0" * DIGITS, content[tail:]).encode() != found:
+        raise Damaged("does not match its checksum: bytes of it have changed since it was written")
+    return True
+
+
+def write_state(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object that is read again, sealed, whole or not at all."""
+    fields = json_safe(value) | {"state_format": FORMAT, "checksum": BLANK}
+    write_bytes(path, seal(json.dumps(fields, indent=1, allow_nan=False).encode() + b"\n"))
+
+
+def parse_state(content: bytes) -> dict[str, Any]:
+    """What `write_state` wrote, or the JSON object of an earlier version. Damaged: it is neither."""
+    verify(content)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        what = "is empty" if not content.strip() else f"is no JSON ({error})"
+        raise Damaged(f"{what}; it was cut or overwritten") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"holds {type(value).__name__} where an object is expected; another program wrote it")
+    if (form := value.pop("state_format", FORMAT)) != FORMAT:
+        raise Damaged(f"has format {form}, and this dpeer knows {FORMAT}: a later version wrote it")
+    value.pop("checksum", None)
+    return value
+
+
+def read_state(path: Path, remedy: str, error: type[DpeerError] = CheckpointError) -> dict[str, Any]:
+    """The JSON object of a state file. `error` for one that is missing or damaged: it says `remedy`."""
+    try:
+        return parse_state(path.read_bytes())
+    except FileNotFoundError as fault:
+        raise error(f"{path} is missing. {remedy}") from fault
+    except OSError as fault:
+        raise error(f"{path} cannot be read ({fault.strerror}). {remedy}") from fault
+    except Damaged as fault:
+        raise error(f"{path} {fault}. {remedy}") from fault
+
+
+def stamped(path: Path, made: Mapping[str, Any]) -> bool:
+    """Whether a state file says that just this was made; a missing or damaged one does not."""
+    try:
+        return bool(parse_state(path.read_bytes()) == json_safe(made))
+    except (OSError, Damaged):
+        return False
+
+
+# Listed files
+
+
+def entry(path: Path) -> Entry:
+    """Size and checksum of a file of any size; reading it takes little memory."""
+    state, buffer, size = xxhash.xxh3_128(), bytearray(BLOCK), 0
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            state.update(view[:count])
+            size += count
+    return {"bytes": size, "xxh3": str(state.hexdigest())}
+
+
+def listed(folder: Path, paths: Iterable[Path]) -> dict[str, Entry]:
+    """Checksums of files below `folder`, by their path in it; several are read at once."""
+    files = sorted(paths)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip((str(path.relative_to(folder)) for path in files), pool.map(entry, files), strict=True))
+
+
+def faults(folder: Path, entries: Mapping[str, Entry]) -> dict[str, str]:
+    """What is wrong with listed files, by their path in `folder`; empty where all are as they were written."""
+    with ThreadPoolExecutor(READERS) as pool:
+        said = pool.map(lambda name: _fault(folder / name, entries[name]), entries)
+        return {name: fault for name, fault in zip(entries, said, strict=True) if fault}
+
+
+def _fault(path: Path, expected: Entry) -> str:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"has {size} bytes where {expected['bytes']} were written"
+        if entry(path) != expected:
+            return "does not match its checksum: bytes of it have changed since it was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({os.strerror(error.errno or 0)})"
+    return ""
+
+
+def write_list(folder: Path) -> None:
+    """List all files below `folder` in its `checksums.json`."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and p != folder / LIST]
+    write_state(folder / LIST, {"files": listed(folder, paths)})
+
+
+def refuse_damaged_model(path: str | None) -> None:
+    """DpeerError for a model folder that dpeer has exported and that has changed since; any other passes."""
+    if path and (found := folder_faults(Path(path))):
+        name, says = next(iter(found.items()))
+        raise DpeerError(
+            f"{Path(path, name)} {says}. Whoever loads this model gets other weights than were trained. Restore it, or "
+            "remove the folder and make it again: `dpeer export RUN`."
+        )
+
+
+def folder_faults(folder: Path) -> dict[str, str] | None:
+    """What is wrong in a folder with a `checksums.json`, by path in it; None for a folder without one."""
+    if not (folder / LIST).is_file():
+        return None
+    try:
+        return faults(folder, parse_state((folder / LIST).read_bytes())["files"])
+    except (Damaged, OSError, KeyError, TypeError) as error:
+        return {LIST: str(error) if isinstance(error, Damaged) else f"cannot be used ({error})"}

@@ -1,0 +1,67 @@
+"""Checksums of a checkpoint's files, whatever they are: every rank hashes what bears its number, rank 0 the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from dpeer.errors import CheckpointError
+from dpeer.files import sync, sync_folder
+from dpeer.integrity import READERS, Entry, faults, listed
+from dpeer.training.world import World
+
+NUMBER = re.compile(r"rank_(\d+)(?!\d)")
+
+
+def owner(name: str, size: int) -> int:
+    """The rank that hashes a file: the one that its name speaks of, else rank 0."""
+    found = NUMBER.search(Path(name).name)
+    return int(found.group(1)) if found and int(found.group(1)) < size else 0
+
+
+def record(folder: Path, world: World) -> dict[str, Entry]:
+    """Collective. Force this rank's files below `folder` to disk; checksums of all files by path. The hash is computed
+    while the disk is waited for."""
+    dist.barrier()
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    mine = [p for p in files if owner(p.name, world.size) == world.rank]
+    with ThreadPoolExecutor(READERS) as pool:
+        synced = [pool.submit(sync, path) for path in mine]
+        own = listed(folder, mine)
+        for done in synced:
+            done.result()
+    if world.rank == 0:
+        for place in {folder, *(p.parent for p in files)}:
+            sync_folder(place)
+    return {name: entry for part in _gathered(own, world) for name, entry in part.items()}
+
+
+def verify(folder: Path, entries: Mapping[str, Entry], world: World) -> None:
+    """Collective. CheckpointError, the same on every rank, for a file that is not as it was written; every rank reads
+    those that it will load."""
+    share(folder, {n: e for n, e in entries.items() if owner(n, world.size) == world.rank}, world)
+
+
+def share(folder: Path, own: Mapping[str, Entry], world: World) -> None:
+    """The same, with this rank's share chosen by the caller."""
+    found = {name: fault for part in _gathered(faults(folder, own), world) for name, fault in part.items()}
+    refuse(folder, found)
+
+
+def refuse(folder: Path, found: Mapping[str, str]) -> None:
+    """CheckpointError for the first of a folder's faults."""
+    if found:
+        name, fault = next(iter(found.items()))
+        more = f" ({len(found) - 1} more files are damaged)" if len(found) > 1 else ""
+        raise CheckpointError(f"{folder / name} {fault}{more}.")
+
+
+def _gathered(own: Any, world: World) -> Sequence[Any]:
+    shares: list[Any] = [None] * world.size
+    dist.all_gather_object(shares, own)
+    return shares
