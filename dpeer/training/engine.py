@@ -59,7 +59,7 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write files below `folder`; a file of one rank's bears `rank_N` in its name. The caller forces them to disk."""
+        """Write files below `folder`; a file of one rank's has `rank_N` in its name. The caller syncs them."""
         ...
 
     def load(self, folder: Path, world_size: int) -> None:

@@ -269,8 +269,9 @@ def load(policy: Ranks, files: RunDir, step: int) -> int:
     except CheckpointError as error:
         raise CheckpointError(f"{error} {way_back(files, step)}") from error
     except WorkerFailed as failed:
+        kept = files.keep_error(str(failed), failed.details)
         raise CheckpointError(
-            f"{folder}: could not be loaded. {failed}\nThe traceback is in {files.keep_error(str(failed), failed.details)}; "
+            f"{folder}: could not be loaded. {failed}\nThe traceback is in {kept}; "
             "the checkpoint was not changed. Remove the cause (memory, disk) and go on with --resume. If the files "
             f"themselves are damaged: {way_back(files, step)}"
         ) from failed
