@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dpeer.errors import DpeerError
+from dpeer.files import follow_umask
 from dpeer.objective.controllers import Memory
 from dpeer.objective.heldout import HeldoutEdges
 
@@ -37,6 +38,7 @@ def write_heldout(path: Path, heldout: Heldout) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         save_file(tensors | remembered, temporary, names)
+        follow_umask(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from dpeer.launcher.signals import preempt_signal
 
 OBJECT_STORE_BYTES = 200 * 2**20
 PREFIX = "dpeer-ray-"
+INNER = "ray"  # Ray opens its own folder to everybody (0777), so it lies inside ours (0700), beside the token
 KNOCK_S = 20.0
 STARTS = 4
 NEW_S = 60.0  # a folder younger than this may not have its lock yet
@@ -81,7 +82,7 @@ def _start(folder: Path) -> None:
                 num_cpus=os.cpu_count(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / INNER),
                 _node_ip_address="127.0.0.1",
                 log_to_driver=False,
                 configure_logging=False,
@@ -143,7 +144,8 @@ def environment_of_children() -> dict[str, str]:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder for Ray's sockets and logs. A lock marks it as in use; the next start removes what a kill left."""
+    """A folder (0700) for Ray's own one and the token. A lock marks it as in use; the next start removes what a kill
+    left."""
     for stale in SOCKETS.glob(f"{PREFIX}*/"):
         _remove_unlocked(stale)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SOCKETS))
@@ -158,9 +160,9 @@ def _private_folder() -> Iterator[Path]:
 
 def _remove_unlocked(folder: Path) -> None:
     try:
-        if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < NEW_S:
+        if folder.lstat().st_uid != os.getuid() or time.time() - folder.lstat().st_mtime < NEW_S:
             return
-        lock = os.open(folder, os.O_RDONLY)
+        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except OSError:  # its owner removed it
         return
     try:
@@ -176,7 +178,7 @@ def _remove_unlocked(folder: Path) -> None:
 def _token(folder: Path) -> Iterator[None]:
     """A secret that every process of the private cluster must show."""
     path = folder / "token"
-    path.touch(mode=0o600)
+    path.touch(mode=0o600, exist_ok=False)
     path.write_text(_SECRET)
     before = os.environ.get("RAY_AUTH_TOKEN_PATH")
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)

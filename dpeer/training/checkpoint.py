@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from dpeer.errors import CheckpointError
-from dpeer.files import write_json
+from dpeer.files import follow_umask, write_json
 from dpeer.objective.dual import DualState
 from dpeer.training.calls import Scores
 from dpeer.training.policy import IDENTITY, Policy
@@ -123,6 +123,7 @@ def convert(folder: Path, world_size: int) -> None:
     if done.returncode:
         shutil.rmtree(temporary)
         raise CheckpointError(f"{folder}: cannot be converted to {world_size} ranks: {done.stderr[-600:]}")
+    follow_umask(Path(temporary))
     os.replace(temporary, folder / UNIVERSAL)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
+from dpeer.files import follow_umask
 from dpeer.model import tree_attention
 from dpeer.model.identity import model_hash
 from dpeer.training.calls import Scores
@@ -82,4 +83,5 @@ def write_cache(path: Path, logprobs: Sequence[Sequence[float]]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
     save_file({"logprobs": torch.tensor([v for row in logprobs for v in row], dtype=torch.float64)}, temporary)
+    follow_umask(Path(temporary))
     os.replace(temporary, path)
