@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from dpeer.escape import markup
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
@@ -44,7 +45,7 @@ def judge(
             console.print(f"{dropped} failed or truncated ratings are asked for again.")
         planned = plan(cfg, check_design)
         for note in planned.notes:
-            console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+            console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
         if len(planned.todo) or not _holds(table, folder, planned):
             ratings = read_table(folder).set_index("rating_id")

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from dpeer.errors import DpeerError
+from dpeer.escape import markup
 from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
@@ -62,7 +62,7 @@ class _Guarded(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except DpeerError as error:
-            console.print(f"[bold red]error:[/] {escape(str(error))}")
+            console.print(f"[bold red]error:[/] {markup(str(error))}")
             fault: Exception = error
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: usage errors and Exit
@@ -70,14 +70,14 @@ class _Guarded(TyperGroup):
             if isinstance(error, ModuleNotFoundError) and (
                 advice := missing_extra(error.name or "", ctx.invoked_subcommand or "")
             ):
-                console.print(f"[bold red]error:[/] {escape(advice)}")
+                console.print(f"[bold red]error:[/] {markup(advice)}")
                 raise typer.Exit(1) from None
             path = _save_traceback(ctx.meta.get("run_dir"))
-            console.print(f"[bold red]unexpected {type(error).__name__}:[/] {escape(str(error)[:500])}")
-            console.print(f"This is a bug in dpeer or in a library below it. Traceback: {escape(str(path))}")
+            console.print(f"[bold red]unexpected {type(error).__name__}:[/] {markup(str(error)[:500])}")
+            console.print(f"This is a bug in dpeer or in a library below it. Traceback: {markup(str(path))}")
             fault = error
         if ctx.params.get("debug"):
-            console.print(escape("".join(traceback.format_exception(fault))))
+            console.print(markup("".join(traceback.format_exception(fault))))
         raise typer.Exit(1)
 
 

