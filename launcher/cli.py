@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from dpeer.errors import DpeerError
 from dpeer.escape import markup
+from dpeer.files import follow_umask
 from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
@@ -26,6 +27,7 @@ from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.tolerance import tolerance
 from dpeer.launcher.commands.watch import watch
+from dpeer.scratch import keep_newest
 
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "accelerate", "psutil", "tensorboard"),
@@ -33,6 +35,8 @@ EXTRAS = {
     "judge,gpu": ("torch", "vllm"),
 }
 """What pip installs with each extra, by import name."""
+MOST_TRACEBACKS = 20
+"""Files of unexpected errors that stay in one folder."""
 JUDGING = ("generate", "judge")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
@@ -89,6 +93,9 @@ def _save_traceback(run_dir: Path | None) -> Path:
         ):
             traceback.print_exc(file=file)
             file.flush()
+            if folder:
+                follow_umask(Path(file.name))
+            keep_newest(Path(file.name).parent, "dpeer-error-*.txt", MOST_TRACEBACKS)
             return Path(file.name)
     return Path("(no disk took it)")
 

@@ -55,7 +55,7 @@ begin() { # settings, folders and traps of this attempt
   head=$(node_address)
   [ -n "$head" ] || final $EX_FAILED "no network address of $(hostname) was found; set DPEER_INTERFACE"
   port=${DPEER_PORT:-$((20000 + SLURM_JOB_ID % 500 * 10))}
-  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$logs/private/token
+  export DPEER_ENGINE_TMP=$ray_dir/tmp RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$logs/private/token
   (umask 077 && mkdir -p "$logs/private" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 
   child='' ray_step='' signalled=''
@@ -106,6 +106,7 @@ ray_node() {
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nothing is left to drain when the command has ended
   if [ "$SLURM_NODEID" = 0 ]; then echo "$SLURM_JOB_ID.$SLURM_STEP_ID" >"$logs/step"; fi
   private_folder || { echo "$(hostname): $ray_dir cannot be made, or is another user's; set DPEER_TMP"; return 73; }
+  mkdir -p "$DPEER_ENGINE_TMP"
   local where=(--head --port="$port" --include-dashboard=false)
   if [ "$SLURM_NODEID" != 0 ]; then
     where=(--address="$head:$port")

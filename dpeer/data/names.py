@@ -17,7 +17,7 @@ def clashes(records: Sequence[Record], places: Sequence[str], dimensions: Sequen
 
     places: "file, row 3" of each record. A joined name may be neither a dimension's nor that of other names joined.
     """
-    joined = {d: (d,) for d in dimensions}
+    joined: dict[str, tuple[str, ...]] = {d: (d,) for d in dimensions}
     for record, place in zip(records, places, strict=True):
         name = MASK.join(record.mask)
         if (other := joined.setdefault(name, record.mask)) != record.mask:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dpeer.disk import disk_fault, remedy
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask, write_json
 from dpeer.objective.dual import DualState
@@ -40,12 +41,13 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     try:
         _write(policy, folder, facts)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        fault = disk_fault(error)
+        if fault is None:
             raise
         raise CheckpointError(
-            f"{folder}: rank {policy.world.rank} on {platform.node()} could not write its part "
-            f"({str(error).splitlines()[0][:200]}); {_free(folder):,} MiB are free there. Earlier checkpoints are "
-            "untouched: make room and go on with --resume."
+            f"{folder}: rank {policy.world.rank} on {platform.node()} could not write its part. The folder "
+            f"{remedy(fault)} ({_free(folder):,} MiB are free), then go on with --resume. Earlier checkpoints are "
+            "untouched."
         ) from error
     dist.barrier()
     refuse_unshared(folder, f"rank {policy.world.rank}")

