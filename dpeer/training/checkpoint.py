@@ -1,7 +1,7 @@
 """Checkpoints of a policy group: weights, optimizer, dual state, cursor and a probe that proves a load worked.
 
 `save` writes into a temporary folder; `commit` (rank 0, after all ranks have returned) renames it. DeepSpeed's shards
-are pickles of the run's own making: resume only runs that you trust. Exported models are safetensors.
+are pickles of the run's own making, and those that name anything else are refused. Exported models are safetensors.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask, write_json
 from dpeer.objective.dual import DualState
 from dpeer.training.calls import Scores
+from dpeer.training.pickles import refuse_foreign_code
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
 
@@ -90,6 +91,7 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     state = json.loads((folder / "state.json").read_text())
     refuse_other_run(folder, state["facts"], facts)
     same_ranks = state["world_size"] == policy.world.size
+    refuse_foreign_code(folder / (SHARDS if same_ranks else UNIVERSAL))
     if same_ranks:
         _, client = policy.engine.load_checkpoint(str(folder), tag=SHARDS)
         torch.set_rng_state(client["torch_rng"])
@@ -116,6 +118,7 @@ def convert(folder: Path, world_size: int) -> None:
     state = json.loads((folder / "state.json").read_text())
     if state["world_size"] == world_size or (folder / UNIVERSAL).exists():
         return
+    refuse_foreign_code(folder / SHARDS)
     temporary = tempfile.mkdtemp(prefix=f".{UNIVERSAL}-", dir=folder)
     workers = str(max(1, (os.cpu_count() or 1) // 2))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
