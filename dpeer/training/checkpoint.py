@@ -62,6 +62,8 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
         _sync(shard)
     probe, sums = _probe(policy), _sums(policy)
     if policy.world.rank == 0:
+        for script in folder.glob("zero_to_*.py"):  # DeepSpeed makes them executable by their owner alone
+            follow_umask(script)
         _sync(folder / SHARDS)
         write_json(
             folder / "state.json",

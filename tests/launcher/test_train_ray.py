@@ -53,7 +53,7 @@ def test_files_hold_the_declared_rows_and_have_the_modes_of_the_umask(lab: Any, 
     assert fault_of_run(baseline) is None
     os.umask(umask := os.umask(0o077))
     shared = [p for p in baseline.parent.rglob("*") if baseline in p.parents or p.parent.name == "reference_cache"]
-    assert {p.stat().st_mode & 0o666 for p in shared if p.is_file()} == {0o666 & ~umask}
+    assert {p.stat().st_mode & 0o777 for p in shared if p.is_file()} == {0o666 & ~umask}
     assert {p.stat().st_mode & 0o777 for p in shared if p.is_dir()} == {0o777 & ~umask}
 
 
