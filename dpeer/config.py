@@ -12,6 +12,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Tolerance = Annotated[float, Field(ge=0)]  # inf is allowed: an unconstrained dimension
 
+LONGEST_NAME = 160
+"""Characters of a run's name: files that are named after it stay below the 255 bytes that file systems take."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -283,7 +286,7 @@ class Cluster(Section):
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     """Run name: letters, digits, dot, dash, underscore; the run's folder is output_dir/name."""
     output_dir: Path = Path("runs")
     """Folder of all runs."""

@@ -59,3 +59,20 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or a folder with all that is in it, the modes that the umask asks for: some libraries write 0600."""
+    for place in (path, *path.rglob("*")):
+        if not place.is_symlink():
+            place.chmod((0o777 if place.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """Of this process, without changing it: other threads write files meanwhile."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("\nUmask:")[2].split()[0], 8)
+    except (OSError, IndexError):
+        os.umask(mask := os.umask(0o077))
+        return mask

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dpeer.config import NonNegative, Section
+from dpeer.config import LONGEST_NAME, NonNegative, Section
 from dpeer.errors import ConfigError
 from dpeer.eval.backends.config import NAME, Engine, Farm, Served
 from dpeer.eval.backends.registry import BACKENDS
@@ -58,7 +58,7 @@ class Design(Section):
 
 
 class EvalConfig(Section):
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=LONGEST_NAME)
     """Name of the evaluation; its folder is output_dir/name."""
     output_dir: Path = Path("runs/eval")
     """Folder of all evaluations."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 
+from dpeer.escape import markup
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
@@ -56,7 +57,7 @@ def judge(
             console.print(f"{dropped} failed or truncated ratings are asked for again.")
         planned = plan(cfg, check_design)
         for note in planned.notes:
-            console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+            console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
         refuse_off_scale(folder, planned.rubric.scale)
         if old := unsealed(parts(folder)):

@@ -8,6 +8,8 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dpeer.escape import markup
+
 LINE_EVERY_S = 15.0
 
 
@@ -66,4 +68,6 @@ def show_statuses(table: pd.DataFrame, by: str, console: Console) -> None:
     for name, statuses in table.groupby(by, sort=False)["status"]:
         counts = statuses.value_counts().sort_index(key=lambda index: index != "ok")
         style = "" if set(counts.index) == {"ok"} else "yellow"
-        console.print(f"{name}: " + ", ".join(f"{n:,} {status}" for status, n in counts.items()), style=style)
+        console.print(
+            f"{markup(name)}: " + ", ".join(f"{n:,} {markup(status)}" for status, n in counts.items()), style=style
+        )

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpeer.files import follow_umask
 from dpeer.toyworld import world as toyworld
 
 if TYPE_CHECKING:
@@ -188,4 +189,5 @@ def next_token_logprobs(judge: PreTrainedModel, trees: Sequence[_Tree]) -> Tenso
 def _save(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     judge.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    follow_umask(folder)
     return folder

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from dpeer.errors import DpeerError
+from dpeer.escape import markup
+from dpeer.files import follow_umask
 from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
@@ -27,6 +28,7 @@ from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.tolerance import tolerance
 from dpeer.launcher.commands.watch import watch
+from dpeer.scratch import keep_newest
 
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "accelerate", "psutil", "tensorboard"),
@@ -34,6 +36,8 @@ EXTRAS = {
     "judge,gpu": ("torch", "vllm"),
 }
 """What pip installs with each extra, by import name."""
+MOST_TRACEBACKS = 20
+"""Files of unexpected errors that stay in one folder."""
 JUDGING = ("generate", "judge")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
@@ -63,7 +67,7 @@ class _Guarded(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except DpeerError as error:
-            console.print(f"[bold red]error:[/] {escape(str(error))}")
+            console.print(f"[bold red]error:[/] {markup(str(error))}")
             fault: Exception = error
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: usage errors and Exit
@@ -71,14 +75,14 @@ class _Guarded(TyperGroup):
             if isinstance(error, ModuleNotFoundError) and (
                 advice := missing_extra(error.name or "", ctx.invoked_subcommand or "")
             ):
-                console.print(f"[bold red]error:[/] {escape(advice)}")
+                console.print(f"[bold red]error:[/] {markup(advice)}")
                 raise typer.Exit(1) from None
             path = _save_traceback(ctx.meta.get("run_dir"))
-            console.print(f"[bold red]unexpected {type(error).__name__}:[/] {escape(str(error)[:500])}")
-            console.print(f"This is a bug in dpeer or in a library below it. Traceback: {escape(str(path))}")
+            console.print(f"[bold red]unexpected {type(error).__name__}:[/] {markup(str(error)[:500])}")
+            console.print(f"This is a bug in dpeer or in a library below it. Traceback: {markup(str(path))}")
             fault = error
         if ctx.params.get("debug"):
-            console.print(escape("".join(traceback.format_exception(fault))))
+            console.print(markup("".join(traceback.format_exception(fault))))
         raise typer.Exit(1)
 
 
@@ -90,6 +94,9 @@ def _save_traceback(run_dir: Path | None) -> Path:
         ):
             traceback.print_exc(file=file)
             file.flush()
+            if folder:
+                follow_umask(Path(file.name))
+            keep_newest(Path(file.name).parent, "dpeer-error-*.txt", MOST_TRACEBACKS)
             return Path(file.name)
     return Path("(no disk took it)")
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,12 +23,13 @@ from ray._private import worker
 from dpeer.errors import ClusterError
 from dpeer.launcher.security import guard_ray
 from dpeer.launcher.signals import preempt_signal
+from dpeer.scratch import scratch
 
 OBJECT_STORE_BYTES = 200 * 2**20
 PREFIX = "dpeer-ray-"
+INNER = "ray"  # Ray opens its own folder to everybody (0777), so it lies inside ours (0700), beside the token
 KNOCK_S = 20.0
 STARTS = 4
-NEW_S = 60.0  # a folder younger than this may not have its lock yet
 _SECRET = secrets.token_hex(32)  # one per process: Ray reads it once and keeps it over clusters
 SOCKETS = Path("/tmp")  # short: Ray's socket paths must stay below 108 bytes
 
@@ -62,7 +60,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    with _private_folder() as folder, _token(folder):
+    with scratch(PREFIX, SOCKETS) as folder, _token(folder):
         try:
             with _signals_for_driver_only(), _loopback_only():
                 _start(folder)
@@ -81,7 +79,7 @@ def _start(folder: Path) -> None:
                 num_cpus=os.cpu_count(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / INNER),
                 _node_ip_address="127.0.0.1",
                 log_to_driver=False,
                 configure_logging=False,
@@ -142,51 +140,24 @@ def environment_of_children() -> dict[str, str]:
 
 
 @contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder for Ray's sockets and logs. A lock marks it as in use; the next start removes what a kill left."""
-    for stale in SOCKETS.glob(f"{PREFIX}*/"):
-        _remove_unlocked(stale)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SOCKETS))
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
-    finally:
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_unlocked(folder: Path) -> None:
-    try:
-        if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < NEW_S:
-            return
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError:  # its owner removed it
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass
-    finally:
-        os.close(lock)
-
-
-@contextmanager
 def _token(folder: Path) -> Iterator[None]:
-    """A secret that every process of the private cluster must show."""
-    path = folder / "token"
-    path.touch(mode=0o600)
+    """A secret that every process of the private cluster must show, and a place for what engines leave in temporary
+    folders: it goes with the cluster."""
+    path, rest = folder / "token", folder / "tmp"
+    path.touch(mode=0o600, exist_ok=False)
     path.write_text(_SECRET)
-    before = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    rest.mkdir()
+    set_here = {"RAY_AUTH_TOKEN_PATH": str(path), "DPEER_ENGINE_TMP": str(rest)}
+    before = {name: os.environ.get(name) for name in set_here}
+    os.environ.update(set_here)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RAY_AUTH_TOKEN_PATH"]
-        else:
-            os.environ["RAY_AUTH_TOKEN_PATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

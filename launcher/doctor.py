@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from rich.console import Console
 from rich.table import Table
 
+from dpeer.escape import markup
 from dpeer.launcher.nvidia import ailing, cards, driver_line, gpus, used
 
 BUSY = 0.1  # share of a GPU's memory that others may hold
@@ -21,7 +22,7 @@ def show() -> None:
     """Print one row per finding; nothing heavy is imported."""
     table = Table(show_header=False, box=None)
     for name, finding in findings():
-        table.add_row(name, finding)
+        table.add_row(name, markup(finding))
     Console().print(table)
 
 

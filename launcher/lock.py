@@ -35,12 +35,16 @@ class Owner:
 
     @property
     def place(self) -> str:
-        return f"host {self.host}, pid {self.pid}"
+        return f"host {self.host}, pid {self.pid}" if self.pid else "an unknown driver (the lock file is damaged)"
+
+
+DAMAGED = Owner("", "", 0, "", "")
+"""Who holds a lock whose file is half-written: somebody unknown, until its lease has passed."""
 
 
 def holder(path: Path) -> Owner | None:
     """Who holds the lock; None if nobody does or its owner is dead."""
-    owner = read_owner(path)
+    owner = read_owner(path) or (DAMAGED if path.exists() else None)
     return owner if owner and _alive(path, owner) else None
 
 

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from dpeer.escape import markup
+
 LINE_EVERY = 20  # steps between lines where there is no terminal
 
 
@@ -37,13 +39,13 @@ class Progress:
         self.bar.stop()
 
     def update(self, entry: dict[str, Any], timing: Mapping[str, Any]) -> None:
-        status = describe(entry, timing)
+        status = markup(describe(entry, timing))
         self.bar.update(self.task, completed=entry["step"], status=status)
         if not self.console.is_terminal and (entry["step"] % LINE_EVERY == 0 or entry["step"] in (1, self.total)):
             self.console.print(f"{self.name} step {entry['step']}/{self.total}  {status}", soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
+        self.console.print(f"[yellow]warning:[/] {markup(message)}", soft_wrap=True)
 
 
 def describe(entry: dict[str, Any], timing: Mapping[str, Any]) -> str:

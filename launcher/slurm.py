@@ -11,6 +11,7 @@ from pathlib import Path
 from dpeer.config import Config
 from dpeer.config_io import resolved_yaml
 from dpeer.errors import ClusterError
+from dpeer.escape import sbatch
 from dpeer.files import PACKAGE, write_text
 
 LIBRARY = PACKAGE / "slurm" / "lib.sh"
@@ -49,7 +50,7 @@ class Request:
 
 def job_script(config: Config, config_path: Path, request: Request) -> str:
     """The whole batch script: it needs no file of dpeer's but the installed package."""
-    head = [f"#SBATCH {directive}" for directive in request.directives(config.name)]
+    head = [f"#SBATCH {sbatch(directive)}" for directive in request.directives(config.name)]
     library = LIBRARY.read_text().partition("\n")[2]  # less the directive for shellcheck
     run = f"run_on_ray dpeer train {shlex.quote(str(config_path))} --auto-resume"
     made = f"# Trains '{config.name}'. Made by `dpeer slurm`; submit it from the folder where that was run."

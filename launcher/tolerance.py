@@ -21,6 +21,7 @@ from rich.table import Table
 from dpeer import chain
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ConfigError
+from dpeer.escape import markup
 from dpeer.files import write_text
 from dpeer.objective.bounds import records_for, room
 from dpeer.report.text import UNKNOWN, number
@@ -198,5 +199,7 @@ def show(console: Console, reached: Sequence[Reach]) -> None:
     for r in reached:
         numbers = (f"{r.equal:.3f}", f"{r.worst:.3f} ± {r.error:.3f}", f"{r.favoured:.3f}")
         price = "free" if r.price <= 0 else number(r.price, 2)
-        table.add_row(r.dimension, *numbers, price, f"{r.suggested:.2f}", f"{r.records}", f"{r.needed or UNKNOWN}")
+        table.add_row(
+            markup(r.dimension), *numbers, price, f"{r.suggested:.2f}", f"{r.records}", f"{r.needed or UNKNOWN}"
+        )
     console.print(table)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from dpeer.config import Config
+from dpeer.disk import GONE, REFUSED, disk_fault, remedy
 from dpeer.errors import CheckpointError, ClusterError, ConfigError, Interrupted
 from dpeer.files import write_text
 from dpeer.integrity import Damaged, folder_faults, verify
@@ -16,7 +19,7 @@ from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups
-from dpeer.launcher.lock import LEASE_S, Owner, sole_owner
+from dpeer.launcher.lock import DAMAGED, LEASE_S, Owner, sole_owner
 from dpeer.launcher.memory_watch import MemoryWatch
 from dpeer.launcher.preflight.quick import check_quickly, is_private, token
 from dpeer.launcher.progress import Progress
@@ -27,7 +30,6 @@ from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"  # of Ray, on each node
 
 
@@ -123,7 +125,8 @@ def lost_results(files: RunDir) -> str:
 @contextmanager
 def only_driver(config: Config) -> Iterator[None]:
     """Holds the run's lock for the length of the block. ClusterError: a living driver has it."""
-    with sole_owner(config.output_dir / "locks" / f"{config.name}.driver.json", _tell_wait) as other:
+    path = config.output_dir / "locks" / f"{config.name}.driver.json"
+    with sole_owner(path, partial(_tell_wait, path)) as other:
         if other:
             raise ClusterError(
                 f"{config.run_dir}: another driver ({other.place}) trains this run; two would ruin its ledger and "
@@ -156,23 +159,26 @@ def watch(config: Config, files: RunDir, total: int, start: int) -> Iterator[Wat
 
 @contextmanager
 def disk_faults(files: RunDir) -> Iterator[None]:
-    """CheckpointError for a disk that takes nothing more."""
+    """CheckpointError for a disk that takes nothing more, and for what others did to the run's files."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FAULTS:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        fault, place = disk_fault(error), getattr(error, "filename", None)
+        # What is missing or closed elsewhere, such as a program, is no fault of the run's disk.
+        elsewhere = place and not Path(str(place)).absolute().is_relative_to(files.path.absolute().parent)
+        if fault is None or (fault in REFUSED | GONE and (elsewhere or not place) and isinstance(error, OSError)):
             raise
         raise CheckpointError(
-            f"{error.filename or files.path}: cannot be written ({error.strerror}). The last checkpoint is "
-            "kept: once there is room, go on with --resume."
+            f"{place or files.path}: {remedy(fault)}. The last checkpoint is kept: then go on with --resume."
         ) from error
 
 
-def _tell_wait(owner: Owner) -> None:
-    print(
-        f"{owner.place}, on another machine, was training this run; waiting up to {LEASE_S:g} s for a sign of it.",
-        flush=True,
-    )
+def _tell_wait(path: Path, owner: Owner) -> None:
+    if owner == DAMAGED:
+        who = f"{path} is half-written, so its driver has died or writes it just now. Delete it if none trains this run"
+    else:
+        who = f"{owner.place}, on another machine, was training this run"
+    print(f"{who}; waiting up to {LEASE_S:g} s for a sign of it.", flush=True)
 
 
 def _train(config: Config, groups: Groups, files: RunDir) -> int:

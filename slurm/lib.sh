@@ -55,8 +55,8 @@ begin() { # settings, folders and traps of this attempt
   head=$(node_address)
   [ -n "$head" ] || final $EX_FAILED "no network address of $(hostname) was found; set DPEER_INTERFACE"
   port=${DPEER_PORT:-$((20000 + SLURM_JOB_ID % 500 * 10))}
-  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$logs/token
-  (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+  export DPEER_ENGINE_TMP=$ray_dir/tmp RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$logs/private/token
+  (umask 077 && mkdir -p "$logs/private" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 
   child='' ray_step='' signalled=''
   # shellcheck disable=SC2064  # the signal's name is known now
@@ -105,7 +105,8 @@ ray_node() {
   trap '' "$DPEER_PREEMPT_SIGNAL" # Ray inherits this: a signal to all of the job ends none of its processes
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nothing is left to drain when the command has ended
   if [ "$SLURM_NODEID" = 0 ]; then echo "$SLURM_JOB_ID.$SLURM_STEP_ID" >"$logs/step"; fi
-  mkdir -p "$ray_dir"
+  private_folder || { echo "$(hostname): $ray_dir cannot be made, or is another user's; set DPEER_TMP"; return 73; }
+  mkdir -p "$DPEER_ENGINE_TMP"
   local where=(--head --port="$port" --include-dashboard=false)
   if [ "$SLURM_NODEID" != 0 ]; then
     where=(--address="$head:$port")
@@ -116,13 +117,17 @@ ray_node() {
   fi
   local prefix
   read -ra prefix <<<"${DPEER_CONTAINER:-}"
-  "${prefix[@]}" ray start "${where[@]}" --node-ip-address="$(node_address)" --temp-dir="$ray_dir" \
+  "${prefix[@]}" ray start "${where[@]}" --node-ip-address="$(node_address)" --temp-dir="$ray_dir/ray" \
     --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus" --min-worker-port=0 --max-worker-port=0 \
     --object-store-memory="$DPEER_OBJECT_STORE" --disable-usage-stats --block &
   local ray=$!
   trap 'kill -TERM "$ray"' TERM
   while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
   clear_node
+}
+
+private_folder() { # Ray opens its own folder to everybody, so it lies inside one that is ours alone
+  mkdir -m 700 "$ray_dir" 2>/dev/null || [ "$(stat -c '%u %a %F' "$ray_dir")" = "$(id -u) 700 directory" ]
 }
 
 clear_node() { # Ray's agents outlive a raylet that has lost the head; they are known by their open logs
@@ -135,7 +140,7 @@ start_ray() { # Ray on all nodes; returns 0 once they have joined with all their
   export DPEER_INTERFACE=${DPEER_INTERFACE:-} DPEER_CONTAINER=${DPEER_CONTAINER:-} DPEER_OBJECT_STORE=${DPEER_OBJECT_STORE:-2000000000}
   srun --overlap --kill-on-bad-exit=0 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
     --cpus-per-task="$SLURM_CPUS_ON_NODE" --output="$logs/ray-%N.log" \
-    bash -c "$(declare -f ray_node node_address reachable clear_node); ray_node" &
+    bash -c "$(declare -f ray_node node_address reachable private_folder clear_node); ray_node" &
   ray_step=$!
   export RAY_ADDRESS=$head:$port
   attend "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout "$DPEER_START_TIMEOUT"

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from dpeer.data import parse
 from dpeer.data.faults import Fault, data_error, excerpt
+from dpeer.data.names import clashes
 from dpeer.data.read import SUFFIXES, Row, rows
 from dpeer.data.schema import DataSet, Record
 from dpeer.errors import DataError
@@ -62,6 +63,7 @@ def _data_set(
     data_rows: Iterable[Row], faults: list[Fault], dimensions: Sequence[str] | None
 ) -> tuple[DataSet, tuple[Fault, ...]]:
     records: list[Record] = []
+    places: list[str] = []
     first_form = ""
     for row in data_rows:
         record = parse.record(row)
@@ -79,9 +81,10 @@ def _data_set(
             faults.append(Fault(row.where, "mask", f"unknown dimension {outside[0]!r}; the training data have {known}"))
         else:
             records.append(record)
+            places.append(row.where)
     order = tuple(dimensions) if dimensions is not None else tuple(sorted({d for r in records for d in r.mask}))
     ordered = tuple(replace(r, mask=tuple(d for d in order if d in r.mask)) for r in records)
-    return DataSet(order, ordered), tuple(faults)
+    return DataSet(order, ordered), (*faults, *clashes(ordered, places, order))
 
 
 def _file(path: Path, split: str) -> Path:

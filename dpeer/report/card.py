@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dpeer.errors import DpeerError
+from dpeer.escape import markdown
 from dpeer.report.page import templates
 from dpeer.report.run import Run, read_run
 from dpeer.report.text import (
@@ -42,7 +43,7 @@ def model_card(run_dir: Path) -> str:
         )
     model, data = run.get("config.model.path"), run.get("config.data.train", "unknown")
     card = templates(autoescape=False)
-    card.filters["cell"] = lambda value: str(value).replace("|", "\\|")
+    card.filters["markdown"] = markdown
     return card.get_template("card.md.j2").render(
         front_matter=yaml.safe_dump(_front_matter(run, model, data), sort_keys=False, allow_unicode=True),
         name=run.get("config.name", "model"),
@@ -98,7 +99,7 @@ def _recipe(run: Run) -> Iterator[str]:
             yield f"Anchor: negative log-likelihood of golden responses, weight {anchor:g}."
         primary = setting.get("primary", "uniform")
         words = ", ".join(f"{d} {w:g}" for d, w in primary.items()) if isinstance(primary, Mapping) else primary
-        yield f"Primary weights: {words}."
+        yield f"Primary weights: {markdown(words)}."
     if run.constraints:
         constraint = setting.get("constraint", {})
         form = constraint_form(run)
@@ -125,5 +126,5 @@ def _recipe(run: Run) -> Iterator[str]:
 
 def _tolerance_words(tolerance: Any) -> str:
     if isinstance(tolerance, Mapping):
-        return ", ".join(f"{d} {_tolerance_words(value)}" for d, value in tolerance.items())
+        return ", ".join(f"{markdown(d)} {_tolerance_words(value)}" for d, value in tolerance.items())
     return "none" if tolerance is None else exact(float(tolerance))

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from dpeer.errors import DpeerError
+from dpeer.escape import visible
 from dpeer.files import write_text
 from dpeer.report import figures, text
 from dpeer.report.plot import Plot
@@ -31,6 +33,7 @@ def templates(*packages: str, autoescape: bool = True) -> Environment:
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, package_path=".") for package in (*packages, "dpeer.report")]),
         autoescape=autoescape,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -40,6 +43,11 @@ def templates(*packages: str, autoescape: bool = True) -> Environment:
     ):  # fmt: skip
         environment.filters[words.__name__] = words
     return environment
+
+
+def _visible(value: Any) -> Any:
+    """Values of a template; what is markup already has been through this."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def write_report(run_dir: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dpeer.escape import csv_cell
 from dpeer.files import write_json, write_text
 from dpeer.report import sweep_figures as figures
 from dpeer.report.page import MARKS, Part, templates
@@ -283,8 +284,8 @@ def _matrix(data: SweepData) -> tuple[tuple[str, ...], list[tuple[str, list[tupl
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Columns of all rows; an unknown number is empty."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    writer = csv.writer(stream, lineterminator="\n")
+    for cells in (columns, *([row.get(k, "") for k in columns] for row in rows)):
+        writer.writerow(["" if isinstance(v, float) and math.isnan(v) else csv_cell(v) for v in cells])
     return stream.getvalue()

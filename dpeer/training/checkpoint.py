@@ -1,8 +1,8 @@
 """Checkpoints of a policy group: weights, optimizer, dual state, cursor and a probe that proves a load worked.
 
 `save` writes into a temporary folder; `commit` (rank 0, after all ranks have returned) renames it. DeepSpeed's shards
-are pickles of the run's own making: resume only runs that you trust. The plain engine's files hold tensors only.
-Exported models are safetensors.
+are pickles of the run's own making, and those that name anything else are refused. The plain engine's files hold
+tensors only. Exported models are safetensors.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dpeer.disk import disk_fault, remedy
 from dpeer.errors import CheckpointError
-from dpeer.files import sync_folder
+from dpeer.files import follow_umask, sync_folder
 from dpeer.integrity import LIST, faults, read_state, write_list, write_state
 from dpeer.objective.dual import DualState
 from dpeer.training import shards
 from dpeer.training.calls import Scores
 from dpeer.training.numerics import numerics
+from dpeer.training.pickles import refuse_foreign_code
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
 from dpeer.training.world import sum_over_ranks
@@ -44,12 +46,13 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     try:
         _write(policy, folder, facts)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        fault = disk_fault(error)
+        if fault is None:
             raise
         raise CheckpointError(
-            f"{folder}: rank {policy.world.rank} on {platform.node()} could not write its part "
-            f"({str(error).splitlines()[0][:200]}); {_free(folder):,} MiB are free there. Earlier checkpoints are "
-            "untouched: make room and go on with --resume."
+            f"{folder}: rank {policy.world.rank} on {platform.node()} could not write its part. The folder "
+            f"{remedy(fault)} ({_free(folder):,} MiB are free), then go on with --resume. Earlier checkpoints are "
+            "untouched."
         ) from error
     dist.barrier()
     refuse_unshared(folder, f"rank {policy.world.rank}")
@@ -57,6 +60,9 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
 
 def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.engine.save(folder)
+    if policy.world.rank == 0:
+        for script in folder.glob("zero_to_*.py"):  # DeepSpeed makes them executable by their owner alone
+            follow_umask(script)
     files = shards.record(folder, policy.world)
     probe, sums = _probe(policy), _sums(policy)
     if policy.world.rank == 0:
@@ -93,10 +99,13 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
             f"{folder}: was written by engine {wrote}, and cannot be read by {policy.engine.name}. Go on with "
             f"cluster.engine={wrote}, or leave it at auto."
         )
-    if policy.engine.sharded and state["world_size"] != policy.world.size:
+    same_ranks = state["world_size"] == policy.world.size
+    if policy.engine.sharded and not same_ranks:
         _verify_universal(policy, folder, sealed="files" in state)
     else:
         shards.verify(folder, state.get("files", {}), policy.world)
+    if policy.engine.sharded:
+        refuse_foreign_code(folder / (SHARDS if same_ranks else UNIVERSAL))
     policy.engine.load(folder, state["world_size"])
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
@@ -121,6 +130,7 @@ def convert(folder: Path, world_size: int) -> None:
     if state.get("engine") == "plain" or state["world_size"] == world_size or (folder / UNIVERSAL).exists():
         return
     shards.refuse(folder, faults(folder, state.get("files", {})))
+    refuse_foreign_code(folder / SHARDS)
     temporary = tempfile.mkdtemp(prefix=f".{UNIVERSAL}-", dir=folder)
     workers = str(max(1, (os.cpu_count() or 1) // 2))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
@@ -131,6 +141,7 @@ def convert(folder: Path, world_size: int) -> None:
         shutil.rmtree(temporary)
         raise CheckpointError(f"{folder}: cannot be converted to {world_size} ranks: {done.stderr[-600:]}")
     write_list(Path(temporary))
+    follow_umask(Path(temporary))
     os.replace(temporary, folder / UNIVERSAL)
 
 

@@ -16,6 +16,7 @@ from dpeer.config import Config, Model
 from dpeer.data.packing import build_pack, forward_tokens
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
+from dpeer.files import follow_umask
 from dpeer.integrity import write_list
 from dpeer.model.lm import DTYPES, TreeLM, add_lora, load_causal_lm, load_tokenizer
 from dpeer.training.policy import Policy
@@ -38,6 +39,7 @@ def export(policy: Policy, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     _write(policy.config, {k.removeprefix("model."): v for k, v in state.items()}, temporary)
     del state
+    follow_umask(temporary)
     _compare(policy.config.model, tree, expected[0], temporary)
     write_list(temporary)
     previous = folder.with_name(f".{folder.name}.old")

@@ -243,15 +243,24 @@ class RunDir:
             )
 
     def prune(self, keep: int, spared: int | None = None) -> None:
-        """Remove all but the newest checkpoints and the one to be spared."""
+        """Remove all but the newest checkpoints and the one to be spared: renamed first, so that a kill leaves no half
+        of one. What cannot be removed is told; it ends no run."""
         for step in self.saved_steps()[:-keep]:
             if step != spared:
-                shutil.rmtree(self.checkpoint(step))
+                folder, gone = self.checkpoint(step), self.checkpoints / f".removing-{step:07d}"
+                try:
+                    shutil.rmtree(gone, ignore_errors=True)
+                    folder.rename(gone)
+                    shutil.rmtree(gone)
+                except OSError as error:
+                    print(f"warning: {folder}: cannot be removed ({error.strerror}); it takes room.", flush=True)
 
     def clear_partial(self) -> None:
         """Remove what a killed save left behind."""
         for path in (*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob("step-*/.universal-*")):
             shutil.rmtree(path)
+        for path in self.checkpoints.glob(".removing-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:

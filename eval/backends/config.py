@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from dpeer.config import Positive, Section
+from dpeer.config import LONGEST_NAME, Positive, Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -33,7 +34,7 @@ class Engine(Section):
 class Served(Section):
     """A language model that answers or judges."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=LONGEST_NAME)
     """Short name in tables and reports."""
     path: str
     """Local folder or hub id; with backend `openai` the model name that the server knows."""
@@ -51,6 +52,18 @@ class Served(Section):
     """openai: name of the environment variable that holds the key."""
     engine: Engine | None = None
     """Settings of this model's engine; default: the common ones."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_credentials(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "base_url holds more than an address (user:password@, ?key=... or #...), which would be printed and "
+                "become part of the ids of rows. Give the bare address, e.g. https://host/v1, and the key in the "
+                "environment variable that api_key_env names"
+            )
+        return url
 
 
 class Farm(Section):

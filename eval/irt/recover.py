@@ -18,6 +18,7 @@ import pandas as pd
 from rich.table import Table
 from scipy.stats import kstest
 
+from dpeer.escape import markup
 from dpeer.eval.irt.cmdstan import MODEL
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec, simulate
@@ -118,7 +119,7 @@ def recovery_table(report: RecoveryReport) -> Table:
     for row in report.summary().to_dict("records"):
         error = "" if np.isnan(row["coverage_se"]) else f" ± {200 * row['coverage_se']:.0f}"
         table.add_row(
-            LABELS.get(row["parameter"], row["parameter"]),
+            markup(LABELS.get(row["parameter"], row["parameter"])),
             str(row["n"]),
             f"{100 * row['coverage']:.0f}{error} %",
             f"{100 * row['coverage50']:.0f} %",

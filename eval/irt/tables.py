@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
+from dpeer.escape import csv_cell, markup, visible
 from dpeer.eval.irt.ability import (
     ability_table,
     estimates,
@@ -258,7 +259,7 @@ def write_tables(result: Result, folder: Path) -> None:
     """Every table as CSV and JSON (records; null where unknown), with gate, notes, facts and claims as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in result.tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_text(folder / f"{name}.csv", table.map(csv_cell).to_csv(index=False))
         write_text(folder / f"{name}.json", str(table.to_json(orient="records", indent=1, double_precision=10)))
     for name, value in (
         ("gate", result.gate),
@@ -282,22 +283,24 @@ def terminal(result: Result) -> list[RenderableType]:
     ability, judges = result.tables["ability"], result.tables["judges"]
     dimensions = list(dict.fromkeys(ability["dimension"]))
     doubt = "" if result.gate["green"] else " (no claim, see below)"
-    models = Table("model", *dimensions, title=f"Ability in logits, 95 % interval{doubt}", title_justify="left")
+    models = Table(
+        "model", *map(markup, dimensions), title=f"Ability in logits, 95 % interval{doubt}", title_justify="left"
+    )
     for model, rows in ability.groupby("model", sort=False):
         cells = {row.dimension: _estimate(row, "ability") for row in rows.itertuples()}
-        models.add_row(Text(str(model)), *(cells[d] for d in dimensions))
+        models.add_row(markup(model), *(cells[d] for d in dimensions))
     columns = ("judge", "severity", "alpha", "infit", "ratings", "note")
     severities = Table(*columns, title="Judges: severity in logits, positive = stricter", title_justify="left")
     for row in judges.itertuples():
         numbers = (_estimate(row, "severity"), f"{row.alpha:.2f}", f"{row.infit:.2f}", f"{row.n:,}")
-        severities.add_row(Text(row.judge), *numbers, Text(row.note))
+        severities.add_row(markup(row.judge), *numbers, markup(row.note))
     if result.gate["green"]:
         verdict = [Text("Diagnostics: green", style="green")]
     else:
         lines = [f"  {reason}" for reason in result.gate["reasons"]] + [
             f"  -> {advice}" for advice in result.gate["advice"]
         ]
-        verdict = [Text("Diagnostics: no claim can be made", style="yellow"), *map(Text, lines)]
+        verdict = [Text("Diagnostics: no claim can be made", style="yellow"), *(Text(visible(line)) for line in lines)]
     return [models, severities, *verdict]
 
 

@@ -23,7 +23,6 @@ from dpeer.report.plot import Plot, render, svg_uri
 from dpeer.report.text import flatten
 
 FORMATS = ("svg", "png")
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 GATE = {
     "rhat_max": "Largest R-hat (below 1.01)",
     "ess_bulk_min": "Smallest bulk ESS (above 400)",
@@ -92,7 +91,7 @@ def write_report(result: Result, folder: Path, title: str, notes: Sequence[str] 
         options=list(_facts(result.facts, nested=True)),
         files=written,
     )  # fmt: skip
-    write_text(folder / "report.html", CONTROL.sub("\ufffd", page))
+    write_text(folder / "report.html", page)
     write_json(
         folder / "report.json", {"title": title, "finding": finding, "claim": claim, "figures": index, "files": written}
     )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from dpeer.escape import markup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,14 +55,14 @@ def show(
         raise DataError(f"{source} has {len(data.records)} records; record {number} does not exist")
     record = data.records[number - 1]
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(record.source)}[/]  mask {'+'.join(record.mask)}")
+    console.print(f"[bold]{markup(record.source)}[/]  mask {markup('+'.join(record.mask))}")
     for message in record.prompt:
-        console.print(f"\n[bold]{message.role}[/]\n{escape(message.content)}")
+        console.print(f"\n[bold]{message.role}[/]\n{markup(message.content)}")
     for k, response in enumerate(record.responses, 1):
         title = f"response {k}: " + (f"fails {'+'.join(sorted(response.fails))}" if response.fails else "golden")
-        console.print(f"\n[bold]{title}[/]\n{escape(response.text)}")
+        console.print(f"\n[bold]{markup(title)}[/]\n{markup(response.text)}")
     pairs = ", ".join(f"{e.better + 1} > {e.worse + 1} ({e.dimension})" for e in edges(record))
-    console.print(f"\n[bold]edges[/] {pairs}")
+    console.print(f"\n[bold]edges[/] {markup(pairs)}")
 
 
 def _tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -87,10 +88,10 @@ def _render(report: CheckReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     records = ", ".join(f"{split.records} {split.name}" for split in report.splits) or "no"
     console.print(
-        f"{escape(report.source)}: {records} records; errors: {len(report.errors)}, warnings: {len(report.warnings)}"
+        f"{markup(report.source)}: {records} records; errors: {len(report.errors)}, warnings: {len(report.warnings)}"
     )
     if report.errors:
-        console.print("[bold red]errors[/]", *map(escape, screen(report.errors)), sep="\n")
+        console.print("[bold red]errors[/]", *map(markup, screen(report.errors)), sep="\n")
         return
     lengths = [{name: _range(spread) for name, spread in split.lengths.items()} for split in report.splits]
     names = [split.name for split in report.splits]
@@ -98,13 +99,13 @@ def _render(report: CheckReport) -> None:
     _table(console, "preference edges", names, [split.edges for split in report.splits])
     _table(console, "least / median / most", names, lengths)
     if report.warnings:
-        console.print("[bold yellow]warnings[/]", *map(escape, screen(report.warnings)), sep="\n")
+        console.print("[bold yellow]warnings[/]", *map(markup, screen(report.warnings)), sep="\n")
 
 
 def _table(console: Console, title: str, names: Sequence[str], columns: Sequence[Mapping[str, object]]) -> None:
     table = Table(title, *names, box=None, pad_edge=False)
     for key in dict.fromkeys(key for column in columns for key in column):
-        table.add_row(escape(key), *(str(column.get(key, "")) for column in columns))
+        table.add_row(markup(key), *(str(column.get(key, "")) for column in columns))
     console.print()
     console.print(table)
 

@@ -10,8 +10,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from dpeer.escape import markup
 from dpeer.json_safe import json_safe
 from dpeer.report.diff import RunDiff, diff_runs, largest
 
@@ -28,7 +28,7 @@ def run(a: Path, b: Path, as_json: bool) -> RunDiff:
 
 
 def show(diff: RunDiff, a: Path, b: Path, console: Console) -> None:
-    console.print(f"A: {a}\nB: {b}", soft_wrap=True)
+    console.print(f"A: {markup(a)}\nB: {markup(b)}", soft_wrap=True)
     for part, rows in groupby(diff.differences, key=lambda d: d.part):
         named = [(d.key + ("" if d.matters else " (changes no result)"), d.a, d.b) for d in rows]
         console.print(_table(part, named, len(named)))
@@ -44,7 +44,8 @@ def show(diff: RunDiff, a: Path, b: Path, console: Console) -> None:
     if first:
         console.print(_table(f"ledgers: what the policy computes first differs in step {first.step}", first.fields))
         field, old, new = largest(first)
-        console.print(f"Largest relative difference there: {field}, {_value(old)} and {_value(new)}.", soft_wrap=True)
+        numbers = f"{_value(old)} and {_value(new)}"
+        console.print(f"Largest relative difference there: {markup(field)}, {numbers}.", soft_wrap=True)
     else:
         console.print("What the policy computes is equal in all steps that both have.")
 
@@ -54,7 +55,7 @@ def _table(title: str, rows: list[tuple[str, Any, Any]], most: int = SHOWN_FIELD
     for column in ("field", "A", "B"):
         table.add_column(column, overflow="fold")
     for name, old, new in rows[:most]:
-        table.add_row(Text(name), Text(_value(old)), Text(_value(new)))
+        table.add_row(*(markup(text) for text in (name, _value(old), _value(new))))
     if (hidden := len(rows) - most) > 0:
         table.add_row(f"... and {hidden} more (all with --json)", "", "")
     return table

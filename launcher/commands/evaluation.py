@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from dpeer.escape import markup
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -201,7 +203,7 @@ def _connect(config: EvalConfig) -> AbstractContextManager[None]:
 def _show_plan(planned: Plan, cost: pd.DataFrame) -> None:
     console = Console(highlight=False)
     for note in planned.notes:
-        console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+        console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)
     table = Table(
         "judge", title=f"{len(planned.rows):,} ratings planned, {len(planned.todo):,} to make", title_justify="left"
     )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dpeer.escape import markup
 
 if TYPE_CHECKING:
     from dpeer.eval.irt.result import Result
@@ -110,7 +111,7 @@ def run_fit(
 
     def progress(what: str, done: float) -> None:
         bar.start()
-        bar.update(task, description=what, completed=done)
+        bar.update(task, description=markup(what), completed=done)
 
     try:
         result = estimate(
@@ -121,7 +122,7 @@ def run_fit(
             scale=scale,
             folder=output,
             started=started,
-            warn=lambda text: console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True),
+            warn=lambda text: console.print(f"[yellow]warning:[/] {markup(text)}", soft_wrap=True),
             progress=progress,
         )
     finally:
@@ -143,8 +144,8 @@ def show(result: Result, page: Path, console: Console) -> None:
     for part in terminal(result):
         console.print(part)
     for claim in claims(result):
-        console.print(f"• {escape(claim)}", soft_wrap=True)
-    console.print(f"report      {page}", soft_wrap=True)
+        console.print(f"• {markup(claim)}", soft_wrap=True)
+    console.print(f"report      {markup(page)}", soft_wrap=True)
 
 
 @app.command()

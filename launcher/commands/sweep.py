@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dpeer.escape import markup
+
 if TYPE_CHECKING:
     from dpeer.launcher.sweep.folder import SweepFolder
     from dpeer.launcher.sweep.spec import Cell, Sweep
@@ -166,10 +168,10 @@ def _choose(cells: tuple[Cell, ...], wanted: list[str] | None) -> list[Cell]:
 def _show_plan(spec: Sweep, cells: tuple[Cell, ...]) -> None:
     import json
 
-    table = Table("cell", title=f"{spec.name}: {len(cells)} cells of {spec.recipe}", title_justify="left")
+    table = Table("cell", title=f"{spec.name}: {len(cells)} cells of {markup(spec.recipe)}", title_justify="left")
     for column in ("name", "seed", "changes in the recipe"):
         table.add_column(column, overflow="fold")
     for c in cells:
         changes = "\n".join(f"{key}={json.dumps(value)}" for key, value in c.values.items())
-        table.add_row(str(c.index), c.name, str(c.seed), changes)
+        table.add_row(str(c.index), c.name, str(c.seed), markup(changes))
     Console(highlight=False).print(table)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from dpeer.escape import markup
 from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, model_states
 from dpeer.launcher.plan.planning import HFU, LINKS, Plan, Remedy
 
@@ -20,7 +20,7 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
     w, request = plan.weights, plan.request
     trained = "all trained" if w.trained == w.total else f"{_count(w.trained)} trained"
     console.print(
-        f"[bold]{escape(plan.config.name)}[/]  {escape(plan.config.model.path)}, "
+        f"[bold]{markup(plan.config.name)}[/]  {markup(plan.config.model.path)}, "
         f"{_count(w.total)} parameters, {trained}\n"
         f"{request.nodes} x {request.gpus} {plan.gpu.name}, {plan.gpu.memory_gib:g} GiB each; "
         f"{plan.ranks} policy ranks"
@@ -37,7 +37,7 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
     )
     console.print("[bold]assumptions[/]")
     for line in assumptions(plan, price):
-        console.print(f"  - {escape(line)}")
+        console.print(f"  - {markup(line)}")
 
 
 def verdict(plan: Plan, fixes: tuple[Remedy, ...]) -> Iterator[str]:
@@ -59,7 +59,7 @@ def verdict(plan: Plan, fixes: tuple[Remedy, ...]) -> Iterator[str]:
     if not plan.fits_gpu:
         if fixes:
             yield "what would fit (each tried):"
-            yield from (f"  {escape(f.change)}   {f.peak_gib:.1f} GiB" for f in fixes)
+            yield from (f"  {markup(f.change)}   {f.peak_gib:.1f} GiB" for f in fixes)
         else:
             yield "no single change makes it fit: take GPUs with more memory, or a smaller model."
     if not plan.fits_host:
@@ -118,7 +118,7 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
 
 
 def _engine(plan: Plan) -> str:
-    return escape(plan.config.cluster.deepspeed) if plan.zero.sharded else "plain engine"
+    return markup(plan.config.cluster.deepspeed) if plan.zero.sharded else "plain engine"
 
 
 def _gpu_table(plan: Plan) -> Table:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from dpeer.errors import ClusterError, DpeerError
+from dpeer.escape import markup
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 MARKS: dict[Status, str] = {
@@ -110,8 +110,8 @@ class Checklist:
         table.add_column(overflow="fold")
         for line in self.lines:
             if line.status in statuses:
-                fix = f"\n→ {escape(line.fix)}" if line.fix else ""
+                fix = f"\n→ {markup(line.fix)}" if line.fix else ""
                 style = STYLES[line.status]
-                table.add_row(MARKS[line.status], line.name, f"{escape(line.found)}{fix}", style=style)
+                table.add_row(MARKS[line.status], line.name, f"{markup(line.found)}{fix}", style=style)
         console.print(table)
         console.print(self.summary(), soft_wrap=True)

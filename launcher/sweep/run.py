@@ -17,10 +17,10 @@ from pathlib import Path
 import ray
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError, Interrupted
+from dpeer.escape import markup
 from dpeer.launcher.cluster import check_feasible, connect, environment_of_children, unplaceable
 from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import bundle
@@ -45,7 +45,7 @@ def run(
     for cell in cells:
         folder.forgive(cell.name)
     todo = [c for c in cells if folder.state(c.name).kind != "finished"]
-    console.print(f"{folder.path}: {len(cells)} cells, {len(cells) - len(todo)} of them finished")
+    console.print(f"{markup(folder.path)}: {len(cells)} cells, {len(cells) - len(todo)} of them finished")
     with Signals() as signals:
         try:
             if todo:
@@ -61,11 +61,11 @@ def run(
         except Stopped as stopped:
             return stopped.code
         except Interrupted as interrupted:
-            console.print(str(interrupted))
+            console.print(markup(interrupted))
             return interrupted.code
     failed = [c for c in cells if folder.state(c.name).kind == "failed"]
     for cell in failed:
-        console.print(f"[red]failed[/] cell {cell.index} {cell.name}: {escape(folder.state(cell.name).reason)}")
+        console.print(f"[red]failed[/] cell {cell.index} {cell.name}: {markup(folder.state(cell.name).reason)}")
     if failed:
         console.print(f"{len(failed)} of {len(cells)} cells failed. Remove the causes and run the sweep again.")
     return 1 if failed else 0
@@ -125,7 +125,7 @@ class Lanes:
 
     def run(self, count: int, signals: Signals) -> int:
         """Returns 0 when all cells are finished or have failed, or the exit code of a stopped lane."""
-        self.console.print(f"{len(self.cells)} cells, {count} side by side; logs in {self.folder.logs}")
+        self.console.print(f"{len(self.cells)} cells, {count} side by side; logs in {markup(self.folder.logs)}")
         try:
             for _ in range(count):
                 self.start()
@@ -196,9 +196,8 @@ class Lanes:
         self.deaths[name] += 1
         end = f"ended with {_ending(code)}; its log is {lane.log}"
         if self.deaths[name] <= self.retries:
-            self.console.print(
-                f"{name}: its driver {end}. Trying again." if name else f"A lane {end}. Starting another."
-            )
+            who, then = (f"{name}: its driver", "Trying again") if name else ("A lane", "Starting another")
+            self.console.print(f"{who} {markup(end)}. {then}.")
         elif name:
             self.folder.fail(name, f"its driver {end}", self.deaths[name])
         else:

@@ -15,9 +15,10 @@ from typing import Any
 
 from pydantic import Field
 
-from dpeer.config import Config, Section
+from dpeer.config import LONGEST_NAME, Config, Section
 from dpeer.config_io import load_config, load_section, resolved
 from dpeer.errors import ConfigError
+from dpeer.escape import file_name
 from dpeer.launcher.recipe import RECIPES, recipe_names, recipe_path
 from dpeer.training.run_dir import MAY_CHANGE, RunDir
 
@@ -28,12 +29,13 @@ OWN_KEYS = {  # keys that the sweep sets itself
     "output_dir": "set it once, under `changes`",
 }
 ID_CHARS = 8
+LONGEST_LABEL = 120  # bytes; the seed and the id follow in a run's name
 RECIPE = "recipe"  # beside config keys in a cell or the grid: another recipe than the sweep's
 EXPORT_OF = "cell:"  # model.path = cell:NAME is what the cell NAME of the same seed exports
 
 
 class Sweep(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     """Name of the sweep; its folder is the recipe's output_dir / name."""
     recipe: str
     """Recipe that all cells share: a shipped name, or a path relative to this file."""
@@ -256,4 +258,4 @@ def _text(value: Any) -> str:
 
 def _safe(text: str) -> str:
     """As a run's name allows it."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "cell"
+    return file_name(re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "cell", LONGEST_LABEL)

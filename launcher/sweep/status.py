@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dpeer.config import Config
 from dpeer.errors import DpeerError
+from dpeer.escape import markup, visible
 from dpeer.launcher.progress import describe
 from dpeer.launcher.sweep.folder import Kind, State, SweepFolder
 from dpeer.training.run_dir import RunDir
@@ -46,7 +47,7 @@ def overview(folder: SweepFolder) -> Table:
     """All cells as a table."""
     rows = statuses(folder)
     counts = {kind: sum(s.state.kind == kind for s in rows) for kind in COLOURS}
-    title = f"{folder.path}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+    title = f"{markup(folder.path)}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
     table = Table("cell", "name", "state", "step", "now", title=title, title_justify="left")
     for s in rows:
         place = f"{s.state.owner.host}, pid {s.state.owner.pid}" if s.state.owner else ""
@@ -56,7 +57,7 @@ def overview(folder: SweepFolder) -> Table:
             s.name,
             Text(s.state.kind, style=COLOURS[s.state.kind]),
             f"{s.step}/{s.steps or '?'}",
-            Text(f"{now}  ({place})" if place else now),
+            Text(visible(f"{now}  ({place})" if place else now)),
         )
     return table
 

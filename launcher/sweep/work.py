@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError, DpeerError
+from dpeer.escape import markup
 from dpeer.files import write_text
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost
@@ -66,7 +66,7 @@ class Lane:
             if ours and not settled:
                 self.console.rule(f"[bold]cell {cell.index}[/]  {cell.name}", align="left")
                 if reason := unmet(needed):
-                    self.console.print(f"[red]{cell.name} failed:[/] {escape(reason)}")
+                    self.console.print(f"[red]{cell.name} failed:[/] {markup(reason)}")
                     self.folder.fail(cell.name, reason, 1)
                 else:
                     self.attempt(cell)
@@ -78,7 +78,7 @@ class Lane:
             try:
                 return self.train(cell)
             except NodeLost as lost:
-                self.console.print(escape(str(lost)))
+                self.console.print(markup(str(lost)))
                 raise Stopped(exit_codes.NODE_LOST) from lost
             except Exception as error:
                 self.close()
@@ -89,7 +89,7 @@ class Lane:
                     write_text(self.folder.path / cell.name / "error.txt", trace)
                 lasting = isinstance(error, DpeerError) and not isinstance(error, ClusterError)
                 last = lasting or attempt > self.retries
-                self.console.print(f"[red]{cell.name} failed:[/] {escape(reason)}")
+                self.console.print(f"[red]{cell.name} failed:[/] {markup(reason)}")
                 if last:
                     return self.folder.fail(cell.name, reason, attempt)
                 self.console.print(f"Trying again ({attempt} of {self.retries}).")

@@ -131,3 +131,40 @@ def test_toy_world_records_survive_the_general_form(tmp_path):
     ]
     again = load(str(write(tmp_path / "toy.jsonl", *rows)), dimensions=data.dimensions)
     assert again.sha256 == data.sha256
+
+
+def general(tmp_path: Path, *masks: list[str]) -> Path:
+    rows = [
+        {
+            "prompt": f"Question {k}?",
+            "mask": mask,
+            "responses": [{"text": "Good.", "fails": []}, *({"text": f"No {d}.", "fails": [d]} for d in mask)],
+        }
+        for k, mask in enumerate(masks)
+    ]
+    path = tmp_path / "names.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("masks", "row", "said"),
+    [
+        ([["A+B"], ["A", "B"]], 2, "would be called 'A+B', as a dimension is"),
+        ([["A+B", "C"], ["A"], ["A", "B+C"]], 3, "would be called 'A+B+C', as ['A+B', 'C'] joined is"),
+        ([["A"], ["B"], ["A over B"]], 3, "would be called 'A over B', as a dimension is"),
+        ([["A", "B"], ["C", "A over B"], ["B over C"]], 3, "would be called 'A over B over C'"),
+    ],
+)
+def test_names_that_clash_with_joined_names_are_refused(
+    tmp_path: Path, masks: list[list[str]], row: int, said: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        load(str(general(tmp_path, *masks)))
+    lines = [line for line in str(caught.value).splitlines() if said in line]
+    assert lines and f"row {row}" in lines[0] and "column mask" in lines[0], str(caught.value)
+
+
+def test_joiners_in_names_that_clash_with_nothing_are_taken(tmp_path: Path) -> None:
+    masks = ["A+B"], ["tone [/formal]", "A"], ["calm over time", "A"]
+    assert load(str(general(tmp_path, *masks))).dimensions == ("A", "A+B", "calm over time", "tone [/formal]")

@@ -22,6 +22,7 @@ from dpeer.eval.report.frames import COLUMNS, frames
 from dpeer.eval.report.judges import off
 from dpeer.eval.report.page import write_report
 from dpeer.eval.report.sections import sections
+from tests.browser import active_parts
 from tests.eval.made_results import bounded, grid, make_result
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -191,6 +192,7 @@ def test_names_are_escaped_and_stay_in_the_folder(tmp_path):
     }
     for path in (tmp_path / "report").glob("figures/*.svg"):
         ElementTree.parse(path)
+    assert active_parts(tmp_path / "report" / "report.html") == []
 
 
 def test_red_gate_makes_no_claim(tmp_path):

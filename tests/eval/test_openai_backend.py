@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -171,6 +174,52 @@ def test_keys(endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> Non
     state.decide = lambda r: (401, {"error": {"message": "no key"}})
     with pytest.raises(ClusterError, match="the environment variable JUDGE_KEY holds no key"):
         collect(answers(job(url), calls(1)))
+
+
+@pytest.mark.parametrize("key", ["sk-secret-0123456789", "sk/sec+ret=0123456"])
+def test_a_key_that_the_endpoint_echoes_reaches_neither_rows_nor_messages(
+    endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    state, url = endpoint
+    monkeypatch.setenv("JUDGE_KEY", key)
+
+    def decide(request: dict[str, Any]) -> tuple[int, Any]:
+        (header,) = state.keys
+        echoes = [header, json.dumps(header), quote(header), b64encode(header[7:].encode()).decode()]
+        if asked_about(request) == 1:
+            return 400, {"error": {"message": " ".join(echoes)}}
+        if asked_about(request) == 9:
+            return 401, {"error": {"message": " ".join(echoes)}}
+        message = {"role": "assistant", "content": " ".join(["x" * 600, *echoes])}
+        choice = {"index": 0, "message": message, "finish_reason": header if asked_about(request) == 2 else "stop"}
+        ends = {"id": "0", "object": "chat.completion", "created": 0, "model": header, "choices": [choice]}
+        return 200, ends
+
+    state.decide = decide
+    found = collect(answers(job(url, "sample"), calls(4)))
+    assert [a.finish for a in sorted(found, key=lambda a: a.id)] == ["stop", "error", "error", "stop"]
+    with pytest.raises(ClusterError, match="answers 401") as caught:
+        collect(answers(job(url, "sample"), calls(10)[9:]))
+    for said in (*map(repr, found), str(caught.value)):
+        assert "<key>" in said
+        assert not any(part in said for part in ("sec", "0123", *(b64encode(key.encode()).decode(),)))
+
+
+def test_a_short_stand_in_for_a_key_is_no_secret() -> None:
+    assert openai_backend.without_key("none of them, EMPTY", "none") == "none of them, EMPTY"
+    assert openai_backend.without_key("Bearer abcdefgh.", "abcdefgh") == "Bearer <key>."
+
+
+@pytest.mark.parametrize(
+    "url", ["https://user:pa55@host/v1", "https://host/v1?key=pa55", "https://pa55@host/v1", "http://h/v1#pa55"]
+)
+def test_credentials_in_an_address_are_refused_without_repeating_them(url: str, tmp_path: Path) -> None:
+    from dpeer.config_io import load_section
+
+    (tmp_path / "r.yaml").write_text(f"{{name: j, path: p, backend: openai, base_url: '{url}'}}")
+    with pytest.raises(ConfigError, match="base_url holds more than an address") as caught:
+        load_section(config.Served, tmp_path / "r.yaml")
+    assert "pa55" not in str(caught.value) and "api_key_env" in str(caught.value)
 
 
 WAITING = """

@@ -81,7 +81,8 @@ def test_a_job_that_succeeds(lab: Any, tmp_path: Path) -> None:
     assert job.ended() == ("COMPLETED", "0:0", 0, DONE), job.output
     assert job.steps == list(range(1, 11)) and job.calls == ["train recipe.yaml --auto-resume"]
     logs = tmp_path / "logs" / job.number / "attempt-0"
-    token = logs / "token"
+    token = logs / "private" / "token"
+    assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) == 64
     hosts = ("n1", "n2") if lab.hosts else (socket.gethostname().partition(".")[0],)
     assert {path.name for path in logs.glob("ray-*.log")} == {f"ray-{host}.log" for host in hosts}

@@ -169,6 +169,23 @@ def test_waiting_is_told_once_who_holds_the_lock(held: tuple[Path, subprocess.Po
         assert told == [process.pid]
 
 
+def test_a_half_written_lock_is_told_at_once_and_followed_after_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = tmp_path / "run.json", list[lock.Owner]()
+    path.write_text('{"host": "n')
+    assert holder(path) == lock.DAMAGED and "damaged" in lock.DAMAGED.place
+
+    def lease_ends(_: float) -> None:
+        assert told == [lock.DAMAGED], "before the first wait"
+        os.utime(path, (0, 0))
+
+    monkeypatch.setattr(lock.time, "sleep", lease_ends)
+    with lock.sole_owner(path, told.append) as other:
+        assert other is None and (owner := read_owner(path)) and owner.pid == os.getpid()
+    assert told == [lock.DAMAGED] and not path.exists()
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file, not a folder")
     with pytest.raises(CheckpointError, match="cannot be written"), claim(tmp_path / "runs" / "locks" / "a.json"):

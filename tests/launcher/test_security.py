@@ -1,4 +1,5 @@
-"""Who connects is asked for a token, whatever was imported first; a cluster that is open already is refused."""
+"""Who connects is asked for a token, whatever was imported first; a cluster that is open already is refused; other
+users of the machine can neither read nor replace the token."""
 
 from __future__ import annotations
 
@@ -15,6 +16,20 @@ with connect():
     import os
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
     print("token" if is_token_auth_enabled() else "open", os.environ["RAY_USAGE_STATS_ENABLED"])
+"""
+STRANGER = """
+    import stat, subprocess
+    from pathlib import Path
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    secret = token.read_text()
+    logs = next(token.parent.glob("*/session_*/logs"))
+    tries = ["cat " + str(token), "echo mine > " + str(token), "rm -f " + str(token), "cp /etc/passwd " + str(token),
+             "mv " + str(token.parent) + " /tmp/dpeer-moved", "ls " + str(token.parent), "ls " + str(logs),
+             "touch " + str(logs / "raylet.out")]
+    if os.getuid() == 0:
+        stranger = dict(user=65534, group=65534, extra_groups=[], capture_output=True, cwd="/tmp")
+        print([t for t in tries if subprocess.run(["sh", "-c", t], **stranger).returncode == 0])
+    print(stat.S_IMODE(token.parent.stat().st_mode) == 0o700, token.read_text() == secret)
 """
 OPEN = """
 import os
@@ -51,8 +66,10 @@ def test_no_import_sets_anything() -> None:
 
 
 @pytest.mark.parametrize("before", ["", "import ray._private.worker"])
-def test_connect_asks_for_a_token(before: str) -> None:
-    assert run(FIRST.format(before=before)) == "token 0"
+def test_connect_asks_for_a_token_that_no_other_user_can_read_or_replace(before: str) -> None:
+    """As root a second user tries it; as anybody else the mode must do."""
+    said = run(FIRST.format(before=before) + STRANGER).splitlines()
+    assert said == ["token 0", *(["[]"] if os.getuid() == 0 else []), "True True"]
 
 
 def test_an_open_cluster_is_refused_by_name_unless_it_is_wanted() -> None:

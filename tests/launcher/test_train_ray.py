@@ -51,8 +51,12 @@ def assert_same_end(run: Path, other: Path) -> None:
     assert ends[0] == ends[1]
 
 
-def test_files_hold_the_declared_rows(lab: Any, baseline: Path) -> None:
+def test_files_hold_the_declared_rows_and_have_the_modes_of_the_umask(lab: Any, baseline: Path) -> None:
     assert fault_of_run(baseline) is None
+    os.umask(umask := os.umask(0o077))
+    shared = [p for p in baseline.parent.rglob("*") if baseline in p.parents or p.parent.name == "reference_cache"]
+    assert {p.stat().st_mode & 0o777 for p in shared if p.is_file()} == {0o666 & ~umask}
+    assert {p.stat().st_mode & 0o777 for p in shared if p.is_dir()} == {0o777 & ~umask}
 
 
 def test_killed_policy_and_reference_workers_leave_no_trace_in_the_ledger(lab: Any, baseline: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.estimate.saved_size import saved_size
 from dpeer.training import checkpoint
+from dpeer.training.pickles import refuse_foreign_code
 from dpeer.training.run_dir import refuse_unshared
 
 
@@ -59,3 +62,35 @@ def test_full_checkpoint_is_as_large_as_predicted(tmp_path: Path) -> None:
     lora = saved_size(Config.model_validate(tree | {"model": {"path": str(tmp_path), "lora": {"rank": 4}}}))
     assert 0 < lora.trained < count / 1000
     assert lora.checkpoint == 12 * lora.trained + 2 * count
+
+
+class Attack:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("ran",)
+
+
+def test_shards_that_would_run_code_are_refused_and_do_not_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    monkeypatch.chdir(tmp_path)
+    shard = tmp_path / "deepspeed" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    shard.parent.mkdir()
+    own = {"stage": ZeroStageEnum.weights, "scaler": LossScaler(1.0), "flat": torch.zeros(3), "step": 4}
+    torch.save(own, shard)
+    refuse_foreign_code(tmp_path)
+    for value, options, said in (
+        (own | {"more": Attack()}, {}, "asks for posix.mkdir when it is loaded"),
+        (own | {"more": Attack()}, {"pickle_protocol": 4}, "is no checkpoint as torch.save writes it"),
+        (own | {"more": Attack()}, {"_use_new_zipfile_serialization": False}, "is no checkpoint as torch.save"),
+    ):
+        torch.save(value, shard, **options)  # type: ignore[arg-type]
+        (tmp_path / "state.json").write_text('{"world_size": 2}')
+        for refuses in (lambda: refuse_foreign_code(tmp_path), lambda: checkpoint.convert(tmp_path, 1)):
+            with pytest.raises(CheckpointError, match=said):
+                refuses()
+    assert not (tmp_path / "ran").exists()
+    torch.load(shard, weights_only=False)
+    assert (tmp_path / "ran").exists(), "the attack is a real one"

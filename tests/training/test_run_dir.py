@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,30 @@ def test_prune_keeps_the_newest(run: RunDir) -> None:
     assert run.saved_steps() == [2, 6, 8] and not run.checkpoint(4).exists()
     run.prune(1, spared=8)
     assert run.saved_steps() == [8]
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_no_run_and_is_never_half_of_one(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (2, 4, 6):
+        saved(run, step)
+    real = shutil.rmtree
+
+    def dies_within(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (folder / "state.json").unlink()
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(shutil, "rmtree", dies_within)
+    run.prune(2)
+    assert run.saved_steps() == [4, 6] and not run.checkpoint(2).exists()
+    assert "warning:" in (said := capsys.readouterr().out) and "cannot be removed (Permission denied)" in said
+    monkeypatch.setattr(shutil, "rmtree", real)
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no")))
+    run.prune(1)
+    assert run.saved_steps() == [4, 6]
+    run.clear_partial()
+    assert [p.name for p in run.checkpoints.iterdir() if p.name.startswith(".")] == []
 
 
 def test_clear_partial_on_a_fresh_run(tmp_path: Path) -> None:

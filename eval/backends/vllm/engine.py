@@ -196,6 +196,8 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
 def environment(job: Job) -> dict[str, str]:
     """Environment variables that must be set before vLLM is imported."""
     values = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if place := os.environ.get("DPEER_ENGINE_TMP"):  # vLLM leaves its vllm_dist_* files there
+        values["TMPDIR"] = place
     if job.device == "cpu":
         values |= {
             "VLLM_CPU_KVCACHE_SPACE": str(job.settings.cpu_cache_gib),
