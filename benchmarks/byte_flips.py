@@ -51,8 +51,8 @@ from dpeer.eval.run import read_rates
 from dpeer.eval.store.parts import content_id, parts
 from dpeer.heldout_file import read_heldout
 from dpeer.integrity import refuse_damaged_model
+from dpeer.launcher.driver import already_finished, watch
 from dpeer.launcher.torchrun import LocalWorkers, Rank
-from dpeer.launcher.train import already_finished, watch
 from dpeer.report.run import read_run
 from dpeer.training import checkpoint, world
 from dpeer.training.rank import TrainingRank

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ray
-
 from dpeer.config import Config
 
 
@@ -12,8 +10,11 @@ def resolved_gpus(config: Config, gpus: float | None = None) -> Config:
     refused by their placement: whoever has a GPU shall not train on the CPU unawares."""
     if config.cluster.gpus_per_worker != "auto":
         return config
-    found = ray.cluster_resources().get("GPU", 0) if gpus is None else gpus
-    cluster = config.cluster.model_copy(update={"gpus_per_worker": 1 if found else 0})
+    if gpus is None:
+        import ray  # torchrun does without it
+
+        gpus = ray.cluster_resources().get("GPU", 0)
+    cluster = config.cluster.model_copy(update={"gpus_per_worker": 1 if gpus else 0})
     return config.model_copy(update={"cluster": cluster})
 
 

@@ -24,10 +24,10 @@ import torch.distributed as dist
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError, DpeerError, Interrupted
+from dpeer.launcher.driver import already_finished, disk_faults, only_driver, watch, write_pages
 from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
-from dpeer.launcher.train import already_finished, disk_faults, only_driver, watch, write_pages
 from dpeer.training import world
 from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost
 from dpeer.training.environment import gpu_variables, set_defaults

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from dpeer.disk import disk_fault
 from dpeer.errors import CheckpointError
-from dpeer.launcher.train import disk_faults
+from dpeer.launcher.driver import disk_faults
 from dpeer.scratch import keep_newest, scratch
 from dpeer.training.run_dir import RunDir
 

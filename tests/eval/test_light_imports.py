@@ -42,5 +42,12 @@ def test_looking_up_names_loads_nothing_heavy(code: str) -> None:
     assert heavy_after(code) == ""
 
 
+def test_torchrun_needs_no_ray() -> None:
+    """A machine that has torch alone trains."""
+    absent = ("ray", "vllm", "tensorboard", "cmdstanpy")
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import dpeer.launcher.torchrun"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
 def test_what_is_heavy_is_seen() -> None:
     assert "torch" in heavy_after("import torch").split()

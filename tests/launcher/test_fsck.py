@@ -20,8 +20,8 @@ from dpeer.eval.store.schema import RATINGS
 from dpeer.files import write_json
 from dpeer.integrity import listed, write_list, write_state
 from dpeer.launcher.cli import app
+from dpeer.launcher.driver import already_finished, check_startable
 from dpeer.launcher.fsck import check
-from dpeer.launcher.train import already_finished, check_startable
 from dpeer.report.run import read_run
 from dpeer.tensor_file import write_tensors
 from dpeer.training.run import load

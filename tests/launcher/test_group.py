@@ -15,9 +15,10 @@ from dpeer.config import Cluster, Config
 from dpeer.errors import CheckpointError, ClusterError, DataError
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, unplaceable
+from dpeer.launcher.driver import check_startable
 from dpeer.launcher.group import Group
 from dpeer.launcher.last_words import tail
-from dpeer.launcher.train import check_startable, train
+from dpeer.launcher.train import train
 from dpeer.launcher.watchdog import State
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
 from dpeer.training.run import refuse_other_facts
