@@ -8,18 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpeer import config
-from dpeer.config import Config
 from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
-from dpeer.estimate.throughput import Lengths, training_flops
+from dpeer.model.flops import Lengths, training_flops
 from dpeer.model.lm import TreeLM, add_lora
 from gpu_stages.facts import synchronize
 from gpu_stages.shapes import make, shape
@@ -52,7 +50,6 @@ def model(fields: dict[str, Any], device: str, chosen: config.Model) -> Iterator
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     if chosen.lora:
         causal = add_lora(causal, chosen.lora, 0)
-        causal.enable_input_require_grads() if chosen.gradient_checkpointing else None
     lm = TreeLM(causal.train(), chosen.head_chunk)
     for parameter in lm.parameters():
         if parameter.requires_grad and not chosen.lora:
@@ -92,8 +89,7 @@ def measure(lm: TreeLM, trees: Sequence[TokenTree], device: str, chosen: config.
 
 
 def flops(lm: TreeLM, trees: Sequence[TokenTree], chosen: config.Model) -> float:
-    lengths = [Lengths(len(t.prompt), tuple(map(len, t.responses)), ()) for t in trees]
-    return training_flops(cast(Config, SimpleNamespace(model=chosen)), weights(lm, chosen), lengths)
+    return training_flops(chosen, weights(lm, chosen), [Lengths.of(t) for t in trees])
 
 
 def weights(lm: TreeLM, chosen: config.Model) -> Weights:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,11 @@ import yaml
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from dpeer.config_io import load_config
 from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import bpe
+from dpeer.training import world
+from dpeer.training.rank import TrainingRank
 from gpu_stages.shapes import LLAMA_1B, TINY, make, result
 
 STEPS, SAVE, VOCABULARY = 4, 2, 1024
@@ -47,7 +51,9 @@ def run(device: str, quick: bool, out: Path) -> dict[str, Any]:
         "export can be read": readable(folder / "runs" / "killed" / "export", device),
     }
     if not quick:
-        seconds["LoRA"] = train(folder, "lora", device, out, changes=("model.lora={rank: 8}",))
+        taken = builds(folder / "recipe.yaml", device)
+        checks["later builds take no more memory than the first"] = max(taken) <= min(taken) + 2**20
+        seconds["LoRA"] = train(folder, "lora", device, out, changes=("model.lora={rank: 8}", "cluster.engine=plain"))
         checks["LoRA: all steps"] = len(ledger(folder / "runs" / "lora")) == STEPS
         checks["LoRA: export can be read"] = readable(folder / "runs" / "lora" / "export", device)
     wrong = [name for name, good in checks.items() if not good]
@@ -61,8 +67,8 @@ def run(device: str, quick: bool, out: Path) -> dict[str, Any]:
 
 def write_inputs(folder: Path, device: str) -> None:
     """A world of records, a random model with a tokenizer of these records, and a recipe."""
-    world = toyworld.write_world(folder / "world", 3, n_train=24, n_heldout=12, n_prompts=1, n_pretrain=5)
-    tokenizer = bpe([r.responses[0].text for r in world.train.records], VOCABULARY)
+    made = toyworld.write_world(folder / "world", 3, n_train=24, n_heldout=12, n_prompts=1, n_pretrain=5)
+    tokenizer = bpe([r.responses[0].text for r in made.train.records], VOCABULARY)
     fields = (LLAMA_1B if device == "cuda" else TINY) | {
         "vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": True,
@@ -83,7 +89,8 @@ def write_inputs(folder: Path, device: str) -> None:
             "optimizer": {"lr": 1e-5 if device == "cuda" else 1e-3},
         },
         "cluster": {
-            "reference": "cache", "deepspeed": zero, "gpus_per_worker": 1 if device == "cuda" else 0,
+            "reference": "cache", "engine": "deepspeed", "deepspeed": zero,
+            "gpus_per_worker": 1 if device == "cuda" else 0,
         },
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -115,6 +122,23 @@ def train(
         end = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
         raise RuntimeError(f"run {name} ended with {process.returncode}: {end}")
     return time.monotonic() - began
+
+
+def builds(recipe: Path, device: str) -> list[int]:
+    """Bytes that are left on the device after each of four runs of one process, a step and all (0 on a CPU)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    here = world.start(0, 1, "127.0.0.1", port, 600, gpu=device == "cuda")
+    left = []
+    for engine in ("deepspeed", "deepspeed", "plain", "plain"):
+        rank = TrainingRank(load_config(recipe, ["name=builds", f"cluster.engine={engine}"]), here)
+        rank.read_cache()
+        rank.train_step()
+        rank.close()
+        left.append(torch.cuda.memory_allocated() if device == "cuda" else 0)
+    world.stop()
+    return left
 
 
 def ledger(folder: Path) -> list[dict[str, Any]]:
