@@ -126,7 +126,10 @@ def convert(folder: Path, world_size: int) -> None:
 def _numerics(policy: Policy) -> list[str]:
     """What must be equal for a forward pass to repeat to the last digits."""
     device = policy.world.device
-    return [torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(), torch.__version__]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    trained = {str(p.dtype) for p in policy.engine.module.parameters() if p.requires_grad}
+    # Adapters beside a bf16 base were fp32 once; everything else has always had the recipe's precision.
+    return [name, torch.__version__, *(sorted(trained) if policy.config.model.lora else [])]
 
 
 def _free(folder: Path) -> int:

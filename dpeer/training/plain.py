@@ -89,7 +89,9 @@ class Plain:
 
     def __init__(self, config: Config, world: World, *, reference: bool = False) -> None:
         self.world, self.clip = world, config.training.optimizer.grad_clip
-        self.module: TreeLM = build_lm(config.model, config.seed, reference=reference).to(world.device)
+        with world.device:  # straight to where it stays: all ranks of a host at once would fill its memory
+            lm = build_lm(config.model, config.seed, reference=reference)
+        self.module: TreeLM = lm.to(world.device)
         self.flats = [Flat(named) for named in _grouped(self.module)]
         masters = [flat.master for flat in self.flats]
         self.optimizer = build_optimizer(masters, config.training.optimizer) if masters else None
