@@ -1,8 +1,8 @@
 """Checkpoints of a policy group: weights, optimizer, dual state, cursor and a probe that proves a load worked.
 
 `save` writes into a temporary folder; `commit` (rank 0, after all ranks have returned) renames it. DeepSpeed's shards
-are pickles of the run's own making: resume only runs that you trust. The plain engine's files hold tensors only.
-Exported models are safetensors.
+are pickles of the run's own making: resume only runs that you trust. The plain engine's files and
+exported models are safetensors.
 """
 
 from __future__ import annotations
