@@ -133,7 +133,7 @@ def _recipe(setting: Setting) -> dict[str, Any]:
         "data": {"train": str(setting.folder / "records.jsonl"), "dual": "none", "heldout": "none"},
         "objective": {"beta": BETA, "golden_nll": 0, "primary": "pooled", "constraint": {"tolerance": float("inf")}},
         "training": {"steps": STEPS, "records_per_step": 1, "optimizer": optimizer},
-        "cluster": {"deepspeed": str(WORK / "zero3.json"), "timeout_s": 60},
+        "cluster": {"engine": "deepspeed", "deepspeed": str(WORK / "zero3.json"), "timeout_s": 60},
     }
 
 

@@ -1,8 +1,8 @@
 """Checkpoints of a policy group: weights, optimizer, dual state, cursor and a probe that proves a load worked.
 
 `save` writes into a temporary folder; `commit` (rank 0, after all ranks have returned) renames it. DeepSpeed's shards
-are pickles of the run's own making, and those that name anything else are refused. The plain engine's files hold
-tensors only. Exported models are safetensors.
+are pickles of the run's own making, and those that name anything else are refused. The plain engine's files and
+exported models are safetensors.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "step": policy.step,
                 "world_size": policy.world.size,
                 "engine": policy.engine.name,
-                "numerics": numerics(policy.world.device),
+                "numerics": _numerics(policy),
                 "dual": policy.lagrangian.state.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
                 "sums": sums,
@@ -110,7 +110,7 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
-    exact = state["world_size"] == policy.world.size and state["numerics"] == numerics(policy.world.device)
+    exact = state["world_size"] == policy.world.size and state["numerics"] == _numerics(policy)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
 
 
@@ -153,6 +153,13 @@ def _verify_universal(policy: Policy, folder: Path, sealed: bool) -> None:
     entries = read_state(converted / LIST, f"Delete {converted}; it is made again.")["files"]
     names = sorted(entries)[policy.world.rank :: policy.world.size]
     shards.share(converted, {name: entries[name] for name in names}, policy.world)
+
+
+def _numerics(policy: Policy) -> list[str]:
+    """What must be equal for a forward pass to repeat to the last digits."""
+    trained = {str(p.dtype) for p in policy.engine.module.parameters() if p.requires_grad}
+    # Adapters beside a bf16 base were fp32 once; everything else has always had the recipe's precision.
+    return [*numerics(policy.world.device), *(sorted(trained) if policy.config.model.lora else [])]
 
 
 def _free(folder: Path) -> int:

@@ -8,22 +8,27 @@ added up in fp32 as they arrive. What is saved is by name and whole: any number 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
 from dpeer.errors import CheckpointError
+from dpeer.files import follow_umask
 from dpeer.model.lm import TreeLM, build_lm
 from dpeer.training.engine import Engine, build_optimizer
 from dpeer.training.world import World
 from dpeer.training.zero3 import release
 
-FILE = "plain.pt"
+FOLDER = "plain"
+RNG, STEPS = "torch_rng", "steps"
 FLAT = 2**28  # elements: 1 GiB of each state; what a collective or a kernel takes at once
 MOMENTS = {"first moments": "exp_avg", "second moments": "exp_avg_sq"}
 
@@ -88,7 +93,9 @@ class Plain:
 
     def __init__(self, config: Config, world: World, *, reference: bool = False) -> None:
         self.world, self.clip = world, config.training.optimizer.grad_clip
-        self.module: TreeLM = build_lm(config.model, config.seed, reference=reference).to(world.device)
+        with world.device:  # straight to where it stays: all ranks of a host at once would fill its memory
+            lm = build_lm(config.model, config.seed, reference=reference)
+        self.module: TreeLM = lm.to(world.device)
         self.flats = [Flat(named) for named in _grouped(self.module)]
         masters = [flat.master for flat in self.flats]
         self.optimizer = build_optimizer(masters, config.training.optimizer) if masters else None
@@ -133,38 +140,46 @@ class Plain:
     def save(self, folder: Path) -> None:
         if self.world.rank:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        content: dict[str, Any] = {"torch_rng": torch.get_rng_state(), "weights": {}, "steps": 0}
-        for flat, state in zip(self.flats, self._states(), strict=True):
-            content["weights"] |= flat.by_name(flat.master)
-            for key in MOMENTS.values() if state else ():
-                content.setdefault(key, {}).update(flat.by_name(state[key]))
-            content["steps"] = int(state.get("step", 0))
-        torch.save(content, folder / FILE)
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        for i, (flat, state) in enumerate(zip(self.flats, self._states(), strict=True)):
+            kept = {"weights": flat.master} | {key: state[key] for key in MOMENTS.values() if key in state}
+            tensors = {
+                f"{key}/{name}": view for key, whole in kept.items() for name, view in flat.by_name(whole).items()
+            }
+            tensors[RNG], tensors[STEPS] = torch.get_rng_state(), torch.tensor(int(state.get("step", 0)))
+            save_file(tensors, path := folder / FOLDER / f"{i:04d}.safetensors")
+            follow_umask(path)  # safetensors writes for its owner alone
 
     @torch.no_grad()
     def load(self, folder: Path, world_size: int) -> None:
         assert self.optimizer is not None
-        content = torch.load(folder / FILE, map_location="cpu", weights_only=True, mmap=True)
-        saved = {name: tensor.shape for name, tensor in content["weights"].items()}
-        mine = {name: view.shape for flat in self.flats for name, view in flat.by_name(flat.master).items()}
-        if other := sorted(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name)):
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(p, "pt")) for p in sorted((folder / FOLDER).glob("*.safetensors"))]
+            where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+            self._refuse_other(folder / FOLDER, where)
+            steps = int(where[STEPS].get_tensor(STEPS))
+            for flat in self.flats:
+                _read(flat.by_name(flat.master), "weights", where)
+                flat.publish()
+                state = self.optimizer.state[flat.master]
+                state.clear()
+                if steps:
+                    # A tensor on the CPU would be refused by the fused kernel on a GPU.
+                    state["step"] = torch.tensor(float(steps), device=flat.master.device)
+                    for key in MOMENTS.values():
+                        state[key] = torch.empty_like(flat.master)
+                        _read(flat.by_name(state[key]), key, where)
+            torch.set_rng_state(where[RNG].get_tensor(RNG))
+
+    def _refuse_other(self, folder: Path, where: dict[str, Any]) -> None:
+        """CheckpointError unless the files hold exactly what this model trains."""
+        saved = {k: tuple(file.get_slice(k).get_shape()) for k, file in where.items() if k.startswith("weights/")}
+        mine = {f"weights/{n}": tuple(v.shape) for flat in self.flats for n, v in flat.by_name(flat.master).items()}
+        if other := sorted(key for key in saved.keys() | mine.keys() if saved.get(key) != mine.get(key)):
             raise CheckpointError(
-                f"{folder / FILE}: holds other trained parameters than this model ({len(other)} differ, among them "
-                f"{', '.join(other[:3])}). Restore model.path and model.lora."
+                f"{folder}: holds other trained parameters than this model ({len(other)} differ, among them "
+                f"{', '.join(key.removeprefix('weights/') for key in other[:3])}). Restore model.path and model.lora."
             )
-        for flat in self.flats:
-            _copy(flat.by_name(flat.master), content["weights"])
-            flat.publish()
-            state = self.optimizer.state[flat.master]
-            state.clear()
-            if content["steps"]:
-                # A tensor on the CPU would be refused by the fused kernel on a GPU.
-                state["step"] = torch.tensor(float(content["steps"]), device=flat.master.device)
-                for key in MOMENTS.values():
-                    state[key] = torch.empty_like(flat.master)
-                    _copy(flat.by_name(state[key]), content[key])
-        torch.set_rng_state(content["torch_rng"])
 
     def gathered(self) -> dict[str, Tensor] | None:
         if self.world.rank:
@@ -210,9 +225,9 @@ def _grouped(module: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
         yield group
 
 
-def _copy(into: dict[str, Tensor], source: dict[str, Tensor]) -> None:
+def _read(into: dict[str, Tensor], key: str, where: dict[str, Any]) -> None:
     for name, view in into.items():
-        view.copy_(source[name])
+        view.copy_(where[f"{key}/{name}"].get_tensor(f"{key}/{name}"))
 
 
 _engine: type[Engine] = Plain

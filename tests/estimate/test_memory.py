@@ -242,17 +242,22 @@ def test_host_of_the_export_by_hand() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("ranks", "model"),
-    [(1, {"dtype": "bf16"}), (2, {"dtype": "fp32"}), (1, {"dtype": "fp32", "gradient_checkpointing": True})],
-    ids=["bf16", "two ranks", "recompute"],
+    ("engine", "ranks", "model"),
+    [
+        ("deepspeed", 1, {"dtype": "bf16"}),
+        ("deepspeed", 2, {"dtype": "fp32"}),
+        ("plain", 1, {"dtype": "fp32", "gradient_checkpointing": True}),
+    ],
+    ids=["bf16", "two ranks", "plain, recompute"],
 )
-def test_predicts_the_measured_peak(ranks: int, model: dict[str, Any], tmp_path: Path) -> None:
+def test_predicts_the_measured_peak(engine: str, ranks: int, model: dict[str, Any], tmp_path: Path) -> None:
     """Peak of all tensors of two real training steps (torch's profiler), of a model of 10 million parameters."""
     path = tiny_model(
         tmp_path / "model", "qwen3", 0, hidden_size=256, intermediate_size=1024, num_hidden_layers=6,
         num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=8192, tie_word_embeddings=False,
     )  # fmt: skip
     config = recipe(str(path), "cpu", head_chunk=256, **model)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"engine": engine})})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -269,7 +274,8 @@ def test_predicts_the_measured_peak(ranks: int, model: dict[str, Any], tmp_path:
     shape = AutoConfig.from_pretrained(path)
     weights = count_weights(config.model, shape)
     activations = count_activations(config.model, shape, 200, [61] * 5)
-    plan = per_gpu(config, weights, activations, zero(config), ranks, 2000)
+    shares = zero(config) if engine == "deepspeed" else Zero.plain()
+    plan = per_gpu(config, weights, activations, shares, ranks, 2000)
     tensors = sum(p.high for p in (*plan.resident, *plan.phases[plan.peak_phase]))
     print(f"predicted {tensors / 1e6:.0f} MB, measured {[round(m['tensors'] / 1e6) for m in measured]}")
     assert tensors == pytest.approx(max(m["tensors"] for m in measured), rel=0.2)

@@ -24,9 +24,9 @@ from dpeer.errors import CheckpointError, ConfigError
 from dpeer.model import lm, tree_attention
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import checkpoint, world
-from dpeer.training.choice import Choice, choose, policy_choice
+from dpeer.training.choice import Choice, policy_choice
 from dpeer.training.export import export
-from dpeer.training.plain import FILE
+from dpeer.training.plain import FOLDER
 from dpeer.training.policy import Policy, allowance, canaries
 from dpeer.training.prepare import Prepared
 from dpeer.training.reference import Reference
@@ -385,7 +385,7 @@ def test_plain_checkpoints_are_read_at_any_number_of_ranks_and_not_by_another_mo
     expected = policy.train_step(None)
     checkpoint.load(policy, tmp_path, {})
     assert policy.train_step(None) == expected
-    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, "state.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FOLDER, "state.json"]
     wider = make(sft(models["plain"], "plain", lora={"rank": 5}))
     with pytest.raises(CheckpointError, match=r"other trained parameters.*Restore model.path and model.lora"):
         checkpoint.load(wider, tmp_path, {})
@@ -403,32 +403,6 @@ def test_plain_weights_are_exported(
     base = AutoModelForCausalLM.from_pretrained(models["plain"]).state_dict()
     name = "model.layers.0.mlp.down_proj.weight"
     assert changed.keys() == base.keys() and not torch.equal(changed[name].float(), base[name].float())
-
-
-@pytest.mark.parametrize(
-    ("changes", "ranks", "states", "chosen", "why"),
-    [
-        ({}, 1, None, "plain", "one rank"),
-        ({}, 2, None, "deepspeed", "shared by 2 ranks"),
-        ({"model": LORA}, 8, 59.0, "plain", "adapters"),
-        ({"model": LORA}, 8, 61.0, "deepspeed", "61% of a rank's memory"),
-        ({"offload": True}, 1, None, "deepspeed", "cpu_adam"),
-        ({"engine": "deepspeed"}, 1, None, "deepspeed", "cluster.engine says"),
-        ({"engine": "plain"}, 4, None, "plain", "cluster.engine says"),
-    ],
-)
-def test_which_engine_auto_takes(
-    changes: dict[str, Any], ranks: int, states: float | None, chosen: str, why: str
-) -> None:
-    offload = {"training": {"steps": 1, "optimizer": {"name": "cpu_adam"}}} if "offload" in changes else {}
-    tree = recipe(**changes.get("model", {})).model_dump() | offload
-    tree["cluster"] |= {"engine": changes.get("engine", "auto")} | ({"deepspeed": "zero3_offload"} if offload else {})
-    found = choose(Config.model_validate(tree), ranks, states, 100.0)
-    assert found.name == chosen and why in found.why
-    if offload:
-        tree["cluster"]["engine"] = "plain"
-        with pytest.raises(ConfigError, match=r"set cluster.engine to deepspeed"):
-            choose(Config.model_validate(tree), ranks, states, 100.0)
 
 
 @pytest.mark.parametrize(("recorded", "engine"), [({}, "deepspeed"), ({"engine": "plain"}, "plain"), (None, "plain")])

@@ -1,4 +1,4 @@
-"""What the engines take from a recipe: DeepSpeed's settings, the learning rate, where the optimizer's state lives."""
+"""What engines take from a recipe: which one, DeepSpeed's settings, the learning rate, where optimizer state lives."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from dpeer.config import Config, Lora, Optimizer
 from dpeer.errors import ConfigError
+from dpeer.training.choice import choose
 from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
 
 
@@ -143,3 +144,29 @@ def test_optimizer_must_work_where_its_state_lives(optimizer: str, gpus: int, na
         return
     with pytest.raises(ConfigError, match=says):
         deepspeed_config(name, config, trained=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "states", "chosen", "why"),
+    [
+        ({}, 1, None, "plain", "one rank"),
+        ({}, 2, None, "deepspeed", "shared by 2 ranks"),
+        ({"model": {"lora": {"rank": 4}}}, 8, 59.0, "plain", "adapters"),
+        ({"model": {"lora": {"rank": 4}}}, 8, 61.0, "deepspeed", "61% of a rank's memory"),
+        ({"offload": True}, 1, None, "deepspeed", "cpu_adam"),
+        ({"engine": "deepspeed"}, 1, None, "deepspeed", "cluster.engine says"),
+        ({"engine": "plain"}, 4, None, "plain", "cluster.engine says"),
+    ],
+)
+def test_which_engine_auto_takes(
+    changes: dict[str, Any], ranks: int, states: float | None, chosen: str, why: str
+) -> None:
+    offload = {"training": {"steps": 1, "optimizer": {"name": "cpu_adam"}}} if "offload" in changes else {}
+    tree = recipe(**changes.get("model", {})).model_dump() | offload
+    tree["cluster"] |= {"engine": changes.get("engine", "auto")} | ({"deepspeed": "zero3_offload"} if offload else {})
+    found = choose(Config.model_validate(tree), ranks, states, 100.0)
+    assert found.name == chosen and why in found.why
+    if offload:
+        tree["cluster"]["engine"] = "plain"
+        with pytest.raises(ConfigError, match=r"set cluster.engine to deepspeed"):
+            choose(Config.model_validate(tree), ranks, states, 100.0)

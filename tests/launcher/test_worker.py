@@ -1,0 +1,52 @@
+"""A process that serves one recipe after another frees a model before it builds the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dpeer.config import Config
+from dpeer.launcher import torchrun, worker
+from dpeer.training import rank
+from dpeer.training.world import World
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    told: list[str] = []
+
+    def fake(role: str) -> type[Any]:
+        class Rank:
+            def __init__(self, config: Config, world: World) -> None:
+                self.summary: dict[str, Any] = {}
+                told.append(f"build {role}")
+
+            def close(self) -> None:
+                told.append(f"close {role}")
+
+        return Rank
+
+    for role, name in (("policy", "TrainingRank"), ("reference", "ReferenceRank")):
+        monkeypatch.setattr(rank, name, fake(role))
+        monkeypatch.setitem(torchrun.ROLES, role, getattr(rank, name))
+    return told
+
+
+EXPECTED = ["build reference", "close reference", "build policy", "close policy", "build policy"]
+
+
+def test_ray_worker_closes_one_build_before_the_next(events: list[str]) -> None:
+    served = worker.Worker.__ray_metadata__.modified_class()
+    tree = {"name": "x", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
+    for role in ("reference", "policy", "policy"):
+        served.build(role, tree)
+    assert events == EXPECTED
+
+
+def test_torchrun_rank_closes_one_build_before_the_next(events: list[str]) -> None:
+    served = torchrun.Rank.__new__(torchrun.Rank)
+    served.rank, served.here = None, None  # type: ignore[assignment]
+    for role in ("reference", "policy", "policy"):
+        served.execute(torchrun.BUILD, (role, None), {})
+    assert events == EXPECTED
