@@ -45,7 +45,7 @@ class Model(Section):
     attention: Literal["gather", "cascade"] = "gather"
     """On GPUs in bf16: `gather` copies a prompt's keys and values once per response; `cascade` attends to the prompt
     and to own tokens apart and merges both exactly, which saves memory with many responses to long prompts. Proven on
-    CPU only, so compare losses and gradients on your GPU first. Layers with a window always gather."""
+    CPU only, so run `benchmarks/gpu.py --stages exact` on your GPU first. Layers with a window always gather."""
     flash: Literal["auto", "torch"] = "auto"
     """Kernel of attention on GPUs in bf16. `auto`: FlashAttention 3 (Hopper) or 4 (Blackwell) where it is installed,
     torch can use it and it agrees with torch's own, FlashAttention 2, on a small problem; `torch`: always that one."""
