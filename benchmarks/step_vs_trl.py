@@ -131,7 +131,13 @@ def _recipe(setting: Setting) -> dict[str, Any]:
         "seed": SEED,
         "model": {"path": str(WORK / "model"), "dtype": "fp32"},
         "data": {"train": str(setting.folder / "records.jsonl"), "dual": "none", "heldout": "none"},
-        "objective": {"beta": BETA, "golden_nll": 0, "primary": "pooled", "constraint": {"tolerance": float("inf")}},
+        "objective": {
+            "beta": BETA,
+            "golden_nll": 0,
+            "primary": "pooled",
+            "constraint": {"tolerance": float("inf")},
+            "dual": {"evidence": "batch"},
+        },
         "training": {"steps": STEPS, "records_per_step": 1, "optimizer": optimizer},
         "cluster": {"engine": "deepspeed", "deepspeed": str(WORK / "zero3.json"), "timeout_s": 60},
     }

@@ -1,8 +1,9 @@
 """An optimizer step beside TRL's DPOTrainer on the same card: the same token ids, pairs and objective; 1B shape, bf16.
 
 Reference log-probabilities are known before on both sides, and a record's pairs share one forward. Each side is a
-process of its own that takes one setting after the other. TRL's weights are loaded in bf16, which is the faster and
-smaller of its ways; dpeer keeps fp32 masters beside its bf16 weights.
+process of its own that takes one setting after the other. TRL keeps fp32 weights and computes under bf16 autocast, its
+default; dpeer keeps fp32 masters beside bf16 weights. (TRL with bf16 weights alone would be smaller and faster, and at
+these rates would not learn: an update is below the spacing of bf16 numbers.)
 
 usage as a side: python peer.py dpeer|trl FOLDER RESULT
 """
@@ -191,11 +192,13 @@ def dpeer_side(folder: Path, device: str) -> dict[str, Any]:
             {
                 "name": "peer", "output_dir": str(place),
                 "model": {
-                    "path": str(folder / "model"), "dtype": "bf16", "gradient_checkpointing": setting.checkpointing,
+                    "path": str(folder / "model"), "dtype": "bf16" if device == "cuda" else "fp32",
+                    "gradient_checkpointing": setting.checkpointing,
                 },
                 "data": {"train": str(place / "records.jsonl"), "dual": "none", "heldout": "none"},
                 "objective": {
                     "beta": BETA, "golden_nll": 0, "primary": "pooled", "constraint": {"tolerance": float("inf")},
+                    "dual": {"evidence": "batch"},
                 },
                 "training": {
                     "steps": STEPS, "records_per_step": PER_STEP, "tokens_per_pack": setting.tokens[1],
@@ -254,7 +257,7 @@ def trl_side(folder: Path, device: str) -> dict[str, Any]:
             precompute_ref_batch_size=setting.rejects, train_sampling_strategy="sequential",
             lr_scheduler_type="constant", learning_rate=RATE, beta=BETA, max_length=None,
             gradient_checkpointing=setting.checkpointing, bf16=device == "cuda", use_cpu=device == "cpu",
-            save_strategy="no", report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": "bfloat16"},
+            save_strategy="no", report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": "float32"},
         )  # fmt: skip
         rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
         trainer = Trainer(
