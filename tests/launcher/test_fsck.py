@@ -44,7 +44,7 @@ def finished_run(path: Path, seed: int = 0) -> RunDir:
             shards.mkdir(parents=True)
             for rank in range(2):
                 (shards / f"zero_pp_rank_{rank}_optim.pt").write_bytes(rng.randbytes(500))
-            state = {"step": step, "dual": {"multipliers": [0.5]}, "files": listed(shards, shards.iterdir())}
+            state = {"step": step, "dual": {"multipliers": [0.5]}, "files": listed(shards.parent, shards.iterdir())}
             write_state(run.checkpoint(step) / "state.json", state)
             run.bind(run.checkpoint(step), step)
     write_state(run.stop, {"step": 6, "reason": "patience"})

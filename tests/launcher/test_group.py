@@ -152,7 +152,7 @@ def test_a_broken_gpus_node_is_left_where_there_are_others(tmp_path: Path, monke
             "model": {"path": "m"},
             "data": {"train": "d"},
             "training": {"steps": 1},
-            "cluster": {"address": "head:6379"},
+            "cluster": {"address": "head:6379", "gpus_per_worker": 0},
         }
     )
     assert train(config, groups) == exit_codes.NODE_LOST

@@ -124,7 +124,7 @@ def test_certificate_and_selection_words(make_run):
 def test_throughput_reports_the_median_and_the_wait(make_run):
     plot = figures.throughput(read_run(make_run()))
     assert re.fullmatch(r"Median throughput: 11,[34]\d\d tokens per second", plot.title)
-    assert plot.note.replace("\u00a0", " ") == "64.0 s in 80 training steps, 2 % of them waiting for the reference."
+    assert plot.note.replace("\u00a0", " ") == "64.0 s in 80 training steps, 3 % of them waiting for the reference."
 
 
 def test_throughput_says_how_gpus_were_used_and_where_the_time_went(make_run):

@@ -1,187 +1,31 @@
-"""One rank in this process: the start-up canary, replies, and engines behind one protocol, what they compute, save and
-free."""
+"""One rank in this process: replies, and engines behind one protocol, what they compute, save and free."""
 
 from __future__ import annotations
 
 import gc
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.errors import CheckpointError, ConfigError
-from dpeer.model import lm, tree_attention
-from dpeer.toyworld.model import tiny_model
+from dpeer.errors import CheckpointError
+from dpeer.integrity import read_state, write_state
 from dpeer.training import checkpoint, world
 from dpeer.training.choice import Choice, policy_choice
 from dpeer.training.export import export
 from dpeer.training.plain import FOLDER
-from dpeer.training.policy import Policy, allowance, canaries
+from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
 from dpeer.training.reference import Reference
 from dpeer.training.samples import LONGEST, spread
-
-TIMEOUT_S = 77.0
-
-
-def recipe(path: str = "model", **model: Any) -> Config:
-    return Config.model_validate(
-        {
-            "name": "x",
-            "model": {"path": path, "dtype": "fp32"} | model,
-            "data": {"train": "d.jsonl"},
-            "training": {"steps": 3, "records_per_step": 2, "optimizer": {"grad_clip": 0.7}},
-            "cluster": {"deepspeed": "cpu", "reference_deepspeed": "cpu"},
-        }
-    )
-
-
-# The canary
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[world.World]:
-    """A process group of this process alone."""
-    before = dict(os.environ)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    yield world.start(0, 1, "127.0.0.1", port, TIMEOUT_S, gpu=False)
-    world.stop()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("canary")
-    dynamic = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
-    made = {
-        "plain": tiny_model(root / "plain", "qwen3", 3, vocab=300),
-        "dynamic": tiny_model(
-            root / "dynamic", "llama", 3, vocab=300, rope_parameters=dynamic, max_position_embeddings=8
-        ),
-    }
-    return {name: str(path) for name, path in made.items()}
-
-
-@pytest.fixture
-def data() -> TokenizedSet:
-    """The shortest record with siblings is the third; the first has none."""
-    trees = [
-        TokenTree(0, (5, 6), ((7, 8),), (), 0, ("A",)),
-        TokenTree(1, tuple(range(10, 40)), ((50, 51, 52), (53, 54), (55,)), ((0, 0, 1), (0, 0, 2)), 0, ("A",)),
-        TokenTree(
-            2, tuple(range(60, 66)), ((90, 91, 92, 93), (94, 95, 96, 97, 98, 99), (90,)), ((0, 0, 1),), 0, ("A",)
-        ),
-    ]
-    return TokenizedSet(("A",), tuple(trees), 0, 0)
-
-
-def causal_over_everything(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-    """A leak: later responses see earlier ones, as in a model that ignores the tree."""
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=options["scaling"])
-    return out.transpose(1, 2), None
-
-
-@pytest.fixture
-def leak() -> Iterator[None]:
-    AttentionInterface.register(tree_attention.NAME, causal_over_everything)
-    yield
-    AttentionInterface.register(tree_attention.NAME, tree_attention.tree_attention)
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_canary_passes_a_sound_model(
-    here: world.World, models: dict[str, str], data: TokenizedSet, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scored: list[list[tuple[int, ...]]] = []
-    original = torch.nn.Embedding.forward
-    record: Callable[[Any, Tensor], Tensor] = lambda m, ids: (scored.append(ids.tolist()), original(m, ids))[1]  # noqa: E731
-    monkeypatch.setattr(torch.nn.Embedding, "forward", record)
-    policy = Policy(recipe(models["plain"], dtype=dtype), Prepared(data, None, None, {}), here)
-    assert policy.pulse.phase == "ready" and policy.step == 0
-    assert policy.engine.module.training
-    expected = [33, 32, 31, 30, 34, 33, 30]  # the second record: tree, each response alone, and with copies after it
-    expected += [14, 9, 11, 6, 15, 16, 6]  # the third, as the second has too few tokens to tell much
-    assert sorted(len(ids[0]) for ids in scored) == sorted(expected)
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_canary_refuses_a_leak(
-    here: world.World, models: dict[str, str], data: TokenizedSet, leak: None, dtype: str
-) -> None:
-    with pytest.raises(ConfigError, match=r"keeps state across positions.*cannot be trained as a tree"):
-        Policy(recipe(models["plain"], dtype=dtype), Prepared(data, None, None, {}), here)
-
-
-def test_canary_refuses_length_dependent_positions(
-    here: world.World, models: dict[str, str], data: TokenizedSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the list of rope types would miss if a new one appeared."""
-    monkeypatch.setattr(lm, "refuse_unsupported", lambda *_: None)
-    with pytest.raises(ConfigError, match="positions depend on the sequence length"):
-        Policy(recipe(models["dynamic"]), Prepared(data, None, None, {}), here)
-
-
-def test_canary_takes_records_of_median_length() -> None:
-    """Responses of 40 tokens: two records have 160. The shortest, of single tokens, are left alone."""
-    sizes = [(1, 1), (1, 1), (1, 2), (40, 40), (40, 41), (60, 60), (90, 90)]
-    trees = [TokenTree(i, (1,), tuple((2,) * n for n in s), (), 0, ("A",)) for i, s in enumerate(sizes)]
-    assert [t.index for t in canaries(trees)] == [3, 4]
-    assert [t.index for t in canaries(trees[:3])] == [1, 2, 0]
-    assert canaries([replace(trees[0], responses=((2,),))]) == []
-
-
-def test_noise_of_few_tokens_is_allowed_for() -> None:
-    assert allowance("bf16", 400) == allowance("bf16", 100) == 2e-2
-    assert allowance("bf16", 1) == pytest.approx(0.2) and allowance("fp32", 25) == pytest.approx(2e-4)
-
-
-@pytest.mark.parametrize(("shift", "sound"), [(0.004, True), (0.02, True), (0.4, False)])
-def test_canary_measures_its_tolerance(
-    here: world.World,
-    models: dict[str, str],
-    data: TokenizedSet,
-    monkeypatch: pytest.MonkeyPatch,
-    shift: float,
-    sound: bool,
-) -> None:
-    """A model that gives a pack of n tokens shift x (n mod 2) nats more per token: rounding by shape, up to a limit."""
-    policy = Policy(recipe(models["plain"], dtype="bf16"), Prepared(data, None, None, {}), here)
-
-    def rough(pack: Any) -> Tensor:
-        counts: Tensor = torch.as_tensor(pack.response_tokens)
-        found: Tensor = -counts.double() + shift * counts * (pack.tokens % 2)
-        return found
-
-    rough.eval = rough.train = lambda: None  # type: ignore[attr-defined]
-    monkeypatch.setattr(policy, "engine", rough)
-    if sound:
-        policy.check_tree()
-        return
-    with pytest.raises(ConfigError, match="rounding makes"):
-        policy.check_tree()
-
-
-def test_canary_has_nothing_to_compare(
-    here: world.World, models: dict[str, str], data: TokenizedSet, leak: None
-) -> None:
-    """Single responses only: no sibling, no leak."""
-    lonely = TokenizedSet(("A",), data.trees[:1], 0, 0)
-    assert Policy(recipe(models["plain"]), Prepared(lonely, None, None, {}), here).pulse.phase == "ready"
+from tests.training.conftest import TIMEOUT_S, recipe
 
 
 @pytest.mark.parametrize("budget", [1, 10_000])  # a forward for each prompt, and one for all
@@ -379,8 +223,8 @@ def test_plain_checkpoints_are_read_at_any_number_of_ranks_and_not_by_another_mo
     policy = make(sft(models["plain"], "plain", **LORA))
     policy.train_step(None)
     checkpoint.save(policy, tmp_path, {})
-    state = json.loads((tmp_path / "state.json").read_text())
-    (tmp_path / "state.json").write_text(json.dumps(state | {"world_size": 7}))
+    state = read_state(tmp_path / "state.json", "")
+    write_state(tmp_path / "state.json", state | {"world_size": 7})
     checkpoint.convert(tmp_path, 1)
     expected = policy.train_step(None)
     checkpoint.load(policy, tmp_path, {})

@@ -37,11 +37,10 @@ class Engine:
     def __call__(self, pack: Pack) -> Tensor:
         return self.weight * torch.ones(len(pack.response_tokens), dtype=torch.float64, device=META)
 
-    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
         self.backwards += 1
 
-    def set_gradient_accumulation_boundary(self, last: bool) -> None: ...
     def eval(self) -> None: ...
     def train(self) -> None: ...
 

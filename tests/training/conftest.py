@@ -1,0 +1,66 @@
+"""One rank in this process, tiny models and a few records."""
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dpeer.config import Config
+from dpeer.data.tokenize import TokenizedSet, TokenTree
+from dpeer.toyworld.model import tiny_model
+from dpeer.training import world
+
+TIMEOUT_S = 77.0
+
+
+def recipe(path: str = "model", **model: Any) -> Config:
+    return Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": path, "dtype": "fp32"} | model,
+            "data": {"train": "d.jsonl"},
+            "training": {"steps": 3, "records_per_step": 2, "optimizer": {"grad_clip": 0.7}},
+            "cluster": {"deepspeed": "cpu", "reference_deepspeed": "cpu"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[world.World]:
+    """A process group of this process alone."""
+    before = dict(os.environ)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield world.start(0, 1, "127.0.0.1", port, TIMEOUT_S, gpu=False)
+    world.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("canary")
+    dynamic = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    made = {
+        "plain": tiny_model(root / "plain", "qwen3", 3, vocab=300),
+        "dynamic": tiny_model(
+            root / "dynamic", "llama", 3, vocab=300, rope_parameters=dynamic, max_position_embeddings=8
+        ),
+    }
+    return {name: str(path) for name, path in made.items()}
+
+
+@pytest.fixture
+def data() -> TokenizedSet:
+    """The shortest record with siblings is the third; the first has none."""
+    trees = [
+        TokenTree(0, (5, 6), ((7, 8),), (), 0, ("A",)),
+        TokenTree(1, tuple(range(10, 40)), ((50, 51, 52), (53, 54), (55,)), ((0, 0, 1), (0, 0, 2)), 0, ("A",)),
+        TokenTree(
+            2, tuple(range(60, 66)), ((90, 91, 92, 93), (94, 95, 96, 97, 98, 99), (90,)), ((0, 0, 1),), 0, ("A",)
+        ),
+    ]
+    return TokenizedSet(("A",), tuple(trees), 0, 0)
