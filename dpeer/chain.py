@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,12 @@ def follows(line: str, before: str) -> bool:
     """Whether a line is unchanged and comes after the one with the checksum `before`."""
     found = LINK.search(line)
     return found is not None and digest(before.encode(), f"{line[: found.start()]}}}".encode()) == found.group(1)
+
+
+def complete(lines: Sequence[str], manifest: Mapping[str, Any]) -> bool:
+    """Whether lines end where those of the finished run ended; True for runs that have not said where."""
+    ended = manifest.get("ledger")
+    return ended is None or checksum((lines or [""])[-1]) == ended
 
 
 def broken(lines: Iterable[str], start: str | None = None) -> Iterator[int]:

@@ -21,6 +21,10 @@ class CheckpointError(DpeerError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """Its files are not as they were written, or did not give back what was saved."""
+
+
 class Interrupted(BaseException):
     """A signal: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`.
 

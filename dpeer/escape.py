@@ -34,7 +34,8 @@ NAME_BYTES = 255
 def visible(text: str) -> str:
     """The text with a replacement character for each that is not seen but acts; line ends and tabs stay."""
     return "".join(
-        c if c in "\n\t" or not (c in TURNS or unicodedata.category(c) in HIDDEN) else "\ufffd" for c in text
+        c if c in "\n\t" or not (c in TURNS or unicodedata.category(c) in HIDDEN) else "\ufffd"
+        for c in text.replace("\r\n", "\n")
     )
 
 

@@ -166,8 +166,8 @@ def refuse_damaged_model(path: str | None) -> None:
     if path and (found := folder_faults(Path(path))):
         name, says = next(iter(found.items()))
         raise DpeerError(
-            f"{Path(path, name)} {says}. Whoever loads this model gets other weights than were trained. Restore it, or "
-            "remove the folder and make it again: `dpeer export RUN`."
+            f"{Path(path, name)} {says}. Whoever loads this model gets another one than was trained. Restore it, or "
+            f"remove the folder and make it again: `dpeer export RUN`. If the change is wanted, delete {LIST} there."
         )
 
 

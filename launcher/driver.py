@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +35,17 @@ def check_startable(files: RunDir, resume: bool) -> None:
         )
 
 
+def refuse_lost_gpus(given: Config, config: Config, files: RunDir) -> None:
+    """ClusterError when `auto` would go on on the CPU with what began on GPUs: no GPU is seen where one was."""
+    if given.cluster.gpus_per_worker != "auto" or config.cluster.on_gpus or not files.manifest.exists():
+        return
+    if files.read_manifest()["config"]["cluster"].get("gpus_per_worker") == 1:
+        raise ClusterError(
+            f"{files.path}: began on GPUs, and none is seen now. Look at nvidia-smi and at what the job was given. To "
+            "go on on the CPU: --set cluster.gpus_per_worker=0."
+        )
+
+
 def already_finished(files: RunDir) -> bool:
     """True when there is nothing left to make; pages that a kill at the very end has cost are written."""
     if not files.finished:
@@ -61,7 +73,7 @@ def lost_results(files: RunDir) -> str:
         for path in (files.certificate, files.heldout):
             if path.exists():
                 verify(path.read_bytes())
-            elif "heldout" in files.read_manifest().get("data", {}):
+            elif "run" in (manifest := files.read_manifest()) and "heldout" in manifest.get("data", {}):
                 return f"{path} is missing"
     except Damaged as error:
         return f"{path} {error}"
@@ -110,6 +122,8 @@ def disk_faults(files: RunDir) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         fault, place = disk_fault(error), getattr(error, "filename", None)
+        if fault in (errno.ENOENT, errno.ENOTDIR) and files.path.is_dir():
+            raise  # the disk is there: it is one file that somebody looked for in vain
         # What is missing or closed elsewhere, such as a program, is no fault of the run's disk.
         elsewhere = place and not Path(str(place)).absolute().is_relative_to(files.path.absolute().parent)
         if fault is None or (fault in REFUSED | GONE and (elsewhere or not place) and isinstance(error, OSError)):

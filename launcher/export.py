@@ -7,13 +7,14 @@ from pathlib import Path
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.files import write_text
+from dpeer.integrity import read_state
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.group import Groups
 from dpeer.report.card import model_card
 from dpeer.training.calls import PolicyCalls
 from dpeer.training.run import EXPORTING, load
 from dpeer.training.run_dir import RunDir
-from dpeer.training.together import refuse_misfits
+from dpeer.training.together import refuse_misfits, way_back
 
 
 def export_run(run_dir: Path, output: Path | None = None) -> Path:
@@ -29,13 +30,16 @@ def export_run(run_dir: Path, output: Path | None = None) -> Path:
         raise CheckpointError(f"{folder} exists. Remove it, or choose another folder with --output.")
     refuse_misfits(files)
     manifest = files.read_manifest()
-    config = Config.model_validate(manifest["config"])
+    config, step = Config.model_validate(manifest["config"]), manifest.get("exported_step") or saved[-1]
+    # The recorded folder may be another one than this by now: its checkpoint says which engine can read it.
+    engine = read_state(files.checkpoint(step) / "state.json", way_back(files, step)).get("engine", "deepspeed")
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"engine": engine})})
     with connect(config.cluster.address):
         groups = Groups(config)
         try:
             policy = groups.policy()
             policy.build(config)
-            load(policy, files, manifest.get("exported_step") or saved[-1])
+            load(policy, files, step)
             policy.call(EXPORTING, PolicyCalls.export, folder)
         finally:
             groups.close()

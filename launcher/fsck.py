@@ -88,12 +88,11 @@ def _lines(files: RunDir, manifest: dict[str, Any]) -> Iterator[Finding]:
             continue
         written, start = chain.whole_lines(path), manifest.get("chain")
         broken = list(chain.broken(written, start))
-        ended = manifest.get("ledger") if path == files.ledger else None
         if broken:
             earlier = max((s for s in files.saved_steps() if s < broken[0]), default=None)
             back = f", or go on from step {earlier} without the later checkpoints" if earlier is not None else ""
             yield Finding(path, "damaged", f"line {broken[0]} has changed since it was written. Restore it{back}")
-        elif ended is not None and chain.checksum((written or [""])[-1]) != ended:
+        elif path == files.ledger and not chain.complete(written, manifest):
             yield Finding(path, "damaged", "does not end as it did when the run was finished. Restore it")
         elif path.read_bytes().rpartition(b"\n")[2]:
             yield Finding(path, "left over", "ends in half a line, of a kill; the next run removes it")

@@ -16,7 +16,7 @@ from dpeer.config import Cluster, Config
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher.cluster import check_feasible, refuse_lost_nodes
 from dpeer.launcher.gpus import resolved_gpus
-from dpeer.launcher.last_words import last_lines
+from dpeer.launcher.last_words import last_lines, wait
 from dpeer.launcher.watchdog import SILENT, State, Watch, headline, report
 from dpeer.launcher.worker import Worker
 from dpeer.training.calls import DeviceLost, P, Phase, T, WorkerFailed, WorkerLost
@@ -139,7 +139,7 @@ class Group:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            done, pending = _wait(pending, 1, min(left, watch.interval_s) if watched else left)
+            done, pending = wait(pending, 1, min(left, watch.interval_s) if watched else left)
             if done:
                 watch.moved(time.monotonic())
             elif watched and watch.stalled(self._pulses([rank_of[r] for r in pending]), time.monotonic()):
@@ -184,10 +184,15 @@ class Group:
         return WorkerLost(f"{self._headline(rank, error, phase)}.", details=self._details(failures))
 
     def _death(self, dead: list[int], failures: dict[int, Exception], phase: str) -> WorkerLost:
-        title, said = f"{self._name(dead[0])} died during '{phase}'.", self._last_words(dead)
+        """Of a rank; what others raised before may be its cause, such as a GPU's fault that ended a collective."""
+        title, words = f"{self._name(dead[0])} died during '{phase}'.", self._words(dead)
+        raised = {rank: error for rank, error in failures.items() if rank not in dead}
+        said = self._told(raised, words)
         if isinstance(failures.get(dead[0]), OutOfMemoryError):
             return WorkerLost(f"{title} Ray ended it because its node ran out of memory.", details=said)
-        return self._device_lost(dead[0], title, said) if tells_of_device(said) else WorkerLost(title, details=said)
+        broken = [rank for rank, error in raised.items() if kind(_cause(error) or error) == "device"]
+        broken += [rank for rank, text in words.items() if tells_of_device(text)]
+        return self._device_lost(broken[0], title, said) if broken else WorkerLost(title, details=said)
 
     def _device_lost(self, rank: int, title: str, details: str) -> DeviceLost:
         host = self.hosts[rank]["host"]
@@ -200,15 +205,18 @@ class Group:
 
     def _details(self, failures: dict[int, Exception]) -> str:
         """Traceback of each failed rank, then the last lines on its stderr, where NCCL and CUDA write their reasons."""
-        told = [f"--- {self._name(rank)} ---\n{error}" for rank, error in list(failures.items())[:MOST_TOLD]]
-        return "\n".join([*told, self._last_words(list(failures))])
+        return self._told(failures, self._words(list(failures)))
 
-    def _last_words(self, ranks: Sequence[int]) -> str:
+    def _words(self, ranks: Sequence[int]) -> dict[int, str]:
         """What these ranks wrote on stderr last, as far as their nodes still answer."""
         chosen = ranks[:MOST_TOLD]
         texts = last_lines([(self.hosts[rank]["node"], self.hosts[rank]["stderr"]) for rank in chosen])
-        told = [(rank, text) for rank, text in zip(chosen, texts, strict=True) if text]
-        return "\n".join(f"--- stderr of {self._name(rank)}, last lines ---\n{text}" for rank, text in told)
+        return {rank: text for rank, text in zip(chosen, texts, strict=True) if text}
+
+    def _told(self, failures: dict[int, Exception], words: dict[int, str]) -> str:
+        traces = [f"--- {self._name(rank)} ---\n{error}" for rank, error in list(failures.items())[:MOST_TOLD]]
+        lines = [f"--- stderr of {self._name(rank)}, last lines ---\n{text}" for rank, text in words.items()]
+        return "\n".join([*traces, *lines])
 
     def _name(self, rank: int) -> str:
         place = self.hosts[rank]
@@ -218,7 +226,7 @@ class Group:
         states = self._states()
         dead = [rank for rank, state in enumerate(states) if state.phase == DEAD]
         if dead:
-            return WorkerLost(f"{self._name(dead[0])} died. {title}", details=self._last_words(dead))
+            return WorkerLost(f"{self._name(dead[0])} died. {title}", details=self._told({}, self._words(dead)))
         return WorkerLost(f"{title} {headline(states)}", report(title, states))
 
     def _pulses(self, ranks: Sequence[int]) -> dict[int, Pulse | None]:
@@ -237,7 +245,7 @@ class Group:
     def _ask(self, method: str, ranks: Sequence[int]) -> dict[int, Any]:
         """Answers of the ranks' health threads: DEAD for a rank that is gone, None for one that does not answer."""
         refs = {rank: getattr(self.workers[rank], method).remote() for rank in ranks}
-        _wait(list(refs.values()), len(refs), PROBE_S)
+        wait(list(refs.values()), len(refs), PROBE_S)
         return {rank: _answer(ref) for rank, ref in refs.items()}
 
 
@@ -278,15 +286,6 @@ class Groups:
     def close(self) -> None:
         while self._groups:
             self._groups.popitem()[1].close()
-
-
-def _wait(refs: list[Any], count: int, timeout_s: float) -> tuple[list[Any], list[Any]]:
-    """ray.wait, which wraps what a signal handler raises meanwhile in a SystemError; it is unwrapped here."""
-    try:
-        done, pending = ray.wait(refs, num_returns=count, timeout=timeout_s)
-    except SystemError as error:
-        raise (error.__cause__ or error) from None
-    return done, pending
 
 
 def _answer(ref: Any) -> Any:

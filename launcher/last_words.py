@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -40,8 +41,17 @@ def last_lines(places: Sequence[tuple[str, str]]) -> list[str]:
     here = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
     asked = {place: _ask(*place) for place in places if place[1] and place[0] != here}
     if asked:
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
+        wait(list(asked.values()), len(asked), ANSWER_S)
     return [_answer(asked[place]) if place in asked else tail(place[1]) for place in places]
+
+
+def wait(refs: list[Any], count: int, timeout_s: float) -> tuple[list[Any], list[Any]]:
+    """ray.wait, which wraps what a signal handler raises meanwhile in a SystemError; it is unwrapped here."""
+    try:
+        done, pending = ray.wait(refs, num_returns=count, timeout=timeout_s)
+    except SystemError as error:
+        raise (error.__cause__ or error) from None
+    return done, pending
 
 
 def _ask(node: str, path: str) -> ray.ObjectRef[str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpeer.disk import GONE, disk_fault, remedy
 from dpeer.errors import CheckpointError
 
 LEASE_S = float(os.environ.get("DPEER_LEASE_S") or 180)
@@ -136,9 +137,9 @@ def _take(path: Path) -> str | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         ours.write_text(json.dumps(owner.__dict__))
     except OSError as error:
-        raise CheckpointError(
-            f"{path.parent}: cannot be written ({error.strerror}). Make room there, or choose another output_dir."
-        ) from error
+        fault = disk_fault(error)
+        what = f"cannot be written ({error.strerror})" if fault is None or fault in GONE else remedy(fault)
+        raise CheckpointError(f"{path.parent}: {what}, or choose another output_dir.") from error
     try:
         with _guard(path.parent):
             if path.exists() and not _alive(path, dead := read_owner(path)):

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import torch.distributed as dist
+
 from dpeer.config import Config
 from dpeer.objective.rows import TimingRow
 
@@ -44,7 +46,8 @@ class MemoryWatch:
 
 
 def _beside(work: Callable[[], float]) -> Future[float]:
-    """Started in a thread that the end of the process does not wait for."""
+    """Started in a thread that the end of the process does not wait for; at once where this process trains itself, as
+    under torchrun: making a model sets the default dtype of the whole process."""
     future: Future[float] = Future()
 
     def run() -> None:
@@ -53,7 +56,10 @@ def _beside(work: Callable[[], float]) -> Future[float]:
         except Exception as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    if dist.is_available() and dist.is_initialized():
+        run()
+    else:
+        threading.Thread(target=run, daemon=True).start()
     return future
 
 
@@ -71,5 +77,6 @@ def planned_tensors(config: Config, timing: TimingRow) -> float:
     activations = count_activations(config.model, shape, timing["prompt_tokens"], responses)
     settings = deepspeed_config(config.cluster.deepspeed, config, trained=True)
     zero = Zero.plain() if began_with(config) == "plain" else Zero.of(settings)
-    memory = per_gpu(config, weights, activations, zero, config.cluster.policy_workers, timing["largest_pack"])
+    ranks = dist.get_world_size() if dist.is_initialized() else config.cluster.policy_workers
+    memory = per_gpu(config, weights, activations, zero, ranks, timing["largest_pack"])
     return sum(p.high for p in (*memory.resident, *memory.phases[memory.peak_phase]))

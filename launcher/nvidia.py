@@ -53,7 +53,10 @@ def _ask(fields: Sequence[str], units: str = ",nounits") -> str:
     if tool is None:
         return ""
     query = [tool, f"--query-gpu={','.join(fields)}", f"--format=csv,noheader{units}"]
-    return subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs: no card answers
+        return ""
 
 
 def _parsed(lines: Sequence[str]) -> Iterator[Card]:

@@ -118,12 +118,12 @@ def _done(config: Config) -> bool:
 
 def levels(ledger: Path) -> Levels:
     """From the last steps of a ledger: each step's batch of the dual split is fresh to the policy."""
-    lines = ledger.read_text(errors="replace").splitlines()
-    if damaged := next(chain.broken(lines), None):
-        raise CheckpointError(
-            f"{ledger}: line {damaged} has changed since it was written. Remove the folder {ledger.parent}; the pilot "
-            "is trained again."
-        )
+    lines, files = ledger.read_text(errors="replace").splitlines(), RunDir(ledger.parent)
+    manifest = files.read_manifest() if files.manifest.exists() else {}
+    damaged = next(chain.broken(lines, manifest.get("chain")), None)
+    if damaged or not chain.complete(lines, manifest):
+        what = f"line {damaged} has changed since it was written" if damaged else "its last lines are missing"
+        raise CheckpointError(f"{ledger}: {what}. Remove the folder {ledger.parent}; the pilot is trained again.")
     rows = [json.loads(line)["dimensions"] for line in lines]
     tail = rows[-max(1, round(LATE * len(rows))) :]
     loss, se, spread = {}, {}, {}

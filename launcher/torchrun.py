@@ -24,8 +24,8 @@ import torch.distributed as dist
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError, DpeerError, Interrupted
-from dpeer.launcher.driver import already_finished, disk_faults, only_driver, watch, write_pages
-from dpeer.launcher.gpus import resolved_gpus
+from dpeer.launcher.driver import already_finished, disk_faults, only_driver, refuse_lost_gpus, watch, write_pages
+from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.training import world
@@ -238,7 +238,10 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
-        config = resolved_gpus(config, torch.cuda.device_count())
+        given_config, config = config, resolved_gpus(config, torch.cuda.device_count())
+        refuse_lost_gpus(given_config, config, RunDir(config.run_dir))
+        if (line := device_line(given_config, config)) and os.environ.get("RANK", "0") == "0":
+            print(line, flush=True)
         rank = Rank(join(config), config.cluster.timeout_s)
         return drive(config, rank) if rank.here.rank == 0 else follow(rank)
     except DpeerError as error:

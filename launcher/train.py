@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError, ConfigError, Interrupted
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
-from dpeer.launcher.driver import already_finished, check_startable, disk_faults, only_driver, watch, write_pages
+from dpeer.launcher.driver import (
+    already_finished,
+    check_startable,
+    disk_faults,
+    only_driver,
+    refuse_lost_gpus,
+    watch,
+    write_pages,
+)
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups
-from dpeer.launcher.preflight.quick import check_quickly, is_private, token
+from dpeer.launcher.preflight.quick import check_quickly, token
 from dpeer.launcher.signals import Signals
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
 from dpeer.training.run import TrainingRun
@@ -58,10 +67,17 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     if already_finished(files):
         return 0
     given, config = config, resolved_gpus(config)
+    refuse_lost_gpus(given, config, files)
     if line := device_line(given, config):
         print(line, flush=True)
     with only_driver(config):
         return _train(config, groups, files)
+
+
+def _one_machine(config: Config) -> bool:
+    """There is no other node to go to; lanes of a sweep find their driver's cluster on the loopback."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or ""
+    return not address or address.startswith("127.")
 
 
 def _train(config: Config, groups: Groups, files: RunDir) -> int:
@@ -88,7 +104,7 @@ def _train(config: Config, groups: Groups, files: RunDir) -> int:
                 if signals.received:
                     print(f"{lost} Stopped by a signal; the last checkpoint is kept. Go on with --resume.", flush=True)
                     return signals.exit_code
-                leave = isinstance(lost, DeviceLost) and not is_private(config)
+                leave = isinstance(lost, DeviceLost) and not _one_machine(config)
                 restarts += 1
                 if leave and restarts > config.cluster.max_restarts:
                     print(f"{lost} The last checkpoint is kept. Go on with --resume, without that host.", flush=True)

@@ -175,16 +175,17 @@ def _sent(config: Config) -> int:
 def scoring(config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, tokens: int) -> Memory:
     """Memory of one of `ranks` workers of a frozen reference; activations as in training, of which it needs less."""
     size = BYTES[config.model.dtype]
-    resident = [] if zero.weights_on_host else [_exact("weights, ZeRO-3 shard", weights.shard(ranks) * size)]
+    shard = _exact("weights, ZeRO-3 shard", weights.shard(ranks) * size)
+    resident = [] if zero.weights_on_host else [shard if zero.sharded else _exact("weights", weights.total * size)]
     resident.append(_exact("small weights kept whole", weights.persistent(zero.persistence) * size))
 
     def at(line: tuple[float, float]) -> float:
         return max(0.0, line[0] * tokens + line[1])
 
-    gathered = _gathered(weights, zero, size)
+    gathered = (_gathered(weights, zero, size),) if zero.sharded else ()
     phases = {
-        "head": (Part("head: logits chunk", 0, at(activations.head)), gathered),
-        "layers": (Part("one layer: working set", 0, at(activations.layers)), gathered),
+        "head": (Part("head: logits chunk", 0, at(activations.head)), *gathered),
+        "layers": (Part("one layer: working set", 0, at(activations.layers)), *gathered),
     }
     return Memory(tuple(resident), phases, _exact("CUDA context, NCCL", CONTEXT, assumed=True))
 

@@ -27,6 +27,8 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, heads: tuple[i
     """
     if device.type != "cuda" or dtype == torch.float32:
         return SEGMENTS
+    if _registry() is not None:
+        _restore()  # what an earlier recipe of this process has put in place
     candidates = BY_GENERATION.get(torch.cuda.get_device_capability(device)[0], ()) if wanted == "auto" else ()
     refused = ""
     for name in filter(_installed, candidates):
@@ -37,6 +39,12 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, heads: tuple[i
         _restore()
         refused = f"; {name} is installed but not used: {why}"
     return TORCH + refused
+
+
+def active() -> str:
+    """The kernel that is in place in this process."""
+    registry = _registry()
+    return (registry and registry.current_flash_attention_impl()) or TORCH
 
 
 def _registry() -> Any:

@@ -184,7 +184,7 @@ def project(values: Tensor, members: Tensor) -> Tensor:
 
 def _spread(constraints: ConstraintSet, summary: Summary, state: DualState, se: Tensor, observed: Tensor) -> Tensor:
     """Variance of one record's part in each estimate, averaged over about ten steps."""
-    records = torch.tensor([float(min(summary.records[d] for d in m)) for m in constraints.members])
+    records = torch.tensor([min(summary.records[d] for d in m) for m in constraints.members], dtype=torch.float64)
     variance = se.square() * records
     known = observed & variance.isfinite()
     return _smooth(0.9, state.spread, variance, state.spread == 0).where(known, state.spread)

@@ -130,11 +130,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _ledger(folder: Path) -> list[dict[str, Any]]:
     """The whole lines; a run that is being written may end in half of one. DpeerError: one has changed since."""
     path = folder / "ledger.jsonl"
-    lines = chain.whole_lines(path)
-    if number := next(chain.broken(lines, _manifest(folder).get("chain")), None):
+    lines, manifest = chain.whole_lines(path), _manifest(folder)
+    number = next(chain.broken(lines, manifest.get("chain")), None)
+    if number or not chain.complete(lines, manifest):
+        what = f"line {number} has changed since it was written" if number else "its last lines are missing"
         raise DpeerError(
-            f"{path}: line {number} has changed since it was written; the run cannot be compared. Restore the file "
-            "from a copy; `dpeer fsck` says what else is damaged."
+            f"{path}: {what}; the run cannot be compared. Restore the file from a copy; `dpeer fsck` says what else "
+            "is damaged."
         )
     entries = []
     for line in lines:

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from dpeer.disk import disk_fault, remedy
-from dpeer.errors import CheckpointError
-from dpeer.files import follow_umask, sync_folder
+from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint
+from dpeer.files import follow_umask, sync, sync_folder
 from dpeer.integrity import LIST, faults, read_state, write_list, write_state
+from dpeer.model import flash
 from dpeer.objective.dual import DualState
 from dpeer.training import shards
 from dpeer.training.calls import Scores
@@ -45,7 +47,7 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.pulse.enter(f"saving step {policy.step}")
     try:
         _write(policy, folder, facts)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         fault = disk_fault(error)
         if fault is None:
             raise
@@ -110,7 +112,9 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
-    exact = state["world_size"] == policy.world.size and state["numerics"] == _numerics(policy)
+    equal: list[Any] = [None] * policy.world.size
+    dist.all_gather_object(equal, state["numerics"] == _numerics(policy))
+    exact = same_ranks and all(equal)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
 
 
@@ -142,7 +146,10 @@ def convert(folder: Path, world_size: int) -> None:
         raise CheckpointError(f"{folder}: cannot be converted to {world_size} ranks: {done.stderr[-600:]}")
     write_list(Path(temporary))
     follow_umask(Path(temporary))
+    for path in Path(temporary).rglob("*"):
+        sync_folder(path) if path.is_dir() else sync(path)
     os.replace(temporary, folder / UNIVERSAL)
+    sync_folder(folder)
 
 
 def _verify_universal(policy: Policy, folder: Path, sealed: bool) -> None:
@@ -152,14 +159,19 @@ def _verify_universal(policy: Policy, folder: Path, sealed: bool) -> None:
     converted = folder / UNIVERSAL
     entries = read_state(converted / LIST, f"Delete {converted}; it is made again.")["files"]
     names = sorted(entries)[policy.world.rank :: policy.world.size]
-    shards.share(converted, {name: entries[name] for name in names}, policy.world)
+    try:
+        shards.share(converted, {name: entries[name] for name in names}, policy.world)
+    except DamagedCheckpoint as error:
+        raise CheckpointError(f"{error} Delete {converted}: it is made again from the shards.") from error
 
 
 def _numerics(policy: Policy) -> list[str]:
     """What must be equal for a forward pass to repeat to the last digits."""
     trained = {str(p.dtype) for p in policy.engine.module.parameters() if p.requires_grad}
     # Adapters beside a bf16 base were fp32 once; everything else has always had the recipe's precision.
-    return [*numerics(policy.world.device), *(sorted(trained) if policy.config.model.lora else [])]
+    kernels = ["deterministic"] if policy.config.training.deterministic else []
+    kernels += [flash.active()] if policy.world.device.type == "cuda" else []
+    return [*numerics(policy.world.device), *kernels, *(sorted(trained) if policy.config.model.lora else [])]
 
 
 def _free(folder: Path) -> int:
@@ -174,7 +186,21 @@ def _sums(policy: Policy) -> dict[str, float]:
     total = torch.tensor(own, dtype=torch.float64)
     if policy.engine.sharded:
         total = sum_over_ranks(total)
+    else:
+        _refuse_parted(policy, own)
     return dict(zip(held, total.tolist(), strict=True))
+
+
+def _refuse_parted(policy: Policy, own: list[float]) -> None:
+    """Collective. ClusterError when ranks that each hold everything no longer hold the same."""
+    everyone: list[Any] = [None] * policy.world.size
+    dist.all_gather_object(everyone, own)
+    for rank, other in enumerate(everyone):
+        if not all(abs(a - b) <= 1e-9 * abs(a) for a, b in zip(everyone[0], other, strict=True)):
+            raise ClusterError(
+                f"step {policy.step}: weights or optimizer states of ranks 0 and {rank} have parted (sums of squares "
+                f"{everyone[0]} and {other}). Resume from the last checkpoint; if it happens again, suspect hardware."
+            )
 
 
 def _square_sum(tensor: torch.Tensor) -> float:
@@ -187,7 +213,7 @@ def _check_sums(policy: Policy, folder: Path, expected: dict[str, float]) -> Non
     loaded = _sums(policy)
     for name, before in expected.items():
         if not abs(loaded[name] - before) <= 1e-9 * before:
-            raise CheckpointError(
+            raise DamagedCheckpoint(
                 f"{folder}: the {name} that were loaded have the sum of squares {loaded[name]:.10g}, those saved had "
                 f"{before:.10g}. The optimizer's state did not load; use an earlier checkpoint."
             )
@@ -205,7 +231,7 @@ def _check_probe(policy: Policy, folder: Path, expected: dict[str, list[float]],
     for key, values in expected.items():
         for before, after in zip(values, probe[int(key)], strict=True):
             if not abs(before - after) <= tolerance * max(1.0, abs(before)):
-                raise CheckpointError(
+                raise DamagedCheckpoint(
                     f"{folder}: the restored model gives log-prob {after:.8g} where the saved one gave {before:.8g} "
                     f"(relative tolerance {tolerance:.0e}). The weights did not load; use an earlier checkpoint."
                 )

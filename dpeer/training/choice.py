@@ -13,10 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.errors import ConfigError
+from dpeer.integrity import read_state
 from dpeer.model.lm import DTYPES, add_lora, hub_errors
 from dpeer.training.engine import Engine, deepspeed_config
 from dpeer.training.plain import Plain
 from dpeer.training.run_dir import RunDir
+from dpeer.training.together import way_back
 from dpeer.training.world import World
 from dpeer.training.zero3 import Zero3
 
@@ -72,10 +74,16 @@ def policy_engine(config: Config, choice: Choice, world: World) -> Engine:
 
 def reference_engine(config: Config, world: World) -> Engine:
     """The engine of the frozen reference: both give the same log-probabilities."""
-    spec, plain = config.cluster, config.cluster.engine == "plain"
-    if spec.engine == "auto" and world.size == 1:
-        plain = not _offloads(deepspeed_config(spec.reference_deepspeed, config, trained=False), "offload_param")
+    plain = plain_reference(config, world.size)
     return Plain(config, world, reference=True) if plain else Zero3(config, world, reference=True)
+
+
+def plain_reference(config: Config, ranks: int) -> bool:
+    """Whether each of the ranks holds all of the frozen reference."""
+    spec = config.cluster
+    if spec.engine == "auto" and ranks == 1:
+        return not _offloads(deepspeed_config(spec.reference_deepspeed, config, trained=False), "offload_param")
+    return spec.engine == "plain"
 
 
 def model_states(spec: settings.Model) -> float:
@@ -105,10 +113,14 @@ def _offloads(deepspeed: dict[str, Any], what: str) -> bool:
 
 def began_with(config: Config) -> Literal["plain", "deepspeed"] | None:
     """The engine in the manifest of the run of this name; before there was a choice it was DeepSpeed."""
-    manifest = RunDir(config.run_dir).manifest
+    files = RunDir(config.run_dir)
+    if saved := files.saved_steps():
+        state = read_state(files.checkpoint(saved[-1]) / "state.json", way_back(files, saved[-1]))
+        return "plain" if state.get("engine") == "plain" else "deepspeed"
+    manifest = files.manifest
     if not manifest.exists():
         return None
-    return "plain" if RunDir(config.run_dir).read_manifest().get("engine") == "plain" else "deepspeed"
+    return "plain" if files.read_manifest().get("engine") == "plain" else "deepspeed"
 
 
 def _memory(world: World) -> float:

@@ -10,6 +10,7 @@ from dpeer.config import Config
 
 DIAGNOSIS = {
     "NCCL_DEBUG": "WARN",
+    "NCCL_DEBUG_FILE": "/dev/stderr",  # NCCL writes to stdout otherwise, which nobody keeps
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "20000",  # the flight recorder's: collectives per rank
 }

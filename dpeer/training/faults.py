@@ -18,11 +18,15 @@ MEMORY = (
     "Cuda failure 2 'out of memory'",
     "Cuda failure 'out of memory'",
     "STATUS_ALLOC_FAILED",
+    "STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
 )
 # CUDA's complaints about the program or the set-up: they come again on any other GPU.
 OURS = (
     "device-side assert",
     "no kernel image",
+    "illegal memory access",
+    "misaligned address",
+    "illegal instruction",
     "invalid device ordinal",
     "invalid device function",
     "invalid argument",

@@ -100,6 +100,8 @@ class Meter:
         spec, counts = self.config.model, self.counts
         records, scored = ([Lengths.of(t) for t in trees] for trees in (trained, measured))
         extra = sum(forward_flops(counts, scored))
+        if self.config.cluster.reference == "colocated" and self.config.objective.kind == "preference":
+            extra += sum(forward_flops(counts, [*records, *scored]))
         prompt, responses = typical(records)
         gpu = self.device.type == "cuda"
         return {

@@ -7,7 +7,7 @@ from pickle import UnpicklingError
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from dpeer.errors import CheckpointError
+from dpeer.errors import CheckpointError, DamagedCheckpoint
 
 WRITTEN = {  # what DeepSpeed itself puts into them, beside what torch's `weights_only` allows
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -26,7 +26,7 @@ def refuse_foreign_code(folder: Path) -> None:
         try:
             foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - WRITTEN)
         except (UnpicklingError, EOFError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
+            raise DamagedCheckpoint(
                 f"{path}: is no checkpoint as torch.save writes it ({str(error).splitlines()[0][:120]}), so what it "
                 "would run cannot be told. It is damaged or not of dpeer's making: use an earlier checkpoint."
             ) from error

@@ -98,6 +98,9 @@ class Plain:
         self.module: TreeLM = lm.to(world.device)
         self.flats = [Flat(named) for named in _grouped(self.module)]
         masters = [flat.master for flat in self.flats]
+        for flat in self.flats if world.size > 1 else ():
+            dist.broadcast(flat.master.data, 0)  # adapters are drawn, and other GPUs draw other numbers
+            flat.publish()
         self.optimizer = build_optimizer(masters, config.training.optimizer) if masters else None
         self.module.train(not reference)
 

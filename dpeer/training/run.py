@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 from dpeer.config import Config
-from dpeer.errors import CheckpointError, ClusterError, Interrupted
+from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint, Interrupted
 from dpeer.integrity import refuse_damaged_model, write_state
 from dpeer.objective.ledger import infeasible
 from dpeer.objective.rows import TimingRow
@@ -106,6 +106,7 @@ class TrainingRun:
         if not saved:
             self.files.refuse_lost_checkpoints()
         start = load(policy, self.files, saved[-1]) if saved else 0
+        self.files.note(means)
         self.files.truncate(start)
         self.prune()
         return start
@@ -266,7 +267,7 @@ def load(policy: Ranks, files: RunDir, step: int) -> int:
     try:
         policy.call_first(CONVERTING, PolicyCalls.convert, folder)
         return policy.call("loading a checkpoint", PolicyCalls.load, folder)[0]
-    except CheckpointError as error:
+    except DamagedCheckpoint as error:
         raise CheckpointError(f"{error} {way_back(files, step)}") from error
     except WorkerFailed as failed:
         kept = files.keep_error(str(failed), failed.details)

@@ -61,8 +61,9 @@ class RunDir:
         self.checkpoints, self.export, self.report = path / "checkpoints", path / "export", path / "report.html"
         self.ends: dict[Path, str | None] = {}  # running checksums of the lines written so far
 
-    def begin(self, config: Config, facts: dict[str, Any]) -> None:
-        """Write the metadata of a fresh run. CheckpointError: there is one already that has lost its manifest."""
+    def begin(self, config: Config, facts: dict[str, Any], means: Mapping[str, Any] | None = None) -> None:
+        """Write the metadata of a fresh run: `facts` that it keeps, and `means` of which another life of it may have
+        other ones. CheckpointError: there is a run already that has lost its manifest."""
         self.refuse_lost_manifest()
         write_state(
             self.manifest,
@@ -75,6 +76,7 @@ class RunDir:
                 "created": now(),
                 "finished": None,
                 **facts,
+                **(means or {}),
             },
         )
 
@@ -91,12 +93,15 @@ class RunDir:
             raise CheckpointError(f"{self.manifest} is missing, but {left[-1]} is there. {MANIFEST_LOST}")
 
     def begin_or_resume(self, config: Config, facts: dict[str, Any], means: dict[str, Any]) -> None:
-        """`means`: what this life of the run computes with, of which another life may have other ones."""
-        if not self.manifest.exists():
-            self.begin(config, facts | means)
-            return
-        self.check_resumable(config, facts)
-        write_state(self.manifest, self.read_manifest() | means)
+        """See `begin` and `check_resumable`."""
+        if self.manifest.exists():
+            self.check_resumable(config, facts)
+        else:
+            self.begin(config, facts, means)
+
+    def note(self, means: Mapping[str, Any]) -> None:
+        """What this life of the run computes with, once it is sure to go on."""
+        write_state(self.manifest, self.read_manifest() | dict(means))
 
     def check_resumable(self, config: Config, facts: dict[str, Any]) -> None:
         """Refuse to go on with another config, data set or reference than the run began with; says what differs."""
@@ -156,6 +161,11 @@ class RunDir:
             start = self.read_manifest().get("chain")
             lines = chain.whole_lines(path) if start else []
             self.ends[path] = chain.checksum(lines[-1]) if lines else start
+            if start and self.ends[path] is None:
+                raise CheckpointError(
+                    f"{path}: its last line has lost its checksum, so that what follows could not be told from what "
+                    "was changed. Restore the file, or start anew under another name."
+                )
         return self.ends[path]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -261,6 +271,11 @@ class RunDir:
             shutil.rmtree(path)
         for path in self.checkpoints.glob(".removing-*"):
             shutil.rmtree(path, ignore_errors=True)
+        for path in self.checkpoints.glob("step-*"):
+            if not (path / "state.json").exists():  # it would be in the way when training comes there again
+                aside = path.with_name(f".unusable-{path.name}-{secrets.token_hex(4)}")
+                path.rename(aside)
+                print(f"{path} has no state.json and is no checkpoint: renamed {aside.name}.", flush=True)
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:

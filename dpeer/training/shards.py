@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dpeer.errors import CheckpointError
+from dpeer.errors import DamagedCheckpoint
 from dpeer.files import sync, sync_folder
 from dpeer.integrity import READERS, Entry, faults, listed
 from dpeer.training.world import World
@@ -54,11 +54,11 @@ def share(folder: Path, own: Mapping[str, Entry], world: World) -> None:
 
 
 def refuse(folder: Path, found: Mapping[str, str]) -> None:
-    """CheckpointError for the first of a folder's faults."""
+    """DamagedCheckpoint for the first of a folder's faults."""
     if found:
         name, fault = next(iter(found.items()))
         more = f" ({len(found) - 1} more files are damaged)" if len(found) > 1 else ""
-        raise CheckpointError(f"{folder / name} {fault}{more}.")
+        raise DamagedCheckpoint(f"{folder / name} {fault}{more}.")
 
 
 def _gathered(own: Any, world: World) -> Sequence[Any]:

@@ -47,6 +47,12 @@ def start(
             f"{sys.prefix} sees none here. Install a CUDA build of torch (DPEER_GPU=1 make setup), look at "
             "nvidia-smi, or train on the CPU: cluster.gpus_per_worker=0."
         )
+    if gpu and local_rank >= (seen := torch.cuda.device_count()):
+        raise ClusterError(
+            f"rank {rank}: is number {local_rank} on its machine, counted from 0, which shows {seen} GPUs; each rank "
+            "needs its own. Start fewer ranks per machine (torchrun --nproc-per-node), or train on the CPU: "
+            "cluster.gpus_per_worker=0."
+        )
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port)
     )

@@ -150,8 +150,9 @@ def lock(folder: Path) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
         stream.flush()
-        for leftover in (*folder.rglob(".part-*.tmp"), *folder.parent.glob(".ratings.parquet.*.tmp")):
-            leftover.unlink()
+        union = folder.parent.glob(".ratings.parquet.*.tmp") if folder.name == "ratings" else ()
+        for leftover in (*folder.rglob(".part-*.tmp"), *union):
+            leftover.unlink(missing_ok=True)
         yield
 
 

@@ -30,7 +30,7 @@ from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_co
 from dpeer.launcher.recipe import RECIPES
 from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
-from dpeer.training.choice import TRAINED, Choice, choose
+from dpeer.training.choice import TRAINED, Choice, choose, plain_reference
 from dpeer.training.engine import deepspeed_config
 
 HFU = 0.35
@@ -198,7 +198,8 @@ def _reference_memory(
 ) -> Memory | None:
     if not ranks:
         return None
-    zero = Zero.of(deepspeed_config(config.cluster.reference_deepspeed, config, trained=False))
+    settings = deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
+    zero = Zero.plain() if plain_reference(config, ranks) else Zero.of(settings)
     return scoring(config, weights, activations, zero, ranks, tokens)
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from rich.console import Console
 
 from dpeer.config import Cluster
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.escape import markup
-from dpeer.files import write_text
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost
+from dpeer.launcher.driver import disk_faults
 from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import Groups
 from dpeer.launcher.lock import POLL_S, Owner, claim, exclusive
 from dpeer.launcher.sweep.folder import State, SweepFolder
 from dpeer.launcher.sweep.spec import Cell
 from dpeer.launcher.train import train
+from dpeer.training.calls import DeviceLost
+from dpeer.training.faults import OutOfMemory
 from dpeer.training.run import fill_cache
 
 
@@ -38,7 +41,8 @@ class Lane:
         self.folder, self.retries = folder, retries
         self.console = Console(highlight=False, soft_wrap=True)
         self.groups: Groups | None = None
-        self.spec: Cluster | None = None
+        self.placement: tuple[Cluster, bool] | None = None
+        self.left: set[str] = set()  # nodes with a broken GPU
 
     def work(self, cells: Sequence[Cell]) -> None:
         """Return when all cells are finished or have failed, also those that another driver is at. Raises Stopped."""
@@ -85,9 +89,10 @@ class Lane:
                 reason = str(error)
                 if not isinstance(error, DpeerError):
                     reason = f"{type(error).__name__}: {error}"
-                    trace = "".join(traceback.format_exception(error))
-                    write_text(self.folder.path / cell.name / "error.txt", trace)
-                lasting = isinstance(error, DpeerError) and not isinstance(error, ClusterError)
+                    with suppress(OSError):  # of a disk that is full, which may be the error itself
+                        self.folder.run(cell.name).keep_error(reason, "".join(traceback.format_exception(error)))
+                transient = isinstance(error, ClusterError) and not isinstance(error, OutOfMemory)
+                lasting = isinstance(error, DpeerError) and not transient
                 last = lasting or attempt > self.retries
                 self.console.print(f"[red]{cell.name} failed:[/] {markup(reason)}")
                 if last:
@@ -95,15 +100,25 @@ class Lane:
                 self.console.print(f"Trying again ({attempt} of {self.retries}).")
 
     def train(self, cell: Cell) -> None:
-        config = resolved_gpus(cell.config)
-        if self.spec != config.cluster:
+        config, files = resolved_gpus(cell.config), self.folder.run(cell.name)
+        # Variables of worker processes follow from both.
+        placement = config.cluster, config.training.deterministic
+        if self.placement != placement:
             self.close()
         self.groups = self.groups or Groups(config)
-        self.spec = config.cluster
-        if config.cluster.reference == "cache":
-            with exclusive(self.folder.reference_lock, self.tell_wait):
-                fill_cache(config, self.groups)
-        if code := train(config, self.groups, resume=self.folder.run(cell.name).manifest.exists()):
+        self.groups.left |= self.left
+        self.placement = placement
+        try:
+            if config.cluster.reference == "cache":
+                with exclusive(self.folder.reference_lock, self.tell_wait), disk_faults(files):
+                    fill_cache(config, self.groups)
+            code = train(cell.config, self.groups, resume=files.manifest.exists())
+        except DeviceLost as lost:
+            self.left.add(lost.node)
+            raise
+        finally:
+            self.left |= self.groups.left if self.groups else set()
+        if code:
             raise Stopped(code)
 
     def tell_wait(self, owner: Owner) -> None:
@@ -112,7 +127,7 @@ class Lane:
     def close(self) -> None:
         if self.groups:
             self.groups.close()
-        self.groups = self.spec = None
+        self.groups = self.placement = None
 
 
 def unmet(needed: Mapping[str, State]) -> str:

@@ -15,7 +15,8 @@ from dpeer.config import Cluster, Config
 from dpeer.errors import CheckpointError, ClusterError, DataError
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, unplaceable
-from dpeer.launcher.driver import check_startable
+from dpeer.launcher.driver import check_startable, refuse_lost_gpus
+from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import Group
 from dpeer.launcher.last_words import tail
 from dpeer.launcher.train import train
@@ -133,6 +134,34 @@ def test_a_dead_workers_last_words_are_kept_and_may_blame_its_gpu(
     (tmp_path / "1.err").unlink()
     silent = group._failure({1: ActorDiedError()}, [], "step", 10.0)
     assert type(silent) is WorkerLost and silent.details == ""
+
+
+def test_the_rank_with_the_fault_is_blamed_and_not_the_one_that_died_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    group = lone_group(monkeypatch, tmp_path)
+    broken = raised(RuntimeError("CUDA error: uncorrectable ECC error encountered"))
+    lost = group._failure({0: broken, 1: ActorDiedError()}, [], "step", 10.0)
+    assert isinstance(lost, DeviceLost) and lost.node == "id0" and "line 3 of the worker" in lost.details
+    with (tmp_path / "0.err").open("a") as stream:
+        stream.write("watchdog: CUDA error: uncorrectable ECC error encountered\n")
+    lost = group._failure({1: ActorDiedError(), 0: ActorDiedError()}, [], "step", 10.0)
+    assert isinstance(lost, DeviceLost) and lost.node == "id0"
+    (tmp_path / "0.err").unlink()
+    bug = group._failure({0: raised(ValueError("a bug")), 1: ActorDiedError()}, [], "step", 10.0)
+    assert type(bug) is WorkerLost and "line 3 of the worker" in bug.details
+
+
+def test_a_run_that_began_on_gpus_does_not_go_on_on_the_cpu_unawares(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"name": "x", "output_dir": tmp_path, "model": {"path": "m"}, "data": {"train": "d"}}
+    given = Config.model_validate(tree | {"training": {"steps": 1}})
+    files = RunDir(given.run_dir)
+    files.begin(resolved_gpus(given, 1), {})
+    refuse_lost_gpus(given, resolved_gpus(given, 1), files)
+    with pytest.raises(ClusterError, match=r"began on GPUs, and none is seen now.*gpus_per_worker=0"):
+        refuse_lost_gpus(given, resolved_gpus(given, 0), files)
+    wanted = Config.model_validate(tree | {"training": {"steps": 1}, "cluster": {"gpus_per_worker": 0}})
+    refuse_lost_gpus(wanted, wanted, files)
 
 
 def test_a_broken_gpus_node_is_left_where_there_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

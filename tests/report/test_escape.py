@@ -180,3 +180,7 @@ def test_page_and_card_of_a_run_with_hostile_names(make_run: Callable[..., Path]
     assert not parts & {"html_inline", "link_open", "image"} and "html_block" not in {t.type for t in tokens}
     assert json.dumps("javascript")[1:-1] in card
     assert active_parts(write_report(folder)) == []
+
+
+def test_line_ends_of_windows_are_line_ends() -> None:
+    assert escape.visible("a\r\nb") == "a\nb" and escape.visible("a\rb") == "a\ufffdb"

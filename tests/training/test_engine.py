@@ -24,6 +24,7 @@ from dpeer.training.plain import FOLDER
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
 from dpeer.training.reference import Reference
+from dpeer.training.run_dir import RunDir
 from dpeer.training.samples import LONGEST, spread
 from tests.training.conftest import TIMEOUT_S, recipe
 
@@ -259,4 +260,8 @@ def test_auto_stays_with_the_engine_that_a_run_began_with(
         config.run_dir.mkdir()
         (config.run_dir / "manifest.json").write_text(json.dumps(recorded))
     assert policy_choice(config, here).name == engine
+    files = RunDir(config.run_dir)
+    files.checkpoint(3).mkdir(parents=True)
+    write_state(files.checkpoint(3) / "state.json", {"engine": "deepspeed"})
+    assert policy_choice(config, here).name == "deepspeed"  # whatever a refused attempt may have left in the manifest
     assert policy_choice(sft("m", "deepspeed"), here) == Choice("deepspeed", "as cluster.engine says")

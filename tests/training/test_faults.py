@@ -31,7 +31,7 @@ FAULTS: list[tuple[Exception, Kind]] = [
         "collective",
     ),
     (ACCELERATOR("CUDA error: uncorrectable ECC error encountered"), "device"),
-    (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), "own"),
     (dist.DistBackendError("ncclUnhandledCudaError: Last error: Cuda failure 214 'uncorrectable ECC error'"), "device"),
     (RuntimeError("GPU 0000:41:00.0: Xid 79, GPU has fallen off the bus"), "device"),
     (torch.OutOfMemoryError(OUT_OF_MEMORY), "memory"),

@@ -44,7 +44,8 @@ def join(monkeypatch: pytest.MonkeyPatch, done: bool, synchronize: Callable[[], 
         real(backend.replace("nccl", "gloo"), **options)
 
     for name, fake in {
-        "is_available": lambda: True, "set_device": lambda device: None, "Event": Event, "synchronize": synchronize
+        "is_available": lambda: True, "device_count": lambda: 1, "set_device": lambda device: None, "Event": Event,
+        "synchronize": synchronize,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(dist, "init_process_group", init)
@@ -81,6 +82,13 @@ def test_gpus_that_torch_does_not_see_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ClusterError, match=r"CUDA build of torch.*gpus_per_worker=0"):
         world.start(0, 1, "127.0.0.1", 1, 30, gpu=True)
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ClusterError, match=r"shows 2 GPUs; each rank needs its own.*--nproc-per-node"):
+        world.start(2, 3, "127.0.0.1", 1, 30, gpu=True, local_rank=2)
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
