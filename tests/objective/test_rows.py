@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from dpeer.integrity import parse_state
 from dpeer.objective import rows
 from dpeer.report import run as reader
 
@@ -37,9 +38,9 @@ def fault_of_run(run: Path, whole: bool = True) -> str | None:
         ("certificate.json", rows.CertificateFile),
     )
     for name, kind in files:
-        text = (run / name).read_text()
-        for line in text.splitlines() if name.endswith("l") else [text]:
-            if found := fault(json.loads(line), kind, name, whole):
+        content = (run / name).read_bytes()
+        for row in map(json.loads, content.splitlines()) if name.endswith("l") else [parse_state(content)]:
+            if found := fault(row, kind, name, whole):
                 return found
     return None
 
