@@ -14,18 +14,7 @@ from dpeer.config import Config, Lora, Optimizer
 from dpeer.errors import ConfigError
 from dpeer.training.choice import choose
 from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
-
-
-def recipe(path: str = "model", **model: Any) -> Config:
-    return Config.model_validate(
-        {
-            "name": "x",
-            "model": {"path": path, "dtype": "fp32"} | model,
-            "data": {"train": "d.jsonl"},
-            "training": {"steps": 3, "records_per_step": 2, "optimizer": {"grad_clip": 0.7}},
-            "cluster": {"deepspeed": "cpu", "reference_deepspeed": "cpu"},
-        }
-    )
+from tests.training.conftest import recipe
 
 
 def with_lora(config: Config) -> Config:
