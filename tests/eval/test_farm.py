@@ -21,7 +21,7 @@ from dpeer.eval.config import Served
 from dpeer.eval.questions.prompting import Segment, judge_segments, prefix_length
 from dpeer.eval.questions.rubric import load_rubric
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RUBRIC = load_rubric("toyworld")
 LOGPROB = Method("logprob", rubric=RUBRIC)
 

@@ -79,7 +79,7 @@ class Launched:
             time.sleep(0.02)
         self.look()
 
-    def wait(self, limit_s: float = 200) -> int:
+    def wait(self, limit_s: float = 400) -> int:
         deadline = time.monotonic() + limit_s
         while self.process.poll() is None and time.monotonic() < deadline:
             self.look()

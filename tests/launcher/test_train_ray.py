@@ -19,7 +19,7 @@ from dpeer.training.prepare import split_records
 from dpeer.training.run_dir import RunDir
 from tests.objective.test_rows import fault_of_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ALONE = ("cluster.policy_workers=1", "cluster.reference=colocated")  # a worker less to start is seconds less
 
 
