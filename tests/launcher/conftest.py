@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,10 @@ class Launched:
 
     def end(self) -> None:
         self.look()
-        for process in [psutil.Process(self.process.pid)] if self.process.poll() is None else []:
-            process.kill()
+        if self.process.poll() is None:
+            self.process.kill()
         for process in self.family:
-            if process.is_running():
+            with suppress(psutil.Error, ProcessLookupError):  # it may end by itself meanwhile
                 process.kill()
         self.process.wait()
 
