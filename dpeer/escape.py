@@ -17,16 +17,6 @@ HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode categories that are never shown: controls (terminal commands begin with one), half characters, line ends."""
 TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Bidirectional controls: they reorder what stands beside them."""
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # not the option of a line end before it
-    "]": "{]}",
-}
 NAME_BYTES = 255
 """Longest name that file systems take."""
 
@@ -55,11 +45,6 @@ def markdown(text: object) -> str:
     line = _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
     return re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", line)
-
-
-def latex(text: object) -> str:
-    """For LaTeX outside of mathematics."""
-    return "".join(LATEX.get(c, c) for c in _one_line(text))
 
 
 def csv_cell(value: Any) -> Any:

@@ -99,14 +99,6 @@ def test_markdown(name: str) -> None:
 
 
 @SOME
-@given(names)
-def test_latex(name: str) -> None:
-    safe = escape.latex(name)
-    left = re.sub(r"\\(?:[&%$#_{}]|text[a-z]+\{\})|\{[][]\}", "", safe)
-    assert not set(left) & set("&%$#_{}~^\\<>|[]") and acts(safe) == [] and "\n" not in safe
-
-
-@SOME
 @given(st.lists(names, min_size=1, max_size=3))
 def test_csv(row: list[str]) -> None:
     text = _csv([dict.fromkeys(row, name) | {"number": -1.5} for name in row])
