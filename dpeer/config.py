@@ -42,6 +42,10 @@ class Model(Section):
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    layout: Literal["auto", "tree", "sequences"] = "auto"
+    """How records reach the model: as trees, each prompt computed once, or as separate sequences, which costs more and
+    is exact for every causal model. `auto`: trees where they are exact, which is tried on a small model of the same
+    architecture."""
     attention: Literal["gather", "cascade"] = "gather"
     """On GPUs in bf16: `gather` copies a prompt's keys and values once per response; `cascade` attends to the prompt
     and to own tokens apart and merges both exactly, which saves memory with many responses to long prompts. Proven on

@@ -20,7 +20,8 @@ from dpeer.data.packing import Pack, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.model import tree_attention
 from dpeer.model.families import causal_lm
-from dpeer.model.lm import TreeLM, add_lora
+from dpeer.model.lm import add_lora
+from dpeer.model.tree_lm import TreeLM
 from gpu_stages.shapes import TINY, make, record, result
 
 MORE = 1.3

@@ -88,6 +88,11 @@ class Pack:
     def tokens(self) -> int:
         return int(self.input_ids.shape[1])
 
+    @property
+    def longest(self) -> int:
+        """Input tokens of the longest prompt + response."""
+        return max(s.prompt_length + s.length for s in self.segments)
+
     def to(self, device: torch.device | str) -> Pack:
         """On another device, with the indices of its kernels: one transfer, from pinned memory to a GPU."""
         if torch.device(device).type == "cpu":

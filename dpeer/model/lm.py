@@ -1,72 +1,24 @@
-"""The language model over packs, and the loading of checkpoints that it can compute exactly."""
+"""Loading of checkpoints that are computed exactly, with adapters or without."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dpeer import config
-from dpeer.data.packing import Pack
+from dpeer.data.layout import Layout
 from dpeer.errors import ConfigError
 from dpeer.model import flash, tree_attention
-from dpeer.model.families import backbone, causal_lm, family_of, refuse_unsupported
-from dpeer.model.logprob import Chunk, response_sums, token_logprobs
+from dpeer.model.families import family_of, own_attention, refuse_unsupported
+from dpeer.model.probe import layout_of
+from dpeer.model.tree_lm import TreeLM
 
+SEQUENCES = "transformers' own, over separate sequences"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Head(nn.Module):
-    """Reads the output weight inside its own forward, so that ZeRO-3 gathers it there and releases it early."""
-
-    def __init__(self, output: nn.Linear, chunk: Chunk) -> None:
-        super().__init__()
-        self._output = [output]  # in a list: the module is registered once, in the model
-        self.chunk = chunk
-
-    @property
-    def weight(self) -> Tensor:
-        return self._output[0].weight
-
-    def forward(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
-        """Log-probability [N] of the targets after hidden states [N, H]; without targets the likeliest tokens [N]."""
-        if targets is None:
-            likeliest: Tensor = (hidden @ self._output[0].weight.T).argmax(-1)
-            return likeliest
-        return token_logprobs(hidden, self._output[0].weight, targets, self.chunk)
-
-
-class TreeLM(nn.Module):
-    """A causal language model whose forward maps a pack to the log-probability of each of its responses."""
-
-    def __init__(self, model: PreTrainedModel, head_chunk: Chunk = "auto") -> None:
-        super().__init__()
-        self.model = model  # a PreTrainedModel, or a PeftModel around one
-        self._backbone = [backbone(model)]
-        self.head = Head(causal_lm(model).get_output_embeddings(), head_chunk)
-
-    def forward(self, pack: Pack, greedy: bool = False) -> Tensor:
-        """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included.
-
-        greedy: instead the likeliest token [R] in the place of each response's last.
-        """
-        hidden = self._backbone[0](
-            input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
-        ).last_hidden_state[0]
-        if greedy:
-            likeliest: Tensor = self.head(hidden[pack.rows[pack.response_tokens.cumsum(0) - 1]], None)
-            return likeliest
-        tokens = self.head(hidden[pack.rows], pack.targets)
-        return response_sums(tokens, pack.row_response, len(pack.response_tokens))
-
-    def without_adapters(self) -> AbstractContextManager[None]:
-        """Inside, a model with LoRA adapters computes what the model does that they were added to."""
-        disabled: AbstractContextManager[None] = self.model.disable_adapter()
-        return disabled
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -75,25 +27,35 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def attention_kernel(spec: config.Model, device: torch.device) -> str:
-    """Choose the kernel of attention for this process, and return its name."""
-    with hub_errors(spec.path):
-        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+    """Choose the kernel of attention for this process, and return its name. Comes before the model is built: what is
+    tried here must not be built in the way of an engine."""
+    for path in (spec.reference_path or spec.path, spec.path):
+        with hub_errors(path):
+            shape = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=False)
+        refuse_unsupported(shape, path)
+        layout = layout_of(shape, path, spec.layout)
+    if layout == "sequences":
+        return SEQUENCES
     heads = shape.num_attention_heads
     size = family_of(shape).query_width(shape) // heads
     return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shape.num_key_value_heads), size)
 
 
-def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention: str = "gather") -> PreTrainedModel:
-    """Weights of `path` with tree attention of that kind. Under an active HfDeepSpeedConfig they come partitioned."""
+def load_lm(
+    path: str, dtype: str, revision: str | None = None, attention: str = "gather", layout: str = "auto"
+) -> tuple[PreTrainedModel, Layout]:
+    """Weights of `path` with the attention of its layout. Under an active HfDeepSpeedConfig they come partitioned."""
     with hub_errors(path):
         model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     refuse_unsupported(model_config, path)
+    chosen = layout_of(model_config, path, layout)
+    kernel = tree_attention.IMPLEMENTATIONS[attention] if chosen == "tree" else own_attention(model_config)
     with hub_errors(path):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
             dtype=DTYPES[dtype],
-            attn_implementation=tree_attention.IMPLEMENTATIONS[attention],
+            attn_implementation=kernel,
             trust_remote_code=False,
             output_loading_info=True,
         )
@@ -104,7 +66,11 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention
         )
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
-    return model
+    return model, chosen
+
+
+def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
+    return load_lm(path, dtype, revision)[0]
 
 
 def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
@@ -147,14 +113,14 @@ def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
 def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
     """The policy (trainable) or the reference (frozen) of a run."""
     path = spec.reference_path if reference and spec.reference_path else spec.path
-    model = load_causal_lm(path, spec.dtype, spec.revision, spec.attention)
+    model, layout = load_lm(path, spec.dtype, spec.revision, spec.attention, spec.layout)
     if reference:
-        return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk)
+        return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk, layout)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if spec.lora:
         model = add_lora(model, spec.lora, seed)
-    return TreeLM(model.train(), spec.head_chunk)
+    return TreeLM(model.train(), spec.head_chunk, layout)
 
 
 class hub_errors:

@@ -15,7 +15,7 @@ from dpeer.config import Config, Optimizer
 from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
 from dpeer.files import PACKAGE
-from dpeer.model.lm import TreeLM
+from dpeer.model.tree_lm import TreeLM
 from dpeer.training.extensions import cpu_adam
 
 FROM_RECIPE = {

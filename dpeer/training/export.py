@@ -18,7 +18,8 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
 from dpeer.integrity import write_list
-from dpeer.model.lm import DTYPES, TreeLM, add_lora, load_causal_lm, load_tokenizer
+from dpeer.model.lm import DTYPES, add_lora, load_causal_lm, load_lm, load_tokenizer
+from dpeer.model.tree_lm import TreeLM
 from dpeer.training.policy import Policy
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # nats per token between the trained policy and the reloaded export
@@ -81,7 +82,8 @@ def _refuse_missing(missing: list[str], tied: bool) -> None:
 @torch.no_grad()
 def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path) -> None:
     """Log-probs of one record (the shortest: this may be 70B on CPU) from the reloaded folder against the policy's."""
-    lm = TreeLM(load_causal_lm(str(folder), spec.export_dtype).eval(), spec.head_chunk)
+    model, layout = load_lm(str(folder), spec.export_dtype, layout=spec.layout)
+    lm = TreeLM(model.eval(), spec.head_chunk, layout)
     reloaded = lm(build_pack([tree], [0])).tolist()
     limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]
     for before, after, response in zip(expected, reloaded, tree.responses, strict=True):

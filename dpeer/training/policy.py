@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dpeer.config import Config
+from dpeer.data.layout import computed
 from dpeer.data.packing import Pack, forward_tokens
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ClusterError, ConfigError, DpeerError
@@ -67,7 +68,8 @@ class Policy:
         self.choice = policy_choice(config, world)
         self.engine = policy_engine(config, self.choice, world)
         self.step = 0  # optimizer steps done
-        self.meter = Meter(config, self.engine.module.model, world.device)
+        self.layout = self.engine.module.layout
+        self.meter = Meter(config, self.engine.module, world.device)
         self.pulse = Pulse()
         self.check_tree()
 
@@ -86,7 +88,9 @@ class Policy:
         padded = [replace(t, responses=n * t.responses) for t, n in zip(single, copies, strict=True)]
         self.engine.eval()
         shares: list[Scores] = [{}] * self.world.size
-        dist.all_gather_object(shares, score(self.engine, [*trees, *single, *padded], self.world, budget=1))
+        dist.all_gather_object(
+            shares, score(self.engine, [*trees, *single, *padded], self.world, budget=1, layout=self.layout)
+        )
         self.engine.train()
         scores = merge(shares, len(trees) + 2 * len(single))
         together = [value for values in scores[: len(trees)] for value in values]
@@ -150,10 +154,10 @@ class Policy:
         """Gradients of this rank's packs, and their statistics. The host never waits for the device here."""
         totals = StepTotals.zeros(len(self.data.dimensions), self.world.device)
         self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
-        packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack)
+        packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack, self.layout)
         for i, pack in enumerate(packs):
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
-            self.meter.mark("forward", pack.tokens)
+            self.meter.mark("forward", computed(pack, self.layout))
             self.engine.backward(loss, last=i == len(packs) - 1)
             self.meter.mark("backward")
             totals = totals + part
@@ -165,7 +169,7 @@ class Policy:
     ) -> tuple[Tensor, StepTotals]:
         """This pack's term of the global objective (edge weight w_d / n_d with global n_d), and its statistics."""
         totals = StepTotals.zeros(len(self.data.dimensions), logps.device)
-        totals["forward_tokens"], totals["packs"] = pack.tokens, 1
+        totals["forward_tokens"], totals["packs"] = computed(pack, self.layout), 1
         if not pack.samples:
             return (logps * 0).sum(), totals
         golden, rejected = logps[pack.golden_at], logps[pack.rejected_at].detach()
@@ -193,9 +197,9 @@ class Policy:
             return totals
         self.pulse.enter(f"step {self.step + 1}: dual split", beating=True)
         self.engine.eval()
-        for pack in local_packs(trees, self.world, self.config.training.tokens_per_pack):
+        for pack in local_packs(trees, self.world, self.config.training.tokens_per_pack, self.layout):
             logps = self.engine(pack)
-            totals.add("dual_tokens", pack.tokens)
+            totals.add("dual_tokens", computed(pack, self.layout))
             if pack.samples:
                 margins = self.margins(pack, logps, self.reference_of(pack, logps, references, place))
                 totals.dual += self.lagrangian.statistics(margins, pack.dims, pack.edge_sample)
@@ -243,7 +247,8 @@ class Policy:
         """This rank's share of the policy's log-probabilities of records."""
         with self.pulse.during("scoring", beating=True):
             self.engine.eval()
-            scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
+            budget = self.config.training.tokens_per_pack
+            scores = score(self.engine, trees, self.world, budget, self.pulse, self.layout)
             self.engine.train()
         return scores
 
@@ -251,7 +256,8 @@ class Policy:
         """Tokens of a greedy reply to each record's prompt, the same on every rank."""
         with self.pulse.during("sampling replies", beating=True):
             self.engine.eval()
-            replies = greedy(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
+            budget = self.config.training.tokens_per_pack
+            replies = greedy(self.engine, trees, self.world, budget, self.pulse, self.layout)
             self.engine.train()
         return replies
 

@@ -35,16 +35,17 @@ class Reference:
         self.world, self.budget = world, config.training.tokens_per_pack
         self.beneath = beneath
         self.engine = beneath or reference_engine(config, world)
+        self.layout = self.engine.module.layout
         self.pulse = pulse or Pulse()
 
     def score(self, trees: Sequence[TokenTree]) -> Scores:
         """This rank's share of the reference log-probabilities (nats, fp64 of fp32 sums)."""
         with self.pulse.during("scoring by the reference", beating=True):
             if self.beneath is None:
-                return score(self.engine, trees, self.world, self.budget, self.pulse)
+                return score(self.engine, trees, self.world, self.budget, self.pulse, self.layout)
             self.engine.eval()
             with self.engine.module.without_adapters():
-                scores = score(self.engine, trees, self.world, self.budget, self.pulse)
+                scores = score(self.engine, trees, self.world, self.budget, self.pulse, self.layout)
             self.engine.train()
             return scores
 

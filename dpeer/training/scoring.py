@@ -7,29 +7,35 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpeer.data.packing import Pack, build_pack, dummy_pack, forward_tokens, plan_packs, split_by_sample
+from dpeer.data.layout import Layout, plan
+from dpeer.data.packing import Pack, build_pack, dummy_pack, split_by_sample
 from dpeer.data.tokenize import TokenTree
 from dpeer.training.calls import Scores
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
 
 
-def local_packs(trees: Sequence[TokenTree], world: World, budget: int) -> list[Pack]:
+def local_packs(trees: Sequence[TokenTree], world: World, budget: int, layout: Layout = "tree") -> list[Pack]:
     """This rank's packs, filled up with dummies to the same number on every rank (known without communication)."""
-    plan = plan_packs([forward_tokens(t) for t in trees], world.size, budget)
-    packs = [build_pack([trees[i] for i in items], items) for items in plan[world.rank]]
-    packs += [dummy_pack()] * (max(1, *map(len, plan)) - len(packs))
+    planned = plan(trees, world.size, budget, layout)
+    packs = [build_pack([trees[i] for i in items], items) for items in planned[world.rank]]
+    packs += [dummy_pack()] * (max(1, *map(len, planned)) - len(packs))
     return [p.to(world.device) for p in packs]
 
 
 @torch.no_grad()
 def score(
-    forward: Callable[[Pack], Tensor], trees: Sequence[TokenTree], world: World, budget: int, pulse: Pulse | None = None
+    forward: Callable[[Pack], Tensor],
+    trees: Sequence[TokenTree],
+    world: World,
+    budget: int,
+    pulse: Pulse | None = None,
+    layout: Layout = "tree",
 ) -> Scores:
     """This rank's share of the scores; the ranks' shares together cover every record exactly once."""
     pulse = pulse or Pulse()
     scores: Scores = {}
-    for pack in local_packs(trees, world, budget):
+    for pack in local_packs(trees, world, budget, layout):
         values = forward(pack).tolist()
         scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
         pulse.beat()

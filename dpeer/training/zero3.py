@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
-from dpeer.model.lm import TreeLM, build_lm
+from dpeer.model.lm import build_lm
+from dpeer.model.tree_lm import TreeLM
 from dpeer.training.engine import Engine, build_optimizer, deepspeed_config
 from dpeer.training.world import World
 

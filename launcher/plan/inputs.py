@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from dpeer import config
 from dpeer.config import Config
+from dpeer.data.layout import Layout
 from dpeer.data.order import edges
 from dpeer.data.tokenize import tokenize
 from dpeer.errors import ConfigError, DpeerError
@@ -53,6 +54,9 @@ class Records:
     lengths: tuple[Lengths, ...]
     source: str
     assumed: bool
+
+    def laid_out(self, layout: Layout) -> Records:
+        return replace(self, lengths=tuple(replace(r, layout=layout) for r in self.lengths))
 
 
 def gpu(name: str) -> Gpu:

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.config_io import load_config
+from dpeer.data.layout import Layout
 from dpeer.errors import ConfigError
 from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
 from dpeer.estimate.memory import BYTES, GIB, Host, Memory, Zero, host, largest_budget, per_gpu, scoring
@@ -30,6 +31,7 @@ from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_co
 from dpeer.launcher.recipe import RECIPES
 from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
+from dpeer.model.probe import layout_of
 from dpeer.training.choice import TRAINED, Choice, choose, plain_reference
 from dpeer.training.engine import deepspeed_config
 
@@ -126,9 +128,10 @@ def make_plan(request: Request) -> Plan:
     shape, source = model_config(config.model, request.model_config)
     refuse_unsupported(shape, config.model.path)
     ranks, reference_ranks = _ranks(config, request)
-    lengths = records(config, request.lengths)
+    layout = layout_of(shape, config.model.path, config.model.layout)
+    lengths = records(config, request.lengths).laid_out(layout)
     weights = _weights(config.model, _Shape(shape))
-    activations = _activations(config.model, _Shape(shape), *typical(lengths.lengths))
+    activations = _activations(config.model, _Shape(shape), *typical(lengths.lengths), layout)
     engine = choose(
         config,
         ranks,
@@ -243,8 +246,10 @@ def _weights(spec: settings.Model, shape: _Shape) -> Weights:
 
 
 @cache
-def _activations(spec: settings.Model, shape: _Shape, prompt: int, responses: tuple[int, ...]) -> Activations:
-    return count_activations(spec, shape.shape, prompt, responses)
+def _activations(
+    spec: settings.Model, shape: _Shape, prompt: int, responses: tuple[int, ...], layout: Layout
+) -> Activations:
+    return count_activations(spec, shape.shape, prompt, responses, layout)
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,7 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
     config = plan.config
     recompute = () if config.model.gradient_checkpointing else ("model.gradient_checkpointing=true",)
     candidates: list[tuple[str, ...]] = []
-    if plan.budget >= plan.batch.largest_pack or plan.budget >= max(r.tree for r in plan.records.lengths):
+    if plan.budget >= plan.batch.largest_pack or plan.budget >= max(r.tokens for r in plan.records.lengths):
         candidates.append((f"training.tokens_per_pack={plan.budget}",))
     if recompute:
         candidates.append(recompute)

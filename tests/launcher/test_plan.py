@@ -106,9 +106,9 @@ def test_traffic_and_break_even_by_hand() -> None:
 def test_tokens_by_hand() -> None:
     """The design's example: P, R, K = 300, 100, 4 are 800 tokens as a tree (less the last ones) and 3200 as pairs."""
     record = Lengths(300, (100,) * 5, tuple((0, j) for j in range(1, 5)))
-    assert record.tree == 800 - 5 and record.pairwise == 3200
+    assert record.tokens == 800 - 5 and record.pairwise == 3200
     tree = TokenTree(0, (0,) * 300, ((0,) * 100,) * 5, (), 0, ())
-    assert record.tree == forward_tokens(tree)
+    assert record.tokens == forward_tokens(tree)
     config = load_config(RECIPES / "llama3_8b.yaml", ["training.records_per_step=20", "training.tokens_per_pack=1600"])
     batch = batching(config, [record] * 40, 8)
     assert (batch.tokens, batch.pairwise) == (20 * 795, 20 * 3200)

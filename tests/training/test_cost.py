@@ -110,7 +110,7 @@ def test_a_gpus_clock_waits_once_however_many_packs(gpu: torch.device) -> None:
 
 def test_a_step_on_a_gpu_and_on_cpu(config: Callable[..., Config], gpu: torch.device) -> None:
     spec = config()
-    model, tree = build_lm(spec.model, 0).model, TokenTree(0, (1,) * 10, ((2,) * 5, (3,) * 4), ((0, 0, 1),), 0, ())
+    model, tree = build_lm(spec.model, 0), TokenTree(0, (1,) * 10, ((2,) * 5, (3,) * 4), ((0, 0, 1),), 0, ())
     found = []
     for device in (gpu, torch.device("cpu")):
         measured = Meter(spec, model, device)
@@ -119,7 +119,7 @@ def test_a_step_on_a_gpu_and_on_cpu(config: Callable[..., Config], gpu: torch.de
         measured.mark("backward")
         found.append(measured.cost([tree], [tree]))
     on_gpu, on_cpu = found
-    trained, forward = training_flops(spec.model, LiveCounts.of(model), [Lengths.of(tree)]), on_gpu["model_flops"]
+    trained, forward = training_flops(spec.model, LiveCounts.of(model.model), [Lengths.of(tree)]), on_gpu["model_flops"]
     assert on_gpu["flops"] > trained and on_gpu["flops"] - forward == pytest.approx(trained - forward * 3 / 4)
     assert (on_gpu["memory_allocated"], on_gpu["memory_reserved"]) == (3 * 2**30, 4 * 2**30)
     assert (on_gpu["prompt_tokens"], on_gpu["response_tokens"], on_gpu["responses"]) == (10, 4, 2)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dpeer.config import Config
 from dpeer.data.packing import Pack, build_pack
 from dpeer.data.tokenize import TokenTree
-from dpeer.model.lm import TreeLM
+from dpeer.model.tree_lm import TreeLM
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.policy import BatchPlan, Policy, golden_first
 from dpeer.training.pulse import Pulse

@@ -1,0 +1,71 @@
+"""How the tokens of records reach a model: as trees, each prompt once, or as separate sequences beside each other.
+
+A model that keeps a state across positions (linear attention, convolutions) or whose attention tree attention does not
+compute runs as separate sequences, padded at the right: exact for every causal model, and dearer, as each response
+brings its prompt along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpeer.data.packing import Pack, forward_tokens, plan_packs
+from dpeer.data.tokenize import TokenTree
+
+Layout = Literal["tree", "sequences"]
+
+
+def cost(tree: TokenTree, layout: Layout) -> int:
+    """Tokens that a model computes for a record by itself."""
+    return forward_tokens(tree) if layout == "tree" else len(tree.responses) * (tree.longest - 1)
+
+
+def plan(trees: Sequence[TokenTree], ranks: int, budget: int, layout: Layout) -> list[list[list[int]]]:
+    """Records by [rank][pack] within a budget of computed tokens, as `plan_packs`; sequences with their padding."""
+    packs = plan_packs([cost(t, layout) for t in trees], ranks, budget)
+    if layout == "tree":
+        return packs
+    return [[part for items in mine for part in _split(items, trees, budget)] for mine in packs]
+
+
+def _split(items: Sequence[int], trees: Sequence[TokenTree], budget: int) -> list[list[int]]:
+    """A pack in parts that keep to the budget though every sequence of a part is as long as its longest."""
+    parts: list[list[int]] = []
+    for i in sorted(items, key=lambda i: (-trees[i].longest, i)):
+        if parts and padded([trees[k] for k in (*parts[-1], i)]) <= budget:
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+    return parts
+
+
+def padded(trees: Sequence[TokenTree]) -> int:
+    """Tokens of the sequences of these records, with their padding."""
+    return sum(len(t.responses) for t in trees) * max(t.longest - 1 for t in trees)
+
+
+def computed(pack: Pack, layout: Layout) -> int:
+    """Tokens that a model computes for a pack, padding included."""
+    return pack.tokens if layout == "tree" else len(pack.response_tokens) * pack.longest
+
+
+def sequences(pack: Pack) -> tuple[Tensor, Tensor]:
+    """A pack as token ids [R, L] of prompt + response, padded at the right by a token of no meaning, and the place [N]
+    of each of its prediction rows among the R x L positions."""
+    ids, positions = pack.input_ids[0], pack.position_ids[0]
+    counts = pack.response_tokens
+    last = counts.cumsum(0) - 1  # the row that predicts a response's last token
+    before = positions[pack.rows[last - counts + 1]]  # position of its prompt's last token
+    lengths = before + counts  # tokens of prompt + response, the last one left out
+    longest = pack.longest
+    column = torch.arange(longest, device=ids.device)[None]
+    start = pack.rows[last - counts + 1] - before  # where its prompt begins
+    own = pack.rows[last] - (counts - 1)  # one before its own first input token
+    inside = torch.where(column <= before[:, None], start[:, None] + column, own[:, None] + column - before[:, None])
+    table = ids[inside.clamp(max=len(ids) - 1)].masked_fill(column >= lengths[:, None], 0)
+    row = torch.arange(len(counts), device=ids.device)[pack.row_response]
+    return table, row * longest + positions[pack.rows]
