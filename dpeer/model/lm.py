@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from dpeer.model.probe import layout_of
 from dpeer.model.tree_lm import TreeLM
 
 SEQUENCES = "transformers' own, over separate sequences"
+ROUTER = re.compile("router|gate$", re.IGNORECASE)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -86,12 +88,25 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
         return get_peft_model(
             model,
             LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                target_modules=targets,
+                exclude_modules=(targets == "all-linear" and routers(model)) or None,
+                lora_dropout=0.0,
+                task_type="CAUSAL_LM",
             ),
             autocast_adapter_dtype=False,  # bf16 beside a bf16 base: masters are fp32, and fp32 products cost as much
         )
     except ValueError as error:
         raise ConfigError(f"model.lora.targets = {lora.targets}: {str(error).splitlines()[0]}") from error
+
+
+def routers(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that send tokens to experts, and of what is in them: adapters there would move many tokens
+    at once."""
+    modules = dict(model.named_modules())
+    found = [name for name, m in modules.items() if ROUTER.search(type(m).__name__)]
+    return [name for name in modules if any(name == f or name.startswith(f"{f}.") for f in found)]
 
 
 def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:

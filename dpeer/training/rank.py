@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpeer.config import Config
+from dpeer.data.layout import cost
 from dpeer.data.packing import forward_tokens
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
@@ -70,11 +71,23 @@ class TrainingRank:
             self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
         self.cached: dict[str, dict[int, list[float]]] = {}
 
+    def _dearer(self) -> str:
+        """What separate sequences cost, of the first records."""
+        if self.policy.layout == "tree":
+            return ""
+        trees = self.prepared.train.trees[:1000]
+        ratio = sum(cost(t, "sequences") for t in trees) / sum(cost(t, "tree") for t in trees)
+        return f", {ratio:.1f} times the tokens of trees"
+
     @property
     def summary(self) -> dict[str, Any]:
         """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
         choice = self.policy.choice
-        means = {"engine": choice.name, "attention": self.attention, "numerics": numerics(self.policy.world.device)}
+        means = {
+            "engine": choice.name,
+            "attention": self.attention + self._dearer(),
+            "numerics": numerics(self.policy.world.device),
+        }
         return {"steps": self.policy.steps, "facts": self.prepared.facts, "means": means, "why": choice.why}
 
     @property
