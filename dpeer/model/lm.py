@@ -83,15 +83,16 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     if isinstance(targets, list):
         _refuse_targets(model, targets)
+    routing = routers(model) if targets == "all-linear" else []
     torch.manual_seed(seed)
     try:
-        return get_peft_model(
+        adapted = get_peft_model(
             model,
             LoraConfig(
                 r=lora.rank,
                 lora_alpha=lora.alpha,
                 target_modules=targets,
-                exclude_modules=(targets == "all-linear" and routers(model)) or None,
+                exclude_modules=routing or None,
                 lora_dropout=0.0,
                 task_type="CAUSAL_LM",
             ),
@@ -99,6 +100,8 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
         )
     except ValueError as error:
         raise ConfigError(f"model.lora.targets = {lora.targets}: {str(error).splitlines()[0]}") from error
+    _unwrap(adapted, routing)
+    return adapted
 
 
 def routers(model: PreTrainedModel) -> list[str]:
@@ -107,6 +110,18 @@ def routers(model: PreTrainedModel) -> list[str]:
     modules = dict(model.named_modules())
     found = [name for name, m in modules.items() if ROUTER.search(type(m).__name__)]
     return [name for name in modules if any(name == f or name.startswith(f"{f}.") for f in found)]
+
+
+def _unwrap(adapted: Any, names: list[str]) -> None:
+    """Take adapters off these modules: PEFT adds those of routers that are no linear modules, excluded or not."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base, config = adapted.get_base_model(), adapted.peft_config["default"]
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        if isinstance(module := base.get_submodule(name), BaseTunerLayer):
+            setattr(base.get_submodule(parent), leaf, module.get_base_layer())
+            config.target_parameters = {t for t in config.target_parameters if t.rpartition(".")[0] != leaf}
 
 
 def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
