@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpeer.config import Config
+from dpeer.config_sources import paths
 from dpeer.data.load import load, splits
 from dpeer.data.packing import batch_indices
 from dpeer.data.schema import DataSet
@@ -72,8 +73,8 @@ def prepare(config: Config) -> Prepared:
     for name, data in tokenised.items():
         if not data.trees:
             raise DataError(
-                f"{spec.train}: no {name} record fits data.max_tokens = {spec.max_tokens} ({data.dropped} dropped). "
-                "Raise it."
+                f"{', '.join(paths(spec.train))}: no {name} record fits data.max_tokens = {spec.max_tokens} "
+                f"({data.dropped} dropped). Raise it."
             )
     if config.follows_split:
         refuse_unseen(tokenised["train"], tokenised["dual"])
@@ -95,16 +96,17 @@ def split_records(config: Config) -> dict[str, DataSet]:
     """The records of each split by name; `heldout` and `dual` are carved from the training records where the recipe
     gives a share or nothing."""
     spec = config.data
-    train = load(spec.train, "train")
+    train = load(spec.train, "train", map=spec.map)
     parts: dict[str, DataSet] = {}
-    heldout = spec.heldout or (spec.train if "test" in splits(spec.train) else CARVED)
+    tested = all("test" in splits(path) for path in paths(spec.train))
+    heldout = spec.heldout or (spec.train if tested else CARVED)
     for name, source in (("heldout", heldout), ("dual", spec.dual)):
         if source == "none":
             continue
-        if part := share(source):
+        if isinstance(source, str) and (part := share(source)):
             train, parts[name] = carve(train, part, name)
         else:
-            parts[name] = load(source, "test" if name == "heldout" else name, dimensions=train.dimensions)
+            parts[name] = load(source, "test" if name == "heldout" else name, train.dimensions, spec.map)
     return {"train": train, **parts}
 
 
