@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dpeer.config_sources import Map
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.load import load_with_faults, splits
-from dpeer.data.order import edge_counts
+from dpeer.data.order import edge_counts, edges
 from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.data.tokenize import audit, response_name
 from dpeer.errors import DataError
@@ -34,14 +34,16 @@ class Spread:
 class Split:
     """Counts of the sound records of one split.
 
-    masks: records per mask, written "A+T". edges: preference edges per dimension. lengths: of prompts and responses,
-    in characters and, with a tokenizer, in tokens ("prompt tokens" ... "prompt + longest response tokens").
+    masks: records per mask, written "A+T". edges: preference edges per dimension. prompts: distinct
+    ones with an edge of a dimension. lengths: of prompts and responses, in characters and, with a tokenizer, in tokens
+    ("prompt tokens" ... "prompt + longest response tokens").
     """
 
     name: str
     records: int
     masks: dict[str, int]
     edges: dict[str, int]
+    prompts: dict[str, int]
     lengths: dict[str, Spread]
 
 
@@ -117,8 +119,17 @@ def _count(name: str, data: DataSet, tokens: dict[str, Spread]) -> Split:
         len(data.records),
         dict(sorted(masks.items(), key=lambda item: (item[0].count("+"), item[0]))),
         edge_counts(data),
+        _prompts(data),
         characters | tokens,
     )
+
+
+def _prompts(data: DataSet) -> dict[str, int]:
+    asked: dict[str, set[object]] = {d: set() for d in data.dimensions}
+    for record in data.records:
+        for edge in edges(record):
+            asked[edge.dimension].add(_prompt(record))
+    return {d: len(prompts) for d, prompts in asked.items()}
 
 
 def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...]]:

@@ -244,7 +244,7 @@ def _dimension(row: Row, given: Map) -> str | _Reason:
     if given.dimension is None:
         assert given.constant is not None
         return given.constant
-    value = _cell(row, given.dimension)
+    value = row.fields.get(given.dimension)
     if isinstance(value, str) and value.strip().startswith("["):
         value = _listed(value)
     if isinstance(value, list) and len(value) == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dpeer.data.faults import Fault, excerpt
-from dpeer.data.read import COMPRESSED, SUFFIXES, Row, rows, suffix
+from dpeer.data.read import COMPRESSED, Row, rows, suffix
 from dpeer.errors import DataError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -172,20 +172,18 @@ def _missing(here: Place) -> str:
 
 def _unclear(folder: Path, split: str, found: list[Path]) -> str:
     if found:
-        return f"{folder}: more than one file of the split {split}: {_listed(found)}; keep one or give the file itself"
+        return f"{folder}: more than one file of the split {split}, {_listed(found)}; keep one or give the file itself"
     if other := [name for name in _split_names(folder) if name]:
         return (
-            f"{folder}: has no split {split}; it has {excerpt(', '.join(other), 100)}. Write the split as "
-            f"{folder}@{other[0]}"
+            f"{folder}: has no split {split}, no file {split}.* and no shards; it has "
+            f"{excerpt(', '.join(other), 100)}. Write a split as {folder}@{other[0]}, or give the file itself"
         )
     subsets = sorted(p.name for base in (folder, folder / "data") if base.is_dir() for p in base.iterdir() if _holds(p))
     if subsets:
         return f"{folder}: has subsets: {excerpt(', '.join(subsets), 100)}. Write one as {folder}:{subsets[0]}"
     if any(folder.glob("*.arrow")):
         return f"{folder}: holds .arrow files without {SAVED}; write the data set anew by its to_parquet() or to_json()"
-    return (
-        f"{folder}: the folder has no file {split}{SUFFIXES[0]}, {split}.jsonl or the like; it holds {_inside(folder)}"
-    )
+    return f"{folder}: the folder has no file {split}.csv, {split}.jsonl or the like; it holds {_inside(folder)}"
 
 
 def _holds(path: Path) -> bool:

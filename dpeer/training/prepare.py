@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ class Prepared:
     dual: TokenizedSet | None
     heldout: TokenizedSet | None
     facts: dict[str, Any]
+    weights: tuple[float, ...] | None = None
+    """Of the training records, where they differ: how often each is drawn. Evidence counts every record once."""
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -42,7 +45,7 @@ class Prepared:
 
     def train_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The global batch: a function of data, seed and step only, never of the ranks."""
-        return _batch(self.train, config.training.records_per_step, config.seed, step)
+        return _batch(self.train, config.training.records_per_step, config.seed, step, self.weights)
 
     def dual_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The same of the dual split; empty where none is used."""
@@ -66,10 +69,8 @@ def prepare(config: Config) -> Prepared:
     """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     spec = config.data
-    tokenised = {
-        name: tokenize(records, tokenizer, spec.max_tokens, spec.overlong)
-        for name, records in split_records(config).items()
-    }
+    records = split_records(config)
+    tokenised = {name: tokenize(part, tokenizer, spec.max_tokens, spec.overlong) for name, part in records.items()}
     for name, data in tokenised.items():
         if not data.trees:
             raise DataError(
@@ -78,18 +79,29 @@ def prepare(config: Config) -> Prepared:
             )
     if config.follows_split:
         refuse_unseen(tokenised["train"], tokenised["dual"])
-    facts = {
+    facts: dict[str, Any] = {
         "method": METHOD,
         "data": {name: _facts(data) for name, data in tokenised.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
-    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts)
+    weights = _weights(records["train"], tokenised["train"])
+    if weights is not None:
+        facts["data"]["train"]["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
+    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts, weights)
 
 
-def _batch(data: TokenizedSet, size: int, seed: int, step: int) -> list[TokenTree]:
-    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), seed)]
+def _weights(data: DataSet, tokenised: TokenizedSet) -> tuple[float, ...] | None:
+    """Of the trees; None where all are equal."""
+    weights = tuple(data.records[tree.index].weight for tree in tokenised.trees)
+    return weights if len(set(weights)) > 1 else None
+
+
+def _batch(
+    data: TokenizedSet, size: int, seed: int, step: int, weights: Sequence[float] | None = None
+) -> list[TokenTree]:
+    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), seed, weights)]
 
 
 def split_records(config: Config) -> dict[str, DataSet]:

@@ -40,6 +40,9 @@ def check(
     tokenizer: Annotated[str | None, typer.Option(help="Model folder or hub id: also audit its chat template.")] = None,
     heldout: Annotated[str | None, typer.Option(help="Held-out data; default: the test split of SOURCE.")] = None,
     map_: Mapped = None,
+    tolerance: Annotated[
+        float, typer.Option(help="What a constraint would be held to: a mean loss per pair.", min=0.01, max=5)
+    ] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Count and audit a data set; exit code 1 when training would refuse it or be misled by it."""
@@ -49,7 +52,7 @@ def check(
     if as_json:
         typer.echo(report.to_json())
     else:
-        _render(report)
+        _render(report, tolerance)
     raise typer.Exit(1 if report.errors else 0)
 
 
@@ -129,7 +132,7 @@ def _tokenizer(path: str) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def _render(report: CheckReport) -> None:
+def _render(report: CheckReport, tolerance: float) -> None:
     from dpeer.data.faults import screen
 
     console = Console(highlight=False, soft_wrap=True)
@@ -145,10 +148,25 @@ def _render(report: CheckReport) -> None:
     lengths = [{name: _range(spread) for name, spread in split.lengths.items()} for split in report.splits]
     names = [split.name for split in report.splits]
     _table(console, "records per mask", names, [split.masks for split in report.splits])
-    _table(console, "preference edges", names, [split.edges for split in report.splits])
+    _support(console, report, tolerance)
     _table(console, "least / median / most", names, lengths)
     if report.warnings:
         console.print("[bold yellow]warnings[/]", *map(markup, screen(report.warnings)), sep="\n")
+
+
+def _support(console: Console, report: CheckReport, tolerance: float) -> None:
+    """What constraints the data can support, a line per dimension."""
+    from dpeer.estimate.support import needs, support
+
+    table = Table("dimension", "edges", "prompts", "held out", "proves at best", "", box=None, pad_edge=False)
+    rows = support(report.splits, tolerance)
+    for row in rows:
+        counts = (f"{row.edges:,}", f"{row.prompts:,}", f"{row.heldout:,}", f"{row.provable:.2g}")
+        table.add_row(markup(row.dimension), *counts, row.verdict)
+    console.print()
+    console.print(table)
+    if rows:
+        console.print(needs(rows[0], tolerance, carved=len(report.splits) == 1))
 
 
 def _table(console: Console, title: str, names: Sequence[str], columns: Sequence[Mapping[str, object]]) -> None:

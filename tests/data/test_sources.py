@@ -136,7 +136,7 @@ CASES = {
     ),
     "messages as JSON text in a CSV": Case(
         {
-            "d.csv": b'chosen,rejected\n'
+            "d.csv": b"chosen,rejected\n"
             b'"[{""role"": ""user"", ""content"": ""q""}, {""role"": ""assistant"", ""content"": ""c""}]",'
             b'"[{""role"": ""user"", ""content"": ""q""}, {""role"": ""assistant"", ""content"": ""r""}]"\n'
         },
@@ -360,7 +360,7 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
     assert seen(load(str(tmp_path / "some"))) == FROM_ATTRIBUTE
     assert seen(load(str(tmp_path / "some"), "test")) == FROM_ATTRIBUTE[:1]
     assert seen(load(f"{tmp_path / 'some'}@validation")) == FROM_ATTRIBUTE[:1]
-    with pytest.raises(DataError, match=r"has no split dev; it has 'test, train, validation'. Write .*some@test"):
+    with pytest.raises(DataError, match=r"has no split dev, .* it has 'test, train, validation'. Write .*some@test"):
         load(f"{tmp_path / 'some'}@dev")
 
 
