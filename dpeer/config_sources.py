@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -112,7 +112,7 @@ class Source(Section):
     _preset = field_validator("map", mode="before")(as_map)
 
 
-Sources = str | tuple[Source, ...]
+Sources = str | Annotated[tuple[Source, ...], Field(min_length=1)]
 
 
 def listed(sources: Sources, default: Map | None) -> tuple[Source, ...]:

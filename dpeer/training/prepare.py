@@ -38,6 +38,8 @@ class Prepared:
     facts: dict[str, Any]
     weights: tuple[float, ...] | None = None
     """Of the training records, where they differ: how often each is drawn. Evidence counts every record once."""
+    reading: tuple[str, ...] = ()
+    """Lines that say what the columns of the sources were taken for, and what became no edge."""
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -89,7 +91,8 @@ def prepare(config: Config) -> Prepared:
     weights = _weights(records["train"], tokenised["train"])
     if weights is not None:
         facts["data"]["train"]["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
-    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts, weights)
+    reading = dict.fromkeys(line for part in records.values() for r in part.reading for line in r.lines())
+    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts, weights, tuple(reading))
 
 
 def _weights(data: DataSet, tokenised: TokenizedSet) -> tuple[float, ...] | None:
