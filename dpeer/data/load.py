@@ -102,7 +102,7 @@ def _general(source: Source, data_rows: list[Row], faults: list[Fault]) -> tuple
     """Rows in a form of dpeer's own, and how they were made if they were not."""
     if not data_rows:
         return data_rows, None
-    columns = list(data_rows[0].fields)
+    columns = list(dict.fromkeys(column for row in data_rows for column in row.fields))
     given = source.map
     if given is None and not parse.native(columns) and (name := detected(columns)):
         given = Map(preset=name)

@@ -167,6 +167,14 @@ CASES = {
         ],
         [("Add.\n1 1", "2", {"3": "preference"}), ("Say hi.", "hi", {"no": "preference"})],
     ),
+    "columns that not all rows have": one(
+        [
+            {"instruction": "Say hi.", "chosen": "hi", "rejected": "no"},
+            {"instruction": "Add.", "input": "1 1", "chosen": "2", "rejected": "3", "attribute": "sum"},
+        ],
+        [("Add.\n1 1", "2", {"3": "sum"})],
+        UNNAMED=1,
+    ),
     "Human and Assistant": one(  # Anthropic/hh-rlhf
         [
             {
