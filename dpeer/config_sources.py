@@ -20,7 +20,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
 
 class Map(Section):
     """Which columns hold what. Give `golden` and `reject`; or `response` and `ratings`, for rows with one response each
-    or, with `completions`, for a column that lists several; or `responses` with a `score` or `labels`."""
+    or, with `completions`, for a column that lists several; or `responses` with a `score` or `labels`. Without any of
+    these the other keys complete the preset that the columns belong to."""
 
     preset: str | None = None
     """Start from a published layout: preference, hh_rlhf, ultrafeedback, helpsteer2, helpsteer3 or pku_saferlhf. Keys
@@ -70,12 +71,22 @@ class Map(Section):
 
     @property
     def shape(self) -> str | None:
-        """Which of SHAPES it is; None for a map that only completes a preset."""
+        """Which of SHAPES it is; None where a preset says it."""
         return next((s for s, keys in SHAPES.items() if all(getattr(self, key) for key in keys)), None)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The keys that say something: those of a resolved recipe, which has them all, are the same."""
+        fields = type(self).model_fields
+        return {key: value for key, value in self if value != fields[key].default}
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Map:
-        if self.preset is None and self.shape is None and self.model_fields_set - {"constant", "weight", "system"}:
+        if (
+            self.preset is None
+            and self.shape is None
+            and self.said.keys() & {k for keys in SHAPES.values() for k in keys}
+        ):
             options = "; ".join(", ".join(keys) for keys in SHAPES.values())
             raise ValueError(
                 f"the map does not say what its columns are; give a preset, or all keys of one of: {options}"

@@ -68,9 +68,8 @@ def completed(given: Map, columns: Sequence[str], place: str) -> Map:
         near = get_close_matches(given.preset or "", PRESETS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DataError(f"data.map: {given.preset!r} is no preset; {hint}there are {', '.join(PRESETS)}")
-    fields = {key: getattr(base, key) for key in base.model_fields_set}
-    fields |= {key: getattr(given, key) for key in given.model_fields_set - {"preset"}}
-    if fields.get("labels") and "labels" not in given.model_fields_set:  # sets of one dimension have one of them
+    fields = base.said | {key: value for key, value in given.said.items() if key != "preset"}
+    if fields.get("labels") and given.labels is None:  # sets of one dimension have one of them
         fields["labels"] = {d: c for d, c in fields["labels"].items() if c in columns} or fields["labels"]
     try:
         whole = Map(**fields)
@@ -119,7 +118,7 @@ def _needed(given: Map) -> list[str]:
     own += [*(given.responses or ()), *(given.labels or {}).values()]
     if given.completions is None:
         own += [given.response, *given.rated.values()]
-    if "weight" in given.model_fields_set:
+    if "weight" in given.said:
         own.append(given.weight)
     return [column for column in own if column is not None]
 

@@ -92,6 +92,7 @@ CASES = {
     "a dimension for the whole file": one(
         [pair("q", "c", "r")], [("q", "c", {"r": "calm"})], preset("preference", constant="calm")
     ),
+    "only the dimension's name": one([pair("q", "c", "r")], [("q", "c", {"r": "calm"})], Map(constant="calm")),
     "attribute as a list of one": one(
         [
             pair("q", "c", "r", attribute=["E"]),
@@ -273,6 +274,11 @@ CASES = {
     "PKU-SafeRLHF, one dimension": one(
         [{"prompt": "q", "response_0": "zero", "response_1": "one", "better_response_id": 1}],
         [("q", "one", {"zero": "helpfulness"})],
+    ),
+    "a response that is rated twice": one(
+        [helpsteer2("q", t, d) for t, d in (("a", "44444"), ("b", "34444"), ("a ", "44444"))],
+        [("q", "a", {"b": "helpfulness"})],
+        REPEATED=1,
     ),
     "a spreadsheet of attributes": Case(
         {"d.csv": b"ask,answer,warm,true\nq,a,1,1\nq,b,0,1\nq,c,1,0\np,a,1,\np,b,0,1\n"},
