@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dpeer.section import NonNegative, Positive, Section
+
+Preset = Literal["preference", "hh_rlhf", "ultrafeedback", "helpsteer2", "helpsteer3", "pku_saferlhf"]
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "pair": ("golden", "reject"),
@@ -23,9 +25,8 @@ class Map(Section):
     or, with `completions`, for a column that lists several; or `responses` with a `score` or `labels`. Without any of
     these the other keys complete the preset that the columns belong to."""
 
-    preset: str | None = None
-    """Start from a published layout: preference, hh_rlhf, ultrafeedback, helpsteer2, helpsteer3 or pku_saferlhf. Keys
-    beside it replace its own."""
+    preset: Preset | None = None
+    """Start from a published layout; keys beside it replace its own."""
     prompt: str | tuple[str, ...] | None = None
     """Column of the prompt (text or messages), or several that are joined by line breaks. None: the prompt is what both
     conversations begin with."""
@@ -112,15 +113,16 @@ def as_map(value: Any) -> Any:
     return {"preset": value} if isinstance(value, str) else value
 
 
+GivenMap = Annotated[Map | None, BeforeValidator(as_map, json_schema_input_type=Map | str | None)]
+
+
 class Source(Section):
     path: str = Field(min_length=1)
     """Hub id, file or folder, as in `data.train`."""
     weight: Positive = 1.0
     """How often its records are drawn in training, relative to those of a source of weight 1."""
-    map: Map | None = None
+    map: GivenMap = None
     """What its columns mean; default: `data.map`."""
-
-    _preset = field_validator("map", mode="before")(as_map)
 
 
 Sources = str | Annotated[tuple[Source, ...], Field(min_length=1)]

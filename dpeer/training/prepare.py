@@ -55,10 +55,10 @@ class Prepared:
 
     @property
     def proof(self) -> Tensor | None:
-        """[D]: certificate records that have edges of each dimension; None where there is no certificate."""
+        """[D]: certificate prompts that have edges of each dimension; None where there is no certificate."""
         if self.heldout is None:
             return None
-        dims = [d for tree in self.heldout.trees for d in {edge[0] for edge in tree.edges}]
+        dims = [d for d, _ in {(edge[0], tree.prompt) for tree in self.heldout.trees for edge in tree.edges}]
         return torch.bincount(torch.tensor(dims, dtype=torch.long), minlength=len(self.heldout.dimensions))
 
     @property

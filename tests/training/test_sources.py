@@ -85,6 +85,8 @@ def test_a_preset_by_name_and_a_heldout_file_in_the_same_columns(tmp_path: Path)
         ({"train": [{"pth": "a"}]}, "data.train.0.pth: unknown key; did you mean data.train.0.path?"),
         ({"train": [{"path": "a", "map": {"golden": "x"}}]}, "the map does not say what its columns are"),
         ({"train": "a", "map": {"golden": "x", "reject": "y", "tie": 2}}, "tie (2) must be below gap (1)"),
+        ({"train": "a", "map": "ultrafedback"}, "did you mean 'ultrafeedback'?"),
+        ({"train": [{"path": "b", "map": "x"}]}, "data.train.0.map: 'x' given; must be 'preference', 'hh_rlhf'"),
         ({"train": "a", "map": {"goldn": "x"}}, "data.map.goldn: unknown key; did you mean data.map.golden?"),
     ],
 )
