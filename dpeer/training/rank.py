@@ -81,14 +81,13 @@ class TrainingRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
+        """Steps of the run, the facts that must not change when it goes on, what this rank computes with, and how the
+        sources were read."""
         choice = self.policy.choice
-        means = {
-            "engine": choice.name,
-            "attention": self.attention + self._dearer(),
-            "numerics": numerics(self.policy.world.device),
-        }
-        return {"steps": self.policy.steps, "facts": self.prepared.facts, "means": means, "why": choice.why}
+        attention, device = self.attention + self._dearer(), self.policy.world.device
+        means = {"engine": choice.name, "attention": attention, "numerics": numerics(device)}
+        facts, reading = self.prepared.facts, self.prepared.reading
+        return {"steps": self.policy.steps, "facts": facts, "means": means, "why": choice.why, "reading": reading}
 
     @property
     def pulse(self) -> Pulse:
