@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +38,8 @@ class Model(Section):
     """Hub revision (commit) of the model."""
     reference_path: str | None = None
     """Frozen reference model; default: the same weights as `path`."""
+    reference_revision: str | None = None
+    """Hub revision (commit) of the reference; default: `revision` where the reference is `path` too, else none."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; with bf16 the master weights and optimizer state stay fp32."""
     lora: Lora | None = None
@@ -55,6 +59,17 @@ class Model(Section):
     """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary. `auto`: 256 on CPU, 2048 on
     GPU."""
 
+    @property
+    def reference(self) -> tuple[str, str | None]:
+        """Path and revision of the reference."""
+        path = self.reference_path or self.path
+        return path, self.reference_revision or (self.revision if path == self.path else None)
+
+    @property
+    def reference_is_base(self) -> bool:
+        """The reference is the model that training starts from."""
+        return self.reference == (self.path, self.revision)
+
 
 class Data(Section):
     train: str
@@ -67,6 +82,8 @@ class Data(Section):
     or `none`."""
     max_tokens: int = Field(4096, ge=8)
     """Longest prompt + response, in tokens."""
+    date: datetime.date | None = None
+    """Day that is told to chat templates that ask for one; default: the day on which the run begins, kept by it."""
     overlong: Literal["drop", "cut_prompt"] = "drop"
     """Records longer than max_tokens: drop them, or cut the prompt from the left. Both are counted and reported."""
 
@@ -148,6 +165,13 @@ class Objective(Section):
     constraint: Constraint = Constraint()
     dual: Dual = Dual()
     certificate: Certificate = Certificate()
+
+    def constrained(self, dimensions: Sequence[str]) -> tuple[str, ...]:
+        """Those with a finite tolerance; none where nothing is preferred."""
+        given = self.constraint.tolerance
+        eps = given if isinstance(given, dict) else dict.fromkeys(dimensions, given)
+        preference = self.kind == "preference"
+        return tuple(d for d in dimensions if preference and math.isfinite(eps.get(d, math.inf)))
 
     @model_validator(mode="after")
     def _smoothing_needs_sigmoid(self) -> Objective:
@@ -312,7 +336,7 @@ class Config(Section):
     @property
     def reference_beneath(self) -> bool:
         """The reference is the model that the policy's adapters were added to."""
-        return self.model.lora is not None and self.model.reference_path in (None, self.model.path)
+        return self.model.lora is not None and self.model.reference_is_base
 
     @property
     def follows_split(self) -> bool:

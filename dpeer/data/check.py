@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from dpeer.data.facts import ModelFacts, Tokens, facts
+from dpeer.data.facts import tokens as counted_tokens
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.load import load_with_faults, splits
 from dpeer.data.order import edges
 from dpeer.data.schema import DataSet, Record
+from dpeer.data.split import prompt_key
 from dpeer.data.tokenize import audit, response_name
 from dpeer.errors import DataError
 
@@ -59,24 +62,31 @@ class CheckReport:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
-def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout: str | None = None) -> CheckReport:
+def check(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    heldout: str | None = None,
+    model: ModelFacts | None = None,
+) -> CheckReport:
     """Check the training split of `source`, and `heldout` or, without it, the source's own test split if there is one.
 
-    Errors: faults of the rows; responses of a record with the same text; prompts in both splits; with a tokenizer, the
-    audit of its chat template. Warnings: active dimensions without a reject of their own; repeated records; records
-    with the same prompt and mask. Never raises for a fault of the data.
+    Errors: faults of the rows; responses of a record with the same text; with a tokenizer, the audit of its chat
+    template; what `facts` refuses of the splits, their tokens and the model. Warnings: active dimensions without a
+    reject of their own; repeated records; records with the same prompt and mask; what `facts` tells. Never raises for
+    a fault of the data.
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
     splits: list[Split] = []
     data: list[DataSet] = []
+    counted: dict[str, Tokens] = {}
     try:
         for name, place, split in _places(source, heldout):
             part, faults = load_with_faults(place, split, data[0].dimensions if data else None)
             errors += faults
             tokens: dict[str, Spread] = {}
             if tokenizer is not None:
-                tokens, faults = _tokens(part, tokenizer)
+                tokens, faults, counted[name] = _tokens(part, tokenizer)
                 errors += faults
             errors += _equal_responses(part)
             warnings += [*_missing_rejects(part), *_repeats(part)]
@@ -85,8 +95,10 @@ def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout
     except DataError as error:
         where = heldout if data and heldout else source
         errors.append(Fault(where, "", str(error).removeprefix(f"{where}: ")))
-    if len(data) == 2:
-        errors += _leaks(*data)
+    parts = {split.name: part for split, part in zip(splits, data, strict=True)}
+    found = facts(parts, counted, tokenizer, [model] if model else [])
+    errors += found.errors
+    warnings += found.warnings
     return CheckReport(source, data[0].dimensions if data else (), tuple(splits), tuple(errors), tuple(warnings))
 
 
@@ -113,14 +125,14 @@ def _count(name: str, data: DataSet, tokens: dict[str, Spread]) -> Split:
     )
 
 
-def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...]]:
+def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...], Tokens]:
     trees, faults = audit(data, tokenizer)
     lengths = {
         "prompt tokens": [len(t.prompt) for t in trees],
         "response tokens": [len(r) for t in trees for r in t.responses],
         "prompt + longest response tokens": [t.longest for t in trees],
     }
-    return _spreads(lengths), faults
+    return _spreads(lengths), faults, counted_tokens(data.dimensions, trees, tokenizer.unk_token_id)
 
 
 def _spreads(lengths: dict[str, list[int]]) -> dict[str, Spread]:
@@ -150,19 +162,7 @@ def _missing_rejects(data: DataSet) -> Iterator[Fault]:
 def _repeats(data: DataSet) -> Iterator[Fault]:
     first: dict[tuple[object, ...], Record] = {}
     for record in data.records:
-        earlier = first.setdefault((_prompt(record), record.mask), record)
+        earlier = first.setdefault((prompt_key(record), record.mask), record)
         if earlier is not record:
             what = "repeats" if earlier.key == record.key else "has the prompt and mask of"
             yield Fault(record.source, "prompt", f"{what} {earlier.source}: {excerpt(record.prompt[-1].content)}")
-
-
-def _leaks(train: DataSet, heldout: DataSet) -> Iterator[Fault]:
-    seen = {_prompt(record): record.source for record in train.records}
-    for record in heldout.records:
-        if source := seen.get(_prompt(record)):
-            message = f"also trained on ({source}), so it is not held out: {excerpt(record.prompt[-1].content)}"
-            yield Fault(record.source, "prompt", message)
-
-
-def _prompt(record: Record) -> tuple[tuple[str, str], ...]:
-    return tuple((m.role, m.content.strip()) for m in record.prompt)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from dpeer.data.facts import quantised
 from dpeer.errors import ConfigError
 
 SCALED_LOGITS = ("logits_scaling", "logit_scale")
@@ -89,6 +90,9 @@ def backbone(model: PreTrainedModel) -> Any:
 
 def refuse_unsupported(shape: PretrainedConfig, path: str) -> None:
     """ConfigError for a model that tree attention or the chunked head would compute wrongly; names the reason."""
+    if given := getattr(shape, "quantization_config", None):
+        method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
+        raise ConfigError(f"model {path}: {quantised(str(getattr(method, 'value', method) or 'an unnamed method'))}.")
     reasons = [] if shape.model_type in FAMILIES else [unknown(shape.model_type)]
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         if value := getattr(shape, key, None):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
+from datetime import date
 from typing import Any
 
 import torch
@@ -69,9 +71,12 @@ class TreeLM(nn.Module):
         return disabled
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, revision: str | None = None, today: date | None = None) -> PreTrainedTokenizerBase:
+    """`today`: the day that its chat template is told (`dpeer.data.round_trip.clock`)."""
     with hub_errors(path):
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    tokenizer.today = today
+    return tokenizer
 
 
 def attention_kernel(spec: config.Model, device: torch.device) -> str:
@@ -102,9 +107,24 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention
             f"model {path}: its checkpoint lacks {len(missing)} of the weights that its config.json describes, among "
             f"them {', '.join(missing[:3])}; they would start at random values. Give a complete checkpoint."
         )
+    _refuse_not_finite(model, path)
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
     return model
+
+
+def _refuse_not_finite(model: PreTrainedModel, path: str) -> None:
+    """ConfigError for weights of this rank that are NaN or infinite: nothing computed with them would mean anything."""
+    bad = []
+    for name, weight in model.named_parameters():
+        own = getattr(weight, "ds_tensor", weight).detach()  # of a partitioned weight, this rank's part
+        if own.numel() and not all(map(math.isfinite, map(float, torch.aminmax(own)))):
+            bad.append(name)
+    if bad:
+        raise ConfigError(
+            f"model {path}: {len(bad)} of its weights hold NaN or infinite values, among them {', '.join(bad[:3])}. Its "
+            "files are damaged, or its own training diverged: give another copy or checkpoint."
+        )
 
 
 def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
@@ -146,8 +166,8 @@ def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
 
 def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
     """The policy (trainable) or the reference (frozen) of a run."""
-    path = spec.reference_path if reference and spec.reference_path else spec.path
-    model = load_causal_lm(path, spec.dtype, spec.revision, spec.attention)
+    path, revision = spec.reference if reference else (spec.path, spec.revision)
+    model = load_causal_lm(path, spec.dtype, revision, spec.attention)
     if reference:
         return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk)
     if spec.gradient_checkpointing:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dpeer.config import Config
+from dpeer.data.facts import ModelFacts, facts, tokens
+from dpeer.data.faults import data_error
 from dpeer.data.load import load, splits
 from dpeer.data.packing import batch_indices
 from dpeer.data.schema import DataSet
 from dpeer.data.split import carve, share
 from dpeer.data.tokenize import TokenizedSet, TokenTree, tokenize
-from dpeer.errors import DataError
+from dpeer.errors import ConfigError, DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
+from dpeer.model.shape import model_facts
 from dpeer.training.reference import reference_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 METHOD = 2
 """Version of what a step computes: 1 had the anchor outside the normaliser and no dual split."""
@@ -34,6 +41,7 @@ class Prepared:
     dual: TokenizedSet | None
     heldout: TokenizedSet | None
     facts: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -63,28 +71,74 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
-    tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    spec = config.data
-    tokenised = {
-        name: tokenize(records, tokenizer, spec.max_tokens, spec.overlong)
-        for name, records in split_records(config).items()
-    }
+    models = model_facts_of(config)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision, config.data.date)
+    spec, records = config.data, split_records(config)
+    tokenised = {name: tokenize(part, tokenizer, spec.max_tokens, spec.overlong) for name, part in records.items()}
     for name, data in tokenised.items():
         if not data.trees:
             raise DataError(
                 f"{spec.train}: no {name} record fits data.max_tokens = {spec.max_tokens} ({data.dropped} dropped). "
                 "Raise it."
             )
+    told = refuse_unsound(config, records, tokenised, tokenizer, models)
     if config.follows_split:
         refuse_unseen(tokenised["train"], tokenised["dual"])
-    facts = {
+    kept = {
         "method": METHOD,
         "data": {name: _facts(data) for name, data in tokenised.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
-    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts)
+    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), kept, told)
+
+
+def model_facts_of(config: Config) -> list[ModelFacts]:
+    """Of the policy and, where it is another model, of the reference. ConfigError for one that cannot be trained."""
+    spec = config.model
+    places = dict.fromkeys([(spec.path, spec.revision), spec.reference])
+    models = [found for place in places if (found := model_facts(*place))]
+    if errors := facts({}, {}, None, models).errors:
+        raise ConfigError("\n".join(map(str, errors)))
+    return models
+
+
+def refuse_unsound(
+    config: Config,
+    records: Mapping[str, DataSet],
+    tokenised: Mapping[str, TokenizedSet],
+    tokenizer: PreTrainedTokenizerBase,
+    models: Sequence[ModelFacts],
+) -> tuple[str, ...]:
+    """DataError for data on which no step may be taken (`dpeer.data.facts`); returns what is to be told of the rest."""
+    if not config.model.reference_is_base:
+        same_tokenizer(config, tokenizer)
+    counted = {
+        name: tokens(data.dimensions, data.trees, tokenizer.unk_token_id, data.dropped, data.cut)
+        for name, data in tokenised.items()
+    }
+    constrained = config.objective.constrained(tokenised["train"].dimensions)
+    found = facts(records, counted, tokenizer, models, constrained, config.data.max_tokens)
+    if found.errors:
+        raise data_error(config.data.train, found.errors)
+    return tuple(map(str, found.warnings))
+
+
+def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ConfigError when the reference would read the policy's tokens as others."""
+    path, revision = config.model.reference
+    other = load_tokenizer(path, revision)
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise ConfigError(
+            f"model.reference_path {path} has another vocabulary than {config.model.path}: the reference would score "
+            "other tokens. Choose a reference with the same tokenizer."
+        )
+    if tokenizer.chat_template != other.chat_template:
+        raise ConfigError(
+            f"model.reference_path {path} has another chat template than {config.model.path}: prompts are written in "
+            "the policy's. Give both models the same template."
+        )
 
 
 def _batch(data: TokenizedSet, size: int, seed: int, step: int) -> list[TokenTree]:

@@ -75,7 +75,13 @@ class TrainingRank:
         """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
         choice = self.policy.choice
         means = {"engine": choice.name, "attention": self.attention, "numerics": numerics(self.policy.world.device)}
-        return {"steps": self.policy.steps, "facts": self.prepared.facts, "means": means, "why": choice.why}
+        return {
+            "steps": self.policy.steps,
+            "facts": self.prepared.facts,
+            "means": means,
+            "why": choice.why,
+            "warnings": self.prepared.warnings,
+        }
 
     @property
     def pulse(self) -> Pulse:

@@ -98,6 +98,8 @@ class TrainingRun:
             f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}",
             flush=True,
         )
+        for line in built["warnings"]:
+            print(f"warning: {line}", flush=True)
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
         self.files.clear_partial()

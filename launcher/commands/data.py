@@ -24,14 +24,21 @@ Source = Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file; folder 
 @app.command()
 def check(
     source: Source,
-    tokenizer: Annotated[str | None, typer.Option(help="Model folder or hub id: also audit its chat template.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model folder or hub id: also audit its chat template and sizes.")
+    ] = None,
     heldout: Annotated[str | None, typer.Option(help="Held-out data; default: the test split of SOURCE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Count and audit a data set; exit code 1 when training would refuse it or be misled by it."""
     from dpeer.data.check import check as check_data
 
-    report = check_data(source, _tokenizer(tokenizer) if tokenizer else None, heldout)
+    if tokenizer:
+        from dpeer.model.shape import model_facts
+
+        report = check_data(source, _tokenizer(tokenizer), heldout, model_facts(tokenizer))
+    else:
+        report = check_data(source, heldout=heldout)
     if as_json:
         typer.echo(report.to_json())
     else:

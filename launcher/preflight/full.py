@@ -71,9 +71,10 @@ def data(config: Config, checks: Checklist, say: Say) -> Prepared | None:
     say("reading and auditing the data")
     box: list[Prepared] = []
 
-    def audit() -> str:
+    def audit() -> str | Warn:
         box.append(prepare(config))
-        return preflight.tokens(box[0])
+        found, told = preflight.tokens(box[0]), box[0].warnings
+        return Warn(f"{found}; {'; '.join(told)}", "") if told else found
 
     if not checks.check("token boundaries", audit):
         checks.skip(DATA[1:], "after a fault above")
@@ -160,10 +161,10 @@ def compare_scores(
     config: Config, checks: Checklist, prepared: Prepared, policy: list[list[float]], reference: list[list[float]]
 ) -> None:
     """The fresh policy must score as the reference does; the cache must hold what the reference says."""
-    if config.model.reference_path in (None, config.model.path):
+    if config.model.reference_is_base:
         checks.check("step-0 identity", preflight.identity, config, prepared.train, policy, reference)
     else:
-        checks.skip(("step-0 identity",), "model.reference_path is another model")
+        checks.skip(("step-0 identity",), "the reference is another model")
     checks.check("reference cache", preflight.reference_cache, config, prepared.train, reference)
 
 

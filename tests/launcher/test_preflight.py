@@ -163,7 +163,7 @@ def test_policy_and_reference_with_different_templates(lab: Any, tmp_path: Path)
     theirs = shutil.copytree(lab.folder / "model", tmp_path / "reference")
     (theirs / "chat_template.jinja").write_text((theirs / "chat_template.jinja").read_text() + " ")
     found = audited(recipe(lab, f"model.reference_path={theirs}"))
-    assert list(found) == ["chat template"] and "another chat template" in found["chat template"]
+    assert list(found) == ["token boundaries"] and "another chat template" in found["token boundaries"]
 
 
 def test_missing_chat_template(lab: Any, tmp_path: Path) -> None:
