@@ -98,24 +98,20 @@ def facts(
     """
     overlong = list(_overlong(counted, models, max_tokens))
     return Findings(
-        tuple(
-            [
-                *_quantised(models),
-                *_shared_prompts(splits),
-                *_beyond_embedding(counted, tokenizer, models),
-                *_all_unknown(counted, tokenizer),
-                *_without_edges(counted, constrained),
-                *(overlong if max_tokens else ()),
-            ]
+        errors=(
+            *_quantised(models),
+            *_shared_prompts(splits),
+            *_beyond_embedding(counted, tokenizer, models),
+            *_all_unknown(counted, tokenizer),
+            *_without_edges(counted, constrained),
+            *(overlong if max_tokens else ()),
         ),
-        tuple(
-            [
-                *_dropped(counted, max_tokens),
-                *_similar_prompts(splits),
-                *_unknown(counted, tokenizer),
-                *_ends(counted, tokenizer, models),
-                *(() if max_tokens else overlong),
-            ]
+        warnings=(
+            *_dropped(counted, max_tokens),
+            *_similar_prompts(splits),
+            *_unknown(counted, tokenizer),
+            *_ends(counted, tokenizer, models),
+            *(() if max_tokens else overlong),
         ),
     )
 

@@ -122,8 +122,8 @@ def _refuse_not_finite(model: PreTrainedModel, path: str) -> None:
             bad.append(name)
     if bad:
         raise ConfigError(
-            f"model {path}: {len(bad)} of its weights hold NaN or infinite values, among them {', '.join(bad[:3])}. Its "
-            "files are damaged, or its own training diverged: give another copy or checkpoint."
+            f"model {path}: {len(bad)} of its weights hold NaN or infinite values, among them {', '.join(bad[:3])}. "
+            "Its files are damaged, or its own training diverged: give another copy or checkpoint."
         )
 
 
