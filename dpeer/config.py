@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Place = Annotated[str, Field(min_length=1)]
 Tolerance = Annotated[float, Field(ge=0)]  # inf is allowed: an unconstrained dimension
 
 LONGEST_NAME = 160
@@ -32,11 +33,11 @@ class Lora(Section):
 
 
 class Model(Section):
-    path: str
+    path: Place
     """Local folder or hub id of the model to train; also the reference unless `reference_path` is given."""
     revision: str | None = None
     """Hub revision (commit) of the model."""
-    reference_path: str | None = None
+    reference_path: Place | None = None
     """Frozen reference model; default: the same weights as `path`."""
     reference_revision: str | None = None
     """Hub revision (commit) of the reference; default: `revision` where the reference is `path` too, else none."""
@@ -72,12 +73,12 @@ class Model(Section):
 
 
 class Data(Section):
-    train: str
+    train: Place
     """Hub id, file (CSV / JSONL / Parquet) or folder with the training records."""
-    heldout: str | None = None
+    heldout: Place | None = None
     """Records for the certificate, looked at once, after training: a source like `train`, a share of the training
     records such as 10%, or `none`. Default: the test split of `train`, or 10% where it has none."""
-    dual: str = "10%"
+    dual: Place = "10%"
     """Records that move the multipliers and never the policy: a source like `train`, a share of the training records,
     or `none`."""
     max_tokens: int = Field(4096, ge=8)
@@ -273,9 +274,9 @@ class Cluster(Section):
     """What ranks train with: `deepspeed` shares weights and optimizer state among them (ZeRO-3), `plain` holds all of
     the model on each and takes less time per step. `auto`: plain for one rank, and for LoRA where the model fits; a
     run that goes on stays with the engine that it began with."""
-    deepspeed: str = "zero3"
+    deepspeed: Place = "zero3"
     """DeepSpeed config of the policy: a name in ds_configs/ or a path to a JSON file."""
-    reference_deepspeed: str = "reference"
+    reference_deepspeed: Place = "reference"
     """DeepSpeed config of the reference."""
     nodes: int | None = Field(None, ge=1)
     """Nodes that the cluster must have when the run starts; default: any number on which the workers fit."""
@@ -321,6 +322,13 @@ class Config(Section):
     objective: Objective = Objective()
     training: Training
     cluster: Cluster = Cluster()
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _some_folder(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is empty; give a folder, such as runs")
+        return value
 
     @property
     def run_dir(self) -> Path:

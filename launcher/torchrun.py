@@ -30,6 +30,7 @@ from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.training import world
 from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost
+from dpeer.training.dates import dated
 from dpeer.training.environment import gpu_variables, set_defaults
 from dpeer.training.faults import kind
 from dpeer.training.rank import ReferenceRank, TrainingRank, carry_out
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
-        given_config, config = config, resolved_gpus(config, torch.cuda.device_count())
+        given_config, config = config, dated(resolved_gpus(config, torch.cuda.device_count()))
         refuse_lost_gpus(given_config, config, RunDir(config.run_dir))
         if (line := device_line(given_config, config)) and os.environ.get("RANK", "0") == "0":
             print(line, flush=True)

@@ -23,6 +23,7 @@ from dpeer.launcher.group import Groups
 from dpeer.launcher.preflight.quick import check_quickly, token
 from dpeer.launcher.signals import Signals
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
+from dpeer.training.dates import dated
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
@@ -66,7 +67,7 @@ def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     check_startable(files, resume)
     if already_finished(files):
         return 0
-    given, config = config, resolved_gpus(config)
+    given, config = config, dated(resolved_gpus(config))
     refuse_lost_gpus(given, config, files)
     if line := device_line(given, config):
         print(line, flush=True)

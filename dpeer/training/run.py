@@ -77,7 +77,8 @@ class TrainingRun:
             done = self.steps(start, watcher)
         last = self.conclude(done)
         self.certify()
-        self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)
+        for line in self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)[0]:
+            print(line, flush=True)
         self.files.finish(last)
 
     def build(self) -> int:

@@ -34,7 +34,9 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "training.deterministic",
     "training.sample_every",
     "training.sample_prompts",
+    "training.trackers",
     "training.wandb_project",
+    "data.date",
 )
 
 
@@ -287,8 +289,10 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_recipe(recorded: Mapping[str, Any], config: Config) -> bool:
-    """Whether a manifest's config is this one. Nothing of `cluster` changes what a step computes."""
-    return {**recorded, "cluster": None} == {**resolved(config), "cluster": None}
+    """Whether a manifest's config is this one. Nothing of `cluster` changes what a step computes, and a day that the
+    recipe does not give is that of the run."""
+    free = ("cluster", "training.trackers", *(() if config.data.date else ("data.date",)))
+    return _without(_with_defaults(dict(recorded)), free) == _without(resolved(config), free)
 
 
 def may_change(training: Mapping[str, Any]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ Source = Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file; folder 
 def check(
     source: Source,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Model folder or hub id: also audit its chat template and sizes.")
+        str | None, typer.Option(help="Model folder or hub id: audit its template and sizes too.")
     ] = None,
     heldout: Annotated[str | None, typer.Option(help="Held-out data; default: the test split of SOURCE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,

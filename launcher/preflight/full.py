@@ -18,6 +18,7 @@ from dpeer.launcher.preflight.checklist import Checklist, Warn
 from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, ReferenceCalls, Scores
+from dpeer.training.dates import dated
 from dpeer.training.policy import TreeMismatch
 from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.run_dir import refuse_unshared
@@ -53,6 +54,7 @@ def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Sa
             quick(config, checks, say)
             if only_quick:
                 return
+            config = dated(config)
             prepared = data(config, checks, say)
             if prepared is None or not checks.ok:
                 checks.skip(tuple(n for n in deep if n not in DATA), "after a fault above")

@@ -70,7 +70,7 @@ LONG = "My neighbour has borrowed the long ladder again and I want it back befor
         (LONG, "My neighbour has sold his boat; what may I say to him when we meet at the harbour next week?", 0),
         ("Should I paint boat 3 this year?", "Should I paint boat 4 this year?", 0),
         ("!!!", "???", 0),
-        ("我的计划好吗，请你直接告诉我哪里不好", "我的计划好吗，请你直接告诉我哪里不好。", 1),
+        ("我的计划好吗请你直接告诉我哪里不好", "我的计划好吗请你直接告诉我哪里不好。", 1),
     ],
     ids=["case and marks", "one word", "another text", "short template", "no words", "no blanks"],
 )
@@ -163,12 +163,11 @@ def test_a_quantised_model_is_refused_by_its_method() -> None:
 def pre_tokenizer(kind: str) -> Any:
     from tokenizers import pre_tokenizers
 
+    byte_level = pre_tokenizers.ByteLevel(False)
     return {
         "metaspace": pre_tokenizers.Metaspace(),
         "words": pre_tokenizers.Whitespace(),
-        "punctuation": pre_tokenizers.Sequence(
-            [pre_tokenizers.Punctuation("removed"), pre_tokenizers.ByteLevel(False)]
-        ),
+        "punctuation": pre_tokenizers.Sequence([pre_tokenizers.Punctuation("removed"), byte_level]),
     }[kind]
 
 
