@@ -238,8 +238,10 @@ class Training(Section):
     """Prompts that are answered each time, taken from the dual split, or else from the training records."""
     deterministic: bool = False
     """On GPUs: only kernels and NCCL algorithms that repeat to the last digit; slower. On the CPU they always do."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Where the curves go beside the run's own files. One that fails costs a warning, never the run."""
     wandb_project: str | None = None
-    """Also log to this Weights & Biases project; TensorBoard is always written."""
+    """Project of wandb, which it adds to `trackers`; the experiment of mlflow and project of trackio, else `dpeer`."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:

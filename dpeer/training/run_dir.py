@@ -129,6 +129,15 @@ class RunDir:
                 + "\nGive the new run another name, or restore these."
             )
 
+    @property
+    def way_on(self) -> str:
+        """What to do after a run has ended too early, as the end of a message."""
+        if self.saved_steps():
+            return "The last checkpoint is kept. Go on with --resume."
+        if self.manifest.exists():
+            return "Nothing was saved yet. Go on with --resume, which begins at step 1."
+        return "The run had not begun. Start it again as before, without --resume."
+
     def sync(self) -> None:
         """Force ledger and timing to disk: a checkpoint must never be newer than the ledger it continues."""
         for path in (self.ledger, self.timing, self.samples):
