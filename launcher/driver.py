@@ -131,7 +131,9 @@ def disk_faults(files: RunDir) -> Iterator[None]:
         elsewhere = place and not Path(str(place)).absolute().is_relative_to(files.path.absolute().parent)
         if fault is None or (fault in REFUSED | GONE and (elsewhere or not place) and isinstance(error, OSError)):
             raise
-        raise CheckpointError(f"{place or files.path}: {remedy(fault)}. The last checkpoint is kept: then go on with --resume.") from error
+        raise CheckpointError(
+            f"{place or files.path}: {remedy(fault)}. The last checkpoint is kept: then go on with --resume."
+        ) from error
 
 
 def _tell_wait(path: Path, owner: Owner) -> None:

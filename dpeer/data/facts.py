@@ -183,7 +183,9 @@ def _ends(
 
 def _without_edges(counted: Mapping[str, Tokens], constrained: Collection[str]) -> Iterator[Fault]:
     split = counted.get("train")
-    for dimension in constrained if split else ():
+    if split is None:
+        return
+    for dimension in constrained:
         if not split.edges.get(dimension):
             why = f" ({split.dropped} records dropped as overlong)" if split.dropped else ""
             yield Fault(

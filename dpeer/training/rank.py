@@ -21,6 +21,7 @@ from dpeer.training.environment import set_determinism
 from dpeer.training.export import export
 from dpeer.training.faults import kind, out_of_memory
 from dpeer.training.heldout import certificate, heldout_edges, proven
+from dpeer.training.keepsake import remembered
 from dpeer.training.numerics import numerics
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared, prepare, split_records
@@ -58,10 +59,10 @@ def carry_out(rank: TrainingRank | ReferenceRank, method: str, *args: Any, **opt
 class TrainingRank:
     """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, prepared: Prepared | None = None) -> None:
         self.config = config
         set_determinism(config.training.deterministic)
-        self.prepared = prepare(config)
+        self.prepared = prepared or prepare(config)
         self.attention = attention_kernel(config.model, world.device)
         with memory_explained(config, self.prepared, lambda: "loading the model"):
             self.policy = Policy(config, self.prepared, world)
@@ -74,7 +75,12 @@ class TrainingRank:
     def summary(self) -> dict[str, Any]:
         """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
         choice = self.policy.choice
-        means = {"engine": choice.name, "attention": self.attention, "numerics": numerics(self.policy.world.device)}
+        means: dict[str, Any] = {
+            "engine": choice.name,
+            "attention": self.attention,
+            "numerics": numerics(self.policy.world.device),
+        }
+        means |= remembered(self.prepared.train)
         return {
             "steps": self.policy.steps,
             "facts": self.prepared.facts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import secrets
 import shutil
@@ -75,6 +76,7 @@ class RunDir:
                 "config": resolved(config),
                 "versions": {"python": platform.python_version()} | {p: package_version(p) for p in PACKAGES},
                 "git": _git_revision(),
+                "folder": os.getcwd(),
                 "created": now(),
                 "finished": None,
                 **facts,

@@ -88,9 +88,10 @@ class Rank:
     def certificate(self, policy: list[list[float]], reference: list[list[float]], *more: Any) -> dict[str, int]:
         return {"step": self.step}
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> list[str]:
         folder.mkdir(exist_ok=True)
         (folder / "step").write_text(str(self.step))
+        return []
 
 
 class Group:
