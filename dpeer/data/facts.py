@@ -242,9 +242,12 @@ def _shared_prompts(splits: Mapping[str, DataSet]) -> Iterator[Fault]:
 
 
 def _similar_prompts(splits: Mapping[str, DataSet]) -> Iterator[Fault]:
-    for (first, second), _ in _pairs(splits):
-        found = near_duplicates(splits[first], splits[second])
-        if found:
+    names = [name for name in NAMES if name in splits]
+    for at, first in enumerate(names):
+        later = names[at + 1 :]
+        for second, found in zip(later, near_duplicates(splits[first], *(splits[n] for n in later)), strict=True):
+            if not found:
+                continue
             other, record = found[0]
             yield Fault(
                 f"{NAMES[second]} records",

@@ -27,7 +27,9 @@ def generation(
     given = token_ids(fields.get("eos_token_id"))
     added = [i for i in sorted(ends) if i not in given]
     stops = [i for i in given if i >= 0] + added
-    kept: dict[str, Any] = {k: v for k in TOKENS if k != "eos_token_id" and isinstance(v := fields.get(k), int) and v >= 0}
+    kept: dict[str, Any] = {
+        k: v for k in TOKENS if k != "eos_token_id" and isinstance(v := fields.get(k), int) and v >= 0
+    }
     kept |= {"eos_token_id": stops[0] if len(stops) == 1 else stops} if stops else {}
     rest = {k: v for k, v in fields.items() if k not in (*TOKENS, "transformers_version", "_from_model_config")}
     greedy = {k: v for k, v in rest.items() if k not in SAMPLING}

@@ -86,7 +86,7 @@ def test_near_repeats_are_alike_and_exact_ones_are_always_found(texts: list[list
     plain = [" ".join(t) for t in texts]
     loud = data.draw(st.sampled_from(plain))
     first, second = records(*plain), records(loud.upper() + " !", *(t + " x y z w v u" for t in plain))
-    pairs = near_duplicates(first, second)
+    (pairs,) = near_duplicates(first, second)
 
     def runs(record: Record) -> set[tuple[str, ...]]:
         words = ["user", *record.prompt[-1].content.lower().replace("!", "").split()]

@@ -302,7 +302,9 @@ def test_a_proven_run_stops_early_and_a_kill_before_its_end_changes_nothing(lab:
     """Killed after the last checkpoint, before its verdict and before the certificate; in two reference modes."""
     dual = lab.folder / "world" / "dual.jsonl"
     rows = [json.loads(line) for line in (lab.folder / "world" / "train.jsonl").open()]
-    asked = [row | {"prompt": f"{row['prompt']} Please say."} for row in rows]  # the trained ones themselves are refused
+    asked = [
+        row | {"prompt": f"{row['prompt']} Please say."} for row in rows
+    ]  # the trained ones themselves are refused
     dual.write_text("".join(json.dumps(row) + "\n" for row in asked))
     changes = (
         f"data.dual={dual}",
