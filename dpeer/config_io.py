@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 from unicodedata import normalize
 
 import yaml
@@ -117,7 +117,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which a repeated key is an error, and scalars are what they look like, as in YAML 1.2: 1e-6 and 010
     are the numbers, 1:30, yes and 2026-01-31 are text. Digits may stand in groups, 1_000."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - a base declares it so
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = node.value.replace("_", "")

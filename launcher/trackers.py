@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -130,7 +131,7 @@ class Trackers:
         self.excepthook = threading.excepthook
         threading.excepthook = self._told_later
         for name in names(self.config):
-            if tracker := self._safely(name, lambda n=name: TRACKERS[n](self.config, self.files, self.start)):
+            if tracker := self._safely(name, partial(TRACKERS[name], self.config, self.files, self.start)):
                 self.open[name] = tracker
         return self
 
@@ -142,7 +143,7 @@ class Trackers:
     def log(self, entry: dict[str, Any], timing: Mapping[str, Any]) -> None:
         values = flat_scalars(entry) | flat_scalars(timing, "timing/")
         for name, tracker in list(self.open.items()):
-            self._safely(name, lambda t=tracker: t.log(values, entry["step"]))
+            self._safely(name, partial(tracker.log, values, entry["step"]))
 
     def _safely(self, name: str, act: Callable[[], Any]) -> Any:
         """The result; a tracker that raises is told of once and left out from then on."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,27 @@ SHOWN = 24
 
 class Garbled(Exception):
     """The tokens of a text decode to another one."""
+
+
+def is_panic(error: BaseException | None) -> bool:
+    """Whether the Rust code of tokenizers has given up; its exception is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def tokenizer_faults(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """DataError for whatever a tokenizer raises while it encodes or decodes."""
+    try:
+        yield
+    except (DataError, Garbled):
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        raise DataError(
+            f"tokenizer of {tokenizer.name_or_path or 'this model'}: fails with {type(error).__name__}: "
+            f"{excerpt(str(error), 160)}. Its files are damaged, or of another class; take the model's anew"
+        ) from error
 
 
 def is_sampled(index: int) -> bool:

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from jinja2.exceptions import TemplateError
-
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.order import edges
-from dpeer.data.round_trip import Garbled, clock, is_sampled, refuse_garbled
+from dpeer.data.round_trip import Garbled, clock, is_sampled, refuse_garbled, tokenizer_faults
 from dpeer.data.schema import DataSet, Message, Record
 from dpeer.errors import DataError
 
@@ -165,7 +163,9 @@ def _tree(
             )
         texts.append(full_text)
     # What apply_chat_template does inside, without its return type, which depends on version and arguments.
-    prompt, *fulls = (tuple(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    with tokenizer_faults(tokenizer):
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    prompt, *fulls = map(tuple, encoded)
     bos = tokenizer.bos_token_id
     if bos is not None and prompt[:2] == (bos, bos):
         raise _Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
@@ -184,7 +184,8 @@ def _tree(
     if is_sampled(index):
         for name, full, text in zip(names, fulls, texts[1:], strict=True):
             try:
-                refuse_garbled(full, text, tokenizer)
+                with tokenizer_faults(tokenizer):
+                    refuse_garbled(full, text, tokenizer)
             except Garbled as garbled:
                 raise _Unsound(name, str(garbled)) from garbled
     rank = {d: i for i, d in enumerate(dimensions)}
@@ -220,7 +221,7 @@ def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, gen
             conversation, add_generation_prompt=generate, tokenize=False, strftime_now=clock(tokenizer)
         )
         return str(text)
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program
         roles = ", ".join(m.role for m in messages)
         raise _Unsound("prompt", f"the chat template refuses the roles {roles}: {error}") from error
 

@@ -10,15 +10,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dpeer import config
 from dpeer.data.packing import Pack
-from dpeer.errors import ConfigError
+from dpeer.data.round_trip import is_panic
+from dpeer.errors import ConfigError, DpeerError
 from dpeer.model import flash, tree_attention
 from dpeer.model.families import backbone, causal_lm, family_of, refuse_unsupported
 from dpeer.model.logprob import Chunk, response_sums, token_logprobs
 
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+LOADING = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError, SafetensorError)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -73,16 +83,29 @@ class TreeLM(nn.Module):
 
 def load_tokenizer(path: str, revision: str | None = None, today: date | None = None) -> PreTrainedTokenizerBase:
     """`today`: the day that its chat template is told (`dpeer.data.round_trip.clock`)."""
-    with hub_errors(path):
+    with hub_errors(path, whole=True):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     tokenizer.today = today
     return tokenizer
 
 
+def load_shape(path: str, revision: str | None = None) -> PretrainedConfig:
+    """The model's config.json. ConfigError: it cannot be read, or a size in it is none."""
+    with hub_errors(path, whole=True):
+        shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    text = shape.get_text_config()
+    for name in SIZES:
+        value = getattr(text, name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(
+                f"model {path}: config.json has {name} = {value!r}, which must be a whole number above 0."
+            )
+    return shape
+
+
 def attention_kernel(spec: config.Model, device: torch.device) -> str:
     """Choose the kernel of attention for this process, and return its name."""
-    with hub_errors(spec.path):
-        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+    shape = load_shape(spec.path, spec.revision)
     heads = shape.num_attention_heads
     size = family_of(shape).query_width(shape) // heads
     return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shape.num_key_value_heads), size)
@@ -90,9 +113,7 @@ def attention_kernel(spec: config.Model, device: torch.device) -> str:
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention: str = "gather") -> PreTrainedModel:
     """Weights of `path` with tree attention of that kind. Under an active HfDeepSpeedConfig they come partitioned."""
-    with hub_errors(path):
-        model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    refuse_unsupported(model_config, path)
+    refuse_unsupported(load_shape(path, revision), path)
     with hub_errors(path):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
@@ -178,20 +199,23 @@ def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeL
 
 
 class hub_errors:
-    """Turns transformers' loading errors into one that names the model and says what to do."""
+    """Turns transformers' loading errors into one that names the model and says what to do.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    whole: any exception counts, as where small files are read and nothing else can fail; also the panics of
+    tokenizers, which are no Exceptions. Else those of files and configs: others are of memory or of other ranks."""
+
+    def __init__(self, path: str, *, whole: bool = False) -> None:
+        self.path, self.whole = path, whole
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         mismatch = isinstance(error, RuntimeError) and "mismatched" in str(error)
-        if mismatch or (
-            isinstance(error, (OSError, ValueError, SafetensorError)) and not isinstance(error, ConfigError)
-        ):
-            first = next((line for line in str(error).splitlines() if line.strip()), kind.__name__)
+        loading = isinstance(error, Exception if self.whole else LOADING) or (self.whole and is_panic(error))
+        if mismatch or (loading and not isinstance(error, DpeerError)):
+            first = next((line for line in str(error).splitlines() if line.strip()), "")
+            first = first if isinstance(error, OSError | ValueError) and first else f"{kind.__name__}: {first}"
             raise ConfigError(
                 f"model {self.path}: cannot be loaded ({first[:300]}). Give a local folder with config.json, "
                 "safetensors and a tokenizer, or a hub id that this machine can reach."
