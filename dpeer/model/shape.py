@@ -37,8 +37,8 @@ def positions(fields: Mapping[str, Any]) -> int | None:
     most = _whole(fields.get("max_position_embeddings"))
     if most is None:
         return None
-    given = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    ropes = [given, *given.values()] if isinstance(given, dict) else []
+    given = [g for key in ("rope_parameters", "rope_scaling") if isinstance(g := fields.get(key), dict)]
+    ropes = [rope for g in given for rope in (g, *g.values())]  # a kind of layer may have its own
     return max([most, *(_scaled(rope, most) for rope in ropes if isinstance(rope, dict))])
 
 
