@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import date
 from typing import Any
@@ -128,19 +129,16 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention
             f"model {path}: its checkpoint lacks {len(missing)} of the weights that its config.json describes, among "
             f"them {', '.join(missing[:3])}; they would start at random values. Give a complete checkpoint."
         )
-    _refuse_not_finite(model, path)
+    # Parts of partitioned weights are looked at by the engine that knows which elements are padding.
+    refuse_not_finite(((n, w) for n, w in model.named_parameters() if not hasattr(w, "ds_tensor")), path)
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
     return model
 
 
-def _refuse_not_finite(model: PreTrainedModel, path: str) -> None:
-    """ConfigError for weights of this rank that are NaN or infinite: nothing computed with them would mean anything."""
-    bad = []
-    for name, weight in model.named_parameters():
-        own = getattr(weight, "ds_tensor", weight).detach()  # of a partitioned weight, this rank's part
-        if own.numel() and not all(map(math.isfinite, map(float, torch.aminmax(own)))):
-            bad.append(name)
+def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], path: str) -> None:
+    """ConfigError for weights that are NaN or infinite: nothing computed with them would mean anything."""
+    bad = [n for n, w in weights if w.numel() and not all(map(math.isfinite, map(float, torch.aminmax(w.detach()))))]
     if bad:
         raise ConfigError(
             f"model {path}: {len(bad)} of its weights hold NaN or infinite values, among them {', '.join(bad[:3])}. "

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError, DataError, DpeerError
 from dpeer.toyworld.model import tiny_model
+from dpeer.training import world
+from dpeer.training.choice import Choice, policy_engine
 from dpeer.training.prepare import prepare
+from dpeer.training.zero3 import _own_parts
+from tests.training.conftest import recipe
 
 
 def rows(names: range, dimension: str = "A", extra: str = "") -> str:
@@ -99,7 +105,7 @@ def test_quantised_models_are_refused_before_anything_is_read(
         door(tmp_path, model, "", spec={which: str(given)})
 
 
-def test_weights_that_are_not_finite(tmp_path: Path, model: Path) -> None:
+def test_weights_that_are_not_finite(here: world.World, tmp_path: Path, model: Path) -> None:
     from dpeer.model.lm import load_causal_lm
 
     folder = edited(model, tmp_path / "nan")
@@ -111,3 +117,15 @@ def test_weights_that_are_not_finite(tmp_path: Path, model: Path) -> None:
             with pytest.raises(ConfigError, match=r"1 of its weights hold NaN or infinite values.*up_proj"):
                 load_causal_lm(str(folder), dtype)
     assert load_causal_lm(str(model), "bf16").num_parameters()
+    spec = recipe(str(folder))
+    with pytest.raises(ConfigError, match=r"1 of its weights hold NaN or infinite values.*up_proj"):
+        policy_engine(spec, Choice("deepspeed", ""), here)
+
+
+def test_padding_of_a_partitioned_weight_is_not_looked_at() -> None:
+    """7 elements over 3 ranks of 3: the last part has one element and two that nothing has written."""
+    weight = SimpleNamespace(ds_numel=7, ds_tensor=torch.tensor([1.0, float("nan"), float("nan")]))
+    lm: Any = SimpleNamespace(named_parameters=lambda: [("w", weight)])
+    assert [part.tolist() for _, part in _own_parts(lm, 2)] == [[1.0]]
+    assert [part.numel() for _, part in _own_parts(lm, 1)] == [3]
+    assert list(_own_parts(lm, 3)) == []
