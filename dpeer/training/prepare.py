@@ -31,6 +31,7 @@ METHOD = 2
 """Version of what a step computes: 1 had the anchor outside the normaliser and no dual split."""
 SPLITS = ("train", "dual", "heldout")
 CARVED = "10%"
+SHARED = "\nRemove such records from one of the two, or have records carved from the training data: data.heldout=10%."
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def refuse_unsound(
     constrained = config.objective.constrained(tokenised["train"].dimensions)
     found = facts(records, counted, tokenizer, models, constrained, config.data.max_tokens)
     if found.errors:
-        raise data_error(config.data.train, found.errors)
+        shared = any(fault.column == "prompt" for fault in found.errors)
+        raise DataError(f"{data_error(config.data.train, found.errors)}{SHARED if shared else ''}")
     return tuple(map(str, found.warnings))
 
 

@@ -153,8 +153,9 @@ def begun(lab: Any, tmp_path: Path) -> Config:
 
 
 def test_mismatched_chat_template(begun: Config) -> None:
-    path = Path(begun.model.path) / "chat_template.jinja"
-    path.write_text(path.read_text().replace("'assistant\n'", "'assistant \n'") + "{# another #}")
+    for folder in (begun.model.path, str(begun.model.reference_path)):
+        path = Path(folder) / "chat_template.jinja"
+        path.write_text(path.read_text().replace("'assistant\n'", "'assistant \n'") + "{# another #}")
     found = audited(begun)
     assert "began with chat template" in found["chat template"] and "Restore" in found["chat template"]
 
