@@ -97,6 +97,8 @@ def load_shape(path: str, revision: str | None = None) -> PretrainedConfig:
     text = shape.get_text_config()
     for name in SIZES:
         value = getattr(text, name, 1)
+        if value is None and name == "num_key_value_heads":
+            continue  # as many as there are heads
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(
                 f"model {path}: config.json has {name} = {value!r}, which must be a whole number above 0."
