@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,7 @@ from dpeer.section import NonNegative as NonNegative
 from dpeer.section import Positive as Positive
 from dpeer.section import Section as Section
 
+Place = Annotated[str, Field(min_length=1)]
 Tolerance = Annotated[float, Field(ge=0)]  # inf is allowed: an unconstrained dimension
 
 LONGEST_NAME = 160
@@ -29,12 +32,14 @@ class Lora(Section):
 
 
 class Model(Section):
-    path: str
+    path: Place
     """Local folder or hub id of the model to train; also the reference unless `reference_path` is given."""
     revision: str | None = None
     """Hub revision (commit) of the model."""
-    reference_path: str | None = None
+    reference_path: Place | None = None
     """Frozen reference model; default: the same weights as `path`."""
+    reference_revision: str | None = None
+    """Hub revision (commit) of the reference; default: `revision` where the reference is `path` too, else none."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; with bf16 the master weights and optimizer state stay fp32."""
     lora: Lora | None = None
@@ -58,6 +63,17 @@ class Model(Section):
     """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary. `auto`: 256 on CPU, 2048 on
     GPU."""
 
+    @property
+    def reference(self) -> tuple[str, str | None]:
+        """Path and revision of the reference."""
+        path = self.reference_path or self.path
+        return path, self.reference_revision or (self.revision if path == self.path else None)
+
+    @property
+    def reference_is_base(self) -> bool:
+        """The reference is the model that training starts from."""
+        return self.reference == (self.path, self.revision)
+
 
 class Data(Section):
     train: Sources
@@ -73,6 +89,8 @@ class Data(Section):
     or `none`."""
     max_tokens: int = Field(4096, ge=8)
     """Longest prompt + response, in tokens."""
+    date: datetime.date | None = None
+    """Day that is told to chat templates that ask for one; default: the day on which the run begins, kept by it."""
     overlong: Literal["drop", "cut_prompt"] = "drop"
     """Records longer than max_tokens: drop them, or cut the prompt from the left. Both are counted and reported."""
 
@@ -155,6 +173,13 @@ class Objective(Section):
     dual: Dual = Dual()
     certificate: Certificate = Certificate()
 
+    def constrained(self, dimensions: Sequence[str]) -> tuple[str, ...]:
+        """Those with a finite tolerance; none where nothing is preferred."""
+        given = self.constraint.tolerance
+        eps = given if isinstance(given, dict) else dict.fromkeys(dimensions, given)
+        preference = self.kind == "preference"
+        return tuple(d for d in dimensions if preference and math.isfinite(eps.get(d, math.inf)))
+
     @model_validator(mode="after")
     def _smoothing_needs_sigmoid(self) -> Objective:
         if self.label_smoothing and self.loss != "sigmoid":
@@ -219,8 +244,10 @@ class Training(Section):
     """Prompts that are answered each time, taken from the dual split, or else from the training records."""
     deterministic: bool = False
     """On GPUs: only kernels and NCCL algorithms that repeat to the last digit; slower. On the CPU they always do."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Where the curves go beside the run's own files. One that fails costs a warning, never the run."""
     wandb_project: str | None = None
-    """Also log to this Weights & Biases project; TensorBoard is always written."""
+    """Project of wandb, which it adds to `trackers`; the experiment of mlflow and project of trackio, else `dpeer`."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -255,9 +282,9 @@ class Cluster(Section):
     """What ranks train with: `deepspeed` shares weights and optimizer state among them (ZeRO-3), `plain` holds all of
     the model on each and takes less time per step. `auto`: plain for one rank, and for LoRA where the model fits; a
     run that goes on stays with the engine that it began with."""
-    deepspeed: str = "zero3"
+    deepspeed: Place = "zero3"
     """DeepSpeed config of the policy: a name in ds_configs/ or a path to a JSON file."""
-    reference_deepspeed: str = "reference"
+    reference_deepspeed: Place = "reference"
     """DeepSpeed config of the reference."""
     nodes: int | None = Field(None, ge=1)
     """Nodes that the cluster must have when the run starts; default: any number on which the workers fit."""
@@ -304,6 +331,13 @@ class Config(Section):
     training: Training
     cluster: Cluster = Cluster()
 
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _some_folder(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is empty; give a folder, such as runs")
+        return value
+
     @property
     def run_dir(self) -> Path:
         return self.output_dir / self.name
@@ -318,7 +352,7 @@ class Config(Section):
     @property
     def reference_beneath(self) -> bool:
         """The reference is the model that the policy's adapters were added to."""
-        return self.model.lora is not None and self.model.reference_path in (None, self.model.path)
+        return self.model.lora is not None and self.model.reference_is_base
 
     @property
     def follows_split(self) -> bool:

@@ -162,11 +162,12 @@ def train(
 def export(
     run: Run,
     output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/export.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Where the base model is now, if it has been moved.")] = None,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face model with its card."""
     from dpeer.launcher.export import export_run
 
-    typer.echo(export_run(run, output))
+    typer.echo(export_run(run, output, model))
 
 
 @app.command()

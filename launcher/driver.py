@@ -46,10 +46,13 @@ def refuse_lost_gpus(given: Config, config: Config, files: RunDir) -> None:
         )
 
 
-def already_finished(files: RunDir) -> bool:
-    """True when there is nothing left to make; pages that a kill at the very end has cost are written."""
+def already_finished(files: RunDir, config: Config) -> bool:
+    """True when there is nothing left to make; pages that a kill at the very end has cost are written.
+
+    CheckpointError: the recipe asks for another run than the finished one."""
     if not files.finished:
         return False
+    files.check_resumable(config, {})
     lost = lost_results(files)
     if lost and files.saved_steps():
         print(f"{files.path} is finished, but {lost}. That is made again from its checkpoint.", flush=True)
@@ -111,7 +114,7 @@ class Watcher:
 
 @contextmanager
 def watch(config: Config, files: RunDir, total: int, start: int) -> Iterator[Watcher]:
-    with Progress(config.name, total, start) as progress, Trackers(config, files, start) as trackers:
+    with Progress(config.name, total, start) as progress, Trackers(config, files, start, progress.warn) as trackers:
         yield Watcher(config, progress, trackers)
 
 

@@ -78,12 +78,12 @@ class Group:
         joins = [w.join.remote(i, self.size, own, port, limits) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group", spec.join_timeout_s + GRACE_S, watched=False)
 
-    def build(self, config: Config, role: str | None = None) -> dict[str, Any]:
-        return self.finish_build(self.start_build(config, role))
+    def build(self, config: Config, role: str | None = None, prepared: Any = None) -> dict[str, Any]:
+        return self.finish_build(self.start_build(config, role, prepared))
 
-    def start_build(self, config: Config, role: str | None = None) -> list[Any]:
+    def start_build(self, config: Config, role: str | None = None, prepared: Any = None) -> list[Any]:
         values = config.model_dump(mode="python")
-        return [w.build.remote(role or self.role, values) for w in self.workers]
+        return [w.build.remote(role or self.role, values, prepared) for w in self.workers]
 
     def finish_build(self, pending: list[Any]) -> dict[str, Any]:
         """Rank 0's summary, after all ranks have proved to hold the same data and weights."""

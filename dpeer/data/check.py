@@ -10,10 +10,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from dpeer.config_sources import Map
+from dpeer.data.facts import ModelFacts, Tokens, facts
+from dpeer.data.facts import tokens as counted_tokens
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.load import load_with_faults, splits
 from dpeer.data.order import edge_counts, edges
 from dpeer.data.schema import DataSet, Reading, Record
+from dpeer.data.split import prompt_key
 from dpeer.data.tokenize import audit, response_name
 from dpeer.errors import DataError
 
@@ -72,24 +75,27 @@ def check(
     tokenizer: PreTrainedTokenizerBase | None = None,
     heldout: str | None = None,
     map: Map | None = None,
+    model: ModelFacts | None = None,
 ) -> CheckReport:
     """Check the training split of `source`, and `heldout` or, without it, the source's own test split if there is one.
 
-    Errors: faults of the rows; responses of a record with the same text; prompts in both splits; with a tokenizer, the
-    audit of its chat template. Warnings: active dimensions without a reject of their own; repeated records; records
-    with the same prompt and mask; responses that repeat their prompt. Never raises for a fault of the data.
+    Errors: faults of the rows; responses of a record with the same text; with a tokenizer, the audit of its chat
+    template; what `facts` refuses of the splits, their tokens and the model. Warnings: active dimensions without a
+    reject of their own; repeated records; records with the same prompt and mask; responses that repeat their prompt;
+    what `facts` tells. Never raises for a fault of the data.
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
     splits: list[Split] = []
     data: list[DataSet] = []
+    counted: dict[str, Tokens] = {}
     try:
         for name, place, split in _places(source, heldout):
             part, faults = load_with_faults(place, split, data[0].dimensions if data else None, map)
             errors += faults
             tokens: dict[str, Spread] = {}
             if tokenizer is not None:
-                tokens, faults = _tokens(part, tokenizer)
+                tokens, faults, counted[name] = _tokens(part, tokenizer)
                 errors += faults
             errors += _equal_responses(part)
             warnings += [*_missing_rejects(part), *_repeats(part), *_with_prompts(part)]
@@ -98,8 +104,10 @@ def check(
     except DataError as error:
         where = heldout if data and heldout else source
         errors.append(Fault(where, "", str(error).removeprefix(f"{where}: ")))
-    if len(data) == 2:
-        errors += _leaks(*data)
+    parts = {split.name: part for split, part in zip(splits, data, strict=True)}
+    found = facts(parts, counted, tokenizer, [model] if model else [])
+    errors += found.errors
+    warnings += found.warnings
     dimensions = data[0].dimensions if data else ()
     reading = tuple(r for part in data for r in part.reading)
     return CheckReport(source, dimensions, tuple(splits), tuple(errors), tuple(warnings), reading)
@@ -132,18 +140,18 @@ def _prompts(data: DataSet) -> dict[str, int]:
     asked: dict[str, set[object]] = {d: set() for d in data.dimensions}
     for record in data.records:
         for edge in edges(record):
-            asked[edge.dimension].add(_prompt(record))
+            asked[edge.dimension].add(prompt_key(record))
     return {d: len(prompts) for d, prompts in asked.items()}
 
 
-def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...]]:
+def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...], Tokens]:
     trees, faults = audit(data, tokenizer)
     lengths = {
         "prompt tokens": [len(t.prompt) for t in trees],
         "response tokens": [len(r) for t in trees for r in t.responses],
         "prompt + longest response tokens": [t.longest for t in trees],
     }
-    return _spreads(lengths), faults
+    return _spreads(lengths), faults, counted_tokens(data.dimensions, trees, tokenizer.unk_token_id)
 
 
 def _spreads(lengths: dict[str, list[int]]) -> dict[str, Spread]:
@@ -173,7 +181,7 @@ def _missing_rejects(data: DataSet) -> Iterator[Fault]:
 def _repeats(data: DataSet) -> Iterator[Fault]:
     first: dict[tuple[object, ...], Record] = {}
     for record in data.records:
-        earlier = first.setdefault((_prompt(record), record.mask), record)
+        earlier = first.setdefault((prompt_key(record), record.mask), record)
         if earlier is not record and not (data.reading and earlier.key != record.key):  # ratings rank many responses
             what = "repeats" if earlier.key == record.key else "has the prompt and mask of"
             yield Fault(record.source, "prompt", f"{what} {earlier.source}: {excerpt(record.prompt[-1].content)}")
@@ -185,15 +193,3 @@ def _with_prompts(data: DataSet) -> Iterator[Fault]:
         asked = record.prompt[-1].content.strip()
         if len(asked) >= REPEATED and all(r.text.strip().startswith(asked) for r in record.responses):
             yield Fault(record.source, "", f"every response begins with the prompt: {excerpt(asked)}")
-
-
-def _leaks(train: DataSet, heldout: DataSet) -> Iterator[Fault]:
-    seen = {_prompt(record): record.source for record in train.records}
-    for record in heldout.records:
-        if source := seen.get(_prompt(record)):
-            message = f"also trained on ({source}), so it is not held out: {excerpt(record.prompt[-1].content)}"
-            yield Fault(record.source, "prompt", message)
-
-
-def _prompt(record: Record) -> tuple[tuple[str, str], ...]:
-    return tuple((m.role, m.content.strip()) for m in record.prompt)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from unicodedata import normalize
 
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.order import edges
@@ -17,6 +19,7 @@ LONGEST_TEXT = 1_000_000
 """Characters; far beyond any context window, so a longer cell is a broken file."""
 LONGEST_NAMES = 1_000
 REJECT = "reject_"
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 ROLES = ("system", "user", "assistant")
 MISSING_MARKS = ("nan", "NaN", "<NA>")
 
@@ -84,7 +87,8 @@ def _mask(fields: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Response, ...]:
-    known = [c.removeprefix(REJECT) for c in fields if c.startswith(REJECT)]
+    columns = {normalize("NFC", c.removeprefix(REJECT)): c for c in fields if c.startswith(REJECT)}
+    known = list(columns)
     if unknown := [d for d in mask if d not in known]:
         raise Invalid(
             "mask",
@@ -92,7 +96,7 @@ def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[
         )
     responses = [Response(_text(_field(fields, "golden"), "golden"), frozenset())]
     for dimension in known:
-        column = REJECT + dimension
+        column = columns[dimension]
         value = fields[column]
         if _absent(value):
             continue
@@ -137,6 +141,8 @@ def _weight(fields: Mapping[str, object]) -> float:
 
 
 def _prompt(value: object) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        value = messages_in(value, "prompt")
     if not isinstance(value, list):
         return (Message("user", _text(value, "prompt")),)
     messages = []
@@ -156,6 +162,20 @@ def _prompt(value: object) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def messages_in(text: str, column: str) -> object:
+    """The messages that a text is the JSON or the Python literal of, as data frames write them; else the text itself.
+    Invalid: it begins as messages do, and cannot be read."""
+    if not MESSAGES.match(text):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text.strip())
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return value
+    raise Invalid(column, f"begins like the JSON text of messages, but is none: {excerpt(text)}; mend it")
+
+
 def _names(value: object, column: str) -> tuple[str, ...]:
     """A list of dimension names, or its text as JSON or as a Python literal."""
     if isinstance(value, str):
@@ -166,6 +186,7 @@ def _names(value: object, column: str) -> tuple[str, ...]:
     for name in value:
         if not isinstance(name, str) or not name.strip() or name != name.strip() or not name.isprintable():
             raise Invalid(column, f"a dimension name must be plain text, got {excerpt(name)} in {excerpt(value)}")
+        name = normalize("NFC", name)
         if name in names:
             raise Invalid(column, f"names {name!r} twice: {excerpt(value)}")
         names.append(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,8 +164,8 @@ def _duplicate(names: list[str]) -> str | None:
 
 def _jsonl(path: Path, faults: list[Fault]) -> Iterator[Row]:
     text = _text(path, faults)
-    # Not splitlines(): JSON strings may hold U+2028 and its like.
-    for number, line in enumerate(text.split("\n"), start=1):
+    # Not splitlines(): JSON strings may hold U+2028 and its like. They may hold no bare line end of any kind.
+    for number, line in enumerate(re.split(r"\r\n?|\n", text), start=1):
         if not line.strip():
             continue
         where = f"{path.name}, row {number}"

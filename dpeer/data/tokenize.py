@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from jinja2.exceptions import TemplateError
-
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.order import edges
+from dpeer.data.round_trip import Garbled, clock, is_sampled, refuse_garbled, tokenizer_faults
 from dpeer.data.schema import DataSet, Message, Record
 from dpeer.errors import DataError
 
@@ -108,7 +107,9 @@ def audit(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[Toke
 
     Checked for every response: the rendered prompt and its token ids are a prefix of prompt + response; prompt and
     response text come through the template verbatim (outer whitespace apart); no text contains a control token; the
-    response ends with an end-of-turn token; BOS is not doubled; no two responses of a record have equal tokens.
+    response ends with an end-of-turn token; BOS is not doubled; no two responses of a record have equal tokens. Of the
+    first records and of every tenth after them: the tokens decode to the rendered text. Raises DataError without a
+    chat template, and for a tokenizer that garbles any text.
     """
     if tokenizer.chat_template is None:
         raise DataError(
@@ -162,7 +163,9 @@ def _tree(
             )
         texts.append(full_text)
     # What apply_chat_template does inside, without its return type, which depends on version and arguments.
-    prompt, *fulls = (tuple(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    with tokenizer_faults(tokenizer):
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    prompt, *fulls = map(tuple, encoded)
     bos = tokenizer.bos_token_id
     if bos is not None and prompt[:2] == (bos, bos):
         raise _Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
@@ -178,6 +181,13 @@ def _tree(
             "the chat template ignores add_generation_prompt, so the answer's header "
             f"{_show(responses[0], 0, tokenizer)} would be trained as part of the response; write it there as well",
         )
+    if is_sampled(index):
+        for name, full, text in zip(names, fulls, texts[1:], strict=True):
+            try:
+                with tokenizer_faults(tokenizer):
+                    refuse_garbled(full, text, tokenizer)
+            except Garbled as garbled:
+                raise _Unsound(name, str(garbled)) from garbled
     rank = {d: i for i, d in enumerate(dimensions)}
     tree_edges = tuple((rank[e.dimension], e.better, e.worse) for e in edges(record))
     return TokenTree(index, prompt, responses, tree_edges, record.golden, record.mask)
@@ -207,8 +217,11 @@ def _response(prompt: Ids, full: Ids, column: str, tokenizer: PreTrainedTokenize
 def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, generate: bool) -> str:
     conversation = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
-    except (TemplateError, TypeError) as error:
+        text = tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=generate, tokenize=False, strftime_now=clock(tokenizer)
+        )
+        return str(text)
+    except Exception as error:  # a template is a program
         roles = ", ".join(m.role for m in messages)
         raise _Unsound("prompt", f"the chat template refuses the roles {roles}: {error}") from error
 

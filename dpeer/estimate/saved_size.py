@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import AutoConfig
-
 from dpeer.config import Config
 from dpeer.estimate.footprint import count_weights
-from dpeer.model.lm import DTYPES, hub_errors
+from dpeer.model.lm import DTYPES, load_shape
 
 ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
 
@@ -32,9 +30,7 @@ class SavedSize:
 def saved_size(config: Config) -> SavedSize:
     """What the recipe's model takes on disk and, while it is exported, in host memory."""
     spec = config.model
-    with hub_errors(spec.path):
-        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
-    weights = count_weights(spec, shape)
+    weights = count_weights(spec, load_shape(spec.path, spec.revision))
     compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
     gathered, written = weights.total * compute, weights.total * exported
     return SavedSize(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from dpeer.data.facts import quantised
 from dpeer.errors import ConfigError
 from dpeer.model.logprob import Shape
 
@@ -104,6 +105,9 @@ def backbone(model: PreTrainedModel) -> Any:
 
 def refuse_unsupported(shape: PretrainedConfig, path: str) -> None:
     """ConfigError for a model that no layout computes exactly, whatever its architecture; names the reason."""
+    if given := getattr(shape, "quantization_config", None):
+        method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
+        raise ConfigError(f"model {path}: {quantised(str(getattr(method, 'value', method) or 'an unnamed method'))}.")
     reasons = []
     if getattr(shape, "attention_dropout", 0):
         reasons.append(f"attention_dropout = {shape.attention_dropout}: set it to 0 in the model's config.json")

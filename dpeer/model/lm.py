@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
+from datetime import date
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dpeer import config
 from dpeer.data.layout import Layout
-from dpeer.errors import ConfigError
+from dpeer.data.round_trip import is_panic
+from dpeer.errors import ConfigError, DpeerError
 from dpeer.model import flash, tree_attention
 from dpeer.model.families import family_of, own_attention, refuse_unsupported
 from dpeer.model.probe import layout_of
@@ -20,20 +31,40 @@ from dpeer.model.tree_lm import TreeLM
 
 SEQUENCES = "transformers' own, over separate sequences"
 ROUTER = re.compile("router|gate$", re.IGNORECASE)
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+LOADING = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError, SafetensorError)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    with hub_errors(path):
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+def load_tokenizer(path: str, revision: str | None = None, today: date | None = None) -> PreTrainedTokenizerBase:
+    """`today`: the day that its chat template is told (`dpeer.data.round_trip.clock`)."""
+    with hub_errors(path, whole=True):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    tokenizer.today = today
+    return tokenizer
+
+
+def load_shape(path: str, revision: str | None = None) -> PretrainedConfig:
+    """The model's config.json. ConfigError: it cannot be read, or a size in it is none."""
+    with hub_errors(path, whole=True):
+        shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    text = shape.get_text_config()
+    for name in SIZES:
+        value = getattr(text, name, 1)
+        if value is None and name == "num_key_value_heads":
+            continue  # as many as there are heads
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(
+                f"model {path}: config.json has {name} = {value!r}, which must be a whole number above 0."
+            )
+    return shape
 
 
 def attention_kernel(spec: config.Model, device: torch.device) -> str:
     """Choose the kernel of attention for this process, and return its name. Comes before the model is built: what is
     tried here must not be built in the way of an engine."""
-    for path in (spec.reference_path or spec.path, spec.path):
-        with hub_errors(path):
-            shape = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=False)
+    for path, revision in (spec.reference, (spec.path, spec.revision)):
+        shape = load_shape(path, revision)
         refuse_unsupported(shape, path)
         layout = layout_of(shape, path, spec.layout)
     if layout == "sequences":
@@ -47,8 +78,7 @@ def load_lm(
     path: str, dtype: str, revision: str | None = None, attention: str = "gather", layout: str = "auto"
 ) -> tuple[PreTrainedModel, Layout]:
     """Weights of `path` with the attention of its layout. Under an active HfDeepSpeedConfig they come partitioned."""
-    with hub_errors(path):
-        model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    model_config = load_shape(path, revision)
     refuse_unsupported(model_config, path)
     chosen = layout_of(model_config, path, layout)
     kernel = tree_attention.IMPLEMENTATIONS[attention] if chosen == "tree" else own_attention(model_config)
@@ -66,6 +96,8 @@ def load_lm(
             f"model {path}: its checkpoint lacks {len(missing)} of the weights that its config.json describes, among "
             f"them {', '.join(missing[:3])}; they would start at random values. Give a complete checkpoint."
         )
+    # Parts of partitioned weights are looked at by the engine that knows which elements are padding.
+    refuse_not_finite(((n, w) for n, w in model.named_parameters() if not hasattr(w, "ds_tensor")), path)
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
     return model, chosen
@@ -73,6 +105,16 @@ def load_lm(
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
     return load_lm(path, dtype, revision)[0]
+
+
+def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], path: str) -> None:
+    """ConfigError for weights that are NaN or infinite: nothing computed with them would mean anything."""
+    bad = [n for n, w in weights if w.numel() and not all(map(math.isfinite, map(float, torch.aminmax(w.detach()))))]
+    if bad:
+        raise ConfigError(
+            f"model {path}: {len(bad)} of its weights hold NaN or infinite values, among them {', '.join(bad[:3])}. "
+            "Its files are damaged, or its own training diverged: give another copy or checkpoint."
+        )
 
 
 def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
@@ -142,8 +184,8 @@ def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
 
 def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
     """The policy (trainable) or the reference (frozen) of a run."""
-    path = spec.reference_path if reference and spec.reference_path else spec.path
-    model, layout = load_lm(path, spec.dtype, spec.revision, spec.attention, spec.layout)
+    path, revision = spec.reference if reference else (spec.path, spec.revision)
+    model, layout = load_lm(path, spec.dtype, revision, spec.attention, spec.layout)
     if reference:
         return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk, layout)
     if spec.gradient_checkpointing:
@@ -154,20 +196,23 @@ def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeL
 
 
 class hub_errors:
-    """Turns transformers' loading errors into one that names the model and says what to do."""
+    """Turns transformers' loading errors into one that names the model and says what to do.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    whole: any exception counts, as where small files are read and nothing else can fail; also the panics of
+    tokenizers, which are no Exceptions. Else those of files and configs: others are of memory or of other ranks."""
+
+    def __init__(self, path: str, *, whole: bool = False) -> None:
+        self.path, self.whole = path, whole
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         mismatch = isinstance(error, RuntimeError) and "mismatched" in str(error)
-        if mismatch or (
-            isinstance(error, (OSError, ValueError, SafetensorError)) and not isinstance(error, ConfigError)
-        ):
-            first = next((line for line in str(error).splitlines() if line.strip()), kind.__name__)
+        loading = isinstance(error, Exception if self.whole else LOADING) or (self.whole and is_panic(error))
+        if mismatch or (loading and not isinstance(error, DpeerError)):
+            first = next((line for line in str(error).splitlines() if line.strip()), "")
+            first = first if isinstance(error, OSError | ValueError) and first else f"{kind.__name__}: {first}"
             raise ConfigError(
                 f"model {self.path}: cannot be loaded ({first[:300]}). Give a local folder with config.json, "
                 "safetensors and a tokenizer, or a hub id that this machine can reach."

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import psutil
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.errors import ConfigError
 from dpeer.integrity import read_state
-from dpeer.model.lm import DTYPES, add_lora, hub_errors
+from dpeer.model.lm import DTYPES, add_lora, load_shape
 from dpeer.training.engine import Engine, deepspeed_config
 from dpeer.training.plain import Plain
 from dpeer.training.run_dir import RunDir
@@ -88,8 +88,7 @@ def plain_reference(config: Config, ranks: int) -> bool:
 
 def model_states(spec: settings.Model) -> float:
     """Bytes of weights, gradients and optimizer state of a model that is not shared; counted on the meta device."""
-    with hub_errors(spec.path):
-        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+    shape = load_shape(spec.path, spec.revision)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[spec.dtype])
         model = add_lora(model, spec.lora, 0) if spec.lora else model

@@ -232,7 +232,7 @@ class Policy:
 
     def check_identity(self, totals: StepTotals) -> None:
         """Before its first update the policy equals the reference: every margin is 0 and every loss ln 2."""
-        if self.step or self.config.model.reference_path not in (None, self.config.model.path):
+        if self.step or not self.config.model.reference_is_base:
             return
         gap = totals["identity_gap"] / totals["response_tokens"]
         limit = IDENTITY[self.config.model.dtype]

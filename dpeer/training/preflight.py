@@ -10,9 +10,8 @@ import torch
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet
-from dpeer.errors import CheckpointError, ClusterError, ConfigError
+from dpeer.errors import CheckpointError, ClusterError
 from dpeer.integrity import read_state
-from dpeer.model.lm import load_tokenizer
 from dpeer.objective.certificate import provable
 from dpeer.objective.constraints import build_constraints, certified
 from dpeer.objective.controllers import CONTROLLERS
@@ -82,7 +81,7 @@ def tokens(prepared: Prepared) -> str:
 
 
 def chat_template(config: Config, prepared: Prepared) -> str:
-    """The template is the one that the run began with, and the one of the reference."""
+    """The template is the one that the run began with; `prepare` has compared it with the reference's."""
     mine = prepared.facts["chat_template"]["hash"]
     recorded = _recorded(config, "chat_template")
     if recorded is not None and recorded["hash"] != mine:
@@ -90,19 +89,6 @@ def chat_template(config: Config, prepared: Prepared) -> str:
             f"{config.run_dir} began with chat template {recorded['hash'][:12]}, the tokenizer of {config.model.path} "
             f"now has {mine[:12]}. Restore the tokenizer's files, or give the new run another name."
         )
-    theirs = config.model.reference_path
-    if theirs is not None:
-        own, other = (load_tokenizer(p, config.model.revision) for p in (config.model.path, theirs))
-        if own.get_vocab() != other.get_vocab():
-            raise ConfigError(
-                f"model.reference_path {theirs} has another vocabulary than {config.model.path}: the reference would "
-                "score other tokens. Choose a reference with the same tokenizer."
-            )
-        if own.chat_template != other.chat_template:
-            raise ConfigError(
-                f"model.reference_path {theirs} has another chat template than {config.model.path}: prompts are "
-                "written in the policy's. Give both models the same template."
-            )
     return f"{mine[:12]}" + (", as recorded in the run" if recorded else "")
 
 

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.config_sources import paths
+from dpeer.data.facts import ModelFacts, facts, tokens
+from dpeer.data.faults import data_error
 from dpeer.data.load import load, splits
 from dpeer.data.packing import batch_indices
 from dpeer.data.schema import DataSet
 from dpeer.data.split import carve, share
 from dpeer.data.tokenize import TokenizedSet, TokenTree, tokenize
-from dpeer.errors import DataError
+from dpeer.errors import ConfigError, DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
+from dpeer.model.shape import model_facts
 from dpeer.training.reference import reference_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 METHOD = 2
 """Version of what a step computes: 1 had the anchor outside the normaliser and no dual split."""
 SPLITS = ("train", "dual", "heldout")
 CARVED = "10%"
+SHARED = "\nRemove such records from one of the two, or have records carved from the training data: data.heldout=10%."
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Prepared:
     """Of the training records, where they differ: how often each is drawn. Evidence counts every record once."""
     reading: tuple[str, ...] = ()
     """Lines that say what the columns of the sources were taken for, and what became no edge."""
+    warnings: tuple[str, ...] = ()
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -69,9 +77,9 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
-    tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    spec = config.data
-    records = split_records(config)
+    models = model_facts_of(config)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision, config.data.date)
+    spec, records = config.data, split_records(config)
     tokenised = {name: tokenize(part, tokenizer, spec.max_tokens, spec.overlong) for name, part in records.items()}
     for name, data in tokenised.items():
         if not data.trees:
@@ -79,9 +87,10 @@ def prepare(config: Config) -> Prepared:
                 f"{', '.join(paths(spec.train))}: no {name} record fits data.max_tokens = {spec.max_tokens} "
                 f"({data.dropped} dropped). Raise it."
             )
+    told = refuse_unsound(config, records, tokenised, tokenizer, models)
     if config.follows_split:
         refuse_unseen(tokenised["train"], tokenised["dual"])
-    facts: dict[str, Any] = {
+    kept: dict[str, Any] = {
         "method": METHOD,
         "data": {name: _facts(data) for name, data in tokenised.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
@@ -90,9 +99,58 @@ def prepare(config: Config) -> Prepared:
     }
     weights = _weights(records["train"], tokenised["train"])
     if weights is not None:
-        facts["data"]["train"]["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
+        kept["data"]["train"]["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
     reading = dict.fromkeys(line for part in records.values() for r in part.reading for line in r.lines())
-    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts, weights, tuple(reading))
+    dual, heldout = tokenised.get("dual"), tokenised.get("heldout")
+    return Prepared(tokenised["train"], dual, heldout, kept, weights, tuple(reading), told)
+
+
+def model_facts_of(config: Config) -> list[ModelFacts]:
+    """Of the policy and, where it is another model, of the reference. ConfigError for one that cannot be trained."""
+    spec = config.model
+    places = dict.fromkeys([(spec.path, spec.revision), spec.reference])
+    models = [found for place in places if (found := model_facts(*place))]
+    if errors := facts({}, {}, None, models).errors:
+        raise ConfigError("\n".join(map(str, errors)))
+    return models
+
+
+def refuse_unsound(
+    config: Config,
+    records: Mapping[str, DataSet],
+    tokenised: Mapping[str, TokenizedSet],
+    tokenizer: PreTrainedTokenizerBase,
+    models: Sequence[ModelFacts],
+) -> tuple[str, ...]:
+    """DataError for data on which no step may be taken (`dpeer.data.facts`); returns what is to be told of the rest."""
+    if not config.model.reference_is_base:
+        same_tokenizer(config, tokenizer)
+    counted = {
+        name: tokens(data.dimensions, data.trees, tokenizer.unk_token_id, data.dropped, data.cut)
+        for name, data in tokenised.items()
+    }
+    constrained = config.objective.constrained(tokenised["train"].dimensions)
+    found = facts(records, counted, tokenizer, models, constrained, config.data.max_tokens)
+    if found.errors:
+        shared = any(fault.column == "prompt" for fault in found.errors)
+        raise DataError(f"{data_error(', '.join(paths(config.data.train)), found.errors)}{SHARED if shared else ''}")
+    return tuple(map(str, found.warnings))
+
+
+def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ConfigError when the reference would read the policy's tokens as others."""
+    path, revision = config.model.reference
+    other = load_tokenizer(path, revision)
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise ConfigError(
+            f"model.reference_path {path} has another vocabulary than {config.model.path}: the reference would score "
+            "other tokens. Choose a reference with the same tokenizer."
+        )
+    if tokenizer.chat_template != other.chat_template:
+        raise ConfigError(
+            f"model.reference_path {path} has another chat template than {config.model.path}: prompts are written in "
+            "the policy's. Give both models the same template."
+        )
 
 
 def _weights(data: DataSet, tokenised: TokenizedSet) -> tuple[float, ...] | None:

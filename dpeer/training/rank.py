@@ -22,6 +22,7 @@ from dpeer.training.environment import set_determinism
 from dpeer.training.export import export
 from dpeer.training.faults import kind, out_of_memory
 from dpeer.training.heldout import certificate, heldout_edges, proven
+from dpeer.training.keepsake import remembered
 from dpeer.training.numerics import numerics
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared, prepare, split_records
@@ -59,10 +60,10 @@ def carry_out(rank: TrainingRank | ReferenceRank, method: str, *args: Any, **opt
 class TrainingRank:
     """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, prepared: Prepared | None = None) -> None:
         self.config = config
         set_determinism(config.training.deterministic)
-        self.prepared = prepare(config)
+        self.prepared = prepared or prepare(config)
         self.attention = attention_kernel(config.model, world.device)
         with memory_explained(config, self.prepared, lambda: "loading the model"):
             self.policy = Policy(config, self.prepared, world)
@@ -84,10 +85,20 @@ class TrainingRank:
         """Steps of the run, the facts that must not change when it goes on, what this rank computes with, and how the
         sources were read."""
         choice = self.policy.choice
-        attention, device = self.attention + self._dearer(), self.policy.world.device
-        means = {"engine": choice.name, "attention": attention, "numerics": numerics(device)}
-        facts, reading = self.prepared.facts, self.prepared.reading
-        return {"steps": self.policy.steps, "facts": facts, "means": means, "why": choice.why, "reading": reading}
+        means: dict[str, Any] = {
+            "engine": choice.name,
+            "attention": self.attention + self._dearer(),
+            "numerics": numerics(self.policy.world.device),
+        }
+        means |= remembered(self.prepared.train)
+        return {
+            "steps": self.policy.steps,
+            "facts": self.prepared.facts,
+            "means": means,
+            "why": choice.why,
+            "reading": self.prepared.reading,
+            "warnings": self.prepared.warnings,
+        }
 
     @property
     def pulse(self) -> Pulse:
@@ -216,8 +227,8 @@ class TrainingRank:
         """Zero the trained weights, so that a load that does nothing cannot pass for one."""
         self.policy.engine.blank()
 
-    def export(self, folder: Path) -> None:
-        export(self.policy, folder)
+    def export(self, folder: Path) -> list[str]:
+        return export(self.policy, folder)
 
     def close(self) -> None:
         """Free the models, so that the process can serve another recipe; the object is of no further use."""

@@ -57,7 +57,7 @@ class Reference:
 
 def reference_hash(config: Config) -> str:
     """Identity of the reference weights; kept in checkpoints and cache keys so that a changed reference is refused."""
-    return model_hash(config.model.reference_path or config.model.path, config.model.revision)
+    return model_hash(*config.model.reference)
 
 
 def cache_path(config: Config, data: TokenizedSet) -> Path:

@@ -77,7 +77,8 @@ class TrainingRun:
             done = self.steps(start, watcher)
         last = self.conclude(done)
         self.certify()
-        self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)
+        for line in self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)[0]:
+            print(line, flush=True)
         self.files.finish(last)
 
     def build(self) -> int:
@@ -100,6 +101,8 @@ class TrainingRun:
             f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}",
             flush=True,
         )
+        for line in built["warnings"]:
+            print(f"warning: {line}", flush=True)
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
         self.files.clear_partial()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
-from dpeer.model.lm import build_lm
+from dpeer.model.lm import build_lm, refuse_not_finite
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.engine import Engine, build_optimizer, deepspeed_config
 from dpeer.training.world import World
 
 SHARDS = "deepspeed"
 UNIVERSAL = "universal"
+
+
+def _own_parts(lm: TreeLM, rank: int) -> Iterator[tuple[str, Tensor]]:
+    """Each weight's part on this rank, less the padding at the end of the last ones, which nothing has written."""
+    for name, weight in lm.named_parameters():
+        part = weight.ds_tensor.detach().flatten()  # type: ignore[attr-defined]
+        own = min(part.numel(), weight.ds_numel - rank * part.numel())  # type: ignore[attr-defined]
+        if own > 0:
+            yield name, part[:own]
 
 
 class Zero3:
@@ -31,6 +41,7 @@ class Zero3:
         settings = deepspeed_config(name, config, trained=not reference)
         self.world = world
         lm = _partitioned(config, settings, reference=reference)
+        refuse_not_finite(_own_parts(lm, world.rank), config.model.reference[0] if reference else config.model.path)
         self.trained = [p for p in lm.parameters() if p.requires_grad]
         self._engine = _initialize(lm, settings, config, self.trained)
         self._engine.train(not reference)

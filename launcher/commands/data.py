@@ -37,7 +37,9 @@ Mapped = Annotated[
 @app.command()
 def check(
     source: Source,
-    tokenizer: Annotated[str | None, typer.Option(help="Model folder or hub id: also audit its chat template.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model folder or hub id: audit its template and sizes too.")
+    ] = None,
     heldout: Annotated[str | None, typer.Option(help="Held-out data; default: the test split of SOURCE.")] = None,
     map_: Mapped = None,
     tolerance: Annotated[
