@@ -28,7 +28,7 @@ def _own_parts(lm: TreeLM, rank: int) -> Iterator[tuple[str, Tensor]]:
         if not hasattr(weight, "ds_tensor"):
             continue
         part = weight.ds_tensor.detach().flatten()
-        own = min(part.numel(), weight.ds_numel - rank * part.numel())
+        own = min(part.numel(), weight.ds_numel - rank * part.numel())  # type: ignore[attr-defined]
         if own > 0:
             yield name, part[:own]
 
