@@ -23,9 +23,12 @@ UNIVERSAL = "universal"
 
 
 def _own_parts(lm: TreeLM, rank: int) -> Iterator[tuple[str, Tensor]]:
-    """Each weight's part on this rank, less the padding at the end of the last ones, which nothing has written."""
+    """This rank's part of each partitioned weight, less padding at its end, which nothing has written. Whole weights
+    were looked at when they were loaded."""
     for name, weight in lm.named_parameters():
-        part = weight.ds_tensor.detach().flatten()  # type: ignore[attr-defined]
+        if not hasattr(weight, "ds_tensor"):
+            continue
+        part = weight.ds_tensor.detach().flatten()
         own = min(part.numel(), weight.ds_numel - rank * part.numel())  # type: ignore[attr-defined]
         if own > 0:
             yield name, part[:own]
