@@ -20,6 +20,7 @@ from dpeer.files import follow_umask
 from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
+from dpeer.launcher.commands.audit import audit
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.fsck import fsck
@@ -108,6 +109,7 @@ app = typer.Typer(
     help="Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3.",
 )
 app.add_typer(config_app, name="config", help="The form of recipes, for editors.")
+data_app.command()(audit)
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(preflight)
 app.command()(watch)
