@@ -6,18 +6,17 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from dpeer.config_sources import Map, Sources, as_map
+from dpeer.section import NonNegative as NonNegative
+from dpeer.section import Positive as Positive
+from dpeer.section import Section as Section
+
 Tolerance = Annotated[float, Field(ge=0)]  # inf is allowed: an unconstrained dimension
 
 LONGEST_NAME = 160
 """Characters of a run's name: files that are named after it stay below the 255 bytes that file systems take."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Lora(Section):
@@ -57,18 +56,23 @@ class Model(Section):
 
 
 class Data(Section):
-    train: str
-    """Hub id, file (CSV / JSONL / Parquet) or folder with the training records."""
-    heldout: str | None = None
+    train: Sources
+    """Hub id, file (CSV / JSON / JSONL / Parquet) or folder with the training records; or a list of {path, weight,
+    map}."""
+    map: Map | None = None
+    """What the columns mean: a preset's name or a mapping; default: told from the columns where they leave no doubt."""
+    heldout: Sources | None = None
     """Records for the certificate, looked at once, after training: a source like `train`, a share of the training
     records such as 10%, or `none`. Default: the test split of `train`, or 10% where it has none."""
-    dual: str = "10%"
+    dual: Sources = "10%"
     """Records that move the multipliers and never the policy: a source like `train`, a share of the training records,
     or `none`."""
     max_tokens: int = Field(4096, ge=8)
     """Longest prompt + response, in tokens."""
     overlong: Literal["drop", "cut_prompt"] = "drop"
     """Records longer than max_tokens: drop them, or cut the prompt from the left. Both are counted and reported."""
+
+    _preset = field_validator("map", mode="before")(as_map)
 
 
 class Dual(Section):
@@ -101,7 +105,7 @@ class Dual(Section):
     """pi, nu_pi and pid: integral gain; default 0.2 for pi, 1 for the others."""
     kd: NonNegative | None = None
     """pid: derivative gain; default 0."""
-    options: dict[str, float] = {}
+    options: dict[str, float] = Field({})
     """Numbers that a controller of your own asks for, by name."""
 
 
@@ -116,7 +120,7 @@ class Constraint(Section):
     """false: measure and certify the constraints but keep every multiplier at 0 (the baselines of an ablation)."""
     slack: NonNegative = 0.0
     """margin form only: allowed mean hinge."""
-    options: dict[str, float] = {}
+    options: dict[str, float] = Field({})
     """Numbers that a form of your own asks for, by name."""
 
 

@@ -71,6 +71,18 @@ def load_section(
     raise ConfigError("\n".join([f"{path}: {count} in the config", *shown]))
 
 
+def parsed_section(root: type[Root], values: Tree, settings: Sequence[str], where: str) -> Root:
+    """A section from values and from key=value settings, the value as YAML. ConfigError: a fault, named by `where`."""
+    tree = copy.deepcopy(values)
+    for setting in settings:
+        dotted, _, text = setting.partition("=")
+        _put(tree, dotted.strip(), _parse(text, f"{where} {dotted}"), f"{where} {dotted}", text)
+    try:
+        return root.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error, tree, root))) from None
+
+
 def known_names() -> dict[str, tuple[str, ...]]:
     """Config key -> names that are registered for it; in the config tree itself they are plain text."""
     from dpeer.objective.controllers import CONTROLLERS
@@ -225,7 +237,7 @@ def _put(tree: Tree, dotted: str, value: Any, where: str, text: str) -> None:
 
 def _section(annotation: Any) -> type[Section] | None:
     """The section class that a field holds, if any (`Lora` of `Lora | None`)."""
-    options = (annotation, *get_args(annotation))
+    options = (annotation, *(o for inner in get_args(annotation) for o in (inner, *get_args(inner))))
     return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
 
 

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from dpeer.config_sources import Map
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.load import load_with_faults, splits
-from dpeer.data.order import edges
-from dpeer.data.schema import DataSet, Record
+from dpeer.data.order import edge_counts, edges
+from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.data.tokenize import audit, response_name
 from dpeer.errors import DataError
 
@@ -33,14 +34,16 @@ class Spread:
 class Split:
     """Counts of the sound records of one split.
 
-    masks: records per mask, written "A+T". edges: preference edges per dimension. lengths: of prompts and responses,
-    in characters and, with a tokenizer, in tokens ("prompt tokens" ... "prompt + longest response tokens").
+    masks: records per mask, written "A+T". edges: preference edges per dimension. prompts: distinct
+    ones with an edge of a dimension. lengths: of prompts and responses, in characters and, with a tokenizer, in tokens
+    ("prompt tokens" ... "prompt + longest response tokens").
     """
 
     name: str
     records: int
     masks: dict[str, int]
     edges: dict[str, int]
+    prompts: dict[str, int]
     lengths: dict[str, Spread]
 
 
@@ -53,13 +56,19 @@ class CheckReport:
     splits: tuple[Split, ...]
     errors: tuple[Fault, ...]
     warnings: tuple[Fault, ...]
+    reading: tuple[Reading, ...] = ()
 
     def to_json(self) -> str:
         """The whole report, every fault included, as indented JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
-def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout: str | None = None) -> CheckReport:
+def check(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    heldout: str | None = None,
+    map: Map | None = None,
+) -> CheckReport:
     """Check the training split of `source`, and `heldout` or, without it, the source's own test split if there is one.
 
     Errors: faults of the rows; responses of a record with the same text; prompts in both splits; with a tokenizer, the
@@ -72,7 +81,7 @@ def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout
     data: list[DataSet] = []
     try:
         for name, place, split in _places(source, heldout):
-            part, faults = load_with_faults(place, split, data[0].dimensions if data else None)
+            part, faults = load_with_faults(place, split, data[0].dimensions if data else None, map)
             errors += faults
             tokens: dict[str, Spread] = {}
             if tokenizer is not None:
@@ -87,7 +96,9 @@ def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout
         errors.append(Fault(where, "", str(error).removeprefix(f"{where}: ")))
     if len(data) == 2:
         errors += _leaks(*data)
-    return CheckReport(source, data[0].dimensions if data else (), tuple(splits), tuple(errors), tuple(warnings))
+    dimensions = data[0].dimensions if data else ()
+    reading = tuple(r for part in data for r in part.reading)
+    return CheckReport(source, dimensions, tuple(splits), tuple(errors), tuple(warnings), reading)
 
 
 def _places(source: str, heldout: str | None) -> Iterator[tuple[str, str, str]]:
@@ -100,7 +111,6 @@ def _places(source: str, heldout: str | None) -> Iterator[tuple[str, str, str]]:
 
 def _count(name: str, data: DataSet, tokens: dict[str, Spread]) -> Split:
     masks = Counter("+".join(r.mask) for r in data.records)
-    per_edge = Counter(e.dimension for r in data.records for e in edges(r))
     prompts = [sum(len(m.content) for m in r.prompt) for r in data.records]
     responses = [len(answer.text) for r in data.records for answer in r.responses]
     characters = _spreads({"prompt characters": prompts, "response characters": responses})
@@ -108,9 +118,18 @@ def _count(name: str, data: DataSet, tokens: dict[str, Spread]) -> Split:
         name,
         len(data.records),
         dict(sorted(masks.items(), key=lambda item: (item[0].count("+"), item[0]))),
-        {d: per_edge[d] for d in data.dimensions},
+        edge_counts(data),
+        _prompts(data),
         characters | tokens,
     )
+
+
+def _prompts(data: DataSet) -> dict[str, int]:
+    asked: dict[str, set[object]] = {d: set() for d in data.dimensions}
+    for record in data.records:
+        for edge in edges(record):
+            asked[edge.dimension].add(_prompt(record))
+    return {d: len(prompts) for d, prompts in asked.items()}
 
 
 def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...]]:
@@ -151,7 +170,7 @@ def _repeats(data: DataSet) -> Iterator[Fault]:
     first: dict[tuple[object, ...], Record] = {}
     for record in data.records:
         earlier = first.setdefault((_prompt(record), record.mask), record)
-        if earlier is not record:
+        if earlier is not record and not (data.reading and earlier.key != record.key):  # ratings rank many responses
             what = "repeats" if earlier.key == record.key else "has the prompt and mask of"
             yield Fault(record.source, "prompt", f"{what} {earlier.source}: {excerpt(record.prompt[-1].content)}")
 

@@ -252,25 +252,40 @@ def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[
     return packs
 
 
-def batch_indices(cursor: int, size: int, records: int, seed: int) -> list[int]:
+def batch_indices(cursor: int, size: int, records: int, seed: int, weights: Sequence[float] | None = None) -> list[int]:
     """Records of the global batch that starts at sample number `cursor`: a function of seed and cursor only.
 
-    Every epoch is its own permutation; a batch may span two.
+    Every epoch is its own permutation; a batch may span two. With weights [records] an epoch has as many draws, and
+    each record the share that its weight is of all: the whole part of it in every epoch, the rest by chance.
     """
-    return [_epoch_order(records, seed, s // records)[s % records] for s in range(cursor, cursor + size)]
+    return [_epoch_order(records, seed, s // records, weights)[s % records] for s in range(cursor, cursor + size)]
 
 
-_ORDERS: dict[tuple[int, int, int], list[int]] = {}
+_ORDERS: dict[tuple[int, int, int, int], tuple[list[int], Sequence[float] | None]] = {}
+"""With the weights, so that no other ones get their id."""
 
 
-def _epoch_order(records: int, seed: int, epoch: int) -> list[int]:
-    key = (records, seed, epoch)
+def _epoch_order(records: int, seed: int, epoch: int, weights: Sequence[float] | None) -> list[int]:
+    key = (records, seed, epoch, id(weights))
     if key not in _ORDERS:
         if len(_ORDERS) > 3:
             _ORDERS.clear()
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        _ORDERS[key] = torch.randperm(records, generator=generator).tolist()
-    return _ORDERS[key]
+        order = torch.randperm(records, generator=generator)
+        if weights is not None:
+            order = _drawn(order, torch.tensor(weights, dtype=torch.float64), generator)
+        _ORDERS[key] = order.tolist(), weights
+    return _ORDERS[key][0]
+
+
+def _drawn(order: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """As many draws as records by systematic sampling along `order`, shuffled: each record the expected number of
+    times, rounded up or down."""
+    shares = (weights / weights.max())[order].cumsum(0)
+    ends = shares * (len(order) / shares[-1])
+    ticks = torch.arange(len(order), dtype=torch.float64) + torch.rand(1, dtype=torch.float64, generator=generator)
+    drawn = order[torch.searchsorted(ends, ticks, right=True).clamp(max=len(order) - 1)]
+    return drawn[torch.randperm(len(order), generator=generator)]
 
 
 def dummy_pack() -> Pack:

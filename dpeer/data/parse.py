@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 from dpeer.data.faults import Fault, excerpt
@@ -32,6 +33,11 @@ class Invalid(Exception):
         self.message = message
 
 
+def native(columns: Collection[str]) -> bool:
+    """Whether they are those of one of the two forms."""
+    return "responses" in columns or "golden" in columns or any(c.startswith(REJECT) for c in columns)
+
+
 def form(columns: Mapping[str, object]) -> str:
     """Which of the two forms a row has. Raises Invalid when it has neither or both."""
     persona_knob = "golden" in columns or any(c.startswith(REJECT) for c in columns)
@@ -44,7 +50,7 @@ def form(columns: Mapping[str, object]) -> str:
         raise Invalid(
             "",
             f"columns {excerpt(', '.join(columns), 100)} are neither PersonaKnob's (mask, prompt, golden, {REJECT}X) "
-            f"nor the general form's (prompt, mask, responses){hint}",
+            f"nor the general form's (prompt, mask, responses) nor a known layout{hint}; say what they are by data.map",
         )
     return GENERAL if general else PERSONA_KNOB
 
@@ -58,7 +64,7 @@ def record(row: Row) -> Record | Fault:
         responses = _general(row.fields, mask) if kind == GENERAL else _persona_knob(row.fields, mask)
         if all(r.fails for r in responses):
             raise Invalid("responses", "no golden response; one response must have fails []")
-        parsed = Record(prompt, mask, responses, row.source)
+        parsed = Record(prompt, mask, responses, row.source, _weight(row.fields))
         if not edges(parsed):
             raise Invalid(
                 "responses" if kind == GENERAL else f"{REJECT}X",
@@ -67,7 +73,7 @@ def record(row: Row) -> Record | Fault:
             )
         return parsed
     except Invalid as invalid:
-        return Fault(row.where, invalid.column, invalid.message)
+        return Fault(row.where, row.column(invalid.column), invalid.message)
 
 
 def _mask(fields: Mapping[str, object]) -> tuple[str, ...]:
@@ -114,6 +120,20 @@ def _general(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Respo
             raise Invalid(f"{column}.fails", f"{outside[0]!r} is not in the mask {list(mask)}")
         responses.append(Response(text, frozenset(fails)))
     return tuple(responses)
+
+
+def _weight(fields: Mapping[str, object]) -> float:
+    """How often a record is drawn in training, relative to 1."""
+    value = fields.get("weight", 1.0)
+    if _absent(value):
+        raise Invalid("weight", "is empty; give a number above 0, such as 1")
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise Invalid("weight", f"must be a finite number above 0, got {excerpt(value)}; leave a record out by its row")
+    return weight
 
 
 def _prompt(value: object) -> tuple[Message, ...]:

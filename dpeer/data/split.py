@@ -50,7 +50,7 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     carved: list[Record] = []
     for record in data.records:
         (carved if _prompt_key(record) in taken else kept).append(record)
-    return DataSet(data.dimensions, tuple(kept)), DataSet(data.dimensions, tuple(carved))
+    return DataSet(data.dimensions, tuple(kept), data.reading), DataSet(data.dimensions, tuple(carved))
 
 
 def _prompt_key(record: Record) -> str:

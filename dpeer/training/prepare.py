@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpeer.config import Config
+from dpeer.config_sources import paths
 from dpeer.data.load import load, splits
 from dpeer.data.packing import batch_indices
 from dpeer.data.schema import DataSet
@@ -34,6 +36,8 @@ class Prepared:
     dual: TokenizedSet | None
     heldout: TokenizedSet | None
     facts: dict[str, Any]
+    weights: tuple[float, ...] | None = None
+    """Of the training records, where they differ: how often each is drawn. Evidence counts every record once."""
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -41,7 +45,7 @@ class Prepared:
 
     def train_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The global batch: a function of data, seed and step only, never of the ranks."""
-        return _batch(self.train, config.training.records_per_step, config.seed, step)
+        return _batch(self.train, config.training.records_per_step, config.seed, step, self.weights)
 
     def dual_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The same of the dual split; empty where none is used."""
@@ -65,46 +69,56 @@ def prepare(config: Config) -> Prepared:
     """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
     spec = config.data
-    tokenised = {
-        name: tokenize(records, tokenizer, spec.max_tokens, spec.overlong)
-        for name, records in split_records(config).items()
-    }
+    records = split_records(config)
+    tokenised = {name: tokenize(part, tokenizer, spec.max_tokens, spec.overlong) for name, part in records.items()}
     for name, data in tokenised.items():
         if not data.trees:
             raise DataError(
-                f"{spec.train}: no {name} record fits data.max_tokens = {spec.max_tokens} ({data.dropped} dropped). "
-                "Raise it."
+                f"{', '.join(paths(spec.train))}: no {name} record fits data.max_tokens = {spec.max_tokens} "
+                f"({data.dropped} dropped). Raise it."
             )
     if config.follows_split:
         refuse_unseen(tokenised["train"], tokenised["dual"])
-    facts = {
+    facts: dict[str, Any] = {
         "method": METHOD,
         "data": {name: _facts(data) for name, data in tokenised.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
-    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts)
+    weights = _weights(records["train"], tokenised["train"])
+    if weights is not None:
+        facts["data"]["train"]["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
+    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts, weights)
 
 
-def _batch(data: TokenizedSet, size: int, seed: int, step: int) -> list[TokenTree]:
-    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), seed)]
+def _weights(data: DataSet, tokenised: TokenizedSet) -> tuple[float, ...] | None:
+    """Of the trees; None where all are equal."""
+    weights = tuple(data.records[tree.index].weight for tree in tokenised.trees)
+    return weights if len(set(weights)) > 1 else None
+
+
+def _batch(
+    data: TokenizedSet, size: int, seed: int, step: int, weights: Sequence[float] | None = None
+) -> list[TokenTree]:
+    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), seed, weights)]
 
 
 def split_records(config: Config) -> dict[str, DataSet]:
     """The records of each split by name; `heldout` and `dual` are carved from the training records where the recipe
     gives a share or nothing."""
     spec = config.data
-    train = load(spec.train, "train")
+    train = load(spec.train, "train", map=spec.map)
     parts: dict[str, DataSet] = {}
-    heldout = spec.heldout or (spec.train if "test" in splits(spec.train) else CARVED)
+    tested = all("test" in splits(path) for path in paths(spec.train))
+    heldout = spec.heldout or (spec.train if tested else CARVED)
     for name, source in (("heldout", heldout), ("dual", spec.dual)):
         if source == "none":
             continue
-        if part := share(source):
+        if isinstance(source, str) and (part := share(source)):
             train, parts[name] = carve(train, part, name)
         else:
-            parts[name] = load(source, "test" if name == "heldout" else name, dimensions=train.dimensions)
+            parts[name] = load(source, "test" if name == "heldout" else name, train.dimensions, spec.map)
     return {"train": train, **parts}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dpeer.config import Config
+from dpeer.config_sources import paths
 from dpeer.errors import ClusterError
 from dpeer.launcher.cluster import check_feasible
 from dpeer.launcher.gpus import resolved_gpus
@@ -103,8 +104,15 @@ def _placement(config: Config) -> str:
 
 def _inputs(config: Config) -> list[str]:
     """Files and folders of the recipe that exist here; the rest are hub ids, or told by what reads them."""
-    paths = (config.model.path, config.model.reference_path, config.data.train, config.data.heldout, config.data.dual)
-    return [path for path in paths if path and Path(path).exists()]
+    data = config.data
+    given = [
+        config.model.path,
+        config.model.reference_path,
+        *paths(data.train),
+        *paths(data.heldout),
+        *paths(data.dual),
+    ]
+    return [path for path in given if path and Path(path).exists()]
 
 
 def _folders(checks: Checklist, nodes: Nodes, output: Path, *, shared: bool) -> None:

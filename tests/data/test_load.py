@@ -100,7 +100,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch, tmp_path, problem):
     for ask in (load, splits):
         with pytest.raises(DataError) as error:
             ask("someone/PersonaKnob")
-        for fragment in ("no such file or folder", str(problem)[:15], "hf download someone/PersonaKnob", "give a file"):
+        for fragment in ("no such file or folder", str(problem)[:15], "hf download someone/PersonaKnob", "give DIR"):
             assert fragment in str(error.value)
 
 

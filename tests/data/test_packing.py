@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,3 +181,21 @@ def test_batch_may_be_larger_than_the_data() -> None:
 def test_split_by_sample() -> None:
     assert list(split_by_sample([1.0, 2.0, 3.0, 4.0], [1, 0, 3])) == [[1.0], [], [2.0, 3.0, 4.0]]
     assert list(split_by_sample([], [])) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40), st.integers(0, 2**40))
+def test_an_epoch_draws_each_record_in_proportion_to_its_weight(weights: list[float], seed: int) -> None:
+    records, given_weights = len(weights), tuple(weights)
+    drawn = batch_indices(0, 2 * records, records, seed, given_weights)
+    for epoch in range(2):
+        counts = Counter(drawn[epoch * records : (epoch + 1) * records])
+        expected = [records * w / sum(weights) for w in weights]
+        assert all(math.floor(e - 1e-6) <= counts[i] <= math.ceil(e + 1e-6) for i, e in enumerate(expected))
+    assert batch_indices(records, records, records, seed, given_weights) == drawn[records:]
+
+
+def test_weights_average_out_over_epochs() -> None:
+    weights = (1.0, 2.0, 0.5, 0.5)
+    counts = Counter(batch_indices(0, 4 * 4000, 4, 7, weights))
+    assert [counts[i] / 4000 for i in range(4)] == pytest.approx([1, 2, 0.5, 0.5], abs=0.03)
