@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dpeer.eval.audit.audit import Audit
 
 SHOWN = 5
+WIDTH = 120  # of tables where there is no terminal
 
 
 def audit(
@@ -68,6 +69,8 @@ def audit(
         show_plan(planned, cost(config, planned, tokens_per_second))
         return
     console = Console(highlight=False, stderr=as_json)
+    if not console.is_terminal:
+        console.width = WIDTH
     found = run(config, compared, lambda: connected(config), TIE if tie is None else tie, retry_errors, console)
     table = found.write(config.folder / "audit.json")
     page = write_page(found, config.folder / "audit.html")
