@@ -25,6 +25,7 @@ from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
+from dpeer.launcher.commands.new import new
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.tolerance import tolerance
@@ -111,6 +112,7 @@ app = typer.Typer(
 app.add_typer(config_app, name="config", help="The form of recipes, for editors.")
 data_app.command()(audit)
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
+app.command()(new)
 app.command()(preflight)
 app.command()(watch)
 app.command()(fsck)

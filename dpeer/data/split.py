@@ -33,7 +33,7 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in data.records:
-        groups[_prompt_key(record)].append(record)
+        groups[prompt_key(record)].append(record)
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key, records in groups.items():
         strata[max(r.mask for r in records)].append(key)
@@ -49,10 +49,10 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     kept: list[Record] = []
     carved: list[Record] = []
     for record in data.records:
-        (carved if _prompt_key(record) in taken else kept).append(record)
+        (carved if prompt_key(record) in taken else kept).append(record)
     return DataSet(data.dimensions, tuple(kept), data.reading), DataSet(data.dimensions, tuple(carved))
 
 
-def _prompt_key(record: Record) -> str:
+def prompt_key(record: Record) -> str:
     text = "\0".join(f"{m.role}\1{m.content}" for m in record.prompt)
     return " ".join(unicodedata.normalize("NFC", text).split())

@@ -170,11 +170,13 @@ def _group(
         rate=share(side[taken] < 0, clusters[taken]),
         corrected=found.rate if found else None,
         contradicted=contradicted(cast),
-        judges=tuple(
-            JudgeVotes(name, *(int((cast[:, j] == vote).sum()) for vote in (1, 0, -1)), errors[j])
-            for j, name in enumerate(judges)
-        ),
+        judges=tuple(_cast(name, cast[:, j], errors[j]) for j, name in enumerate(judges)),
     )
+
+
+def _cast(judge: str, cast: Floats, error: float | None) -> JudgeVotes:
+    upheld, tied, violated = (int((cast == vote).sum()) for vote in (1, 0, -1))
+    return JudgeVotes(judge, upheld, tied, violated, error)
 
 
 def _worst(compared: Pairs, by_judge: Floats, cast: Floats) -> Iterator[Wrong]:
