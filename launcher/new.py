@@ -234,7 +234,8 @@ def compose(wish: Wish, facts: Facts, mode: Mode) -> tuple[Tree, Comments]:
     longest = min(facts.longest, facts.positions or facts.longest)
     room = max(64, 64 * math.ceil(longest / 64)) if longest == facts.longest else longest
     model: Tree = {"path": wish.model, "dtype": "bf16" if mode.gpus else "fp32"}
-    comments: Comments = {"model.path": f"{facts.parameters / 1e6:,.0f} million parameters", "model.dtype": mode.why}
+    comments: Comments = {"model.path": f"{facts.parameters / 1e6:,.1f} million parameters"}
+    comments["cluster.policy_workers" if mode.gpus else "model.dtype"] = mode.why
     if mode.lora:
         model["lora"] = {"rank": 16, "alpha": 32}
         comments["model.lora"] = "low-rank adapters; leave this section out to train all weights"
