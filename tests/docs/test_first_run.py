@@ -21,7 +21,7 @@ from dpeer.toyworld.model import tiny_model
 from tests.docs.pages import ROOT
 
 MODEL = "Qwen/Qwen3-0.6B"
-TINY = ("training.optimizer.lr=1e-3", "objective.beta=0.5")
+TINY = ("training.optimizer.lr=1e-3", "objective.beta=0.5", "training.epochs=2")
 """A model of two layers that knows nothing wants larger steps than a trained one."""
 
 

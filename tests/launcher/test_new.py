@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from dpeer.config import Certificate, Config
 from dpeer.config_io import load_config
 from dpeer.data.load import load
+from dpeer.errors import ConfigError
 from dpeer.launcher import new as made
 from dpeer.launcher.cli import app
 from dpeer.launcher.new import Facts, Mode, Wish, choose_mode, compose, heldout_share, lines, provable_tolerance
@@ -55,7 +56,7 @@ def test_tolerances_are_those_that_the_held_out_prompts_can_prove() -> None:
     for prompts in (0, 5, 30, 40, 60, 1000):
         found = provable_tolerance(prompts, 0.3)
         best = provable(prompts, certificate.bound, 1 - certificate.confidence)
-        assert found == math.inf and best > made.UNTRAINED - made.STEP * 2 or best < found < made.UNTRAINED
+        assert best > made.UNTRAINED - 2 * made.STEP if math.isinf(found) else best < found < made.UNTRAINED
 
 
 @given(st.dictionaries(st.sampled_from("ABCD"), st.integers(0, 3000), min_size=1), st.floats(0.1, 0.69))
@@ -95,24 +96,43 @@ def test_names_that_are_no_plain_yaml_survive() -> None:
     assert config.name == "1.5"
 
 
+WAYS = ((False, False), (False, True), (True, False), (True, True))
+"""Adapters, recomputed activations: in the order in which they are tried."""
+
+
 @pytest.mark.parametrize(
-    ("gpu", "asked", "lora", "recompute"),
-    [("h200", None, False, False), ("rtx4090", None, True, None), ("rtx4090", True, True, None)],
+    ("asked", "fitting", "chosen"),
+    [
+        (None, WAYS, (False, False)),
+        (None, WAYS[1:], (False, True)),
+        (None, WAYS[2:], (True, False)),
+        (None, WAYS[3:], (True, True)),
+        (True, WAYS, (True, False)),
+        (False, WAYS[1:], (False, True)),
+        (False, WAYS[2:], None),
+        (None, (), None),
+    ],
 )
-def test_adapters_where_all_weights_do_not_fit(
-    gpu: str, asked: bool | None, lora: bool, recompute: bool | None
+def test_the_first_way_that_fits_and_is_wanted_is_taken(
+    asked: bool | None, fitting: tuple[Any, ...], chosen: tuple[bool, bool] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wish = replace(WISH, model="Qwen/Qwen3-4B", lora=asked, gpu=gpu)
+    monkeypatch.setattr(made, "_fits", lambda wish, facts, lora, recompute, memory, gpus: (lora, recompute) in fitting)
+    wish = replace(WISH, lora=asked, gpu="rtx4090", gpus=2)
+    if chosen is None:
+        advice = "--lora" if asked is False else "dpeer plan"
+        with pytest.raises(ConfigError, match=rf"does not fit 2 x rtx4090.*{advice}"):
+            choose_mode(wish, FACTS)
+        return
     mode = choose_mode(wish, FACTS)
-    assert mode.lora is lora and mode.gpus == 1 and recompute in (None, mode.recompute)
     config, _ = recipe(wish=wish, mode=mode)
-    assert (config.model.lora is not None) is lora and config.model.dtype == "bf16"
-    assert config.training.optimizer.lr == (2e-5 if lora else 1e-6)
+    assert (config.model.lora is not None, config.model.gradient_checkpointing) == chosen
+    assert (config.model.dtype, config.cluster.policy_workers) == ("bf16", 2)
+    assert config.training.optimizer.lr == (2e-5 if chosen[0] else 1e-6)
 
 
-def test_what_cannot_fit_says_what_to_do() -> None:
-    with pytest.raises(made.ConfigError, match=r"does not fit 1 x rtx4090 with all weights.*--lora"):
-        choose_mode(replace(WISH, model="Qwen/Qwen3-8B", lora=False, gpu="rtx4090"), FACTS)
+def test_adapters_of_4b_fit_one_card_of_24_gb_and_all_weights_do_not() -> None:
+    mode = choose_mode(replace(WISH, model="Qwen/Qwen3-4B", gpu="rtx4090"), FACTS)
+    assert mode.lora and "all weights do not fit 1 x rtx4090" in mode.why
 
 
 @pytest.fixture(scope="module")
