@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dpeer.config_sources import Map, Sources, as_map
+from dpeer.config_sources import GivenMap, Sources
 from dpeer.section import NonNegative as NonNegative
 from dpeer.section import Positive as Positive
 from dpeer.section import Section as Section
@@ -62,7 +62,7 @@ class Data(Section):
     train: Sources
     """Hub id, file (CSV / JSON / JSONL / Parquet) or folder with the training records; or a list of {path, weight,
     map}."""
-    map: Map | None = None
+    map: GivenMap = None
     """What the columns mean: a preset's name or a mapping; default: told from the columns where they leave no doubt."""
     heldout: Sources | None = None
     """Records for the certificate, looked at once, after training: a source like `train`, a share of the training
@@ -74,8 +74,6 @@ class Data(Section):
     """Longest prompt + response, in tokens."""
     overlong: Literal["drop", "cut_prompt"] = "drop"
     """Records longer than max_tokens: drop them, or cut the prompt from the left. Both are counted and reported."""
-
-    _preset = field_validator("map", mode="before")(as_map)
 
 
 class Dual(Section):

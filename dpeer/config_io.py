@@ -237,8 +237,9 @@ def _put(tree: Tree, dotted: str, value: Any, where: str, text: str) -> None:
 
 def _section(annotation: Any) -> type[Section] | None:
     """The section class that a field holds, if any (`Lora` of `Lora | None`)."""
-    options = (annotation, *(o for inner in get_args(annotation) for o in (inner, *get_args(inner))))
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
 
 
 def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

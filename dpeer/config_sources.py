@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dpeer.section import NonNegative, Positive, Section
+
+Preset = Literal["preference", "hh_rlhf", "ultrafeedback", "helpsteer2", "helpsteer3", "pku_saferlhf"]
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "pair": ("golden", "reject"),
@@ -20,11 +22,11 @@ SHAPES: dict[str, tuple[str, ...]] = {
 
 class Map(Section):
     """Which columns hold what. Give `golden` and `reject`; or `response` and `ratings`, for rows with one response each
-    or, with `completions`, for a column that lists several; or `responses` with a `score` or `labels`."""
+    or, with `completions`, for a column that lists several; or `responses` with a `score` or `labels`. Without any of
+    these the other keys complete the preset that the columns belong to."""
 
-    preset: str | None = None
-    """Start from a published layout: preference, hh_rlhf, ultrafeedback, helpsteer2, helpsteer3 or pku_saferlhf. Keys
-    beside it replace its own."""
+    preset: Preset | None = None
+    """Start from a published layout; keys beside it replace its own."""
     prompt: str | tuple[str, ...] | None = None
     """Column of the prompt (text or messages), or several that are joined by line breaks. None: the prompt is what both
     conversations begin with."""
@@ -70,12 +72,22 @@ class Map(Section):
 
     @property
     def shape(self) -> str | None:
-        """Which of SHAPES it is; None for a map that only completes a preset."""
+        """Which of SHAPES it is; None where a preset says it."""
         return next((s for s, keys in SHAPES.items() if all(getattr(self, key) for key in keys)), None)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The keys that say something: those of a resolved recipe, which has them all, are the same."""
+        fields = type(self).model_fields
+        return {key: value for key, value in self if value != fields[key].default}
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Map:
-        if self.preset is None and self.shape is None and self.model_fields_set - {"constant", "weight", "system"}:
+        if (
+            self.preset is None
+            and self.shape is None
+            and self.said.keys() & {k for keys in SHAPES.values() for k in keys}
+        ):
             options = "; ".join(", ".join(keys) for keys in SHAPES.values())
             raise ValueError(
                 f"the map does not say what its columns are; give a preset, or all keys of one of: {options}"
@@ -101,18 +113,19 @@ def as_map(value: Any) -> Any:
     return {"preset": value} if isinstance(value, str) else value
 
 
+GivenMap = Annotated[Map | None, BeforeValidator(as_map, json_schema_input_type=Map | str | None)]
+
+
 class Source(Section):
     path: str = Field(min_length=1)
     """Hub id, file or folder, as in `data.train`."""
     weight: Positive = 1.0
     """How often its records are drawn in training, relative to those of a source of weight 1."""
-    map: Map | None = None
+    map: GivenMap = None
     """What its columns mean; default: `data.map`."""
 
-    _preset = field_validator("map", mode="before")(as_map)
 
-
-Sources = str | tuple[Source, ...]
+Sources = str | Annotated[tuple[Source, ...], Field(min_length=1)]
 
 
 def listed(sources: Sources, default: Map | None) -> tuple[Source, ...]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+REPEATED = 20
+"""Characters of a prompt from which on responses that begin with it are told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Smallest, median and largest of some lengths."""
@@ -73,7 +77,7 @@ def check(
 
     Errors: faults of the rows; responses of a record with the same text; prompts in both splits; with a tokenizer, the
     audit of its chat template. Warnings: active dimensions without a reject of their own; repeated records; records
-    with the same prompt and mask. Never raises for a fault of the data.
+    with the same prompt and mask; responses that repeat their prompt. Never raises for a fault of the data.
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
@@ -88,7 +92,7 @@ def check(
                 tokens, faults = _tokens(part, tokenizer)
                 errors += faults
             errors += _equal_responses(part)
-            warnings += [*_missing_rejects(part), *_repeats(part)]
+            warnings += [*_missing_rejects(part), *_repeats(part), *_with_prompts(part)]
             splits.append(_count(name, part, tokens))
             data.append(part)
     except DataError as error:
@@ -173,6 +177,14 @@ def _repeats(data: DataSet) -> Iterator[Fault]:
         if earlier is not record and not (data.reading and earlier.key != record.key):  # ratings rank many responses
             what = "repeats" if earlier.key == record.key else "has the prompt and mask of"
             yield Fault(record.source, "prompt", f"{what} {earlier.source}: {excerpt(record.prompt[-1].content)}")
+
+
+def _with_prompts(data: DataSet) -> Iterator[Fault]:
+    """Responses that were written with their prompt, as some tools do: it would be trained as part of the response."""
+    for record in data.records:
+        asked = record.prompt[-1].content.strip()
+        if len(asked) >= REPEATED and all(r.text.strip().startswith(asked) for r in record.responses):
+            yield Fault(record.source, "", f"every response begins with the prompt: {excerpt(asked)}")
 
 
 def _leaks(train: DataSet, heldout: DataSet) -> Iterator[Fault]:

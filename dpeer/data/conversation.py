@@ -61,12 +61,11 @@ def joined_prompt(fields: Mapping[str, object], given: Map) -> tuple[object, str
     columns = (given.prompt,) if isinstance(given.prompt, str) else given.prompt or ()
     if not columns:
         raise Invalid("prompt", "is missing; name the column of the prompt by data.map.prompt")
-    for column in columns:
-        if column not in fields:
-            raise Invalid(column, f"is missing; the row has {excerpt(', '.join(map(str, fields)), 100)}")
+    if columns[0] not in fields:
+        raise Invalid(columns[0], f"is missing; the row has {excerpt(', '.join(map(str, fields)), 100)}")
     value = fields[columns[0]]
     if len(columns) > 1:
-        value = "\n".join(str(fields[c]) for c in columns if fields[c] is not None and str(fields[c]).strip())
+        value = "\n".join(str(fields[c]) for c in columns if fields.get(c) is not None and str(fields[c]).strip())
     prompt: object = conversation(value, given.turns) or value
     return _with_system(prompt, fields, given), columns[0]
 

@@ -102,12 +102,13 @@ def _general(source: Source, data_rows: list[Row], faults: list[Fault]) -> tuple
     """Rows in a form of dpeer's own, and how they were made if they were not."""
     if not data_rows:
         return data_rows, None
-    columns = list(data_rows[0].fields)
+    columns = list(dict.fromkeys(column for row in data_rows for column in row.fields))
     given = source.map
-    if given is None and not parse.native(columns) and (name := detected(columns)):
-        given = Map(preset=name)
-    if given is None:
-        return data_rows, None
+    if given is None or (given.preset is None and given.shape is None):
+        name = None if parse.native(columns) else detected(columns)
+        if name is None and given is None:
+            return data_rows, None
+        given = Map(**((given.said if given else {}) | {"preset": name}))
     where = data_rows[0].where.partition(", row")[0]
     whole = completed(given, columns, where)
     tally = Tally()

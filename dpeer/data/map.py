@@ -32,6 +32,7 @@ CLOSE = "the ratings differ by less than the gap"
 MIXED = "several ratings differ at once"
 OTHER = "they differ only in what is no dimension"
 ALONE = "the only response to its prompt"
+REPEATED = "the response repeats another one to its prompt"
 TIED = "neither is preferred"
 PARTED = "the conversations part before the last turn"
 
@@ -214,6 +215,7 @@ def _stars(
 ) -> Iterator[Row | Fault]:
     """All pairs of responses to one prompt; a record per response that is better than others in one dimension each."""
     names = tuple(given.rated)
+    candidates = _distinct(candidates, tally)
     if len(candidates) == 1:
         tally.pairs += 1
         tally.skip(ALONE, candidates[0].row.where)
@@ -234,6 +236,17 @@ def _stars(
         responses = [(candidates[better].text, None), *((candidates[j].text, d) for j, d in rejects)]
         columns = {f"responses[{n}]": candidates[j].column for n, j in enumerate([better, *(j for j, _ in rejects)])}
         yield _general(candidates[better].row, given, prompt, responses, columns | {"prompt": column})
+
+
+def _distinct(candidates: Sequence[_Candidate], tally: Tally) -> list[_Candidate]:
+    """The first of each text: a second row of it would count its edges twice."""
+    kept: dict[object, _Candidate] = {}
+    for candidate in candidates:
+        text = candidate.text.strip() if isinstance(candidate.text, str) else id(candidate)
+        if kept.setdefault(text, candidate) is not candidate:
+            tally.pairs += 1
+            tally.skip(REPEATED, candidate.row.where)
+    return list(kept.values())
 
 
 class _Reason(str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
-from dpeer.config_sources import SHAPES, Map
+from dpeer.config_sources import SHAPES, Map, Preset
 from dpeer.data.faults import excerpt
 from dpeer.errors import DataError
 
@@ -14,7 +14,7 @@ DIMENSIONS = ("dimension", "attribute")
 ULTRAFEEDBACK = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
-PRESETS: dict[str, Map] = {
+PRESETS: dict[Preset, Map] = {
     "preference": Map(golden="chosen", reject="rejected"),
     "hh_rlhf": Map(golden="chosen", reject="rejected", turns="human"),
     # openbmb/UltraFeedback
@@ -41,10 +41,10 @@ UNNAMED = "preference"
 """The dimension of pairs of which nothing says in what they differ."""
 
 
-def detected(columns: Collection[str]) -> str | None:
+def detected(columns: Collection[str]) -> Preset | None:
     """The preset whose columns these are, if that leaves no doubt. DataError: it is one of several."""
     has = set(columns).issuperset
-    fits = {
+    fits: dict[Preset, bool] = {
         "preference": has({"chosen", "rejected"}),
         "ultrafeedback": has({"instruction", "completions"}),
         "helpsteer2": has({"prompt", "response", *HELPSTEER}),
@@ -61,16 +61,11 @@ def detected(columns: Collection[str]) -> str | None:
 def completed(given: Map, columns: Sequence[str], place: str) -> Map:
     """The map with its preset's keys, and with what the columns leave no doubt about: prompt, system, dimension.
 
-    DataError: the preset is unknown, the map describes nothing, or it names a column that is not there.
+    DataError: the map describes nothing, or it names a column that is not there.
     """
-    base = PRESETS.get(given.preset) if given.preset else Map()
-    if base is None:
-        near = get_close_matches(given.preset or "", PRESETS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"data.map: {given.preset!r} is no preset; {hint}there are {', '.join(PRESETS)}")
-    fields = {key: getattr(base, key) for key in base.model_fields_set}
-    fields |= {key: getattr(given, key) for key in given.model_fields_set - {"preset"}}
-    if fields.get("labels") and "labels" not in given.model_fields_set:  # sets of one dimension have one of them
+    base = PRESETS[given.preset] if given.preset else Map()
+    fields = base.said | {key: value for key, value in given.said.items() if key != "preset"}
+    if fields.get("labels") and given.labels is None:  # sets of one dimension have one of them
         fields["labels"] = {d: c for d, c in fields["labels"].items() if c in columns} or fields["labels"]
     try:
         whole = Map(**fields)
@@ -119,7 +114,7 @@ def _needed(given: Map) -> list[str]:
     own += [*(given.responses or ()), *(given.labels or {}).values()]
     if given.completions is None:
         own += [given.response, *given.rated.values()]
-    if "weight" in given.model_fields_set:
+    if "weight" in given.said:
         own.append(given.weight)
     return [column for column in own if column is not None]
 

@@ -67,8 +67,8 @@ def needs(row: Support, tolerance: float, *, carved: bool) -> str:
     """In words: how many held-out prompts a proof needs; `carved`: they are taken from the training prompts."""
     likely = "more than can be said" if row.likely is None else f"about {row.likely:,}"
     text = (
-        f"A proof of {tolerance:g} needs {row.least:,} held-out prompts per dimension of a model without loss, {likely} "
-        "of one whose loss is half of it."
+        f"A proof of {tolerance:g} needs {row.least:,} held-out prompts per dimension of a model without loss, "
+        f"{likely} of one whose loss is half of it."
     )
     if not carved:
         return text

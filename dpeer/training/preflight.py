@@ -77,7 +77,8 @@ def tokens(prepared: Prepared) -> str:
     names = {"train": "training", "dual": "dual", "heldout": "held-out"}
     sets = {names[name]: data for name, data in prepared.splits.items()}
     shown = [f"{len(s.trees)} {n} records" + (f" ({s.dropped} dropped)" if s.dropped else "") for n, s in sets.items()]
-    return f"{', '.join(shown)}: every prompt is a prefix of prompt + response"
+    read = [line for line in prepared.reading if not line.startswith(" ")]
+    return "; ".join([f"{', '.join(shown)}: every prompt is a prefix of prompt + response", *read])
 
 
 def chat_template(config: Config, prepared: Prepared) -> str:

@@ -38,6 +38,8 @@ class Prepared:
     facts: dict[str, Any]
     weights: tuple[float, ...] | None = None
     """Of the training records, where they differ: how often each is drawn. Evidence counts every record once."""
+    reading: tuple[str, ...] = ()
+    """Lines that say what the columns of the sources were taken for, and what became no edge."""
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -53,10 +55,10 @@ class Prepared:
 
     @property
     def proof(self) -> Tensor | None:
-        """[D]: certificate records that have edges of each dimension; None where there is no certificate."""
+        """[D]: certificate prompts that have edges of each dimension; None where there is no certificate."""
         if self.heldout is None:
             return None
-        dims = [d for tree in self.heldout.trees for d in {edge[0] for edge in tree.edges}]
+        dims = [d for d, _ in {(edge[0], tree.prompt) for tree in self.heldout.trees for edge in tree.edges}]
         return torch.bincount(torch.tensor(dims, dtype=torch.long), minlength=len(self.heldout.dimensions))
 
     @property
@@ -89,7 +91,8 @@ def prepare(config: Config) -> Prepared:
     weights = _weights(records["train"], tokenised["train"])
     if weights is not None:
         facts["data"]["train"]["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
-    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts, weights)
+    reading = dict.fromkeys(line for part in records.values() for r in part.reading for line in r.lines())
+    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts, weights, tuple(reading))
 
 
 def _weights(data: DataSet, tokenised: TokenizedSet) -> tuple[float, ...] | None:

@@ -72,10 +72,12 @@ class TrainingRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
+        """Steps of the run, the facts that must not change when it goes on, what this rank computes with, and how the
+        sources were read."""
         choice = self.policy.choice
         means = {"engine": choice.name, "attention": self.attention, "numerics": numerics(self.policy.world.device)}
-        return {"steps": self.policy.steps, "facts": self.prepared.facts, "means": means, "why": choice.why}
+        facts, reading = self.prepared.facts, self.prepared.reading
+        return {"steps": self.policy.steps, "facts": facts, "means": means, "why": choice.why, "reading": reading}
 
     @property
     def pulse(self) -> Pulse:

@@ -94,6 +94,8 @@ class TrainingRun:
             refuse_other_facts("the reference group", theirs["facts"], built["facts"])
         means = built["means"]
         self.files.begin_or_resume(self.config, built["facts"], means)
+        for line in built.get("reading", ()):
+            print(line, flush=True)
         print(
             f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}",
             flush=True,

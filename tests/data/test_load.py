@@ -80,6 +80,27 @@ def test_hub_rows_read_like_files(monkeypatch, tmp_path):
     assert splits("someone/PersonaKnob") == ("train", "test")
 
 
+def test_subset_and_split_of_a_hub_data_set(monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(*name: str, split: str) -> datasets.Dataset:
+        asked.append((*name, split))
+        return datasets.Dataset.from_list([row("q", A="a")])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *name: asked.append(name) or ["train", "test"])
+    (record,) = load("someone/set:pairs@validation", "test").records
+    assert record.source == "someone/set:pairs/validation:1"
+    assert splits("someone/set:pairs@validation") == ("train",) and splits("someone/set:pairs") == ("train", "test")
+    load("someone/set@dev")
+    assert asked == [
+        ("someone/set", "pairs", "validation"),
+        ("someone/set", "pairs"),
+        ("someone/set", "dev"),
+    ]
+
+
 @pytest.mark.parametrize(
     "problem",
     [

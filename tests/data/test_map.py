@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -22,8 +22,9 @@ from dpeer.data.order import edges
 from dpeer.data.parse import record
 from dpeer.data.read import Row
 from dpeer.data.schema import Record
+from dpeer.errors import DataError
 from dpeer.launcher.cli import app
-from tests.data.layouts import helpsteer2, jsonl, pair, saferlhf, ultrafeedback, user, write
+from tests.data.layouts import assistant, helpsteer2, helpsteer3, jsonl, pair, saferlhf, ultrafeedback, user, write
 
 NAMES = ("warm", "true", "brief")
 Table = list[tuple[int, str, tuple[int | None, ...]]]
@@ -67,7 +68,7 @@ tables = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(tables, st.integers(1, 25), st.integers(0, 24))
 def test_ratings_give_the_edges_of_the_definition(table: Table, gap: int, tie: int) -> None:
     tie = min(tie, gap - 1)
@@ -96,6 +97,50 @@ def test_ratings_give_the_edges_of_the_definition(table: Table, gap: int, tie: i
     ]
     given_lists = Map(prompt="p", completions="all", response="t", **settings_)
     assert found(lists, given_lists, Tally()) == expected, "a list of completions says the same as rows of one each"
+
+
+LAYOUTS: list[list[dict[str, Any]]] = [
+    [pair("q", "c", "r", attribute="warm", weight=1.5), pair([user("p")], "c", "r", attribute=["true"])],
+    [{"chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")], "system": "s"}],
+    [ultrafeedback("q", ("a", "5555"), ("b", "5554"))],
+    [helpsteer2("q", "a", "44444"), helpsteer2("q", "b", "34444")],
+    [helpsteer3([user("q")], "a", "b", 2), saferlhf("q", "a", "b", 0, 1)],
+    [saferlhf("q", "a", "b", 0, 1)],
+]
+odd = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8), st.just("[{")),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["role", "content", "from", "value", "text", "Rating"]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+def spots(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(spot for key, inner in inside for spot in spots(inner, (*path, key)))]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(LAYOUTS), st.data())
+def test_a_damaged_file_is_read_or_refused_on_one_screen(tmp_path: Path, rows: Any, data: st.DataObject) -> None:
+    rows = json.loads(json.dumps(rows))
+    for _ in range(data.draw(st.integers(1, 3))):
+        spot = data.draw(st.sampled_from([s for s in spots(rows) if len(s) > 1]))
+        holder = rows
+        for key in spot[:-1]:
+            holder = holder[key]
+        if data.draw(st.booleans()):
+            holder[spot[-1]] = data.draw(odd)
+        else:
+            del holder[spot[-1]]
+    write(tmp_path, {"d.jsonl": rows})
+    try:
+        assert load(str(tmp_path / "d.jsonl")).records
+    except DataError as error:
+        assert len(str(error).splitlines()) <= 12
 
 
 @settings(max_examples=200, deadline=None)

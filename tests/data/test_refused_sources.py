@@ -42,8 +42,13 @@ CASES = {
         [GOOD], ("d.jsonl", "'chsen'", "is 'chosen' meant?"), ("golden=chsen", "reject=rejected")
     ),
     "preset of something else": Case([GOOD], ("'context'", "the columns are"), ("helpsteer3",)),
-    "unknown preset": Case([GOOD], ("'ultrafedback' is no preset", "did you mean 'ultrafeedback'"), ("ultrafedback",)),
+    "unknown preset": Case(
+        [GOOD], ("--map: preset: 'ultrafedback' given", "did you mean 'ultrafeedback'"), ("ultrafedback",)
+    ),
     "half a map": Case([GOOD], ("--map", "does not say what its columns are"), ("golden=chosen",)),
+    "name of a dimension for data of one's own": Case(
+        [{"a": "b"}], ("data.map does not say what the columns are",), ("constant=tone",)
+    ),
     "unknown key of a map": Case([GOOD], ("--map", "golde", "did you mean golden"), ("golde=chosen",)),
     "gap of nothing": Case([GOOD], ("gap", "greater than 0"), ("ultrafeedback", "gap=0")),
     "tie above gap": Case([GOOD], ("tie (1) must be below gap (1)",), ("ultrafeedback", "tie=1")),
