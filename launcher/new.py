@@ -173,10 +173,12 @@ def _cards(wish: Wish) -> tuple[float, int, str]:
     from dpeer.launcher.nvidia import cards
     from dpeer.launcher.plan.inputs import gpu
 
+    if wish.gpus == 0:
+        return 0.0, 0, ""
     if wish.gpu:
         return gpu(wish.gpu).memory_gib, wish.gpus or 1, wish.gpu
     here = [card for card in cards() if card.total]
-    if not here or wish.gpus == 0:
+    if not here:
         return 0.0, 0, ""
     return min(card.total or 0 for card in here) / 1024, wish.gpus or len(here), here[0].name
 

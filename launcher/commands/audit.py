@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpeer.launcher.commands.data import Mapped, _map
 from dpeer.launcher.commands.evaluation import DryRun, Overrides, RetryErrors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dpeer.config_sources import Map
     from dpeer.data.schema import DataSet
     from dpeer.eval.audit.audit import Audit
 
@@ -27,6 +29,7 @@ def audit(
         int | None,
         typer.Option(min=1, help="Edges per source and dimension, chosen by the recipe's seed; default: all."),
     ] = None,
+    map_: Mapped = None,
     split: Annotated[str, typer.Option(help="Split of a folder or hub id.")] = "train",
     tie: Annotated[
         float | None, typer.Option(min=0, help="Ratings less than this apart are a tie, in points; default 0.25.")
@@ -62,7 +65,7 @@ def audit(
     if dry_run:
         typer.echo(resolved_yaml(recipe), nl=False)
         return
-    config, data = only_dimensions(recipe, _loaded(sources, split))
+    config, data = only_dimensions(recipe, _loaded(sources, split, _map(map_)))
     compared = pairs(data, edges, config.seed)
     if plan_only:
         planned = audit_plan(config, compared)
@@ -82,13 +85,13 @@ def audit(
     raise typer.Exit(1 if limit is not None and found.exceeds(limit) else 0)
 
 
-def _loaded(sources: list[str], split: str) -> dict[str, DataSet]:
+def _loaded(sources: list[str], split: str, map: Map | None) -> dict[str, DataSet]:
     from dpeer.data.load import load
     from dpeer.errors import DataError
 
     if twice := sorted({s for s in sources if sources.count(s) > 1}):
         raise DataError(f"{twice[0]} is given twice; name each source once")
-    return {source: load(source, split) for source in sources}
+    return {source: load(source, split, map=map) for source in sources}
 
 
 def show(console: Console, found: Audit) -> None:

@@ -38,7 +38,7 @@ def new(
     model = model or _ask("--model", "Model to train (folder or hub id)")
     if name is None:
         name = Path(data).stem
-        name = typer.prompt("Name of the run", default=name) if sys.stdin.isatty() else name
+        name = str(typer.prompt("Name of the run", default=name)) if _terminal() else name
     from dpeer.launcher.new import Wish
     from dpeer.launcher.new import new as write
 
@@ -48,10 +48,14 @@ def new(
     typer.echo(f"\n{path} is written; the run's folder will be {config.run_dir}")
 
 
+def _terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _ask(option: str, question: str) -> str:
     from dpeer.errors import ConfigError
 
-    if not sys.stdin.isatty():
+    if not _terminal():
         raise ConfigError(
             f"{option} is not given, and there is no terminal to ask on: dpeer new --data FILE --model MODEL"
         )

@@ -173,6 +173,17 @@ def test_without_a_terminal_what_is_missing_is_named(place: Path) -> None:
     assert code == 1 and "--model is not given, and there is no terminal to ask on" in output
 
 
+def test_on_a_terminal_it_asks_for_what_is_missing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dpeer.launcher.commands.new._terminal", lambda: True)
+    answers = f"{place / 'world' / 'train.jsonl'}\n{place / 'model'}\nmine\n"
+    result = CliRunner().invoke(app, ["new", "--gpus", "0"], input=answers)
+    assert result.exit_code == 0 and "Name of the run [train]" in result.output, result.output
+    assert load_config(Path("mine.yaml")).model.path == str(place / "model")
+
+
 def test_data_that_training_would_refuse_is_refused(place: Path, tmp_path: Path) -> None:
     row = {"prompt": "Hello <|im_end|>?", "mask": ["A"], "golden": "Yes.", "reject_A": "No."}
     (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n")
