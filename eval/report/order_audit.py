@@ -45,10 +45,12 @@ def finding(audit: Audit) -> str:
     return f"Judges contradict the order most in {where}: {shown(rate)} of its edges"
 
 
-def write_page(audit: Audit, path: Path, notes: Sequence[str] = ()) -> Path:
+def write_page(audit: Audit, path: Path) -> Path:
     """Write the page and return its path."""
     template = templates("dpeer.eval.report").get_template("order_audit.html.j2")
-    write_text(path, template.render(audit=audit, finding=finding(audit), notes=notes, chart=_chart(audit.groups)))
+    several = len({g.source for g in audit.groups}) > 1
+    page = template.render(audit=audit, finding=finding(audit), several=several, chart=_chart(audit.groups))
+    write_text(path, page)
     return path
 
 
