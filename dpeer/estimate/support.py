@@ -55,7 +55,7 @@ def _row(dimension: str, edges: int, prompts: int, heldout: int, tolerance: floa
     elif round(CARVED * prompts) < 1:
         verdict = "too few prompts to move its multiplier"
     elif heldout < least:
-        verdict = f"{tolerance:g} cannot be proven of any model"
+        verdict = f"no model can be proven to meet {tolerance:g}"
     elif likely is not None and heldout < likely:
         verdict = f"{tolerance:g} can be proven of a loss far below it"
     else:

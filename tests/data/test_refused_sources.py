@@ -166,3 +166,11 @@ def test_maps_that_contradict_themselves() -> None:
     ):
         with pytest.raises(ValidationError):
             Map(**wrong)
+
+
+def test_check_tells_the_way_out_of_a_single_fault_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("f" * 100) / ("g" * 100)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / folder, {"train.jsonl": [GOOD]})
+    result = CliRunner().invoke(app, ["data", "check", f"{folder}@dev"])
+    assert result.exit_code == 1 and result.output.rstrip().endswith(f"{folder}@train, or give the file itself")
