@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from dpeer import config as settings
-from dpeer.config import Config
+from dpeer.config import ADAPTERS_LR, Config
 from dpeer.config_io import load_config
 from dpeer.data.layout import Layout
 from dpeer.errors import ConfigError
@@ -292,5 +292,7 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
         offload = ("cluster.deepspeed=zero3_offload", "training.optimizer.name=cpu_adam", "cluster.engine=deepspeed")
         candidates.append((*recompute, *(offload if config.cluster.engine == "plain" else offload[:2])))
     if config.model.lora is None:
-        candidates.append((*recompute, "model.lora.rank=16"))
+        slow = config.training.optimizer.lr < ADAPTERS_LR
+        rate = (f"training.optimizer.lr={ADAPTERS_LR:g}",) if slow else ()
+        candidates.append((*recompute, "model.lora.rank=16", *rate))
     return candidates

@@ -192,6 +192,28 @@ def test_overrides_win_in_order_and_build_missing_sections(tmp_path: Path) -> No
     assert config.name == "2026"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ([], 1e-6),
+        (["model.lora.rank=8"], 2e-5),
+        (["model.lora={}", "training.optimizer.warmup=0.2"], 2e-5),
+        (["model.lora={}", "training.optimizer.lr=1e-6"], 1e-6),
+        (["model.lora=null"], 1e-6),
+    ],
+)
+def test_the_learning_rate_follows_the_mode_where_none_is_given(
+    overrides: list[str], rate: float, tmp_path: Path
+) -> None:
+    sections = yaml.safe_load(GOOD)
+    sections["training"].pop("optimizer", None)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(sections))
+    config = load_config(tmp_path / "recipe.yaml", overrides)
+    assert config.training.optimizer.lr == rate
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(config))
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
 @pytest.mark.parametrize("text", ["inf", ".inf", "{A: inf, T: 0.5}"])
 def test_infinite_tolerance_is_read_and_survives_a_round_trip(text: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -34,6 +34,12 @@ def test_every_shipped_recipe_fits_eight_h200(name: str) -> None:
     assert made["tokens_per_step"]["tree"] < made["tokens_per_step"]["pairwise"]
 
 
+@pytest.mark.parametrize("name", ["qwen3_0.6b_lora", "qwen3_4b_lora"])
+def test_recipes_for_one_card_of_24_gb_fit_it(name: str) -> None:
+    made = make_plan(Request(RECIPES / f"{name}.yaml", (), 1, 1, "rtx4090"))
+    assert made.config.cluster.policy_workers == made.ranks == 1 and made.fits_gpu
+
+
 def test_70b_on_64_h200_shows_its_tables() -> None:
     code, output = plan("llama3_70b", "--nodes", "8", "--gpus", "8", "--gpu", "h200", "--price", "3", "--cells", "15")
     assert code == 0
@@ -120,6 +126,8 @@ def test_known_shapes_are_those_of_the_models() -> None:
         ("llama3_8b", 8_030_261_248),
         ("llama3_70b", 70_553_706_496),
         ("qwen3_8b_lora", 8_190_735_360),
+        ("qwen3_4b_lora", 4_022_468_096),
+        ("qwen3_0.6b_lora", 596_049_920),
     ):
         made = make_plan(Request(RECIPES / f"{name}.yaml", ("model.lora=null",), 8, 8, "h200"))
         assert made.weights.total == parameters
