@@ -22,6 +22,7 @@ from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups
 from dpeer.launcher.preflight.quick import check_quickly, token
 from dpeer.launcher.signals import Signals
+from dpeer.training import preflight
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
@@ -35,6 +36,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     0 done, 130 / 143 stopped by Ctrl-C / SIGTERM and saved, 85 pre-empted and saved, 86 a node was lost.
     """
     refuse_perishable(config)
+    preflight.settings(config)
     check_startable(RunDir(config.run_dir), resume)
     with Signals():
         try:

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dpeer import config
 from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
-from dpeer.model import flash, tree_attention
+from dpeer.model import flash, kernels, tree_attention
 from dpeer.model.families import backbone, causal_lm, family_of, refuse_unsupported
 from dpeer.model.logprob import Chunk, response_sums, token_logprobs
 
@@ -74,20 +81,38 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
+def model_shape(path: str, revision: str | None = None) -> PretrainedConfig:
+    """The config of a model; no weights are read."""
+    with hub_errors(path):
+        shape: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    return shape
+
+
+def layer_and_head(shape: PretrainedConfig) -> tuple[int, int]:
+    """Parameters of a decoder layer and of the output head, counted on the meta device."""
+    family = family_of(shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**family.with_layers(shape, 1)))
+    layer = sum(p.numel() for p in family.decoder_layers(model)[0].parameters())
+    return layer, model.get_output_embeddings().weight.numel()
+
+
 def attention_kernel(spec: config.Model, device: torch.device) -> str:
     """Choose the kernel of attention for this process, and return its name."""
-    with hub_errors(spec.path):
-        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+    shape = model_shape(spec.path, spec.revision)
     heads = shape.num_attention_heads
     size = family_of(shape).query_width(shape) // heads
     return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shape.num_key_value_heads), size)
 
 
+def layer_kernels(spec: config.Model, device: torch.device) -> str:
+    """Choose the kernels of the layers for models that this process builds from now on, and return their name."""
+    return kernels.choose(spec.kernels, device, model_shape(spec.path, spec.revision), DTYPES[spec.dtype])
+
+
 def load_causal_lm(path: str, dtype: str, revision: str | None = None, attention: str = "gather") -> PreTrainedModel:
     """Weights of `path` with tree attention of that kind. Under an active HfDeepSpeedConfig they come partitioned."""
-    with hub_errors(path):
-        model_config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    refuse_unsupported(model_config, path)
+    refuse_unsupported(model_shape(path, revision), path)
     with hub_errors(path):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,

@@ -29,6 +29,9 @@ FROM_RECIPE = {
     "train_micro_batch_size_per_gpu",
 }
 DS_CONFIGS = PACKAGE / "ds_configs"
+SIZES = ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
+WINDOW, AHEAD = (10**8, 4 * 10**9), (10**7, 5 * 10**8)
+"""Bounds of what `sized` derives from the model."""
 
 
 class Engine(Protocol):
@@ -81,8 +84,24 @@ class Engine(Protocol):
 
 def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, Any]:
     """The user's JSON (a name in ds_configs/ or a path) plus the parts that follow from the recipe."""
+    settings = deepspeed_file(name, "cluster.deepspeed" if trained else "cluster.reference_deepspeed")
+    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
+    if config.model.dtype == "bf16":
+        settings["bf16"] = {"enabled": True}
+        if trained:
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+            if config.model.lora:  # few bytes; sums over many ranks in bf16 would depend on their number
+                settings.setdefault("communication_data_type", "fp32")
+    if trained:
+        _refuse_optimizer_place(name, settings["zero_optimization"], config)
+        settings["gradient_clipping"] = config.training.optimizer.grad_clip
+        settings["zero_allow_untested_optimizer"] = True
+    return settings
+
+
+def deepspeed_file(name: str, field: str) -> dict[str, Any]:
+    """The user's JSON as it is. ConfigError, by the recipe's field, for what is none of ZeRO-3's."""
     path = Path(name) if name.endswith(".json") else DS_CONFIGS / f"{name}.json"
-    field = "cluster.deepspeed" if trained else "cluster.reference_deepspeed"
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -100,18 +119,23 @@ def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, A
             f"{field} = {name}: {path} sets {', '.join(owned)}, which the recipe decides (model.dtype, "
             "training.optimizer, training.records_per_step, training.tokens_per_pack). Remove these keys."
         )
-    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
-    if config.model.dtype == "bf16":
-        settings["bf16"] = {"enabled": True}
-        if trained:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-            if config.model.lora:  # few bytes; sums over many ranks in bf16 would depend on their number
-                settings.setdefault("communication_data_type", "fp32")
-    if trained:
-        _refuse_optimizer_place(name, zero, config)
-        settings["gradient_clipping"] = config.training.optimizer.grad_clip
-        settings["zero_allow_untested_optimizer"] = True
     return settings
+
+
+def sized(settings: dict[str, Any], layer: int, head: int) -> dict[str, Any]:
+    """DeepSpeed's settings with the window of gathered weights, in parameters, for a model with such a decoder layer
+    and output head, wherever the file leaves a size away or says "auto".
+
+    Three layers may be there at once, so that one is fetched while another computes and a recomputed one stays for its
+    backward pass; half a layer is fetched at a time. Both within bounds, and with room for a layer beside the head.
+    """
+    window = max(WINDOW[0], layer + head, min(3 * layer, WINDOW[1]))
+    ahead = max(AHEAD[0], min(layer // 2, AHEAD[1]))
+    zero, sizes = settings["zero_optimization"], dict(zip(SIZES, (window, window, ahead), strict=True))
+    for key in SIZES:
+        given = zero.get(key, zero.get(key.removeprefix("stage3_"), "auto"))  # DeepSpeed takes both names
+        sizes[key] = sizes[key] if given == "auto" else given
+    return settings | {"zero_optimization": zero | sizes}
 
 
 def _refuse_optimizer_place(name: str, zero: dict[str, Any], config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,7 +13,7 @@ from dpeer.config import Config
 from dpeer.data.packing import forward_tokens
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
-from dpeer.model.lm import attention_kernel, load_tokenizer
+from dpeer.model.lm import attention_kernel, layer_kernels, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
@@ -55,6 +56,15 @@ def carry_out(rank: TrainingRank | ReferenceRank, method: str, *args: Any, **opt
         return getattr(rank, method)(*args, **options)
 
 
+def means(config: Config, world: World) -> dict[str, Any]:
+    """Put this process's kernels in place, before a model is built; and what it computes with."""
+    return {
+        "attention": attention_kernel(config.model, world.device),
+        "kernels": layer_kernels(config.model, world.device),
+        "numerics": numerics(world.device),
+    }
+
+
 class TrainingRank:
     """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
 
@@ -62,7 +72,7 @@ class TrainingRank:
         self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
-        self.attention = attention_kernel(config.model, world.device)
+        self.means = means(config, world)
         with memory_explained(config, self.prepared, lambda: "loading the model"):
             self.policy = Policy(config, self.prepared, world)
             colocated = config.cluster.reference == "colocated"
@@ -74,8 +84,13 @@ class TrainingRank:
     def summary(self) -> dict[str, Any]:
         """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
         choice = self.policy.choice
-        means = {"engine": choice.name, "attention": self.attention, "numerics": numerics(self.policy.world.device)}
-        return {"steps": self.policy.steps, "facts": self.prepared.facts, "means": means, "why": choice.why}
+        return {
+            "steps": self.policy.steps,
+            "facts": self.prepared.facts,
+            "means": {"engine": choice.name} | self.means,
+            "host": socket.gethostname(),
+            "why": choice.why,
+        }
 
     @property
     def pulse(self) -> Pulse:
@@ -94,8 +109,10 @@ class TrainingRank:
             self.cached[name] = {tree.index: values for tree, values in zip(data.trees, scores, strict=True)}
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
+        self.policy.meter.start()
         if references is None and self.config.objective.kind == "preference":
             references = self._own_references()
+            self.policy.meter.mark("reference")
         return self.policy.train_step(references)
 
     def timed_step(self, references: References | None = None) -> tuple[dict[str, Any], StepCost]:
@@ -224,7 +241,7 @@ class ReferenceRank:
         self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
-        attention_kernel(config.model, world.device)
+        self.means = means(config, world)
         with memory_explained(config, self.prepared, lambda: "loading the reference"):
             self.reference = Reference(config, world)
 
@@ -242,7 +259,7 @@ class ReferenceRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return {"facts": self.prepared.facts}
+        return {"facts": self.prepared.facts, "means": self.means, "host": socket.gethostname()}
 
     def score_train(self, start: int, stop: int) -> Scores:
         """Scores of the training records [start, stop), keyed from 0."""

@@ -120,7 +120,12 @@ class Group:
     def start_build(self, config: Config) -> None: ...
 
     def finish_build(self, pending: None) -> dict[str, Any]:
-        return {"steps": TOTAL, "facts": {}, "means": {"engine": "plain", "attention": "SDPA"}, "why": "one rank"}
+        return {
+            "steps": TOTAL,
+            "facts": {},
+            "means": {"engine": "plain", "attention": "SDPA", "kernels": "own"},
+            "why": "one rank",
+        }
 
     def policy(self) -> Group:
         return self

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from dpeer.config import Config, Lora, Optimizer
+from dpeer.config import Config, Lora, Model, Optimizer
 from dpeer.errors import ConfigError
+from dpeer.launcher.plan.inputs import model_config
+from dpeer.launcher.train import run
+from dpeer.model.lm import layer_and_head
+from dpeer.training import preflight
 from dpeer.training.choice import choose
-from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
+from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate, sized
 from tests.training.conftest import recipe
 
 
@@ -81,6 +86,55 @@ def test_own_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 12345}}))
     assert deepspeed_config(str(path), recipe(), trained=True)["zero_optimization"]["reduce_bucket_size"] == 12345
+
+
+WINDOW = "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size"
+
+
+@pytest.mark.parametrize("path", ["meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-70B-Instruct"])
+def test_the_window_of_gathered_weights_follows_from_the_layer(path: str) -> None:
+    """70B: three layers and half a layer ahead; 8B: a layer beside the head, which is larger than two."""
+    shape, _ = model_config(Model(path=path), None)
+    h, inner, kv = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * 128
+    layer, head = 2 * h * h + 2 * h * kv + 3 * h * inner + 2 * h, h * shape.vocab_size
+    window = {8192: 3 * layer, 4096: layer + head}[h]
+    for name in ("zero3", "zero3_hpz", "reference"):
+        given = deepspeed_config(name, recipe(), trained=False)
+        zero = sized(given, *layer_and_head(shape))["zero_optimization"]
+        assert [zero[key] for key in WINDOW] == [window, window, layer // 2]
+        assert zero["stage3_param_persistence_threshold"] == 100_000
+        assert given["zero_optimization"][WINDOW[2]] == "auto"
+
+
+def test_the_window_is_bounded_and_a_users_own_is_kept() -> None:
+    def window(**zero: Any) -> list[Any]:
+        return [sized({"zero_optimization": zero}, layer, head)["zero_optimization"][key] for key in WINDOW]
+
+    layer, head = 1000, 5000
+    assert window() == [10**8, 10**8, 10**7]
+    layer, head = 3 * 10**9, 2 * 10**9
+    assert window() == [5 * 10**9, 5 * 10**9, 5 * 10**8]  # beyond the bound: a layer beside the head
+    assert window(**{WINDOW[1]: 7, "prefetch_bucket_size": 8}) == [5 * 10**9, 7, 8]
+
+
+def test_what_the_plain_engine_cannot_do_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    def asked(**changes: Any) -> Config:
+        tree = recipe("none/such").model_dump()
+        adam = tree["training"]["optimizer"] | {"name": changes.pop("optimizer", "adamw")}
+        return Config.model_validate(
+            tree | {"cluster": tree["cluster"] | changes, "training": tree["training"] | {"optimizer": adam}}
+        )
+
+    preflight.settings(asked(engine="plain"))
+    preflight.settings(asked(engine="auto", deepspeed="zero3_offload", optimizer="cpu_adam"))
+    with pytest.raises(ConfigError, match=r"engine = plain keeps .* on the device, but training\.optimizer"):
+        preflight.settings(asked(engine="plain", optimizer="cpu_adam"))
+    offload = asked(engine="plain", deepspeed="zero3_offload")
+    with pytest.raises(ConfigError, match=r"plain .*but cluster.deepspeed = zero3_offload keeps states in the host"):
+        preflight.settings(offload)
+    with pytest.raises(ConfigError, match="zero3_offload keeps states"):
+        run(offload.model_copy(update={"output_dir": tmp_path}))  # before Ray is started
+    assert not ray.is_initialized() and not list(tmp_path.iterdir())
 
 
 # Learning rate
