@@ -82,10 +82,11 @@ class Zero3:
         self._engine._config.load_universal_checkpoint = True
         self._engine.load_checkpoint(str(folder), tag=UNIVERSAL)
         self._engine._config.load_universal_checkpoint = False
-        for state in self._engine.optimizer.optimizer.state.values():
-            # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group.
+        for master, state in self._engine.optimizer.optimizer.state.items():
+            # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group. It
+            # lies on the CPU, where the fused kernel of a GPU cannot read it.
             if isinstance(state.get("step"), Tensor):
-                state["step"] = state["step"].clone()
+                state["step"] = state["step"].to(master.device, copy=True)
 
     def gathered(self) -> dict[str, Tensor] | None:
         state: dict[str, Tensor] = self._engine._zero3_consolidated_16bit_state_dict()
