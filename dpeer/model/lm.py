@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,13 +89,23 @@ def model_shape(path: str, revision: str | None = None) -> PretrainedConfig:
     return shape
 
 
-def layer_and_head(shape: PretrainedConfig) -> tuple[int, int]:
-    """Parameters of a decoder layer and of the output head, counted on the meta device."""
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """A decoder layer: its class, and the parameters of it and of the output head."""
+
+    name: str
+    parameters: int
+    head: int
+
+
+def layer_shape(shape: PretrainedConfig) -> LayerShape:
+    """Counted on the meta device."""
     family = family_of(shape)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**family.with_layers(shape, 1)))
-    layer = sum(p.numel() for p in family.decoder_layers(model)[0].parameters())
-    return layer, model.get_output_embeddings().weight.numel()
+    layer = family.decoder_layers(model)[0]
+    name = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    return LayerShape(name, sum(p.numel() for p in layer.parameters()), model.get_output_embeddings().weight.numel())
 
 
 def attention_kernel(spec: config.Model, device: torch.device) -> str:

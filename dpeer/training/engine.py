@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from dpeer.config import Config, Optimizer
 from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
 from dpeer.files import PACKAGE
-from dpeer.model.lm import TreeLM
+from dpeer.model.lm import LayerShape, TreeLM, layer_shape
 from dpeer.training.extensions import cpu_adam
 
 FROM_RECIPE = {
@@ -30,7 +31,7 @@ FROM_RECIPE = {
 }
 DS_CONFIGS = PACKAGE / "ds_configs"
 SIZES = ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
-WINDOW, AHEAD = (10**8, 4 * 10**9), (10**7, 5 * 10**8)
+WINDOW, AHEAD = (10**8, 4 * 10**9), (10**7, 10**9)
 """Bounds of what `sized` derives from the model."""
 
 
@@ -122,20 +123,34 @@ def deepspeed_file(name: str, field: str) -> dict[str, Any]:
     return settings
 
 
-def sized(settings: dict[str, Any], layer: int, head: int) -> dict[str, Any]:
-    """DeepSpeed's settings with the window of gathered weights, in parameters, for a model with such a decoder layer
-    and output head, wherever the file leaves a size away or says "auto".
+def model_settings(config: Config, shape: PretrainedConfig, *, trained: bool) -> dict[str, Any]:
+    """`deepspeed_config` of the policy or the reference, with what follows from the model's shape."""
+    name = config.cluster.deepspeed if trained else config.cluster.reference_deepspeed
+    spec = config.model
+    # Gradients of a whole layer are taken when that of its input is there. Below LoRA the first layer's input has none,
+    # unless recomputation asks for it.
+    whole = not trained or spec.lora is None or spec.gradient_checkpointing
+    return sized(deepspeed_config(name, config, trained=trained), layer_shape(shape), whole=whole)
 
-    Three layers may be there at once, so that one is fetched while another computes and a recomputed one stays for its
-    backward pass; half a layer is fetched at a time. Both within bounds, and with room for a layer beside the head.
+
+def sized(settings: dict[str, Any], layer: LayerShape, *, whole: bool) -> dict[str, Any]:
+    """DeepSpeed's settings with those keys that the file leaves away, or sets to "auto".
+
+    `whole`: each layer is gathered as one, which spares hooks around all its modules. The window of gathered weights
+    holds three layers, so that one is fetched while another computes and a recomputed one stays for its backward pass;
+    what is fetched ahead is the next layer, or half of one where modules are fetched one by one. Both within bounds,
+    and with room for a layer beside the head.
     """
-    window = max(WINDOW[0], layer + head, min(3 * layer, WINDOW[1]))
-    ahead = max(AHEAD[0], min(layer // 2, AHEAD[1]))
-    zero, sizes = settings["zero_optimization"], dict(zip(SIZES, (window, window, ahead), strict=True))
+    zero, size = settings["zero_optimization"], layer.parameters
+    whole = whole and "leaf_module" not in zero
+    window = max(WINDOW[0], size + layer.head, min(3 * size, WINDOW[1]))
+    ahead = max(AHEAD[0], min(size if whole else size // 2, AHEAD[1]))
+    sizes = dict(zip(SIZES, (window, window, ahead), strict=True))
     for key in SIZES:
         given = zero.get(key, zero.get(key.removeprefix("stage3_"), "auto"))  # DeepSpeed takes both names
         sizes[key] = sizes[key] if given == "auto" else given
-    return settings | {"zero_optimization": zero | sizes}
+    leaves = {"leaf_module": {"classes": [layer.name]}} if whole else {}
+    return settings | {"zero_optimization": zero | sizes | leaves}
 
 
 def _refuse_optimizer_place(name: str, zero: dict[str, Any], config: Config) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
-from dpeer.model.lm import TreeLM, build_lm, layer_and_head, model_shape
-from dpeer.training.engine import Engine, build_optimizer, deepspeed_config, sized
+from dpeer.model.lm import TreeLM, build_lm, model_shape
+from dpeer.training.engine import Engine, build_optimizer, model_settings
 from dpeer.training.world import World
 
 SHARDS = "deepspeed"
@@ -26,10 +26,9 @@ class Zero3:
     name, sharded = "deepspeed", True
 
     def __init__(self, config: Config, world: World, *, reference: bool = False) -> None:
-        name = config.cluster.reference_deepspeed if reference else config.cluster.deepspeed
         spec = config.model
         shape = model_shape((reference and spec.reference_path) or spec.path, spec.revision)
-        settings = sized(deepspeed_config(name, config, trained=not reference), *layer_and_head(shape))
+        settings = model_settings(config, shape, trained=not reference)
         self.world = world
         lm = _partitioned(config, settings, reference=reference)
         self.trained = [p for p in lm.parameters() if p.requires_grad]

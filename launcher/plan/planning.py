@@ -30,9 +30,8 @@ from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_co
 from dpeer.launcher.recipe import RECIPES
 from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
-from dpeer.model.lm import layer_and_head
 from dpeer.training.choice import TRAINED, Choice, choose, plain_reference
-from dpeer.training.engine import deepspeed_config, sized
+from dpeer.training.engine import model_settings
 
 HFU = 0.35
 LINKS = 0.8  # share of a link's rated speed that collectives reach
@@ -136,8 +135,7 @@ def make_plan(request: Request) -> Plan:
         float(weights.total * BYTES[config.model.dtype] + weights.trained * TRAINED),
         card.memory_gib * GIB,
     )
-    deepspeed = sized(deepspeed_config(config.cluster.deepspeed, config, trained=True), *layer_and_head(shape))
-    zero = Zero.plain() if engine.name == "plain" else Zero.of(deepspeed)
+    zero = Zero.plain() if engine.name == "plain" else Zero.of(model_settings(config, shape, trained=True))
     batch = batching(config, lengths.lengths, ranks)
     tokens = max(config.training.tokens_per_pack, batch.largest_pack)
     memory = per_gpu(config, weights, activations, zero, ranks, tokens)
@@ -199,9 +197,8 @@ def _reference_memory(
 ) -> Memory | None:
     if not ranks:
         return None
-    settings = deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
-    settings = sized(settings, *layer_and_head(shape))
-    zero = Zero.plain() if plain_reference(config, ranks) else Zero.of(settings)
+    zero = Zero.of(model_settings(config, shape, trained=False))
+    zero = Zero.plain() if plain_reference(config, ranks) else zero
     return scoring(config, weights, activations, zero, ranks, tokens)
 
 

@@ -125,6 +125,7 @@ def window(plan: Plan) -> str:
     return (
         f"ZeRO-3 gathers up to {_count(zero.max_live)} parameters, keeps those used again within "
         f"{_count(zero.reuse_distance)}, fetches {_count(zero.prefetch)} ahead; a layer has {layer}"
+        + (", gathered as one" if zero.whole_layers else "")
     )
 
 

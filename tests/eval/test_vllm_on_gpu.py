@@ -80,5 +80,6 @@ def test_an_engine_without_room_is_made_once_more(device: Any, faults: list[Exce
             started(make, device, slept.append)
         assert len(made) == len(faults)
     else:
-        assert started(make, device, slept.append) == "engine" and len(made) == tries
+        engine: Any = started(make, device, slept.append)
+        assert engine == "engine" and len(made) == tries
     assert len(slept) == len(made) - 1

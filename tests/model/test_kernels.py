@@ -24,7 +24,7 @@ SIZES: dict[str, Any] = {
 SHAPE = AutoConfig.for_model("llama", **SIZES)
 
 
-class Fused(LlamaRMSNorm):
+class Fused(LlamaRMSNorm):  # type: ignore[misc]
     """Another order of the same operations."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], list[d
             rms_norm: bool = True, swiglu: bool = True, model: Any = None,
         ) -> None:  # fmt: skip
             calls.append(dict(locals()))
-            modeling_llama.LlamaRMSNorm = norm  # type: ignore[misc,assignment]
+            modeling_llama.LlamaRMSNorm = norm
 
         fake = SimpleNamespace(apply_liger_kernel_to_llama=apply_liger_kernel_to_llama)
         monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=fake))

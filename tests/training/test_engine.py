@@ -138,6 +138,8 @@ def test_engines_compute_the_same(
     found, steps = [], []
     for engine in ENGINES:
         policy = make(sft(models["plain"], engine, **model))
+        whole = [m for m in policy.engine.module.modules() if getattr(m, "_z3_leaf", False)]
+        assert {type(m).__name__ for m in whole} == ({"Qwen3DecoderLayer"} if engine == "deepspeed" else set())
         before: list[dict[str, Tensor]] = []
         step = policy.engine.step
         policy.engine.step = lambda lr, p=policy, s=step, b=before: (b.append(gradients(p)), s(lr))[1]  # type: ignore
