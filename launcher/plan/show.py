@@ -121,11 +121,11 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
 
 def window(plan: Plan) -> str:
     """What ZeRO-3 may hold gathered, in parameters."""
-    zero, layer = plan.zero, _count(plan.weights.layer)
+    zero, whole = plan.zero, " at once" if plan.zero.whole_layers else ""
     return (
-        f"ZeRO-3 gathers up to {_count(zero.max_live)} parameters, keeps those used again within "
-        f"{_count(zero.reuse_distance)}, fetches {_count(zero.prefetch)} ahead; a layer has {layer}"
-        + (", gathered as one" if zero.whole_layers else "")
+        f"ZeRO-3: up to {_count(zero.max_live)} parameters gathered, kept if used again within "
+        f"{_count(zero.reuse_distance)}, {_count(zero.prefetch)} fetched ahead; layers of "
+        f"{_count(plan.weights.layer)}{whole}"
     )
 
 

@@ -252,7 +252,7 @@ def replicas(spec: config.Farm, job: Job, gpus: float = math.inf) -> int:
     if job.device != "gpu":
         return 1
     places = sum(capacity(n["Resources"], resources(job)) for n in ray.nodes() if n["Alive"])
-    return max(1, int(min(places, gpus // job.settings.tensor_parallel)))
+    return max(1, int(min(places, gpus / job.settings.tensor_parallel)))
 
 
 def check_feasible(count: int, wanted: Mapping[str, float], name: str) -> None:
