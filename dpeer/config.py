@@ -60,6 +60,10 @@ class Model(Section):
     flash: Literal["auto", "torch"] = "auto"
     """Kernel of attention on GPUs in bf16. `auto`: FlashAttention 3 (Hopper) or 4 (Blackwell) where it is installed,
     torch can use it and it agrees with torch's own, FlashAttention 2, on a small problem; `torch`: always that one."""
+    kernels: Literal["auto", "eager", "liger"] = "auto"
+    """Norms, MLP and rotary positions of the layers: `eager`, transformers' own; `liger`, fused ones of the package
+    liger-kernel, on GPUs only; `auto`: these where they are installed, know the model's family and agree with
+    transformers on one layer when a worker starts."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the exported safetensors."""
     head_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

@@ -30,13 +30,14 @@ from dpeer.launcher.outlasting import OUTPUT, outlasting
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.launcher.trackers import check_trackers
-from dpeer.training import world
+from dpeer.training import preflight, world
+from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost
 from dpeer.training.dates import dated
 from dpeer.training.environment import gpu_variables, set_defaults
 from dpeer.training.faults import kind
 from dpeer.training.rank import ReferenceRank, TrainingRank, carry_out
-from dpeer.training.run import TrainingRun, refuse_other_facts
+from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
 # DeepSpeed's calls of older names, on every step of every rank.
@@ -122,6 +123,7 @@ class LocalRanks:
     def finish_build(self, pending: list[Any]) -> dict[str, Any]:
         for number, summary in enumerate(pending):
             refuse_other_facts(f"rank {number}", summary["facts"], pending[0]["facts"])
+        refuse_other_means({f"rank {number}": summary for number, summary in enumerate(pending)})
         return dict(pending[0])
 
     def build(self, config: Config, role: str | None = None) -> dict[str, Any]:
@@ -241,6 +243,7 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
+        preflight.settings(config)
         given_config, config = config, dated(resolved_gpus(config, torch.cuda.device_count()))
         refuse_lost_gpus(given_config, config, RunDir(config.run_dir))
         if (line := device_line(given_config, config)) and os.environ.get("RANK", "0") == "0":

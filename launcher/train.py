@@ -24,6 +24,7 @@ from dpeer.launcher.outlasting import OUTPUT, outlasting
 from dpeer.launcher.preflight.quick import check_quickly, token
 from dpeer.launcher.signals import Signals
 from dpeer.launcher.trackers import check_trackers
+from dpeer.training import preflight
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
 from dpeer.training.dates import dated
 from dpeer.training.run import TrainingRun
@@ -38,6 +39,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     0 done, 130 / 143 / 129 stopped by Ctrl-C / SIGTERM / SIGHUP and saved, 85 pre-empted and saved, 86 a node was lost.
     """
     refuse_perishable(config)
+    preflight.settings(config)
     files = RunDir(config.run_dir)
     check_startable(files, resume)
     check_trackers(config)

@@ -69,8 +69,7 @@ class Pack:
     targets: Tensor  # [N] int64
     row_response: Tensor  # [N] int64
     response_tokens: Tensor  # [R] int64
-    golden: Tensor  # [R] bool: the one golden response of each sample
-    golden_at: Tensor  # [records] int64: where that is; to select by `golden`, a GPU's host would wait for it
+    golden_at: Tensor  # [records] int64: the one golden response of each sample; by a mask a GPU's host would wait
     rejected_at: Tensor  # [R - records] int64
     rejected_record: Tensor  # [R - records] int64: number of its record in this pack
     dims: Tensor  # [E] int64
@@ -213,7 +212,6 @@ def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
         targets=torch.tensor(targets),
         row_response=torch.tensor(row_response),
         response_tokens=torch.tensor(lengths),
-        golden=is_golden,
         golden_at=is_golden.nonzero()[:, 0],
         rejected_at=(~is_golden).nonzero()[:, 0],
         rejected_record=record[~is_golden],

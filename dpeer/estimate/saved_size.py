@@ -27,8 +27,9 @@ class SavedSize:
         return (keep_checkpoints + 1) * self.checkpoint + 2 * self.export
 
 
-def saved_size(config: Config) -> SavedSize:
-    """What the recipe's model takes on disk and, while it is exported, in host memory."""
+def saved_size(config: Config, *, frozen: bool = True) -> SavedSize:
+    """What the recipe's model takes on disk and, while it is exported, in host memory. `frozen`: checkpoints hold what
+    is not trained too, as DeepSpeed's do; the plain engine's do not."""
     spec = config.model
     weights = count_weights(spec, load_shape(spec.path, spec.revision))
     compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
@@ -36,7 +37,7 @@ def saved_size(config: Config) -> SavedSize:
     return SavedSize(
         parameters=weights.total,
         trained=weights.trained,
-        checkpoint=weights.trained * ADAM + (weights.total - weights.trained) * compute,
+        checkpoint=weights.trained * ADAM + frozen * (weights.total - weights.trained) * compute,
         export=written,
         consolidation=gathered + written + (written if compute != exported else 0),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -24,8 +25,9 @@ from dpeer import config
 from dpeer.data.layout import Layout
 from dpeer.data.round_trip import is_panic
 from dpeer.errors import ConfigError, DpeerError
-from dpeer.model import flash, tree_attention
+from dpeer.model import flash, kernels, tree_attention
 from dpeer.model.families import family_of, own_attention, refuse_unsupported
+from dpeer.model.miniature import alike, with_layers
 from dpeer.model.probe import layout_of
 from dpeer.model.tree_lm import TreeLM
 
@@ -60,6 +62,25 @@ def load_shape(path: str, revision: str | None = None) -> PretrainedConfig:
     return shape
 
 
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """A decoder layer: its class, and the parameters of it and of the output head."""
+
+    name: str
+    parameters: int
+    head: int
+
+
+def layer_shape(shape: PretrainedConfig) -> LayerShape:
+    """Counted on the meta device."""
+    family = family_of(shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**with_layers(shape, alike(shape, 1))))
+    layer = family.decoder_layers(model)[0]
+    name = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    return LayerShape(name, sum(p.numel() for p in layer.parameters()), model.get_output_embeddings().weight.numel())
+
+
 def attention_kernel(spec: config.Model, device: torch.device) -> str:
     """Choose the kernel of attention for this process, and return its name. Comes before the model is built: what is
     tried here must not be built in the way of an engine."""
@@ -72,6 +93,11 @@ def attention_kernel(spec: config.Model, device: torch.device) -> str:
     heads = shape.num_attention_heads
     size = family_of(shape).query_width(shape) // heads
     return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shape.num_key_value_heads), size)
+
+
+def layer_kernels(spec: config.Model, device: torch.device) -> str:
+    """Choose the kernels of the layers for models that this process builds from now on, and return their name."""
+    return kernels.choose(spec.kernels, device, load_shape(spec.path, spec.revision), DTYPES[spec.dtype])
 
 
 def load_lm(

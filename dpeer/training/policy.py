@@ -117,13 +117,15 @@ class Policy:
         return BatchPlan(trees, counts, sum(len(t.responses[t.golden]) for t in trees))
 
     def train_step(self, references: References | None) -> dict[str, Any]:
-        """One optimizer step; returns its ledger entry. `references` is None for objective `sft`."""
+        """One optimizer step; returns its ledger entry. `references` is None for objective `sft`.
+
+        The caller has started the meter.
+        """
         objective, batch = self.config.objective, self.batch(self.step)
         before = self.lagrangian
         weights = before.weights(batch.edge_counts)
         lr = learning_rate(self.step, self.steps, self.config.training.optimizer)
 
-        self.meter.start()
         totals = self.forward_backward(batch, weights, references)
         totals = totals + self.dual_totals(len(batch.trees), references)
         self.meter.mark("dual")

@@ -17,6 +17,7 @@ from dpeer.objective.constraints import build_constraints, certified
 from dpeer.objective.controllers import CONTROLLERS
 from dpeer.objective.preference import edge_loss
 from dpeer.training.checkpoint import refuse_other_run
+from dpeer.training.choice import choose
 from dpeer.training.engine import deepspeed_config
 from dpeer.training.heldout import heldout_edges
 from dpeer.training.policy import allowance
@@ -29,7 +30,8 @@ Rows = Sequence[Sequence[float]]  # log-probability of each response, record by 
 
 
 def settings(config: Config) -> str:
-    """The DeepSpeed files fit the recipe."""
+    """The engine can do what the recipe asks for, and the DeepSpeed files fit it."""
+    choose(config, config.cluster.policy_workers, None, math.inf)
     deepspeed_config(config.cluster.deepspeed, config, trained=True)
     deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
     return f"recipe {config.name}; DeepSpeed {config.cluster.deepspeed} and {config.cluster.reference_deepspeed}"

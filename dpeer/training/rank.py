@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,7 +14,7 @@ from dpeer.data.layout import cost
 from dpeer.data.packing import forward_tokens
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
-from dpeer.model.lm import attention_kernel, load_tokenizer
+from dpeer.model.lm import attention_kernel, layer_kernels, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
@@ -57,6 +58,15 @@ def carry_out(rank: TrainingRank | ReferenceRank, method: str, *args: Any, **opt
         return getattr(rank, method)(*args, **options)
 
 
+def means(config: Config, world: World) -> dict[str, Any]:
+    """Put this process's kernels in place, before a model is built; and what it computes with."""
+    return {
+        "attention": attention_kernel(config.model, world.device),
+        "kernels": layer_kernels(config.model, world.device),
+        "numerics": numerics(world.device),
+    }
+
+
 class TrainingRank:
     """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
 
@@ -64,7 +74,7 @@ class TrainingRank:
         self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepared or prepare(config)
-        self.attention = attention_kernel(config.model, world.device)
+        self.means = means(config, world)
         with memory_explained(config, self.prepared, lambda: "loading the model"):
             self.policy = Policy(config, self.prepared, world)
             colocated = config.cluster.reference == "colocated"
@@ -78,24 +88,19 @@ class TrainingRank:
             return ""
         trees = self.prepared.train.trees[:1000]
         ratio = sum(cost(t, "sequences") for t in trees) / sum(cost(t, "tree") for t in trees)
-        return f", {ratio:.1f} times the tokens of trees"
+        return f"; separate sequences have {ratio:.1f} times the tokens of trees"
 
     @property
     def summary(self) -> dict[str, Any]:
         """Steps of the run, the facts that must not change when it goes on, what this rank computes with, and how the
         sources were read."""
         choice = self.policy.choice
-        means: dict[str, Any] = {
-            "engine": choice.name,
-            "attention": self.attention + self._dearer(),
-            "numerics": numerics(self.policy.world.device),
-        }
-        means |= remembered(self.prepared.train)
         return {
             "steps": self.policy.steps,
             "facts": self.prepared.facts,
-            "means": means,
-            "why": choice.why,
+            "means": {"engine": choice.name} | self.means | remembered(self.prepared.train),
+            "host": socket.gethostname(),
+            "why": choice.why + self._dearer(),
             "reading": self.prepared.reading,
             "warnings": self.prepared.warnings,
         }
@@ -117,8 +122,10 @@ class TrainingRank:
             self.cached[name] = {tree.index: values for tree, values in zip(data.trees, scores, strict=True)}
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
+        self.policy.meter.start()
         if references is None and self.config.objective.kind == "preference":
             references = self._own_references()
+            self.policy.meter.mark("reference")
         return self.policy.train_step(references)
 
     def timed_step(self, references: References | None = None) -> tuple[dict[str, Any], StepCost]:
@@ -247,7 +254,7 @@ class ReferenceRank:
         self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
-        attention_kernel(config.model, world.device)
+        self.means = means(config, world)
         with memory_explained(config, self.prepared, lambda: "loading the reference"):
             self.reference = Reference(config, world)
 
@@ -265,7 +272,7 @@ class ReferenceRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return {"facts": self.prepared.facts}
+        return {"facts": self.prepared.facts, "means": self.means, "host": socket.gethostname()}
 
     def score_train(self, start: int, stop: int) -> Scores:
         """Scores of the training records [start, stop), keyed from 0."""

@@ -62,7 +62,7 @@ def reference_hash(config: Config) -> str:
 
 def cache_path(config: Config, data: TokenizedSet) -> Path:
     """File of cached log-probs: keyed by everything that changes them. Length normalisation happens after reading."""
-    device = f"gpu, {config.model.flash}" if config.cluster.on_gpus else "cpu"
+    device = f"gpu, {config.model.flash}, {config.model.kernels}" if config.cluster.on_gpus else "cpu"
     kernel = f"{tree_attention.IMPLEMENTATIONS[config.model.attention]} on {device}"
     kernel += "" if config.model.layout == "auto" else f", {config.model.layout}"
     key = [reference_hash(config), data.sha256, config.model.dtype, kernel, torch.__version__, "sum"]

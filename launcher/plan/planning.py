@@ -33,7 +33,7 @@ from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
 from dpeer.model.probe import layout_of
 from dpeer.training.choice import TRAINED, Choice, choose, plain_reference
-from dpeer.training.engine import deepspeed_config
+from dpeer.training.engine import model_settings
 
 HFU = 0.35
 LINKS = 0.8  # share of a link's rated speed that collectives reach
@@ -138,8 +138,7 @@ def make_plan(request: Request) -> Plan:
         float(weights.total * BYTES[config.model.dtype] + weights.trained * TRAINED),
         card.memory_gib * GIB,
     )
-    deepspeed = deepspeed_config(config.cluster.deepspeed, config, trained=True)
-    zero = Zero.plain() if engine.name == "plain" else Zero.of(deepspeed)
+    zero = Zero.plain() if engine.name == "plain" else Zero.of(model_settings(config, shape, trained=True))
     batch = batching(config, lengths.lengths, ranks)
     tokens = max(config.training.tokens_per_pack, batch.largest_pack)
     memory = per_gpu(config, weights, activations, zero, ranks, tokens)
@@ -159,7 +158,7 @@ def make_plan(request: Request) -> Plan:
         zero=zero,
         tokens=tokens,
         memory=memory,
-        reference_memory=_reference_memory(config, weights, activations, reference_ranks, tokens),
+        reference_memory=_reference_memory(config, weights, activations, reference_ranks, tokens, shape),
         largest_record=_if_smaller(batch.largest_pack, tokens, config, weights, activations, zero, ranks),
         host=host(config, weights, zero, ranks, min(request.gpus, ranks)),
         budget=largest_budget(config, weights, activations, zero, ranks, card.memory_gib * GIB),
@@ -197,12 +196,12 @@ def _machine(config: Config, request: Request, card: Gpu) -> Machine:
 
 
 def _reference_memory(
-    config: Config, weights: Weights, activations: Activations, ranks: int, tokens: int
+    config: Config, weights: Weights, activations: Activations, ranks: int, tokens: int, shape: PretrainedConfig
 ) -> Memory | None:
     if not ranks:
         return None
-    settings = deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
-    zero = Zero.plain() if plain_reference(config, ranks) else Zero.of(settings)
+    zero = Zero.of(model_settings(config, shape, trained=False))
+    zero = Zero.plain() if plain_reference(config, ranks) else zero
     return scoring(config, weights, activations, zero, ranks, tokens)
 
 

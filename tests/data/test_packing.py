@@ -49,7 +49,7 @@ def test_pack_by_hand() -> None:
     assert pack.targets.tolist() == [20, 21, 30, 40, 41, 42, 60, 61, 70, 71]
     assert pack.row_response.tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 4, 4]
     assert pack.response_tokens.tolist() == [2, 1, 3, 2, 2]
-    assert pack.golden.tolist() == [True, False, False, False, True]
+    assert pack.golden_at.tolist() == [0, 4] and pack.rejected_at.tolist() == [1, 2, 3]
     assert pack.dims.tolist() == [1, 0, 1]
     assert pack.better.tolist() == [0, 0, 4] and pack.worse.tolist() == [1, 2, 3]
     assert pack.edge_sample.tolist() == [7, 7, 3]
@@ -116,7 +116,7 @@ def test_every_pack_can_be_read_back(batch: list[TokenTree]) -> None:
             for s in own:
                 assert ids[s.prompt_start : s.prompt_start + s.prompt_length].tolist() == list(tree.prompt)
             assert len(own) == (len(response) > 1)
-            assert bool(pack.golden[number]) == (k == tree.golden)
+            assert (number in pack.golden_at) == (k == tree.golden) != (number in pack.rejected_at)
             number += 1
     assert number == len(pack.response_tokens)
     covered = [i for s in pack.segments for i in range(s.start, s.start + s.length)]

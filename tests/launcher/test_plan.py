@@ -44,6 +44,7 @@ def test_70b_on_64_h200_shows_its_tables() -> None:
     code, output = plan("llama3_70b", "--nodes", "8", "--gpus", "8", "--gpu", "h200", "--price", "3", "--cells", "15")
     assert code == 0
     for shown in (
+        "up to 2.57B parameters gathered, kept if used again within 2.57B, 856M fetched ahead; layers of 856M at once",
         "Adam moments",
         "export: weights gathered",
         "break-even",

@@ -124,7 +124,7 @@ class Group:
         return {
             "steps": TOTAL,
             "facts": {},
-            "means": {"engine": "plain", "attention": "SDPA"},
+            "means": {"engine": "plain", "attention": "SDPA", "kernels": "own"},
             "why": "one rank",
             "warnings": (),
         }
