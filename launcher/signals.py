@@ -34,10 +34,11 @@ class Signals:
 
     During training they wait for the step's end and a checkpoint. A second Ctrl-C or SIGTERM stops without one; the
     pre-emption signal never cuts a save short, however often it comes. Elsewhere there is nothing worth saving, and the
-    first one stops at once.
+    first one stops at once. `again` says how to go on then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, again: str = "Go on with --resume.") -> None:
+        self.again = again
         self.received: int | None = None
         self._preempt = preempt_signal()
         self._deferred = False
@@ -57,7 +58,7 @@ class Signals:
         if not self._deferred:
             self.received = number
             raise Interrupted(
-                "Stopped by a signal outside training; what was saved is kept. Go on with --resume.", self.exit_code
+                f"Stopped by a signal outside training; what was saved is kept. {self.again}", self.exit_code
             )
         if self.received is None:
             self.received, self._first = number, time.monotonic()

@@ -269,7 +269,11 @@ def test_report_and_export_commands(lab: Any, baseline: Path) -> None:
     from safetensors.torch import load_file
 
     (baseline / "report.html").unlink()
-    report, copy = lab.start("report", str(baseline)), lab.start("export", str(baseline), "--output", "copy")
+    shutil.copytree(baseline, on_gpus := lab.run("on-gpus"))
+    manifest = read_state(baseline / "manifest.json", "")
+    manifest["config"]["cluster"] |= {"gpus_per_worker": 1, "policy_workers": 2}
+    write_state(on_gpus / "manifest.json", manifest)  # on this machine without GPUs it is exported all the same
+    report, copy = lab.start("report", str(baseline)), lab.start("export", str(on_gpus), "--output", "copy")
     assert (report.wait(), copy.wait()) == (0, 0), report.output + copy.output
     assert (baseline / "report.html").stat().st_size > 10_000
     found, expected = (load_file(f / "model.safetensors") for f in (lab.folder / "copy", baseline / "export"))
