@@ -77,7 +77,7 @@ def claim(path: Path) -> Iterator[bool]:
         yield True
     finally:
         done.set()
-        with _guard(path.parent):
+        with contextlib.suppress(OSError), _guard(path.parent):  # a lost disk has its own message
             if (owner := read_owner(path)) and owner.token == token:
                 path.unlink()
 
