@@ -20,7 +20,7 @@ from dpeer import chain
 from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import CheckpointError
-from dpeer.files import clear_temporary, sync, write_text
+from dpeer.files import SILENT_S, clear_temporary, sync, write_text
 from dpeer.integrity import digest, entry, read_state, write_state
 from dpeer.json_safe import json_safe
 
@@ -276,8 +276,9 @@ class RunDir:
         """Remove what a killed save left behind."""
         for path in (*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob("step-*/.universal-*")):
             shutil.rmtree(path)
-        for folder, pattern in ((self.path, ".*.tmp"), (self.path, ".export.old"), (self.checkpoints, ".removing-*")):
-            clear_temporary(folder, pattern)
+        clear_temporary(self.checkpoints, ".removing-*")
+        clear_temporary(self.path, ".export.old")
+        clear_temporary(self.path, silent_s=SILENT_S)  # a report may be written just now
         for path in self.checkpoints.glob("step-*"):
             if not (path / "state.json").exists():  # it would be in the way when training comes there again
                 aside = path.with_name(f".unusable-{path.name}-{secrets.token_hex(4)}")
