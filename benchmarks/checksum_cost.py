@@ -45,7 +45,7 @@ def main() -> None:
             write = measured(lambda state=state, path=path: torch.save(state, path))
             disk = measured(lambda path=path: sync(path))
             entries = listed(folder, [path])
-            hashing = measured(lambda folder=folder, path=path: listed(folder, [path]))
+            hashing = measured(lambda folder=folder, path=path: listed(folder, [path], fresh=True))
             checking = measured(lambda folder=folder, entries=entries: faults(folder, entries))
             load = measured(lambda path=path: torch.load(path, weights_only=True))
         del state

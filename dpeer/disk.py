@@ -7,9 +7,10 @@ import os
 import re
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+LIMITED = {errno.EFBIG}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
-FAULTS = FULL | REFUSED | GONE | {errno.EIO}
+FAULTS = FULL | LIMITED | REFUSED | GONE | {errno.EIO}
 WRITER = re.compile("PytorchStreamWriter|enforce fail at inline_container")
 
 
@@ -30,6 +31,8 @@ def remedy(fault: int) -> str:
     reason = os.strerror(fault)
     if fault in FULL:
         return f"cannot be written ({reason}): make room there"
+    if fault in LIMITED:
+        return f"cannot be written ({reason}): raise the limit on the size of files (`ulimit -f unlimited`)"
     if fault in REFUSED:
         return f"may not be written ({reason}): permit writing there (owner and mode of the folder, read-only mount)"
     if fault in GONE:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from dpeer.json_safe import json_safe
 
 PACKAGE = Path(__file__).parent
 """The folder of the installed package, with everything that it ships."""
+SILENT_S = 180.0
+"""After so long without a change, a temporary file in a folder that runs share is taken for that of a killed one."""
 
 
 def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -33,6 +36,26 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def clear_temporary(folder: Path, pattern: str = ".*.tmp", silent_s: float = 0.0) -> None:
+    """Remove what killed writers have left in a folder. Where others may be writing, only what has not changed for
+    `silent_s` seconds, by the file system's clock."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another process removed it, or it is not ours
+            if silent_s and file_system_now(folder) - path.lstat().st_mtime < silent_s:
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def file_system_now(folder: Path) -> float:
+    """The file system's own time: clocks of machines differ."""
+    probe = folder / f".now-{secrets.token_hex(8)}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

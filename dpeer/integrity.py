@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import RawIOBase
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -27,6 +30,7 @@ without a checksum."""
 FORMAT = 1
 """Of state files; what a later dpeer has written is refused."""
 BLOCK = 1 << 17  # stays in the cache of a core, between the copy from the system and the hash
+WINDOW = 1 << 24
 LIST = "checksums.json"
 READERS = 4
 
@@ -116,22 +120,43 @@ def stamped(path: Path, made: Mapping[str, Any]) -> bool:
 # Listed files
 
 
-def entry(path: Path) -> Entry:
-    """Size and checksum of a file of any size; reading it takes little memory."""
-    state, buffer, size = xxhash.xxh3_128(), bytearray(BLOCK), 0
-    view = memoryview(buffer)
+def entry(path: Path, fresh: bool = False) -> Entry:
+    """Size and checksum of a file of any size; reading it takes little memory.
+
+    `fresh`: it was just written, so the system still has it in memory, where it is hashed without being copied. Of
+    another file that would be fatal: the system ends a process whose mapped page cannot be read.
+    """
+    state, size = xxhash.xxh3_128(), 0
     with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
-            state.update(view[:count])
-            size += count
+        for block in (_mapped if fresh else _copied)(stream):
+            state.update(block)
+            size += len(block)
     return {"bytes": size, "xxh3": str(state.hexdigest())}
 
 
-def listed(folder: Path, paths: Iterable[Path]) -> dict[str, Entry]:
-    """Checksums of files below `folder`, by their path in it; several are read at once."""
+def _copied(stream: RawIOBase) -> Iterator[memoryview]:
+    buffer = bytearray(BLOCK)
+    view = memoryview(buffer)
+    while count := stream.readinto(buffer):
+        yield view[:count]
+
+
+def _mapped(stream: RawIOBase) -> Iterator[memoryview]:
+    size = os.fstat(stream.fileno()).st_size
+    for start in range(0, size, WINDOW):
+        with (
+            mmap(stream.fileno(), min(WINDOW, size - start), access=ACCESS_READ, offset=start) as pages,
+            memoryview(pages) as view,
+        ):
+            yield view
+
+
+def listed(folder: Path, paths: Iterable[Path], fresh: bool = False) -> dict[str, Entry]:
+    """Checksums of files below `folder`, by their path in it; several are read at once. `fresh`: see `entry`."""
     files = sorted(paths)
+    names = (str(path.relative_to(folder)) for path in files)
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip((str(path.relative_to(folder)) for path in files), pool.map(entry, files), strict=True))
+        return dict(zip(names, pool.map(partial(entry, fresh=fresh), files), strict=True))
 
 
 def faults(folder: Path, entries: Mapping[str, Entry]) -> dict[str, str]:

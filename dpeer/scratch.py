@@ -1,5 +1,5 @@
 """Folders for what lives no longer than its process. A lock marks one as in use; the next start removes what a kill
-left."""
+left. Where the file system knows no locks, nobody can tell, and what a kill left stays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NEW_S = 60.0  # a folder younger than this may not have its lock yet
@@ -24,7 +24,8 @@ def scratch(prefix: str, place: Path | None = None) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(lock)
@@ -41,7 +42,7 @@ def _remove_unlocked(folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
+    except OSError:  # in use, or no locks here
         pass
     finally:
         os.close(lock)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from dpeer.errors import DpeerError
+from dpeer.errors import DpeerError, Interrupted
 from dpeer.escape import markup
 from dpeer.files import follow_umask
 from dpeer.launcher.commands import evaluation as eval_commands
@@ -56,7 +56,7 @@ def missing_extra(module: str, command: str) -> str | None:
 
 
 class _Guarded(TyperGroup):
-    """Ends every command with one screen on stderr and an exit code: 1 for a fault, 130 for Ctrl-C."""
+    """Ends every command with one screen on stderr and an exit code: 1 for a fault, 128 + N for signal N."""
 
     def invoke(self, ctx: Any) -> Any:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -68,6 +68,9 @@ class _Guarded(TyperGroup):
         except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except Interrupted as stopped:
+            console.print(markup(str(stopped)))
+            raise typer.Exit(stopped.code) from None
         except DpeerError as error:
             console.print(f"[bold red]error:[/] {markup(str(error))}")
             fault: Exception = error

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from dpeer.config import Config
 from dpeer.disk import GONE, REFUSED, disk_fault, remedy
 from dpeer.errors import CheckpointError, ClusterError
-from dpeer.files import write_text
+from dpeer.files import SILENT_S, clear_temporary, write_text
 from dpeer.integrity import Damaged, folder_faults, verify
 from dpeer.launcher.lock import DAMAGED, LEASE_S, Owner, sole_owner
 from dpeer.launcher.memory_watch import MemoryWatch
@@ -61,8 +61,10 @@ def already_finished(files: RunDir, config: Config) -> bool:
         print(f"{files.path} is finished, but {lost}; without a checkpoint it cannot be made again.", flush=True)
     else:
         print(f"{files.path} is finished; nothing to do.", flush=True)
-        if not files.report.exists():
-            write_pages(files)
+        for path in (files.report, files.export / "README.md"):
+            if not path.exists():
+                print(f"{path} is missing; made again.", flush=True)
+                write_pages(files)
     return True
 
 
@@ -149,5 +151,6 @@ def write_pages(files: RunDir) -> None:
     from dpeer.report.card import model_card
     from dpeer.report.page import write_report
 
+    clear_temporary(files.path, silent_s=SILENT_S)
     write_text(files.export / "README.md", model_card(files.path))
     print(f"model: {files.export}\nreport: {write_report(files.path)}", flush=True)

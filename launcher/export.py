@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import ray
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
@@ -42,6 +45,7 @@ def export_run(run_dir: Path, output: Path | None = None, model: Path | None = N
     config = found_again(config, manifest.get("folder"), model)
     prepared = recall(manifest, config)
     with connect(config.cluster.address):
+        config = placed_here(config, ray.cluster_resources())
         groups = Groups(config)
         try:
             policy = groups.policy()
@@ -53,3 +57,15 @@ def export_run(run_dir: Path, output: Path | None = None, model: Path | None = N
             groups.close()
     write_text(folder / "README.md", model_card(run_dir))
     return folder
+
+
+def placed_here(config: Config, resources: Mapping[str, float]) -> Config:
+    """A recorded config whose policy fits a cluster with these resources: on the CPU where there are no GPUs, and then
+    on as many ranks as there are cores for. Checkpoints load at any number of ranks."""
+    spec = config.cluster
+    if not spec.on_gpus or resources.get("GPU"):
+        return config
+    ranks = max(1, min(spec.policy_workers, int(resources.get("CPU", 1) / spec.cpus_per_worker)))
+    print(f"{config.name}: was trained on GPUs, and none is here: exported on the CPU, by {ranks} ranks.", flush=True)
+    changes = {"gpus_per_worker": 0, "policy_workers": ranks, "reference": "cache", "reference_workers": ranks}
+    return config.model_copy(update={"cluster": spec.model_copy(update=changes)})

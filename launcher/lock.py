@@ -19,6 +19,7 @@ from typing import Any
 
 from dpeer.disk import GONE, disk_fault, remedy
 from dpeer.errors import CheckpointError
+from dpeer.files import clear_temporary, file_system_now
 
 LEASE_S = float(os.environ.get("DPEER_LEASE_S") or 180)
 """Silence after which an owner on another machine is taken for dead; far above what file systems cache times for."""
@@ -54,7 +55,7 @@ def _alive(path: Path, owner: Owner | None) -> bool:
     if owner and owner.machine == machine():
         return started(owner.pid) == owner.started
     try:
-        return _file_system_now(path.parent) - path.stat().st_mtime < LEASE_S
+        return file_system_now(path.parent) - path.stat().st_mtime < LEASE_S
     except FileNotFoundError:
         return False
 
@@ -76,7 +77,7 @@ def claim(path: Path) -> Iterator[bool]:
         yield True
     finally:
         done.set()
-        with _guard(path.parent):
+        with contextlib.suppress(OSError), _guard(path.parent):  # a lost disk has its own message
             if (owner := read_owner(path)) and owner.token == token:
                 path.unlink()
 
@@ -142,6 +143,8 @@ def _take(path: Path) -> str | None:
         raise CheckpointError(f"{path.parent}: {what}, or choose another output_dir.") from error
     try:
         with _guard(path.parent):
+            for rest in (f".{path.name}.*", ".now-*"):  # of drivers killed while they took it
+                clear_temporary(path.parent, rest, LEASE_S)
             if path.exists() and not _alive(path, dead := read_owner(path)):
                 _remove_dead(path, dead)
             _link(ours, path)
@@ -219,13 +222,3 @@ def started(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if state == "Z" else rest[18]
-
-
-def _file_system_now(folder: Path) -> float:
-    """The file system's own time: clocks of machines differ."""
-    probe = folder / f".now-{secrets.token_hex(8)}"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink()

@@ -35,11 +35,13 @@ class Signals:
 
     During training they wait for the step's end and a checkpoint. A second one of the first three stops without; the
     pre-emption signal never cuts a save short, however often it comes. Elsewhere there is nothing worth saving, and the
-    first one stops at once.
+    first one stops at once. How to go on then is said by the run's `files`, or by `again`.
     """
 
-    def __init__(self, files: RunDir | None = None) -> None:
-        self.files = files
+    def __init__(
+        self, files: RunDir | None = None, again: str = "What was saved is kept. Go on with --resume."
+    ) -> None:
+        self.files, self.again = files, again
         self.received: int | None = None
         self._preempt = preempt_signal()
         self._deferred = False
@@ -73,7 +75,7 @@ class Signals:
 
     @property
     def _way_on(self) -> str:
-        return self.files.way_on if self.files else "What was saved is kept. Go on with --resume."
+        return self.files.way_on if self.files else self.again
 
     @property
     def exit_code(self) -> int:

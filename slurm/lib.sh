@@ -4,6 +4,7 @@
 # What the exit code of the command (dpeer train, ...) means:
 #    0  done
 #   85  pre-empted, a checkpoint is saved: the job is put back into the queue
+#   73  a node refuses its folder (DPEER_TMP): final, as another attempt would meet the same
 #   86  a node was lost: Slurm puts the job back (or this script, when Slurm does not); at most DPEER_MAX_LOSSES times
 #    *  final; the last line of the output says why
 #
@@ -23,7 +24,7 @@
 #   NCCL_*, GLOO_*        passed on as they are, never set here
 set -uo pipefail # not -e: exit codes are looked at one by one
 
-EX_FAILED=1 EX_PREEMPTED=85 EX_NODE_LOST=86
+EX_FAILED=1 EX_REFUSED=73 EX_PREEMPTED=85 EX_NODE_LOST=86
 
 say() { echo "[$(date '+%F %T')] $*"; }
 
@@ -105,7 +106,7 @@ ray_node() {
   trap '' "$DPEER_PREEMPT_SIGNAL" # Ray inherits this: a signal to all of the job ends none of its processes
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nothing is left to drain when the command has ended
   if [ "$SLURM_NODEID" = 0 ]; then echo "$SLURM_JOB_ID.$SLURM_STEP_ID" >"$logs/step"; fi
-  private_folder || { echo "$(hostname): $ray_dir cannot be made, or is another user's; set DPEER_TMP"; return 73; }
+  private_folder || { echo "$(hostname): $ray_dir cannot be made, or is another user's; set DPEER_TMP" >>"$logs/refused"; return 73; }
   mkdir -p "$DPEER_ENGINE_TMP"
   local where=(--head --port="$port" --include-dashboard=false)
   if [ "$SLURM_NODEID" != 0 ]; then
@@ -143,7 +144,20 @@ start_ray() { # Ray on all nodes; returns 0 once they have joined with all their
     bash -c "$(declare -f ray_node node_address reachable private_folder clear_node); ray_node" &
   ray_step=$!
   export RAY_ADDRESS=$head:$port
-  attend "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout "$DPEER_START_TIMEOUT"
+  attend joined
+}
+
+joined() { # waits for all nodes, and no longer for one that refuses
+  "${container[@]}" dpeer wait-for-nodes "$nodes" --gpus "$gpus" --timeout "$DPEER_START_TIMEOUT" &
+  local waiting=$!
+  # shellcheck disable=SC2064  # the process is known now
+  trap "kill $waiting" TERM "$DPEER_PREEMPT_SIGNAL"
+  until [ -s "$logs/refused" ]; do
+    kill -0 "$waiting" 2>/dev/null || { wait "$waiting"; return; }
+    sleep 0.5
+  done
+  kill "$waiting"
+  return $EX_REFUSED
 }
 
 stop_ray() { # a signal to srun itself would kill its tasks before they can tidy up
@@ -173,6 +187,8 @@ run_on_ray() { # run_on_ray COMMAND...: Ray, then the command on the first node,
     sleep 1 && kill "$mirror" 2>/dev/null # it has shown the rest by now
     wait "$mirror" 2>/dev/null
     finish "$code" "$1 ended with $code: $(reason "$log")"
+  elif [ -s "$logs/refused" ]; then
+    finish $EX_REFUSED "$(head -n 1 "$logs/refused")"
   elif [ "$signalled" = "$DPEER_PREEMPT_SIGNAL" ]; then
     finish $EX_PREEMPTED "pre-empted before the start"
   elif [ "$signalled" = TERM ]; then

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from dpeer.disk import disk_fault
 from dpeer.errors import CheckpointError
+from dpeer.files import clear_temporary
 from dpeer.launcher.driver import disk_faults
 from dpeer.scratch import keep_newest, scratch
 from dpeer.training.run_dir import RunDir
@@ -37,6 +38,7 @@ def test_real_writers_on_a_full_device_are_a_full_disk(tmp_path: Path) -> None:
     ("number", "said"),
     [
         (errno.ENOSPC, "cannot be written (No space left on device): make room"),
+        (errno.EFBIG, "cannot be written (File too large): raise the limit on the size of files (`ulimit -f"),
         (errno.EACCES, "may not be written (Permission denied): permit writing"),
         (errno.EPERM, "may not be written (Operation not permitted)"),
         (errno.EROFS, "may not be written (Read-only file system)"),
@@ -83,6 +85,32 @@ def test_scratch_is_private_goes_and_clears_up_after_the_killed(tmp_path: Path) 
             assert folder.is_dir(), "in use, however old"
         assert not killed.exists() and young.exists()
     assert [p.name for p in tmp_path.iterdir()] == [young.name]
+
+
+def test_where_the_file_system_knows_no_locks_nothing_of_others_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with scratch("dpeer-x-", tmp_path) as other:
+        os.utime(other, (0, 0))
+        with scratch("dpeer-x-", tmp_path) as folder:
+            assert folder.is_dir()
+        assert other.is_dir() and not folder.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_goes_and_what_may_be_in_use_stays(tmp_path: Path) -> None:
+    for name in (".a.json.1.tmp", ".old.2.tmp", "a.json", ".lock"):
+        (tmp_path / name).touch()
+    (tmp_path / ".export.tmp" / "deep").mkdir(parents=True)
+    os.utime(tmp_path / ".old.2.tmp", (0, 0))
+    clear_temporary(tmp_path, silent_s=60)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.json.1.tmp", ".export.tmp", ".lock", "a.json"]
+    clear_temporary(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "a.json"]
 
 
 def test_only_the_newest_files_are_kept(tmp_path: Path) -> None:

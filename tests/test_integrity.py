@@ -15,6 +15,8 @@ from dpeer import chain
 from dpeer.errors import ConfigError
 from dpeer.integrity import (
     BLANK,
+    BLOCK,
+    WINDOW,
     Damaged,
     entry,
     faults,
@@ -79,6 +81,13 @@ def test_state_comes_back_and_says_when_it_does_not(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(ConfigError, match=r"x\.json cannot be read \(Is a directory\)\. Do this\."):
         read_state(path, "Do this.", ConfigError)
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK + 1, WINDOW, WINDOW + 1])
+def test_what_was_just_written_is_hashed_in_place_with_the_same_result(tmp_path: Path, size: int) -> None:
+    (path := tmp_path / "shard").write_bytes(content := bytes(range(251)) * (size // 251) + b"x" * (size % 251))
+    expected = {"bytes": size, "xxh3": xxhash.xxh3_128_hexdigest(content)}
+    assert entry(path, fresh=True) == entry(path) == expected
 
 
 def test_large_files_are_listed_and_faults_named(tmp_path: Path) -> None:

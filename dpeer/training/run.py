@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint, Interrupted
+from dpeer.files import SILENT_S, clear_temporary
 from dpeer.integrity import refuse_damaged_model, write_state
 from dpeer.objective.ledger import infeasible
 from dpeer.objective.rows import TimingRow
@@ -293,6 +294,8 @@ def fill_cache(config: Config, workers: Workers) -> None:
 
     prepared = prepare(config)
     train, paths = prepared.train, {name: cache_path(config, d) for name, d in prepared.splits.items()}
+    for pattern in (".*.tmp", "tmp*"):  # names of this and of earlier versions; runs of one output_dir share the cache
+        clear_temporary(paths["train"].parent, pattern, SILENT_S)
     if cached(paths, prepared.splits):
         return
     print(f"{config.name}: computing the reference log-probabilities", flush=True)

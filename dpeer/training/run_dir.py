@@ -21,7 +21,7 @@ from dpeer import chain
 from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import CheckpointError
-from dpeer.files import sync, write_text
+from dpeer.files import SILENT_S, clear_temporary, sync, write_text
 from dpeer.integrity import digest, entry, read_state, write_state
 from dpeer.json_safe import json_safe
 
@@ -124,6 +124,13 @@ class RunDir:
             if not key.startswith(free)
         ]
         differs += [f"{k}: was {old.get(k)!r}, now {facts[k]!r}" for k in facts if old.get(k) != facts[k]]
+        began_as = old["config"].get("name", config.name)
+        if began_as != config.name:
+            raise CheckpointError(
+                f"{self.path}: this run began as {began_as}; its folder was renamed since. Rename it back, "
+                f"`mv {self.path} {self.path.with_name(began_as)}`, and go on with --set name={began_as}. What stands "
+                "in it can be read under any name."
+            )
         if differs:
             raise CheckpointError(
                 f"{self.path}: cannot resume, because the result would be of neither run. Changed since it began:\n  "
@@ -282,8 +289,9 @@ class RunDir:
         """Remove what a killed save left behind."""
         for path in (*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob("step-*/.universal-*")):
             shutil.rmtree(path)
-        for path in self.checkpoints.glob(".removing-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        clear_temporary(self.checkpoints, ".removing-*")
+        clear_temporary(self.path, ".export.old")
+        clear_temporary(self.path, silent_s=SILENT_S)  # a report may be written just now
         for path in self.checkpoints.glob("step-*"):
             if not (path / "state.json").exists():  # it would be in the way when training comes there again
                 aside = path.with_name(f".unusable-{path.name}-{secrets.token_hex(4)}")

@@ -32,7 +32,7 @@ def record(folder: Path, world: World) -> dict[str, Entry]:
     mine = [p for p in files if owner(p.name, world.size) == world.rank]
     with ThreadPoolExecutor(READERS) as pool:
         synced = [pool.submit(sync, path) for path in mine]
-        own = listed(folder, mine)
+        own = listed(folder, mine, fresh=True)
         for done in synced:
             done.result()
     if world.rank == 0:

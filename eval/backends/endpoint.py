@@ -18,7 +18,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from dpeer.errors import ClusterError, ConfigError
+from dpeer.errors import ClusterError, ConfigError, Interrupted
 from dpeer.eval.backends.config import Farm, Served
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Answers, Backend, Call, Job, Say, messages, refused
@@ -96,7 +96,7 @@ def answers(job: Job, calls: Iterable[Call], timeout_s: float = TIMEOUT_S) -> It
                 handed = time.monotonic()
                 batch, finished = finished, []
                 yield batch
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt, Interrupted):
         finished += [reply for reply in _arrived(came, 0) if isinstance(reply, Answer)]
         if finished:
             yield finished

@@ -119,7 +119,8 @@ def _sound(executable: Path, progress: Progress) -> bool:
         if not verify(content) and not content.startswith(EXECUTABLE):
             raise Damaged("is no program")
     except (OSError, Damaged) as error:
-        progress(f"CmdStan: {executable} {error}; compiling it again")
+        progress(said := f"CmdStan: {executable} {error}; compiling it again")
+        print(f"note: {said}", file=sys.stderr, flush=True)  # a progress bar forgets it
         return False
     return True
 

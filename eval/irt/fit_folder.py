@@ -14,6 +14,7 @@ import numpy as np
 
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.types import Options, Posterior, Ratings
+from dpeer.files import SILENT_S, clear_temporary
 from dpeer.integrity import read_state, write_state
 
 FORMAT = 1
@@ -25,6 +26,7 @@ _NAMES = ("models", "items", "judges", "dimensions", "criteria", "scale", "statu
 def save(posterior: Posterior, folder: Path) -> None:
     """Write `folder`/manifest.json and draws.npz; an interrupted save leaves no manifest, or the former fit."""
     folder.mkdir(parents=True, exist_ok=True)
+    clear_temporary(folder, silent_s=SILENT_S)
     ratings = posterior.ratings
     arrays = {f"ratings.{f.name}": getattr(ratings, f.name) for f in fields(Ratings) if f.name not in _NAMES}
     for name, values in posterior.draws.items():

@@ -17,9 +17,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpeer.disk import GONE, disk_fault, remedy
 from dpeer.errors import DataError
 from dpeer.eval.store.schema import RATINGS
-from dpeer.files import write_bytes
+from dpeer.files import clear_temporary, write_bytes
 from dpeer.integrity import BLANK, TAIL, seal, verify
 
 SHOWN = 3
@@ -57,10 +58,10 @@ def _replace(path: Path, table: pa.Table) -> Path:
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path}: cannot be written ({error.strerror or error}). What was finished before is saved: make room or "
-        "permit writing there, and run the same command again."
-    )
+    fault, what = disk_fault(error), f"cannot be written ({error.strerror or error})"
+    if fault is not None and fault not in GONE:  # where a part of the path is a file, nothing is gone
+        what = remedy(fault)
+    return DataError(f"{path}: {what}. What was finished before is saved: then run the same command again.")
 
 
 def _make_folder(folder: Path) -> None:
@@ -150,9 +151,10 @@ def lock(folder: Path) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"pid {os.getpid()} on {socket.gethostname()}")
         stream.flush()
-        union = folder.parent.glob(".ratings.parquet.*.tmp") if folder.name == "ratings" else ()
-        for leftover in (*folder.rglob(".part-*.tmp"), *union):
-            leftover.unlink(missing_ok=True)
+        for place in (folder, *folder.glob("*/")):
+            clear_temporary(place)
+        if folder.name == "ratings":
+            clear_temporary(folder.parent, ".ratings.parquet.*.tmp")
         yield
 
 

@@ -56,7 +56,8 @@ def generate(
         return
     from dpeer.eval.generate import generate as run
 
-    typer.echo(run(config, lambda: connected(config), retry_errors))
+    with _stoppable():
+        typer.echo(run(config, lambda: connected(config), retry_errors))
 
 
 def judge(
@@ -84,7 +85,8 @@ def judge(
     else:
         from dpeer.eval.judge import judge as run
 
-        table = run(config, lambda: connected(config), retry_errors)
+        with _stoppable():
+            table = run(config, lambda: connected(config), retry_errors)
         typer.echo(table)
         names = [model.name for model in config.models]
         base = f" --base {config.base or names[0]}" if names else ""
@@ -192,6 +194,13 @@ def _print_config(config: EvalConfig) -> None:
     from dpeer.config_io import resolved_yaml
 
     typer.echo(resolved_yaml(config), nl=False)
+
+
+def _stoppable() -> AbstractContextManager[Any]:
+    """Signals end the command with their exit code, once what was answered is on disk."""
+    from dpeer.launcher.signals import Signals
+
+    return Signals(again="Every part that was written stays; the same command goes on from there.")
 
 
 def connected(config: EvalConfig) -> AbstractContextManager[None]:

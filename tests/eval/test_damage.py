@@ -81,7 +81,7 @@ def test_damaged_rates_are_ignored_and_said(tmp_path: Path, content: str, capsys
     assert "rates.json" in said and "ignored" in said
 
 
-def test_an_emptied_or_changed_program_is_compiled_again(tmp_path: Path) -> None:
+def test_an_emptied_or_changed_program_is_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program, said = tmp_path / "model", list[str]()
     assert not cmdstan._sound(program, said.append) and said == []
     whole = seal(b"\x7fELF code" + BLANK.encode())
@@ -93,6 +93,7 @@ def test_an_emptied_or_changed_program_is_compiled_again(tmp_path: Path) -> None
     program.write_bytes(flipped)
     assert not cmdstan._sound(program, said.append)
     assert len(said) == 2 and all("compiling it again" in line for line in said)
+    assert capsys.readouterr().err.count("compiling it again") == 2
 
 
 def test_a_killed_chain_is_told_in_a_line(tmp_path: Path) -> None:

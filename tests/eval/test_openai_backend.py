@@ -223,19 +223,21 @@ def test_credentials_in_an_address_are_refused_without_repeating_them(url: str, 
 
 
 WAITING = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
+import sys
+from dpeer.errors import Interrupted
+from dpeer.launcher.signals import Signals
 from tests.eval.test_openai_backend import answers, calls, job
 print("ready", flush=True)
 try:
-    for batch in answers(job(sys.argv[1]), calls(20)):
-        print("got", len(batch), flush=True)
-except KeyboardInterrupt:
-    print("stopped", flush=True)
+    with Signals():
+        for batch in answers(job(sys.argv[1]), calls(20)):
+            print("got", len(batch), flush=True)
+except Interrupted as stopped:
+    print("stopped", stopped.code, flush=True)
 """
 
 
-def test_ctrl_c_hands_out_what_came_and_waits_for_nothing(endpoint: tuple[Any, str]) -> None:
+def test_a_signal_hands_out_what_came_and_waits_for_nothing(endpoint: tuple[Any, str]) -> None:
     state, url = endpoint
     rate, held, answered = state.rate, threading.Event(), threading.Semaphore(0)
 
@@ -255,9 +257,9 @@ def test_ctrl_c_hands_out_what_came_and_waits_for_nothing(endpoint: tuple[Any, s
     try:
         for _ in range(4):  # every place is taken by a request that is never answered
             assert answered.acquire(timeout=100)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     finally:
         held.set()
         process.kill()
-    assert output.split() == ["ready", "got", "5", "stopped"] and process.returncode == 0
+    assert output.split() == ["ready", "got", "5", "stopped", "143"] and process.returncode == 0

@@ -72,7 +72,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("dpeer.files.os.fsync", full)
-    with pytest.raises(DataError, match=r"part-.*cannot be written \(No space left on device\)\. What was finished"):
+    with pytest.raises(DataError, match=r"written \(No space left on device\): make room there\. What was finished"):
         ratings.write_part(tmp_path, [row("1")])
     assert not list(tmp_path.iterdir())
 

@@ -95,6 +95,14 @@ def test_a_job_that_succeeds(lab: Any, tmp_path: Path) -> None:
     assert not list(Path("/tmp").glob(f"dpeer-{job.number}-*")) or not lab.hosts
 
 
+def test_a_folder_that_a_node_refuses_is_final(lab: Any, tmp_path: Path) -> None:
+    """Waiting for the nodes, and another attempt, would be in vain."""
+    job = Job(lab, tmp_path, DPEER_TMP="/dev/null", DPEER_START_TIMEOUT="500")
+    state, code, restarts, last = job.ended(90)
+    assert (state, code, restarts) == ("FAILED", "73:0", 0), last
+    assert "/dev/null/dpeer-" in last and "set DPEER_TMP" in last
+
+
 @pytest.mark.parametrize(
     ("script", "given", "call"),
     [

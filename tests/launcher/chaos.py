@@ -1,4 +1,5 @@
-"""Random faults over one toy training, resumed after each end: `python tests/launcher/chaos.py --faults 20 --seed 0`.
+"""Random faults over one toy training, resumed after each end: `python tests/launcher/chaos.py --faults 20 --seed 0`;
+with `--catalogue` the table of `tests/faults/` instead.
 
 Each fault is drawn from a seeded generator: what (kill -9 of driver, policy or reference worker, raylet or the head's
 GCS; SIGSTOP of a rank; a network that swallows every packet for 5 to 120 s; a disk that fills up during a save) and
@@ -274,7 +275,13 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--catalogue", action="store_true", help="The table of tests/faults/, into docs/faults.md.")
+    parser.add_argument("--only", action="append", metavar="NAME", help="Rows whose names begin so; repeat.")
     given = parser.parse_args()
+    if given.catalogue:
+        from tests.faults.whole import run
+
+        sys.exit(run(given.only, given.folder))
     Network.enter()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="dpeer-chaos-"))
     folder.mkdir(exist_ok=True)

@@ -138,11 +138,11 @@ class Lab:
         return [json.loads(line) for line in (self.run(name) / "ledger.jsonl").read_text().splitlines()]
 
 
-def build_lab(folder: Path) -> Lab:
+def build_lab(folder: Path, n_train: int = 60, n_heldout: int = 20) -> Lab:
     from dpeer.toyworld import world as toyworld
     from dpeer.toyworld.model import tiny_model
 
-    world = toyworld.write_world(folder / "world", 3, n_train=60, n_heldout=20, n_prompts=2, n_pretrain=5)
+    world = toyworld.write_world(folder / "world", 3, n_train=n_train, n_heldout=n_heldout, n_prompts=2, n_pretrain=5)
     tiny_model(folder / "model", "qwen3", 1, vocab=400, texts=[r.responses[0].text for r in world.train.records])
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     settings = json.loads((ROOT / "ds_configs" / "cpu.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import dpeer.launcher.doctor
-from dpeer.errors import DataError
+from dpeer.errors import DataError, Interrupted
 from dpeer.launcher.bootstrap import distribution, read_project
 from dpeer.launcher.cli import EXTRAS, app
 
@@ -42,6 +42,7 @@ def test_wrong_usage_ends_with_code_2(arguments: list[str]) -> None:
     [
         (DataError("train.csv:7: [mask] is empty"), 1, "error: train.csv:7: [mask] is empty"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Interrupted("Stopped; go on.", 143), 143, "Stopped; go on."),
         (ZeroDivisionError("boom"), 1, "unexpected ZeroDivisionError: boom"),
     ],
 )

@@ -10,6 +10,7 @@ from dpeer.config import Config
 from dpeer.config_io import resolved
 from dpeer.errors import ConfigError
 from dpeer.launcher.demo import fitted
+from dpeer.launcher.export import placed_here
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups, bundle, wanted
 from dpeer.launcher.preflight import judge
@@ -21,6 +22,27 @@ from dpeer.training.run_dir import same_recipe
 
 def shown_by_ray(monkeypatch: pytest.MonkeyPatch, gpus: float) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": gpus} if gpus else {}))
+
+
+@pytest.mark.parametrize(
+    ("resources", "on_gpus", "ranks"),
+    [
+        ({"GPU": 8.0, "CPU": 64.0}, True, 16),
+        ({"CPU": 64.0}, False, 16),
+        ({"CPU": 5.0}, False, 2),
+        ({"CPU": 1.0}, False, 1),
+    ],
+)
+def test_a_run_of_gpus_is_exported_where_there_are_none(
+    resources: dict[str, float], on_gpus: bool, ranks: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["cluster.gpus_per_worker=1", "cluster.policy_workers=16", "cluster.cpus_per_worker=2"]
+    found = placed_here(training_config("demo", changes), resources)
+    assert (found.cluster.on_gpus, found.cluster.policy_workers) == (on_gpus, ranks)
+    assert wanted(found.cluster) == {"policy": ranks} or on_gpus
+    assert ("exported on the CPU" in capsys.readouterr().out) != on_gpus
+    trained_here = training_config("demo", ["cluster.gpus_per_worker=0"])
+    assert placed_here(trained_here, resources) is trained_here
 
 
 @pytest.mark.parametrize(("given", "gpus", "chosen"), [("auto", 4, 1), ("auto", 0, 0), ("0", 4, 0), ("1", 0, 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,13 @@ def test_one_driver_alone_waits_only_for_an_owner_who_may_be_dead(
     with lock.sole_owner(path, lambda owner: told.append(owner.host)) as other:
         assert other is None and (owner := holder(path)) and owner.pid == os.getpid()
     assert holder(path) is None
+
+
+def test_a_folder_that_is_gone_hides_no_other_error(tmp_path: Path) -> None:
+    path = tmp_path / "locks" / "cell.json"
+    with pytest.raises(ValueError, match="what happened"), claim(path):
+        shutil.rmtree(path.parent)
+        raise ValueError("what happened")
 
 
 def test_who_has_lost_the_lock_ends(held: tuple[Path, subprocess.Popen[str]]) -> None:

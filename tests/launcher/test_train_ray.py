@@ -269,9 +269,13 @@ def test_report_and_export_commands(lab: Any, baseline: Path) -> None:
     from safetensors.torch import load_file
 
     (baseline / "report.html").unlink()
+    shutil.copytree(baseline, on_gpus := lab.run("on-gpus"))
+    manifest = read_state(baseline / "manifest.json", "")
+    manifest["config"]["cluster"] |= {"gpus_per_worker": 1, "policy_workers": 2}
+    write_state(on_gpus / "manifest.json", manifest)  # on this machine without GPUs it is exported all the same
     data = (lab.folder / "world" / "train.jsonl").rename(lab.folder / "world" / "away.jsonl")  # neither needs it
     try:
-        report, copy = lab.start("report", str(baseline)), lab.start("export", str(baseline), "--output", "copy")
+        report, copy = lab.start("report", str(baseline)), lab.start("export", str(on_gpus), "--output", "copy")
         assert (report.wait(), copy.wait()) == (0, 0), report.output + copy.output
     finally:
         data.rename(data.with_name("train.jsonl"))

@@ -180,6 +180,11 @@ def test_resume_names_what_changed(run: RunDir, changes: dict[str, Any], says: s
     assert len(changed) == 1 and says in changed[0]
 
 
+def test_a_renamed_run_is_told_how_to_go_on(run: RunDir) -> None:
+    with pytest.raises(CheckpointError, match=rf"began as x; .*renamed.*`mv {run.path} .*/x`.*--set name=x"):
+        run.check_resumable(recipe(name="y"), FACTS)
+
+
 def test_resume_refuses_other_data_and_reference(run: RunDir) -> None:
     for key, other in (("data", {"train": {"sha256": "d1"}}), ("reference", {"hash": "r1"})):
         with pytest.raises(CheckpointError, match=f"{key}: was .*0.*now .*1"):
