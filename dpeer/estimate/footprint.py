@@ -57,10 +57,10 @@ class Weights:
     """Parameters of the output head; with `tied` it is the embedding."""
     tied: bool
     vocabulary: int
-    idle: int
-    """Parameters of experts that a token does not meet."""
     attention_width: int
     """Heads x head size: width of the queries."""
+    idle: int = 0
+    """Parameters of experts that a token does not meet."""
 
     @property
     def total(self) -> int:
