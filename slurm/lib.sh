@@ -157,7 +157,7 @@ joined() { # waits for all nodes, and no longer for one that refuses
     sleep 0.5
   done
   kill "$waiting"
-  return $EX_REFUSED
+  return "$EX_REFUSED"
 }
 
 stop_ray() { # a signal to srun itself would kill its tasks before they can tidy up
