@@ -15,6 +15,7 @@ from dpeer.launcher.cluster import connect
 from dpeer.launcher.group import Groups
 from dpeer.report.card import model_card
 from dpeer.training.calls import PolicyCalls
+from dpeer.training.dates import began
 from dpeer.training.keepsake import found_again, recall
 from dpeer.training.run import EXPORTING, load
 from dpeer.training.run_dir import RunDir
@@ -40,10 +41,15 @@ def export_run(run_dir: Path, output: Path | None = None, model: Path | None = N
     config, step = Config.model_validate(manifest["config"]), manifest.get("exported_step") or saved[-1]
     # The recorded folder may be another one than this by now: its checkpoint says which engine can read it.
     engine = read_state(files.checkpoint(step) / "state.json", way_back(files, step)).get("engine", "deepspeed")
-    alone = {"engine": engine, "reference": "cache", "reference_workers": 1}  # no reference is needed
-    config = config.model_copy(update={"cluster": config.cluster.model_copy(update=alone)})
+    # No reference is needed; the plain engine takes nothing from DeepSpeed's file.
+    alone = {"engine": engine, "reference": "cache", "reference_workers": 1}
+    alone |= {"deepspeed": "zero3"} if engine == "plain" else {}
+    data = config.data.model_copy(update={"date": config.data.date or began(files)})
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update=alone), "data": data})
     config = found_again(config, manifest.get("folder"), model)
-    prepared = recall(manifest, config)
+    if prepared := recall(manifest, config):
+        base = {"reference_path": None, "reference_revision": None}
+        config = config.model_copy(update={"model": config.model.model_copy(update=base)})
     with connect(config.cluster.address):
         config = placed_here(config, ray.cluster_resources())
         groups = Groups(config)
@@ -68,4 +74,5 @@ def placed_here(config: Config, resources: Mapping[str, float]) -> Config:
     ranks = max(1, min(spec.policy_workers, int(resources.get("CPU", 1) / spec.cpus_per_worker)))
     print(f"{config.name}: was trained on GPUs, and none is here: exported on the CPU, by {ranks} ranks.", flush=True)
     changes = {"gpus_per_worker": 0, "policy_workers": ranks, "reference": "cache", "reference_workers": ranks}
-    return config.model_copy(update={"cluster": spec.model_copy(update=changes)})
+    model = config.model.model_copy(update={"kernels": "eager"})
+    return config.model_copy(update={"cluster": spec.model_copy(update=changes), "model": model})

@@ -68,13 +68,15 @@ def planned_tensors(config: Config, timing: TimingRow) -> float:
     from dpeer.estimate.footprint import count_activations, count_weights
     from dpeer.estimate.memory import Zero, per_gpu
     from dpeer.launcher.plan.inputs import model_config
+    from dpeer.model.probe import layout_of
     from dpeer.training.choice import began_with
     from dpeer.training.engine import model_settings
 
     shape, _ = model_config(config.model, None)
     weights = count_weights(config.model, shape)
     responses = (timing["response_tokens"],) * timing["responses"]
-    activations = count_activations(config.model, shape, timing["prompt_tokens"], responses)
+    layout = layout_of(shape, config.model.path, config.model.layout)
+    activations = count_activations(config.model, shape, timing["prompt_tokens"], responses, layout)
     zero = Zero.plain() if began_with(config) == "plain" else Zero.of(model_settings(config, shape, trained=True))
     ranks = dist.get_world_size() if dist.is_initialized() else config.cluster.policy_workers
     memory = per_gpu(config, weights, activations, zero, ranks, timing["largest_pack"])

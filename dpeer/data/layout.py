@@ -26,26 +26,31 @@ def cost(tree: TokenTree, layout: Layout) -> int:
 
 def plan(trees: Sequence[TokenTree], ranks: int, budget: int, layout: Layout) -> list[list[list[int]]]:
     """Records by [rank][pack] within a budget of computed tokens, as `plan_packs`; sequences with their padding."""
-    packs = plan_packs([cost(t, layout) for t in trees], ranks, budget)
     if layout == "tree":
-        return packs
-    return [[part for items in mine for part in _split(items, trees, budget)] for mine in packs]
+        return plan_packs([forward_tokens(t) for t in trees], ranks, budget)
+    return plan_sequences([(len(t.responses), t.longest - 1) for t in trees], ranks, budget)
 
 
-def _split(items: Sequence[int], trees: Sequence[TokenTree], budget: int) -> list[list[int]]:
+def plan_sequences(sizes: Sequence[tuple[int, int]], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Records of (sequences, tokens of the longest) by [rank][pack]."""
+    packs = plan_packs([count * longest for count, longest in sizes], ranks, budget)
+    return [[part for items in mine for part in _split(items, sizes, budget)] for mine in packs]
+
+
+def _split(items: Sequence[int], sizes: Sequence[tuple[int, int]], budget: int) -> list[list[int]]:
     """A pack in parts that keep to the budget though every sequence of a part is as long as its longest."""
     parts: list[list[int]] = []
-    for i in sorted(items, key=lambda i: (-trees[i].longest, i)):
-        if parts and padded([trees[k] for k in (*parts[-1], i)]) <= budget:
+    for i in sorted(items, key=lambda i: (-sizes[i][1], i)):
+        if parts and padded([sizes[k] for k in (*parts[-1], i)]) <= budget:
             parts[-1].append(i)
         else:
             parts.append([i])
     return parts
 
 
-def padded(trees: Sequence[TokenTree]) -> int:
-    """Tokens of the sequences of these records, with their padding."""
-    return sum(len(t.responses) for t in trees) * max(t.longest - 1 for t in trees)
+def padded(sizes: Sequence[tuple[int, int]]) -> int:
+    """Tokens of these records of (sequences, tokens of the longest), with their padding."""
+    return sum(count for count, _ in sizes) * max(longest for _, longest in sizes)
 
 
 def computed(pack: Pack, layout: Layout) -> int:

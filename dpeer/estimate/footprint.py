@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +26,9 @@ from transformers import (
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
+    masking_utils,
 )
+from transformers.integrations import moe
 
 from dpeer import config
 from dpeer.data.layout import Layout, cost
@@ -174,14 +177,47 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
             lambda _, args, kwargs: follower.mark(args[0] if args else kwargs["hidden_states"], "layers"),
             with_kwargs=True,
         )
-        logps = lm(pack)
-        saved: int = follower.live
-        torch.autograd.backward(logps.sum())
+        with _unasked():
+            logps = lm(pack)
+            saved: int = follower.live
+            torch.autograd.backward(logps.sum())
         follower.close("embedding")
     peaks: dict[str, int] = follower.peaks
     if "layers" not in peaks:  # a frozen embedding has no backward pass
         peaks["layers"], peaks["embedding"] = peaks["embedding"], 0
     return {"saved": saved} | peaks
+
+
+class _Grouped(torch.autograd.Function):
+    """Only allocates, what a product of tokens [S, I] with their experts' weights [E, I, O] does."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, weight)
+        return tokens.new_empty(len(tokens), weight.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        return tuple(torch.empty_like(x) if asked else None for x, asked in needed)
+
+
+@contextmanager
+def _unasked() -> Iterator[None]:
+    """transformers asks whether positions restart, PEFT turns autocast off, torch's grouped product takes bf16 only:
+    nothing of it can be on the meta device."""
+    packed, autocast, grouped = masking_utils.find_packed_sequence_indices, torch.autocast, moe._grouped_mm
+    product: Callable[..., Tensor] = _Grouped.apply
+    moe._grouped_mm = lambda input, weight, offs: product(input.to(weight.dtype), weight)
+    masking_utils.find_packed_sequence_indices = lambda *_: None
+    torch.autocast = lambda device_type, *a, **k: (  # type: ignore[misc, assignment]
+        nullcontext() if device_type == "meta" else autocast(device_type, *a, **k)
+    )
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices, torch.autocast = packed, autocast  # type: ignore[misc]
+        moe._grouped_mm = grouped
 
 
 def _release(parameter: Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpeer.config import Config
+from dpeer.data.layout import padded, plan_sequences
 from dpeer.data.packing import batch_indices, plan_packs
 from dpeer.estimate.footprint import Weights
 from dpeer.estimate.memory import BYTES, Zero
@@ -43,10 +44,8 @@ def batching(config: Config, records: Sequence[Lengths], ranks: int) -> Batching
     seen: list[Lengths] = []
     for step in range(looked_at):
         batch = [records[i] for i in batch_indices(step * size, size, len(records), config.seed)]
-        costs = [r.tokens for r in batch]
-        packs = plan_packs(costs, ranks, config.training.tokens_per_pack)
-        loads = [[sum(costs[i] for i in pack) for pack in mine] for mine in packs]
-        tokens += sum(costs)
+        packs, loads = _packed(batch, ranks, config.training.tokens_per_pack)
+        tokens += sum(map(sum, loads))
         pairwise += sum(r.pairwise for r in batch)
         busiest += max(map(sum, loads))
         micro_steps += max(map(len, packs))
@@ -54,6 +53,17 @@ def batching(config: Config, records: Sequence[Lengths], ranks: int) -> Batching
         seen += batch
     n = looked_at
     return Batching(tokens / n, pairwise / n, busiest / n, micro_steps / n, largest, tuple(seen))
+
+
+def _packed(batch: Sequence[Lengths], ranks: int, budget: int) -> tuple[list[list[list[int]]], list[list[int]]]:
+    """Packs of a batch by rank, and the tokens that each computes."""
+    if batch[0].layout == "tree":
+        costs = [r.tokens for r in batch]
+        packs = plan_packs(costs, ranks, budget)
+        return packs, [[sum(costs[i] for i in pack) for pack in mine] for mine in packs]
+    sizes = [(len(r.responses), r.prompt + max(r.responses) - 1) for r in batch]
+    packs = plan_sequences(sizes, ranks, budget)
+    return packs, [[padded([sizes[i] for i in pack]) for pack in mine] for mine in packs]
 
 
 @dataclass(frozen=True)

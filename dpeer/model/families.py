@@ -43,7 +43,11 @@ class Family:
     query_width: Callable[[PretrainedConfig], int] = query_width
 
     def decoder_layers(self, model: PreTrainedModel) -> nn.ModuleList:
-        layers: nn.ModuleList = getattr(backbone(model), self.layers)
+        inner, count = backbone(model), causal_lm(model).config.get_text_config().num_hidden_layers
+        named = getattr(inner, self.layers, None)
+        lists = [named, *(m for m in inner.children() if isinstance(m, nn.ModuleList) and len(m) == count)]
+        if (layers := next((x for x in lists if isinstance(x, nn.ModuleList)), None)) is None:
+            raise ConfigError(f"model type '{self.model_type}': no list of its {count} decoder layers was found in it")
         return layers
 
 
@@ -78,9 +82,14 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 
 
+def expert_count(shape: PretrainedConfig) -> int:
+    """Experts of a layer; 0 where there are none."""
+    return next((int(v) for k in EXPERTS if (v := getattr(shape, k, None))), 0)
+
+
 def idle_parameters(shape: PretrainedConfig, parameters: Iterable[Sequence[int]]) -> int:
     """Of these shapes of parameters, how many a token does not meet: those of the experts that it is not sent to."""
-    experts, chosen = (next((v for k in keys if (v := getattr(shape, k, None))), 0) for keys in (EXPERTS, CHOSEN))
+    experts, chosen = expert_count(shape), next((int(v) for k in CHOSEN if (v := getattr(shape, k, None))), 0)
     if not experts or not chosen:
         return 0
     fused = sum(math.prod(size) for size in parameters if len(size) == 3 and size[0] == experts)
@@ -109,8 +118,9 @@ def refuse_unsupported(shape: PretrainedConfig, path: str) -> None:
         method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
         raise ConfigError(f"model {path}: {quantised(str(getattr(method, 'value', method) or 'an unnamed method'))}.")
     reasons = []
-    if getattr(shape, "attention_dropout", 0):
-        reasons.append(f"attention_dropout = {shape.attention_dropout}: set it to 0 in the model's config.json")
+    for key, value in shape.to_dict().items():
+        if key.endswith(("dropout", "pdrop")) and isinstance(value, float) and value > 0 and "classifier" not in key:
+            reasons.append(f"{key} = {value}: set it to 0 in the model's config.json")
     if getattr(shape, "use_bidirectional_attention", False) in (True, "all"):  # "vision": of images only
         reasons.append("use_bidirectional_attention is on: a causal language model is needed")
     scaling = getattr(shape, "rope_parameters", None) or getattr(shape, "rope_scaling", None) or {}

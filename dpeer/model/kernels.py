@@ -22,10 +22,16 @@ from dpeer.errors import ConfigError
 from dpeer.model.miniature import alike, with_layers
 
 EAGER = "transformers"
-AGREES = 5e-2  # largest difference of a layer's output or gradient, as vectors: roundings of bf16 make about 1e-2
+AGREES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest difference of a layer's output or gradient, as vectors; roundings of bf16 make about 1e-2."""
 TOKENS = 64
 
 _before: list[tuple[ModuleType, dict[str, Any]]] = []  # modules as they were
+
+
+def active() -> str:
+    """Kernels of the models that this process builds now."""
+    return f"Liger {_installed()}" if _before else EAGER
 
 
 def choose(wanted: str, device: torch.device, shape: PretrainedConfig, dtype: torch.dtype) -> str:
@@ -39,7 +45,7 @@ def choose(wanted: str, device: torch.device, shape: PretrainedConfig, dtype: to
         return EAGER
     apply, why = _liger(shape) if device.type == "cuda" else (None, "it needs a GPU")
     if apply and not (why := _put(apply, device, shape, dtype)):
-        return f"Liger {_installed()}"
+        return active()
     if wanted == "liger":
         raise ConfigError(f"model.kernels = liger: {why}. Set it to auto, which takes transformers' own kernels then.")
     return f"{EAGER}; Liger is installed but not used: {why}" if _installed() else EAGER
@@ -71,7 +77,7 @@ def _put(apply: Callable[..., None], device: torch.device, shape: PretrainedConf
         expected = _layer(shape, device, dtype)
         _before.append((module, dict(vars(module))))
         apply(**losses)
-        why = _difference(expected, _layer(shape, device, dtype))
+        why = _difference(expected, _layer(shape, device, dtype), AGREES[dtype])
     except Exception as error:
         why = _words(error)
     if why:
@@ -99,9 +105,9 @@ def _layer(shape: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
     return [out.detach().float(), *(p.grad.float() for p in model.parameters())]
 
 
-def _difference(expected: list[Tensor], found: list[Tensor]) -> str:
+def _difference(expected: list[Tensor], found: list[Tensor], allowed: float) -> str:
     gap = max(float((a - b).norm() / a.norm().clamp(min=1e-12)) for a, b in zip(expected, found, strict=True))
-    return "" if gap <= AGREES else f"a layer differs from transformers' by {gap:.1e}"
+    return "" if gap <= allowed else f"a layer differs from transformers' by {gap:.1e}"
 
 
 def _words(error: BaseException) -> str:

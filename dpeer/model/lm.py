@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterable
@@ -26,8 +27,7 @@ from dpeer.data.layout import Layout
 from dpeer.data.round_trip import is_panic
 from dpeer.errors import ConfigError, DpeerError
 from dpeer.model import flash, kernels, tree_attention
-from dpeer.model.families import family_of, own_attention, refuse_unsupported
-from dpeer.model.miniature import alike, with_layers
+from dpeer.model.families import expert_count, family_of, own_attention, refuse_unsupported
 from dpeer.model.probe import layout_of
 from dpeer.model.tree_lm import TreeLM
 
@@ -64,21 +64,21 @@ def load_shape(path: str, revision: str | None = None) -> PretrainedConfig:
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """A decoder layer: its class, and the parameters of it and of the output head."""
+    """Decoder layers: their classes, and the parameters of the largest and of the output head."""
 
-    name: str
+    classes: tuple[str, ...]
     parameters: int
     head: int
 
 
 def layer_shape(shape: PretrainedConfig) -> LayerShape:
     """Counted on the meta device."""
-    family = family_of(shape)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**with_layers(shape, alike(shape, 1))))
-    layer = family.decoder_layers(model)[0]
-    name = f"{type(layer).__module__}.{type(layer).__qualname__}"
-    return LayerShape(name, sum(p.numel() for p in layer.parameters()), model.get_output_embeddings().weight.numel())
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(shape))
+    layers = family_of(shape).decoder_layers(model)
+    classes = tuple(dict.fromkeys(f"{type(x).__module__}.{type(x).__qualname__}" for x in layers))
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+    return LayerShape(classes, largest, model.get_output_embeddings().weight.numel())
 
 
 def attention_kernel(spec: config.Model, device: torch.device) -> str:
@@ -92,7 +92,8 @@ def attention_kernel(spec: config.Model, device: torch.device) -> str:
         return SEQUENCES
     heads = shape.num_attention_heads
     size = family_of(shape).query_width(shape) // heads
-    return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shape.num_key_value_heads), size)
+    shared = getattr(shape, "num_key_value_heads", None) or heads
+    return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shared), size)
 
 
 def layer_kernels(spec: config.Model, device: torch.device) -> str:
@@ -176,7 +177,13 @@ def routers(model: PreTrainedModel) -> list[str]:
     """Names of the modules that send tokens to experts, and of what is in them: adapters there would move many tokens
     at once."""
     modules = dict(model.named_modules())
-    found = [name for name, m in modules.items() if ROUTER.search(type(m).__name__)]
+    experts = expert_count(model.config.get_text_config())
+    found = [
+        name
+        for name, m in modules.items()
+        if ROUTER.search(type(m).__name__)
+        or (isinstance(m, nn.Linear) and experts and m.out_features == experts and ROUTER.search(name))
+    ]
     return [name for name in modules if any(name == f or name.startswith(f"{f}.") for f in found)]
 
 

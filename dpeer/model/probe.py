@@ -38,6 +38,7 @@ SHAPES = ((23, 9, 1, 20), (5, 19, 2), (1, 6, 6))
 LARGEST = 3e8
 """Parameters of a model that is tried."""
 VERSION = 1
+LAYOUTS = {"tree": "trees", "sequences": "separate sequences"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,11 @@ def exactness(shape: PretrainedConfig, layout: Layout) -> Exactness:
     fields = json.dumps(shape.to_dict(), sort_keys=True, default=str)
     key = "\0".join([fields, layout, transformers.__version__, torch.__version__, str(VERSION)])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    if name not in _FOUND:
-        _FOUND[name] = _kept(name) or _keep(name, probe(shape, layout))
+    if name not in _FOUND and (kept := _kept(name)):
+        _FOUND[name] = kept
+    elif name not in _FOUND:
+        print(f"trying a small model of type '{shape.model_type}' as {LAYOUTS[layout]}", flush=True)
+        _FOUND[name] = _keep(name, probe(shape, layout))
     return _FOUND[name]
 
 
@@ -105,6 +109,8 @@ def _kept(name: str) -> Exactness | None:
 
 
 def _keep(name: str, found: Exactness) -> Exactness:
+    if found.failure:  # what has failed may have been the machine's
+        return found
     with suppress(OSError):  # then it is tried again next time
         _path(name).parent.mkdir(parents=True, exist_ok=True)
         write_state(_path(name), asdict(found))

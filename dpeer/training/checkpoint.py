@@ -24,7 +24,7 @@ from dpeer.disk import disk_fault, remedy
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint
 from dpeer.files import follow_umask, sync, sync_folder
 from dpeer.integrity import LIST, faults, read_state, write_list, write_state
-from dpeer.model import flash
+from dpeer.model import flash, kernels
 from dpeer.objective.dual import DualState
 from dpeer.training import shards
 from dpeer.training.calls import Scores
@@ -169,9 +169,10 @@ def _numerics(policy: Policy) -> list[str]:
     """What must be equal for a forward pass to repeat to the last digits."""
     trained = {str(p.dtype) for p in policy.engine.module.parameters() if p.requires_grad}
     # Adapters beside a bf16 base were fp32 once; everything else has always had the recipe's precision.
-    kernels = ["deterministic"] if policy.config.training.deterministic else []
-    kernels += [flash.active()] if policy.world.device.type == "cuda" else []
-    return [*numerics(policy.world.device), *kernels, *(sorted(trained) if policy.config.model.lora else [])]
+    means = ["deterministic"] if policy.config.training.deterministic else []
+    means += [flash.active()] if policy.world.device.type == "cuda" else []
+    means += [kernels.active()] if kernels.active() != kernels.EAGER else []
+    return [*numerics(policy.world.device), *means, *(sorted(trained) if policy.config.model.lora else [])]
 
 
 def _free(folder: Path) -> int:

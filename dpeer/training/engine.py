@@ -150,7 +150,7 @@ def sized(settings: dict[str, Any], layer: LayerShape, *, whole: bool) -> dict[s
     for key in SIZES:
         given = zero.get(key, zero.get(key.removeprefix("stage3_"), "auto"))  # DeepSpeed takes both names
         sizes[key] = sizes[key] if given == "auto" else given
-    leaves = {"leaf_module": {"classes": [layer.name]}} if whole else {}
+    leaves = {"leaf_module": {"classes": list(layer.classes)}} if whole else {}
     return settings | {"zero_optimization": zero | sizes | leaves}
 
 

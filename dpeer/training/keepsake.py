@@ -46,9 +46,10 @@ def found_again(config: Config, folder: str | None, model: Path | None = None) -
     spec, cluster = config.model, config.cluster
     places = {name: _place(getattr(cluster, name), folder) for name in ("deepspeed", "reference_deepspeed")}
     path = str(model) if model else _place(spec.path, folder)
+    reference = spec.reference_path and _place(spec.reference_path, folder)
     return config.model_copy(
         update={
-            "model": spec.model_copy(update={"path": path}),
+            "model": spec.model_copy(update={"path": path, "reference_path": reference}),
             "cluster": cluster.model_copy(update=places),
         }
     )

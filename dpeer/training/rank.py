@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpeer.config import Config
-from dpeer.data.layout import cost
-from dpeer.data.packing import forward_tokens
+from dpeer.data.layout import Layout, cost
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
-from dpeer.model.lm import attention_kernel, layer_kernels, load_tokenizer
+from dpeer.model.lm import SEQUENCES, attention_kernel, layer_kernels, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
@@ -37,14 +36,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def memory_explained(config: Config, prepared: Prepared, phase: Callable[[], str]) -> Iterator[None]:
+def memory_explained(
+    config: Config, prepared: Prepared, phase: Callable[[], str], layout: Layout = "tree"
+) -> Iterator[None]:
     """OutOfMemory, which says what to lower, for whatever way in which a GPU says that its memory is full."""
     try:
         yield
     except RuntimeError as error:
         if kind(error) != "memory":
             raise
-        longest = max(forward_tokens(tree) for data in prepared.splits.values() for tree in data.trees)
+        longest = max(cost(tree, layout) for data in prepared.splits.values() for tree in data.trees)
         raise out_of_memory(error, config, phase(), longest) from error
 
 
@@ -54,8 +55,12 @@ def carry_out(rank: TrainingRank | ReferenceRank, method: str, *args: Any, **opt
     def phase() -> str:
         return rank.pulse.phase if rank.pulse.beating else method.replace("_", " ")
 
-    with memory_explained(rank.config, rank.prepared, phase):
+    with memory_explained(rank.config, rank.prepared, phase, rank.layout):
         return getattr(rank, method)(*args, **options)
+
+
+def layout_in(means: Mapping[str, Any]) -> Layout:
+    return "sequences" if means["attention"] == SEQUENCES else "tree"
 
 
 def means(config: Config, world: World) -> dict[str, Any]:
@@ -75,7 +80,8 @@ class TrainingRank:
         set_determinism(config.training.deterministic)
         self.prepared = prepared or prepare(config)
         self.means = means(config, world)
-        with memory_explained(config, self.prepared, lambda: "loading the model"):
+        self.layout = layout_in(self.means)
+        with memory_explained(config, self.prepared, lambda: "loading the model", self.layout):
             self.policy = Policy(config, self.prepared, world)
             colocated = config.cluster.reference == "colocated"
             beneath = self.policy.engine if config.reference_beneath else None
@@ -255,7 +261,8 @@ class ReferenceRank:
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
         self.means = means(config, world)
-        with memory_explained(config, self.prepared, lambda: "loading the reference"):
+        self.layout = layout_in(self.means)
+        with memory_explained(config, self.prepared, lambda: "loading the reference", self.layout):
             self.reference = Reference(config, world)
 
     @property

@@ -29,6 +29,7 @@ PACKAGES = ("dpeer", "torch", "transformers", "deepspeed", "peft", "ray", "datas
 MAY_CHANGE = (  # nothing here changes what a step computes
     "cluster",
     "output_dir",
+    "model.reference_revision",  # the reference's hash is among the facts
     "training.tokens_per_pack",
     "training.checkpoint_every",
     "training.keep_checkpoints",

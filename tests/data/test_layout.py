@@ -17,6 +17,10 @@ def tree(index: int, prompt: int, responses: list[int]) -> TokenTree:
     return TokenTree(index, tuple(range(first, first + prompt)), own, (), 0, ())
 
 
+def size(tree: TokenTree) -> tuple[int, int]:
+    return len(tree.responses), tree.longest - 1
+
+
 SIZES = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=4)), min_size=1, max_size=6
 )
@@ -30,7 +34,7 @@ def test_sequences_are_prompt_and_response(sizes: list[tuple[int, list[int]]]) -
     whole = [list(t.prompt + r) for t in trees for r in t.responses]
     longest = max(map(len, whole)) - 1
     assert table.tolist() == [ids[:-1] + [0] * (longest - len(ids) + 1) for ids in whole]
-    assert computed(pack, "sequences") == table.numel() == padded(trees)
+    assert computed(pack, "sequences") == table.numel() == padded([size(t) for t in trees])
     followed = [whole[place // longest][place % longest + 1] for place in places.tolist()]
     assert followed == pack.targets.tolist()
 
@@ -45,6 +49,6 @@ def test_packs_of_sequences_keep_to_the_budget(sizes: list[tuple[int, list[int]]
     trees = [tree(i, prompt, responses) for i, (prompt, responses) in enumerate(sizes)]
     packs = plan(trees, ranks, budget, "sequences")
     assert sorted(i for mine in packs for pack in mine for i in pack) == list(range(len(trees)))
-    assert all(len(pack) == 1 or padded([trees[i] for i in pack]) <= budget for mine in packs for pack in mine)
-    assert all(cost(t, "sequences") == padded([t]) for t in trees)
+    assert all(len(pack) == 1 or padded([size(trees[i]) for i in pack]) <= budget for mine in packs for pack in mine)
+    assert all(cost(t, "sequences") == padded([size(t)]) for t in trees)
     assert plan(trees, ranks, budget, "tree") == plan_packs([cost(t, "tree") for t in trees], ranks, budget)

@@ -69,7 +69,7 @@ def recipe(path: str = "model", deepspeed: str = "zero3", **model: Any) -> Confi
 def zero(config: Config) -> Zero:
     """For Llama 8B, whose layer and head have so many parameters."""
     settings = deepspeed_config(config.cluster.deepspeed, config, trained=True)
-    return Zero.of(sized(settings, LayerShape("layer", 218_112_000, 525_336_576), whole=True))
+    return Zero.of(sized(settings, LayerShape(("layer",), 218_112_000, 525_336_576), whole=True))
 
 
 def test_weights_by_hand() -> None:

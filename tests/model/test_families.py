@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from transformers import AutoConfig
 
 from dpeer import config
-from dpeer.estimate.footprint import count_weights
+from dpeer.data.layout import Layout
+from dpeer.estimate.footprint import count_activations, count_weights
 from dpeer.model.families import idle_parameters, logits_shape
+from dpeer.model.lm import layer_shape
 from dpeer.model.logprob import Shape
-from dpeer.model.miniature import alike, with_layers
+from dpeer.model.miniature import alike, miniature, with_layers
 
 SPEC = config.Model(path="model", dtype="fp32")
 
@@ -27,6 +30,27 @@ def test_experts_that_a_token_does_not_meet_are_idle() -> None:
     shape = AutoConfig.for_model("qwen3_moe", num_experts=8, num_experts_per_tok=2, head_dim=16, **sizes)
     assert count_weights(SPEC, shape).idle == 3 * 6 * 3 * 64 * 32  # layers, idle experts, matrices
     assert idle_parameters(AutoConfig.for_model("llama"), [(8, 4, 4)]) == 0
+
+
+@pytest.mark.parametrize("lora", [None, config.Lora(rank=4)])
+@pytest.mark.parametrize("layout", ["tree", "sequences"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_activations_are_counted_in_both_layouts(family: str, lora: config.Lora | None, layout: Layout) -> None:
+    """On the meta device no value can be asked for."""
+    shape = miniature(AutoConfig.for_model(family))
+    found = count_activations(SPEC.model_copy(update={"lora": lora}), shape, 60, (20, 20, 20), layout)
+    assert found.layer[0] > 0 and found.layers[0] > 0
+
+
+def test_a_layer_is_the_largest_and_leaves_are_of_every_class() -> None:
+    """One dense layer before those with experts: what is gathered at once is one with experts."""
+    shape = AutoConfig.for_model(
+        "deepseek_v3", hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=3,
+        first_k_dense_replace=1, n_routed_experts=8, num_attention_heads=2, num_key_value_heads=2, vocab_size=100,
+        q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, pad_token_id=None,
+    )  # fmt: skip
+    found = layer_shape(shape)
+    assert found.parameters > 3 * 64 * 32 * 8 and len(found.classes) == 1
 
 
 def test_logits_are_shaped_by_the_config() -> None:

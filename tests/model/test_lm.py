@@ -40,6 +40,7 @@ def test_supported_families_pass(family: str) -> None:
     ("family", "options", "says"),
     [
         ("llama", {"attention_dropout": 0.1}, "attention_dropout = 0.1"),
+        ("gpt2", {}, "attn_pdrop = 0.1: set it to 0"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         (
             "llama",

@@ -15,7 +15,7 @@ from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ConfigError
 from dpeer.model import probe as module
-from dpeer.model.families import FAMILIES
+from dpeer.model.families import FAMILIES, family_of
 from dpeer.model.lm import build_lm
 from dpeer.model.logprob import Shape
 from dpeer.model.miniature import miniature, one_of_each_kind
@@ -122,6 +122,24 @@ def test_a_miniature_has_a_layer_of_each_kind() -> None:
     assert small.num_attention_heads > small.num_key_value_heads > 1
     four = miniature(shape_of("gemma4_text"))
     assert len(four.layer_types) == four.num_hidden_layers == 2
+
+
+def test_what_failed_is_tried_again(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next process may have the memory, or the package, that this one lacked."""
+    whole = module._build
+    monkeypatch.setattr(module, "_build", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
+    shape = shape_of("olmo2")
+    with pytest.raises(ConfigError, match="MemoryError: full"):
+        layout_of(shape, "some/model")
+    monkeypatch.setattr(module, "_build", whole)
+    monkeypatch.setattr(module, "_FOUND", {})
+    assert layout_of(shape, "some/model") == "tree"
+
+
+def test_layers_of_another_name_are_found() -> None:
+    small = miniature(shape_of("bloom", n_layer=3, hidden_size=64, n_head=4), narrow=False)
+    model: Any = module._build(small, None)
+    assert family_of(small).decoder_layers(model) is model.transformer.h
 
 
 def test_listed_families_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_the_window_of_gathered_weights_follows_from_the_layer(path: str) -> Non
     layer, head = 2 * h * h + 2 * h * kv + 3 * h * inner + 2 * h, h * shape.vocab_size
     window = {8192: 3 * layer, 4096: layer + head}[h]
     counted = layer_shape(shape)
-    assert counted == LayerShape("transformers.models.llama.modeling_llama.LlamaDecoderLayer", layer, head)
+    assert counted == LayerShape(("transformers.models.llama.modeling_llama.LlamaDecoderLayer",), layer, head)
     for name in ("zero3", "zero3_hpz", "reference"):
         given = deepspeed_config(name, recipe(), trained=False)
         for whole, ahead in ((True, layer), (False, layer // 2)):
@@ -118,9 +118,9 @@ def test_the_window_is_bounded_and_a_users_own_is_kept() -> None:
         made = sized({"zero_optimization": zero}, shape, whole=True)["zero_optimization"]
         return [*(made[key] for key in WINDOW), made["leaf_module"]["classes"]]
 
-    shape = LayerShape("Layer", 1000, 5000)
+    shape = LayerShape(("Layer",), 1000, 5000)
     assert window() == [10**8, 10**8, 10**7, ["Layer"]]
-    shape = LayerShape("Layer", 3 * 10**9, 2 * 10**9)
+    shape = LayerShape(("Layer",), 3 * 10**9, 2 * 10**9)
     assert window() == [5 * 10**9, 5 * 10**9, 10**9, ["Layer"]]  # beyond the bound: a layer beside the head
     own = {WINDOW[1]: 7, "prefetch_bucket_size": 8, "leaf_module": {"classes": []}}
     assert window(**own) == [5 * 10**9, 7, 8, []]
