@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import reprlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 from unicodedata import normalize
@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from dpeer.config import Config, Section
 from dpeer.errors import ConfigError
+from dpeer.yaml_dialect import Dumper, parse
 
 Tree = dict[str, Any]
 Root = TypeVar("Root", bound=Section)
@@ -80,7 +81,7 @@ def parsed_section(root: type[Root], values: Tree, settings: Sequence[str], wher
     tree = copy.deepcopy(values)
     for setting in settings:
         dotted, _, text = setting.partition("=")
-        _put(tree, dotted.strip(), _parse(text, f"{where} {dotted}"), f"{where} {dotted}", text)
+        _put(tree, dotted.strip(), parse(text, f"{where} {dotted}"), f"{where} {dotted}", text)
     try:
         return root.model_validate(tree)
     except ValidationError as error:
@@ -119,65 +120,10 @@ def resolved(config: Section) -> Tree:
 
 def resolved_yaml(config: Section) -> str:
     """The whole config, defaults included, as YAML; loading it gives an equal config."""
-    return yaml.dump(resolved(config), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(resolved(config), Dumper=Dumper, sort_keys=False)
 
 
 # Reading
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error, and scalars are what they look like, as in YAML 1.2: 1e-6 and 010
-    are the numbers, 1:30, yes and 2026-01-31 are text. Digits may stand in groups, 1_000."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - a base declares it so
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        text = node.value.replace("_", "")
-        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[Any, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"key '{key.value}' is given twice, in lines {seen[key.value]} and {line}"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            seen[key.value if isinstance(key, yaml.ScalarNode) else line] = line
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """The counterpart of _Loader: quotes text that would be read as a number."""
-
-
-_DIGITS = "[0-9]+(_[0-9]+)*"
-_SCALARS = {  # in this order: what is no whole number may be another one
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (rf"[-+]?{_DIGITS}|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (
-        rf"[-+]?(\.{_DIGITS}|{_DIGITS}(\.({_DIGITS})?)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+0123456789."),
-    ),
-    "merge": ("<<", ["<"]),
-}
-for _kind, (_pattern, _first) in _SCALARS.items():
-    for _dialect in (_Loader, _Dumper):  # the dumper quotes what 1.1 would read otherwise, too
-        _dialect.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where}{at}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: not valid YAML for a recipe: nested too deeply") from None
 
 
 def _read_recipe(path: Path, root: type[Section], shipped: Path | None, children: tuple[Path, ...] = ()) -> Tree:
@@ -189,7 +135,7 @@ def _read_recipe(path: Path, root: type[Section], shipped: Path | None, children
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the recipe as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; give the path of a recipe file") from None
-    tree = _parse(text, str(path))
+    tree = parse(text, str(path))
     if not isinstance(tree, dict):
         given = "an empty file" if tree is None else f"{type(tree).__name__} {_excerpt(tree)}"
         raise ConfigError(f"{path}: a recipe is a mapping with the keys {_names(root)}; given: {given}")
@@ -262,7 +208,7 @@ def _setting(override: str) -> tuple[str, Any, str, str]:
     dotted, equals, text = override.partition("=")
     if not equals or not all(dotted.strip().split(".")):
         raise ConfigError(f"--set {_excerpt(override)}: write it as section.key=value, e.g. training.steps=100")
-    return dotted.strip(), _parse(text, f"--set {dotted}"), f"--set {dotted}", text
+    return dotted.strip(), parse(text, f"--set {dotted}"), f"--set {dotted}", text
 
 
 def _put(tree: Tree, dotted: str, value: Any, where: str, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dpeer.config import Certificate, Config
-from dpeer.config_io import _Dumper, _put, _setting, load_config
+from dpeer.config_io import _put, _setting, load_config
 from dpeer.config_sources import Map
 from dpeer.data.faults import data_error
 from dpeer.data.load import load, splits
@@ -22,6 +22,7 @@ from dpeer.data.split import prompt_key
 from dpeer.errors import ConfigError
 from dpeer.files import write_text
 from dpeer.objective.bounds import provable, records_for
+from dpeer.yaml_dialect import Dumper
 
 if TYPE_CHECKING:
     from dpeer.launcher.plan.inputs import GivenLengths
@@ -301,5 +302,5 @@ def lines(tree: Tree, comments: Comments, prefix: str = "", indent: str = "") ->
 
 
 def _scalar(value: object) -> str:
-    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
+    text: str = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dpeer.training.run_dir import package_version
+from dpeer.versions import package_version
 
 DRIVER = Path("/proc/driver/nvidia/version")
 CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu12", "nvidia-cublas-cu13")

@@ -7,11 +7,9 @@ import os
 import platform
 import secrets
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from dpeer.errors import CheckpointError
 from dpeer.files import SILENT_S, clear_temporary, sync, write_text
 from dpeer.integrity import digest, entry, read_state, write_state
 from dpeer.json_safe import json_safe
+from dpeer.versions import git_revision, package_version
 
 PACKAGES = ("dpeer", "torch", "transformers", "deepspeed", "peft", "ray", "datasets", "numpy")
 MAY_CHANGE = (  # nothing here changes what a step computes
@@ -76,7 +75,7 @@ class RunDir:
                 "chain": identity(config, facts),
                 "config": resolved(config),
                 "versions": {"python": platform.python_version()} | {p: package_version(p) for p in PACKAGES},
-                "git": _git_revision(),
+                "git": git_revision(),
                 "folder": os.getcwd(),
                 "created": now(),
                 "finished": None,
@@ -373,28 +372,6 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, An
             changes += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return changes
     return [] if old == new else [(prefix, old, new)]
-
-
-def package_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """Revision of the dpeer checkout, with + when it has uncommitted changes; None for an installed package."""
-    here = str(Path(__file__).resolve().parent)
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def refuse_unshared(folder: Path, who: str) -> None:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpeer.config_io import _parse as parse_yaml
 from dpeer.data.faults import excerpt
 from dpeer.errors import ConfigError
+from dpeer.yaml_dialect import parse as parse_yaml
 
 SHIPPED = Path(__file__).parent / "rubrics"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

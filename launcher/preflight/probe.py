@@ -17,7 +17,8 @@ import psutil
 
 from dpeer.files import PACKAGE
 from dpeer.launcher.nvidia import cards, gpus
-from dpeer.training.run_dir import PACKAGES, package_version
+from dpeer.training.run_dir import PACKAGES
+from dpeer.versions import package_version
 
 CONNECT_S = 5.0
 VISIBLE_S = 20.0  # network file systems show a new file to other nodes within their attribute cache's time

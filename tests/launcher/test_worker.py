@@ -18,7 +18,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def fake(role: str) -> type[Any]:
         class Rank:
-            def __init__(self, config: Config, world: World) -> None:
+            def __init__(self, config: Config, world: World, prepared: Any = None) -> None:
                 self.summary: dict[str, Any] = {}
                 told.append(f"build {role}")
 

@@ -62,6 +62,7 @@ class Transfers(TorchDispatchMode):
 
 def policy(form: str, evidence: str = "split") -> Policy:
     made: Any = object.__new__(Policy)
+    made.layout = "tree"
     recipe = {
         "name": "x",
         "model": {"path": "m"},

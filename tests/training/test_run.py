@@ -24,7 +24,7 @@ LOSSES = {1: 0.9, 2: 0.7, 3: 0.4, 4: 0.5, 5: 0.6, 6: 0.7, 7: 0.8, 8: 0.8, 9: 0.9
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest asks git and every package; here no power failure threatens."""
-    monkeypatch.setattr(run_dir, "_git_revision", lambda: None)
+    monkeypatch.setattr(run_dir, "git_revision", lambda: None)
     monkeypatch.setattr(run_dir, "package_version", lambda _: None)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
