@@ -135,6 +135,29 @@ CASES = {
         "d.csv",
         [("q", "c", {"r": "preference"})],
     ),
+    "messages as Python text": one(  # what data frames write into a CSV
+        [
+            {"chosen": repr([*TALK, assistant("2")]), "rejected": repr([*TALK, assistant("3")])},
+            pair("q", repr([{"from": "gpt", "value": "c"}]), repr([{"value": "r", "from": "gpt"}])),
+            pair("p", '[{"role": "admin"}]', '[{"from": "Rome", "to": "Oslo"}]'),
+        ],
+        [
+            (TALKED, "2", {"3": "preference"}),
+            ("q", "c", {"r": "preference"}),
+            ("p", '[{"role": "admin"}]', {'[{"from": "Rome", "to": "Oslo"}]': "preference"}),
+        ],
+    ),
+    "rated responses as Python text": one(
+        [helpsteer2("q", repr([assistant(t)]), d) for t, d in (("a", "44422"), ("b", "34422"))],
+        [("q", "a", {"b": "helpfulness"})],
+    ),
+    "blank system messages": one(
+        [
+            pair([{"role": "system", "content": ""}, user("q")], "c", "r"),
+            pair(None, [{"role": "system", "content": None}, user("p"), assistant("c")], [user("p"), assistant("r")]),
+        ],
+        [("q", "c", {"r": "preference"}), ("p", "c", {"r": "preference"})],
+    ),
     "from and value": one(  # ShareGPT files
         [
             {
@@ -177,6 +200,80 @@ CASES = {
         ],
         [(TALKED, "2", {"3": "preference"})],
         EMPTY=1,
+    ),
+    "Human and Assistant in the prompt": one(  # Dahoas/full-hh-rlhf; the last one has whole transcripts beside it
+        [
+            pair("\n\nHuman: hi there\n\nAssistant:", " yo", " no"),
+            pair("\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Sum 1 and 1.\n\nAssistant:", " 2", " 3"),
+            pair("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: c", "\n\nHuman: q\n\nAssistant: r"),
+            pair("p", "\n\nHuman: p\n\nAssistant: c", "\n\nHuman: p\n\nAssistant: r"),
+        ],
+        MARKED := [
+            ("hi there", "yo", {"no": "preference"}),
+            (TALKED, "2", {"3": "preference"}),
+            ("q", "c", {"r": "preference"}),
+            ("p", "c", {"r": "preference"}),
+        ],
+    ),
+    "the same by its preset": one(
+        [
+            pair("\n\nHuman: hi there\n\nAssistant:", " yo", " no"),
+            pair("\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Sum 1 and 1.\n\nAssistant:", "2", "\n\nAssistant: 3"),
+        ],
+        MARKED[:2],
+        preset("hh_rlhf"),
+    ),
+    "Human and Assistant out of order": one(  # Anthropic/hh-rlhf has such rows
+        [
+            {"chosen": f"\n\nHuman: q{talk} c", "rejected": "\n\nHuman: q\n\nAssistant: r"}
+            for talk in (
+                "\n\nAssistant:",
+                "\n\nAssistant:\n\nHuman: p\n\nAssistant:",
+                "\n\nAssistant: a\n\nAssistant:",
+                "\n\nHuman: p\n\nAssistant:",
+                "\n\nAssistant: a\n\nHuman:",
+            )
+        ],
+        [("q", "c", {"r": "preference"})],
+        MALFORMED=4,
+    ),
+    "marked prompts out of order": one(
+        [pair(f"\n\nHuman: q{end}", "c", "r") for end in ("\n\nAssistant:", "\n\nAssistant: a", "\n\nHuman: p")]
+        + [{"prompt": "\n\nHuman:\n\nAssistant:", "chosen": "c", "rejected": "r"}],
+        [("q", "c", {"r": "preference"})],
+        MALFORMED=3,
+    ),
+    "rated prompts out of order": one(
+        [
+            helpsteer2("q", "a", "44444"),
+            helpsteer2("q", "b", "34444"),
+            helpsteer2("q<extra_id_1>User\np", "a", "44444"),
+        ],
+        [("q", "a", {"b": "helpfulness"})],
+        MALFORMED=1,
+    ),
+    "a prompt column with gaps": one(
+        [
+            pair("", [user("q"), assistant("c")], [user("q"), assistant("r")]),
+            pair("p", [user("p"), assistant("c")], [user("p"), assistant("r")]),
+        ],
+        [("q", "c", {"r": "preference"}), ("p", "c", {"r": "preference"})],
+    ),
+    "weights that are missing": one(
+        [pair("q", "c", "r", weight=None), pair("p", "c", "r", weight=2)],
+        [("q", "c", {"r": "preference"}), ("p", "c", {"r": "preference"})],
+    ),
+    "two columns of the prompt beside conversations that hold it": one(  # mlabonne/orpo-dpo-mix-40k
+        [pair("q", [user("q"), assistant("c")], [user("q"), assistant("r")], question="q")],
+        [("q", "c", {"r": "preference"})],
+    ),
+    "columns that are not meant": one(
+        [pair("x", [user("q"), assistant("c")], [user("q"), assistant("r")], system="gpt-4")],
+        [("q", "c", {"r": "preference"})],
+        Map(prompt="none", system="none"),
+    ),
+    "a column that is called like one of dpeer's own": one(
+        [pair("q", "c", "r", reject_reason="rude", responses=["c", "r"])], [("q", "c", {"r": "preference"})]
     ),
     "equal and empty responses": one(
         [pair("q", "c", "c "), pair("p", "c", None), pair("o", "c", "r")],
@@ -258,9 +355,24 @@ CASES = {
         [
             ("q", "zero", {"one": "helpfulness"}),
             ("q", "one", {"zero": "safety"}),
-            ("p", "one", {"zero": "helpfulness"}),
-            ("p", "one", {"zero": "safety"}),
         ],
+        MIXED=2,
+    ),
+    "two labels against one": one(
+        [
+            {"prompt": "q", "a": "x", "b": "y", "one": 0, "two": 0, "three": 1},
+            {"prompt": "p", "a": "x", "b": "y", "one": 0, "two": None, "three": -1},
+        ],
+        [("q", "y", {"x": "three"}), ("p", "x", {"y": "one"})],
+        Map(responses=("a", "b"), labels={name: name for name in ("one", "two", "three")}),
+        MIXED=2,
+        TIED=2,
+    ),
+    "a response with several ratings": one(  # the mean of a is 4, in any order; what is not rated does not count
+        [helpsteer2("q", t, d) for t, d in (("a", "54444"), ("b", "34444"), ("a", "34444"))]
+        + [helpsteer2("q", "a", "44444") | {"coherence": None}],
+        [("q", "a", {"b": "helpfulness"})],
+        REPEATED=2,
     ),
     "PKU-SafeRLHF, one dimension": one(
         [{"prompt": "q", "response_0": "zero", "response_1": "one", "better_response_id": 1}],
@@ -290,6 +402,11 @@ CASES = {
         Map(prompt="ask", completions="answers", response="text", ratings={"warm": "marks.warm"}),
     ),
     "general form": one([GENERAL], OF_GENERAL),
+    "general form and a map for other columns": one([GENERAL], OF_GENERAL, NAMED),
+    "general form and a preset for other columns": one([GENERAL], OF_GENERAL, preset("helpsteer3")),
+    "columns of a map beside the general form": one(
+        [GENERAL | {"ask": "p", "good": "c", "bad": "r"}], [("p", "c", {"r": "tone"})], NAMED
+    ),
     "PersonaKnob": Case(
         {"d.csv": b'mask,prompt,golden,reject_A,reject_E\n"[""E"",""A""]",q,g,a,e\n'}, "d.csv", OF_GENERAL
     ),
