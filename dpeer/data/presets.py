@@ -151,7 +151,7 @@ def said(given: Map, whole: Map) -> str:
             parts.append(f"{' or '.join(whole.responses or ())} by {whole.score}, from {whole.gap:g} on")
         case "labelled pair":
             labels = (whole.labels or {}).items()
-            parts.append(", ".join(f"{d} from {c}" for d, c in labels) + ", each a record of its own")
+            parts.append(", ".join(f"{d} from {c}" for d, c in labels) + ", a record each where they disagree")
         case _:
             others = [a for a in whole.rated if whole.dimensions and a not in whole.dimensions]
             parts.append(f"ratings of {', '.join(a for a in whole.rated if a not in others)}")
