@@ -13,8 +13,11 @@ from dpeer.config_sources import Map, Source
 from dpeer.data.load import load
 from dpeer.data.order import edge_counts
 from dpeer.errors import DataError
+from tests.data.conversation_table import CONVERSATIONS
 from tests.data.layouts import pair, saferlhf, write
 from tests.data.source_table import ATTRIBUTE, CASES, FROM_ATTRIBUTE, GENERAL, Expected
+
+SOURCES = CASES | CONVERSATIONS
 
 
 def seen(data: Any) -> list[Expected]:
@@ -29,9 +32,9 @@ def seen(data: Any) -> list[Expected]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_source_gives_the_records_expected_by_hand(tmp_path: Path, name: str) -> None:
-    case = CASES[name]
+    case = SOURCES[name]
     write(tmp_path, case.files)
     data = load(str(tmp_path / case.source), map=case.map)
     expected = case.expected
