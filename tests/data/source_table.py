@@ -295,7 +295,7 @@ CASES = {
         TIED=2,
     ),
     "a response with several ratings": one(  # the mean of a is 4, in any order; what is not rated does not count
-        [helpsteer2("q", t, d) for t, d in (("a", "54444"), ("b", "34444"), ("a", "34444"))]
+        [helpsteer2("q", t, d) for t, d in (("a", "14444"), ("b", "34444"), ("a", "74444"))]
         + [helpsteer2("q", "a", "44444") | {"coherence": None}],
         [("q", "a", {"b": "helpfulness"})],
         REPEATED=2,
