@@ -18,6 +18,17 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "labelled pair": ("responses", "labels"),
 }
 """What a map describes, by the keys that it must have; the first that fits counts."""
+ANY = ("preset", "prompt", "system", "turns", "weight")
+READ: dict[str, tuple[str, ...]] = {
+    "pair": ("dimension", "constant"),
+    "rated completions": ("dimensions", "gap", "tie"),
+    "rated rows": ("dimensions", "gap", "tie"),
+    "scored pair": ("dimension", "constant", "gap"),
+    "labelled pair": (),
+}
+"""What else is read of a map of each shape, beside ANY."""
+NONE = "none"
+"""The word for no column, where one would be taken by its name."""
 
 
 class Map(Section):
@@ -28,10 +39,10 @@ class Map(Section):
     preset: Preset | None = None
     """Start from a published layout; keys beside it replace its own."""
     prompt: str | tuple[str, ...] | None = None
-    """Column of the prompt (text or messages), or several that are joined by line breaks. None: the prompt is what both
-    conversations begin with."""
+    """Column of the prompt (text or messages), or several that are joined by line breaks. Without it, a column with a
+    usual name; without one, or by the word none, the prompt is what both conversations begin with."""
     system: str | None = None
-    """Column of a system message."""
+    """Column of a system message; without it, the column `system`, if there is one; by the word none, no column."""
     golden: str | None = None
     """Column of the better response: text, or messages of which the last is the response."""
     reject: str | None = None
@@ -105,6 +116,15 @@ class Map(Section):
             raise ValueError(f"dimensions names {outside[0]!r}, which is not rated ({', '.join(self.rated)})")
         if self.turns not in (None, "human", "extra_id"):
             raise ValueError(f"turns is {self.turns!r}; it may be human or extra_id")
+        if (
+            self.preset is None
+            and self.shape
+            and (unread := self.said.keys() - {*ANY, *SHAPES[self.shape], *READ[self.shape]})
+        ):
+            raise ValueError(
+                f"{', '.join(sorted(unread))}: not read where {', '.join(SHAPES[self.shape])} say what the columns "
+                f"are; beside them there may be {', '.join((*READ[self.shape], *ANY))}"
+            )
         return self
 
 

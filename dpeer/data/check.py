@@ -81,8 +81,8 @@ def check(
 
     Errors: faults of the rows; responses of a record with the same text; with a tokenizer, the audit of its chat
     template; what `facts` refuses of the splits, their tokens and the model. Warnings: active dimensions without a
-    reject of their own; repeated records; records with the same prompt and mask; responses that repeat their prompt;
-    what `facts` tells. Never raises for a fault of the data.
+    reject of their own; repeated records; records with the same prompt and mask, unless ratings rank many responses;
+    pairs in both orders; responses that repeat their prompt; what `facts` tells. Never raises for a fault of the data.
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
@@ -98,7 +98,7 @@ def check(
                 tokens, faults, counted[name] = _tokens(part, tokenizer)
                 errors += faults
             errors += _equal_responses(part)
-            warnings += [*_missing_rejects(part), *_repeats(part), *_with_prompts(part)]
+            warnings += [*_missing_rejects(part), *_repeats(part), *_reversed(part), *_with_prompts(part)]
             splits.append(_count(name, part, tokens))
             data.append(part)
     except DataError as error:
@@ -180,11 +180,25 @@ def _missing_rejects(data: DataSet) -> Iterator[Fault]:
 
 def _repeats(data: DataSet) -> Iterator[Fault]:
     first: dict[tuple[object, ...], Record] = {}
+    ranked = any(reading.ranked for reading in data.reading)
     for record in data.records:
         earlier = first.setdefault((prompt_key(record), record.mask), record)
-        if earlier is not record and not (data.reading and earlier.key != record.key):  # ratings rank many responses
+        if earlier is not record and not (ranked and earlier.key != record.key):
             what = "repeats" if earlier.key == record.key else "has the prompt and mask of"
             yield Fault(record.source, "prompt", f"{what} {earlier.source}: {excerpt(record.prompt[-1].content)}")
+
+
+def _reversed(data: DataSet) -> Iterator[Fault]:
+    """Records that order two responses as another one does not: together they teach nothing."""
+    first: dict[tuple[str, ...], Record] = {}
+    for record in data.records:
+        prompt = prompt_key(record)
+        for edge in edges(record):
+            better, worse = (record.responses[k].text.strip() for k in (edge.better, edge.worse))
+            first.setdefault((prompt, edge.dimension, better, worse), record)
+            if (other := first.get((prompt, edge.dimension, worse, better))) and better != worse:
+                message = f"{excerpt(better, 30)} over {excerpt(worse, 30)} in {edge.dimension!r}, and {other.source} "
+                yield Fault(record.source, "", f"has {message}has the reverse")
 
 
 def _with_prompts(data: DataSet) -> Iterator[Fault]:

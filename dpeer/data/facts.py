@@ -249,11 +249,12 @@ def _similar_prompts(splits: Mapping[str, DataSet]) -> Iterator[Fault]:
             if not found:
                 continue
             other, record = found[0]
+            prompts = {prompt_key(r) for r in splits[second].records}
             yield Fault(
                 f"{NAMES[second]} records",
                 "prompt",
-                f"{len(found)} of {len(splits[second].records)} nearly repeat one of the {NAMES[first]} records, such "
-                f"as {record.source} and {other.source}: {excerpt(record.prompt[-1].content, 40)}",
+                f"{len(found)} of {len(prompts)} prompts nearly repeat one of the {NAMES[first]} records, such as "
+                f" {record.source} and {other.source}: {excerpt(record.prompt[-1].content, 40)}",
             )
 
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field, replace
 from dpeer.config_sources import Map, Source, Sources, listed
 from dpeer.config_sources import paths as paths_of
 from dpeer.data import parse
+from dpeer.data.conversation import Malformed, conversation
 from dpeer.data.faults import Fault, data_error
 from dpeer.data.map import Tally, mapped
 from dpeer.data.names import clashes
 from dpeer.data.places import HUB_ID as HUB_ID
 from dpeer.data.places import rows_of
 from dpeer.data.places import splits as splits
-from dpeer.data.presets import completed, detected, said
+from dpeer.data.presets import completed, detected, needed, said, with_preset
 from dpeer.data.read import Row
 from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.errors import DataError
+
+AS_IT_IS = "one of dpeer's own forms, as it is; data.map is for other columns"
 
 
 def load(
@@ -46,8 +49,9 @@ def load_with_faults(
 ) -> tuple[DataSet, tuple[Fault, ...]]:
     """The sound records of a data set and the faults of the others. Raises DataError when there is nothing to read."""
     every = _Read()
-    for one in listed(source, map):
-        _read(one, split or "train", every)
+    own = [False] if isinstance(source, str) else [s.map is not None for s in source]
+    for one, has_own in zip(listed(source, map), own, strict=True):
+        _read(one, split or "train", every, has_own)
     records = []
     places = []
     for record, where in zip(every.records, every.places, strict=True):
@@ -73,11 +77,12 @@ class _Read:
     reading: list[Reading] = field(default_factory=list)
 
 
-def _read(source: Source, split: str, every: _Read) -> None:
+def _read(source: Source, split: str, every: _Read, own: bool) -> None:
+    """own: the source's map is its own, and not that of all sources."""
     data_rows, faults = rows_of(source.path, split)
     every.faults += faults
     before = len(every.records) + len(every.faults)
-    general, reading = _general(source, data_rows, every.faults)
+    general, reading = _general(source, data_rows, every.faults, own)
     first_form = ""
     for row in general:
         record = parse.record(row)
@@ -98,19 +103,24 @@ def _read(source: Source, split: str, every: _Read) -> None:
             raise DataError("\n".join([*reading.lines(), f"{source.path}: no record is left"]))
 
 
-def _general(source: Source, data_rows: list[Row], faults: list[Fault]) -> tuple[Iterable[Row], Reading | None]:
+def _general(
+    source: Source, data_rows: list[Row], faults: list[Fault], own: bool
+) -> tuple[Iterable[Row], Reading | None]:
     """Rows in a form of dpeer's own, and how they were made if they were not."""
     if not data_rows:
         return data_rows, None
     columns = list(dict.fromkeys(column for row in data_rows for column in row.fields))
+    where = data_rows[0].where.partition(", row")[0]
     given = source.map
+    if parse.native(columns) and (given is None or _as_it_is(given, columns, where, own)):
+        others = given is not None and (given.said.keys() - {"weight"})
+        return _weighed(data_rows, given), Reading(source.path, AS_IT_IS) if others else None
     if given is None or (given.preset is None and given.shape is None):
-        name = None if parse.native(columns) else detected(columns)
+        name = detected(columns)
         if name is None and given is None:
             return data_rows, None
         given = Map(**((given.said if given else {}) | {"preset": name}))
-    where = data_rows[0].where.partition(", row")[0]
-    whole = completed(given, columns, where)
+    whole = completed(given, columns, where, _talks(data_rows[0], given, columns))
     tally = Tally()
     made = []
     for row in mapped(data_rows, whole, tally):
@@ -119,4 +129,42 @@ def _general(source: Source, data_rows: list[Row], faults: list[Fault]) -> tuple
         else:
             made.append(row)
     skipped = sorted(((r, n, first) for r, (n, first) in tally.skipped.items()), key=lambda x: -x[1])
-    return made, Reading(source.path, said(given, whole), tally.pairs, tuple(skipped))
+    return made, Reading(source.path, said(given, whole), tally.pairs, tuple(skipped), whole.rated != {})
+
+
+def _as_it_is(given: Map, columns: Sequence[str], where: str, own: bool) -> bool:
+    """Whether rows of dpeer's own forms are read as they are: the map describes no columns, or is one for all sources
+    that describes others. DataError: a map of their own that says something of them which they say themselves."""
+    if given.preset or given.shape:
+        return not own and not set(columns).issuperset(needed(with_preset(given, columns)))
+    if given.weight not in columns and "weight" in given.said:
+        raise DataError(f"{where}: data.map names the column of weights {given.weight!r}, which is not there")
+    if own and (more := given.said.keys() - {"weight"}):
+        raise DataError(
+            f"{where}: its columns are those of dpeer's own forms, which say it all; of data.map they take "
+            f"weight alone, given {', '.join(sorted(more))}. To read other columns, name them (golden, reject)"
+        )
+    return True
+
+
+def _weighed(data_rows: list[Row], given: Map | None) -> list[Row]:
+    """Rows of dpeer's own forms, their weight from the column that the map names."""
+    if given is None or given.weight == "weight" or given.preset or given.shape:
+        return data_rows
+    name = given.weight
+    return [
+        replace(r, fields=r.fields | {"weight": r.fields.get(name)}, columns={**r.columns, "weight": name})
+        for r in data_rows
+    ]
+
+
+def _talks(row: Row, given: Map, columns: Sequence[str]) -> bool:
+    """Whether both sides of a pair are conversations, which begin with their prompt."""
+    whole = with_preset(given, columns)
+    if not (whole.golden and whole.reject):
+        return False
+    try:
+        sides = [conversation(row.fields.get(column), whole.turns) for column in (whole.golden, whole.reject)]
+    except (parse.Invalid, Malformed):
+        return False
+    return all(len(side or ()) > 1 for side in sides)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dpeer.config_sources import Map
-from dpeer.data.conversation import joined_prompt, pair_of, plain
+from dpeer.data.conversation import Malformed, joined_prompt, pair_of, plain
 from dpeer.data.faults import Fault, excerpt
-from dpeer.data.parse import Invalid
+from dpeer.data.parse import Invalid, blank
 from dpeer.data.read import Row
 
 ROUNDING = 1e-9
@@ -35,6 +35,7 @@ ALONE = "the only response to its prompt"
 REPEATED = "the response repeats another one to its prompt"
 TIED = "neither is preferred"
 PARTED = "the conversations part before the last turn"
+MALFORMED = "the conversation is malformed"
 
 Ratings = tuple[float | None, ...]
 
@@ -86,6 +87,9 @@ def _pairs(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row | Faul
         except Invalid as invalid:
             yield _fault(row, invalid)
             continue
+        except Malformed:
+            tally.skip(MALFORMED, row.where)
+            continue
         if pair is None:
             tally.skip(PARTED, row.where)
         elif isinstance(dimension, _Reason):
@@ -115,24 +119,41 @@ def _scored(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row | Fau
                 yield from _ordered(row, given, dimension, score > 0, tally)
         except Invalid as invalid:
             yield _fault(row, invalid)
+        except Malformed:
+            tally.skip(MALFORMED, row.where)
 
 
 def _labelled(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row | Fault]:
-    """Each label is a statement of its own: a row becomes a record per dimension."""
+    """A response that is better in one dimension alone gives its edge: where two labels disagree a row becomes two
+    records, where they agree none."""
+    labels = given.labels or {}
     for row in rows:
-        for dimension, column in (given.labels or {}).items():
-            tally.pairs += 1
-            try:
-                best = _number(row, column, _cell(row, column))
-                if best is None or best == -1:
+        tally.pairs += len(labels)
+        try:
+            second = {dimension: _second(row, column) for dimension, column in labels.items()}
+            wins = Counter(second.values())
+            for dimension, best in second.items():
+                if best is None:
                     tally.skip(TIED, row.where)
-                elif best in (0, 1):
-                    yield from _ordered(row, given, dimension, best == 1, tally)
+                elif wins[best] > 1:
+                    tally.skip(MIXED, row.where)
                 else:
-                    raise Invalid(column, f"must be 0 or 1, the number of the better response, got {best:g}")
-            except Invalid as invalid:
-                yield _fault(row, invalid)
-                break
+                    yield from _ordered(row, given, dimension, best, tally)
+        except Invalid as invalid:
+            yield _fault(row, invalid)
+        except Malformed:
+            for _ in labels:
+                tally.skip(MALFORMED, row.where)
+
+
+def _second(row: Row, column: str) -> bool | None:
+    """Whether a label says that the second response is better; None where it says nothing."""
+    best = _number(row, column, _cell(row, column))
+    if best is None or best == -1:
+        return None
+    if best not in (0, 1):
+        raise Invalid(column, f"must be 0 or 1, the number of the better response, got {best:g}")
+    return best == 1
 
 
 def _ordered(row: Row, given: Map, dimension: str, second: bool, tally: Tally) -> Iterator[Row]:
@@ -172,6 +193,10 @@ def _rated_rows(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row |
         except Invalid as invalid:
             yield _fault(row, invalid)
             continue
+        except Malformed:
+            tally.pairs += 1
+            tally.skip(MALFORMED, row.where)
+            continue
         key = json.dumps(prompt, sort_keys=True, default=str)
         prompts.setdefault(key, (prompt, column))
         groups[key].append(candidate)
@@ -192,6 +217,10 @@ def _completions(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row 
         except Invalid as invalid:
             yield _fault(row, invalid)
             continue
+        except Malformed:
+            tally.pairs += 1
+            tally.skip(MALFORMED, row.where)
+            continue
         yield from _stars(candidates, prompt, column, given, tally)
 
 
@@ -201,7 +230,8 @@ def _completion(row: Row, given: Map, k: int, value: object) -> _Candidate:
     if not isinstance(value, dict) or given.response not in value:
         raise Invalid(place, f"must be an object with {given.response}, got {excerpt(value)}")
     ratings = tuple(_number(row, f"{place}.{path}", _inside(value, path)) for path in given.rated.values())
-    return _Candidate(row, f"{place}.{given.response}", value[given.response], ratings)
+    column = f"{place}.{given.response}"
+    return _Candidate(row, column, plain(value[given.response], column), ratings)
 
 
 def _inside(value: object, path: str) -> object:
@@ -239,14 +269,21 @@ def _stars(
 
 
 def _distinct(candidates: Sequence[_Candidate], tally: Tally) -> list[_Candidate]:
-    """The first of each text: a second row of it would count its edges twice."""
-    kept: dict[object, _Candidate] = {}
+    """One of each text, as a second one would count its edges twice; its ratings are the means of all that it got."""
+    alike: dict[object, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
         text = candidate.text.strip() if isinstance(candidate.text, str) else id(candidate)
-        if kept.setdefault(text, candidate) is not candidate:
+        if alike[text]:
             tally.pairs += 1
             tally.skip(REPEATED, candidate.row.where)
-    return list(kept.values())
+        alike[text].append(candidate)
+    return [replace(same[0], ratings=_means([c.ratings for c in same])) for same in alike.values()]
+
+
+def _means(ratings: Sequence[Ratings]) -> Ratings:
+    """By attribute, of the ratings that there are; the same in any order."""
+    given = ([x for x in column if x is not None] for column in zip(*ratings, strict=True))
+    return tuple(math.fsum(xs) / len(xs) if xs else None for xs in given)
 
 
 class _Reason(str):
@@ -264,7 +301,7 @@ def _dimension(row: Row, given: Map) -> str | _Reason:
         value = value[0]
     if isinstance(value, list) and len(value) > 1:
         return _Reason(SEVERAL)
-    if _blank(value) or value == []:
+    if blank(value) or value == []:
         return _Reason(UNNAMED)
     if not isinstance(value, str):
         raise Invalid(given.dimension, f"must be the name of a dimension, got {excerpt(value)}")
@@ -319,14 +356,10 @@ def _number(row: Row, column: str, value: object) -> float | None:
 
 
 def _useless(good: object, bad: object) -> str | None:
-    if _blank(good) or _blank(bad):
+    if blank(good) or blank(bad):
         return EMPTY
     same = isinstance(good, str) and isinstance(bad, str) and good.strip() == bad.strip()
     return SAME if same else None
-
-
-def _blank(value: object) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _fault(row: Row, invalid: Invalid) -> Fault:

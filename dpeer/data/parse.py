@@ -19,7 +19,12 @@ LONGEST_TEXT = 1_000_000
 """Characters; far beyond any context window, so a longer cell is a broken file."""
 LONGEST_NAMES = 1_000
 REJECT = "reject_"
-MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
+MESSAGES = re.compile(
+    r"""\s*(array\()?\[\s*\{\s*["']((role|content)["']\s*:|from["']\s*:\s*["']\w+["']\s*,.*["']value["']\s*:"""
+    r"""|value["']\s*:.*["']from["']\s*:\s*["']\w+["'])""",
+    re.DOTALL,
+)
+"""How the text of messages begins; {from, value} is told from other objects with these keys by both."""
 ROLES = ("system", "user", "assistant")
 MISSING_MARKS = ("nan", "NaN", "<NA>")
 
@@ -38,7 +43,8 @@ class Invalid(Exception):
 
 def native(columns: Collection[str]) -> bool:
     """Whether they are those of one of the two forms."""
-    return "responses" in columns or "golden" in columns or any(c.startswith(REJECT) for c in columns)
+    responses = "responses" in columns or "golden" in columns or any(c.startswith(REJECT) for c in columns)
+    return "mask" in columns and responses
 
 
 def form(columns: Mapping[str, object]) -> str:
@@ -80,7 +86,11 @@ def record(row: Row) -> Record | Fault:
 
 
 def _mask(fields: Mapping[str, object]) -> tuple[str, ...]:
-    mask = _names(_field(fields, "mask"), "mask")
+    try:
+        value = _field(fields, "mask")
+    except Invalid as missing:
+        raise Invalid("mask", f"{missing.message}; or say by data.map what the columns are") from None
+    mask = _names(value, "mask")
     if not mask:
         raise Invalid("mask", "is empty; at least one active dimension is needed")
     return mask
@@ -94,18 +104,18 @@ def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[
             "mask",
             f"unknown dimension {unknown[0]!r}: there is no column {REJECT}{unknown[0]} (known: {', '.join(known)})",
         )
-    responses = [Response(_text(_field(fields, "golden"), "golden"), frozenset())]
+    responses = [Response(_response(_field(fields, "golden"), "golden"), frozenset())]
     for dimension in known:
         column = columns[dimension]
         value = fields[column]
-        if _absent(value):
+        if blank(value):
             continue
         if dimension not in mask:
             raise Invalid(
                 column,
                 f"{dimension!r} is not in the mask {list(mask)}, so the cell must be empty; got {excerpt(value)}",
             )
-        responses.append(Response(_text(value, column), frozenset({dimension})))
+        responses.append(Response(_response(value, column), frozenset({dimension})))
     return tuple(responses)
 
 
@@ -118,7 +128,7 @@ def _general(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Respo
         column = f"responses[{k}]"
         if not isinstance(value, dict) or not {"text", "fails"} <= value.keys():
             raise Invalid(column, f"must be an object with text and fails, got {excerpt(value)}")
-        text = _text(value["text"], f"{column}.text")
+        text = _response(value["text"], f"{column}.text")
         fails = _names(value["fails"], f"{column}.fails")
         if outside := [d for d in fails if d not in mask]:
             raise Invalid(f"{column}.fails", f"{outside[0]!r} is not in the mask {list(mask)}")
@@ -127,10 +137,10 @@ def _general(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Respo
 
 
 def _weight(fields: Mapping[str, object]) -> float:
-    """How often a record is drawn in training, relative to 1."""
-    value = fields.get("weight", 1.0)
-    if _absent(value):
-        raise Invalid("weight", "is empty; give a number above 0, such as 1")
+    """How often a record is drawn in training, relative to 1, which it is where it is missing."""
+    value = fields.get("weight")
+    if blank(value):
+        return 1.0
     try:
         weight = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -173,7 +183,21 @@ def messages_in(text: str, column: str) -> object:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
         return value
-    raise Invalid(column, f"begins like the JSON text of messages, but is none: {excerpt(text)}; mend it")
+    raise Invalid(
+        column,
+        f"begins like the JSON text of messages, but is none: {excerpt(text)}; write it anew by json.dumps, from lists "
+        "and not from arrays",
+    )
+
+
+def spoken(text: str, column: str) -> list[dict[str, object]] | None:
+    """The messages whose text this is; None for any other text, JSON included. Invalid as `messages_in`."""
+    value = messages_in(text, column)
+    return value if isinstance(value, list) and value and all(map(is_message, value)) else None
+
+
+def is_message(value: object) -> bool:
+    return isinstance(value, dict) and any(pair <= value.keys() for pair in ({"role", "content"}, {"from", "value"}))
 
 
 def _names(value: object, column: str) -> tuple[str, ...]:
@@ -215,13 +239,13 @@ def _field(fields: Mapping[str, object], column: str) -> object:
     return fields[column]
 
 
-def _absent(value: object) -> bool:
+def blank(value: object) -> bool:
     """Empty cell, blank text, null, or the float NaN that data frames write for a missing text."""
     return value is None or (isinstance(value, str) and not value.strip()) or value != value
 
 
 def _text(value: object, column: str) -> str:
-    if _absent(value):
+    if blank(value):
         raise Invalid(column, f"is empty ({excerpt(value)}); text is needed")
     if not isinstance(value, str):
         raise Invalid(column, f"must be text, got {_kind(value)}")
@@ -236,6 +260,15 @@ def _text(value: object, column: str) -> str:
     except UnicodeEncodeError as error:
         raise Invalid(column, f"holds half a surrogate pair at character {error.start}: {excerpt(value)}") from None
     return value
+
+
+def _response(value: object, column: str) -> str:
+    text = _text(value, column)
+    if spoken(text, column):
+        raise Invalid(
+            column, f"holds messages and not the text of one response: {excerpt(text)}; give its content alone"
+        )
+    return text
 
 
 def _kind(value: object) -> str:

@@ -123,19 +123,25 @@ def _files(here: Place, split: str) -> list[Path] | Path:
 
 
 def _split_names(folder: Path) -> list[str]:
+    """A folder with training records of its own has its own splits only: `data` may hold what they were made from."""
     if (folder / SAVED_SPLITS).is_file():
         return [p.parent.name for p in sorted(folder.glob(f"*/{SAVED}"))]
-    return list(_split_files(folder))
+    own = _files_here(folder)
+    return list(own if "train" in own else _split_files(folder))
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its files: train.jsonl, or shards such as train-00000-of-00003.parquet, here or in the folder `data`."""
+    """Split -> its files, here or else in the folder `data`."""
+    return _files_here(folder / "data") | _files_here(folder)
+
+
+def _files_here(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its files: train.jsonl, or shards such as train-00000-of-00003.parquet."""
     found: dict[str, list[Path]] = {}
-    for where in (folder, folder / "data"):
-        for path in sorted(where.iterdir()) if where.is_dir() else ():
-            if path.is_file() and suffix(path):
-                shard = SHARD.fullmatch(_stem(path))
-                found.setdefault(shard["split"] if shard else _stem(path), []).append(path)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and suffix(path):
+            shard = SHARD.fullmatch(_stem(path))
+            found.setdefault(shard["split"] if shard else _stem(path), []).append(path)
     return found
 
 
@@ -151,11 +157,13 @@ def _refuse_lost_shards(folder: Path, split: str, shards: list[Path]) -> None:
     counts, numbers = {int(m["count"]) for m in marks}, sorted(int(m["number"]) for m in marks)
     count = max(counts)
     if len(counts) > 1 or len(set(numbers)) < len(numbers):
-        raise DataError(f"{folder}: shards of {split} belong to several writings: {_listed(shards)}; keep those of one")
+        raise DataError(
+            f"{folder}: shards of {split} belong to several writings: {_listed(shards, folder)}; keep those of one"
+        )
     if lost := sorted(set(range(count)) - set(numbers)):
         raise DataError(
             f"{folder}: {len(lost)} of {count} shards of {split} are missing, the first being number {lost[0]}: "
-            f"{_listed(shards)}; download them again"
+            f"{_listed(shards, folder)}; download them again"
         )
 
 
@@ -172,7 +180,8 @@ def _missing(here: Place) -> str:
 
 def _unclear(folder: Path, split: str, found: list[Path]) -> str:
     if found:
-        return f"{folder}: more than one file of the split {split}, {_listed(found)}; keep one or give the file itself"
+        files = _listed(found, folder)
+        return f"{folder}: more than one file of the split {split}, {files}; keep one or give the file itself"
     if other := [name for name in _split_names(folder) if name]:
         return (
             f"{folder}: has no split {split}, no file {split}.* and no shards; it has "
@@ -190,8 +199,8 @@ def _holds(path: Path) -> bool:
     return path.is_dir() and path.name != "data" and bool(_split_names(path) or (path / SAVED).is_file())
 
 
-def _listed(files: list[Path]) -> str:
-    return excerpt(", ".join(f.name for f in files), 120)
+def _listed(files: list[Path], folder: Path) -> str:
+    return excerpt(", ".join(str(f.relative_to(folder)) for f in files), 120)
 
 
 def _inside(folder: Path) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
-from dpeer.config_sources import SHAPES, Map, Preset
+from pydantic import ValidationError
+
+from dpeer.config_sources import NONE, SHAPES, Map, Preset
 from dpeer.data.faults import excerpt
 from dpeer.errors import DataError
 
@@ -58,25 +60,15 @@ def detected(columns: Collection[str]) -> Preset | None:
     return names[0] if names else None
 
 
-def completed(given: Map, columns: Sequence[str], place: str) -> Map:
+def completed(given: Map, columns: Sequence[str], place: str, talks: bool = False) -> Map:
     """The map with its preset's keys, and with what the columns leave no doubt about: prompt, system, dimension.
 
-    DataError: the map describes nothing, or it names a column that is not there.
+    talks: both sides are conversations, which hold their prompt. DataError: the map describes nothing, or it names a
+    column that is not there.
     """
-    base = PRESETS[given.preset] if given.preset else Map()
-    fields = base.said | {key: value for key, value in given.said.items() if key != "preset"}
-    if fields.get("labels") and given.labels is None:  # sets of one dimension have one of them
-        fields["labels"] = {d: c for d, c in fields["labels"].items() if c in columns} or fields["labels"]
-    try:
-        whole = Map(**fields)
-    except ValueError as error:
-        message = str(error).splitlines()[2 if len(str(error).splitlines()) > 2 else 0].strip()
-        raise DataError(f"data.map: {message.removeprefix('Value error, ')}") from None
-    if whole.shape is None:
-        options = "; ".join(", ".join(keys) for keys in SHAPES.values())
-        raise DataError(f"data.map does not say what the columns are: give a preset, or all keys of one of: {options}")
-    whole = whole.model_copy(update=_told(whole, columns, place))
-    for column in _needed(whole):
+    whole = with_preset(given, columns)
+    whole = whole.model_copy(update=_told(whole, columns, place, talks))
+    for column in needed(whole):
         if column not in columns:
             near = get_close_matches(column, columns, 1)
             hint = f"; is {near[0]!r} meant?" if near else ""
@@ -87,13 +79,32 @@ def completed(given: Map, columns: Sequence[str], place: str) -> Map:
     return whole
 
 
-def _told(given: Map, columns: Sequence[str], place: str) -> dict[str, object]:
-    """What the columns say about keys that are not given."""
-    told: dict[str, object] = {}
+def with_preset(given: Map, columns: Sequence[str]) -> Map:
+    """The map with its preset's keys. DataError: it describes nothing."""
+    base = PRESETS[given.preset] if given.preset else Map()
+    fields = base.said | {key: value for key, value in given.said.items() if key != "preset"}
+    if fields.get("labels") and given.labels is None:  # sets of one dimension have one of them
+        fields["labels"] = {d: c for d, c in fields["labels"].items() if c in columns} or fields["labels"]
+    try:
+        whole = Map(**fields)
+    except ValidationError as error:
+        raise DataError(f"data.map: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    if whole.shape is None:
+        options = "; ".join(", ".join(keys) for keys in SHAPES.values())
+        raise DataError(f"data.map does not say what the columns are: give a preset, or all keys of one of: {options}")
+    return whole
+
+
+def _told(given: Map, columns: Sequence[str], place: str, talks: bool) -> dict[str, object]:
+    """What the columns say about keys that are not given, and None for those that are to be none."""
+    told: dict[str, object] = {key: None for key in ("prompt", "system") if getattr(given, key) == NONE}
     if given.prompt is None:
         prompts = [c for c in PROMPTS if c in columns]
+        if len(prompts) > 1 and not talks:
+            hint = f", or {NONE} where the conversations hold it" if given.shape == "pair" else ""
+            raise DataError(f"{place}: the prompt may be {' or '.join(prompts)}; say which by data.map.prompt{hint}")
         if len(prompts) > 1:
-            raise DataError(f"{place}: the prompt may be {' or '.join(prompts)}; say which by data.map.prompt")
+            prompts = []
         if prompts == ["instruction"] and "input" in columns:
             told["prompt"] = ("instruction", "input")
         elif prompts:
@@ -108,9 +119,17 @@ def _told(given: Map, columns: Sequence[str], place: str) -> dict[str, object]:
     return told
 
 
-def _needed(given: Map) -> list[str]:
+def needed(given: Map) -> list[str]:
+    """The columns that a map names."""
     prompts = (given.prompt,) if isinstance(given.prompt, str) else given.prompt or ()
-    own = [*prompts, given.system, given.golden, given.reject, given.dimension, given.completions, given.score]
+    own = [
+        *(c for c in (*prompts, given.system) if c != NONE),
+        given.golden,
+        given.reject,
+        given.dimension,
+        given.completions,
+        given.score,
+    ]
     own += [*(given.responses or ()), *(given.labels or {}).values()]
     if given.completions is None:
         own += [given.response, *given.rated.values()]
@@ -132,7 +151,7 @@ def said(given: Map, whole: Map) -> str:
             parts.append(f"{' or '.join(whole.responses or ())} by {whole.score}, from {whole.gap:g} on")
         case "labelled pair":
             labels = (whole.labels or {}).items()
-            parts.append(", ".join(f"{d} from {c}" for d, c in labels) + ", each a record of its own")
+            parts.append(", ".join(f"{d} from {c}" for d, c in labels) + ", a record each where they disagree")
         case _:
             others = [a for a in whole.rated if whole.dimensions and a not in whole.dimensions]
             parts.append(f"ratings of {', '.join(a for a in whole.rated if a not in others)}")

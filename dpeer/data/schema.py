@@ -51,12 +51,13 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How one source was read. pairs: the comparisons that it states; skipped: (reason, how many of them are no edge,
-    where first), most first."""
+    where first), most first. ranked: ratings rank many responses to a prompt."""
 
     source: str
     words: str
     pairs: int = 0
     skipped: tuple[tuple[str, int, str], ...] = ()
+    ranked: bool = False
 
     def lines(self) -> list[str]:
         """In words: what the columns were taken for, and what became no edge."""

@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 from dpeer.data.schema import DataSet, Record
 from dpeer.errors import ConfigError
@@ -29,7 +30,8 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     """(what is left, what is carved): about `part` of the records of every mask.
 
     Records with the same prompt go together. Which prompts are taken follows from their text and from `purpose` alone,
-    so every machine, seed and order of the rows gives the same split.
+    so every machine, seed and order of the rows gives the same split. Where no mask has enough records to give one,
+    they give their share together.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in data.records:
@@ -37,20 +39,32 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key, records in groups.items():
         strata[max(r.mask for r in records)].append(key)
-    taken: set[str] = set()
-    for keys in strata.values():
-        wanted = part * sum(len(groups[key]) for key in keys)
-        got = 0
-        for key in sorted(keys, key=lambda k: hashlib.sha256(f"{purpose}\0{k}".encode()).digest()):
-            if got + len(groups[key]) / 2 > wanted:
-                break
-            taken.add(key)
-            got += len(groups[key])
+    sizes = {key: len(records) for key, records in groups.items()}
+    ranks = {key: min(_rank(r, purpose) for r in records) for key, records in groups.items()}
+    taken = {key for keys in strata.values() for key in _first(sorted(keys, key=ranks.__getitem__), sizes, part)}
+    taken = taken or set(_first(sorted(groups, key=ranks.__getitem__), sizes, part))
     kept: list[Record] = []
     carved: list[Record] = []
     for record in data.records:
         (carved if prompt_key(record) in taken else kept).append(record)
     return DataSet(data.dimensions, tuple(kept), data.reading), DataSet(data.dimensions, tuple(carved))
+
+
+def _first(keys: Sequence[str], sizes: Mapping[str, int], part: float) -> Iterator[str]:
+    """The first groups, as many as come closest to a share of their records."""
+    wanted, got = part * sum(sizes[key] for key in keys), 0
+    for key in keys:
+        if got + sizes[key] / 2 > wanted:
+            return
+        yield key
+        got += sizes[key]
+
+
+def _rank(record: Record, purpose: str) -> bytes:
+    """Fixed for ever: another one would move records between the splits of runs that have begun."""
+    text = "\0".join(f"{m.role}\1{m.content}" for m in record.prompt)
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
 
 
 def prompt_key(record: Record) -> str:

@@ -178,6 +178,11 @@ def split_records(config: Config) -> dict[str, DataSet]:
             continue
         if isinstance(source, str) and (part := share(source)):
             train, parts[name] = carve(train, part, name)
+            if not parts[name].records:
+                raise DataError(
+                    f"{', '.join(paths(spec.train))}: {source} of {len(train.records)} training records are no record "
+                    f"for the {name} split. Raise data.{name}, give a file, or set it to none."
+                )
         else:
             parts[name] = load(source, "test" if name == "heldout" else name, train.dimensions, spec.map)
     return {"train": train, **parts}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dpeer.config_sources import Map
     from dpeer.data.check import CheckReport, Spread
+    from dpeer.data.facts import ModelFacts
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -50,7 +51,8 @@ def check(
     """Count and audit a data set; exit code 1 when training would refuse it or be misled by it."""
     from dpeer.data.check import check as check_data
 
-    report = check_data(source, _tokenizer(tokenizer) if tokenizer else None, heldout, _map(map_))
+    loaded = _tokenizer(tokenizer) if tokenizer else None
+    report = check_data(source, loaded, heldout, _map(map_), _model(tokenizer) if tokenizer else None)
     if as_json:
         typer.echo(report.to_json())
     else:
@@ -132,6 +134,12 @@ def _tokenizer(path: str) -> PreTrainedTokenizerBase:
         ) from error
     assert isinstance(loaded, PreTrainedTokenizerBase)
     return loaded
+
+
+def _model(path: str) -> ModelFacts | None:
+    from dpeer.model.shape import model_facts
+
+    return model_facts(path)
 
 
 def _render(report: CheckReport, tolerance: float) -> None:

@@ -135,6 +135,29 @@ CASES = {
         "d.csv",
         [("q", "c", {"r": "preference"})],
     ),
+    "messages as Python text": one(  # what data frames write into a CSV
+        [
+            {"chosen": repr([*TALK, assistant("2")]), "rejected": repr([*TALK, assistant("3")])},
+            pair("q", repr([{"from": "gpt", "value": "c"}]), repr([{"value": "r", "from": "gpt"}])),
+            pair("p", '[{"role": "admin"}]', '[{"from": "Rome", "to": "Oslo"}]'),
+        ],
+        [
+            (TALKED, "2", {"3": "preference"}),
+            ("q", "c", {"r": "preference"}),
+            ("p", '[{"role": "admin"}]', {'[{"from": "Rome", "to": "Oslo"}]': "preference"}),
+        ],
+    ),
+    "rated responses as Python text": one(
+        [helpsteer2("q", repr([assistant(t)]), d) for t, d in (("a", "44422"), ("b", "34422"))],
+        [("q", "a", {"b": "helpfulness"})],
+    ),
+    "blank system messages": one(
+        [
+            pair([{"role": "system", "content": ""}, user("q")], "c", "r"),
+            pair(None, [{"role": "system", "content": None}, user("p"), assistant("c")], [user("p"), assistant("r")]),
+        ],
+        [("q", "c", {"r": "preference"}), ("p", "c", {"r": "preference"})],
+    ),
     "from and value": one(  # ShareGPT files
         [
             {
@@ -258,9 +281,24 @@ CASES = {
         [
             ("q", "zero", {"one": "helpfulness"}),
             ("q", "one", {"zero": "safety"}),
-            ("p", "one", {"zero": "helpfulness"}),
-            ("p", "one", {"zero": "safety"}),
         ],
+        MIXED=2,
+    ),
+    "two labels against one": one(
+        [
+            {"prompt": "q", "a": "x", "b": "y", "one": 0, "two": 0, "three": 1},
+            {"prompt": "p", "a": "x", "b": "y", "one": 0, "two": None, "three": -1},
+        ],
+        [("q", "y", {"x": "three"}), ("p", "x", {"y": "one"})],
+        Map(responses=("a", "b"), labels={name: name for name in ("one", "two", "three")}),
+        MIXED=2,
+        TIED=2,
+    ),
+    "a response with several ratings": one(  # the mean of a is 4, in any order; what is not rated does not count
+        [helpsteer2("q", t, d) for t, d in (("a", "14444"), ("b", "34444"), ("a", "74444"))]
+        + [helpsteer2("q", "a", "44444") | {"coherence": None}],
+        [("q", "a", {"b": "helpfulness"})],
+        REPEATED=2,
     ),
     "PKU-SafeRLHF, one dimension": one(
         [{"prompt": "q", "response_0": "zero", "response_1": "one", "better_response_id": 1}],
@@ -290,6 +328,11 @@ CASES = {
         Map(prompt="ask", completions="answers", response="text", ratings={"warm": "marks.warm"}),
     ),
     "general form": one([GENERAL], OF_GENERAL),
+    "general form and a map for other columns": one([GENERAL], OF_GENERAL, NAMED),
+    "general form and a preset for other columns": one([GENERAL], OF_GENERAL, preset("helpsteer3")),
+    "columns of a map beside the general form": one(
+        [GENERAL | {"ask": "p", "good": "c", "bad": "r"}], [("p", "c", {"r": "tone"})], NAMED
+    ),
     "PersonaKnob": Case(
         {"d.csv": b'mask,prompt,golden,reject_A,reject_E\n"[""E"",""A""]",q,g,a,e\n'}, "d.csv", OF_GENERAL
     ),

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from dpeer.data.check import check
 from dpeer.launcher.cli import app
+from tests.data.layouts import helpsteer2, jsonl, pair, saferlhf
 
 COLUMNS = ("mask", "prompt", "golden", "reject_A", "reject_C", "reject_E", "reject_T")
 
@@ -82,6 +83,29 @@ def test_findings(tmp_path, rows, errors, warnings):
             assert fragment in str(fault)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [pair("q", "x", "y"), pair(" q", "y ", "x"), pair("p", "y", "x"), pair("q", "y", "x", attribute="B")],
+            ["has the prompt and mask of d.jsonl:1", "'y' over 'x' in 'A', and d.jsonl:1 has the reverse"],
+        ),
+        ([pair("q", "x", "y"), pair("q", "x", "z")], ["has the prompt and mask of d.jsonl:1"]),
+        ([pair("q", "x", "y")] * 2, ["repeats d.jsonl:1"]),
+        ([helpsteer2("q", t, d) for t, d in (("a", "44422"), ("b", "34422"), ("c", "24422"))], []),
+        ([saferlhf("q", "x", "y", 0, 1)], []),
+    ],
+    ids=["reversed", "same prompt", "repeated", "ratings", "labels that disagree"],
+)
+def test_repeats_in_other_layouts(tmp_path, rows, said):
+    rows = [r | {"attribute": r.get("attribute", "A")} if "chosen" in r else r for r in rows]
+    (tmp_path / "d.jsonl").write_bytes(jsonl(rows))
+    report = check(str(tmp_path / "d.jsonl"))
+    assert report.errors == () and len(report.warnings) == len(said)
+    for warning, fragment in zip(report.warnings, said, strict=True):
+        assert fragment in str(warning)
+
+
 def test_prompts_in_both_splits(tmp_path):
     train = write(tmp_path / "train.csv", row("one", "AT"), row("two", "AT"))
     write(tmp_path / "test.csv", row("new", "AT"), row("two ", "AE"))
@@ -124,6 +148,10 @@ def test_command(tmp_path, make_tokenizer, templates):
     assert result.exit_code == 0
     for line in ("2 train records; errors: 0, warnings: 1", "A+T", "C+E", "prompt tokens", "'C' is active"):
         assert line in result.output
+
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "vocab_size": 20}')
+    result = CliRunner().invoke(app, ["data", "check", path, "--tokenizer", str(tmp_path / "model")])
+    assert result.exit_code == 1 and "the model has 20 embeddings" in result.output
 
     result = CliRunner().invoke(app, ["data", "check", path, "--json"])
     assert result.exit_code == 0

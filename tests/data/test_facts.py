@@ -75,9 +75,9 @@ LONG = "My neighbour has borrowed the long ladder again and I want it back befor
     ids=["case and marks", "one word", "another text", "short template", "no words", "no blanks"],
 )
 def test_near_repeats_are_counted_and_told(first: str, second: str, count: int) -> None:
-    found = facts({"train": records(first, "Else"), "heldout": records(second, "New", name="test")}, {})
+    found = facts({"train": records(first, "Else"), "heldout": records(second, second, "New", name="test")}, {})
     assert found.errors == ()
-    assert said(found)[1].count(f"{count} of 2 nearly repeat") == bool(count)
+    assert said(found)[1].count(f"{count} of 2 prompts nearly repeat") == bool(count)
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=6, max_size=40), min_size=1, max_size=6), st.data())

@@ -108,6 +108,22 @@ def test_a_folder_has_splits(tmp_path):
     assert load(str(tmp_path), "test").records[0].prompt[0].content == "p"
 
 
+def test_a_folder_wins_over_its_data(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test", "dev"):
+        write(tmp_path / "data" / f"{name}.jsonl", row(f"{name} below", A="a"))
+    assert splits(str(tmp_path)) == ("train", "test")
+    write(tmp_path / "infos.json", {})
+    assert splits(str(tmp_path)) == ("train", "test"), "other files beside data/ are no splits of their own"
+    write(tmp_path / "train.jsonl", row("here", A="a"))
+    assert splits(str(tmp_path)) == ("train",)
+    assert load(str(tmp_path)).records[0].prompt[0].content == "here"
+    assert load(f"{tmp_path}@dev").records[0].prompt[0].content == "dev below"
+    (tmp_path / "data" / "dev.csv").write_text("mask,prompt,golden,reject_A\n")
+    with pytest.raises(DataError, match=r"data/dev\.csv, data/dev\.jsonl"):
+        load(f"{tmp_path}@dev")
+
+
 def test_every_fault_is_counted_and_alike_ones_share_a_line(tmp_path):
     rows = [row("q", A="a") | {"mask": [k]} for k in range(40)] + [{"prompt": "q", "golden": "x"}] * 9
     with pytest.raises(DataError) as error:

@@ -50,6 +50,29 @@ CASES = {
         [{"a": "b"}], ("data.map does not say what the columns are",), ("constant=tone",)
     ),
     "unknown key of a map": Case([GOOD], ("--map", "golde", "did you mean golden"), ("golde=chosen",)),
+    "key that a pair does not read": Case(
+        [GOOD], ("data.map: dimensions: not read where golden, reject say",), ("preference", "dimensions=[tone]")
+    ),
+    "key that labels do not read": Case(
+        [saferlhf("q", "a", "b", 0, 1)], ("data.map: constant: not read",), ("pku_saferlhf", "constant=tone")
+    ),
+    "key that ratings do not read": Case(
+        [helpsteer2("q", "a", "11111")], ("data.map: dimension: not read",), ("dimension=prompt",)
+    ),
+    "pair and score": Case(
+        [GOOD],
+        ("--map", "responses, score: not read where golden, reject"),
+        ("golden=chosen", "reject=rejected", "responses=[chosen,rejected]", "score=s"),
+    ),
+    "score and labels": Case(
+        [GOOD], ("--map", "labels: not read"), ("responses=[chosen,rejected]", "score=s", "labels={tone: l}")
+    ),
+    "no mask": Case(
+        [{"prompt": "q", "golden": "c", "bad": "r"}], ("row 1, column mask", "is missing", "or say by data.map")
+    ),
+    "weights that are not there": Case(
+        [{"prompt": "q", "mask": ["A"], "golden": "c", "reject_A": "r"}], ("column of weights 'w'",), ("weight=w",)
+    ),
     "gap of nothing": Case([GOOD], ("gap", "greater than 0"), ("ultrafeedback", "gap=0")),
     "tie above gap": Case([GOOD], ("tie (1) must be below gap (1)",), ("ultrafeedback", "tie=1")),
     "column and constant": Case(
@@ -74,6 +97,43 @@ CASES = {
         [{"chosen": [assistant("a"), assistant("c")], "rejected": [assistant("a"), assistant("r")]}],
         ("row 1, column chosen", "must end with a user message"),
     ),
+    "messages of an array": Case(
+        [GOOD, GOOD | {"chosen": f"[{assistant('a')}\n {assistant('c')}]"}],
+        ("row 2, column chosen", "begins like", "json.dumps"),
+    ),
+    "messages of an array, rated": Case(
+        [helpsteer2("q", f"array([{assistant('a')}], dtype=object)", "11111")],
+        ("row 1, column response", "begins like"),
+    ),
+    "messages in the general form": Case(
+        [
+            {
+                "prompt": "q",
+                "mask": ["A"],
+                "responses": [
+                    {"text": "g", "fails": []},
+                    {"text": str([{"from": "gpt", "value": "a"}]), "fails": ["A"]},
+                ],
+            }
+        ],
+        ("row 1, column responses[1].text", "holds messages", "content alone"),
+    ),
+    "messages in PersonaKnob columns": Case(
+        [{"prompt": "q", "mask": ["A"], "golden": str([assistant("c")]), "reject_A": "a"}],
+        ("row 1, column golden", "holds messages"),
+    ),
+    "a response that calls a tool": Case(
+        [{"chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("c") | {"tool_calls": [{"f": 1}]}]}],
+        ("row 1, column rejected", "'tool_calls'", "only content would be trained"),
+    ),
+    "a response with its reasoning": Case(
+        [pair("q", [assistant("c") | {"reasoning_content": "x", "tool_calls": []}], "r")],
+        ("row 1, column chosen", "holds 'reasoning_content' beside"),
+    ),
+    "a rated response that calls a tool": Case(
+        [helpsteer2("q", "a", "11111") | {"response": [assistant("a") | {"tool_calls": [1]}]}],
+        ("row 1, column response", "'tool_calls'"),
+    ),
     "unknown role": Case(
         [pair([{"role": "tool", "content": "x"}, user("q")], "c", "r")], ("row 1, column prompt[0].role", "'tool'")
     ),
@@ -88,7 +148,6 @@ CASES = {
     ),
     "weight of 0": Case([GOOD | {"weight": 0}], ("row 1, column weight", "finite number above 0")),
     "infinite weight": Case(b'{"prompt": "q", "chosen": "c", "rejected": "r", "weight": 1e999}\n', ("column weight",)),
-    "weight that is missing": Case([GOOD | {"weight": None}], ("row 1, column weight", "is empty")),
     "weight of another name": Case([GOOD | {"w": -1}], ("row 1, column w", "above 0"), ("preference", "weight=w")),
     "rating that is text": Case(
         [helpsteer2("q", "a", "11111") | {"coherence": "good"}],

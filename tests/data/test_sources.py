@@ -13,8 +13,11 @@ from dpeer.config_sources import Map, Source
 from dpeer.data.load import load
 from dpeer.data.order import edge_counts
 from dpeer.errors import DataError
+from tests.data.conversation_table import CONVERSATIONS
 from tests.data.layouts import pair, saferlhf, write
-from tests.data.source_table import ATTRIBUTE, CASES, FROM_ATTRIBUTE, Expected
+from tests.data.source_table import ATTRIBUTE, CASES, FROM_ATTRIBUTE, GENERAL, Expected
+
+SOURCES = CASES | CONVERSATIONS
 
 
 def seen(data: Any) -> list[Expected]:
@@ -29,9 +32,9 @@ def seen(data: Any) -> list[Expected]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_source_gives_the_records_expected_by_hand(tmp_path: Path, name: str) -> None:
-    case = CASES[name]
+    case = SOURCES[name]
     write(tmp_path, case.files)
     data = load(str(tmp_path / case.source), map=case.map)
     expected = case.expected
@@ -54,6 +57,19 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
     assert seen(load(f"{tmp_path / 'some'}@validation")) == FROM_ATTRIBUTE[:1]
     with pytest.raises(DataError, match=r"has no split dev, .* it has 'test, train, validation'. Write .*some@test"):
         load(f"{tmp_path / 'some'}@dev")
+
+
+def test_own_forms_take_a_column_of_weights_and_no_more(tmp_path: Path) -> None:
+    write(tmp_path, {"d.jsonl": [GENERAL | {"w": 2}, GENERAL | {"prompt": "p", "w": None}]})
+
+    def own(**keys: str) -> tuple[Source, ...]:
+        return (Source(path=str(tmp_path / "d.jsonl"), map=Map(**keys)),)
+
+    assert [r.weight for r in load(own(weight="w")).records] == [2, 1]
+    assert [r.weight for r in load(own()).records] == [1, 1]
+    assert [r.weight for r in load(str(tmp_path / "d.jsonl"), map=Map(weight="w")).records] == [2, 1]
+    with pytest.raises(DataError, match=r"take weight alone, given constant"):
+        load(own(constant="tone", weight="w"))
 
 
 def test_several_sources_with_maps_and_weights_of_their_own(tmp_path: Path) -> None:

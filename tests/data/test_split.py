@@ -1,9 +1,13 @@
 """Carving: prompts stay whole, masks keep their share, and neither seed nor order matters."""
 
+import hashlib
 import random
+import unicodedata
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dpeer.data.schema import DataSet, Message, Record, Response
 from dpeer.data.split import carve, share
@@ -52,6 +56,65 @@ def test_white_space_and_unicode_form_do_not_make_another_prompt():
     for purpose in map(str, range(12)):
         _, carved = carve(data, 0.4, purpose)
         assert sum(r.source in twins for r in carved.records) in (0, 2)
+
+
+def carved_before(data: DataSet, part: float, purpose: str) -> set[str]:
+    """Sources of what the first release carved; runs that were begun with it go on with the same records."""
+
+    def key(record: Record) -> str:
+        text = "\0".join(f"{m.role}\1{m.content}" for m in record.prompt)
+        return " ".join(unicodedata.normalize("NFC", text).split())
+
+    strata: dict[tuple[str, ...], dict[str, list[Record]]] = {}
+    masks: dict[str, tuple[str, ...]] = {}
+    for r in data.records:
+        masks[key(r)] = max(masks.get(key(r), r.mask), r.mask)
+    for r in data.records:
+        strata.setdefault(masks[key(r)], {}).setdefault(key(r), []).append(r)
+    taken: set[str] = set()
+    for groups in strata.values():
+        wanted, got = part * sum(map(len, groups.values())), 0
+        for _, members in sorted(groups.items(), key=lambda g: hashlib.sha256(f"{purpose}\0{g[0]}".encode()).digest()):
+            if got + len(members) / 2 > wanted:
+                break
+            taken |= {r.source for r in members}
+            got += len(members)
+    return taken
+
+
+turns = st.lists(st.text(" \nab\u00e9e\u0301", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+def plain(prompt: list[str]) -> tuple[str, ...]:
+    return tuple(" ".join(unicodedata.normalize("NFC", text).split()) for text in prompt)
+
+
+@given(
+    st.lists(turns, min_size=4, max_size=40, unique_by=plain),
+    st.lists(st.integers(0, 3), min_size=60, max_size=60),
+    st.sampled_from([0.1, 0.3, 0.5]),
+)
+def test_what_was_carved_before_is_carved_again(prompts: list[list[str]], masks: list[int], part: float) -> None:
+    made = [
+        Record(
+            tuple(Message("ua"[k % 2], t) for k, t in enumerate(p)), MASKS[m], (Response("g", frozenset()),), f"x:{i}"
+        )
+        for i, (p, m) in enumerate(zip(prompts + prompts[:4], masks, strict=False))
+    ]
+    data = DataSet(("A", "C", "E", "T"), tuple(made))
+    before = carved_before(data, part, "dual")
+    now = {r.source for r in carve(data, part, "dual")[1].records}
+    assert now == before or not before
+
+
+def test_masks_too_small_for_a_share_give_it_together() -> None:
+    def one(i: int) -> Record:
+        return Record((Message("user", f"q {i}"),), MASKS[i % 4], (Response("g", frozenset()),), f"x:{i}")
+
+    data = DataSet(("A", "C", "E", "T"), tuple(map(one, range(16))))
+    assert carved_before(data, 0.1, "dual") == set()
+    assert len(carve(data, 0.1, "dual")[1].records) == 2
+    assert len(carve(DataSet(data.dimensions, data.records[:4]), 0.1, "dual")[1].records) == 0
 
 
 @pytest.mark.parametrize(("text", "expected"), [("10%", 0.1), (" 2.5 % ", 0.025), ("none", None), ("data/x.csv", None)])

@@ -66,7 +66,14 @@ def test_held_out_prompts_are_refused_and_near_repeats_told(tmp_path: Path, mode
     with pytest.raises(DataError, match=r"test.jsonl:1, column prompt: also trained on \(train.jsonl:2\)"):
         door(tmp_path, model, rows(range(3)), rows(range(1, 5)))
     told = door(tmp_path, model, rows(range(3)), rows(range(3)).replace("Shall I paint", "SHALL I  PAINT")).warnings
-    assert len(told) == 1 and "3 of 3 nearly repeat one of the training records" in told[0]
+    assert len(told) == 1 and "3 of 3 prompts nearly repeat one of the training records" in told[0]
+
+
+def test_a_share_that_is_too_small_says_so(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"10% of 4 training records are no record for the heldout split. Raise data.heldout"
+    ):
+        door(tmp_path, model, rows(range(4)), data={"heldout": "10%"})
 
 
 def test_a_dimension_that_is_dropped_as_overlong(tmp_path: Path, model: Path) -> None:

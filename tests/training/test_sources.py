@@ -27,7 +27,7 @@ def recipe(folder: Path, data: dict[str, Any], *overrides: str) -> Config:
     ("rows", "dimensions"),
     [
         ([pair(f"q {k % 60}", f"c {k}", f"r {k}", attribute="AE"[k % 2]) for k in range(120)], ("A", "E")),
-        ([saferlhf(f"q {k}", "zero", "one", k % 2, k % 3 % 2) for k in range(60)], ("helpfulness", "safety")),
+        ([saferlhf(f"q {k}", "zero", "one", k % 2, 1 - k % 2) for k in range(60)], ("helpfulness", "safety")),
         ([ultrafeedback(f"q {k}", ("a", "5555"), ("b", "4555"), ("c", "4455")) for k in range(60)], None),
     ],
     ids=["pairs", "labels", "ratings"],
@@ -48,8 +48,8 @@ def test_a_recipe_with_several_sources(tmp_path: Path) -> None:
         {
             "warm/train.jsonl": [pair(f"q {k}", "c", "r") for k in range(8)],
             "warm/test.jsonl": [pair("t", "c", "r")],
-            "safe/train.jsonl": [saferlhf("p", "a", "b", 0, 0)],
-            "safe/test.jsonl": [saferlhf("u", "a", "b", 0, 0)],
+            "safe/train.jsonl": [saferlhf("p", "a", "b", 0, 1)],
+            "safe/test.jsonl": [saferlhf("u", "a", "b", 0, 1)],
         },
     )
     sources = [
