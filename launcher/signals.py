@@ -36,7 +36,9 @@ class Signals:
 
     During training they wait for the step's end and a checkpoint. A second one of the first three stops without; the
     pre-emption signal never cuts a save short, however often it comes. Elsewhere there is nothing worth saving, and the
-    first one stops at once; more of them within moments leave what is being closed alone. How to go on then is said by the run's `files`, or by `again`.
+    first one stops at once; more of them within moments leave what is being closed alone.
+
+    How to go on then is said by the run's `files`, or by `again`.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
 NORMAL = norm.ppf(1 - TAIL)
-CHAINS, BURN_IN, DRAWS = 4, 1000, 2000
+CHAINS, BURN_IN, DRAWS = 16, 1000, 2000  # many chains: of two equal peaks all would take one by chance at 2^-15
 CONVERGED = 1.05
 FEW = 5
 """Prompts: where hits or misses lie in fewer, their spread says nothing of how far edges of one prompt go together."""

@@ -133,6 +133,7 @@ NOISY = World((0.25, 0.25), prompts=100, size=8, ties=0.0)
 def test_intervals_cover_at_their_level(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of edges in prompts, half of which share their truth. The corrected interval covers the true rate, where chains
     converge; the interval as judged covers what judges of such errors say on average."""
+    monkeypatch.setattr(rates, "CHAINS", 4)
     monkeypatch.setattr(rates, "BURN_IN", 500)
     monkeypatch.setattr(rates, "DRAWS", 1000)
     rng, clusters = np.random.default_rng(5), np.repeat(np.arange(world.prompts), world.size)
