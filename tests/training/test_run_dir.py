@@ -176,7 +176,7 @@ def test_checkpoints_that_are_judged_keep_their_schedule(tmp_path: Path, judged:
 )
 def test_resume_names_what_changed(run: RunDir, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        run.check_resumable(recipe(**changes), FACTS)
+        run.check_resumable(run.at_its_rate(recipe(**changes)), FACTS)
     changed = str(caught.value).splitlines()[1:-1]
     assert len(changed) == 1 and says in changed[0]
 
