@@ -6,7 +6,7 @@ import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -201,7 +201,8 @@ class Optimizer(Section):
     name: Literal["adamw", "cpu_adam"] = "adamw"
     """torch AdamW, or DeepSpeedCPUAdam (for optimizer state offloaded to host memory)."""
     lr: Positive = 1e-6
-    """Peak learning rate. Where none is given, adapters (`model.lora`) get 2e-5, twenty times that of all weights."""
+    """Peak learning rate. Where none is given, adapters (`model.lora`) get 2e-5, twenty times that of all weights, and
+    a run that goes on keeps the one that it began with."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning-rate shape after warm-up; linear and cosine end at zero."""
     warmup: float = Field(0.1, ge=0, lt=1)
@@ -266,6 +267,12 @@ class Training(Section):
                 "end late and export a worse checkpoint. Set training.keep=best, or leave patience out"
             )
         return self
+
+    def at_rate(self, lr: float) -> Training:
+        """With another learning rate, which counts as one that the recipe does not give."""
+        optimizer = self.optimizer.model_copy(update={"lr": lr})
+        optimizer.model_fields_set.discard("lr")
+        return self.model_copy(update={"optimizer": optimizer})
 
     def total_steps(self, records: int) -> int:
         """Optimizer steps of the run over a training set of that many records."""
@@ -367,17 +374,17 @@ class Config(Section):
         objective = self.objective
         return self.dual_records > 0 and objective.constraint.enforce and objective.dual.evidence == "split"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rate_of_the_mode(cls, tree: Any) -> Any:
+    @property
+    def rate_given(self) -> bool:
+        """Whether the recipe says `training.optimizer.lr`."""
+        return "lr" in self.training.optimizer.model_fields_set
+
+    @model_validator(mode="after")
+    def _rate_of_the_mode(self) -> Config:
         """Gives `training.optimizer.lr` its default for adapters: at the one for all weights they hardly move."""
-        model, training = (tree.get(key) if isinstance(tree, dict) else None for key in ("model", "training"))
-        if not (isinstance(model, dict) and isinstance(training, dict)) or model.get("lora") is None:
-            return tree
-        optimizer = training.get("optimizer", {})
-        if not isinstance(optimizer, dict) or "lr" in optimizer:
-            return tree
-        return tree | {"training": training | {"optimizer": optimizer | {"lr": ADAPTERS_LR}}}
+        if self.model.lora is not None and not self.rate_given:
+            object.__setattr__(self, "training", self.training.at_rate(ADAPTERS_LR))
+        return self
 
     @model_validator(mode="after")
     def _end_can_be_judged(self) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,15 @@ def check_startable(files: RunDir, resume: bool) -> None:
             f"{files.path}: a run of this name exists. Continue it with --resume, or choose another name "
             "(--set name=...)."
         )
+
+
+def as_begun(config: Config, files: RunDir, say: Callable[[str], None] = print) -> Config:
+    """The config at the learning rate of the run that goes on, see `RunDir.at_its_rate`; says where that differs."""
+    begun = files.at_its_rate(config)
+    before, now = begun.training.optimizer.lr, config.training.optimizer.lr
+    if before != now:
+        say(f"training.optimizer.lr is {before:g}, as when this run began: the recipe gives none (a new run: {now:g}).")
+    return begun
 
 
 def refuse_lost_gpus(given: Config, config: Config, files: RunDir) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -35,7 +36,9 @@ class Signals:
 
     During training they wait for the step's end and a checkpoint. A second one of the first three stops without; the
     pre-emption signal never cuts a save short, however often it comes. Elsewhere there is nothing worth saving, and the
-    first one stops at once. How to go on then is said by the run's `files`, or by `again`.
+    first one stops at once; more of them within moments leave what is being closed alone.
+
+    How to go on then is said by the run's `files`, or by `again`.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Signals:
         self.received: int | None = None
         self._preempt = preempt_signal()
         self._deferred = False
-        self._first = 0.0
+        self._first = -math.inf
         self._saved: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -57,10 +60,16 @@ class Signals:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._saved.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Signals):  # a repeat may come when this level has ended
+                outer._first = max(outer._first, self._first)
 
     def _handle(self, number: int, frame: Any) -> None:
+        moments = time.monotonic() - self._first <= TWICE_S
         if not self._deferred:
-            self.received = number
+            if moments or (self.received is not None and number == self._preempt):
+                return
+            self.received, self._first = number, time.monotonic()
             raise Interrupted(f"Stopped by a signal outside training. {self._way_on}", self.exit_code)
         if self.received is None:
             self.received, self._first = number, time.monotonic()
@@ -70,7 +79,7 @@ class Signals:
             return
         elif self.received == self._preempt:  # pre-empted first, then told to stop: it shall not start again
             self.received, self._first = number, time.monotonic()
-        elif time.monotonic() - self._first > TWICE_S:
+        elif not moments:
             raise Interrupted(f"Stopped at once by a second signal. {self._way_on}", self.exit_code)
 
     @property

@@ -24,7 +24,15 @@ import torch.distributed as dist
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError, DpeerError, Interrupted
-from dpeer.launcher.driver import already_finished, disk_faults, only_driver, refuse_lost_gpus, watch, write_pages
+from dpeer.launcher.driver import (
+    already_finished,
+    as_begun,
+    disk_faults,
+    only_driver,
+    refuse_lost_gpus,
+    watch,
+    write_pages,
+)
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.outlasting import OUTPUT, outlasting
 from dpeer.launcher.recipe import training_config
@@ -235,7 +243,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="override")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="the same")
     parser.add_argument("--resume", action="store_true", help="as of dpeer train; here a run goes on without it too")
-    given = parser.parse_intermixed_args(arguments)
+    given, leads = parser.parse_intermixed_args(arguments), os.environ.get("RANK", "0") == "0"
     try:
         config = training_config(given.recipe, [*given.changes, *given.overrides])
         if config.cluster.reference == "workers":
@@ -244,9 +252,10 @@ def main(arguments: Sequence[str]) -> int:
                 "Set it to colocated, or to cache."
             )
         preflight.settings(config)
+        config = as_begun(config, RunDir(config.run_dir), print if leads else lambda line: None)
         given_config, config = config, dated(resolved_gpus(config, torch.cuda.device_count()))
         refuse_lost_gpus(given_config, config, RunDir(config.run_dir))
-        if (line := device_line(given_config, config)) and os.environ.get("RANK", "0") == "0":
+        if (line := device_line(given_config, config)) and leads:
             print(line, flush=True)
         check_trackers(config)
         rank = Rank(join(config), config.cluster.timeout_s)

@@ -11,6 +11,7 @@ from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
 from dpeer.launcher.driver import (
     already_finished,
+    as_begun,
     check_startable,
     disk_faults,
     only_driver,
@@ -71,6 +72,7 @@ def refuse_perishable(config: Config) -> None:
 def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     files = RunDir(config.run_dir)
     check_startable(files, resume)
+    config = as_begun(config, files)
     if already_finished(files, config):
         return 0
     given, config = config, dated(resolved_gpus(config))

@@ -138,6 +138,13 @@ class RunDir:
                 + "\nGive the new run another name, or restore these."
             )
 
+    def at_its_rate(self, config: Config) -> Config:
+        """The config with the learning rate that the run began with, where the recipe gives none: defaults change."""
+        if config.rate_given or not self.manifest.exists():
+            return config
+        optimizer = self.read_manifest().get("config", {}).get("training", {}).get("optimizer", {})
+        return config.model_copy(update={"training": config.training.at_rate(optimizer["lr"])}) if optimizer else config
+
     @property
     def way_on(self) -> str:
         """What to do after a run has ended too early, as the end of a message."""

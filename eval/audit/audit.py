@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from dpeer.data.faults import excerpt
 from dpeer.errors import DataError
 from dpeer.eval.audit.pairs import Pairs, margins
 from dpeer.eval.audit.plan import audit_plan
-from dpeer.eval.audit.rates import Floats, Interval, Truth, contradicted, majority, share, truth, votes
+from dpeer.eval.audit.rates import Floats, Interval, Truth, contradicted, share, side, truth, votes, with_others
 from dpeer.eval.config import EvalConfig
 from dpeer.eval.judge import judge
 from dpeer.eval.run import Connect
@@ -25,6 +24,10 @@ from dpeer.files import write_json
 WORST = 20
 EXCERPT = 160
 TIE = 0.25
+FEWEST = 10
+"""Edges on which a judge and another one take a side, below which nothing is said of how often it errs."""
+HALF = 0.45
+"""A judge whose error is above this tells nothing, or the opposite of what the others tell."""
 
 SEVERAL = (
     "The estimate takes chance errors out by how judges agree. It assumes that judges err independently of each other, "
@@ -42,22 +45,24 @@ NONE = (
 
 @dataclass(frozen=True, slots=True)
 class JudgeVotes:
-    """One judge's votes on the edges of a group; `error` is its estimated chance to take the wrong side."""
+    """One judge's votes on the edges of a group; `error`: its estimated chance to take the wrong side, None where too
+    little is known."""
 
     judge: str
     upheld: int
     tied: int
     violated: int
-    error: float | None
+    error: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The edges of one dimension in one source, by the majority of the judges.
+    """The edges of one dimension in one source.
 
-    `unrated`: no judge has usable ratings of both ends. `rate`: violated among violated and upheld. `corrected`:
-    without the judges' chance errors; None where they cannot be told. `contradicted`: share of edges on which judges
-    take opposite sides, among those on which two take any.
+    `upheld`, `violated`: more judges for than against, or against than for; ties do not count. `tied`: as many for as
+    against. `unrated`: no judge has usable ratings of both ends. `rate`: violated among violated and upheld.
+    `corrected`: of all edges on which a judge takes a side, without the judges' chance errors; None where they cannot
+    be told. `contradicted`: share of edges on which judges take opposite sides, among those on which two take any.
     """
 
     source: str
@@ -76,12 +81,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """An edge whose worse response is rated higher, by `margin` points of the scale on average over the judges."""
+    """An edge whose worse response is rated higher, by `excess` points of the scale on average over the judges."""
 
     source: str
     row: str
     dimension: str
-    margin: float
+    excess: float
     against: int
     judges: int
     prompt: str
@@ -96,10 +101,12 @@ class Audit:
     groups: tuple[Group, ...]
     worst: tuple[Wrong, ...]
     assumption: str
+    notes: tuple[str, ...]
+    """What makes a number unreliable, or leaves it out."""
 
     def exceeds(self, limit: float) -> bool:
-        """Whether the interval of some rate, without chance errors where that is known, lies above the limit."""
-        return any((g.corrected or g.rate).low > limit for g in self.groups)
+        """Whether the interval of some rate without chance errors lies above the limit."""
+        return any(g.corrected is not None and g.corrected.low > limit for g in self.groups)
 
     def write(self, path: Path) -> Path:
         """As JSON; unknown numbers are null."""
@@ -147,53 +154,75 @@ def audited(cfg: EvalConfig, compared: Pairs, ratings: pd.DataFrame, tie: float 
     ]
     if not any(g.upheld + g.violated + g.tied for g in groups):
         raise DataError(f"no edge of {cfg.name} has usable ratings of both ends; run again with --retry-errors.")
-    return Audit(cfg.name, tie, tuple(groups), tuple(_worst(compared, by_judge, cast)), assumption)
+    return Audit(
+        cfg.name,
+        tie,
+        tuple(groups),
+        tuple(_worst(compared, by_judge, cast)),
+        assumption,
+        tuple(_notes(groups, assumption != NONE)),
+    )
 
 
 def _group(
     source: str, dimension: str, edges: pd.DataFrame, cast: Floats, judges: Sequence[str], raters: Floats, seed: int
 ) -> Group:
-    side = majority(cast)
+    sides = side(cast)
     clusters = pd.factorize(edges["prompt"])[0]
-    taken = np.abs(np.nan_to_num(side)) == 1
+    taken = np.abs(np.nan_to_num(sides)) == 1
     found: Truth | None = truth(raters, clusters, seed)
-    errors = found.errors if found and len(found.errors) == len(judges) else (None,) * len(judges)
+    known = found is not None and len(found.errors) == len(judges)
+    errors = [found.errors[j] if found and known and n >= FEWEST else None for j, n in enumerate(with_others(cast))]
     return Group(
         source,
         dimension,
         edges=len(edges),
         prompts=len(set(clusters)),
-        upheld=int((side == 1).sum()),
-        tied=int((side == 0).sum()),
-        violated=int((side == -1).sum()),
-        unrated=int(np.isnan(side).sum()),
-        rate=share(side[taken] < 0, clusters[taken]),
+        upheld=int((sides == 1).sum()),
+        tied=int((sides == 0).sum()),
+        violated=int((sides == -1).sum()),
+        unrated=int(np.isnan(sides).sum()),
+        rate=share(sides[taken] < 0, clusters[taken]),
         corrected=found.rate if found else None,
         contradicted=contradicted(cast),
         judges=tuple(_cast(name, cast[:, j], errors[j]) for j, name in enumerate(judges)),
     )
 
 
-def _cast(judge: str, cast: Floats, error: float | None) -> JudgeVotes:
+def _cast(judge: str, cast: Floats, error: Interval | None) -> JudgeVotes:
     upheld, tied, violated = (int((cast == vote).sum()) for vote in (1, 0, -1))
     return JudgeVotes(judge, upheld, tied, violated, error)
 
 
+def _notes(groups: Sequence[Group], several: bool) -> Iterator[str]:
+    for g in groups:
+        where = f"{g.dimension} of {g.source}" if len({other.source for other in groups}) > 1 else g.dimension
+        for j in g.judges:
+            if j.error and j.error.rate > HALF:
+                yield (
+                    f"Judge {j.judge} contradicts the others on {where} at least as often as it agrees with them: its "
+                    "ratings there tell nothing of the order. Read some, and leave it out."
+                )
+        if g.corrected is None and several:
+            yield (
+                f"{where}: no rate without chance errors. Too few edges have two ratings that take a side, or they "
+                "agree too little to tell errors from violations: rate more edges, or ask another judge."
+            )
+
+
 def _worst(compared: Pairs, by_judge: Floats, cast: Floats) -> Iterator[Wrong]:
-    """The edges with the largest margins the wrong way, among those that the majority calls violated."""
+    """The edges with the largest margins the wrong way, among those that the judges call violated."""
     rated = ~np.isnan(by_judge)
     mean = np.where(rated, by_judge, 0.0).sum(axis=1) / np.maximum(rated.sum(axis=1), 1)
-    mean[majority(cast) != -1] = math.inf
+    wrong = np.flatnonzero((side(cast) == -1) & (mean < 0))
     texts = compared.responses.set_index("response_id")
-    for at in np.argsort(mean, kind="stable")[:WORST]:
-        if math.isinf(mean[at]):
-            return
+    for at in wrong[np.argsort(mean[wrong], kind="stable")][:WORST]:
         edge = compared.edges.iloc[at]
         yield Wrong(
             str(edge["source"]),
             str(edge["row"]),
             str(edge["dimension"]),
-            float(mean[at]),
+            float(-mean[at]),
             against=int((cast[at] == -1).sum()),
             judges=int(rated[at].sum()),
             prompt=excerpt(texts.loc[edge["better"], "prompt"], EXCERPT),

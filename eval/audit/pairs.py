@@ -11,6 +11,7 @@ import pandas as pd
 
 from dpeer.data.order import Edge, edges
 from dpeer.data.schema import DataSet, Message, Record
+from dpeer.errors import DataError
 from dpeer.eval.audit.rates import Floats
 from dpeer.eval.questions.prompting import visible
 from dpeer.eval.store.parts import content_id
@@ -32,7 +33,7 @@ class Pairs:
 def pairs(sources: Mapping[str, DataSet], most: int | None, seed: int) -> Pairs:
     """All edges of the sources; with `most`, that many per source and dimension, chosen by the seed.
 
-    A larger `most` only adds edges, so ratings that are there stay of use.
+    A larger `most` only adds edges, so ratings that are there stay of use. Raises DataError where there is no edge.
     """
     found: list[dict[str, str]] = []
     texts: dict[str, dict[str, object]] = {}
@@ -46,6 +47,13 @@ def pairs(sources: Mapping[str, DataSet], most: int | None, seed: int) -> Pairs:
                 ends[end] = content_id(prompt=prompt, response=text)
                 texts.setdefault(ends[end], {"item": item, "prompt": prompt, "response": text})
             found.append({"source": source, "row": record.source, "prompt": item, "dimension": edge.dimension, **ends})
+    if not found:
+        dimensions = dict.fromkeys(d for data in sources.values() for d in data.dimensions)
+        raise DataError(
+            f"{', '.join(sources)}: no record says which of two responses is better in {', '.join(dimensions)}, so "
+            "there is no order to audit. `dpeer data check` counts the edges of each dimension; name others in "
+            "judging.dimensions, or give other data."
+        )
     responses = pd.DataFrame([{"response_id": i, **text} for i, text in texts.items()]).reindex(columns=RESPONSES.names)
     common = {"model": ORIGIN, "sample": 0, "status": "ok"}
     columns = ["source", "row", "prompt", "dimension", "better", "worse"]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+WIDEST = 0.5
+"""Of an interval that still says something."""
 LABEL = 20
 """Characters of a source's name in the picture, its last: the folders before it say least."""
 
@@ -35,13 +37,16 @@ def best_known(group: Group) -> Interval:
 
 
 def finding(audit: Audit) -> str:
-    """One sentence: the group whose order is contradicted most."""
-    known = [g for g in audit.groups if not math.isnan(best_known(g).rate)]
-    if not known:
+    """One sentence: the group whose order is contradicted most for sure, by the lower end of its rate."""
+    decided = [g for g in audit.groups if not math.isnan(best_known(g).rate)]
+    if not decided:
         return "No judge takes a side on any edge"
-    most = max(known, key=lambda g: best_known(g).rate)
+    known = [g for g in decided if best_known(g).high - best_known(g).low <= WIDEST]
+    if not known:
+        return "Too few edges to say how often judges contradict the order"
+    most = max(known, key=lambda g: best_known(g).low)
     rate = best_known(most)
-    where = f"{most.dimension} of {most.source}" if len({g.source for g in known}) > 1 else most.dimension
+    where = f"{most.dimension} of {most.source}" if len({g.source for g in audit.groups}) > 1 else most.dimension
     return f"Judges contradict the order most in {where}: {shown(rate)} of its edges"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpeer.launcher.commands.data import Mapped, _map
-from dpeer.launcher.commands.evaluation import DryRun, Overrides, RetryErrors
+from dpeer.launcher.commands.evaluation import DryRun, Overrides, RetryErrors, _stoppable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,10 @@ def audit(
     limit: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Exit with 1 when a rate surely exceeds this share, e.g. 0.1: its interval lies above."
+            min=0,
+            max=1,
+            help="Exit with 1 when the interval of a rate without chance errors lies above this share, e.g. 0.1; needs "
+            "two judges or judging.repeats=2.",
         ),
     ] = None,
     set_: Overrides = None,
@@ -53,6 +56,7 @@ def audit(
     from rich.console import Console
 
     from dpeer.config_io import resolved_yaml
+    from dpeer.errors import ConfigError
     from dpeer.eval.audit.audit import TIE
     from dpeer.eval.audit.audit import audit as run
     from dpeer.eval.audit.pairs import pairs
@@ -65,6 +69,11 @@ def audit(
     if dry_run:
         typer.echo(resolved_yaml(recipe), nl=False)
         return
+    if limit is not None and (len(recipe.judges), recipe.judging.repeats) == (1, 1):
+        raise ConfigError(
+            "--limit looks at the rate without chance errors, and one judge that rates once gives none: its own errors "
+            "are in the rate. Add a second judge, set judging.repeats=2, or leave --limit out."
+        )
     config, data = only_dimensions(recipe, _loaded(sources, split, _map(map_)))
     compared = pairs(data, edges, config.seed)
     if plan_only:
@@ -74,7 +83,8 @@ def audit(
     console = Console(highlight=False, stderr=as_json)
     if not console.is_terminal:
         console.width = WIDTH
-    found = run(config, compared, lambda: connected(config), TIE if tie is None else tie, retry_errors, console)
+    with _stoppable():
+        found = run(config, compared, lambda: connected(config), TIE if tie is None else tie, retry_errors, console)
     table = found.write(config.folder / "audit.json")
     page = write_page(found, config.folder / "audit.html")
     if as_json:
@@ -115,9 +125,11 @@ def show(console: Console, found: Audit) -> None:
     if unrated := sum(g.unrated for g in found.groups):
         console.print(f"[yellow]{unrated} edges have no usable ratings of both ends and are left out.[/]")
     console.print(found.assumption, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"[yellow]{markup(note)}[/]", soft_wrap=True)
     for w in found.worst[:SHOWN]:
         console.print(
-            f"[bold]{markup(w.row)}[/] {markup(w.dimension)}: {number(w.margin, 2)} points, {w.against} of {w.judges} "
+            f"[bold]{markup(w.row)}[/] {markup(w.dimension)}: {number(w.excess, 2)} points, {w.against} of {w.judges} "
             f"judges against\n  better: {markup(w.better)}\n  worse:  {markup(w.worse)}",
             soft_wrap=True,
         )

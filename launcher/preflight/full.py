@@ -21,7 +21,7 @@ from dpeer.training.calls import LONG_S, Phase, PolicyCalls, ReferenceCalls, Sco
 from dpeer.training.dates import dated
 from dpeer.training.policy import TreeMismatch
 from dpeer.training.prepare import Prepared, prepare
-from dpeer.training.run_dir import refuse_unshared
+from dpeer.training.run_dir import RunDir, refuse_unshared
 from dpeer.training.scoring import merge
 
 Score = Callable[[Any, int, int], Scores]
@@ -54,7 +54,7 @@ def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Sa
             quick(config, checks, say)
             if only_quick:
                 return
-            config = dated(config)
+            config = dated(RunDir(config.run_dir).at_its_rate(config))
             prepared = data(config, checks, say)
             if prepared is None or not checks.ok:
                 checks.skip(tuple(n for n in deep if n not in DATA), "after a fault above")

@@ -300,6 +300,7 @@ def play(fault: Fault, stage: Play) -> str:
         stage.start(fault.what, clock=fault.clock)
     reasons = [
         *([] if seen else [f"ended with {first.code}: {' '.join(first.said.split()[-40:])}"]),
+        *(["was never suspended"] if missed_stop(fault, first.stopped) else []),
         *([] if re.search(fault.says, " ".join(first.said.split())) else [f"did not say {fault.says!r}: {first.said}"]),
         *([] if stage.lives[-1].code == 0 else [f"the last start ended with {stage.lives[-1].code}: "
                                                 f"{stage.lives[-1].said[-2000:]}"]),
@@ -308,6 +309,11 @@ def play(fault: Fault, stage: Play) -> str:
         *stage.differences(fault.what),
     ]  # fmt: skip
     return "; ".join(reasons) or str(seen)
+
+
+def missed_stop(fault: Fault, stopped: bool) -> bool:
+    """Whether the first life was to be suspended and was not: it would go on as if the fault had been withstood."""
+    return any(trap.deed == "stop" for trap in fault.traps[:1]) and not stopped
 
 
 def outcome(code: int, said: str) -> Outcome | None:

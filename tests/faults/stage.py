@@ -57,6 +57,8 @@ class Ended:
     said: str
     left: list[str]
     """Processes that it has left behind."""
+    stopped: bool
+    """It was seen suspended, and continued."""
 
 
 @dataclass
@@ -257,7 +259,7 @@ class Stage:
         listener = Thread(target=_listen, args=(hears.fileno(), said), daemon=True)
         listener.start()
         try:
-            _wait(process, meanwhile)
+            stopped = _wait(process, meanwhile)
             left = [p for p in psutil.process_iter() if p.pid != process.pid and _session(p) == process.pid]
             alive = psutil.wait_procs(left, timeout=10)[1]
             names = [" ".join(p.cmdline()) for p in alive]
@@ -268,7 +270,7 @@ class Stage:
             process.kill()
             process.join()
         assert process.exitcode is not None
-        return Ended(process.exitcode, b"".join(said).decode(errors="replace"), names)
+        return Ended(process.exitcode, b"".join(said).decode(errors="replace"), names, stopped)
 
 
 def _margins(run: Path) -> bytes:
@@ -295,16 +297,19 @@ def _listen(descriptor: int, said: list[bytes]) -> None:
             said.append(text)
 
 
-def _wait(process: BaseProcess, meanwhile: Callable[[], None] | None) -> None:
-    deadline = time.monotonic() + LIMIT_S
+def _wait(process: BaseProcess, meanwhile: Callable[[], None] | None) -> bool:
+    """Until its end; whether it was seen suspended."""
+    deadline, stopped = time.monotonic() + LIMIT_S, False
     while process.exitcode is None:
         assert time.monotonic() < deadline, f"no end after {LIMIT_S:g} s"
         with suppress(psutil.NoSuchProcess):
             if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                stopped = True
                 if meanwhile:
                     meanwhile()
                 os.kill(process.pid or 0, signal.SIGCONT)
         time.sleep(0.02)
+    return stopped
 
 
 def _session(process: psutil.Process) -> int:

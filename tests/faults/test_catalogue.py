@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults import page
-from tests.faults.catalogue import CATALOGUE, Fault, play
+from tests.faults.catalogue import CATALOGUE, Fault, missed_stop, play
 from tests.faults.stage import Stage
+from tests.faults.whole import run
 
 QUICK = [fault for fault in CATALOGUE if fault.quick]
 
@@ -27,6 +29,13 @@ def test_what_is_promised_is_seen(fault: Fault, stage: Stage) -> None:
     played = stage.open("play", stage.begin(fault.begins))
     assert play(fault, played) == fault.promised
     stage.close(played, mounted=False)
+
+
+def test_a_fault_that_did_not_happen_is_not_held(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    suspended = [fault for fault in CATALOGUE if fault.name.startswith("stop: ")]
+    assert len(suspended) == 3 and all(missed_stop(f, False) and not missed_stop(f, True) for f in suspended)
+    assert not any(missed_stop(f, False) for f in CATALOGUE if f not in suspended)
+    assert run(["no such"], tmp_path) == 1 and "no fault begins with no such" in capsys.readouterr().out
 
 
 def test_the_page_is_that_of_the_table() -> None:

@@ -16,9 +16,13 @@ from tests.faults.stage import Stage, can_mount
 
 def run(only: Sequence[str] | None = None, folder: Path | None = None) -> int:
     """Exit code: 1 when something did not hold."""
+    faults = [fault for fault in CATALOGUE if fault.name.startswith(tuple(only or [""]))]
+    if not faults:
+        kinds = ", ".join(dict.fromkeys(fault.kind for fault in CATALOGUE))
+        print(f"no fault begins with {' or '.join(only or [])}: give a name of docs/faults.md, or a kind ({kinds})")
+        return 1
     place = folder or Path(tempfile.mkdtemp(prefix="dpeer-faults-"))
     place.mkdir(exist_ok=True)
-    faults = [fault for fault in CATALOGUE if fault.name.startswith(tuple(only or [""]))]
     began, stage, seen = time.monotonic(), Stage(place), dict[str, str]()
     possible = {"": True, "mount": can_mount(), "cmdstan": stage.cmdstan is not None}
     for fault in faults:

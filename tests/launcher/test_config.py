@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import dpeer.config as config_module
 import dpeer.eval.config as eval_config
-from dpeer.config import Config, Section
+from dpeer.config import Config, Model, Section, Training
 from dpeer.config_io import load_config, resolved_yaml
 from dpeer.errors import ConfigError
 from dpeer.launcher.cli import app
@@ -212,6 +212,12 @@ def test_the_learning_rate_follows_the_mode_where_none_is_given(
     assert config.training.optimizer.lr == rate
     (tmp_path / "resolved.yaml").write_text(resolved_yaml(config))
     assert load_config(tmp_path / "resolved.yaml") == config
+    tree = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+    del tree["training"]["optimizer"]
+    parts = {"model": Model(**tree["model"]), "training": Training(**tree["training"])}
+    built = Config(**tree | parts)  # in Python, of sections
+    assert built.training.optimizer.lr == (1e-6 if built.model.lora is None else 2e-5)
+    assert not built.rate_given and parts["training"].optimizer.lr == 1e-6
 
 
 @pytest.mark.parametrize("text", ["inf", ".inf", "{A: inf, T: 0.5}"])

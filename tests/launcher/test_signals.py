@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,25 @@ def test_the_exit_code_passes_through_signals_of_another_level() -> None:
     with Signals() as outer, pytest.raises(Interrupted) as stopped, Signals():
         send(signal.SIGUSR1)
     assert stopped.value.code == 85 and outer.received is None
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_repeat_within_moments_cuts_no_closing_short(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a scheduler sends them: to the step and to its processes, one signal or a second kind at once."""
+    closed = []
+    with Signals() as outer, pytest.raises(Interrupted) as stopped:
+        try:
+            with Signals() if levels == 2 else nullcontext(outer) as signals:
+                send(signal.SIGUSR1)
+        finally:
+            send(signal.SIGUSR1)
+            send(signal.SIGTERM)
+            closed.append(signals.exit_code)
+    assert closed == [85] and stopped.value.code == 85
+    monkeypatch.setattr(dpeer.launcher.signals, "TWICE_S", 0.0)
+    with Signals() as signals:
+        for code in (130, 143):
+            with pytest.raises(Interrupted):
+                send(code - 128)
+            send(signal.SIGUSR1)
+            assert signals.exit_code == code

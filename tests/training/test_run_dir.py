@@ -14,6 +14,7 @@ import pytest
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.files import write_json, write_text
+from dpeer.launcher.driver import as_begun
 from dpeer.training.run_dir import RunDir
 
 FACTS = {"data": {"train": {"sha256": "d0"}}, "reference": {"hash": "r0"}}
@@ -175,9 +176,22 @@ def test_checkpoints_that_are_judged_keep_their_schedule(tmp_path: Path, judged:
 )
 def test_resume_names_what_changed(run: RunDir, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        run.check_resumable(recipe(**changes), FACTS)
+        run.check_resumable(run.at_its_rate(recipe(**changes)), FACTS)
     changed = str(caught.value).splitlines()[1:-1]
     assert len(changed) == 1 and says in changed[0]
+
+
+def test_a_rate_that_no_recipe_gives_stays_that_of_the_run(tmp_path: Path) -> None:
+    """As after a version whose default for adapters was another one."""
+    run, given = RunDir(tmp_path), {"training__optimizer": {"lr": 1e-6}}
+    open_, said = recipe(model__lora={}), list[str]()
+    assert as_begun(open_, run, said.append) == open_ and not said
+    run.begin(recipe(model__lora={}, **given), FACTS)
+    run.check_resumable(as_begun(open_, run, said.append), FACTS)
+    assert said == ["training.optimizer.lr is 1e-06, as when this run began: the recipe gives none (a new run: 2e-05)."]
+    with pytest.raises(CheckpointError, match=r"lr: was 1e-06, now 2e-05"):
+        other = recipe(model__lora={}, training__optimizer={"lr": 2e-5})
+        run.check_resumable(as_begun(other, run, said.append), FACTS)
 
 
 def test_a_renamed_run_is_told_how_to_go_on(run: RunDir) -> None:
