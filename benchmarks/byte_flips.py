@@ -20,7 +20,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import DpeerError, Interrupted
-from dpeer.eval.backends.config import Farm, Served
 from dpeer.eval.backends.registry import BACKENDS
-from dpeer.eval.backends.types import Answer, Answers, Backend, Call, Job, Say
 from dpeer.eval.config import EvalConfig
 from dpeer.eval.generate import generate
 from dpeer.eval.irt.encode import encode
@@ -48,7 +46,7 @@ from dpeer.eval.judge import judge
 from dpeer.eval.plan import ratings_folder
 from dpeer.eval.responses import responses_folder
 from dpeer.eval.run import read_rates
-from dpeer.eval.store.parts import content_id, parts
+from dpeer.eval.store.parts import parts
 from dpeer.heldout_file import read_heldout
 from dpeer.integrity import refuse_damaged_model
 from dpeer.launcher.driver import already_finished, watch
@@ -60,12 +58,12 @@ from dpeer.training.reference import cache_path, cached
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
+from tests.faults.scribe import Scribe
 from tests.launcher.conftest import build_lab
 
 BACK = re.compile(r"restore|remove|delete|ma[dk]es? (it )?again|goes on from|start anew|fit again", re.IGNORECASE)
 NOT_READ = ("report.html", "README.md", ".lock", "zero_to_fp32.py", "zero_to_torch.py", "prompts.jsonl")
 """What dpeer never reads again, and the prompts that a user has written."""
-BATCH = 60
 SETTINGS = (
     "training.steps=6", "training.checkpoint_every=2", "training.sample_every=3", "training.stop_when=never",
     "training.keep_checkpoints=2", "cluster.reference=cache", "cluster.policy_workers=1",
@@ -87,27 +85,6 @@ class Stops:
 
     def deferred(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-class Scribe(Backend):
-    """Answers at once, in this process."""
-
-    def identity(self, served: Served) -> str:
-        return content_id(name=served.name)
-
-    def session(self, farm: Farm, say: Say) -> AbstractContextManager[Answers]:
-        return nullcontext(self.answers)
-
-    def answers(self, job: Job, calls: Iterable[Call]) -> Iterator[list[Answer]]:
-        sampled = job.method.mode == "sample"
-        every = list(calls)
-        for start in range(0, len(every), BATCH):
-            yield [self.answer(call, sampled) for call in every[start : start + BATCH]]
-
-    def answer(self, call: Call, sampled: bool) -> Answer:
-        draw = int(call.id[:6], 16)
-        logprobs = tuple(float(x) for x in np.log(np.roll([0.6, 0.1, 0.1, 0.1, 0.1], draw % 5)))
-        return Answer(call.id, "stop", f"words {draw}", () if sampled else logprobs, output_tokens=1)
 
 
 def train(config: Config, rank: Rank, until: int | None = None) -> RunDir:
