@@ -31,7 +31,7 @@ TREES = [
 SEQUENCES = [
     "qwen3_5_text", "gpt_oss", "gemma2", "nemotron", "stablelm", "llama4_text",
 ]  # fmt: skip
-NO_DROPOUT = {"attention_dropout": 0.0}
+NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
 
 
 def shape_of(family: str, **options: Any) -> PretrainedConfig:
