@@ -10,10 +10,12 @@ from dpeer.model.families import CHOSEN, EXPERTS
 
 VOCABULARY = 256
 WINDOW = 16
+CHUNK = 16  # recurrences pad each sequence to whole chunks
 LAYERS = 4
 WIDTH = 128
 FEW_EXPERTS = 8
 _WINDOWS = ("sliding_window", "attention_chunk_size")
+_CHUNKS = ("mamba_chunk_size", "chunk_size")
 _GROUPS = ("n_group", "topk_group")
 
 
@@ -66,6 +68,8 @@ def miniature(shape: PretrainedConfig, *, narrow: bool = True) -> PretrainedConf
     for key, value in list(fields.items()):
         if key in _WINDOWS and value:
             fields[key] = min(value, WINDOW)
+        elif key in _CHUNKS and value:
+            fields[key] = min(value, CHUNK)
         elif key == "vocab_size_per_layer_input":
             fields[key] = VOCABULARY
         elif key == "first_k_dense_replace" and value:

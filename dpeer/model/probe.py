@@ -35,7 +35,7 @@ VALUES, GRADIENTS = 1e-5, 3e-4
 """Largest error of log-probabilities and of a parameter's gradient, relative to the largest, in fp32."""
 SHAPES = ((23, 9, 1, 20), (5, 19, 2), (1, 6, 6))
 """Tokens of prompt and responses of the records tried: longer than the windows, and of one token."""
-LARGEST = 3e8
+LARGEST = 1e8
 """Parameters of a model that is tried."""
 VERSION = 1
 LAYOUTS = {"tree": "trees", "sequences": "separate sequences"}

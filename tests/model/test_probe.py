@@ -29,7 +29,7 @@ TREES = [
     "ernie4_5_moe",
 ]  # fmt: skip
 SEQUENCES = [
-    "qwen3_5_text", "gpt_oss", "gemma2", "nemotron", "stablelm", "llama4_text",
+    "qwen3_5_text", "gpt_oss", "gemma2", "nemotron", "stablelm", "llama4_text", "falcon_h1", "granitemoehybrid",
 ]  # fmt: skip
 NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
 
