@@ -76,7 +76,8 @@ def test_exhausted_memory_says_what_to_lower(responses: int, says: str) -> None:
 
     prepared = Prepared(TokenizedSet(("A",), (tree,), 0, 0), None, None, {})
     pulse = Pulse("step 3: forward and backward", beating=True)
-    rank: Any = SimpleNamespace(config=config, prepared=prepared, pulse=pulse, train_step=train_step, save=save)
+    what = {"config": config, "prepared": prepared, "pulse": pulse, "layout": "tree"}
+    rank: Any = SimpleNamespace(**what, train_step=train_step, save=save)
     with pytest.raises(ClusterError, match="during 'step 3: forward and backward'") as caught:
         carry_out(rank, "train_step")
     for words in (
