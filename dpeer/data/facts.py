@@ -43,7 +43,7 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """What is to be known of a split's tokens. longest: prompt + response. ends: last tokens of responses. edges:
-    pairs of each dimension. dropped, cut: records left out / with a shortened prompt."""
+    records with pairs of each dimension. dropped, cut: records left out / with a shortened prompt."""
 
     largest: int = -1
     longest: int = 0

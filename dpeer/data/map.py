@@ -182,46 +182,53 @@ class _Candidate:
 
 def _rated_rows(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row | Fault]:
     """Rows of one response each; those with the same prompt are compared with each other."""
-    assert given.response is not None
     groups: dict[str, list[_Candidate]] = defaultdict(list)
     prompts: dict[str, tuple[object, str]] = {}
     for row in rows:
-        try:
-            prompt, column = joined_prompt(row.fields, given)
-            ratings = tuple(_number(row, c, _cell(row, c)) for c in given.rated.values())
-            candidate = _Candidate(row, given.response, plain(_cell(row, given.response), given.response), ratings)
-        except Invalid as invalid:
-            yield _fault(row, invalid)
-            continue
-        except Malformed:
-            tally.pairs += 1
-            tally.skip(MALFORMED, row.where)
-            continue
-        key = json.dumps(prompt, sort_keys=True, default=str)
-        prompts.setdefault(key, (prompt, column))
-        groups[key].append(candidate)
+        read = _rated(row, given, tally)
+        if isinstance(read, Fault):
+            yield read
+        elif read is not None:
+            prompt, column, candidates = read
+            key = json.dumps(prompt, sort_keys=True, default=str)
+            prompts.setdefault(key, (prompt, column))
+            groups[key] += candidates
     for key, candidates in groups.items():
         yield from _stars(candidates, *prompts[key], given, tally)
 
 
 def _completions(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row | Fault]:
     """Rows with a list of completions, which are compared with each other."""
-    assert given.completions and given.response
     for row in rows:
-        try:
-            prompt, column = joined_prompt(row.fields, given)
-            values = _cell(row, given.completions)
-            if not isinstance(values, list):
-                raise Invalid(given.completions, f"must be a list of completions, got {excerpt(values)}")
-            candidates = [_completion(row, given, k, value) for k, value in enumerate(values)]
-        except Invalid as invalid:
-            yield _fault(row, invalid)
-            continue
-        except Malformed:
-            tally.pairs += 1
-            tally.skip(MALFORMED, row.where)
-            continue
-        yield from _stars(candidates, prompt, column, given, tally)
+        read = _rated(row, given, tally)
+        if isinstance(read, Fault):
+            yield read
+        elif read is not None:
+            prompt, column, candidates = read
+            yield from _stars(candidates, prompt, column, given, tally)
+
+
+def _rated(row: Row, given: Map, tally: Tally) -> tuple[object, str, list[_Candidate]] | Fault | None:
+    """Prompt, its column, and the responses of a row; None for a malformed conversation, which is counted."""
+    try:
+        return *joined_prompt(row.fields, given), _candidates(row, given)
+    except Invalid as invalid:
+        return _fault(row, invalid)
+    except Malformed:
+        tally.pairs += 1
+        tally.skip(MALFORMED, row.where)
+        return None
+
+
+def _candidates(row: Row, given: Map) -> list[_Candidate]:
+    assert given.response is not None
+    if given.completions is None:
+        ratings = tuple(_number(row, c, _cell(row, c)) for c in given.rated.values())
+        return [_Candidate(row, given.response, plain(_cell(row, given.response), given.response), ratings)]
+    values = _cell(row, given.completions)
+    if not isinstance(values, list):
+        raise Invalid(given.completions, f"must be a list of completions, got {excerpt(values)}")
+    return [_completion(row, given, k, value) for k, value in enumerate(values)]
 
 
 def _completion(row: Row, given: Map, k: int, value: object) -> _Candidate:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from dpeer.data.facts import quantised
 from dpeer.errors import ConfigError
-from dpeer.model.logprob import Shape
+from dpeer.model.logprob import PLAIN, Shape
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -80,6 +80,13 @@ def logits_shape(shape: PretrainedConfig) -> Shape:
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+
+
+def named(shape: PretrainedConfig) -> bool:
+    """Whether the tests say how this model is computed. A field of the config that changes logits or attention may be
+    one that its family does not read."""
+    odd = logits_shape(shape) != PLAIN or getattr(shape, "attn_logit_softcapping", None)
+    return shape.model_type in FAMILIES and not odd
 
 
 def expert_count(shape: PretrainedConfig) -> int:

@@ -26,7 +26,7 @@ from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ConfigError
 from dpeer.integrity import Damaged, parse_state, write_state
-from dpeer.model.families import FAMILIES, own_attention
+from dpeer.model.families import named, own_attention
 from dpeer.model.miniature import VOCABULARY, miniature
 from dpeer.model.tree_attention import NAME
 from dpeer.model.tree_lm import TreeLM
@@ -65,7 +65,7 @@ def layout_of(shape: PretrainedConfig, path: str, wanted: str = "auto") -> Layou
     exact; says what was found."""
     if wanted == "sequences":
         return _checked(shape, path, "sequences")
-    if shape.model_type in FAMILIES or (tree := exactness(shape, "tree")).exact:
+    if named(shape) or (tree := exactness(shape, "tree")).exact:
         return "tree"
     if wanted == "tree":
         raise ConfigError(f"model {path}: model.layout is tree, but as trees its {tree}. Set it to auto.")
@@ -73,7 +73,7 @@ def layout_of(shape: PretrainedConfig, path: str, wanted: str = "auto") -> Layou
 
 
 def _checked(shape: PretrainedConfig, path: str, layout: Layout, before: str = "") -> Layout:
-    if shape.model_type in FAMILIES or (found := exactness(shape, layout)).exact:
+    if named(shape) or (found := exactness(shape, layout)).exact:
         return layout
     raise ConfigError(
         f"model {path} (type '{shape.model_type}'): cannot be trained exactly: {before}as separate sequences its "

@@ -142,6 +142,20 @@ def test_layers_of_another_name_are_found() -> None:
     assert family_of(small).decoder_layers(model) is model.transformer.h
 
 
+@pytest.mark.parametrize("field", [{"logit_scale": 0.5}, {"logits_scaling": 4.0}, {"final_logit_softcapping": 5.0}])
+def test_a_field_that_a_named_family_does_not_read_changes_nothing_in_silence(
+    empty_cache: Path, field: dict[str, float]
+) -> None:
+    """Llama computes without them; the head would compute with them."""
+    with pytest.raises(ConfigError, match="cannot be trained exactly"):
+        layout_of(shape_of("llama", **field), "some/model")
+
+
+def test_a_named_family_with_capped_logits_is_tried(empty_cache: Path) -> None:
+    assert layout_of(shape_of("gemma3_text", final_logit_softcapping=5.0), "some/model") == "tree"
+    assert list((empty_cache / "probes").iterdir())
+
+
 def test_listed_families_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "probe", lambda *_: pytest.fail("tried"))
     for family in FAMILIES:
