@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from dpeer.launcher import bootstrap
 
@@ -83,3 +85,12 @@ def test_every_requirement_is_pinned() -> None:
     wanted = [*project["dependencies"], *(line for name in extras.keys() - built_from_source for line in extras[name])]
     pins = re.findall(r"^[A-Za-z0-9._-]+(?===)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert {bootstrap.distribution(r) for r in wanted} <= {bootstrap.distribution(pin) for pin in pins}
+
+
+def test_pins_install_on_the_oldest_supported_python() -> None:
+    """Of what is installed here at its pinned version."""
+    pins = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", (ROOT / "constraints.txt").read_text(), flags=re.M))
+    found = {d.metadata["Name"]: d for d in distributions() if d.version == pins.get(d.metadata["Name"])}
+    asked = {name: d.metadata.get("Requires-Python") for name, d in found.items()}
+    assert len(asked) > 50
+    assert [n for n, wanted in asked.items() if wanted and not SpecifierSet(wanted).contains("3.11.0")] == []
