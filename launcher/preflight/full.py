@@ -27,7 +27,7 @@ from dpeer.training.scoring import merge
 Score = Callable[[Any, int, int], Scores]
 RECORDS = 8  # scored by policy and reference
 DATA = (
-    "token boundaries",
+    "records",
     "objective",
     "chat template",
     "reference weights",
@@ -78,7 +78,7 @@ def data(config: Config, checks: Checklist, say: Say) -> Prepared | None:
         found, told = preflight.tokens(box[0]), box[0].warnings
         return Warn(f"{found}; {'; '.join(told)}", "") if told else found
 
-    if not checks.check("token boundaries", audit):
+    if not checks.check("records", audit):
         checks.skip(DATA[1:], "after a fault above")
         return None
     prepared = box[0]

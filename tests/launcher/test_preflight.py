@@ -164,14 +164,14 @@ def test_policy_and_reference_with_different_templates(lab: Any, tmp_path: Path)
     theirs = shutil.copytree(lab.folder / "model", tmp_path / "reference")
     (theirs / "chat_template.jinja").write_text((theirs / "chat_template.jinja").read_text() + " ")
     found = audited(recipe(lab, f"model.reference_path={theirs}"))
-    assert list(found) == ["token boundaries"] and "another chat template" in found["token boundaries"]
+    assert list(found) == ["records"] and "another chat template" in found["records"]
 
 
 def test_missing_chat_template(lab: Any, tmp_path: Path) -> None:
     model = shutil.copytree(lab.folder / "model", tmp_path / "model")
     (model / "chat_template.jinja").unlink()
     found = audited(recipe(lab, f"model.path={model}"))
-    assert list(found) == ["token boundaries"] and "has no chat template" in found["token boundaries"]
+    assert list(found) == ["records"] and "has no chat template" in found["records"]
 
 
 def test_changed_reference(begun: Config) -> None:

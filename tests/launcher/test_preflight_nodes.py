@@ -101,6 +101,8 @@ def test_sound_cluster_and_models_are_green(lab: Any, tmp_path: Path) -> None:
         " --set objective.certificate.tolerance=3",  # what a few held-out records can prove
     )
     found = {c["name"]: c for c in json.loads(answer)["checks"]}
+    told = found.pop("records")  # prompts of a toy world resemble each other
+    assert told["status"] == "warning" and "nearly repeat" in told["found"], told
     assert {c["status"] for c in found.values()} == {"ok"} and code == 0, answer
     assert "2 nodes: n1, n2" in found["nodes"]["found"] and "2 ranks joined" in found["process groups"]["found"]
     assert "0.693147 (ln 2 = 0.693147)" in found["step-0 identity"]["found"]
