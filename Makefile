@@ -17,7 +17,7 @@ demo: setup
 
 # Two files at a time: most tests wait for processes of their own.
 test: setup
-	$(RUN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
+	$(RUN)/python -m pytest -n 2 --no-loadscope-reorder --durations 40 --durations-min 10 $(ARGS)
 
 lint: setup
 	$(RUN)/ruff check .
