@@ -24,7 +24,15 @@ import torch.distributed as dist
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError, DpeerError, Interrupted
-from dpeer.launcher.driver import already_finished, disk_faults, only_driver, refuse_lost_gpus, watch, write_pages
+from dpeer.launcher.driver import (
+    already_finished,
+    disk_faults,
+    only_driver,
+    refuse_lost_gpus,
+    tokenise,
+    watch,
+    write_pages,
+)
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
@@ -167,6 +175,7 @@ def drive(config: Config, rank: Rank) -> int:
     try:
         with Signals() as signals, only_driver(config), disk_faults(files):
             if not already_finished(files):
+                tokenise(config, files)
                 TrainingRun(config, LocalWorkers(rank), files, signals, partial(watch, config, files)).run()
                 write_pages(files)
             rank.stop()

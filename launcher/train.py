@@ -15,6 +15,7 @@ from dpeer.launcher.driver import (
     disk_faults,
     only_driver,
     refuse_lost_gpus,
+    tokenise,
     watch,
     write_pages,
 )
@@ -83,6 +84,7 @@ def _one_machine(config: Config) -> bool:
 def _train(config: Config, groups: Groups, files: RunDir) -> int:
     restarts = 0
     with Signals() as signals:
+        tokenise(config, files)
         while True:
             try:
                 with disk_faults(files):

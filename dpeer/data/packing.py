@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapreplace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from dpeer.data.token_store import StoredTrees
 from dpeer.data.tokenize import TokenTree
 
 
@@ -29,6 +33,7 @@ class Segment:
 
 
 Varlen = tuple[Tensor, Tensor, Tensor, int, int]
+Counts = npt.NDArray[np.int64]
 
 
 class Lengths(NamedTuple):
@@ -168,6 +173,20 @@ def forward_tokens(tree: TokenTree) -> int:
     return len(tree.prompt) + sum(len(r) - 1 for r in tree.responses)
 
 
+def all_forward_tokens(trees: Sequence[TokenTree]) -> Counts:
+    """[records]; of stored records from arrays, without reading their tokens."""
+    if isinstance(trees, StoredTrees):
+        return trees.column("prompt") + trees.column("response_tokens") - all_responses(trees)
+    return np.array([forward_tokens(tree) for tree in trees], dtype=np.int64)
+
+
+def all_responses(trees: Sequence[TokenTree]) -> Counts:
+    """[records]: how many responses each has."""
+    if isinstance(trees, StoredTrees):
+        return trees.column("responses")
+    return np.array([len(tree.responses) for tree in trees], dtype=np.int64)
+
+
 def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
     """Concatenate records into one pack; `samples[i]` is the place of `trees[i]` in the global batch."""
     ids: list[int] = []
@@ -230,25 +249,33 @@ def plan_packs(costs: Sequence[int], ranks: int, budget: int) -> list[list[list[
     """
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     mine: list[list[int]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
+    loads = [(0, rank) for rank in range(ranks)]  # a heap
     for i in order:
-        rank = min(range(ranks), key=lambda r: (load[r], r))
+        load, rank = loads[0]
         mine[rank].append(i)
-        load[rank] += costs[i]
+        heapreplace(loads, (load + costs[i], rank))
     return [_first_fit(items, costs, budget) for items in mine]
 
 
 def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Every item into the first pack that has room, found by halves: `most[k]` is the most room of any pack below the
+    node k of a binary tree, whose leaves are the packs; leaves without a pack yet have the whole budget."""
+    leaves = 1 << max(0, len(items) - 1).bit_length()
+    most = [budget] * (2 * leaves)
     packs: list[list[int]] = []
-    room: list[int] = []
     for i in items:
-        slot = next((k for k, left in enumerate(room) if costs[i] <= left), None)
-        if slot is None:
-            packs.append([i])
-            room.append(budget - costs[i])
-        else:
-            packs[slot].append(i)
-            room[slot] -= costs[i]
+        node = 1
+        while node < leaves:
+            node *= 2
+            node += most[node] < costs[i]
+        if costs[i] > budget or node - leaves >= len(packs):
+            node = leaves + len(packs)
+            packs.append([])
+        packs[node - leaves].append(i)
+        most[node] -= costs[i]
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
     return packs
 
 
@@ -257,19 +284,19 @@ def batch_indices(cursor: int, size: int, records: int, seed: int) -> list[int]:
 
     Every epoch is its own permutation; a batch may span two.
     """
-    return [_epoch_order(records, seed, s // records)[s % records] for s in range(cursor, cursor + size)]
+    return [int(_epoch_order(records, seed, s // records)[s % records]) for s in range(cursor, cursor + size)]
 
 
-_ORDERS: dict[tuple[int, int, int], list[int]] = {}
+_ORDERS: dict[tuple[int, int, int], Counts] = {}
 
 
-def _epoch_order(records: int, seed: int, epoch: int) -> list[int]:
+def _epoch_order(records: int, seed: int, epoch: int) -> Counts:
     key = (records, seed, epoch)
     if key not in _ORDERS:
         if len(_ORDERS) > 3:
             _ORDERS.clear()
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        _ORDERS[key] = torch.randperm(records, generator=generator).tolist()
+        _ORDERS[key] = torch.randperm(records, generator=generator).numpy()
     return _ORDERS[key]
 
 

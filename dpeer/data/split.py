@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from dpeer.data.schema import DataSet, Record
 from dpeer.errors import ConfigError
 
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 LARGEST = 50.0
+Order = npt.NDArray[np.uint64]
 
 
 def share(text: str | None) -> float | None:
@@ -31,26 +35,42 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     Records with the same prompt go together. Which prompts are taken follows from their text and from `purpose` alone,
     so every machine, seed and order of the rows gives the same split.
     """
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in data.records:
-        groups[_prompt_key(record)].append(record)
-    strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for key, records in groups.items():
-        strata[max(r.mask for r in records)].append(key)
-    taken: set[str] = set()
-    for keys in strata.values():
-        wanted = part * sum(len(groups[key]) for key in keys)
-        got = 0
-        for key in sorted(keys, key=lambda k: hashlib.sha256(f"{purpose}\0{k}".encode()).digest()):
-            if got + len(groups[key]) / 2 > wanted:
-                break
-            taken.add(key)
-            got += len(groups[key])
-    kept: list[Record] = []
-    carved: list[Record] = []
-    for record in data.records:
-        (carved if _prompt_key(record) in taken else kept).append(record)
-    return DataSet(data.dimensions, tuple(kept)), DataSet(data.dimensions, tuple(carved))
+    ranks = {mask: i for i, mask in enumerate(sorted({r.mask for r in data.records}))}
+    order = [order_key(record, purpose) for record in data.records]
+    chosen = carved(order_array(order), np.array([ranks[r.mask] for r in data.records], dtype=np.int64), part)
+    parts = ([r for r, c in zip(data.records, chosen, strict=True) if c == wanted] for wanted in (False, True))
+    left, taken = (DataSet(data.dimensions, tuple(records)) for records in parts)
+    return left, taken
+
+
+def carved(order: Order, masks: npt.NDArray[np.int64], part: float) -> npt.NDArray[np.bool_]:
+    """[N]: which records are carved. order: of each record's prompt, the same for the same prompt. masks: each
+    record's mask as its rank among all masks, by name; a prompt belongs to the last of its records' masks."""
+    by_prompt = np.lexsort((order[:, 1], order[:, 0]))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(order[by_prompt], axis=0) != 0).any(axis=1)
+    group = np.cumsum(new) - 1  # of the sorted records; groups are in their prompts' order
+    sizes = np.bincount(group)
+    strata = np.maximum.reduceat(masks[by_prompt], np.flatnonzero(new)) if len(order) else masks
+    taken = np.zeros(len(sizes), dtype=bool)
+    for stratum in np.unique(strata):
+        mine = np.flatnonzero(strata == stratum)
+        before = np.cumsum(sizes[mine]) - sizes[mine]
+        full = before + sizes[mine] / 2 > part * int(sizes[mine].sum())
+        taken[mine[: int(full.argmax()) if full.any() else len(mine)]] = True
+    chosen = np.zeros(len(order), dtype=bool)
+    chosen[by_prompt] = taken[group]
+    return chosen
+
+
+def order_key(record: Record, purpose: str) -> bytes:
+    """16 bytes by which prompts are sorted for a purpose; the same for the same prompt."""
+    return hashlib.sha256(f"{purpose}\0{_prompt_key(record)}".encode()).digest()[:16]
+
+
+def order_array(keys: Sequence[bytes]) -> Order:
+    """[N, 2], which sorts as the keys do."""
+    return np.frombuffer(b"".join(keys), dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def _prompt_key(record: Record) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from dpeer.config import Config, Model
-from dpeer.data.packing import build_pack, forward_tokens
+from dpeer.data.packing import all_forward_tokens, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
@@ -30,7 +30,7 @@ def export(policy: Policy, folder: Path) -> None:
     A LoRA run is exported merged, with the bare adapter in `folder/adapter`.
     """
     policy.pulse.enter("exporting")
-    tree = min(policy.data.trees, key=forward_tokens)
+    tree = policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
     expected = policy.score([tree])
     state = policy.engine.gathered()
     if state is None:

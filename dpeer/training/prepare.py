@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from dpeer.config import Config
-from dpeer.data.load import load, splits
+from dpeer.data.load import load
 from dpeer.data.packing import batch_indices
 from dpeer.data.schema import DataSet
-from dpeer.data.split import carve, share
-from dpeer.data.tokenize import TokenizedSet, TokenTree, tokenize
+from dpeer.data.split import carve
+from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.training.reference import reference_hash
+from dpeer.training.tokens import parts, tokens
 
 METHOD = 2
 """Version of what a step computes: 1 had the anchor outside the normaliser and no dual split."""
 SPLITS = ("train", "dual", "heldout")
-CARVED = "10%"
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,25 @@ class Prepared:
 
     def train_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The global batch: a function of data, seed and step only, never of the ranks."""
-        return _batch(self.train, config.training.records_per_step, config.seed, step)
+        return [self.train.trees[i] for i in self.train_places(config, step)]
 
     def dual_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The same of the dual split; empty where none is used."""
-        return _batch(self.dual, config.dual_records, config.seed, step) if self.dual else []
+        return [self.dual.trees[i] for i in self.dual_places(config, step)] if self.dual else []
+
+    def train_places(self, config: Config, step: int) -> list[int]:
+        """Of the records of the global batch among the training records."""
+        size = config.training.records_per_step
+        return batch_indices(step * size, size, len(self.train.trees), config.seed)
+
+    def dual_places(self, config: Config, step: int) -> list[int]:
+        size = config.dual_records if self.dual else 0
+        return batch_indices(step * size, size, len(self.dual.trees), config.seed) if self.dual else []
 
     @property
     def proof(self) -> Tensor | None:
         """[D]: certificate records that have edges of each dimension; None where there is no certificate."""
-        if self.heldout is None:
-            return None
-        dims = [d for tree in self.heldout.trees for d in {edge[0] for edge in tree.edges}]
-        return torch.bincount(torch.tensor(dims, dtype=torch.long), minlength=len(self.heldout.dimensions))
+        return torch.tensor(self.heldout.records_with_edges) if self.heldout else None
 
     @property
     def splits(self) -> dict[str, TokenizedSet]:
@@ -61,56 +67,39 @@ class Prepared:
         return {name: data for name in SPLITS if (data := getattr(self, name)) is not None}
 
 
-def prepare(config: Config) -> Prepared:
-    """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
+def prepare(config: Config, *, whole: bool = False) -> Prepared:
+    """Open the tokenised records, after making them where that was not done yet (`tokens`). `whole`: compare all of
+    them with their checksums; for the one process that comes before the ranks."""
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    spec = config.data
-    tokenised = {
-        name: tokenize(records, tokenizer, spec.max_tokens, spec.overlong)
-        for name, records in split_records(config).items()
-    }
-    for name, data in tokenised.items():
-        if not data.trees:
-            raise DataError(
-                f"{spec.train}: no {name} record fits data.max_tokens = {spec.max_tokens} ({data.dropped} dropped). "
-                "Raise it."
-            )
+    store = tokens(config, tokenizer, whole=whole)
+    found = {name: store.split(name) for name in store.state["splits"]}
     if config.follows_split:
-        refuse_unseen(tokenised["train"], tokenised["dual"])
+        refuse_unseen(found["train"], found["dual"])
     facts = {
         "method": METHOD,
-        "data": {name: _facts(data) for name, data in tokenised.items()},
+        "data": {name: _facts(data) for name, data in found.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
-    return Prepared(tokenised["train"], tokenised.get("dual"), tokenised.get("heldout"), facts)
-
-
-def _batch(data: TokenizedSet, size: int, seed: int, step: int) -> list[TokenTree]:
-    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), seed)]
+    return Prepared(found["train"], found.get("dual"), found.get("heldout"), facts)
 
 
 def split_records(config: Config) -> dict[str, DataSet]:
-    """The records of each split by name; `heldout` and `dual` are carved from the training records where the recipe
-    gives a share or nothing."""
-    spec = config.data
-    train = load(spec.train, "train")
-    parts: dict[str, DataSet] = {}
-    heldout = spec.heldout or (spec.train if "test" in splits(spec.train) else CARVED)
-    for name, source in (("heldout", heldout), ("dual", spec.dual)):
-        if source == "none":
-            continue
-        if part := share(source):
-            train, parts[name] = carve(train, part, name)
+    """The records of each split by name, all of them in memory."""
+    train, *others = parts(config)
+    records = {"train": load(train.source, train.split)}
+    for part in others:
+        if part.part is not None:
+            records["train"], records[part.name] = carve(records["train"], part.part, part.name)
         else:
-            parts[name] = load(source, "test" if name == "heldout" else name, dimensions=train.dimensions)
-    return {"train": train, **parts}
+            records[part.name] = load(part.source, part.split, dimensions=records["train"].dimensions)
+    return records
 
 
 def refuse_unseen(train: TokenizedSet, dual: TokenizedSet) -> None:
     """DataError for a dimension with training edges whose multiplier would never see any."""
-    (mine, theirs) = (_edges(data) for data in (train, dual))
+    (mine, theirs) = (train.edges, dual.edges)
     if unseen := [d for d in train.dimensions if mine[d] and not theirs[d]]:
         raise DataError(
             f"the dual split ({len(dual.trees)} records) has no pairs of {', '.join(unseen)}, so the multiplier of "
@@ -124,15 +113,7 @@ def _facts(data: TokenizedSet) -> dict[str, Any]:
     return {
         "sha256": data.sha256,
         "records": records,
-        "edges": _edges(data),
+        "edges": data.edges,
         "dropped": data.dropped,
         "cut": data.cut,
     }
-
-
-def _edges(data: TokenizedSet) -> dict[str, int]:
-    edges = dict.fromkeys(data.dimensions, 0)
-    for tree in data.trees:
-        for d, _, _ in tree.edges:
-            edges[data.dimensions[d]] += 1
-    return edges

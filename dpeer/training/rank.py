@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpeer.config import Config
-from dpeer.data.packing import forward_tokens
+from dpeer.data.packing import all_forward_tokens
+from dpeer.data.token_store import StoredTrees
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
 from dpeer.model.lm import attention_kernel, load_tokenizer
@@ -23,9 +24,9 @@ from dpeer.training.faults import kind, out_of_memory
 from dpeer.training.heldout import certificate, heldout_edges, proven
 from dpeer.training.numerics import numerics
 from dpeer.training.policy import Policy
-from dpeer.training.prepare import Prepared, prepare, split_records
+from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.pulse import Pulse
-from dpeer.training.reference import Reference, cache_path, read_cache
+from dpeer.training.reference import CachedScores, Reference, cache_path, read_cache
 from dpeer.training.samples import spread
 from dpeer.training.world import World
 
@@ -41,7 +42,7 @@ def memory_explained(config: Config, prepared: Prepared, phase: Callable[[], str
     except RuntimeError as error:
         if kind(error) != "memory":
             raise
-        longest = max(forward_tokens(tree) for data in prepared.splits.values() for tree in data.trees)
+        longest = max(int(all_forward_tokens(data.trees).max()) for data in prepared.splits.values())
         raise out_of_memory(error, config, phase(), longest) from error
 
 
@@ -68,7 +69,7 @@ class TrainingRank:
             colocated = config.cluster.reference == "colocated"
             beneath = self.policy.engine if config.reference_beneath else None
             self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
-        self.cached: dict[str, dict[int, list[float]]] = {}
+        self.cached: dict[str, CachedScores] = {}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class TrainingRank:
                     f"reference cache {path}: this worker does not see it. output_dir must lie on a file system that "
                     "the driver and all workers share."
                 )
-            self.cached[name] = {tree.index: values for tree, values in zip(data.trees, scores, strict=True)}
+            self.cached[name] = scores
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
         if references is None and self.config.objective.kind == "preference":
@@ -106,11 +107,12 @@ class TrainingRank:
         return entry, self.policy.meter.cost(trained, measured)
 
     def _own_references(self) -> References:
-        trained = self.prepared.train_batch(self.config, self.policy.step)
-        measured = self.prepared.dual_batch(self.config, self.policy.step)
+        prepared, step = self.prepared, self.policy.step
         if self.reference is None:
-            values = [self.cached["train"][t.index] for t in trained] + [self.cached["dual"][t.index] for t in measured]
+            values = [self.cached["train"][i] for i in prepared.train_places(self.config, step)]
+            values += [self.cached["dual"][i] for i in prepared.dual_places(self.config, step)]
             return dict(enumerate(values))
+        trained, measured = prepared.train_batch(self.config, step), prepared.dual_batch(self.config, step)
         scores = self.reference.score(trained)  # the policy's own plan: this rank scores just what it trains on
         if measured:
             scores |= {len(trained) + i: v for i, v in self.reference.score(measured).items()}
@@ -134,7 +136,7 @@ class TrainingRank:
     def cached_heldout(self) -> list[list[float]]:
         """Not collective: held-out reference log-probs from the cache."""
         held = self.prepared.heldout
-        return (read_cache(cache_path(self.config, held), held) or []) if held else []
+        return list(read_cache(cache_path(self.config, held), held) or []) if held else []
 
     def score_dual(self) -> Scores:
         return self.policy.score(self.prepared.dual.trees) if self.prepared.dual else {}
@@ -145,7 +147,7 @@ class TrainingRank:
 
     def cached_dual(self) -> list[list[float]]:
         """Not collective: reference log-probs of the dual split from the cache."""
-        return list(self.cached["dual"].values())
+        return list(self.cached["dual"])
 
     def proven(self, policy: list[list[float]], reference: list[list[float]], look: int) -> bool:
         """Not collective: whether these scores of the dual split prove every tolerance, at the k-th look."""
@@ -154,23 +156,19 @@ class TrainingRank:
 
     def sample(self) -> list[dict[str, str]]:
         """Collective: greedy replies to the same few prompts at each call, as text on rank 0, empty elsewhere."""
-        trees = spread((self.prepared.dual or self.prepared.train).trees, self.config.training.sample_prompts)
-        replies = self.policy.reply(trees)
+        trees = (self.prepared.dual or self.prepared.train).trees
+        places = spread(range(len(trees)), self.config.training.sample_prompts)
+        replies = self.policy.reply([trees[i] for i in places])
         if self.policy.world.rank:
             return []
         decode = self._tokenizer.decode
         texts = [str(decode(reply, skip_special_tokens=True)).strip() for reply in replies]
-        return [{"prompt": self._prompts[t.index], "reply": text} for t, text in zip(trees, texts, strict=True)]
+        assert isinstance(trees, StoredTrees)
+        return [{"prompt": trees.question(i), "reply": text} for i, text in zip(places, texts, strict=True)]
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.config.model.path, self.config.model.revision)
-
-    @cached_property
-    def _prompts(self) -> list[str]:
-        """The last message of each record from which prompts are sampled."""
-        records = split_records(self.config)["dual" if self.prepared.dual else "train"].records
-        return [record.prompt[-1].content for record in records]
 
     def certificate(
         self, policy: list[list[float]], reference: list[list[float]], margins: Path

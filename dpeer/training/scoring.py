@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from dpeer.data.packing import Pack, build_pack, dummy_pack, forward_tokens, plan_packs, split_by_sample
+from dpeer.data.packing import Pack, all_forward_tokens, build_pack, dummy_pack, plan_packs, split_by_sample
 from dpeer.data.tokenize import TokenTree
 from dpeer.training.calls import Scores
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
 
 
-def local_packs(trees: Sequence[TokenTree], world: World, budget: int) -> list[Pack]:
-    """This rank's packs, filled up with dummies to the same number on every rank (known without communication)."""
-    plan = plan_packs([forward_tokens(t) for t in trees], world.size, budget)
-    packs = [build_pack([trees[i] for i in items], items) for items in plan[world.rank]]
-    packs += [dummy_pack()] * (max(1, *map(len, plan)) - len(packs))
-    return [p.to(world.device) for p in packs]
+def local_packs(trees: Sequence[TokenTree], world: World, budget: int) -> Iterator[Pack]:
+    """This rank's packs, each made when it is taken, and dummies up to the same number on every rank (known without
+    communication)."""
+    plan = plan_packs(all_forward_tokens(trees).tolist(), world.size, budget)
+    mine = plan[world.rank]
+    for items in mine:
+        yield build_pack([trees[i] for i in items], items).to(world.device)
+    for _ in range(max(1, *map(len, plan)) - len(mine)):
+        yield dummy_pack().to(world.device)
 
 
 @torch.no_grad()

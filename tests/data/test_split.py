@@ -1,9 +1,12 @@
 """Carving: prompts stay whole, masks keep their share, and neither seed nor order matters."""
 
+import hashlib
 import random
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpeer.data.schema import DataSet, Message, Record, Response
 from dpeer.data.split import carve, share
@@ -63,3 +66,27 @@ def test_shares(text, expected):
 def test_a_share_that_leaves_too_little_is_refused(text):
     with pytest.raises(ConfigError, match="above 0% and at most 50%"):
         share(text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(MASKS)), max_size=40), st.floats(0.01, 0.5))
+@settings(max_examples=100, deadline=None)
+def test_which_prompts_are_carved_never_changes(drawn, part):
+    """Runs resume on the split that they began with: prompt by prompt, in the order of a hash, until one more would be
+    more than half too much."""
+    answer = (Response("x", frozenset()),)
+    made = [Record((Message("user", f"q{q}"),), m, answer, f"{i}") for i, (q, m) in enumerate(drawn)]
+    groups = {}
+    for record in made:
+        groups.setdefault(f"user\1{record.prompt[0].content}", []).append(record)
+    taken = set()
+    for stratum in {max(r.mask for r in group) for group in groups.values()}:
+        mine = [k for k, group in groups.items() if max(r.mask for r in group) == stratum]
+        wanted, got = part * sum(len(groups[k]) for k in mine), 0
+        for key in sorted(mine, key=lambda k: hashlib.sha256(f"dual\0{k}".encode()).digest()):
+            if got + len(groups[key]) / 2 > wanted:
+                break
+            taken.add(key)
+            got += len(groups[key])
+    left, carved = carve(DataSet(("A", "C", "E", "T"), tuple(made)), part, "dual")
+    assert [r for r in made if f"user\1{r.prompt[0].content}" in taken] == list(carved.records)
+    assert [r for r in made if f"user\1{r.prompt[0].content}" not in taken] == list(left.records)
