@@ -193,7 +193,7 @@ def test_what_the_tokens_depend_on(tmp_path: Path, make_tokenizer: Make) -> None
             (recipe(tmp_path), tokenizer),
             (recipe(tmp_path, train=str(copy)), make_tokenizer(CHATML)),
             (recipe(tmp_path, dual="20%"), tokenizer),
-            (recipe(tmp_path, max_tokens=59), tokenizer),
+            (recipe(tmp_path, max_tokens=90), tokenizer),
             (recipe(tmp_path), make_tokenizer(LLAMA3)),
         )
     ]
