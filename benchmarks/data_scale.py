@@ -206,10 +206,10 @@ def main() -> None:
             row = measure(folder, count, tokenizer)
             found.append(row)
             print(
-                f"{count:>9,} records, {row['source'] / MIB:,.0f} MiB: tokenised at {1e6 * row['per_record']:,.0f} us each; "
-                f"{row['stored'] / MIB:,.0f} MiB on disk; first pack after {row['first_pack_s']:.2f} s; rank "
-                f"{row['rss'] / MIB:,.0f} MiB (+{row['grown'] / MIB:,.0f}), peak {row['peak'] / MIB:,.0f}; held-out packs "
-                f"planned in {row['plan_s']:.2f} s",
+                f"{count:>9,} records, {row['source'] / MIB:,.0f} MiB: tokenised at {1e6 * row['per_record']:,.0f} us "
+                f"each; {row['stored'] / MIB:,.0f} MiB on disk; first pack after {row['first_pack_s']:.2f} s; rank "
+                f"{row['rss'] / MIB:,.0f} MiB (+{row['grown'] / MIB:,.0f}), peak {row['peak'] / MIB:,.0f}; held-out "
+                f"packs planned in {row['plan_s']:.2f} s",
                 flush=True,
             )
         theirs = peer(folder, tokenizer)

@@ -118,9 +118,9 @@ def _serve(line: Connection) -> None:
     with suppress(EOFError):
         make = BlockMaker(*line.recv())
         while True:
-            chunk, answer = line.recv(), None
+            chunk: Chunk = line.recv()
             try:
-                answer = make(chunk)
+                answer: Block | Exception = make(chunk)
             except Exception as error:  # told to whoever asked
                 answer = error
             line.send(answer)

@@ -257,5 +257,6 @@ def open_store(folder: Path, *, whole: bool = False) -> Store | None:
     if wrong:
         name, says = next(iter(wrong.items()))
         raise Damaged(f"{folder / name} {says}")
-    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("columns", "starts", "question_ends"))
-    return Store(folder, state, *arrays, os.open(folder / TOKENS, os.O_RDONLY))
+    paths = (folder / f"{name}.npy" for name in ("columns", "starts", "question_ends"))
+    columns, starts, ends = (np.load(path, mmap_mode="r") for path in paths)
+    return Store(folder, state, columns, starts, ends, os.open(folder / TOKENS, os.O_RDONLY))
