@@ -188,11 +188,7 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "the same as separate pairs", f"{batch.pairwise:,.0f}", ratio
     yield "micro-steps per step", f"{batch.micro_steps:.1f}", f"packs of at most {training.tokens_per_pack} tokens"
     seconds, size = tokenising(plan.records.lengths)
-    yield (
-        "tokenising, once",
-        f"{seconds:,.0f} core s",
-        f"{size / MIB:,.0f} MiB in output_dir/tokens; all cores of a node",
-    )
+    yield "tokenising, once", f"{seconds:,.0f} core s", f"on all cores of a node; {size / MIB:,.0f} MiB on disk"
     moved = plan.traffic
     often, what = ("micro-step", "gathers and reduce-scatter") if plan.zero.sharded else ("step", "sum of gradients")
     yield f"traffic per {often}, into a GPU", f"{moved.into_gpu / 1e9:,.1f} GB", what

@@ -23,6 +23,8 @@ from dpeer.data.packing import all_forward_tokens, all_responses, forward_tokens
 from dpeer.data.token_store import TOKENS, Store, StoredSet
 from dpeer.data.tokenize import TokenizedSet, tokenize
 from dpeer.errors import DataError
+from dpeer.estimate.throughput import ABOUT_A_RECORD, tokenising
+from dpeer.model.flops import Lengths
 from dpeer.training import tokens as module
 from dpeer.training.prepare import split_records
 from dpeer.training.tokens import tokens
@@ -227,6 +229,13 @@ def test_damage_is_named_and_made_good(
         for split, data in expected.items():
             assert_same(again.split(split), data)
     assert [p.name for p in store.folder.parent.glob("*") if p.is_dir()] == [store.folder.name]
+
+
+def test_the_plan_knows_how_much_disk_tokens_need(made: tuple[Config, PreTrainedTokenizerFast, Store]) -> None:
+    _, _, store = made
+    lengths = [Lengths.of(tree) for name in store.state["splits"] for tree in store.split(name).trees]
+    tokens_only = tokenising(lengths)[1] - ABOUT_A_RECORD * len(lengths)
+    assert tokens_only == (store.folder / TOKENS).stat().st_size
 
 
 def test_a_rank_notices_a_changed_record_when_it_reads_it(made: tuple[Config, PreTrainedTokenizerFast, Store]) -> None:
