@@ -17,7 +17,7 @@ pinned() { # name==version, from constraints.txt where it is there
   echo "${found:-$1}"
 }
 set -- pydantic pydantic_core annotated-types typing-inspection typing_extensions hjson py-cpuinfo einops \
-  datasets dill multiprocess trl "$@"
+  datasets dill multiprocess trl liger-kernel "$@"
 for name in "$@"; do
   "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \

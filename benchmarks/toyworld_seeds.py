@@ -19,7 +19,8 @@ from dpeer.config import Config
 from dpeer.data.schema import DataSet
 from dpeer.data.tokenize import TokenizedSet, tokenize
 from dpeer.launcher import demo
-from dpeer.model.lm import TreeLM, load_causal_lm, load_tokenizer
+from dpeer.model.lm import load_causal_lm, load_tokenizer
+from dpeer.model.tree_lm import TreeLM
 from dpeer.objective.certificate import certify
 from dpeer.objective.constraints import build_constraints
 from dpeer.toyworld import world as toyworld

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from dpeer.config_sources import GivenMap, Sources
+from dpeer.section import NonNegative as NonNegative
+from dpeer.section import Positive as Positive
+from dpeer.section import Section as Section
+
+Place = Annotated[str, Field(min_length=1)]
 Tolerance = Annotated[float, Field(ge=0)]  # inf is allowed: an unconstrained dimension
 
+ADAPTERS_LR = 2e-5
+"""Low-rank adapters want ten to twenty times the rate of all weights, less for long runs (Schulman et al., "LoRA
+Without Regret", 2025); the default for all weights is 1e-6."""
 LONGEST_NAME = 160
 """Characters of a run's name: files that are named after it stay below the 255 bytes that file systems take."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Lora(Section):
@@ -30,18 +35,24 @@ class Lora(Section):
 
 
 class Model(Section):
-    path: str
+    path: Place
     """Local folder or hub id of the model to train; also the reference unless `reference_path` is given."""
     revision: str | None = None
     """Hub revision (commit) of the model."""
-    reference_path: str | None = None
+    reference_path: Place | None = None
     """Frozen reference model; default: the same weights as `path`."""
+    reference_revision: str | None = None
+    """Hub revision (commit) of the reference; default: `revision` where the reference is `path` too, else none."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; with bf16 the master weights and optimizer state stay fp32."""
     lora: Lora | None = None
     """Train low-rank adapters instead of all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    layout: Literal["auto", "tree", "sequences"] = "auto"
+    """How records reach the model: as trees, each prompt computed once, or as separate sequences, which costs more and
+    is exact for every causal model. `auto`: trees where they are exact, which is tried on a small model of the same
+    architecture."""
     attention: Literal["gather", "cascade"] = "gather"
     """On GPUs in bf16: `gather` copies a prompt's keys and values once per response; `cascade` attends to the prompt
     and to own tokens apart and merges both exactly, which saves memory with many responses to long prompts. Proven on
@@ -49,24 +60,44 @@ class Model(Section):
     flash: Literal["auto", "torch"] = "auto"
     """Kernel of attention on GPUs in bf16. `auto`: FlashAttention 3 (Hopper) or 4 (Blackwell) where it is installed,
     torch can use it and it agrees with torch's own, FlashAttention 2, on a small problem; `torch`: always that one."""
+    kernels: Literal["auto", "eager", "liger"] = "auto"
+    """Norms, MLP and rotary positions of the layers: `eager`, transformers' own; `liger`, fused ones of the package
+    liger-kernel, on GPUs only; `auto`: these where they are installed, know the model's family and agree with
+    transformers on one layer when a worker starts."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the exported safetensors."""
     head_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary. `auto`: 256 on CPU, 2048 on
     GPU."""
 
+    @property
+    def reference(self) -> tuple[str, str | None]:
+        """Path and revision of the reference."""
+        path = self.reference_path or self.path
+        return path, self.reference_revision or (self.revision if path == self.path else None)
+
+    @property
+    def reference_is_base(self) -> bool:
+        """The reference is the model that training starts from."""
+        return self.reference == (self.path, self.revision)
+
 
 class Data(Section):
-    train: str
-    """Hub id, file (CSV / JSONL / Parquet) or folder with the training records."""
-    heldout: str | None = None
+    train: Sources
+    """Hub id, file (CSV / JSON / JSONL / Parquet) or folder with the training records; or a list of {path, weight,
+    map}."""
+    map: GivenMap = None
+    """What the columns mean: a preset's name or a mapping; default: told from the columns where they leave no doubt."""
+    heldout: Sources | None = None
     """Records for the certificate, looked at once, after training: a source like `train`, a share of the training
     records such as 10%, or `none`. Default: the test split of `train`, or 10% where it has none."""
-    dual: str = "10%"
+    dual: Sources = "10%"
     """Records that move the multipliers and never the policy: a source like `train`, a share of the training records,
     or `none`."""
     max_tokens: int = Field(4096, ge=8)
     """Longest prompt + response, in tokens."""
+    date: datetime.date | None = None
+    """Day that is told to chat templates that ask for one; default: the day on which the run begins, kept by it."""
     overlong: Literal["drop", "cut_prompt"] = "drop"
     """Records longer than max_tokens: drop them, or cut the prompt from the left. Both are counted and reported."""
 
@@ -101,7 +132,7 @@ class Dual(Section):
     """pi, nu_pi and pid: integral gain; default 0.2 for pi, 1 for the others."""
     kd: NonNegative | None = None
     """pid: derivative gain; default 0."""
-    options: dict[str, float] = {}
+    options: dict[str, float] = Field({})
     """Numbers that a controller of your own asks for, by name."""
 
 
@@ -116,7 +147,7 @@ class Constraint(Section):
     """false: measure and certify the constraints but keep every multiplier at 0 (the baselines of an ablation)."""
     slack: NonNegative = 0.0
     """margin form only: allowed mean hinge."""
-    options: dict[str, float] = {}
+    options: dict[str, float] = Field({})
     """Numbers that a form of your own asks for, by name."""
 
 
@@ -149,6 +180,13 @@ class Objective(Section):
     dual: Dual = Dual()
     certificate: Certificate = Certificate()
 
+    def constrained(self, dimensions: Sequence[str]) -> tuple[str, ...]:
+        """Those with a finite tolerance; none where nothing is preferred."""
+        given = self.constraint.tolerance
+        eps = given if isinstance(given, dict) else dict.fromkeys(dimensions, given)
+        preference = self.kind == "preference"
+        return tuple(d for d in dimensions if preference and math.isfinite(eps.get(d, math.inf)))
+
     @model_validator(mode="after")
     def _smoothing_needs_sigmoid(self) -> Objective:
         if self.label_smoothing and self.loss != "sigmoid":
@@ -163,7 +201,7 @@ class Optimizer(Section):
     name: Literal["adamw", "cpu_adam"] = "adamw"
     """torch AdamW, or DeepSpeedCPUAdam (for optimizer state offloaded to host memory)."""
     lr: Positive = 1e-6
-    """Peak learning rate."""
+    """Peak learning rate. Where none is given, adapters (`model.lora`) get 2e-5, twenty times that of all weights."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning-rate shape after warm-up; linear and cosine end at zero."""
     warmup: float = Field(0.1, ge=0, lt=1)
@@ -213,8 +251,10 @@ class Training(Section):
     """Prompts that are answered each time, taken from the dual split, or else from the training records."""
     deterministic: bool = False
     """On GPUs: only kernels and NCCL algorithms that repeat to the last digit; slower. On the CPU they always do."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Where the curves go beside the run's own files. One that fails costs a warning, never the run."""
     wandb_project: str | None = None
-    """Also log to this Weights & Biases project; TensorBoard is always written."""
+    """Project of wandb, which it adds to `trackers`; the experiment of mlflow and project of trackio, else `dpeer`."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -249,9 +289,9 @@ class Cluster(Section):
     """What ranks train with: `deepspeed` shares weights and optimizer state among them (ZeRO-3), `plain` holds all of
     the model on each and takes less time per step. `auto`: plain for one rank, and for LoRA where the model fits; a
     run that goes on stays with the engine that it began with."""
-    deepspeed: str = "zero3"
+    deepspeed: Place = "zero3"
     """DeepSpeed config of the policy: a name in ds_configs/ or a path to a JSON file."""
-    reference_deepspeed: str = "reference"
+    reference_deepspeed: Place = "reference"
     """DeepSpeed config of the reference."""
     nodes: int | None = Field(None, ge=1)
     """Nodes that the cluster must have when the run starts; default: any number on which the workers fit."""
@@ -298,6 +338,13 @@ class Config(Section):
     training: Training
     cluster: Cluster = Cluster()
 
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _some_folder(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is empty; give a folder, such as runs")
+        return value
+
     @property
     def run_dir(self) -> Path:
         return self.output_dir / self.name
@@ -312,13 +359,25 @@ class Config(Section):
     @property
     def reference_beneath(self) -> bool:
         """The reference is the model that the policy's adapters were added to."""
-        return self.model.lora is not None and self.model.reference_path in (None, self.model.path)
+        return self.model.lora is not None and self.model.reference_is_base
 
     @property
     def follows_split(self) -> bool:
         """Multipliers follow the dual split, and there are any to move."""
         objective = self.objective
         return self.dual_records > 0 and objective.constraint.enforce and objective.dual.evidence == "split"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_mode(cls, tree: Any) -> Any:
+        """Gives `training.optimizer.lr` its default for adapters: at the one for all weights they hardly move."""
+        model, training = (tree.get(key) if isinstance(tree, dict) else None for key in ("model", "training"))
+        if not (isinstance(model, dict) and isinstance(training, dict)) or model.get("lora") is None:
+            return tree
+        optimizer = training.get("optimizer", {})
+        if not isinstance(optimizer, dict) or "lr" in optimizer:
+            return tree
+        return tree | {"training": training | {"optimizer": optimizer | {"lr": ADAPTERS_LR}}}
 
     @model_validator(mode="after")
     def _end_can_be_judged(self) -> Config:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
+from unicodedata import normalize
 
 import yaml
 from pydantic import ValidationError
@@ -24,6 +26,7 @@ Root = TypeVar("Root", bound=Section)
 _ALTERNATIVES = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
 """Keys of which exactly one is given: that of a later layer (a recipe that extends, --set) replaces the other."""
 _SHOWN_FAULTS = 8
+_HOME = re.compile(r"~[\w.-]*(/|$)")
 _ELEMENT = re.compile(r"\.\d+(?=\.|$)")  # the number of a list's element in a dotted key
 
 
@@ -57,6 +60,7 @@ def load_section(
     tree = copy.deepcopy(_merge(_read_recipe(path, root, shipped), changes or {}))
     _apply(tree, [(dotted, copy.deepcopy(value), dotted, _excerpt(value)) for dotted, value in (values or {}).items()])
     _apply(tree, [_setting(override) for override in overrides])
+    tree = _with_homes(_composed_names(tree))
     try:
         config = root.model_validate(tree)
         faults = [*_misread_booleans(tree, root), *_unknown_names(config)]
@@ -69,6 +73,18 @@ def load_section(
         shown.append(f"  ... and {len(faults) - _SHOWN_FAULTS} more")
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise ConfigError("\n".join([f"{path}: {count} in the config", *shown]))
+
+
+def parsed_section(root: type[Root], values: Tree, settings: Sequence[str], where: str) -> Root:
+    """A section from values and from key=value settings, the value as YAML. ConfigError: a fault, named by `where`."""
+    tree = copy.deepcopy(values)
+    for setting in settings:
+        dotted, _, text = setting.partition("=")
+        _put(tree, dotted.strip(), _parse(text, f"{where} {dotted}"), f"{where} {dotted}", text)
+    try:
+        return root.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error, tree, root))) from None
 
 
 def known_names() -> dict[str, tuple[str, ...]]:
@@ -110,7 +126,14 @@ def resolved_yaml(config: Section) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error and 1e-6 is a number, as in YAML 1.2."""
+    """Safe YAML in which a repeated key is an error, and scalars are what they look like, as in YAML 1.2: 1e-6 and 010
+    are the numbers, 1:30, yes and 2026-01-31 are text. Digits may stand in groups, 1_000."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - a base declares it so
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = node.value.replace("_", "")
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
@@ -127,10 +150,21 @@ class _Dumper(yaml.SafeDumper):
     """The counterpart of _Loader: quotes text that would be read as a number."""
 
 
-for _dialect in (_Loader, _Dumper):
-    _dialect.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
+_DIGITS = "[0-9]+(_[0-9]+)*"
+_SCALARS = {  # in this order: what is no whole number may be another one
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (rf"[-+]?{_DIGITS}|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        rf"[-+]?(\.{_DIGITS}|{_DIGITS}(\.({_DIGITS})?)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+    "merge": ("<<", ["<"]),
+}
+for _kind, (_pattern, _first) in _SCALARS.items():
+    for _dialect in (_Loader, _Dumper):  # the dumper quotes what 1.1 would read otherwise, too
+        _dialect.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -164,7 +198,7 @@ def _read_recipe(path: Path, root: type[Section], shipped: Path | None, children
     base = tree.pop("extends")
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: {_excerpt(base)} given; must be the path of another recipe")
-    source = path.parent / base
+    source = path.parent / os.path.expanduser(base)
     if shipped and Path(base).name == base and not source.is_file() and (shipped / f"{Path(base).stem}.yaml").is_file():
         source = shipped / f"{Path(base).stem}.yaml"
     return _merge(_read_recipe(source, root, shipped, (*children, path.resolve())), tree)
@@ -183,6 +217,33 @@ def _merge(base: Tree, changes: Tree, prefix: str = "") -> Tree:
         if value is not None and other not in changes:
             merged.pop(other, None)
     return merged
+
+
+def _with_homes(value: Any) -> Any:
+    """Every text that begins with ~/ or ~name/ as the path that it means. ConfigError: nobody's home is known."""
+    if isinstance(value, dict):
+        return {key: _with_homes(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_with_homes(v) for v in value]
+    if not (isinstance(value, str) and _HOME.match(value)):
+        return value
+    if (expanded := os.path.expanduser(value)) == value:
+        raise ConfigError(f"{_excerpt(value)}: there is no home folder of that name; give the whole path")
+    return expanded
+
+
+def _composed_names(tree: Tree) -> Tree:
+    """Dimension names in one form of Unicode, as those of the data are."""
+    composed = copy.deepcopy(tree)
+    for dotted in BY_DIMENSION:
+        section: Any = composed
+        for key in dotted.split("."):
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            names = {normalize("NFC", k) if isinstance(k, str) else k: v for k, v in section.items()}
+            section.clear()
+            section.update(names)
+    return composed
 
 
 def _apply(tree: Tree, layer: Sequence[tuple[str, Any, str, str]]) -> None:
@@ -225,8 +286,9 @@ def _put(tree: Tree, dotted: str, value: Any, where: str, text: str) -> None:
 
 def _section(annotation: Any) -> type[Section] | None:
     """The section class that a field holds, if any (`Lora` of `Lora | None`)."""
-    options = (annotation, *get_args(annotation))
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
 
 
 def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -256,7 +318,7 @@ def _explain(error: ValidationError, tree: Tree, root: type[Section]) -> Iterato
 
 def _fault_line(dotted: str, faults: list[ErrorDetails], known: Mapping[str, FieldInfo], root: type[Section]) -> str:
     first = faults[0]
-    given = _excerpt(first["input"])
+    given = "nothing" if first["input"] is None else _excerpt(first["input"])
     field = known.get(_ELEMENT.sub("", dotted))
     purpose = field.description if field else None
     about = f" ({purpose.rstrip('.')})" if purpose else ""
@@ -285,6 +347,7 @@ def _allowed(fault: ErrorDetails) -> str:
         "a valid dictionary": "a mapping",
         "a valid tuple": "a list",
         "a valid string": "text (quote it if it looks like a number)",
+        "Input is not a valid path for <class 'pathlib.Path'>": "a path",
     }
     return words.get(message, message.replace("pattern ", "text that matches "))
 

@@ -42,20 +42,21 @@ def judge(
     cfg: EvalConfig,
     connect: Connect,
     retry_errors: bool = False,
-    check_design: bool = True,
     console: Console | None = None,
+    planner: Callable[[EvalConfig], Plan] = plan,
 ) -> Path:
     """Make all planned ratings that are missing; returns the table of exactly the planned rows.
 
     `connect` gives a context in which Ray is initialised; it is entered only when something is missing. With
-    `retry_errors`, rows with status engine_error or truncated are taken out first and asked for again.
+    `retry_errors`, rows with status engine_error or truncated are taken out first and asked for again. `planner` says
+    which ratings are planned.
     """
     console = console or Console(highlight=False)
     folder, table = ratings_folder(cfg), cfg.folder / "ratings.parquet"
     with lock(folder):
         if retry_errors and (dropped := drop_rows(folder, RETRIED)):
             console.print(f"{dropped} failed or truncated ratings are asked for again.")
-        planned = plan(cfg, check_design)
+        planned = planner(cfg)
         for note in planned.notes:
             console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)
         execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)

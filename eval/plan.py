@@ -55,11 +55,11 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
     if not cfg.judges:
         raise ConfigError("judges is empty: name at least one judge model (name, path).")
     rubric = load_rubric(cfg.judging.rubric)
-    asked = _asked(cfg, rubric)
+    questions = asked(cfg, rubric)
     responses, notes = load_responses(cfg)
     notes += _relations(cfg, responses)
     chosen = _chosen(cfg, responses)
-    judged = [_rows(cfg, rubric, j, asked, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
+    judged = [planned_rows(cfg, rubric, j, questions, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
     rows = pd.concat(judged, ignore_index=True)
     if check_design:
         planned = planned_ratings(rows, rubric.scale)
@@ -78,7 +78,7 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
     return Plan(rubric, responses.set_index("response_id"), rows, anti_join(rows, done), tuple(notes))
 
 
-def _asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
+def asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
     """(dimension, criterion, repeat, order) of the calls of one conversation."""
     judging = cfg.judging
     if unknown := [d for d in judging.dimensions if d not in rubric.dimensions]:
@@ -113,7 +113,7 @@ def _chosen(cfg: EvalConfig, responses: pd.DataFrame) -> Bools:
     return np.asarray(rated[models[0], items[0]], bool)
 
 
-def _rows(
+def planned_rows(
     cfg: EvalConfig, rubric: Rubric, index: int, asked: Sequence[tuple[str, str, int, str]], responses: pd.DataFrame
 ) -> pd.DataFrame:
     """Planned ratings of one judge, in an order of conversations that the seed decides."""

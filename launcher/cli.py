@@ -20,10 +20,12 @@ from dpeer.files import follow_umask
 from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
+from dpeer.launcher.commands.audit import audit
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
+from dpeer.launcher.commands.new import new
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.tolerance import tolerance
@@ -108,7 +110,9 @@ app = typer.Typer(
     help="Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3.",
 )
 app.add_typer(config_app, name="config", help="The form of recipes, for editors.")
+data_app.command()(audit)
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
+app.command()(new)
 app.command()(preflight)
 app.command()(watch)
 app.command()(fsck)
@@ -162,11 +166,12 @@ def train(
 def export(
     run: Run,
     output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/export.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Where the base model is now, if it has been moved.")] = None,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face model with its card."""
     from dpeer.launcher.export import export_run
 
-    typer.echo(export_run(run, output))
+    typer.echo(export_run(run, output, model))
 
 
 @app.command()

@@ -183,7 +183,7 @@ def _signals_for_driver_only() -> Iterator[None]:
     They inherit the blocked signals, as Ray itself does it for SIGINT. Ray's own SIGTERM handler is taken out again.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, preempt_signal()})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, preempt_signal()})
     try:
         yield
     finally:

@@ -54,10 +54,13 @@ def tokenise(config: Config, files: RunDir) -> None:
         prepare(config, whole=True)
 
 
-def already_finished(files: RunDir) -> bool:
-    """True when there is nothing left to make; pages that a kill at the very end has cost are written."""
+def already_finished(files: RunDir, config: Config) -> bool:
+    """True when there is nothing left to make; pages that a kill at the very end has cost are written.
+
+    CheckpointError: the recipe asks for another run than the finished one."""
     if not files.finished:
         return False
+    files.check_resumable(config, {})
     lost = lost_results(files)
     if lost and files.saved_steps():
         print(f"{files.path} is finished, but {lost}. That is made again from its checkpoint.", flush=True)
@@ -119,7 +122,7 @@ class Watcher:
 
 @contextmanager
 def watch(config: Config, files: RunDir, total: int, start: int) -> Iterator[Watcher]:
-    with Progress(config.name, total, start) as progress, Trackers(config, files, start) as trackers:
+    with Progress(config.name, total, start) as progress, Trackers(config, files, start, progress.warn) as trackers:
         yield Watcher(config, progress, trackers)
 
 

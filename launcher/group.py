@@ -19,11 +19,11 @@ from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.last_words import last_lines, wait
 from dpeer.launcher.watchdog import SILENT, State, Watch, headline, report
 from dpeer.launcher.worker import Worker
+from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import DeviceLost, P, Phase, T, WorkerFailed, WorkerLost
 from dpeer.training.environment import gpu_variables
 from dpeer.training.faults import kind, tells_of_device
 from dpeer.training.pulse import Pulse
-from dpeer.training.run import refuse_other_facts
 
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
 PROBE_S = 3.0  # how long a rank may take to say what it is doing
@@ -78,18 +78,19 @@ class Group:
         joins = [w.join.remote(i, self.size, own, port, limits) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group", spec.join_timeout_s + GRACE_S, watched=False)
 
-    def build(self, config: Config, role: str | None = None) -> dict[str, Any]:
-        return self.finish_build(self.start_build(config, role))
+    def build(self, config: Config, role: str | None = None, prepared: Any = None) -> dict[str, Any]:
+        return self.finish_build(self.start_build(config, role, prepared))
 
-    def start_build(self, config: Config, role: str | None = None) -> list[Any]:
+    def start_build(self, config: Config, role: str | None = None, prepared: Any = None) -> list[Any]:
         values = config.model_dump(mode="python")
-        return [w.build.remote(role or self.role, values) for w in self.workers]
+        return [w.build.remote(role or self.role, values, prepared) for w in self.workers]
 
     def finish_build(self, pending: list[Any]) -> dict[str, Any]:
         """Rank 0's summary, after all ranks have proved to hold the same data and weights."""
         summaries = self._gather(pending, "loading data and model")
         for rank, summary in enumerate(summaries):
             refuse_other_facts(self._name(rank), summary["facts"], summaries[0]["facts"])
+        refuse_other_means({f"{self.role} rank {rank}": summary for rank, summary in enumerate(summaries)})
         return dict(summaries[0])
 
     def start(self, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> list[Any]:

@@ -69,14 +69,13 @@ def planned_tensors(config: Config, timing: TimingRow) -> float:
     from dpeer.estimate.memory import Zero, per_gpu
     from dpeer.launcher.plan.inputs import model_config
     from dpeer.training.choice import began_with
-    from dpeer.training.engine import deepspeed_config
+    from dpeer.training.engine import model_settings
 
     shape, _ = model_config(config.model, None)
     weights = count_weights(config.model, shape)
     responses = (timing["response_tokens"],) * timing["responses"]
     activations = count_activations(config.model, shape, timing["prompt_tokens"], responses)
-    settings = deepspeed_config(config.cluster.deepspeed, config, trained=True)
-    zero = Zero.plain() if began_with(config) == "plain" else Zero.of(settings)
+    zero = Zero.plain() if began_with(config) == "plain" else Zero.of(model_settings(config, shape, trained=True))
     ranks = dist.get_world_size() if dist.is_initialized() else config.cluster.policy_workers
     memory = per_gpu(config, weights, activations, zero, ranks, timing["largest_pack"])
     return sum(p.high for p in (*memory.resident, *memory.phases[memory.peak_phase]))

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpeer.errors import ConfigError, Interrupted
 from dpeer.launcher import exit_codes
+from dpeer.training.run_dir import RunDir
 
 PREEMPT_VARIABLE = "DPEER_PREEMPT_SIGNAL"
 TWICE_S = 1.0  # `timeout` and schedulers send one signal twice within moments; a person does not
@@ -30,14 +31,15 @@ def preempt_signal() -> signal.Signals:
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and the pre-emption signal.
+    """Ctrl-C, SIGTERM, SIGHUP (a closed terminal; `nohup` has it ignored) and the pre-emption signal.
 
-    During training they wait for the step's end and a checkpoint. A second Ctrl-C or SIGTERM stops without one; the
+    During training they wait for the step's end and a checkpoint. A second one of the first three stops without; the
     pre-emption signal never cuts a save short, however often it comes. Elsewhere there is nothing worth saving, and the
     first one stops at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: RunDir | None = None) -> None:
+        self.files = files
         self.received: int | None = None
         self._preempt = preempt_signal()
         self._deferred = False
@@ -45,7 +47,8 @@ class Signals:
         self._saved: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, self._preempt):
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        for number in {signal.SIGINT, signal.SIGTERM, self._preempt, *(() if ignored else (signal.SIGHUP,))}:
             self._saved[number] = signal.signal(number, self._handle)
         return self
 
@@ -56,9 +59,7 @@ class Signals:
     def _handle(self, number: int, frame: Any) -> None:
         if not self._deferred:
             self.received = number
-            raise Interrupted(
-                "Stopped by a signal outside training; what was saved is kept. Go on with --resume.", self.exit_code
-            )
+            raise Interrupted(f"Stopped by a signal outside training. {self._way_on}", self.exit_code)
         if self.received is None:
             self.received, self._first = number, time.monotonic()
             once_more = "" if number == self._preempt else " Once more to stop without."
@@ -68,13 +69,15 @@ class Signals:
         elif self.received == self._preempt:  # pre-empted first, then told to stop: it shall not start again
             self.received, self._first = number, time.monotonic()
         elif time.monotonic() - self._first > TWICE_S:
-            raise Interrupted(
-                "Stopped at once by a second signal; the last checkpoint is kept. Go on with --resume.", self.exit_code
-            )
+            raise Interrupted(f"Stopped at once by a second signal. {self._way_on}", self.exit_code)
+
+    @property
+    def _way_on(self) -> str:
+        return self.files.way_on if self.files else "What was saved is kept. Go on with --resume."
 
     @property
     def exit_code(self) -> int:
-        """85 after pre-emption; else what a shell expects of a process ended by the signal: 130 or 143."""
+        """85 after pre-emption; else what a shell expects of a process ended by the signal: 130, 143 or 129."""
         received = self.received or signal.SIGINT
         return exit_codes.PREEMPTED if received == self._preempt else 128 + received
 

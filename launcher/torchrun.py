@@ -34,14 +34,18 @@ from dpeer.launcher.driver import (
     write_pages,
 )
 from dpeer.launcher.gpus import device_line, resolved_gpus
+from dpeer.launcher.outlasting import OUTPUT, outlasting
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
-from dpeer.training import world
+from dpeer.launcher.trackers import check_trackers
+from dpeer.training import preflight, world
+from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost
+from dpeer.training.dates import dated
 from dpeer.training.environment import gpu_variables, set_defaults
 from dpeer.training.faults import kind
 from dpeer.training.rank import ReferenceRank, TrainingRank, carry_out
-from dpeer.training.run import TrainingRun, refuse_other_facts
+from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
 # DeepSpeed's calls of older names, on every step of every rank.
@@ -127,6 +131,7 @@ class LocalRanks:
     def finish_build(self, pending: list[Any]) -> dict[str, Any]:
         for number, summary in enumerate(pending):
             refuse_other_facts(f"rank {number}", summary["facts"], pending[0]["facts"])
+        refuse_other_means({f"rank {number}": summary for number, summary in enumerate(pending)})
         return dict(pending[0])
 
     def build(self, config: Config, role: str | None = None) -> dict[str, Any]:
@@ -173,8 +178,8 @@ def drive(config: Config, rank: Rank) -> int:
     """Rank 0: the whole run; returns the exit code."""
     files = RunDir(config.run_dir)
     try:
-        with Signals() as signals, only_driver(config), disk_faults(files):
-            if not already_finished(files):
+        with Signals(files) as signals, only_driver(config), disk_faults(files):
+            if not already_finished(files, config):
                 tokenise(config, files)
                 TrainingRun(config, LocalWorkers(rank), files, signals, partial(watch, config, files)).run()
                 write_pages(files)
@@ -188,7 +193,7 @@ def drive(config: Config, rank: Rank) -> int:
 
 def follow(rank: Rank) -> int:
     """Other ranks: rank 0 decides what a signal means."""
-    for number in (signal.SIGINT, signal.SIGTERM, preempt_signal()):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, preempt_signal()):
         signal.signal(number, signal.SIG_IGN)
     try:
         rank.follow()
@@ -247,12 +252,17 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
-        given_config, config = config, resolved_gpus(config, torch.cuda.device_count())
+        preflight.settings(config)
+        given_config, config = config, dated(resolved_gpus(config, torch.cuda.device_count()))
         refuse_lost_gpus(given_config, config, RunDir(config.run_dir))
         if (line := device_line(given_config, config)) and os.environ.get("RANK", "0") == "0":
             print(line, flush=True)
+        check_trackers(config)
         rank = Rank(join(config), config.cluster.timeout_s)
-        return drive(config, rank) if rank.here.rank == 0 else follow(rank)
+        if rank.here.rank:
+            return follow(rank)
+        with outlasting(config.run_dir / OUTPUT):
+            return drive(config, rank)
     except DpeerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

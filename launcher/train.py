@@ -21,9 +21,13 @@ from dpeer.launcher.driver import (
 )
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups
+from dpeer.launcher.outlasting import OUTPUT, outlasting
 from dpeer.launcher.preflight.quick import check_quickly, token
 from dpeer.launcher.signals import Signals
+from dpeer.launcher.trackers import check_trackers
+from dpeer.training import preflight
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
+from dpeer.training.dates import dated
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
@@ -33,11 +37,14 @@ WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"  # of Ray, on each 
 def run(config: Config, *, resume: bool = False) -> int:
     """Train as the recipe says; returns the process's exit code.
 
-    0 done, 130 / 143 stopped by Ctrl-C / SIGTERM and saved, 85 pre-empted and saved, 86 a node was lost.
+    0 done, 130 / 143 / 129 stopped by Ctrl-C / SIGTERM / SIGHUP and saved, 85 pre-empted and saved, 86 a node was lost.
     """
     refuse_perishable(config)
-    check_startable(RunDir(config.run_dir), resume)
-    with Signals():
+    preflight.settings(config)
+    files = RunDir(config.run_dir)
+    check_startable(files, resume)
+    check_trackers(config)
+    with Signals(files), outlasting(config.run_dir / OUTPUT):
         try:
             token(config)
             with connect(config.cluster.address):
@@ -65,9 +72,9 @@ def refuse_perishable(config: Config) -> None:
 def train(config: Config, groups: Groups, *, resume: bool = False) -> int:
     files = RunDir(config.run_dir)
     check_startable(files, resume)
-    if already_finished(files):
+    if already_finished(files, config):
         return 0
-    given, config = config, resolved_gpus(config)
+    given, config = config, dated(resolved_gpus(config))
     refuse_lost_gpus(given, config, files)
     if line := device_line(given, config):
         print(line, flush=True)
@@ -83,7 +90,7 @@ def _one_machine(config: Config) -> bool:
 
 def _train(config: Config, groups: Groups, files: RunDir) -> int:
     restarts = 0
-    with Signals() as signals:
+    with Signals(files) as signals:
         tokenise(config, files)
         while True:
             try:
@@ -94,8 +101,7 @@ def _train(config: Config, groups: Groups, files: RunDir) -> int:
             except WorkerFailed as failed:
                 kept = files.keep_error(str(failed), failed.details)
                 raise ClusterError(
-                    f"{failed}\nIts traceback is in {kept}. The last checkpoint is kept: once the cause is removed, go "
-                    "on with --resume."
+                    f"{failed}\nIts traceback is in {kept}. Remove the cause. {files.way_on}"
                 ) from failed
             except WorkerLost as lost:
                 groups.close()
@@ -104,17 +110,17 @@ def _train(config: Config, groups: Groups, files: RunDir) -> int:
                 if lost.report:
                     print(f"Stacks of all ranks: {files.keep_stall(lost.report)}", flush=True)
                 if signals.received:
-                    print(f"{lost} Stopped by a signal; the last checkpoint is kept. Go on with --resume.", flush=True)
+                    print(f"{lost} Stopped by a signal. {files.way_on}", flush=True)
                     return signals.exit_code
                 leave = isinstance(lost, DeviceLost) and not _one_machine(config)
                 restarts += 1
                 if leave and restarts > config.cluster.max_restarts:
-                    print(f"{lost} The last checkpoint is kept. Go on with --resume, without that host.", flush=True)
+                    print(f"{lost} Leave that host out. {files.way_on}", flush=True)
                     return exit_codes.NODE_LOST
                 if restarts > config.cluster.max_restarts:
                     raise ClusterError(
                         f"{lost} Gave up after {config.cluster.max_restarts} restarts (cluster.max_restarts). "
-                        f"The last checkpoint is kept: run again with --resume."
+                        f"{files.way_on}"
                     ) from lost
                 which = f"{restarts} of {config.cluster.max_restarts}"
                 if leave and isinstance(lost, DeviceLost):
@@ -122,7 +128,7 @@ def _train(config: Config, groups: Groups, files: RunDir) -> int:
                     which += f", without host {lost.host}"
                 print(f"{lost} Restarting from the last checkpoint ({which}).", flush=True)
             except NodeLost as lost:
-                print(f"{lost} The last checkpoint is kept. Go on with --resume.", flush=True)
+                print(f"{lost} {files.way_on}", flush=True)
                 return exit_codes.NODE_LOST
             except Interrupted as stopped:
                 print(stopped, flush=True)

@@ -66,16 +66,19 @@ class Worker:
 
         return all_reduce_bandwidth(self.world)
 
-    def build(self, role: str, config: dict[str, Any]) -> dict[str, Any]:
-        """Load data and model for one recipe; returns the facts about the data."""
+    def build(self, role: str, config: dict[str, Any], prepared: Any = None) -> dict[str, Any]:
+        """Load data (unless `prepared` has them) and model of a recipe; returns the facts about the data."""
         from dpeer.config import Config
         from dpeer.training.rank import ReferenceRank, TrainingRank
 
         if self.rank:
             self.rank.close()
         self.rank = None
-        kinds = {"policy": TrainingRank, "reference": ReferenceRank}
-        self.rank = kinds[role](Config.model_validate(config), self.world)
+        spec = Config.model_validate(config)
+        if role == "policy":
+            self.rank = TrainingRank(spec, self.world, prepared)
+        else:
+            self.rank = ReferenceRank(spec, self.world)
         return dict(self.rank.summary)
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:

@@ -18,7 +18,8 @@ from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
 from dpeer.model.flops import Lengths, training_flops
-from dpeer.model.lm import TreeLM, add_lora
+from dpeer.model.lm import add_lora
+from dpeer.model.tree_lm import TreeLM
 from gpu_stages.facts import synchronize
 from gpu_stages.shapes import make, shape
 

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from dpeer import config
 from dpeer.data.packing import Pack, build_pack
 from dpeer.data.tokenize import TokenTree
-from dpeer.model import tree_attention
+from dpeer.model import kernels, tree_attention
 from dpeer.model.families import causal_lm
-from dpeer.model.lm import TreeLM, add_lora
-from gpu_stages.shapes import TINY, make, record, result
+from dpeer.model.lm import add_lora
+from dpeer.model.tree_lm import TreeLM
+from gpu_stages.shapes import TINY, make, record, result, shape
 
 MORE = 1.3
 """Allowed error of a tree, in errors of separate sequences."""
@@ -40,6 +41,11 @@ class Case:
     fields: dict[str, Any]
     lora: bool = False
     attention: str = tree_attention.NAME
+    liger: bool = False
+
+    def choose(self, device: str, *, liger: bool) -> None:
+        """Kernels of layers that are built from now on; rotary positions also of those that are there."""
+        kernels.choose("liger" if liger else "eager", torch.device(device), shape(self.fields), torch.bfloat16)
 
 
 def cases(device: str) -> list[Case]:
@@ -54,8 +60,18 @@ def cases(device: str) -> list[Case]:
         Case("mistral, window", base | {"model_type": "mistral", "sliding_window": window}),
         Case("gemma3, window", base | gemma | {"tie_word_embeddings": True}),
         Case("llama, cascade", base, attention=tree_attention.IMPLEMENTATIONS["cascade"]),
+        *(
+            [Case(f"{f}, Liger", base | {"model_type": f}, liger=True) for f in ("llama", "qwen3")]
+            if fused(device)
+            else []
+        ),
         Case("LoRA", base, lora=True),
     ]
+
+
+def fused(device: str) -> bool:
+    """Liger's kernels run here."""
+    return kernels.choose("auto", torch.device(device), shape(MID), torch.bfloat16).startswith("Liger")
 
 
 def run(device: str, quick: bool, out: Path) -> dict[str, Any]:
@@ -80,13 +96,16 @@ def run(device: str, quick: bool, out: Path) -> dict[str, Any]:
 
 def check(case: Case, tree: TokenTree, device: str) -> dict[str, Any]:
     half, full = torch.bfloat16, torch.float32
-    exact, oracle = together(case, device, full), together(case, device, full, attention="eager")
-    rounded = together(case, device, half)
+    case.choose(device, liger=case.liger)
+    exact, rounded = together(case, device, full), together(case, device, half)
+    case.choose(device, liger=False)
+    oracle = together(case, device, full, attention="eager")
     copy(rounded.model, exact.model)
     copy(rounded.model, oracle.model)
     weights = torch.linspace(1.0, -1.0, len(tree.responses), device=device, dtype=torch.float64)
 
     truth, slopes = measure(oracle, tree, weights, alone_by_transformers)
+    case.choose(device, liger=case.liger)
     found: dict[str, Any] = {}
     values: dict[str, Tensor] = {}
     for name, model, how in (

@@ -227,51 +227,21 @@ def trl_side(folder: Path, device: str) -> dict[str, Any]:
     import gc
 
     import torch
-    from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
-
-    class Timing(TrainerCallback):
-        def __init__(self, meter: Meter, losses: list[Any]) -> None:
-            self.meter, self.losses = meter, losses
-
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.meter.start()
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.meter.step_done(sum(x.item() for x in self.losses) / len(self.losses))
-            self.losses.clear()
-
-    class Trainer(DPOTrainer):
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(*args, **kwargs)
-            self.seen.append(loss.detach())
-            return loss
+    from step_workers.trl_run import trainer
 
     found = {}
     for setting in settings(device):
-        place = folder / setting.folder
-        arguments = DPOConfig(
-            output_dir=str(place / "trl"), per_device_train_batch_size=setting.rejects,
-            gradient_accumulation_steps=PER_STEP, max_steps=STEPS, precompute_ref_log_probs=True,
-            precompute_ref_batch_size=setting.rejects, train_sampling_strategy="sequential",
-            lr_scheduler_type="constant", learning_rate=RATE, beta=BETA, max_length=None,
+        place, meter = folder / setting.folder, Meter(device)
+        made = trainer(
+            folder / "model", place / "pairs.jsonl", meter, output_dir=str(place / "trl"),
+            per_device_train_batch_size=setting.rejects, gradient_accumulation_steps=PER_STEP, max_steps=STEPS,
+            precompute_ref_log_probs=True, precompute_ref_batch_size=setting.rejects, learning_rate=RATE, beta=BETA,
             gradient_checkpointing=setting.checkpointing, bf16=device == "cuda", use_cpu=device == "cpu",
-            save_strategy="no", report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": "float32"},
+            model_init_kwargs={"dtype": "float32"},
         )  # fmt: skip
-        rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
-        trainer = Trainer(
-            model=str(folder / "model"),
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(folder / "model"),
-        )
-        trainer.seen = []
-        meter = Meter(device)
-        trainer.add_callback(Timing(meter, trainer.seen))
-        trainer.train()
+        made.train()
         found[setting.name] = meter.result()
-        del trainer
+        del made
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()

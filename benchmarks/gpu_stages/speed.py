@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from dpeer.data.packing import build_pack
+from dpeer.model import kernels
 from gpu_stages import cost
 from gpu_stages.facts import matmul_tflops
-from gpu_stages.shapes import LLAMA_8B, TINY, record, result
+from gpu_stages.shapes import LLAMA_8B, TINY, record, result, shape
 
 GOAL = 0.60
 """Hardware FLOPs utilisation of the measured ceiling, recomputation included."""
@@ -39,7 +40,15 @@ def run(device: str, quick: bool, out: Path) -> dict[str, Any]:
     }
     lines = [f"ceiling {peak:.1f} TFLOP/s; HFU is of it (goal {GOAL} from 8k tokens; 0.45 is usual for eager models)"]
     rows: list[dict[str, Any]] = []
+    card, known = torch.device(device), shape(fields)
+    fused = kernels.choose("auto", card, known, torch.bfloat16)
+    lines.append(f"layers with Liger: {fused}")
+    if fused.startswith("Liger"):
+        variants |= {
+            f"{name}, Liger": (variants[name][0], sizes[2:3]) for name in ("full, recompute", "LoRA, recompute")
+        }
     for name, (chosen, tokens) in variants.items():
+        kernels.choose("liger" if name.endswith("Liger") else "eager", card, known, torch.bfloat16)
         with cost.model(fields, device, chosen) as lm:
             for size in tokens:
                 trees = [tree] * max(1, round(size / (len(tree.prompt) + sum(map(len, tree.responses)))))

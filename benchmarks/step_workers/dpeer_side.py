@@ -11,7 +11,8 @@ from meter import Meter, finish, job
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.data.packing import build_pack
-from dpeer.model.lm import TreeLM, build_lm
+from dpeer.model.lm import build_lm
+from dpeer.model.tree_lm import TreeLM
 from dpeer.objective.preference import edge_loss
 from dpeer.training import world
 from dpeer.training.prepare import Prepared, prepare

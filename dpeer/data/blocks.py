@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from array import array
 from dataclasses import dataclass, replace
@@ -9,20 +10,28 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from dpeer.data import parse
+from dpeer.config_sources import Map
+from dpeer.data.encode import Ids
 from dpeer.data.faults import Fault
-from dpeer.data.schema import Record
+from dpeer.data.map import Tally
+from dpeer.data.prompts import Keys, hashed
+from dpeer.data.schema import Message, Record
 from dpeer.data.split import Order, order_array, order_key
-from dpeer.data.stream import Chunk, Unreadable
+from dpeer.data.stream import Chunk, Records, Unreadable
 from dpeer.data.tokenize import Auditor, TokenTree, fit, flat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COLUMNS = ("words", "prompt", "responses", "response_tokens", "edges", "golden", "mask", "longest", "cut", "crc")
+COLUMNS = (
+    *("words", "prompt", "responses", "response_tokens", "edges", "golden", "mask"),
+    *("longest", "cut", "largest", "unknown", "crc"),
+)
 """Of each record: its length in the block (0: it does not fit); counts; the golden response; the number of its mask;
-tokens of prompt + longest response before any cut; whether the prompt was cut; CRC-32 of its words."""
+tokens of prompt + longest response; whether the prompt was cut; the largest token id; how many tokens are the unknown
+one; CRC-32 of its words. Of one that does not fit: mask and longest only."""
 Ints = npt.NDArray[np.int32]
 
 
@@ -37,6 +46,15 @@ class Options:
     purposes: tuple[str, ...]
 
 
+class Said(NamedTuple):
+    """How the rows of a chunk were read (`stream.Parsed`)."""
+
+    map: Map | None
+    columns: tuple[str, ...]
+    forms: frozenset[str]
+    tally: Tally
+
+
 class Block(NamedTuple):
     """n sound records, whose `tokens` lie one after the other in the form of `tokenize.flat`."""
 
@@ -44,59 +62,68 @@ class Block(NamedTuple):
     masks: tuple[tuple[str, ...], ...]
     tokens: Ints
     columns: Ints  # [COLUMNS, n]
+    weights: npt.NDArray[np.float64]  # [n]
+    keys: Keys  # [n], of the prompts' texts
+    asked: Keys  # [n], hashes of the prompts' tokens
     orders: tuple[Order, ...]  # of each purpose
-    questions: bytes  # the last messages of the prompts
-    question_ends: npt.NDArray[np.int64]  # [n]
-    forms: frozenset[str]
+    prompts: tuple[bytes, ...]  # [n], lines that `asking` reads
+    ends: frozenset[int]  # last tokens of responses
     places: dict[tuple[str, ...], tuple[Record, str]]  # the first record of each mask, and where it stands
-    parse_faults: tuple[Fault, ...]
-    template_faults: tuple[Fault, ...]
+    faults: tuple[Fault, ...]
+    file: int
+    said: Said
 
 
 class BlockMaker:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
-        self.audit, self.options, self.bos = Auditor(tokenizer), options, tokenizer.bos_token_id
+        self.audit, self.options = Auditor(tokenizer), options
+        self.bos, self.unknown = tokenizer.bos_token_id, tokenizer.unk_token_id
 
-    def __call__(self, chunk: Chunk) -> Block:
+    def __call__(self, chunk: Chunk | Records) -> Block:
         """Raises Unreadable, also for a dimension that is not known."""
-        records, places, forms, faults = _parsed(chunk)
-        dimensions = self.options.dimensions or tuple(sorted({d for r in records for d in r.mask}))
-        if any(d not in dimensions for r in records for d in r.mask):
+        parsed = chunk.parsed()
+        dimensions = self.options.dimensions or tuple(sorted({d for r in parsed.records for d in r.mask}))
+        if any(d not in dimensions for r in parsed.records for d in r.mask):
             raise Unreadable
-        records = [replace(r, mask=tuple(d for d in dimensions if d in r.mask)) for r in records]
+        records = [replace(r, mask=tuple(d for d in dimensions if d in r.mask)) for r in parsed.records]
         first: dict[tuple[str, ...], tuple[Record, str]] = {}
-        for record, place in zip(records, places, strict=True):
+        for record, place in zip(records, parsed.places, strict=True):
             first.setdefault(record.mask, (record, place))
-        found = self.audit(records, dimensions)
+        found = self.audit(records, dimensions, chunk.first - 1)
         sound = [record for record, tree in zip(records, found, strict=True) if isinstance(tree, TokenTree)]
         trees = [tree for tree in found if isinstance(tree, TokenTree)]
-        masks = tuple(first)
-        tokens, columns = self._packed(trees, {mask: i for i, mask in enumerate(masks)})
-        questions = [record.prompt[-1].content.encode() for record in sound]
+        fitted = [fit(tree, self.options.max_tokens, self.options.overlong, self.bos) for tree in trees]
+        masks = {mask: i for i, mask in enumerate(first)}
+        tokens, columns = self._packed(trees, fitted, masks)
         return Block(
             dimensions,
-            masks,
+            tuple(first),
             tokens,
             columns,
+            np.array([r.weight for r in sound], dtype=np.float64),
+            np.array([hashed(r) for r in sound], dtype=np.uint64),
+            np.array([_hash(tree.prompt) if tree else 0 for tree in fitted], dtype=np.uint64),
             tuple(order_array([order_key(r, purpose) for r in sound]) for purpose in self.options.purposes),
-            b"".join(questions),
-            np.cumsum([len(q) for q in questions], dtype=np.int64),
-            forms,
+            tuple(map(_line, sound)),
+            frozenset(ids[-1] for tree in fitted if tree for ids in tree.responses),
             first,
-            tuple(faults),
             tuple(fault for fault in found if isinstance(fault, Fault)),
+            chunk.file,
+            Said(chunk.map, parsed.columns, parsed.forms, parsed.tally),
         )
 
-    def _packed(self, trees: list[TokenTree], masks: dict[tuple[str, ...], int]) -> tuple[Ints, Ints]:
+    def _packed(
+        self, trees: list[TokenTree], fitted: list[TokenTree | None], masks: dict[tuple[str, ...], int]
+    ) -> tuple[Ints, Ints]:
         tokens = array("i")
         columns = np.zeros((len(COLUMNS), len(trees)), dtype=np.int32)
-        for i, tree in enumerate(trees):
+        for i, (tree, kept) in enumerate(zip(trees, fitted, strict=True)):
             columns[COLUMNS.index("mask"), i], columns[COLUMNS.index("longest"), i] = masks[tree.mask], tree.longest
-            kept = fit(tree, self.options.max_tokens, self.options.overlong, self.bos)
             if kept is None:
                 continue
             words = array("i", flat(kept))
             tokens += words
+            parts = (kept.prompt, *kept.responses)
             columns[:, i] = (
                 len(words),
                 len(kept.prompt),
@@ -105,27 +132,31 @@ class BlockMaker:
                 len(kept.edges),
                 kept.golden,
                 masks[tree.mask],
-                tree.longest,
+                kept.longest,
                 kept is not tree,
+                max(map(max, filter(None, parts))),
+                sum(ids.count(self.unknown) for ids in parts) if self.unknown is not None else 0,
                 crc(words.tobytes()),
             )
         return np.frombuffer(tokens, dtype=np.int32), columns
+
+
+def asking(line: bytes) -> Record:
+    """The prompt of a record and its source."""
+    source, *messages = json.loads(line.decode(errors="surrogatepass"))
+    return Record(tuple(Message(role, content) for role, content in messages), (), (), source)
+
+
+def _line(record: Record) -> bytes:
+    content = [record.source, *([m.role, m.content] for m in record.prompt)]
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
+
+
+def _hash(ids: Ids) -> int:
+    return int(xxhash.xxh3_64_intdigest(array("i", ids).tobytes()))
 
 
 def crc(words: bytes) -> int:
     """CRC-32 as a signed number of 32 bits."""
     value = zlib.crc32(words)
     return value - (1 << 32) if value >> 31 else value
-
-
-def _parsed(chunk: Chunk) -> tuple[list[Record], list[str], frozenset[str], list[Fault]]:
-    records, places, forms, faults = [], [], set(), []
-    for row in chunk.rows():
-        record = parse.record(row)
-        if isinstance(record, Fault):
-            faults.append(record)
-        else:
-            records.append(record)
-            places.append(row.where)
-            forms.add(parse.form(row.fields))
-    return records, places, frozenset(forms), faults

@@ -9,15 +9,23 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from dpeer.config_sources import Map
+from dpeer.data.facts import ModelFacts, Tokens, facts
+from dpeer.data.facts import tokens as counted_tokens
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.load import load_with_faults, splits
-from dpeer.data.order import edges
-from dpeer.data.schema import DataSet, Record
+from dpeer.data.order import edge_counts, edges
+from dpeer.data.schema import DataSet, Reading, Record
+from dpeer.data.split import prompt_key
 from dpeer.data.tokenize import audit, response_name
 from dpeer.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+REPEATED = 20
+"""Characters of a prompt from which on responses that begin with it are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +41,16 @@ class Spread:
 class Split:
     """Counts of the sound records of one split.
 
-    masks: records per mask, written "A+T". edges: preference edges per dimension. lengths: of prompts and responses,
-    in characters and, with a tokenizer, in tokens ("prompt tokens" ... "prompt + longest response tokens").
+    masks: records per mask, written "A+T". edges: preference edges per dimension. prompts: distinct
+    ones with an edge of a dimension. lengths: of prompts and responses, in characters and, with a tokenizer, in tokens
+    ("prompt tokens" ... "prompt + longest response tokens").
     """
 
     name: str
     records: int
     masks: dict[str, int]
     edges: dict[str, int]
+    prompts: dict[str, int]
     lengths: dict[str, Spread]
 
 
@@ -53,41 +63,54 @@ class CheckReport:
     splits: tuple[Split, ...]
     errors: tuple[Fault, ...]
     warnings: tuple[Fault, ...]
+    reading: tuple[Reading, ...] = ()
 
     def to_json(self) -> str:
         """The whole report, every fault included, as indented JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
 
-def check(source: str, tokenizer: PreTrainedTokenizerBase | None = None, heldout: str | None = None) -> CheckReport:
+def check(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    heldout: str | None = None,
+    map: Map | None = None,
+    model: ModelFacts | None = None,
+) -> CheckReport:
     """Check the training split of `source`, and `heldout` or, without it, the source's own test split if there is one.
 
-    Errors: faults of the rows; responses of a record with the same text; prompts in both splits; with a tokenizer, the
-    audit of its chat template. Warnings: active dimensions without a reject of their own; repeated records; records
-    with the same prompt and mask. Never raises for a fault of the data.
+    Errors: faults of the rows; responses of a record with the same text; with a tokenizer, the audit of its chat
+    template; what `facts` refuses of the splits, their tokens and the model. Warnings: active dimensions without a
+    reject of their own; repeated records; records with the same prompt and mask; responses that repeat their prompt;
+    what `facts` tells. Never raises for a fault of the data.
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
     splits: list[Split] = []
     data: list[DataSet] = []
+    counted: dict[str, Tokens] = {}
     try:
         for name, place, split in _places(source, heldout):
-            part, faults = load_with_faults(place, split, data[0].dimensions if data else None)
+            part, faults = load_with_faults(place, split, data[0].dimensions if data else None, map)
             errors += faults
             tokens: dict[str, Spread] = {}
             if tokenizer is not None:
-                tokens, faults = _tokens(part, tokenizer)
+                tokens, faults, counted[name] = _tokens(part, tokenizer)
                 errors += faults
             errors += _equal_responses(part)
-            warnings += [*_missing_rejects(part), *_repeats(part)]
+            warnings += [*_missing_rejects(part), *_repeats(part), *_with_prompts(part)]
             splits.append(_count(name, part, tokens))
             data.append(part)
     except DataError as error:
         where = heldout if data and heldout else source
         errors.append(Fault(where, "", str(error).removeprefix(f"{where}: ")))
-    if len(data) == 2:
-        errors += _leaks(*data)
-    return CheckReport(source, data[0].dimensions if data else (), tuple(splits), tuple(errors), tuple(warnings))
+    parts = {split.name: part for split, part in zip(splits, data, strict=True)}
+    found = facts(parts, counted, tokenizer, [model] if model else [])
+    errors += found.errors
+    warnings += found.warnings
+    dimensions = data[0].dimensions if data else ()
+    reading = tuple(r for part in data for r in part.reading)
+    return CheckReport(source, dimensions, tuple(splits), tuple(errors), tuple(warnings), reading)
 
 
 def _places(source: str, heldout: str | None) -> Iterator[tuple[str, str, str]]:
@@ -100,7 +123,6 @@ def _places(source: str, heldout: str | None) -> Iterator[tuple[str, str, str]]:
 
 def _count(name: str, data: DataSet, tokens: dict[str, Spread]) -> Split:
     masks = Counter("+".join(r.mask) for r in data.records)
-    per_edge = Counter(e.dimension for r in data.records for e in edges(r))
     prompts = [sum(len(m.content) for m in r.prompt) for r in data.records]
     responses = [len(answer.text) for r in data.records for answer in r.responses]
     characters = _spreads({"prompt characters": prompts, "response characters": responses})
@@ -108,19 +130,28 @@ def _count(name: str, data: DataSet, tokens: dict[str, Spread]) -> Split:
         name,
         len(data.records),
         dict(sorted(masks.items(), key=lambda item: (item[0].count("+"), item[0]))),
-        {d: per_edge[d] for d in data.dimensions},
+        edge_counts(data),
+        _prompts(data),
         characters | tokens,
     )
 
 
-def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...]]:
+def _prompts(data: DataSet) -> dict[str, int]:
+    asked: dict[str, set[object]] = {d: set() for d in data.dimensions}
+    for record in data.records:
+        for edge in edges(record):
+            asked[edge.dimension].add(prompt_key(record))
+    return {d: len(prompts) for d, prompts in asked.items()}
+
+
+def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...], Tokens]:
     trees, faults = audit(data, tokenizer)
     lengths = {
         "prompt tokens": [len(t.prompt) for t in trees],
         "response tokens": [len(r) for t in trees for r in t.responses],
         "prompt + longest response tokens": [t.longest for t in trees],
     }
-    return _spreads(lengths), faults
+    return _spreads(lengths), faults, counted_tokens(data.dimensions, trees, tokenizer.unk_token_id)
 
 
 def _spreads(lengths: dict[str, list[int]]) -> dict[str, Spread]:
@@ -150,19 +181,15 @@ def _missing_rejects(data: DataSet) -> Iterator[Fault]:
 def _repeats(data: DataSet) -> Iterator[Fault]:
     first: dict[tuple[object, ...], Record] = {}
     for record in data.records:
-        earlier = first.setdefault((_prompt(record), record.mask), record)
-        if earlier is not record:
+        earlier = first.setdefault((prompt_key(record), record.mask), record)
+        if earlier is not record and not (data.reading and earlier.key != record.key):  # ratings rank many responses
             what = "repeats" if earlier.key == record.key else "has the prompt and mask of"
             yield Fault(record.source, "prompt", f"{what} {earlier.source}: {excerpt(record.prompt[-1].content)}")
 
 
-def _leaks(train: DataSet, heldout: DataSet) -> Iterator[Fault]:
-    seen = {_prompt(record): record.source for record in train.records}
-    for record in heldout.records:
-        if source := seen.get(_prompt(record)):
-            message = f"also trained on ({source}), so it is not held out: {excerpt(record.prompt[-1].content)}"
-            yield Fault(record.source, "prompt", message)
-
-
-def _prompt(record: Record) -> tuple[tuple[str, str], ...]:
-    return tuple((m.role, m.content.strip()) for m in record.prompt)
+def _with_prompts(data: DataSet) -> Iterator[Fault]:
+    """Responses that were written with their prompt, as some tools do: it would be trained as part of the response."""
+    for record in data.records:
+        asked = record.prompt[-1].content.strip()
+        if len(asked) >= REPEATED and all(r.text.strip().startswith(asked) for r in record.responses):
+            yield Fault(record.source, "", f"every response begins with the prompt: {excerpt(asked)}")

@@ -26,9 +26,13 @@ class Fault:
     column: str
     message: str
 
+    @property
+    def text(self) -> str:
+        """In full."""
+        return f"{self.where}, column {self.column}: {self.message}" if self.column else f"{self.where}: {self.message}"
+
     def __str__(self) -> str:
-        text = f"{self.where}, column {self.column}: {self.message}" if self.column else f"{self.where}: {self.message}"
-        return text if len(text) <= LINE else text[:LINE] + "..."
+        return self.text if len(self.text) <= LINE else self.text[:LINE] + "..."
 
 
 def data_error(subject: str, faults: Sequence[Fault]) -> DataError:
@@ -37,12 +41,14 @@ def data_error(subject: str, faults: Sequence[Fault]) -> DataError:
 
 
 def screen(faults: Sequence[Fault]) -> list[str]:
-    """At most SHOWN + 1 lines: faults of the same kind (a missing column is one in every row) share a line."""
+    """At most SHOWN + 1 lines: faults of the same kind (a missing column is one in every row) share a line. A single
+    fault is told in full, as a way out stands at the end."""
     kinds: dict[tuple[str, str], list[Fault]] = {}
     for fault in faults:
         kinds.setdefault((fault.column, fault.message), []).append(fault)
     lines = [
-        f"  {alike[0]}" + (f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else "")
+        f"  {alike[0] if len(kinds) > 1 else alike[0].text[: SHOWN * LINE]}"
+        + (f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else "")
         for alike in list(kinds.values())[:SHOWN]
     ]
     if rest := sum(len(alike) for alike in list(kinds.values())[SHOWN:]):

@@ -2,133 +2,135 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
+from dpeer.config_sources import Map, Source, Sources, listed
+from dpeer.config_sources import paths as paths_of
 from dpeer.data import parse
-from dpeer.data.faults import Fault, data_error, excerpt
+from dpeer.data.faults import Fault, data_error
+from dpeer.data.map import Tally, mapped
 from dpeer.data.names import clashes
-from dpeer.data.read import SUFFIXES, Row, rows
-from dpeer.data.schema import DataSet, Record
+from dpeer.data.places import HUB_ID as HUB_ID
+from dpeer.data.places import rows_of
+from dpeer.data.places import splits as splits
+from dpeer.data.presets import completed, detected, said
+from dpeer.data.read import Row
+from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.errors import DataError
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-
-def load(source: str, split: str | None = None, dimensions: Sequence[str] | None = None) -> DataSet:
+def load(
+    source: Sources, split: str | None = None, dimensions: Sequence[str] | None = None, map: Map | None = None
+) -> DataSet:
     """Load a data set and check every row.
 
-    source: a CSV / JSONL / Parquet file, a folder with train.* and test.*, or a hub id "owner/name".
-    split: which split of a folder or hub id, default "train"; a file is one split and ignores it.
+    source: PATH, PATH:SUBSET, PATH@SPLIT or PATH:SUBSET@SPLIT, PATH being a file, a folder or a hub id "owner/name"; or
+    several, each with a weight and a map.
+    split: which split of a folder or hub id, default "train"; a file is one split and ignores it, and so does a source
+    with @SPLIT.
     dimensions: dimensions and their order, for held-out data of a known training set; default: the names in the masks,
     sorted. Every record's mask follows this order.
+    map: what the columns mean; default: told from the columns, where they leave no doubt.
 
     Raises DataError that names file, row, column and an excerpt of up to a screen of faults.
     """
-    data, faults = load_with_faults(source, split, dimensions)
+    data, faults = load_with_faults(source, split, dimensions, map)
     if faults:
-        raise data_error(source, faults)
+        raise data_error(", ".join(paths_of(source)), faults)
     return data
 
 
 def load_with_faults(
-    source: str, split: str | None = None, dimensions: Sequence[str] | None = None
+    source: Sources, split: str | None = None, dimensions: Sequence[str] | None = None, map: Map | None = None
 ) -> tuple[DataSet, tuple[Fault, ...]]:
     """The sound records of a data set and the faults of the others. Raises DataError when there is nothing to read."""
-    path = Path(source)
-    if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
-        data_rows, faults = rows(_file(path, split or "train"))
-    else:
-        data_rows, faults = _hub_rows(source, split or "train"), []
-    return _data_set(data_rows, faults, dimensions)
+    every = _Read()
+    for one in listed(source, map):
+        _read(one, split or "train", every)
+    records = []
+    places = []
+    for record, where in zip(every.records, every.places, strict=True):
+        if outside := [d for d in record.mask if dimensions is not None and d not in dimensions]:
+            known = ", ".join(dimensions or ())
+            message = f"unknown dimension {outside[0]!r}; the training data have {known}"
+            every.faults.append(Fault(where, "mask", message))
+        else:
+            records.append(record)
+            places.append(where)
+    order = tuple(dimensions) if dimensions is not None else tuple(sorted({d for r in records for d in r.mask}))
+    ordered = tuple(replace(r, mask=tuple(d for d in order if d in r.mask)) for r in records)
+    return DataSet(order, ordered, tuple(every.reading)), (*every.faults, *clashes(ordered, places, order))
 
 
-def splits(source: str) -> tuple[str, ...]:
-    """The splits among train and test that `source` has; a file has "train" only. Raises DataError as `load` does."""
-    path = Path(source)
-    if path.is_dir():
-        return tuple(s for s in ("train", "test") if _candidates(path, s))
-    if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
-        return ("train",)
-    with _hub(source) as datasets:
-        names = datasets.get_dataset_split_names(source)
-    return tuple(s for s in ("train", "test") if s in names)
+@dataclass
+class _Read:
+    """What has been read so far, over all sources."""
+
+    records: list[Record] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    reading: list[Reading] = field(default_factory=list)
 
 
-def _data_set(
-    data_rows: Iterable[Row], faults: list[Fault], dimensions: Sequence[str] | None
-) -> tuple[DataSet, tuple[Fault, ...]]:
-    records: list[Record] = []
-    places: list[str] = []
+def _read(source: Source, split: str, every: _Read) -> None:
+    data_rows, faults = rows_of(source.path, split)
+    every.faults += faults
+    before = len(every.records) + len(every.faults)
+    general, reading = _general(source, data_rows, every.faults)
     first_form = ""
-    for row in data_rows:
+    for row in general:
         record = parse.record(row)
         if isinstance(record, Fault):
-            faults.append(record)
+            every.faults.append(record)
             continue
         kind = parse.form(row.fields)
         first_form = first_form or kind
         if kind != first_form:
-            faults.append(
-                Fault(row.where, "", f"mixed forms: {kind} after rows in {first_form}; use one form per file")
-            )
-        elif outside := [d for d in record.mask if dimensions is not None and d not in dimensions]:
-            known = ", ".join(dimensions or ())
-            faults.append(Fault(row.where, "mask", f"unknown dimension {outside[0]!r}; the training data have {known}"))
+            message = f"mixed forms: {kind} after rows in {first_form}; use one form per file"
+            every.faults.append(Fault(row.where, "", message))
         else:
-            records.append(record)
-            places.append(row.where)
-    order = tuple(dimensions) if dimensions is not None else tuple(sorted({d for r in records for d in r.mask}))
-    ordered = tuple(replace(r, mask=tuple(d for d in order if d in r.mask)) for r in records)
-    return DataSet(order, ordered), (*faults, *clashes(ordered, places, order))
+            every.records.append(replace(record, weight=record.weight * source.weight))
+            every.places.append(row.where)
+    if reading is not None:
+        every.reading.append(reading)
+        if len(every.records) + len(every.faults) == before:
+            raise DataError("\n".join([*reading.lines(), f"{source.path}: no record is left"]))
 
 
-def _file(path: Path, split: str) -> Path:
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise DataError(
-            f"{path}: no such file or folder; give a .csv, .jsonl or .parquet file, a folder with train.* or a hub id"
-        )
-    if not path.is_dir():
-        raise DataError(f"{path}: neither a regular file nor a folder; give a .csv, .jsonl or .parquet file")
-    candidates = _candidates(path, split)
-    if len(candidates) == 1:
-        return candidates[0]
-    names = sorted(p.name for p in path.iterdir())
-    inside = excerpt(", ".join(names), 80) if names else "nothing"
-    count, advice = ("more than one", "keep one") if candidates else ("no", "rename one")
-    raise DataError(
-        f"{path}: the folder has {count} file {split}.csv, {split}.jsonl or {split}.parquet; it holds {inside}; "
-        f"{advice} or give the file itself"
-    )
+def _general(source: Source, data_rows: list[Row], faults: list[Fault]) -> tuple[Iterable[Row], Reading | None]:
+    """Rows in a form of dpeer's own, and how they were made if they were not."""
+    found = meaning(source, columns_of(data_rows), data_rows[0].where) if data_rows else None
+    if found is None:
+        return data_rows, None
+    tally = Tally()
+    made = []
+    for row in mapped(data_rows, found[0], tally):
+        if isinstance(row, Fault):
+            faults.append(row)
+        else:
+            made.append(row)
+    return made, told(source, found[1], tally)
 
 
-def _candidates(folder: Path, split: str) -> list[Path]:
-    return [p for p in (folder / f"{split}{suffix}" for suffix in SUFFIXES) if p.is_file()]
+def columns_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(column for row in rows for column in row.fields))
 
 
-def _hub_rows(name: str, split: str) -> list[Row]:
-    with _hub(name) as datasets:
-        table = datasets.load_dataset(name, split=split)
-    return [
-        Row(f"{name}/{split}:{k}", f"{name}, split {split}, row {k}", dict(fields)) for k, fields in enumerate(table, 1)
-    ]
+def meaning(source: Source, columns: Sequence[str], where: str) -> tuple[Map, str] | None:
+    """The complete map of a source with these columns, and in words what it takes them for; None for a form of dpeer's
+    own. where: its first row. DataError: it cannot be told."""
+    given = source.map
+    if given is None or (given.preset is None and given.shape is None):
+        name = None if parse.native(columns) else detected(columns)
+        if name is None and given is None:
+            return None
+        given = Map(**((given.said if given else {}) | {"preset": name}))
+    whole = completed(given, columns, where.partition(", row")[0])
+    return whole, said(given, whole)
 
 
-@contextmanager
-def _hub(name: str) -> Iterator[ModuleType]:
-    import datasets  # takes seconds, which local files need not pay
-
-    try:
-        yield datasets
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{name}: there is no such file or folder here, and the hub data set could not be loaded "
-            f"({type(error).__name__}: {excerpt(str(error), 160)}). Check the name, the split and the network; without "
-            f"network, run `hf download {name} --repo-type dataset --local-dir DIR` elsewhere and give a file of DIR"
-        ) from error
+def told(source: Source, words: str, tally: Tally) -> Reading:
+    """How a source was read, whose columns `words` tells."""
+    skipped = sorted(((r, n, first) for r, (n, first) in tally.skipped.items()), key=lambda x: -x[1])
+    return Reading(source.path, words, tally.pairs, tuple(skipped))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from dpeer.data.schema import Record
+from dpeer.data.schema import DataSet, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,9 @@ def edges(record: Record) -> tuple[Edge, ...]:
                 covers.append(Edge(next(iter(extra)), i, j))
     rank = {d: k for k, d in enumerate(record.mask)}
     return tuple(sorted(covers, key=lambda e: (rank[e.dimension], e.better, e.worse)))
+
+
+def edge_counts(data: DataSet) -> dict[str, int]:
+    """Edges per dimension, in the order of the dimensions."""
+    counts = Counter(e.dimension for r in data.records for e in edges(r))
+    return {d: counts[d] for d in data.dimensions}

@@ -34,6 +34,7 @@ class Segment:
 
 Varlen = tuple[Tensor, Tensor, Tensor, int, int]
 Counts = npt.NDArray[np.int64]
+Weights = Sequence[float] | npt.NDArray[np.float64] | None
 
 
 class Lengths(NamedTuple):
@@ -74,8 +75,7 @@ class Pack:
     targets: Tensor  # [N] int64
     row_response: Tensor  # [N] int64
     response_tokens: Tensor  # [R] int64
-    golden: Tensor  # [R] bool: the one golden response of each sample
-    golden_at: Tensor  # [records] int64: where that is; to select by `golden`, a GPU's host would wait for it
+    golden_at: Tensor  # [records] int64: the one golden response of each sample; by a mask a GPU's host would wait
     rejected_at: Tensor  # [R - records] int64
     rejected_record: Tensor  # [R - records] int64: number of its record in this pack
     dims: Tensor  # [E] int64
@@ -92,6 +92,11 @@ class Pack:
     @property
     def tokens(self) -> int:
         return int(self.input_ids.shape[1])
+
+    @property
+    def longest(self) -> int:
+        """Input tokens of the longest prompt + response."""
+        return max(s.prompt_length + s.length for s in self.segments)
 
     def to(self, device: torch.device | str) -> Pack:
         """On another device, with the indices of its kernels: one transfer, from pinned memory to a GPU."""
@@ -187,6 +192,13 @@ def all_responses(trees: Sequence[TokenTree]) -> Counts:
     return np.array([len(tree.responses) for tree in trees], dtype=np.int64)
 
 
+def all_longest(trees: Sequence[TokenTree]) -> Counts:
+    """[records]: tokens of prompt + longest response."""
+    if isinstance(trees, StoredTrees):
+        return trees.column("longest")
+    return np.array([tree.longest for tree in trees], dtype=np.int64)
+
+
 def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
     """Concatenate records into one pack; `samples[i]` is the place of `trees[i]` in the global batch."""
     ids: list[int] = []
@@ -227,7 +239,6 @@ def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
         targets=torch.tensor(targets),
         row_response=torch.tensor(row_response),
         response_tokens=torch.tensor(lengths),
-        golden=is_golden,
         golden_at=is_golden.nonzero()[:, 0],
         rejected_at=(~is_golden).nonzero()[:, 0],
         rejected_record=record[~is_golden],
@@ -279,25 +290,40 @@ def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[
     return packs
 
 
-def batch_indices(cursor: int, size: int, records: int, seed: int) -> list[int]:
+def batch_indices(cursor: int, size: int, records: int, seed: int, weights: Weights = None) -> list[int]:
     """Records of the global batch that starts at sample number `cursor`: a function of seed and cursor only.
 
-    Every epoch is its own permutation; a batch may span two.
+    Every epoch is its own permutation; a batch may span two. With weights [records] an epoch has as many draws, and
+    each record the share that its weight is of all: the whole part of it in every epoch, the rest by chance.
     """
-    return [int(_epoch_order(records, seed, s // records)[s % records]) for s in range(cursor, cursor + size)]
+    return [int(_epoch_order(records, seed, s // records, weights)[s % records]) for s in range(cursor, cursor + size)]
 
 
-_ORDERS: dict[tuple[int, int, int], Counts] = {}
+_ORDERS: dict[tuple[int, int, int, int], tuple[Counts, Weights]] = {}
+"""With the weights, so that no other ones get their id."""
 
 
-def _epoch_order(records: int, seed: int, epoch: int) -> Counts:
-    key = (records, seed, epoch)
+def _epoch_order(records: int, seed: int, epoch: int, weights: Weights) -> Counts:
+    key = (records, seed, epoch, id(weights))
     if key not in _ORDERS:
         if len(_ORDERS) > 3:
             _ORDERS.clear()
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        _ORDERS[key] = torch.randperm(records, generator=generator).numpy()
-    return _ORDERS[key]
+        order = torch.randperm(records, generator=generator)
+        if weights is not None:
+            order = _drawn(order, torch.tensor(weights, dtype=torch.float64), generator)
+        _ORDERS[key] = order.numpy(), weights
+    return _ORDERS[key][0]
+
+
+def _drawn(order: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """As many draws as records by systematic sampling along `order`, shuffled: each record the expected number of
+    times, rounded up or down."""
+    shares = (weights / weights.max())[order].cumsum(0)
+    ends = shares * (len(order) / shares[-1])
+    ticks = torch.arange(len(order), dtype=torch.float64) + torch.rand(1, dtype=torch.float64, generator=generator)
+    drawn = order[torch.searchsorted(ends, ticks, right=True).clamp(max=len(order) - 1)]
+    return drawn[torch.randperm(len(order), generator=generator)]
 
 
 def dummy_pack() -> Pack:

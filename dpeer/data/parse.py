@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from unicodedata import normalize
 
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.order import edges
@@ -16,6 +19,7 @@ LONGEST_TEXT = 1_000_000
 """Characters; far beyond any context window, so a longer cell is a broken file."""
 LONGEST_NAMES = 1_000
 REJECT = "reject_"
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 ROLES = ("system", "user", "assistant")
 MISSING_MARKS = ("nan", "NaN", "<NA>")
 
@@ -32,6 +36,11 @@ class Invalid(Exception):
         self.message = message
 
 
+def native(columns: Collection[str]) -> bool:
+    """Whether they are those of one of the two forms."""
+    return "responses" in columns or "golden" in columns or any(c.startswith(REJECT) for c in columns)
+
+
 def form(columns: Mapping[str, object]) -> str:
     """Which of the two forms a row has. Raises Invalid when it has neither or both."""
     persona_knob = "golden" in columns or any(c.startswith(REJECT) for c in columns)
@@ -44,7 +53,7 @@ def form(columns: Mapping[str, object]) -> str:
         raise Invalid(
             "",
             f"columns {excerpt(', '.join(columns), 100)} are neither PersonaKnob's (mask, prompt, golden, {REJECT}X) "
-            f"nor the general form's (prompt, mask, responses){hint}",
+            f"nor the general form's (prompt, mask, responses) nor a known layout{hint}; say what they are by data.map",
         )
     return GENERAL if general else PERSONA_KNOB
 
@@ -58,7 +67,7 @@ def record(row: Row) -> Record | Fault:
         responses = _general(row.fields, mask) if kind == GENERAL else _persona_knob(row.fields, mask)
         if all(r.fails for r in responses):
             raise Invalid("responses", "no golden response; one response must have fails []")
-        parsed = Record(prompt, mask, responses, row.source)
+        parsed = Record(prompt, mask, responses, row.source, _weight(row.fields))
         if not edges(parsed):
             raise Invalid(
                 "responses" if kind == GENERAL else f"{REJECT}X",
@@ -67,7 +76,7 @@ def record(row: Row) -> Record | Fault:
             )
         return parsed
     except Invalid as invalid:
-        return Fault(row.where, invalid.column, invalid.message)
+        return Fault(row.where, row.column(invalid.column), invalid.message)
 
 
 def _mask(fields: Mapping[str, object]) -> tuple[str, ...]:
@@ -78,7 +87,8 @@ def _mask(fields: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Response, ...]:
-    known = [c.removeprefix(REJECT) for c in fields if c.startswith(REJECT)]
+    columns = {normalize("NFC", c.removeprefix(REJECT)): c for c in fields if c.startswith(REJECT)}
+    known = list(columns)
     if unknown := [d for d in mask if d not in known]:
         raise Invalid(
             "mask",
@@ -86,7 +96,7 @@ def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[
         )
     responses = [Response(_text(_field(fields, "golden"), "golden"), frozenset())]
     for dimension in known:
-        column = REJECT + dimension
+        column = columns[dimension]
         value = fields[column]
         if _absent(value):
             continue
@@ -116,7 +126,23 @@ def _general(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Respo
     return tuple(responses)
 
 
+def _weight(fields: Mapping[str, object]) -> float:
+    """How often a record is drawn in training, relative to 1."""
+    value = fields.get("weight", 1.0)
+    if _absent(value):
+        raise Invalid("weight", "is empty; give a number above 0, such as 1")
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise Invalid("weight", f"must be a finite number above 0, got {excerpt(value)}; leave a record out by its row")
+    return weight
+
+
 def _prompt(value: object) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        value = messages_in(value, "prompt")
     if not isinstance(value, list):
         return (Message("user", _text(value, "prompt")),)
     messages = []
@@ -136,6 +162,20 @@ def _prompt(value: object) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def messages_in(text: str, column: str) -> object:
+    """The messages that a text is the JSON or the Python literal of, as data frames write them; else the text itself.
+    Invalid: it begins as messages do, and cannot be read."""
+    if not MESSAGES.match(text):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text.strip())
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return value
+    raise Invalid(column, f"begins like the JSON text of messages, but is none: {excerpt(text)}; mend it")
+
+
 def _names(value: object, column: str) -> tuple[str, ...]:
     """A list of dimension names, or its text as JSON or as a Python literal."""
     if isinstance(value, str):
@@ -146,6 +186,7 @@ def _names(value: object, column: str) -> tuple[str, ...]:
     for name in value:
         if not isinstance(name, str) or not name.strip() or name != name.strip() or not name.isprintable():
             raise Invalid(column, f"a dimension name must be plain text, got {excerpt(name)} in {excerpt(value)}")
+        name = normalize("NFC", name)
         if name in names:
             raise Invalid(column, f"names {name!r} twice: {excerpt(value)}")
         names.append(name)

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from dpeer.data.blocks import Block, BlockMaker, Options
-from dpeer.data.stream import Chunk
+from dpeer.data.stream import Chunk, Records
 from dpeer.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def cpus() -> int:
     return min(MOST, int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0)))
 
 
-def blocks(chunks: Iterable[Chunk], tokenizer: PreTrainedTokenizerBase, options: Options) -> Iterator[Block]:
+def blocks(chunks: Iterable[Chunk | Records], tokenizer: PreTrainedTokenizerBase, options: Options) -> Iterator[Block]:
     """A block for every chunk, in order, few of them in memory at once. Raises what reading a chunk does."""
     make, chunks = BlockMaker(tokenizer, options), iter(chunks)
     few = list(islice(chunks, FEW))
@@ -74,7 +74,7 @@ class _Team:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
         self.beginning, self.own, self.helpers = (tokenizer, options), threading.local(), list[_Helper]()
 
-    def make(self, chunk: Chunk) -> Block:
+    def make(self, chunk: Chunk | Records) -> Block:
         helper: _Helper = getattr(self.own, "helper", None) or self._start()
         try:
             if not hasattr(self.own, "begun"):
@@ -118,7 +118,7 @@ def _serve(line: Connection) -> None:
     with suppress(EOFError):
         make = BlockMaker(*line.recv())
         while True:
-            chunk: Chunk = line.recv()
+            chunk: Chunk | Records = line.recv()
             try:
                 answer: Block | Exception = make(chunk)
             except Exception as error:  # told to whoever asked

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -16,25 +17,44 @@ import pyarrow.parquet
 from dpeer.data.faults import Fault, excerpt
 from dpeer.integrity import Damaged, verify
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+LINE_END = re.compile(r"\r\n?|\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """source: "file:row". where: the same for messages, with the line if it differs. fields: values by column."""
+    """source: "file:row". where: the same for messages, with the line if it differs. fields: values by column.
+    columns: what the user calls a column that was made from others."""
 
     source: str
     where: str
     fields: dict[str, object]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def column(self, name: str) -> str:
+        """What the user calls a column, or part of one such as responses[0].text."""
+        made = max((c for c in self.columns if name == c or name.startswith((f"{c}[", f"{c}."))), key=len, default=None)
+        return name if made is None else self.columns[made] + name[len(made) :].removesuffix(".text")
+
+
+def suffix(path: Path) -> str:
+    """What a file holds, by its name: ".jsonl" also of x.jsonl.gz and x.jsonl.zst; "" if that cannot be read."""
+    inner = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    return inner if inner in SUFFIXES else ""
 
 
 def rows(path: Path) -> tuple[list[Row], list[Fault]]:
-    """All readable rows of a CSV (UTF-8, comma), JSONL (UTF-8) or Parquet file, and the faults of the rest."""
+    """All readable rows of a CSV (UTF-8, comma), JSONL, JSON (a list of objects) or Parquet file, each also as .gz or
+    .zst, and the faults of the rest."""
     faults: list[Fault] = []
-    reader = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix)
+    reader = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}.get(suffix(path))
     if reader is None:
+        given = f"a {path.suffix}" if path.suffix else "a file without suffix"
         return [], [
-            Fault(path.name, "", f"a {path.suffix or 'file without suffix'} is not read; use .csv, .jsonl or .parquet")
+            Fault(
+                path.name, "", f"{given} is not read; use .csv, .json, .jsonl or .parquet, as it is or as .gz or .zst"
+            )
         ]
     try:
         rows_read = list(reader(path, faults))
@@ -45,8 +65,21 @@ def rows(path: Path) -> tuple[list[Row], list[Fault]]:
     return rows_read, faults
 
 
-def _text(path: Path, faults: list[Fault]) -> str:
+def _bytes(path: Path, faults: list[Fault]) -> bytes:
     data = path.read_bytes()
+    if path.suffix not in COMPRESSED:
+        return data
+    try:
+        with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), COMPRESSED[path.suffix]) as stream:
+            content: bytes = stream.read()
+            return content
+    except (pyarrow.ArrowException, OSError) as error:
+        faults.append(Fault(path.name, "", f"is not a whole {path.suffix} file: {excerpt(str(error), 120)}"))
+        return b""
+
+
+def _text(path: Path, faults: list[Fault]) -> str:
+    data = _bytes(path, faults)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         faults.append(Fault(path.name, "", "is UTF-16; save it as UTF-8"))
         return ""
@@ -138,8 +171,8 @@ def _jsonl(path: Path, faults: list[Fault]) -> Iterator[Row]:
 
 def json_rows(name: str, text: str, first: int, faults: list[Fault]) -> Iterator[Row]:
     """The rows of lines of JSON, numbered from `first`."""
-    # Not splitlines(): JSON strings may hold U+2028 and its like.
-    for number, line in enumerate(text.split("\n"), start=first):
+    # Not splitlines(): JSON strings may hold U+2028 and its like. They may hold no bare line end of any kind.
+    for number, line in enumerate(LINE_END.split(text), start=first):
         if not line.strip():
             continue
         where = f"{name}, row {number}"
@@ -158,6 +191,28 @@ def json_rows(name: str, text: str, first: int, faults: list[Fault]) -> Iterator
             faults.append(Fault(where, "", f"one JSON object per line is needed, got {excerpt(value)}"))
 
 
+def _json(path: Path, faults: list[Fault]) -> Iterator[Row]:
+    text = _text(path, faults)
+    if not text.strip():
+        return
+    try:
+        values = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        lines = text.count("\n") + 1
+        advice = "; for one object per line call the file .jsonl" if "Extra data" in str(error) and lines > 1 else ""
+        faults.append(Fault(path.name, "", f"is not JSON: {str(error) or 'nested too deeply'}{advice}"))
+        return
+    if not isinstance(values, list):
+        faults.append(Fault(path.name, "", f"a list of objects, one per record, is needed, got {excerpt(values)}"))
+        return
+    for number, value in enumerate(values, start=1):
+        where = f"{path.name}, row {number}"
+        if isinstance(value, dict):
+            yield Row(f"{path.name}:{number}", where, value)
+        else:
+            faults.append(Fault(where, "", f"an object is needed, got {excerpt(value)}"))
+
+
 def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not a JSON value; write null or leave the key out")
 
@@ -170,7 +225,9 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _parquet(path: Path, faults: list[Fault]) -> Iterator[Row]:
     try:
-        content = path.read_bytes()
+        content = _bytes(path, faults)
+        if faults:
+            return
         verify(content)
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).read()
         if duplicate := _duplicate(table.column_names):

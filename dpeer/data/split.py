@@ -39,8 +39,8 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     order = [order_key(record, purpose) for record in data.records]
     chosen = carved(order_array(order), np.array([ranks[r.mask] for r in data.records], dtype=np.int64), part)
     parts = ([r for r, c in zip(data.records, chosen, strict=True) if c == wanted] for wanted in (False, True))
-    left, taken = (DataSet(data.dimensions, tuple(records)) for records in parts)
-    return left, taken
+    left, taken = map(tuple, parts)
+    return DataSet(data.dimensions, left, data.reading), DataSet(data.dimensions, taken)
 
 
 def carved(order: Order, masks: npt.NDArray[np.int64], part: float) -> npt.NDArray[np.bool_]:
@@ -65,7 +65,7 @@ def carved(order: Order, masks: npt.NDArray[np.int64], part: float) -> npt.NDArr
 
 def order_key(record: Record, purpose: str) -> bytes:
     """16 bytes by which prompts are sorted for a purpose; the same for the same prompt."""
-    return hashlib.sha256(f"{purpose}\0{_prompt_key(record)}".encode()).digest()[:16]
+    return hashlib.sha256(f"{purpose}\0{prompt_key(record)}".encode()).digest()[:16]
 
 
 def order_array(keys: Sequence[bytes]) -> Order:
@@ -73,6 +73,7 @@ def order_array(keys: Sequence[bytes]) -> Order:
     return np.frombuffer(b"".join(keys), dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def _prompt_key(record: Record) -> str:
-    text = "\0".join(f"{m.role}\1{m.content}" for m in record.prompt)
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def prompt_key(record: Record) -> str:
+    """The prompt's text, equal for prompts that differ in blanks or in Unicode's form only."""
+    turns = ((m.role, unicodedata.normalize("NFC", m.content).split()) for m in record.prompt)
+    return "\0".join(f"{role}\1{' '.join(words)}" for role, words in turns)

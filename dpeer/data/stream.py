@@ -1,48 +1,51 @@
-"""A source as chunks of rows, one after the other: never the whole of it in memory."""
+"""Sources as chunks of rows, one after the other: never the whole of them in memory."""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import mmap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 import xxhash
 
-from dpeer.data import load
+from dpeer.config_sources import Map, Source
+from dpeer.data import parse
 from dpeer.data.faults import Fault
-from dpeer.data.read import SUFFIXES, Row, csv_rows, json_rows
+from dpeer.data.load import columns_of, meaning
+from dpeer.data.map import Tally, mapped
+from dpeer.data.places import files_of, fingerprint, place
+from dpeer.data.read import LINE_END, Row, csv_rows, json_rows
+from dpeer.data.schema import DataSet, Record
+from dpeer.errors import DataError
 from dpeer.integrity import Damaged, verify
 
 ROWS = 512
 """Of a chunk whose rows are read here."""
 BLOCK = 1 << 20
 """Bytes of a chunk of lines, up to the end of its last line."""
+LINE_ENDS = re.compile(LINE_END.pattern.encode())
+GROUPED = "rated rows"
+"""The shape of a map whose records come from rows that may lie anywhere."""
 
 
 class Unreadable(Exception):
-    """Something in the source cannot be read; `load` says what and where."""
-
-
-class Chunk(Protocol):
-    """May go to another process, which then reads the rows."""
-
-    def rows(self) -> list[Row]:
-        """Raises Unreadable."""
-        ...
+    """Something in a source cannot be read in chunks; `load` reads it, or says what is wrong and where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows that are read already."""
+    """Rows that are read already, the first of them being row `first` of its file."""
 
     content: list[Row]
+    first: int
 
     def rows(self) -> list[Row]:
         return self.content
@@ -57,6 +60,7 @@ class Lines:
     first: int
 
     def rows(self) -> list[Row]:
+        """Raises Unreadable."""
         faults: list[Fault] = []
         try:
             found = list(json_rows(self.name, self.content.decode(), self.first, faults))
@@ -67,28 +71,112 @@ class Lines:
         return found
 
 
-def chunks(source: str, split: str) -> Iterator[Chunk]:
-    """All rows of a source, in order. Raises Unreadable; DataError where there is no such source."""
-    path = local(source, split)
-    if path is None:
-        return _many(_hub_rows(source, split))
-    readers = {".csv": _csv, ".parquet": _parquet}
-    if path.suffix == ".jsonl":
-        return _lines(path)
-    if path.suffix not in readers:
-        raise Unreadable
-    return _many(readers[path.suffix](path))
+class Parsed(NamedTuple):
+    """What a chunk says. places: where each record stands. columns, forms: of its rows."""
+
+    records: list[Record]
+    places: list[str]
+    columns: tuple[str, ...] = ()
+    forms: frozenset[str] = frozenset()
+    tally: Tally = Tally()  # not changed
 
 
-def local(source: str, split: str) -> Path | None:
-    """The file of a source; None for a data set of the hub."""
-    path = Path(source)
-    if path.exists() or not load.HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
-        return load._file(path, split)
-    return None
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Records that are read, mapped and weighed already, the first of them being number `first`."""
+
+    content: Sequence[Record]
+    first: int
+    file = 0
+    map = None
+
+    def parsed(self) -> Parsed:
+        return Parsed(list(self.content), [r.source for r in self.content])
 
 
-def content_hash(path: Path) -> str:
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows with what makes records of them; may go to another process. file: number of their file. map: what their
+    columns mean, None for a form of dpeer's own. weight: of their source."""
+
+    content: Rows | Lines
+    file: int
+    map: Map | None
+    weight: float
+
+    @property
+    def first(self) -> int:
+        """Number of the first row in its file, counted from 1."""
+        return self.content.first
+
+    def parsed(self) -> Parsed:
+        """Raises Unreadable, also for any fault of a row."""
+        rows = self.content.rows()
+        tally = Tally()
+        general: Iterable[Row | Fault] = mapped(rows, self.map, tally) if self.map else rows
+        records, places, forms = [], [], set()
+        for row in general:
+            record = row if isinstance(row, Fault) else parse.record(row)
+            if isinstance(row, Fault) or isinstance(record, Fault):
+                raise Unreadable
+            records.append(replace(record, weight=record.weight * self.weight))
+            places.append(row.where)
+            forms.add(parse.form(row.fields))
+        return Parsed(records, places, columns_of(rows), frozenset(forms), tally)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """source: its number among the sources."""
+
+    path: Path
+    source: int
+
+
+def files(sources: Sequence[Source], split: str) -> list[File] | None:
+    """The files of a split in order; None where a source is none that can be read in chunks. DataError: there is no
+    such source."""
+    found: list[File] = []
+    for number, source in enumerate(sources):
+        here = place(source.path)
+        paths = files_of(here, split) if here.local else []
+        if not isinstance(paths, list) or not paths or any(p.suffix not in READERS for p in paths):
+            return None
+        found += [File(path, number) for path in paths]
+    return found
+
+
+def chunks(sources: Sequence[Source], every: Sequence[File]) -> Iterator[Chunk]:
+    """All rows of the files of these sources, in order. The columns of a source are told from its beginning."""
+    means: dict[int, Map | None] = {}
+    for number, file in enumerate(every):
+        contents = READERS[file.path.suffix](file.path)
+        first = next(contents, None)
+        if first is None or not (rows := first.rows()):
+            raise Unreadable
+        source = sources[file.source]
+        if file.source not in means:
+            means[file.source] = _map(source, rows)
+        for content in chain([first], contents):
+            yield Chunk(content, number, means[file.source], source.weight)
+
+
+def in_memory(data: DataSet) -> Iterator[Records]:
+    """The records of a source that is read already."""
+    for start in range(0, len(data.records), ROWS):
+        yield Records(data.records[start : start + ROWS], start + 1)
+
+
+def content(source: str, split: str) -> list[Path] | str:
+    """What the rows of a source depend on: its files, or the fingerprint of a split on the hub."""
+    here = place(source)
+    if not here.local:
+        return fingerprint(here, split)
+    found = files_of(here, split)
+    return found if isinstance(found, list) else sorted(p for p in found.iterdir() if p.is_file())
+
+
+def file_hash(path: Path) -> str:
     """XXH3 with 128 bits (hex) of a file's bytes."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as stream:
@@ -97,18 +185,24 @@ def content_hash(path: Path) -> str:
     return str(digest.hexdigest())
 
 
-def hub_fingerprint(name: str, split: str) -> str:
-    """What `datasets` calls the content of a split."""
-    return str(_hub_table(name, split)._fingerprint)
+def _map(source: Source, rows: Sequence[Row]) -> Map | None:
+    try:
+        found = meaning(source, columns_of(rows), rows[0].where)
+    except DataError as error:  # later rows may have the columns that these lack
+        raise Unreadable from error
+    if found and found[0].shape == GROUPED:
+        raise Unreadable
+    return found[0] if found else None
 
 
-def _many(rows: Iterable[Row]) -> Iterator[Chunk]:
-    rows = iter(rows)
+def _many(rows: Iterable[Row]) -> Iterator[Rows]:
+    rows, first = iter(rows), 1
     while some := list(islice(rows, ROWS)):
-        yield Rows(some)
+        yield Rows(some, first)
+        first += len(some)
 
 
-def _lines(path: Path) -> Iterator[Chunk]:
+def _lines(path: Path) -> Iterator[Lines]:
     first = 1
     try:
         with path.open("rb") as stream:
@@ -117,7 +211,7 @@ def _lines(path: Path) -> Iterator[Chunk]:
             while block := stream.read(BLOCK):
                 block += stream.readline()
                 yield Lines(path.name, block, first)
-                first += block.count(b"\n")
+                first += len(LINE_ENDS.findall(block)) if b"\r" in block else block.count(b"\n")
     except OSError as error:
         raise Unreadable from error
 
@@ -156,11 +250,8 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise Unreadable from error
 
 
-def _hub_rows(name: str, split: str) -> Iterator[Row]:
-    for number, fields in enumerate(_hub_table(name, split), start=1):
-        yield Row(f"{name}/{split}:{number}", f"{name}, split {split}, row {number}", dict(fields))
-
-
-def _hub_table(name: str, split: str) -> Any:
-    with load._hub(name) as datasets:
-        return datasets.load_dataset(name, split=split)
+READERS: dict[str, Callable[[Path], Iterator[Rows | Lines]]] = {
+    ".csv": lambda path: _many(_csv(path)),
+    ".jsonl": _lines,
+    ".parquet": lambda path: _many(_parquet(path)),
+}

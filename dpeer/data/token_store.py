@@ -18,18 +18,21 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from dpeer.data.blocks import COLUMNS, Block, Ints, crc
+from dpeer.data.blocks import COLUMNS, Block, Ints, asking, crc
+from dpeer.data.prompts import Keys, Prompts
+from dpeer.data.schema import Record
 from dpeer.data.tokenize import TokenizedSet, TokenTree, unflat
 from dpeer.errors import DataError
 from dpeer.files import sync_folder
 from dpeer.integrity import Damaged, faults, listed, parse_state, write_state
 
-FORMAT = 1
+FORMAT = 2
 WORD = 4  # bytes
 SPAN = 1 << 18
 """Records, or words, that are looked at in one go."""
-TOKENS, QUESTIONS, STORE = "tokens.i32", "questions.utf8", "store.json"
+TOKENS, PROMPTS, STORE, WEIGHTS = "tokens.i32", "prompts.jsonl", "store.json", "weights"
 Rows = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 
 class Writer:
@@ -38,53 +41,87 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tokens: BinaryIO = (folder / TOKENS).open("wb")
-        self.questions: BinaryIO = (folder / QUESTIONS).open("wb")
+        self.prompts: BinaryIO = (folder / PROMPTS).open("wb")
         self.masks: dict[tuple[str, ...], int] = {}
         self.columns: list[Ints] = []
-        self.question_ends: list[Rows] = [np.zeros(1, dtype=np.int64)]
+        self.weights: list[Weights] = []
+        self.keys: list[Keys] = []
+        self.asked: list[Keys] = []
+        self.ends: set[int] = set()
+        self.prompt_ends: list[Rows] = [np.zeros(1, dtype=np.int64)]
+        self.prompt_bytes = 0
         self.named: list[tuple[int, int, tuple[str, ...]]] = []  # records [from, to) that count these dimensions
 
     @property
     def records(self) -> int:
         return self.named[-1][1] if self.named else 0
 
+    def column(self, name: str) -> Ints:
+        """[N]: one of `COLUMNS`."""
+        at = COLUMNS.index(name)
+        return _joined([columns[at] for columns in self.columns], np.int32)
+
     def add(self, block: Block) -> None:
         columns = block.columns.copy()
         numbers = np.array([self.masks.setdefault(m, len(self.masks)) for m in block.masks], dtype=np.int32)
         columns[COLUMNS.index("mask")] = numbers[columns[COLUMNS.index("mask")]] if numbers.size else 0
         self.tokens.write(block.tokens.tobytes())
-        self.questions.write(block.questions)
-        self.question_ends.append(self.question_ends[-1][-1] + block.question_ends)
+        self.prompts.write(b"".join(block.prompts))
+        lengths = np.array([len(line) for line in block.prompts], dtype=np.int64)
+        self.prompt_ends.append(self.prompt_bytes + np.cumsum(lengths))
+        self.prompt_bytes += int(lengths.sum())
+        self.weights.append(block.weights)
+        self.keys.append(block.keys)
+        self.asked.append(block.asked)
+        self.ends |= block.ends
         self.named.append((self.records, self.records + columns.shape[1], block.dimensions))
         self.columns.append(columns)
 
-    def finish(self, dimensions: tuple[str, ...], splits: Mapping[str, Rows]) -> None:
-        """splits: records of each, those that do not fit among them."""
+    def prompts_of(self, rows: Rows) -> Prompts:
+        """The prompts of these records."""
+        self.prompts.flush()
+        ends = np.concatenate(self.prompt_ends)
+        return Prompts(StoredPrompts(self.folder / PROMPTS, ends, rows), _joined(self.keys, np.uint64)[rows])
+
+    def finish(self, dimensions: tuple[str, ...], splits: Mapping[str, Rows], about: Mapping[str, Any]) -> None:
+        """splits: records of each, those that do not fit among them; the first are drawn by weight. about: what else
+        is to be kept."""
         columns = np.concatenate([np.zeros((len(COLUMNS), 0), dtype=np.int32), *self.columns], axis=1)
         words = columns[COLUMNS.index("words")]
         starts = np.concatenate([[0], np.cumsum(words, dtype=np.int64)])
-        for stream in (self.tokens, self.questions):
+        for stream in (self.tokens, self.prompts):
             _close(stream)
         self._rename(dimensions, columns, starts)
         self._save("columns", columns)
         self._save("starts", starts)
-        self._save("question_ends", np.concatenate(self.question_ends))
-        about = {}
+        self._save("prompt_ends", np.concatenate(self.prompt_ends))
+        facts = {}
         for name, rows in splits.items():
             kept = np.flatnonzero(words[rows])
             self._save(name, np.stack([rows[kept], kept]))
-            about[name] = self._facts(dimensions, rows, columns, starts)
+            facts[name] = self._facts(dimensions, rows, columns, starts)
+        name, rows = next(iter(splits.items()))
+        facts[name]["weights"] = self._weigh(rows[words[rows] > 0])
         write_state(
             self.folder / STORE,
             {
                 "format": FORMAT,
                 "dimensions": dimensions,
                 "masks": list(self.masks),
-                "splits": about,
+                "splits": facts,
                 "files": listed(self.folder, self.folder.iterdir()),
+                **about,
             },
         )
         sync_folder(self.folder)
+
+    def _weigh(self, rows: Rows) -> str | None:
+        """Keeps the weights of these records; their SHA-256, or None where all are equal."""
+        weights = _joined(self.weights, np.float64)[rows]
+        if (weights == weights[:1]).all():
+            return None
+        self._save(WEIGHTS, weights)
+        return hashlib.sha256(repr(tuple(weights.tolist())).encode()).hexdigest()
 
     def _save(self, name: str, values: npt.NDArray[Any]) -> None:
         with (self.folder / f"{name}.npy").open("wb") as stream:
@@ -111,19 +148,30 @@ class Writer:
         empty = not starts[-1]
         words = np.zeros(0, np.int32) if empty else np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r")
         edges = np.zeros(len(dimensions), dtype=np.int64)
-        having = np.zeros(len(dimensions), dtype=np.int64)
+        asked: list[Keys] = []  # [pairs, 2]: a prompt, and a dimension of its edges
+        tokens_of = _joined(self.asked, np.uint64)
         for some in (kept[i : i + SPAN] for i in range(0, len(kept), SPAN)):
             at, record = _edge_words(some, columns, starts)
             edges += np.bincount(words[at], minlength=len(dimensions))
-            pairs = np.unique(record * len(dimensions) + words[at])
-            having += np.bincount(pairs % len(dimensions), minlength=len(dimensions))
+            pairs = np.stack([tokens_of[some][record], words[at].astype(np.uint64)], axis=1)
+            asked.append(np.unique(pairs, axis=0))
+        distinct = np.unique(np.concatenate(asked), axis=0)[:, 1].astype(np.int64)
+        counts = dict(zip(COLUMNS, columns[:, kept].astype(np.int64), strict=True))
         return {
             "sha256": _sha256(dimensions, words, kept, starts),
             "edges": dict(zip(dimensions, edges.tolist(), strict=True)),
-            "having": having.tolist(),
+            "having": np.bincount(distinct, minlength=len(dimensions)).tolist(),
             "dropped": len(rows) - len(kept),
-            "cut": int(columns[COLUMNS.index("cut"), kept].sum()),
+            "cut": int(counts["cut"].sum()),
+            "largest": int(counts["largest"].max()),
+            "longest": int(counts["longest"].max()),
+            "total": int(counts["prompt"].sum() + counts["response_tokens"].sum()),
+            "unknown": int(counts["unknown"].sum()),
         }
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts])
 
 
 def _close(stream: BinaryIO) -> None:
@@ -155,13 +203,13 @@ def _sha256(dimensions: tuple[str, ...], words: Ints, kept: Rows, starts: Rows) 
 
 @dataclass(frozen=True)
 class Store:
-    """An open folder. `columns` [COLUMNS, N], `starts` [N + 1] (words), `questions` [N + 1] (bytes): mapped."""
+    """An open folder. `columns` [COLUMNS, N], `starts` [N + 1] (words), `prompt_ends` [N + 1] (bytes): mapped."""
 
     folder: Path
     state: Mapping[str, Any]
     columns: Ints
     starts: Rows
-    questions: Rows
+    prompt_ends: Rows
     descriptor: int  # of the tokens, open as long as the process: who removes the folder does not harm a run
 
     @cached_property
@@ -180,11 +228,40 @@ class Store:
         golden, mask = (int(self.columns[COLUMNS.index(name), row]) for name in ("golden", "mask"))
         return unflat(np.frombuffer(content, dtype=np.int32).tolist(), index, golden, self.masks[mask])
 
+    @cached_property
+    def weights(self) -> Weights | None:
+        """Of the training records, [n], mapped; None where all are equal."""
+        path = self.folder / f"{WEIGHTS}.npy"
+        return np.load(path, mmap_mode="r") if path.name in self.state["files"] else None
+
     def split(self, name: str) -> StoredSet:
         rows, indices = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         about = self.state["splits"][name]
         trees = StoredTrees(self, rows, indices)
         return StoredSet(tuple(self.state["dimensions"]), trees, about["dropped"], about["cut"], about)
+
+
+class StoredPrompts(Sequence[Record]):
+    """Prompts and sources of records, made when they are asked for. ends: [N + 1] (bytes), of all; rows: which."""
+
+    def __init__(self, path: Path, ends: Rows, rows: Rows) -> None:
+        self.ends, self.rows, self.descriptor = ends, rows, os.open(path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Record]: ...
+    def __getitem__(self, at: int | slice) -> Record | list[Record]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        start, end = (int(self.ends[self.rows[at] + i]) for i in (0, 1))
+        return asking(os.pread(self.descriptor, end - start, start))
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 class StoredTrees(Sequence[TokenTree]):
@@ -212,10 +289,7 @@ class StoredTrees(Sequence[TokenTree]):
 
     def question(self, at: int) -> str:
         """The last message of a record's prompt, as it stands in the source."""
-        start, end = (int(self.store.questions[self.rows[at] + i]) for i in (0, 1))
-        with (self.store.folder / QUESTIONS).open("rb") as stream:
-            stream.seek(start)
-            return stream.read(end - start).decode()
+        return StoredPrompts(self.store.folder / PROMPTS, self.store.prompt_ends, self.rows)[at].prompt[-1].content
 
 
 @dataclass(frozen=True)
@@ -233,7 +307,7 @@ class StoredSet(TokenizedSet):
         return dict(self.about["edges"])
 
     @property
-    def records_with_edges(self) -> tuple[int, ...]:
+    def prompts_with_edges(self) -> tuple[int, ...]:
         return tuple(self.about["having"])
 
 
@@ -247,7 +321,7 @@ def open_store(folder: Path, *, whole: bool = False) -> Store | None:
         entries = dict(state["files"])
     except (Damaged, OSError, KeyError, TypeError) as error:
         raise Damaged(f"{folder / STORE} {error if isinstance(error, Damaged) else 'cannot be read'}") from error
-    hashed = {name: e for name, e in entries.items() if whole or name not in (TOKENS, QUESTIONS)}
+    hashed = {name: e for name, e in entries.items() if whole or name not in (TOKENS, PROMPTS)}
     wrong = faults(folder, hashed) | {
         name: "has another size than was written"
         for name, e in entries.items()
@@ -257,6 +331,6 @@ def open_store(folder: Path, *, whole: bool = False) -> Store | None:
     if wrong:
         name, says = next(iter(wrong.items()))
         raise Damaged(f"{folder / name} {says}")
-    paths = (folder / f"{name}.npy" for name in ("columns", "starts", "question_ends"))
+    paths = (folder / f"{name}.npy" for name in ("columns", "starts", "prompt_ends"))
     columns, starts, ends = (np.load(path, mmap_mode="r") for path in paths)
     return Store(folder, state, columns, starts, ends, os.open(folder / TOKENS, os.O_RDONLY))

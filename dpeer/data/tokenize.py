@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2.exceptions import TemplateError
-
 from dpeer.data.encode import Encoder, Ids
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.order import edges
+from dpeer.data.round_trip import Garbled, clock, is_sampled, refuse_garbled, tokenizer_faults
 from dpeer.data.schema import DataSet, Message, Record
 from dpeer.errors import DataError
 
@@ -74,9 +73,9 @@ class TokenizedSet:
         return {name: counts[d] for d, name in enumerate(self.dimensions)}
 
     @cached_property
-    def records_with_edges(self) -> tuple[int, ...]:
-        """[D]: records that have edges of each dimension."""
-        counts = Counter(d for tree in self.trees for d in {edge[0] for edge in tree.edges})
+    def prompts_with_edges(self) -> tuple[int, ...]:
+        """[D]: prompts that have edges of each dimension."""
+        counts = Counter(d for d, _ in {(edge[0], tree.prompt) for tree in self.trees for edge in tree.edges})
         return tuple(counts[d] for d in range(len(self.dimensions)))
 
 
@@ -153,7 +152,9 @@ class Auditor:
 
     Checked for every response: the rendered prompt and its token ids are a prefix of prompt + response; prompt and
     response text come through the template verbatim (outer whitespace apart); no text contains a control token; the
-    response ends with an end-of-turn token; BOS is not doubled; no two responses of a record have equal tokens.
+    response ends with an end-of-turn token; BOS is not doubled; no two responses of a record have equal tokens. Of the
+    first records and of every tenth after them: the tokens decode to the rendered text. Raises DataError without a
+    chat template, and for a tokenizer that garbles any text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -166,16 +167,20 @@ class Auditor:
         self.tokenizer, self.encode = tokenizer, Encoder(tokenizer)
         self.control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
 
-    def __call__(self, records: Sequence[Record], dimensions: tuple[str, ...]) -> list[TokenTree | Fault]:
-        """One for each record, in order; a tree's index is the record's place."""
-        return [found for start in range(0, len(records), BATCH) for found in self._batch(records, start, dimensions)]
+    def __call__(
+        self, records: Sequence[Record], dimensions: tuple[str, ...], first: int = 0
+    ) -> list[TokenTree | Fault]:
+        """One for each record, in order; a tree's index is the record's place, counted from `first`."""
+        batches = ((start, records[start : start + BATCH]) for start in range(0, len(records), BATCH))
+        return [found for start, batch in batches for found in self._batch(batch, first + start, dimensions)]
 
-    def _batch(self, records: Sequence[Record], start: int, dimensions: tuple[str, ...]) -> Iterator[TokenTree | Fault]:
-        batch = records[start : start + BATCH]
-        steps = [_tree(start + i, r, dimensions, self.tokenizer, self.control) for i, r in enumerate(batch)]
+    def _batch(self, batch: Sequence[Record], first: int, dimensions: tuple[str, ...]) -> Iterator[TokenTree | Fault]:
+        steps = [_tree(first + i, r, dimensions, self.tokenizer, self.control) for i, r in enumerate(batch)]
         found: list[Any] = [_advance(step, None) for step in steps]
         asking = [i for i, texts in enumerate(found) if not isinstance(texts, _Unsound)]
-        for i, ids in zip(asking, self.encode([found[i] for i in asking]), strict=True):
+        with tokenizer_faults(self.tokenizer):
+            encoded = self.encode([found[i] for i in asking])
+        for i, ids in zip(asking, encoded, strict=True):
             found[i] = _advance(steps[i], ids)
         for record, tree in zip(batch, found, strict=True):
             yield Fault(record.source, tree.column, tree.message) if isinstance(tree, _Unsound) else tree
@@ -248,6 +253,13 @@ def _tree(
             "the chat template ignores add_generation_prompt, so the answer's header "
             f"{_show(responses[0], 0, tokenizer)} would be trained as part of the response; write it there as well",
         )
+    if is_sampled(index):
+        for name, full, text in zip(names, fulls, texts[1:], strict=True):
+            try:
+                with tokenizer_faults(tokenizer):
+                    refuse_garbled(full, text, tokenizer)
+            except Garbled as garbled:
+                raise _Unsound(name, str(garbled)) from garbled
     rank = {d: i for i, d in enumerate(dimensions)}
     tree_edges = tuple((rank[e.dimension], e.better, e.worse) for e in edges(record))
     return TokenTree(index, prompt, responses, tree_edges, record.golden, record.mask)
@@ -277,8 +289,11 @@ def _response(prompt: Ids, full: Ids, column: str, tokenizer: PreTrainedTokenize
 def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, generate: bool) -> str:
     conversation = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False))
-    except (TemplateError, TypeError) as error:
+        text = tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=generate, tokenize=False, strftime_now=clock(tokenizer)
+        )
+        return str(text)
+    except Exception as error:  # a template is a program
         roles = ", ".join(m.role for m in messages)
         raise _Unsound("prompt", f"the chat template refuses the roles {roles}: {error}") from error
 

@@ -28,13 +28,16 @@ from transformers import (
 )
 
 from dpeer import config
-from dpeer.data.packing import Lengths, Pack, build_pack, forward_tokens
+from dpeer.data.layout import Layout, cost
+from dpeer.data.packing import Lengths, Pack, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.model.cascade import cascade
-from dpeer.model.families import backbone, causal_lm, family_of
-from dpeer.model.lm import DTYPES, TreeLM, add_lora
+from dpeer.model.families import backbone, causal_lm, family_of, idle_parameters, own_attention
+from dpeer.model.lm import DTYPES, add_lora
 from dpeer.model.logprob import chunk_rows
+from dpeer.model.miniature import alike, with_layers
 from dpeer.model.tree_attention import IMPLEMENTATIONS
+from dpeer.model.tree_lm import TreeLM
 
 NAME = "tree_footprint"
 
@@ -54,6 +57,8 @@ class Weights:
     """Parameters of the output head; with `tied` it is the embedding."""
     tied: bool
     vocabulary: int
+    idle: int
+    """Parameters of experts that a token does not meet."""
     attention_width: int
     """Heads x head size: width of the queries."""
 
@@ -105,21 +110,21 @@ def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
         head=head.numel(),
         tied=embedding is head,
         vocabulary=head.shape[0],
+        idle=idle_parameters(shape, (p.shape for p in model.parameters())),
         attention_width=family.query_width(shape),
     )
 
 
 def count_activations(
-    spec: config.Model, shape: PretrainedConfig, prompt: int, responses: Sequence[int]
+    spec: config.Model, shape: PretrainedConfig, prompt: int, responses: Sequence[int], layout: Layout = "tree"
 ) -> Activations:
     """Follow packs of records with that many prompt and response tokens through one and two layers."""
     tree = TokenTree(0, (0,) * prompt, tuple((0,) * n for n in responses), (), 0, ())
     chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
     few = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
     packs = [build_pack([tree] * n, range(n)) for n in (few, 2 * few)]
-    (one, two), (one_long, _) = ([_follow(spec, shape, n, pack) for n in (1, 2)] for pack in packs)
-    _, two_long = one_long, _follow(spec, shape, 2, packs[1])
-    return _affine(few * forward_tokens(tree), one, two, one_long, two_long)
+    (one, two), (one_long, two_long) = ([_follow(spec, shape, n, pack, layout) for n in (1, 2)] for pack in packs)
+    return _affine(few * cost(tree, layout), one, two, one_long, two_long)
 
 
 def _affine(
@@ -139,22 +144,23 @@ def _affine(
     )
 
 
-def _model(spec: config.Model, shape: PretrainedConfig, layers: int) -> PreTrainedModel:
+def _model(spec: config.Model, shape: PretrainedConfig, layers: int, layout: Layout = "tree") -> PreTrainedModel:
     """The policy on the meta device, with that many layers."""
-    fields = family_of(shape).with_layers(shape, layers)
+    fields = with_layers(shape, alike(shape, layers))
+    attention = f"{NAME}_{spec.attention}" if layout == "tree" else own_attention(shape)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**fields), dtype=DTYPES[spec.dtype], attn_implementation=f"{NAME}_{spec.attention}"
+            AutoConfig.for_model(**fields), dtype=DTYPES[spec.dtype], attn_implementation=attention
         )
         if spec.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return add_lora(model, spec.lora, 0) if spec.lora else model
 
 
-def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack) -> dict[str, int]:
+def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack, layout: Layout) -> dict[str, int]:
     """Bytes kept by the forward pass (`saved`) and the peaks of the three phases of the backward pass."""
-    model = _model(spec, shape, layers)
-    lm = TreeLM(model.train(), spec.head_chunk)
+    model = _model(spec, shape, layers, layout)
+    lm = TreeLM(model.train(), spec.head_chunk, layout)
     pack = pack.to("meta")
     indices = [x for x in tree_leaves((pack.varlen(), pack.parts())) if isinstance(x, Tensor)]
     parameter: Any

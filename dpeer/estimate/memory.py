@@ -37,6 +37,8 @@ class Zero:
     optimizer_on_host: bool
     weights_on_host: bool
     sharded: bool = True
+    whole_layers: bool = False
+    """A layer's weights are gathered, and its gradients reduced, all at once."""
 
     @classmethod
     def plain(cls) -> Zero:
@@ -61,6 +63,7 @@ class Zero:
             hpz=int(zero.get("zero_hpz_partition_size", 1)),
             optimizer_on_host=offloaded("offload_optimizer"),
             weights_on_host=offloaded("offload_param"),
+            whole_layers=bool((zero.get("leaf_module") or {}).get("classes")),
         )
 
 
@@ -146,7 +149,8 @@ def _phases(
     kept = _exact("activations kept for backward", weights.layers * at(activations.layer))
     # A gradient larger than the bucket stays where it is until it is reduced; what is reduced is copied. The plain
     # engine adds it up at once.
-    large = 0 if config.model.lora or not zero.sharded else weights.head
+    large = max(weights.head, weights.layer * zero.whole_layers)
+    large = 0 if config.model.lora or not zero.sharded else large
     copied = min(weights.trained, max(zero.reduce_bucket, large))
     outside = large if large > zero.reduce_bucket else 0
     reducing = Part("gradients on their way to the shards", 0, (copied + outside) * _sent(config), "and their copy")

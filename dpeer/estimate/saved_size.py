@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import AutoConfig
-
 from dpeer.config import Config
 from dpeer.estimate.footprint import count_weights
-from dpeer.model.lm import DTYPES, hub_errors
+from dpeer.model.lm import DTYPES, load_shape
 
 ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
 
@@ -29,18 +27,17 @@ class SavedSize:
         return (keep_checkpoints + 1) * self.checkpoint + 2 * self.export
 
 
-def saved_size(config: Config) -> SavedSize:
-    """What the recipe's model takes on disk and, while it is exported, in host memory."""
+def saved_size(config: Config, *, frozen: bool = True) -> SavedSize:
+    """What the recipe's model takes on disk and, while it is exported, in host memory. `frozen`: checkpoints hold what
+    is not trained too, as DeepSpeed's do; the plain engine's do not."""
     spec = config.model
-    with hub_errors(spec.path):
-        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
-    weights = count_weights(spec, shape)
+    weights = count_weights(spec, load_shape(spec.path, spec.revision))
     compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
     gathered, written = weights.total * compute, weights.total * exported
     return SavedSize(
         parameters=weights.total,
         trained=weights.trained,
-        checkpoint=weights.trained * ADAM + (weights.total - weights.trained) * compute,
+        checkpoint=weights.trained * ADAM + frozen * (weights.total - weights.trained) * compute,
         export=written,
         consolidation=gathered + written + (written if compute != exported else 0),
     )

@@ -47,7 +47,7 @@ def batching(config: Config, records: Sequence[Lengths], ranks: int) -> Batching
     seen: list[Lengths] = []
     for step in range(looked_at):
         batch = [records[i] for i in batch_indices(step * size, size, len(records), config.seed)]
-        costs = [r.tree for r in batch]
+        costs = [r.tokens for r in batch]
         packs = plan_packs(costs, ranks, config.training.tokens_per_pack)
         loads = [[sum(costs[i] for i in pack) for pack in mine] for mine in packs]
         tokens += sum(costs)
@@ -130,7 +130,7 @@ def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine:
     scored = config.dual_records / config.training.records_per_step
     forward = sum(forward_flops(weights, batch.records))
     flops = training_flops(config.model, weights, batch.records) + forward * (colocated + scored * (1 + colocated))
-    per_token = flops / sum(r.tree for r in batch.records)
+    per_token = flops / sum(r.tokens for r in batch.records)
     moved = traffic_seconds(traffic(config, weights, zero, ranks, machine), machine)
     gathered = traffic_seconds(_gather(config, weights, ranks, machine), machine) * (1 + colocated) * scored
     moving = batch.micro_steps * (moved + gathered) if zero.sharded else moved
@@ -159,6 +159,6 @@ def break_even(time: Time, batch: Batching) -> float:
 def reference_time(config: Config, weights: Weights, records: Sequence[Lengths], ranks: int, machine: Machine) -> Time:
     """Seconds to compute the reference log-probabilities of all records once, on `ranks` GPUs."""
     forward = _gather(config, weights, ranks, machine)
-    forwards = -(-sum(r.tree for r in records) // (ranks * config.training.tokens_per_pack))
+    forwards = -(-sum(r.tokens for r in records) // (ranks * config.training.tokens_per_pack))
     compute = sum(forward_flops(weights, records)) / (ranks * machine.peak * machine.hfu)
     return Time(compute, forwards * traffic_seconds(forward, machine))

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from dpeer.data.facts import quantised
 from dpeer.errors import ConfigError
+from dpeer.model.logprob import Shape
 
-SCALED_LOGITS = ("logits_scaling", "logit_scale")
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def query_width(shape: PretrainedConfig) -> int:
     """Heads x head size: the width of the queries of one layer."""
     heads: int = shape.num_attention_heads
+    latent = getattr(shape, "qk_nope_head_dim", None)  # multi-head latent attention
+    if latent is not None:
+        return heads * (int(latent) + int(shape.qk_rope_head_dim))
     return heads * (getattr(shape, "head_dim", None) or int(shape.hidden_size) // heads)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A decoder that hands the keyword `tree` down to its attention and whose logits are hidden states times a matrix.
+    """A decoder that is compared with separate sequences in the tests, as a tree and with adapters.
 
-    The defaults are those of Llama and of everything shaped like it.
+    The defaults are those of Llama and of everything shaped like it, and serve every other model too: what they say of
+    it is found true or not by `probe`.
 
     model_type: transformers' name, as in config.json
     layers: attribute of the backbone that holds the list of decoder layers
-    per_layer: config fields with one entry per decoder layer, cut short for a model of fewer layers
     query_width: width of a layer's queries from the config; attention costs in proportion to it
     """
 
     model_type: str
     layers: str = "layers"
-    per_layer: tuple[str, ...] = ("layer_types",)
     query_width: Callable[[PretrainedConfig], int] = query_width
 
     def decoder_layers(self, model: PreTrainedModel) -> nn.ModuleList:
         layers: nn.ModuleList = getattr(backbone(model), self.layers)
         return layers
-
-    def with_layers(self, shape: PretrainedConfig, count: int) -> dict[str, Any]:
-        """Config fields of the same model with `count` decoder layers."""
-        fields: dict[str, Any] = shape.to_dict() | {"num_hidden_layers": count}
-        return fields | {key: fields[key][:count] for key in self.per_layer if fields.get(key)}
 
 
 _SHIPPED = (
@@ -65,15 +64,32 @@ def register(family: Family) -> None:
 
 
 def family_of(shape: PretrainedConfig) -> Family:
-    """The family of a model's config. Raises ConfigError for an unknown model type."""
-    try:
-        return FAMILIES[shape.model_type]
-    except KeyError:
-        raise ConfigError(f"{unknown(shape.model_type)}. Choose another model, or add it: CONTRIBUTING.md.") from None
+    """The family of a model's config; of one that is not listed, what holds for most."""
+    return FAMILIES.get(shape.model_type) or Family(shape.model_type)
 
 
-def unknown(model_type: str) -> str:
-    return f"model type '{model_type}' is not in the tested families {', '.join(FAMILIES)}"
+def logits_shape(shape: PretrainedConfig) -> Shape:
+    """What the model does to its logits, by the fields of its config that transformers has for it."""
+    scale = (getattr(shape, "logit_scale", None) or 1.0) / (getattr(shape, "logits_scaling", None) or 1.0)
+    return Shape(float(scale), getattr(shape, "final_logit_softcapping", None))
+
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+
+
+def idle_parameters(shape: PretrainedConfig, parameters: Iterable[Sequence[int]]) -> int:
+    """Of these shapes of parameters, how many a token does not meet: those of the experts that it is not sent to."""
+    experts, chosen = (next((v for k in keys if (v := getattr(shape, k, None))), 0) for keys in (EXPERTS, CHOSEN))
+    if not experts or not chosen:
+        return 0
+    fused = sum(math.prod(size) for size in parameters if len(size) == 3 and size[0] == experts)
+    return fused * (experts - chosen) // experts
+
+
+def own_attention(shape: PretrainedConfig) -> str | None:
+    """transformers' attention for a model that runs as separate sequences; None: its default for this model."""
+    return "eager" if getattr(shape, "attn_logit_softcapping", None) else None  # others leave the cap out
 
 
 def causal_lm(model: PreTrainedModel) -> Any:
@@ -84,21 +100,18 @@ def causal_lm(model: PreTrainedModel) -> Any:
 def backbone(model: PreTrainedModel) -> Any:
     """The module that maps token ids to the hidden states under the output head."""
     causal = causal_lm(model)
-    return getattr(causal, causal.base_model_prefix)
+    return getattr(causal, causal.base_model_prefix, None) or causal.model
 
 
 def refuse_unsupported(shape: PretrainedConfig, path: str) -> None:
-    """ConfigError for a model that tree attention or the chunked head would compute wrongly; names the reason."""
-    reasons = [] if shape.model_type in FAMILIES else [unknown(shape.model_type)]
-    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if value := getattr(shape, key, None):
-            reasons.append(f"{key} = {value}: soft-capped logits are not computed by the tree kernel")
-    for key in SCALED_LOGITS:
-        if getattr(shape, key, None) not in (None, 1):
-            reasons.append(f"{key} = {getattr(shape, key)}: scaled logits are not computed by the chunked head")
+    """ConfigError for a model that no layout computes exactly, whatever its architecture; names the reason."""
+    if given := getattr(shape, "quantization_config", None):
+        method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
+        raise ConfigError(f"model {path}: {quantised(str(getattr(method, 'value', method) or 'an unnamed method'))}.")
+    reasons = []
     if getattr(shape, "attention_dropout", 0):
         reasons.append(f"attention_dropout = {shape.attention_dropout}: set it to 0 in the model's config.json")
-    if getattr(shape, "use_bidirectional_attention", False):
+    if getattr(shape, "use_bidirectional_attention", False) in (True, "all"):  # "vision": of images only
         reasons.append("use_bidirectional_attention is on: a causal language model is needed")
     scaling = getattr(shape, "rope_parameters", None) or getattr(shape, "rope_scaling", None) or {}
     nested = [v for v in scaling.values() if isinstance(v, dict)] or [scaling]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dpeer.config import Model
+from dpeer.data.layout import Layout
 from dpeer.data.tokenize import TokenTree
 
 
@@ -17,14 +18,18 @@ class Lengths:
     prompt: int
     responses: tuple[int, ...]
     edges: tuple[tuple[int, int], ...]
+    layout: Layout = "tree"
 
     @classmethod
-    def of(cls, tree: TokenTree) -> Lengths:
-        return cls(len(tree.prompt), tuple(map(len, tree.responses)), tuple((i, j) for _, i, j in tree.edges))
+    def of(cls, tree: TokenTree, layout: Layout = "tree") -> Lengths:
+        edges = tuple((i, j) for _, i, j in tree.edges)
+        return cls(len(tree.prompt), tuple(map(len, tree.responses)), edges, layout)
 
     @property
-    def tree(self) -> int:
-        """Forward tokens of the tree: the prompt once, each response once less its last token."""
+    def tokens(self) -> int:
+        """Forward tokens. Of a tree: the prompt once, each response once less its last token."""
+        if self.layout == "sequences":
+            return len(self.responses) * (self.prompt + max(self.responses) - 1)
         return self.prompt + sum(r - 1 for r in self.responses)
 
     @property
@@ -35,6 +40,8 @@ class Lengths:
     @property
     def attended(self) -> float:
         """Pairs of query and key: causal within a segment, all of the prompt for a response."""
+        if self.layout == "sequences":
+            return len(self.responses) * (self.prompt + max(self.responses)) ** 2 / 2
         return self.prompt**2 / 2 + sum(r * self.prompt + r**2 / 2 for r in self.responses)
 
 
@@ -52,6 +59,11 @@ class Counts(Protocol):
     @property
     def total(self) -> int: ...
     @property
+    def idle(self) -> int:
+        """Parameters of experts that a token does not meet."""
+        ...
+
+    @property
     def layers(self) -> int: ...
     @property
     def embedding(self) -> int: ...
@@ -65,8 +77,8 @@ class Counts(Protocol):
 
 def forward_flops(weights: Counts, records: Sequence[Lengths]) -> tuple[float, float]:
     """FLOPs of one forward pass over records as trees: (decoder layers, head). Only response rows meet the head."""
-    blocks = weights.total - weights.embedding - (0 if weights.tied else weights.head)
-    tokens, attended = sum(r.tree for r in records), sum(r.attended for r in records)
+    blocks = weights.total - weights.idle - weights.embedding - (0 if weights.tied else weights.head)
+    tokens, attended = sum(r.tokens for r in records), sum(r.attended for r in records)
     rows = sum(sum(r.responses) for r in records)
     return 2 * blocks * tokens + 4 * weights.layers * weights.attention_width * attended, 2 * weights.head * rows
 

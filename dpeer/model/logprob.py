@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,29 @@ CHUNK_CPU, CHUNK_GPU = 256, 2048
 """Rows at once. A GPU reads and writes the whole gradient of W per chunk: that hides behind 2048 rows' arithmetic."""
 
 Chunk = int | Literal["auto"]
+
+
+class Shape(NamedTuple):
+    """What a model does to its logits z: `scale` z, then cap * tanh(z / cap) where there is a `cap`."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def of(self, logits: Tensor) -> Tensor:
+        """In place."""
+        if self.scale != 1:
+            logits.mul_(self.scale)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def backward(self, grad: Tensor, shaped: Tensor | None) -> Tensor:
+        """The gradient of z from that of the `shaped` logits, in place of it; they are needed where there is a cap."""
+        if self.cap is not None:
+            assert shaped is not None
+            grad.mul_(shaped.div_(self.cap).square_().neg_().add_(1))
+        return grad if self.scale == 1 else grad.mul_(self.scale)
+
+
+PLAIN = Shape()
 
 
 def chunk_rows(chunk: Chunk, device: torch.device) -> int:
@@ -29,7 +52,7 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, shape: Shape) -> Tensor:
         rows = hidden.shape[0]
         logprobs = torch.empty(rows, dtype=torch.float32, device=hidden.device)
         lse = torch.empty_like(logprobs)
@@ -37,14 +60,17 @@ class _TokenLogprobs(torch.autograd.Function):
         unit = torch.empty_like(hidden) if frozen and ctx.needs_input_grad[0] else None
         for i in range(0, rows, chunk):
             part = slice(i, i + chunk)
-            logits = _product(hidden[part], weight.T)
+            logits = shape.of(_product(hidden[part], weight.T))
             chosen = logits.gather(1, targets[part, None])[:, 0]
             lse[part] = _logsumexp(logits, overwrite=unit is None)
             logprobs[part] = chosen - lse[part]
             if unit is not None:
-                unit[part] = _residual(logits, lse[part], targets[part]).to(weight.dtype) @ weight
+                shaped = logits.clone() if shape.cap else None
+                residual = shape.backward(_residual(logits, lse[part], targets[part]), shaped)
+                unit[part] = residual.to(weight.dtype) @ weight
+                del shaped, residual
             del logits  # before the next chunk's are made
-        ctx.chunk, ctx.frozen = chunk, frozen
+        ctx.chunk, ctx.frozen, ctx.shape = chunk, frozen, shape
         if frozen:
             ctx.save_for_backward(unit)
         else:
@@ -52,24 +78,26 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad,) = grads
         if ctx.frozen:
             (unit,) = ctx.saved_tensors
-            return unit * grad[:, None].to(unit.dtype), None, None, None
+            return unit * grad[:, None].to(unit.dtype), None, None, None, None
         hidden, weight, targets, lse = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for i in range(0, hidden.shape[0], ctx.chunk):
             part = slice(i, i + ctx.chunk)
-            logits = _product(hidden[part], weight.T)
-            d_logits = _residual(logits, lse[part], targets[part]).mul_(grad[part, None]).to(weight.dtype)
-            del logits
+            logits = ctx.shape.of(_product(hidden[part], weight.T))
+            shaped = logits.clone() if ctx.shape.cap else None
+            residual = _residual(logits, lse[part], targets[part]).mul_(grad[part, None])
+            d_logits = ctx.shape.backward(residual, shaped).to(weight.dtype)
+            del logits, shaped, residual
             if d_hidden is not None:
                 d_hidden[part] = d_logits @ weight
             _add_product(d_weight, d_logits.T, hidden[part])
             del d_logits
-        return d_hidden, d_weight.to(weight.dtype), None, None
+        return d_hidden, d_weight.to(weight.dtype), None, None, None
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -120,13 +148,15 @@ def _residual(logits: Tensor, lse: Tensor, targets: Tensor) -> Tensor:
     return residual
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Chunk = "auto") -> Tensor:
-    """Log-probability (nats, fp32) of `targets` [N] under softmax(hidden [N, H] @ weight [V, H]^T).
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: Chunk = "auto", shape: Shape = PLAIN
+) -> Tensor:
+    """Log-probability (nats, fp32) of `targets` [N] under softmax(shape(hidden [N, H] @ weight [V, H]^T)).
 
     Peak extra memory is chunk x V, in the forward and the backward pass. A `chunk` of N or more is one piece.
     """
     apply: Callable[..., Tensor] = _TokenLogprobs.apply
-    return apply(hidden, weight, targets, chunk_rows(chunk, hidden.device))
+    return apply(hidden, weight, targets, chunk_rows(chunk, hidden.device), shape)
 
 
 def response_sums(values: Tensor, row_response: Tensor, responses: int) -> Tensor:

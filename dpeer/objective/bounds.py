@@ -107,6 +107,15 @@ def repeats_needed(sample: Sample, theta: float, needed: float, most: float) -> 
     return high if high == 1 else float(brentq(excess, high / 2, high, rtol=1e-6))
 
 
+def provable(records: int, bound: float, alpha: float) -> float:
+    """Smallest mean of values in [0, bound] that so many records could prove, if all values were 0: about
+    bound x log(1 / alpha) / records, whatever the method of proof."""
+    if not records:
+        return bound
+    nothing, shares = np.zeros(records), np.full(records, 1 / records)
+    return upper_bound(Sample(nothing, shares, 0.0, bound, 1e-6, -math.log(alpha)), -math.log(alpha))
+
+
 def room(variance: float, records: float, bound: float, alpha: float = 0.05) -> float:
     """How far below a tolerance a mean of values in [0, bound] must lie so that so many records will probably prove it.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from dpeer.config import Objective
 from dpeer.errors import DpeerError
 from dpeer.json_safe import json_safe
+from dpeer.objective import bounds
 from dpeer.objective.bounds import Array, Sample, log_wealth, repeats_needed, upper_bound, wealth_needed
 from dpeer.objective.constraints import ConstraintSet, Past, certified
 from dpeer.objective.heldout import HeldoutEdges, cluster_sums, standard_error
@@ -169,13 +170,9 @@ def win_rates(
 
 
 def provable(records: int, objective: Objective) -> float:
-    """Smallest mean that so many records with one edge each could prove, if no edge had any loss at all: about
-    bound x log(1 / alpha) / records, whatever the method of proof. More where other constraints fail."""
-    bound, alpha = objective.certificate.bound, _alpha(objective, None, 1)
-    if not records:
-        return bound
-    nothing, shares = np.zeros(records), np.full(records, 1 / records)
-    return upper_bound(Sample(nothing, shares, 0.0, bound, 1e-6, -math.log(alpha)), -math.log(alpha))
+    """Smallest mean that so many records with one edge each could prove, if no edge had any loss at all. More where
+    other constraints fail."""
+    return bounds.provable(records, objective.certificate.bound, _alpha(objective, None, 1))
 
 
 def certified_bound(constraints: ConstraintSet, objective: Objective) -> float:

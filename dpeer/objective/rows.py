@@ -91,7 +91,8 @@ class TimingRow(TypedDict):
     tokens_per_second: float
     reference_wait_s: float
     phases: dict[str, float]
-    """Seconds of forward, backward, dual (forward over the dual split), exchange, optimizer; means over ranks."""
+    """Seconds of reference (scoring by a colocated one), forward, backward, dual (forward over the dual split),
+    exchange, optimizer; means over ranks."""
     tokens_per_micro_step: float
     """Forward tokens per GPU and micro-step."""
     largest_pack: int

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from dpeer.config_sources import paths
+from dpeer.data.places import place
 from dpeer.errors import DpeerError
 from dpeer.escape import markdown
 from dpeer.report.page import templates
@@ -41,7 +43,7 @@ def model_card(run_dir: Path) -> str:
             f"{run_dir / 'manifest.json'} does not name the model that was trained, so no model card can be written. "
             "Restore the manifest, or train again."
         )
-    model, data = run.get("config.model.path"), run.get("config.data.train", "unknown")
+    model, data = run.get("config.model.path"), paths(run.get("config.data.train", "unknown"))
     card = templates(autoescape=False)
     card.filters["markdown"] = markdown
     return card.get_template("card.md.j2").render(
@@ -51,7 +53,7 @@ def model_card(run_dir: Path) -> str:
         method=method_name(run),
         finding=finding(run),
         subtitle=subtitle(run),
-        data=f"Trained on {_public_name(data)}",
+        data="Trained on " + ", ".join(s if is_hub_id(place(s).path) else _public_name(s) for s in data),
         splits=list(_splits(run)),
         recipe=list(_recipe(run)),
         certificate=run.certificate,
@@ -69,11 +71,12 @@ def _public_name(name: str) -> str:
     return name if is_hub_id(name) else Path(name).name
 
 
-def _front_matter(run: Run, model: str, data: str) -> dict[str, Any]:
+def _front_matter(run: Run, model: str, data: list[str]) -> dict[str, Any]:
     kind = ["sft"] if run.get("config.objective.kind") == "sft" else ["dpo", "preference-optimization"]
     tags = ["dpeer", *kind, *(["lagrangian"] if run.lagrangian else [])]
     base = {"base_model": model} if is_hub_id(model) else {}
-    datasets = {"datasets": [data]} if is_hub_id(data) else {}
+    public = [name for source in data if is_hub_id(name := place(source).path)]
+    datasets = {"datasets": public} if public else {}
     return {**base, "library_name": "transformers", "pipeline_tag": "text-generation", **datasets, "tags": tags}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dpeer.config_sources import paths
 from dpeer.errors import DpeerError
 from dpeer.escape import visible
 from dpeer.files import write_text
@@ -200,6 +201,6 @@ def _metadata(run: Run) -> Iterator[tuple[str, Any]]:
 def _data_words(run: Run, split: str) -> str:
     """E.g. "records.jsonl: 600 records; edges A 300, T 100; 2 dropped, 0 cut as too long"."""
     facts = run.get(f"data.{split}")
-    source = run.get(f"config.data.{split}", "test split of the training data")
+    source = ", ".join(paths(run.get(f"config.data.{split}", "test split of the training data")))
     overlong = f"{facts.get('dropped', 0)} dropped, {facts.get('cut', 0)} cut as too long"
     return f"{source}: {facts.get('records', 0):,} records; edges {text.edge_words(facts)}; {overlong}"

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import psutil
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.errors import ConfigError
 from dpeer.integrity import read_state
-from dpeer.model.lm import DTYPES, add_lora, hub_errors
-from dpeer.training.engine import Engine, deepspeed_config
+from dpeer.model.lm import DTYPES, add_lora, load_shape
+from dpeer.training.engine import Engine, deepspeed_file
 from dpeer.training.plain import Plain
 from dpeer.training.run_dir import RunDir
 from dpeer.training.together import way_back
@@ -56,15 +56,19 @@ def choose(config: Config, ranks: int, states: float | None, memory: float) -> C
 
 def policy_choice(config: Config, world: World) -> Choice:
     """Collective. The same on every rank; a run that began with one engine stays with it."""
-    if config.cluster.engine == "auto" and (began := began_with(config)):
-        mine = Choice(began, "as the run began")
-    else:
-        lora = world.size > 1 and config.model.lora is not None
-        mine = choose(config, world.size, model_states(config.model) if lora else None, _memory(world))
+    mine = one_choice(config, world.size, _memory(world))
     everyone: list[Any] = [None] * world.size
     dist.all_gather_object(everyone, mine)
     choice: Choice = next((c for c in everyone if c.name == "deepspeed"), everyone[0])
     return choice
+
+
+def one_choice(config: Config, ranks: int, memory: float) -> Choice:
+    """What one of the ranks, with so many bytes, takes for right."""
+    if config.cluster.engine == "auto" and (began := began_with(config)):
+        return Choice(began, "as the run began")
+    lora = ranks > 1 and config.model.lora is not None and config.cluster.engine == "auto"
+    return choose(config, ranks, model_states(config.model) if lora else None, memory)
 
 
 def policy_engine(config: Config, choice: Choice, world: World) -> Engine:
@@ -82,14 +86,13 @@ def plain_reference(config: Config, ranks: int) -> bool:
     """Whether each of the ranks holds all of the frozen reference."""
     spec = config.cluster
     if spec.engine == "auto" and ranks == 1:
-        return not _offloads(deepspeed_config(spec.reference_deepspeed, config, trained=False), "offload_param")
+        return not _offloads(deepspeed_file(spec.reference_deepspeed, "cluster.reference_deepspeed"), "offload_param")
     return spec.engine == "plain"
 
 
 def model_states(spec: settings.Model) -> float:
     """Bytes of weights, gradients and optimizer state of a model that is not shared; counted on the meta device."""
-    with hub_errors(spec.path):
-        shape = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=False)
+    shape = load_shape(spec.path, spec.revision)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[spec.dtype])
         model = add_lora(model, spec.lora, 0) if spec.lora else model
@@ -100,9 +103,7 @@ def _host_states(config: Config) -> str:
     """Why optimizer state or weights must lie in the host's memory; empty where they need not."""
     if config.training.optimizer.name == "cpu_adam":
         return "training.optimizer.name is cpu_adam"
-    if config.cluster.engine == "plain":  # takes nothing from the file
-        return ""
-    zero = deepspeed_config(config.cluster.deepspeed, config, trained=True)
+    zero = deepspeed_file(config.cluster.deepspeed, "cluster.deepspeed")
     offloads = _offloads(zero, "offload_optimizer") or _offloads(zero, "offload_param")
     return f"cluster.deepspeed = {config.cluster.deepspeed} keeps states in the host's memory" if offloads else ""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from dpeer.objective.rows import TimingRow
 
-PHASES = ("forward", "backward", "dual", "exchange", "optimizer")
+PHASES = ("reference", "forward", "backward", "dual", "exchange", "optimizer")
 
 
 class StepCost(TypedDict):

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from dpeer.config import Config, Optimizer
 from dpeer.data.packing import Pack
 from dpeer.errors import ConfigError
 from dpeer.files import PACKAGE
-from dpeer.model.lm import TreeLM
+from dpeer.model.lm import LayerShape, layer_shape
+from dpeer.model.tree_lm import TreeLM
 from dpeer.training.extensions import cpu_adam
 
 FROM_RECIPE = {
@@ -29,6 +31,9 @@ FROM_RECIPE = {
     "train_micro_batch_size_per_gpu",
 }
 DS_CONFIGS = PACKAGE / "ds_configs"
+SIZES = ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
+WINDOW, AHEAD = (10**8, 4 * 10**9), (10**7, 10**9)
+"""Bounds of what `sized` derives from the model."""
 
 
 class Engine(Protocol):
@@ -81,8 +86,24 @@ class Engine(Protocol):
 
 def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, Any]:
     """The user's JSON (a name in ds_configs/ or a path) plus the parts that follow from the recipe."""
+    settings = deepspeed_file(name, "cluster.deepspeed" if trained else "cluster.reference_deepspeed")
+    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
+    if config.model.dtype == "bf16":
+        settings["bf16"] = {"enabled": True}
+        if trained:
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+            if config.model.lora:  # few bytes; sums over many ranks in bf16 would depend on their number
+                settings.setdefault("communication_data_type", "fp32")
+    if trained:
+        _refuse_optimizer_place(name, settings["zero_optimization"], config)
+        settings["gradient_clipping"] = config.training.optimizer.grad_clip
+        settings["zero_allow_untested_optimizer"] = True
+    return settings
+
+
+def deepspeed_file(name: str, field: str) -> dict[str, Any]:
+    """The user's JSON as it is. ConfigError, by the recipe's field, for what is none of ZeRO-3's."""
     path = Path(name) if name.endswith(".json") else DS_CONFIGS / f"{name}.json"
-    field = "cluster.deepspeed" if trained else "cluster.reference_deepspeed"
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -100,18 +121,37 @@ def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, A
             f"{field} = {name}: {path} sets {', '.join(owned)}, which the recipe decides (model.dtype, "
             "training.optimizer, training.records_per_step, training.tokens_per_pack). Remove these keys."
         )
-    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
-    if config.model.dtype == "bf16":
-        settings["bf16"] = {"enabled": True}
-        if trained:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-            if config.model.lora:  # few bytes; sums over many ranks in bf16 would depend on their number
-                settings.setdefault("communication_data_type", "fp32")
-    if trained:
-        _refuse_optimizer_place(name, zero, config)
-        settings["gradient_clipping"] = config.training.optimizer.grad_clip
-        settings["zero_allow_untested_optimizer"] = True
     return settings
+
+
+def model_settings(config: Config, shape: PretrainedConfig, *, trained: bool) -> dict[str, Any]:
+    """`deepspeed_config` of the policy or the reference, with what follows from the model's shape."""
+    name = config.cluster.deepspeed if trained else config.cluster.reference_deepspeed
+    spec = config.model
+    # Gradients of a whole layer are taken when that of its input is there. Below LoRA the first layer's input has none,
+    # unless recomputation asks for it.
+    whole = not trained or spec.lora is None or spec.gradient_checkpointing
+    return sized(deepspeed_config(name, config, trained=trained), layer_shape(shape), whole=whole)
+
+
+def sized(settings: dict[str, Any], layer: LayerShape, *, whole: bool) -> dict[str, Any]:
+    """DeepSpeed's settings with those keys that the file leaves away, or sets to "auto".
+
+    `whole`: each layer is gathered as one, which spares hooks around all its modules. The window of gathered weights
+    holds three layers, so that one is fetched while another computes and a recomputed one stays for its backward pass;
+    what is fetched ahead is the next layer, or half of one where modules are fetched one by one. Both within bounds,
+    and with room for a layer beside the head.
+    """
+    zero, size = settings["zero_optimization"], layer.parameters
+    whole = whole and "leaf_module" not in zero
+    window = max(WINDOW[0], size + layer.head, min(3 * size, WINDOW[1]))
+    ahead = max(AHEAD[0], min(size if whole else size // 2, AHEAD[1]))
+    sizes = dict(zip(SIZES, (window, window, ahead), strict=True))
+    for key in SIZES:
+        given = zero.get(key, zero.get(key.removeprefix("stage3_"), "auto"))  # DeepSpeed takes both names
+        sizes[key] = sizes[key] if given == "auto" else given
+    leaves = {"leaf_module": {"classes": [layer.name]}} if whole else {}
+    return settings | {"zero_optimization": zero | sizes | leaves}
 
 
 def _refuse_optimizer_place(name: str, zero: dict[str, Any], config: Config) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from dpeer.config import Config, Model
 from dpeer.data.packing import all_forward_tokens, build_pack
@@ -18,26 +17,32 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
 from dpeer.integrity import write_list
-from dpeer.model.lm import DTYPES, TreeLM, add_lora, load_causal_lm, load_tokenizer
+from dpeer.model.lm import DTYPES, add_lora, load_causal_lm, load_lm, load_tokenizer
+from dpeer.model.tree_lm import TreeLM
+from dpeer.training.generation import generation
 from dpeer.training.policy import Policy
+from dpeer.training.samples import spread
 
+LOOKED_AT = 1_000
+"""Records whose ends of turn are taken for all."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # nats per token between the trained policy and the reloaded export
 
 
-def export(policy: Policy, folder: Path) -> None:
+def export(policy: Policy, folder: Path) -> list[str]:
     """Collective. Gathers the weights on rank 0, which writes `folder` under a temporary name, checks it, renames it.
 
-    A LoRA run is exported merged, with the bare adapter in `folder/adapter`.
+    A LoRA run is exported merged, with the bare adapter in `folder/adapter`. Returns what rank 0 has mended, in words.
     """
     policy.pulse.enter("exporting")
     tree = policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
     expected = policy.score([tree])
     state = policy.engine.gathered()
     if state is None:
-        return
+        return []
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    _write(policy.config, {k.removeprefix("model."): v for k, v in state.items()}, temporary)
+    ends = {ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses}
+    notes = _write(policy.config, {k.removeprefix("model."): v for k, v in state.items()}, ends, temporary)
     del state
     follow_umask(temporary)
     _compare(policy.config.model, tree, expected[0], temporary)
@@ -48,9 +53,10 @@ def export(policy: Policy, folder: Path) -> None:
         os.replace(folder, previous)
     os.replace(temporary, folder)
     shutil.rmtree(previous, ignore_errors=True)
+    return notes
 
 
-def _write(config: Config, state: Mapping[str, Tensor], folder: Path) -> None:
+def _write(config: Config, state: Mapping[str, Tensor], ends: set[int], folder: Path) -> list[str]:
     spec, dtype = config.model, DTYPES[config.model.export_dtype]
     model: Any = load_causal_lm(spec.path, spec.export_dtype, spec.revision)
     if spec.lora:
@@ -61,13 +67,10 @@ def _write(config: Config, state: Mapping[str, Tensor], folder: Path) -> None:
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
     model.config._attn_implementation = "sdpa"
-    model.generation_config = GenerationConfig()  # an odd one of the base must not cost the export
+    model.generation_config, notes = generation(spec.path, spec.revision, model.config, ends)
     model.save_pretrained(folder)
     load_tokenizer(spec.path, spec.revision).save_pretrained(folder)
-    try:
-        GenerationConfig.from_pretrained(spec.path, revision=spec.revision).save_pretrained(folder)
-    except (OSError, ValueError) as error:
-        print(f"export: the base's generation config was not copied ({str(error).splitlines()[0]}); defaults are used.")
+    return notes
 
 
 def _refuse_missing(missing: list[str], tied: bool) -> None:
@@ -81,7 +84,8 @@ def _refuse_missing(missing: list[str], tied: bool) -> None:
 @torch.no_grad()
 def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path) -> None:
     """Log-probs of one record (the shortest: this may be 70B on CPU) from the reloaded folder against the policy's."""
-    lm = TreeLM(load_causal_lm(str(folder), spec.export_dtype).eval(), spec.head_chunk)
+    model, layout = load_lm(str(folder), spec.export_dtype, layout=spec.layout)
+    lm = TreeLM(model.eval(), spec.head_chunk, layout)
     reloaded = lm(build_pack([tree], [0])).tolist()
     limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]
     for before, after, response in zip(expected, reloaded, tree.responses, strict=True):

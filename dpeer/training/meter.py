@@ -12,9 +12,10 @@ from torch import nn
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenTree
-from dpeer.model.families import causal_lm, family_of
+from dpeer.model.families import causal_lm, family_of, idle_parameters
 from dpeer.model.flops import Lengths, forward_flops, model_flops, training_flops, typical
 from dpeer.model.lm import DTYPES
+from dpeer.model.tree_lm import TreeLM
 from dpeer.training.cost import PHASES, StepCost
 
 
@@ -23,6 +24,7 @@ class LiveCounts:
     """`model.flops.Counts` of a model that is loaded, also where ZeRO-3 holds a shard of it only."""
 
     total: int
+    idle: int
     layers: int
     embedding: int
     head: int
@@ -36,6 +38,7 @@ class LiveCounts:
         embedding, head = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
         return cls(
             total=sum(_elements(p) for p in model.parameters()),
+            idle=idle_parameters(causal.config, (getattr(p, "ds_shape", p.shape) for p in model.parameters())),
             layers=len(family.decoder_layers(model)),
             embedding=_elements(embedding),
             head=_elements(head),
@@ -79,9 +82,9 @@ class Clock:
 
 
 class Meter:
-    def __init__(self, config: Config, model: nn.Module, device: torch.device) -> None:
-        self.config, self.device, self.clock = config, device, Clock(device)
-        self.counts = LiveCounts.of(model)
+    def __init__(self, config: Config, lm: TreeLM, device: torch.device) -> None:
+        self.config, self.layout, self.device, self.clock = config, lm.layout, device, Clock(device)
+        self.counts = LiveCounts.of(lm.model)
         self.ceiling = ceiling(device, DTYPES[config.model.dtype])
         self.largest = 0
 
@@ -98,7 +101,7 @@ class Meter:
     def cost(self, trained: Sequence[TokenTree], measured: Sequence[TokenTree]) -> StepCost:
         """Of a step over the global batch `trained` and the dual split's `measured`."""
         spec, counts = self.config.model, self.counts
-        records, scored = ([Lengths.of(t) for t in trees] for trees in (trained, measured))
+        records, scored = ([Lengths.of(t, self.layout) for t in trees] for trees in (trained, measured))
         extra = sum(forward_flops(counts, scored))
         if self.config.cluster.reference == "colocated" and self.config.objective.kind == "preference":
             extra += sum(forward_flops(counts, [*records, *scored]))

@@ -22,7 +22,8 @@ from dpeer.config import Config
 from dpeer.data.packing import Pack
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
-from dpeer.model.lm import TreeLM, build_lm
+from dpeer.model.lm import build_lm
+from dpeer.model.tree_lm import TreeLM
 from dpeer.training.engine import Engine, build_optimizer
 from dpeer.training.world import World
 from dpeer.training.zero3 import release

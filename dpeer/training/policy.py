@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dpeer.config import Config
+from dpeer.data.layout import computed
 from dpeer.data.packing import Pack, all_forward_tokens, all_responses
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ClusterError, ConfigError, DpeerError
@@ -68,7 +69,8 @@ class Policy:
         self.choice = policy_choice(config, world)
         self.engine = policy_engine(config, self.choice, world)
         self.step = 0  # optimizer steps done
-        self.meter = Meter(config, self.engine.module.model, world.device)
+        self.layout = self.engine.module.layout
+        self.meter = Meter(config, self.engine.module, world.device)
         self.pulse = Pulse()
         self.check_tree()
 
@@ -87,7 +89,9 @@ class Policy:
         padded = [replace(t, responses=n * t.responses) for t, n in zip(single, copies, strict=True)]
         self.engine.eval()
         shares: list[Scores] = [{}] * self.world.size
-        dist.all_gather_object(shares, score(self.engine, [*trees, *single, *padded], self.world, budget=1))
+        dist.all_gather_object(
+            shares, score(self.engine, [*trees, *single, *padded], self.world, budget=1, layout=self.layout)
+        )
         self.engine.train()
         scores = merge(shares, len(trees) + 2 * len(single))
         together = [value for values in scores[: len(trees)] for value in values]
@@ -114,13 +118,15 @@ class Policy:
         return BatchPlan(trees, counts, sum(len(t.responses[t.golden]) for t in trees))
 
     def train_step(self, references: References | None) -> dict[str, Any]:
-        """One optimizer step; returns its ledger entry. `references` is None for objective `sft`."""
+        """One optimizer step; returns its ledger entry. `references` is None for objective `sft`.
+
+        The caller has started the meter.
+        """
         objective, batch = self.config.objective, self.batch(self.step)
         before = self.lagrangian
         weights = before.weights(batch.edge_counts)
         lr = learning_rate(self.step, self.steps, self.config.training.optimizer)
 
-        self.meter.start()
         totals = self.forward_backward(batch, weights, references)
         totals = totals + self.dual_totals(len(batch.trees), references)
         self.meter.mark("dual")
@@ -151,10 +157,10 @@ class Policy:
         """Gradients of this rank's packs, and their statistics. The host never waits for the device here."""
         totals = StepTotals.zeros(len(self.data.dimensions), self.world.device)
         self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
-        packs = list(local_packs(batch.trees, self.world, self.config.training.tokens_per_pack))
+        packs = list(local_packs(batch.trees, self.world, self.config.training.tokens_per_pack, self.layout))
         for i, pack in enumerate(packs):
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
-            self.meter.mark("forward", pack.tokens)
+            self.meter.mark("forward", computed(pack, self.layout))
             self.engine.backward(loss, last=i == len(packs) - 1)
             self.meter.mark("backward")
             totals = totals + part
@@ -166,7 +172,7 @@ class Policy:
     ) -> tuple[Tensor, StepTotals]:
         """This pack's term of the global objective (edge weight w_d / n_d with global n_d), and its statistics."""
         totals = StepTotals.zeros(len(self.data.dimensions), logps.device)
-        totals["forward_tokens"], totals["packs"] = pack.tokens, 1
+        totals["forward_tokens"], totals["packs"] = computed(pack, self.layout), 1
         if not pack.samples:
             return (logps * 0).sum(), totals
         golden, rejected = logps[pack.golden_at], logps[pack.rejected_at].detach()
@@ -194,9 +200,9 @@ class Policy:
             return totals
         self.pulse.enter(f"step {self.step + 1}: dual split", beating=True)
         self.engine.eval()
-        for pack in list(local_packs(trees, self.world, self.config.training.tokens_per_pack)):
+        for pack in list(local_packs(trees, self.world, self.config.training.tokens_per_pack, self.layout)):
             logps = self.engine(pack)
-            totals.add("dual_tokens", pack.tokens)
+            totals.add("dual_tokens", computed(pack, self.layout))
             if pack.samples:
                 margins = self.margins(pack, logps, self.reference_of(pack, logps, references, place))
                 totals.dual += self.lagrangian.statistics(margins, pack.dims, pack.edge_sample)
@@ -229,7 +235,7 @@ class Policy:
 
     def check_identity(self, totals: StepTotals) -> None:
         """Before its first update the policy equals the reference: every margin is 0 and every loss ln 2."""
-        if self.step or self.config.model.reference_path not in (None, self.config.model.path):
+        if self.step or not self.config.model.reference_is_base:
             return
         gap = totals["identity_gap"] / totals["response_tokens"]
         limit = IDENTITY[self.config.model.dtype]
@@ -244,7 +250,8 @@ class Policy:
         """This rank's share of the policy's log-probabilities of records."""
         with self.pulse.during("scoring", beating=True):
             self.engine.eval()
-            scores = score(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
+            budget = self.config.training.tokens_per_pack
+            scores = score(self.engine, trees, self.world, budget, self.pulse, self.layout)
             self.engine.train()
         return scores
 
@@ -252,7 +259,8 @@ class Policy:
         """Tokens of a greedy reply to each record's prompt, the same on every rank."""
         with self.pulse.during("sampling replies", beating=True):
             self.engine.eval()
-            replies = greedy(self.engine, trees, self.world, self.config.training.tokens_per_pack, self.pulse)
+            budget = self.config.training.tokens_per_pack
+            replies = greedy(self.engine, trees, self.world, budget, self.pulse, self.layout)
             self.engine.train()
         return replies
 

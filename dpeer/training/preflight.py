@@ -10,14 +10,14 @@ import torch
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet
-from dpeer.errors import CheckpointError, ClusterError, ConfigError
+from dpeer.errors import CheckpointError, ClusterError
 from dpeer.integrity import read_state
-from dpeer.model.lm import load_tokenizer
 from dpeer.objective.certificate import provable
 from dpeer.objective.constraints import build_constraints, certified
 from dpeer.objective.controllers import CONTROLLERS
 from dpeer.objective.preference import edge_loss
 from dpeer.training.checkpoint import refuse_other_run
+from dpeer.training.choice import choose
 from dpeer.training.engine import deepspeed_config
 from dpeer.training.heldout import heldout_edges
 from dpeer.training.policy import allowance
@@ -30,7 +30,8 @@ Rows = Sequence[Sequence[float]]  # log-probability of each response, record by 
 
 
 def settings(config: Config) -> str:
-    """The DeepSpeed files fit the recipe."""
+    """The engine can do what the recipe asks for, and the DeepSpeed files fit it."""
+    choose(config, config.cluster.policy_workers, None, math.inf)
     deepspeed_config(config.cluster.deepspeed, config, trained=True)
     deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
     return f"recipe {config.name}; DeepSpeed {config.cluster.deepspeed} and {config.cluster.reference_deepspeed}"
@@ -77,11 +78,12 @@ def tokens(prepared: Prepared) -> str:
     names = {"train": "training", "dual": "dual", "heldout": "held-out"}
     sets = {names[name]: data for name, data in prepared.splits.items()}
     shown = [f"{len(s.trees)} {n} records" + (f" ({s.dropped} dropped)" if s.dropped else "") for n, s in sets.items()]
-    return f"{', '.join(shown)}: every prompt is a prefix of prompt + response"
+    read = [line for line in prepared.reading if not line.startswith(" ")]
+    return "; ".join([f"{', '.join(shown)}: every prompt is a prefix of prompt + response", *read])
 
 
 def chat_template(config: Config, prepared: Prepared) -> str:
-    """The template is the one that the run began with, and the one of the reference."""
+    """The template is the one that the run began with; `prepare` has compared it with the reference's."""
     mine = prepared.facts["chat_template"]["hash"]
     recorded = _recorded(config, "chat_template")
     if recorded is not None and recorded["hash"] != mine:
@@ -89,19 +91,6 @@ def chat_template(config: Config, prepared: Prepared) -> str:
             f"{config.run_dir} began with chat template {recorded['hash'][:12]}, the tokenizer of {config.model.path} "
             f"now has {mine[:12]}. Restore the tokenizer's files, or give the new run another name."
         )
-    theirs = config.model.reference_path
-    if theirs is not None:
-        own, other = (load_tokenizer(p, config.model.revision) for p in (config.model.path, theirs))
-        if own.get_vocab() != other.get_vocab():
-            raise ConfigError(
-                f"model.reference_path {theirs} has another vocabulary than {config.model.path}: the reference would "
-                "score other tokens. Choose a reference with the same tokenizer."
-            )
-        if own.chat_template != other.chat_template:
-            raise ConfigError(
-                f"model.reference_path {theirs} has another chat template than {config.model.path}: prompts are "
-                "written in the policy's. Give both models the same template."
-            )
     return f"{mine[:12]}" + (", as recorded in the run" if recorded else "")
 
 

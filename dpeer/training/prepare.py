@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dpeer.config import Config
-from dpeer.data.load import load
+from dpeer.config_sources import paths
+from dpeer.data.facts import ModelFacts, Tokens, facts
+from dpeer.data.faults import Fault, data_error
 from dpeer.data.packing import batch_indices
 from dpeer.data.schema import DataSet
 from dpeer.data.split import carve
+from dpeer.data.token_store import Store
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.errors import DataError
+from dpeer.errors import ConfigError, DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
+from dpeer.model.shape import model_facts
 from dpeer.training.reference import reference_hash
 from dpeer.training.tokens import parts, tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 METHOD = 2
 """Version of what a step computes: 1 had the anchor outside the normaliser and no dual split."""
@@ -34,6 +44,11 @@ class Prepared:
     dual: TokenizedSet | None
     heldout: TokenizedSet | None
     facts: dict[str, Any]
+    weights: Sequence[float] | npt.NDArray[np.float64] | None = None
+    """Of the training records, where they differ: how often each is drawn. Evidence counts every record once."""
+    reading: tuple[str, ...] = ()
+    """Lines that say what the columns of the sources were taken for, and what became no edge."""
+    warnings: tuple[str, ...] = ()
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -50,7 +65,7 @@ class Prepared:
     def train_places(self, config: Config, step: int) -> list[int]:
         """Of the records of the global batch among the training records."""
         size = config.training.records_per_step
-        return batch_indices(step * size, size, len(self.train.trees), config.seed)
+        return batch_indices(step * size, size, len(self.train.trees), config.seed, self.weights)
 
     def dual_places(self, config: Config, step: int) -> list[int]:
         size = config.dual_records if self.dual else 0
@@ -58,8 +73,8 @@ class Prepared:
 
     @property
     def proof(self) -> Tensor | None:
-        """[D]: certificate records that have edges of each dimension; None where there is no certificate."""
-        return torch.tensor(self.heldout.records_with_edges) if self.heldout else None
+        """[D]: certificate prompts that have edges of each dimension; None where there is no certificate."""
+        return torch.tensor(self.heldout.prompts_with_edges) if self.heldout else None
 
     @property
     def splits(self) -> dict[str, TokenizedSet]:
@@ -70,30 +85,84 @@ class Prepared:
 def prepare(config: Config, *, whole: bool = False) -> Prepared:
     """Open the tokenised records, after making them where that was not done yet (`tokens`). `whole`: compare all of
     them with their checksums; for the one process that comes before the ranks."""
-    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    models = model_facts_of(config)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision, config.data.date)
     store = tokens(config, tokenizer, whole=whole)
     found = {name: store.split(name) for name in store.state["splits"]}
+    told = refuse_unsound(config, store, tokenizer, models)
     if config.follows_split:
         refuse_unseen(found["train"], found["dual"])
-    facts = {
+    kept: dict[str, Any] = {
         "method": METHOD,
         "data": {name: _facts(data) for name, data in found.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
-    return Prepared(found["train"], found.get("dual"), found.get("heldout"), facts)
+    if weights := store.state["splits"]["train"]["weights"]:
+        kept["data"]["train"]["weights"] = weights
+    dual, heldout, reading = found.get("dual"), found.get("heldout"), tuple(store.state["reading"])
+    return Prepared(found["train"], dual, heldout, kept, store.weights, reading, told)
+
+
+def model_facts_of(config: Config) -> list[ModelFacts]:
+    """Of the policy and, where it is another model, of the reference. ConfigError for one that cannot be trained."""
+    spec = config.model
+    places = dict.fromkeys([(spec.path, spec.revision), spec.reference])
+    models = [found for place in places if (found := model_facts(*place))]
+    if errors := facts({}, {}, None, models).errors:
+        raise ConfigError("\n".join(map(str, errors)))
+    return models
+
+
+def refuse_unsound(
+    config: Config, store: Store, tokenizer: PreTrainedTokenizerBase, models: Sequence[ModelFacts]
+) -> tuple[str, ...]:
+    """DataError for tokens on which no step may be taken (`dpeer.data.facts`; prompts were compared when the store was
+    written); returns what is to be told of the rest."""
+    if not config.model.reference_is_base:
+        same_tokenizer(config, tokenizer)
+    counted = {name: _counted(about, store.state["ends"]) for name, about in store.state["splits"].items()}
+    constrained = config.objective.constrained(store.state["dimensions"])
+    alike = [Fault(*fault) for fault in store.state["alike"]]
+    found = facts({}, counted, tokenizer, models, constrained, config.data.max_tokens, alike)
+    if found.errors:
+        raise data_error(", ".join(paths(config.data.train)), found.errors)
+    return tuple(map(str, found.warnings))
+
+
+def _counted(about: Mapping[str, Any], ends: Sequence[int]) -> Tokens:
+    """ends: of all splits."""
+    names = ("largest", "longest", "total", "unknown", "edges", "dropped", "cut")
+    return Tokens(ends=frozenset(ends), **{name: about[name] for name in names})
+
+
+def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ConfigError when the reference would read the policy's tokens as others."""
+    path, revision = config.model.reference
+    other = load_tokenizer(path, revision)
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise ConfigError(
+            f"model.reference_path {path} has another vocabulary than {config.model.path}: the reference would score "
+            "other tokens. Choose a reference with the same tokenizer."
+        )
+    if tokenizer.chat_template != other.chat_template:
+        raise ConfigError(
+            f"model.reference_path {path} has another chat template than {config.model.path}: prompts are written in "
+            "the policy's. Give both models the same template."
+        )
 
 
 def split_records(config: Config) -> dict[str, DataSet]:
-    """The records of each split by name, all of them in memory."""
+    """The records of each split by name, all of them in memory; `heldout` and `dual` are carved from the training
+    records where the recipe gives a share or nothing."""
     train, *others = parts(config)
-    records = {"train": load(train.source, train.split)}
+    records = {"train": train.load(None)}
     for part in others:
-        if part.part is not None:
-            records["train"], records[part.name] = carve(records["train"], part.part, part.name)
+        if part.share:
+            records["train"], records[part.name] = carve(records["train"], part.share, part.name)
         else:
-            records[part.name] = load(part.source, part.split, dimensions=records["train"].dimensions)
+            records[part.name] = part.load(records["train"].dimensions)
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpeer.config import Config
+from dpeer.data.layout import cost
 from dpeer.data.packing import all_forward_tokens
 from dpeer.data.token_store import StoredTrees
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
-from dpeer.model.lm import attention_kernel, load_tokenizer
+from dpeer.model.lm import attention_kernel, layer_kernels, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
@@ -22,6 +24,7 @@ from dpeer.training.environment import set_determinism
 from dpeer.training.export import export
 from dpeer.training.faults import kind, out_of_memory
 from dpeer.training.heldout import certificate, heldout_edges, proven
+from dpeer.training.keepsake import remembered
 from dpeer.training.numerics import numerics
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared, prepare
@@ -56,14 +59,23 @@ def carry_out(rank: TrainingRank | ReferenceRank, method: str, *args: Any, **opt
         return getattr(rank, method)(*args, **options)
 
 
+def means(config: Config, world: World) -> dict[str, Any]:
+    """Put this process's kernels in place, before a model is built; and what it computes with."""
+    return {
+        "attention": attention_kernel(config.model, world.device),
+        "kernels": layer_kernels(config.model, world.device),
+        "numerics": numerics(world.device),
+    }
+
+
 class TrainingRank:
     """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, prepared: Prepared | None = None) -> None:
         self.config = config
         set_determinism(config.training.deterministic)
-        self.prepared = prepare(config)
-        self.attention = attention_kernel(config.model, world.device)
+        self.prepared = prepared or prepare(config)
+        self.means = means(config, world)
         with memory_explained(config, self.prepared, lambda: "loading the model"):
             self.policy = Policy(config, self.prepared, world)
             colocated = config.cluster.reference == "colocated"
@@ -71,12 +83,28 @@ class TrainingRank:
             self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
         self.cached: dict[str, CachedScores] = {}
 
+    def _dearer(self) -> str:
+        """What separate sequences cost, of the first records."""
+        if self.policy.layout == "tree":
+            return ""
+        trees = self.prepared.train.trees[:1000]
+        ratio = sum(cost(t, "sequences") for t in trees) / sum(cost(t, "tree") for t in trees)
+        return f"; separate sequences have {ratio:.1f} times the tokens of trees"
+
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps of the run, the facts that must not change when it goes on, and what this rank computes with."""
+        """Steps of the run, the facts that must not change when it goes on, what this rank computes with, and how the
+        sources were read."""
         choice = self.policy.choice
-        means = {"engine": choice.name, "attention": self.attention, "numerics": numerics(self.policy.world.device)}
-        return {"steps": self.policy.steps, "facts": self.prepared.facts, "means": means, "why": choice.why}
+        return {
+            "steps": self.policy.steps,
+            "facts": self.prepared.facts,
+            "means": {"engine": choice.name} | self.means | remembered(self.prepared.train),
+            "host": socket.gethostname(),
+            "why": choice.why + self._dearer(),
+            "reading": self.prepared.reading,
+            "warnings": self.prepared.warnings,
+        }
 
     @property
     def pulse(self) -> Pulse:
@@ -95,8 +123,10 @@ class TrainingRank:
             self.cached[name] = scores
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
+        self.policy.meter.start()
         if references is None and self.config.objective.kind == "preference":
             references = self._own_references()
+            self.policy.meter.mark("reference")
         return self.policy.train_step(references)
 
     def timed_step(self, references: References | None = None) -> tuple[dict[str, Any], StepCost]:
@@ -202,8 +232,8 @@ class TrainingRank:
         """Zero the trained weights, so that a load that does nothing cannot pass for one."""
         self.policy.engine.blank()
 
-    def export(self, folder: Path) -> None:
-        export(self.policy, folder)
+    def export(self, folder: Path) -> list[str]:
+        return export(self.policy, folder)
 
     def close(self) -> None:
         """Free the models, so that the process can serve another recipe; the object is of no further use."""
@@ -222,7 +252,7 @@ class ReferenceRank:
         self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
-        attention_kernel(config.model, world.device)
+        self.means = means(config, world)
         with memory_explained(config, self.prepared, lambda: "loading the reference"):
             self.reference = Reference(config, world)
 
@@ -240,7 +270,7 @@ class ReferenceRank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return {"facts": self.prepared.facts}
+        return {"facts": self.prepared.facts, "means": self.means, "host": socket.gethostname()}
 
     def score_train(self, start: int, stop: int) -> Scores:
         """Scores of the training records [start, stop), keyed from 0."""

@@ -39,16 +39,17 @@ class Reference:
         self.world, self.budget = world, config.training.tokens_per_pack
         self.beneath = beneath
         self.engine = beneath or reference_engine(config, world)
+        self.layout = self.engine.module.layout
         self.pulse = pulse or Pulse()
 
     def score(self, trees: Sequence[TokenTree]) -> Scores:
         """This rank's share of the reference log-probabilities (nats, fp64 of fp32 sums)."""
         with self.pulse.during("scoring by the reference", beating=True):
             if self.beneath is None:
-                return score(self.engine, trees, self.world, self.budget, self.pulse)
+                return score(self.engine, trees, self.world, self.budget, self.pulse, self.layout)
             self.engine.eval()
             with self.engine.module.without_adapters():
-                scores = score(self.engine, trees, self.world, self.budget, self.pulse)
+                scores = score(self.engine, trees, self.world, self.budget, self.pulse, self.layout)
             self.engine.train()
             return scores
 
@@ -60,13 +61,14 @@ class Reference:
 
 def reference_hash(config: Config) -> str:
     """Identity of the reference weights; kept in checkpoints and cache keys so that a changed reference is refused."""
-    return model_hash(config.model.reference_path or config.model.path, config.model.revision)
+    return model_hash(*config.model.reference)
 
 
 def cache_path(config: Config, data: TokenizedSet) -> Path:
     """File of cached log-probs: keyed by everything that changes them. Length normalisation happens after reading."""
-    device = f"gpu, {config.model.flash}" if config.cluster.on_gpus else "cpu"
+    device = f"gpu, {config.model.flash}, {config.model.kernels}" if config.cluster.on_gpus else "cpu"
     kernel = f"{tree_attention.IMPLEMENTATIONS[config.model.attention]} on {device}"
+    kernel += "" if config.model.layout == "auto" else f", {config.model.layout}"
     key = [reference_hash(config), data.sha256, config.model.dtype, kernel, torch.__version__, "sum"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return config.output_dir / "reference_cache" / f"{name}.safetensors"

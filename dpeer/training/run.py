@@ -17,6 +17,7 @@ from dpeer.integrity import refuse_damaged_model, write_state
 from dpeer.objective.ledger import infeasible
 from dpeer.objective.rows import TimingRow
 from dpeer.training import ending
+from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
 from dpeer.training.cost import cost
 from dpeer.training.run_dir import RunDir, refuse_unshared
@@ -77,7 +78,8 @@ class TrainingRun:
             done = self.steps(start, watcher)
         last = self.conclude(done)
         self.certify()
-        self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)
+        for line in self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)[0]:
+            print(line, flush=True)
         self.files.finish(last)
 
     def build(self) -> int:
@@ -92,12 +94,18 @@ class TrainingRun:
         built = policy.finish_build(pending)
         if self.mode == "workers":
             refuse_other_facts("the reference group", theirs["facts"], built["facts"])
+            refuse_other_means({"policy rank 0": built, "the reference group": theirs})
         means = built["means"]
         self.files.begin_or_resume(self.config, built["facts"], means)
+        for line in built.get("reading", ()):
+            print(line, flush=True)
         print(
-            f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}",
+            f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}, layers "
+            f"by {means['kernels']}",
             flush=True,
         )
+        for line in built["warnings"]:
+            print(f"warning: {line}", flush=True)
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
         self.files.clear_partial()
@@ -303,13 +311,3 @@ def fill_cache(config: Config, workers: Workers) -> None:
         if data := prepared.splits.get(name):
             write_cache(paths[name], merge(group.call(phase, score), len(data.trees)))
     workers.close()
-
-
-def refuse_other_facts(name: str, facts: dict[str, Any], expected: dict[str, Any]) -> None:
-    """ClusterError when a worker has loaded other data or weights than rank 0."""
-    for key, value in expected.items():
-        if facts.get(key) != value:
-            raise ClusterError(
-                f"{name} holds another {key} than policy rank 0: {facts.get(key)} instead of {value}. All nodes must "
-                "see the same files: use a shared file system, or the same hub revision (model.revision) everywhere."
-            )

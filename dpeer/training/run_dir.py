@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import secrets
 import shutil
@@ -34,11 +35,13 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "training.deterministic",
     "training.sample_every",
     "training.sample_prompts",
+    "training.trackers",
     "training.wandb_project",
+    "data.date",
 )
 
 
-PLACES = ("name", "model.path", "model.reference_path", "data.train", "data.heldout", "data.dual")
+PLACES = ("name", "model.path", "model.reference_path", "data.train", "data.heldout", "data.dual", "data.map")
 """Where things lie; what lies there is among the facts, by hashes."""
 MANIFEST_LOST = (
     "Only it says with which settings the run was trained: restore it from a copy, or start anew under another name "
@@ -73,6 +76,7 @@ class RunDir:
                 "config": resolved(config),
                 "versions": {"python": platform.python_version()} | {p: package_version(p) for p in PACKAGES},
                 "git": _git_revision(),
+                "folder": os.getcwd(),
                 "created": now(),
                 "finished": None,
                 **facts,
@@ -126,6 +130,15 @@ class RunDir:
                 + "\n  ".join(differs)
                 + "\nGive the new run another name, or restore these."
             )
+
+    @property
+    def way_on(self) -> str:
+        """What to do after a run has ended too early, as the end of a message."""
+        if self.saved_steps():
+            return "The last checkpoint is kept. Go on with --resume."
+        if self.manifest.exists():
+            return "Nothing was saved yet. Go on with --resume, which begins at step 1."
+        return "The run had not begun. Start it again as before, without --resume."
 
     def sync(self) -> None:
         """Force ledger and timing to disk: a checkpoint must never be newer than the ledger it continues."""
@@ -287,8 +300,10 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_recipe(recorded: Mapping[str, Any], config: Config) -> bool:
-    """Whether a manifest's config is this one. Nothing of `cluster` changes what a step computes."""
-    return {**recorded, "cluster": None} == {**resolved(config), "cluster": None}
+    """Whether a manifest's config is this one. Nothing of `cluster` changes what a step computes, and a day that the
+    recipe does not give is that of the run."""
+    free = ("cluster", "training.trackers", *(() if config.data.date else ("data.date",)))
+    return _without(_with_defaults(dict(recorded)), free) == _without(resolved(config), free)
 
 
 def may_change(training: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dpeer.data.packing import build_pack, plan_packs
+from dpeer.data.layout import Layout, plan
+from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
@@ -30,7 +31,12 @@ def spread(records: Sequence[T], count: int) -> list[T]:
 
 @torch.no_grad()
 def greedy(
-    forward: Callable[..., Tensor], trees: Sequence[TokenTree], world: World, budget: int, pulse: Pulse | None = None
+    forward: Callable[..., Tensor],
+    trees: Sequence[TokenTree],
+    world: World,
+    budget: int,
+    pulse: Pulse | None = None,
+    layout: Layout = "tree",
 ) -> list[list[int]]:
     """Collective. Tokens of a greedy reply to each record's prompt, up to its end-of-turn token.
 
@@ -40,7 +46,8 @@ def greedy(
     pulse = pulse or Pulse()
     ends = {response[-1] for tree in trees for response in tree.responses}
     replies: list[list[int]] = [[] for _ in trees]
-    for items in plan_packs([len(t.prompt) + LONGEST for t in trees], 1, budget)[0]:
+    longest = [replace(t, responses=((NEXT,) * (LONGEST + 1),), edges=(), golden=0) for t in trees]
+    for items in plan(longest, 1, budget, layout)[0]:
         for _ in range(LONGEST):
             live = [i for i in items if not ends.intersection(replies[i][-1:])]
             if not live:

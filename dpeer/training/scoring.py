@@ -7,32 +7,38 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dpeer.data.packing import Pack, all_forward_tokens, build_pack, dummy_pack, plan_packs, split_by_sample
+from dpeer.data.layout import Layout, plan
+from dpeer.data.packing import Pack, build_pack, dummy_pack, split_by_sample
 from dpeer.data.tokenize import TokenTree
 from dpeer.training.calls import Scores
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
 
 
-def local_packs(trees: Sequence[TokenTree], world: World, budget: int) -> Iterator[Pack]:
+def local_packs(trees: Sequence[TokenTree], world: World, budget: int, layout: Layout = "tree") -> Iterator[Pack]:
     """This rank's packs, each made when it is taken, and dummies up to the same number on every rank (known without
     communication)."""
-    plan = plan_packs(all_forward_tokens(trees).tolist(), world.size, budget)
-    mine = plan[world.rank]
+    planned = plan(trees, world.size, budget, layout)
+    mine = planned[world.rank]
     for items in mine:
         yield build_pack([trees[i] for i in items], items).to(world.device)
-    for _ in range(max(1, *map(len, plan)) - len(mine)):
+    for _ in range(max(1, *map(len, planned)) - len(mine)):
         yield dummy_pack().to(world.device)
 
 
 @torch.no_grad()
 def score(
-    forward: Callable[[Pack], Tensor], trees: Sequence[TokenTree], world: World, budget: int, pulse: Pulse | None = None
+    forward: Callable[[Pack], Tensor],
+    trees: Sequence[TokenTree],
+    world: World,
+    budget: int,
+    pulse: Pulse | None = None,
+    layout: Layout = "tree",
 ) -> Scores:
     """This rank's share of the scores; the ranks' shares together cover every record exactly once."""
     pulse = pulse or Pulse()
     scores: Scores = {}
-    for pack in local_packs(trees, world, budget):
+    for pack in local_packs(trees, world, budget, layout):
         values = forward(pack).tolist()
         scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
         pulse.beat()

@@ -9,7 +9,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,17 @@ import transformers
 
 import dpeer
 from dpeer.config import Config
-from dpeer.data import load, stream
-from dpeer.data.blocks import COLUMNS, Block, Options
+from dpeer.config_sources import Source, listed, paths
+from dpeer.data import stream
+from dpeer.data.blocks import Block, Options, Said
+from dpeer.data.facts import shared_prompts, similar_prompts
 from dpeer.data.faults import Fault, data_error
+from dpeer.data.load import load, meaning, splits, told
+from dpeer.data.map import Tally
 from dpeer.data.names import clashes
 from dpeer.data.pool import blocks
-from dpeer.data.schema import Record
+from dpeer.data.round_trip import clock
+from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.data.split import Order, carved, share
 from dpeer.data.stream import Unreadable
 from dpeer.data.token_store import FORMAT, Rows, Store, Writer, open_store
@@ -40,6 +46,8 @@ if TYPE_CHECKING:
 
 PLACE = "DPEER_TOKENS"
 CARVED = "10%"
+SHARED = "\nRemove such records from one of the two, or have records carved from the training data: data.heldout=10%."
+CLOCK = "strftime_now"
 WAIT_S = 3600.0
 """Longest wait for another process that tokenises the same; then it is done here too, which harms nobody."""
 POLL_S = 0.5
@@ -49,23 +57,31 @@ RACY_S = 2.0
 
 @dataclass(frozen=True)
 class Part:
-    """One split: the split of a source that it is, or the share that is carved from the training records."""
+    """One split: the split of sources that it is, or the share that is carved from the training records."""
 
     name: str
-    source: str
+    sources: tuple[Source, ...]
     split: str
-    part: float | None
+    share: float | None = None
+
+    def load(self, dimensions: tuple[str, ...] | None) -> DataSet:
+        """All of it in memory."""
+        return load(self.sources, self.split, dimensions)
 
 
 def parts(config: Config) -> list[Part]:
     """The training records first."""
     spec = config.data
-    heldout = spec.heldout or (spec.train if "test" in load.splits(spec.train) else CARVED)
-    others = (("heldout", heldout, "test"), ("dual", spec.dual, "dual"))
-    return [
-        Part("train", spec.train, "train", None),
-        *(Part(name, source, split, share(source)) for name, source, split in others if source != "none"),
-    ]
+    tested = all("test" in splits(path) for path in paths(spec.train))
+    heldout = spec.heldout or (spec.train if tested else CARVED)
+    found = [Part("train", listed(spec.train, spec.map), "train")]
+    for name, source, split in (("heldout", heldout, "test"), ("dual", spec.dual, "dual")):
+        part = share(source) if isinstance(source, str) else None
+        if part:
+            found.append(Part(name, (), split, part))
+        elif source != "none":
+            found.append(Part(name, listed(source, spec.map), split))
+    return found
 
 
 def tokens(config: Config, tokenizer: PreTrainedTokenizerBase, *, whole: bool = False) -> Store:
@@ -97,58 +113,77 @@ def _made(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase
         if held:
             for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a maker that was killed
                 _remove(left)
-        with _temporary(folder) as temporary:
-            _write(config, wanted, tokenizer, temporary)
-            try:
-                os.rename(temporary, folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster, and its folder holds the same
-                    raise
+        loaded: dict[str, DataSet] = {}
+        while not folder.is_dir():
+            with _temporary(folder) as temporary, suppress(_Again):
+                _write(config, wanted, tokenizer, temporary, loaded)
+                try:
+                    os.rename(temporary, folder)
+                except OSError:
+                    if not folder.is_dir():  # else another process was faster, and its folder holds the same
+                        raise
         store = open_store(folder)
         assert store is not None
         return store
 
 
-def _write(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+class _Again(Exception):
+    """A source turned out to be one that cannot be read in chunks, and is loaded now."""
+
+
+def _write(
+    config: Config,
+    wanted: list[Part],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    loaded: dict[str, DataSet],
+) -> None:
+    """loaded: parts that are read in memory, by name; it grows. Raises _Again after it has."""
     spec = config.data
-    purposes = tuple(p.name for p in wanted if p.part is not None)
+    purposes = tuple(p.name for p in wanted if p.share)
     writer = Writer(folder)
     dimensions: tuple[str, ...] | None = None
     rows: dict[str, Rows] = {}
     orders: dict[str, Order] = {}
+    reading: dict[str, None] = {}
     for part in wanted:
-        if part.part is not None:
+        if part.share:
             continue
-        options = Options(spec.max_tokens, spec.overlong, dimensions, purposes if part.name == "train" else ())
         first = writer.records
-        found = _Seen(part, tokenizer, dimensions)
+        seen = _Seen(part, dimensions, loaded)
+        options = Options(spec.max_tokens, spec.overlong, seen.order, purposes if part.name == "train" else ())
         kept: list[tuple[Order, ...]] = []
-        try:
-            for block in blocks(stream.chunks(part.source, part.split), tokenizer, options):
-                found.add(block)
-                if found.sound:
+        with suppress(Unreadable):
+            for block in blocks(seen.chunks(), tokenizer, options):
+                seen.add(block)
+                if not seen.faults:
                     writer.add(block)
                     kept.append(block.orders)
-        except Unreadable:
-            found.unreadable = True
-        own = found.refuse_faults()
-        dimensions = dimensions or own
+            seen.whole = True
+        dimensions = seen.checked(tokenizer)
+        reading |= dict.fromkeys(line for read in seen.reading() for line in read.lines())
         rows[part.name] = np.arange(first, writer.records)
         if part.name == "train":
             orders = {p: np.concatenate([o[i] for o in kept]) for i, p in enumerate(purposes)}
     assert dimensions is not None
-    columns = np.concatenate(writer.columns, axis=1)
-    masks = _mask_ranks(writer)[columns[COLUMNS.index("mask")]]
-    for part in wanted:
-        if part.part is not None:
-            left = rows["train"]
-            chosen = carved(orders[part.name][left], masks[left], part.part)
-            rows["train"], rows[part.name] = left[~chosen], left[chosen]
-    rows = {name: rows[name] for name in ("train", *(p.name for p in wanted[1:]))}
+    rows = _split(writer, wanted, rows, orders)
+    words, longest = (writer.column(name) for name in ("words", "longest"))
     for mine in rows.values():
-        if not columns[COLUMNS.index("words"), mine].any():
-            raise none_fits(columns[COLUMNS.index("longest"), mine].tolist(), spec.max_tokens, spec.overlong)
-    writer.finish(dimensions, rows)
+        if not words[mine].any():
+            raise none_fits(longest[mine].tolist(), spec.max_tokens, spec.overlong)
+    about = {"reading": list(reading), "ends": sorted(writer.ends), "alike": _compared(writer, rows, config)}
+    writer.finish(dimensions, rows, about)
+
+
+def _split(writer: Writer, wanted: list[Part], rows: dict[str, Rows], orders: dict[str, Order]) -> dict[str, Rows]:
+    """Records of all parts, by name, those that are carved included."""
+    masks = _mask_ranks(writer)[writer.column("mask")]
+    for part in wanted:
+        if part.share:
+            left = rows["train"]
+            chosen = carved(orders[part.name][left], masks[left], part.share)
+            rows["train"], rows[part.name] = left[~chosen], left[chosen]
+    return {part.name: rows[part.name] for part in wanted}
 
 
 def _mask_ranks(writer: Writer) -> Rows:
@@ -156,67 +191,118 @@ def _mask_ranks(writer: Writer) -> Rows:
     return np.array([ranks[mask] for mask in writer.masks], dtype=np.int64)
 
 
-class _Seen:
-    """What a source's blocks say beside their tokens."""
+def _compared(writer: Writer, rows: dict[str, Rows], config: Config) -> list[tuple[str, str, str]]:
+    """What is to be told of prompts that nearly repeat those of another split. DataError: some are in both."""
+    prompts = {name: writer.prompts_of(mine) for name, mine in rows.items()}
+    if faults := list(shared_prompts(prompts)):
+        raise DataError(f"{data_error(', '.join(paths(config.data.train)), faults)}{SHARED}")
+    return [(f.where, f.column, f.message) for f in similar_prompts(prompts)]
 
-    def __init__(self, part: Part, tokenizer: PreTrainedTokenizerBase, dimensions: tuple[str, ...] | None) -> None:
-        self.part, self.tokenizer, self.dimensions = part, tokenizer, dimensions
-        self.names: set[str] = set()
-        self.forms: set[str] = set()
+
+class _Seen:
+    """What a part's blocks say beside their tokens."""
+
+    def __init__(self, part: Part, dimensions: tuple[str, ...] | None, loaded: dict[str, DataSet]) -> None:
+        self.part, self.dimensions, self.loaded = part, dimensions, loaded
+        self.files = stream.files(part.sources, part.split)
+        if self.files is None and part.name not in loaded:
+            loaded[part.name] = part.load(dimensions)
+        self.data = loaded.get(part.name)
+        self.whole = False
+        self.faults: list[Fault] = []
         self.places: dict[tuple[str, ...], tuple[Record, str]] = {}
-        self.parsing: list[Fault] = []
-        self.template: list[Fault] = []
-        self.unreadable = False
+        self.said: dict[int, list[Said]] = defaultdict(list)
 
     @property
-    def sound(self) -> bool:
-        return not (self.parsing or self.template)
+    def order(self) -> tuple[str, ...] | None:
+        """The dimensions as far as they are known."""
+        return self.data.dimensions if self.data else self.dimensions
+
+    def chunks(self) -> Iterable[stream.Chunk | stream.Records]:
+        if self.data or self.files is None:
+            return stream.in_memory(self.loaded[self.part.name])
+        return stream.chunks(self.part.sources, self.files)
 
     def add(self, block: Block) -> None:
-        self.names |= {d for mask in block.masks for d in mask}
-        self.forms |= block.forms
         for mask, place in block.places.items():
             self.places.setdefault(mask, place)
-        self.parsing += block.parse_faults
-        self.template += block.template_faults
+        self.faults += block.faults
+        self.said[block.file].append(block.said)
 
-    def refuse_faults(self) -> tuple[str, ...]:
-        """The dimensions, in order, of a source without fault. What concerns more than one row is said by `load`."""
-        order = self.dimensions or tuple(sorted(self.names))
-        records, places = zip(*self.places.values(), strict=True) if self.places else ((), ())
-        odd = self.unreadable or len(self.forms) != 1 or next(clashes(records, places, order), None)
-        if odd:
-            load.load(self.part.source, self.part.split, self.dimensions)
-            raise DataError(f"{self.part.source}: changed while it was read. Start again.")
-        if self.parsing:
-            raise data_error(self.part.source, self.parsing)
-        if self.template:
-            raise data_error(f"chat template of {self.tokenizer.name_or_path or 'the tokenizer'}", self.template)
-        return order
+    def checked(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """The dimensions, in order, of a part without fault. DataError: one with faults, as `load` and `tokenize` say
+        them. _Again: there is none, but it cannot be read in chunks."""
+        if self.data is None and not self._sound():
+            self.loaded[self.part.name] = self.part.load(self.dimensions)
+            raise _Again
+        if self.faults:
+            raise data_error(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}", self.faults)
+        return self._order()
+
+    def reading(self) -> tuple[Reading, ...]:
+        return self.data.reading if self.data else tuple(read for read, _ in self._read() if read)
+
+    def _order(self) -> tuple[str, ...]:
+        return self.order or tuple(sorted({d for mask in self.places for d in mask}))
+
+    def _sound(self) -> bool:
+        """Whether the chunks are all that `load` would find, in the form that it would find."""
+        if not self.whole or len(self.said) < len(self.files or ()) or not self.places:
+            return False
+        records, places = zip(*self.places.values(), strict=True)
+        if any(clashes(records, places, self._order())):
+            return False
+        try:
+            return all(fine for _, fine in self._read())
+        except DataError:
+            return False
+
+    def _read(self) -> Iterator[tuple[Reading | None, bool]]:
+        """Of each source: how it was read, if it is in no form of dpeer's own; whether all of it is in one form, that
+        was told from its beginning."""
+        for number, source in enumerate(self.part.sources):
+            files = [i for i, file in enumerate(self.files or ()) if file.source == number]
+            said = [one for i in files for one in self.said[i]]
+            columns = tuple(dict.fromkeys(column for one in said for column in one.columns))
+            found = meaning(source, columns, self.files[files[0]].path.name if self.files else "")
+            fine = len({form for one in said for form in one.forms}) == 1
+            fine = fine and all(one.map == (found[0] if found else None) for one in said)
+            yield told(source, found[1], Tally.of(one.tally for one in said)) if found else None, fine
 
 
 def _key(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase, place: Path) -> str:
-    """Everything on which the tokens depend."""
+    """Everything on which the tokens, and what is told of them, depend."""
     spec = config.data
-    content = [[p.name, p.part or _source_hash(p, place)] for p in wanted]
+    content = [[p.name, p.share, p.split, [_source(s, p.split, place) for s in p.sources]] for p in wanted]
     key = [FORMAT, dpeer.__version__, _tokenizer_hash(tokenizer), content, spec.max_tokens, spec.overlong]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+
+
+def _source(source: Source, split: str, place: Path) -> list[Any]:
+    given = None if source.map is None else source.map.model_dump(mode="json")
+    return [source.path, source.weight, given, _content(source.path, split, place)]
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Of what it computes, wherever its files lie."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     model = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    about = [type(tokenizer).__name__, str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
+    template = str(tokenizer.chat_template)
+    about = [type(tokenizer).__name__, template, str(tokenizer.special_tokens_map)]
+    if CLOCK in template:
+        about.append(clock(tokenizer)("%Y-%m-%d"))
     versions = [transformers.__version__, tokenizers.__version__]
     return hashlib.sha256(json.dumps([model, about, versions]).encode()).hexdigest()
 
 
-def _source_hash(part: Part, place: Path) -> str:
+def _content(source: str, split: str, place: Path) -> list[str]:
+    """Names and hashes of a source's files."""
+    found = stream.content(source, split)
+    return [found] if isinstance(found, str) else [f"{path.name} {_file_hash(path, place)}" for path in found]
+
+
+def _file_hash(path: Path, place: Path) -> str:
     """Of a file's bytes, remembered with its size and time, so that a run's ranks need not read them all."""
-    path = stream.local(part.source, part.split)
-    if path is None:
-        return stream.hub_fingerprint(part.source, part.split)
     status = path.stat()
     about: dict[str, Any] = {"path": str(path.absolute()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     memo = place / f"source-{hashlib.sha256(about['path'].encode()).hexdigest()[:16]}.json"
@@ -224,7 +310,7 @@ def _source_hash(part: Part, place: Path) -> str:
         known: dict[str, Any] = json.loads(memo.read_text())
         if about == {name: known.get(name) for name in about}:
             return str(known["xxh3"])
-    found = f"{path.suffix} {stream.content_hash(path)}"
+    found = stream.file_hash(path)
     if time.time() - status.st_mtime > RACY_S and path.stat().st_mtime_ns == status.st_mtime_ns:
         with suppress(OSError):
             write_json(memo, about | {"xxh3": found})

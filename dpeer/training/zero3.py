@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,25 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
-from dpeer.model.lm import TreeLM, build_lm
-from dpeer.training.engine import Engine, build_optimizer, deepspeed_config
+from dpeer.model.lm import build_lm, load_shape, refuse_not_finite
+from dpeer.model.tree_lm import TreeLM
+from dpeer.training.engine import Engine, build_optimizer, model_settings
 from dpeer.training.world import World
 
 SHARDS = "deepspeed"
 UNIVERSAL = "universal"
+
+
+def _own_parts(lm: TreeLM, rank: int) -> Iterator[tuple[str, Tensor]]:
+    """This rank's part of each partitioned weight, less padding at its end, which nothing has written. Whole weights
+    were looked at when they were loaded."""
+    for name, weight in lm.named_parameters():
+        if not hasattr(weight, "ds_tensor"):
+            continue
+        part = weight.ds_tensor.detach().flatten()
+        own = min(part.numel(), weight.ds_numel - rank * part.numel())  # type: ignore[attr-defined]
+        if own > 0:
+            yield name, part[:own]
 
 
 class Zero3:
@@ -26,10 +40,12 @@ class Zero3:
     name, sharded = "deepspeed", True
 
     def __init__(self, config: Config, world: World, *, reference: bool = False) -> None:
-        name = config.cluster.reference_deepspeed if reference else config.cluster.deepspeed
-        settings = deepspeed_config(name, config, trained=not reference)
+        spec = config.model
+        path, revision = spec.reference if reference else (spec.path, spec.revision)
+        settings = model_settings(config, load_shape(path, revision), trained=not reference)
         self.world = world
         lm = _partitioned(config, settings, reference=reference)
+        refuse_not_finite(_own_parts(lm, world.rank), path)
         self.trained = [p for p in lm.parameters() if p.requires_grad]
         self._engine = _initialize(lm, settings, config, self.trained)
         self._engine.train(not reference)
@@ -80,10 +96,11 @@ class Zero3:
         self._engine._config.load_universal_checkpoint = True
         self._engine.load_checkpoint(str(folder), tag=UNIVERSAL)
         self._engine._config.load_universal_checkpoint = False
-        for state in self._engine.optimizer.optimizer.state.values():
-            # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group.
+        for master, state in self._engine.optimizer.optimizer.state.items():
+            # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group. It
+            # lies on the CPU, where the fused kernel of a GPU cannot read it.
             if isinstance(state.get("step"), Tensor):
-                state["step"] = state["step"].clone()
+                state["step"] = state["step"].to(master.device, copy=True)
 
     def gathered(self) -> dict[str, Tensor] | None:
         state: dict[str, Tensor] = self._engine._zero3_consolidated_16bit_state_dict()

@@ -70,9 +70,10 @@ class Farm(Section):
     backend: Literal["auto", "actors", "ray_data"] = "auto"
     """How vLLM runs on Ray: plain actors, or Ray Data LLM; auto: Ray Data from 20,000 calls on."""
     replicas: int | None = Field(None, ge=1)
-    """Engines per model that run at once; default: one on CPU, as many as the cluster has GPUs for on GPU."""
-    conversations_per_task: int = Field(64, ge=1)
-    """Conversations that an engine gets at once; finished ones are on disk before the next are sent."""
+    """Engines per model that run at once; default: one on CPU, as many as free GPUs allow on GPU."""
+    conversations_per_task: int | None = Field(None, ge=1)
+    """Conversations that an engine gets at once; finished ones are on disk before the next are sent. Default: 64 on
+    CPU, 512 on GPU, where an engine works on many at once and waits for the last ones of each task."""
     address: str | None = None
     """Address of a running Ray cluster; default: a private one on this machine (or RAY_ADDRESS)."""
     timeout_s: Positive = 1800.0

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpeer.cache import cache_root
 from dpeer.eval.irt.errors import IrtError
 from dpeer.files import write_bytes
 from dpeer.integrity import BLANK, Damaged, seal, verify
@@ -35,14 +36,6 @@ BUILD_LIMIT_S = 3600
 EXECUTABLE = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ")
 
 Progress = Callable[[str], None]
-
-
-def cache_root() -> Path:
-    """DPEER_CACHE; else .cache in the working directory where there is one; else ~/.cache/dpeer."""
-    if given := os.environ.get("DPEER_CACHE"):
-        return Path(given).absolute()
-    here = Path(".cache").absolute()
-    return here if here.is_dir() else Path.home() / ".cache" / "dpeer"
 
 
 def version(folder: Path) -> str:

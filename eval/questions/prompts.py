@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import pandas as pd
 
 from dpeer.data.faults import Fault, data_error, excerpt
-from dpeer.data.load import HUB_ID, _file, _hub_rows, splits
 from dpeer.data.parse import Invalid
-from dpeer.data.read import SUFFIXES, Row, rows
-from dpeer.errors import ConfigError, DataError
+from dpeer.data.places import rows_of, splits
+from dpeer.data.read import Row
+from dpeer.errors import ConfigError
 from dpeer.eval.questions.config import Prompts
 from dpeer.eval.store.columns import column_value, identifier, prompt_text
 
@@ -70,14 +69,7 @@ def _chosen(items: Iterable[dict[str, object]], limit: int | None, seed: int) ->
 
 
 def _rows(source: str) -> tuple[list[Row], list[Fault]]:
-    path = Path(source)
-    split = "test" if "test" in splits(source) else "train"
-    if path.exists() or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
-        return rows(_file(path, split))
-    given = _hub_rows(source, split)
-    if not given:
-        raise DataError(f"{source}: the {split} split holds no rows")
-    return given, []
+    return rows_of(source, "test" if "test" in splits(source) else "train")
 
 
 def _item(row: Row, prompts: Prompts) -> dict[str, object]:

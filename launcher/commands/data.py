@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,28 +15,46 @@ from dpeer.escape import markup
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dpeer.config_sources import Map
     from dpeer.data.check import CheckReport, Spread
 
 app = typer.Typer(no_args_is_help=True)
 
-Source = Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file; folder with train.* and test.*; or hub id.")]
+Source = Annotated[
+    str,
+    typer.Argument(help="File, folder or hub id, with :SUBSET and @SPLIT where there are several, e.g. a/b:c@train."),
+]
+Mapped = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="PRESET|KEY=VALUE",
+        help="What the columns mean: a preset's name, or keys of data.map such as golden=chosen; repeat.",
+    ),
+]
 
 
 @app.command()
 def check(
     source: Source,
-    tokenizer: Annotated[str | None, typer.Option(help="Model folder or hub id: also audit its chat template.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model folder or hub id: audit its template and sizes too.")
+    ] = None,
     heldout: Annotated[str | None, typer.Option(help="Held-out data; default: the test split of SOURCE.")] = None,
+    map_: Mapped = None,
+    tolerance: Annotated[
+        float, typer.Option(help="What a constraint would be held to: a mean loss per pair.", min=0.01, max=5)
+    ] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Count and audit a data set; exit code 1 when training would refuse it or be misled by it."""
     from dpeer.data.check import check as check_data
 
-    report = check_data(source, _tokenizer(tokenizer) if tokenizer else None, heldout)
+    report = check_data(source, _tokenizer(tokenizer) if tokenizer else None, heldout, _map(map_))
     if as_json:
         typer.echo(report.to_json())
     else:
-        _render(report)
+        _render(report, tolerance)
     raise typer.Exit(1 if report.errors else 0)
 
 
@@ -44,13 +63,14 @@ def show(
     source: Source,
     number: Annotated[int, typer.Argument(help="Which record, from 1.", min=1)] = 1,
     split: Annotated[str, typer.Option(help="Split of a folder or hub id.")] = "train",
+    map_: Mapped = None,
 ) -> None:
     """Show one record: its prompt, every response with what it fails, and the edges."""
     from dpeer.data.load import load
     from dpeer.data.order import edges
     from dpeer.errors import DataError
 
-    data = load(source, split)
+    data = load(source, split, map=_map(map_))
     if number > len(data.records):
         raise DataError(f"{source} has {len(data.records)} records; record {number} does not exist")
     record = data.records[number - 1]
@@ -63,6 +83,38 @@ def show(
         console.print(f"\n[bold]{markup(title)}[/]\n{markup(response.text)}")
     pairs = ", ".join(f"{e.better + 1} > {e.worse + 1} ({e.dimension})" for e in edges(record))
     console.print(f"\n[bold]edges[/] {markup(pairs)}")
+
+
+@app.command()
+def convert(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new .jsonl file.", metavar="FILE.jsonl")],
+    map_: Mapped = None,
+) -> None:
+    """Write a data set in the general form, and say what could not be attributed to one dimension, and why."""
+    from dpeer.data.convert import convert as convert_data
+    from dpeer.data.order import edge_counts
+
+    data = convert_data(source, output, _map(map_))
+    console = Console(highlight=False, soft_wrap=True)
+    for reading in data.reading:
+        console.print(*map(markup, reading.lines()), sep="\n")
+    edges = ", ".join(f"{d} {n:,}" for d, n in edge_counts(data).items())
+    prompts = len({r.prompt for r in data.records})
+    console.print(markup(f"{output}: {len(data.records):,} records of {prompts:,} prompts; edges: {edges}"))
+
+
+def _map(given: Sequence[str] | None) -> Map | None:
+    """`--map preset --map key=value` as data.map."""
+    if not given:
+        return None
+    from dpeer.config_io import parsed_section
+    from dpeer.config_sources import Map
+
+    presets = [text for text in given if "=" not in text]
+    if len(presets) > 1:
+        raise typer.BadParameter(f"one preset at most, got {', '.join(presets)}", param_hint="--map")
+    return parsed_section(Map, {"preset": presets[0]} if presets else {}, [t for t in given if "=" in t], "--map")
 
 
 def _tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -82,7 +134,7 @@ def _tokenizer(path: str) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def _render(report: CheckReport) -> None:
+def _render(report: CheckReport, tolerance: float) -> None:
     from dpeer.data.faults import screen
 
     console = Console(highlight=False, soft_wrap=True)
@@ -93,13 +145,30 @@ def _render(report: CheckReport) -> None:
     if report.errors:
         console.print("[bold red]errors[/]", *map(markup, screen(report.errors)), sep="\n")
         return
+    for reading in report.reading:
+        console.print(*map(markup, reading.lines()), sep="\n")
     lengths = [{name: _range(spread) for name, spread in split.lengths.items()} for split in report.splits]
     names = [split.name for split in report.splits]
     _table(console, "records per mask", names, [split.masks for split in report.splits])
-    _table(console, "preference edges", names, [split.edges for split in report.splits])
+    _support(console, report, tolerance)
     _table(console, "least / median / most", names, lengths)
     if report.warnings:
         console.print("[bold yellow]warnings[/]", *map(markup, screen(report.warnings)), sep="\n")
+
+
+def _support(console: Console, report: CheckReport, tolerance: float) -> None:
+    """What constraints the data can support, a line per dimension."""
+    from dpeer.estimate.support import needs, support
+
+    table = Table("dimension", "edges", "prompts", "held out", "proves at best", "", box=None, pad_edge=False)
+    rows = support(report.splits, tolerance)
+    for row in rows:
+        counts = (f"{row.edges:,}", f"{row.prompts:,}", f"{row.heldout:,}", f"{row.provable:.2g}")
+        table.add_row(markup(row.dimension), *counts, row.verdict)
+    console.print()
+    console.print(table)
+    if rows:
+        console.print(needs(rows[0], tolerance, carved=len(report.splits) == 1))
 
 
 def _table(console: Console, title: str, names: Sequence[str], columns: Sequence[Mapping[str, object]]) -> None:

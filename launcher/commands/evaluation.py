@@ -50,13 +50,13 @@ def generate(
     recipe: Recipe, set_: Overrides = None, retry_errors: RetryErrors = False, dry_run: DryRun = False
 ) -> None:
     """Let the models of an evaluation recipe answer its prompts; a stopped run goes on where it was."""
-    config = _config(recipe, set_)
+    config = evaluation_config(recipe, set_)
     if dry_run:
         _print_config(config)
         return
     from dpeer.eval.generate import generate as run
 
-    typer.echo(run(config, lambda: _connect(config), retry_errors))
+    typer.echo(run(config, lambda: connected(config), retry_errors))
 
 
 def judge(
@@ -72,7 +72,7 @@ def judge(
     dry_run: DryRun = False,
 ) -> None:
     """Let the judges of an evaluation recipe rate the responses; a stopped run goes on where it was."""
-    config = _config(recipe, set_)
+    config = evaluation_config(recipe, set_)
     if dry_run:
         _print_config(config)
     elif plan_only:
@@ -80,11 +80,11 @@ def judge(
         from dpeer.eval.plan import plan
 
         planned = plan(config)
-        _show_plan(planned, cost(config, planned, tokens_per_second))
+        show_plan(planned, cost(config, planned, tokens_per_second))
     else:
         from dpeer.eval.judge import judge as run
 
-        table = run(config, lambda: _connect(config), retry_errors)
+        table = run(config, lambda: connected(config), retry_errors)
         typer.echo(table)
         names = [model.name for model in config.models]
         base = f" --base {config.base or names[0]}" if names else ""
@@ -180,7 +180,7 @@ def _write_ratings(table: pd.DataFrame, output: Path) -> None:
     typer.echo(f"{output}: {len(table):,} ratings ({counts})")
 
 
-def _config(recipe: str, overrides: list[str] | None) -> EvalConfig:
+def evaluation_config(recipe: str, overrides: list[str] | None) -> EvalConfig:
     from dpeer.config_io import load_section
     from dpeer.eval.config import EvalConfig
     from dpeer.launcher.recipe import EVALUATION, recipe_path
@@ -194,13 +194,13 @@ def _print_config(config: EvalConfig) -> None:
     typer.echo(resolved_yaml(config), nl=False)
 
 
-def _connect(config: EvalConfig) -> AbstractContextManager[None]:
+def connected(config: EvalConfig) -> AbstractContextManager[None]:
     from dpeer.launcher.cluster import connect
 
     return connect(config.farm.address)
 
 
-def _show_plan(planned: Plan, cost: pd.DataFrame) -> None:
+def show_plan(planned: Plan, cost: pd.DataFrame) -> None:
     console = Console(highlight=False)
     for note in planned.notes:
         console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from transformers.utils import cached_file
 
 from dpeer import config
 from dpeer.config import Config
+from dpeer.config_sources import paths
+from dpeer.data.layout import Layout
 from dpeer.data.order import edges
+from dpeer.data.places import place
 from dpeer.data.tokenize import tokenize
 from dpeer.errors import ConfigError, DpeerError
 from dpeer.model.flops import Lengths
@@ -53,6 +56,9 @@ class Records:
     lengths: tuple[Lengths, ...]
     source: str
     assumed: bool
+
+    def laid_out(self, layout: Layout) -> Records:
+        return replace(self, lengths=tuple(replace(r, layout=layout) for r in self.lengths))
 
 
 def gpu(name: str) -> Gpu:
@@ -113,14 +119,15 @@ def records(recipe: Config, given: GivenLengths) -> Records:
     """Lengths of the training records: given, from the data and its tokenizer, or assumed."""
     if given.complete:
         return Records(_made(given, {}), "given", assumed=False)
-    known = next((e for e in _known("data") if recipe.data.train in e["paths"]), None)
-    if Path(recipe.data.train).exists() and given == GivenLengths():
+    sources = paths(recipe.data.train)
+    shown = ", ".join(sources)
+    known = next((e for e in _known("data") if set(sources) <= set(e["paths"])), None)
+    if given == GivenLengths() and all(Path(place(source).path).exists() for source in sources):
         return _measured(recipe)
     if known:
-        source = f"{recipe.data.train} is not read: lengths are assumed unless given"
-        return Records(_made(given, known), source, assumed=True)
+        return Records(_made(given, known), f"{shown} is not read: lengths are assumed unless given", assumed=True)
     raise ConfigError(
-        f"data.train = {recipe.data.train}: not on this machine, so its lengths are not known. Give a local file, or "
+        f"data.train = {shown}: not on this machine, so its lengths are not known. Give a local file, or "
         "all of --records, --prompt-tokens, --response-tokens and --rejects."
     )
 
@@ -138,7 +145,7 @@ def _made(given: GivenLengths, known: dict[str, Any]) -> tuple[Lengths, ...]:
 
 def _measured(recipe: Config) -> Records:
     data = split_records(recipe)["train"]
-    spec = recipe.data
+    spec, shown = recipe.data, ", ".join(paths(recipe.data.train))
     try:
         tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
     except DpeerError:
@@ -150,13 +157,13 @@ def _measured(recipe: Config) -> Records:
             )
             for r in data.records
         )
-        source = f"{spec.train}, tokens estimated as characters / {CHARACTERS_PER_TOKEN:g}: the tokenizer is not here"
+        source = f"{shown}, tokens estimated as characters / {CHARACTERS_PER_TOKEN:g}: the tokenizer is not here"
         return Records(estimated, source, assumed=True)
     trees = tokenize(data, tokenizer, spec.max_tokens, spec.overlong).trees
     counted = tuple(
         Lengths(len(t.prompt), tuple(len(r) for r in t.responses), tuple((i, j) for _, i, j in t.edges)) for t in trees
     )
-    return Records(counted, f"{spec.train}, counted with the model's tokenizer", assumed=False)
+    return Records(counted, f"{shown}, counted with the model's tokenizer", assumed=False)
 
 
 def _tokens(characters: int) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from dpeer import config as settings
-from dpeer.config import Config
+from dpeer.config import ADAPTERS_LR, Config
 from dpeer.config_io import load_config
+from dpeer.data.layout import Layout
 from dpeer.errors import ConfigError
 from dpeer.estimate.footprint import Activations, Weights, count_activations, count_weights
 from dpeer.estimate.memory import BYTES, GIB, Host, Memory, Zero, host, largest_budget, per_gpu, scoring
@@ -30,8 +31,9 @@ from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_co
 from dpeer.launcher.recipe import RECIPES
 from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
+from dpeer.model.probe import layout_of
 from dpeer.training.choice import TRAINED, Choice, choose, plain_reference
-from dpeer.training.engine import deepspeed_config
+from dpeer.training.engine import model_settings
 
 HFU = 0.35
 LINKS = 0.8  # share of a link's rated speed that collectives reach
@@ -126,17 +128,17 @@ def make_plan(request: Request) -> Plan:
     shape, source = model_config(config.model, request.model_config)
     refuse_unsupported(shape, config.model.path)
     ranks, reference_ranks = _ranks(config, request)
-    lengths = records(config, request.lengths)
+    layout = layout_of(shape, config.model.path, config.model.layout)
+    lengths = records(config, request.lengths).laid_out(layout)
     weights = _weights(config.model, _Shape(shape))
-    activations = _activations(config.model, _Shape(shape), *typical(lengths.lengths))
+    activations = _activations(config.model, _Shape(shape), *typical(lengths.lengths), layout)
     engine = choose(
         config,
         ranks,
         float(weights.total * BYTES[config.model.dtype] + weights.trained * TRAINED),
         card.memory_gib * GIB,
     )
-    deepspeed = deepspeed_config(config.cluster.deepspeed, config, trained=True)
-    zero = Zero.plain() if engine.name == "plain" else Zero.of(deepspeed)
+    zero = Zero.plain() if engine.name == "plain" else Zero.of(model_settings(config, shape, trained=True))
     batch = batching(config, lengths.lengths, ranks)
     tokens = max(config.training.tokens_per_pack, batch.largest_pack)
     memory = per_gpu(config, weights, activations, zero, ranks, tokens)
@@ -156,7 +158,7 @@ def make_plan(request: Request) -> Plan:
         zero=zero,
         tokens=tokens,
         memory=memory,
-        reference_memory=_reference_memory(config, weights, activations, reference_ranks, tokens),
+        reference_memory=_reference_memory(config, weights, activations, reference_ranks, tokens, shape),
         largest_record=_if_smaller(batch.largest_pack, tokens, config, weights, activations, zero, ranks),
         host=host(config, weights, zero, ranks, min(request.gpus, ranks)),
         budget=largest_budget(config, weights, activations, zero, ranks, card.memory_gib * GIB),
@@ -194,12 +196,12 @@ def _machine(config: Config, request: Request, card: Gpu) -> Machine:
 
 
 def _reference_memory(
-    config: Config, weights: Weights, activations: Activations, ranks: int, tokens: int
+    config: Config, weights: Weights, activations: Activations, ranks: int, tokens: int, shape: PretrainedConfig
 ) -> Memory | None:
     if not ranks:
         return None
-    settings = deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
-    zero = Zero.plain() if plain_reference(config, ranks) else Zero.of(settings)
+    zero = Zero.of(model_settings(config, shape, trained=False))
+    zero = Zero.plain() if plain_reference(config, ranks) else zero
     return scoring(config, weights, activations, zero, ranks, tokens)
 
 
@@ -243,8 +245,10 @@ def _weights(spec: settings.Model, shape: _Shape) -> Weights:
 
 
 @cache
-def _activations(spec: settings.Model, shape: _Shape, prompt: int, responses: tuple[int, ...]) -> Activations:
-    return count_activations(spec, shape.shape, prompt, responses)
+def _activations(
+    spec: settings.Model, shape: _Shape, prompt: int, responses: tuple[int, ...], layout: Layout
+) -> Activations:
+    return count_activations(spec, shape.shape, prompt, responses, layout)
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
     config = plan.config
     recompute = () if config.model.gradient_checkpointing else ("model.gradient_checkpointing=true",)
     candidates: list[tuple[str, ...]] = []
-    if plan.budget >= plan.batch.largest_pack or plan.budget >= max(r.tree for r in plan.records.lengths):
+    if plan.budget >= plan.batch.largest_pack or plan.budget >= max(r.tokens for r in plan.records.lengths):
         candidates.append((f"training.tokens_per_pack={plan.budget}",))
     if recompute:
         candidates.append(recompute)
@@ -287,5 +291,7 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
         offload = ("cluster.deepspeed=zero3_offload", "training.optimizer.name=cpu_adam", "cluster.engine=deepspeed")
         candidates.append((*recompute, *(offload if config.cluster.engine == "plain" else offload[:2])))
     if config.model.lora is None:
-        candidates.append((*recompute, "model.lora.rank=16"))
+        slow = config.training.optimizer.lr < ADAPTERS_LR
+        rate = (f"training.optimizer.lr={ADAPTERS_LR:g}",) if slow else ()
+        candidates.append((*recompute, "model.lora.rank=16", *rate))
     return candidates

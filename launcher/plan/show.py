@@ -30,6 +30,8 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
         + f"; {plan.config.model.dtype}, {_engine(plan)}, "
         f"recompute {'on' if plan.config.model.gradient_checkpointing else 'off'}"
     )
+    if plan.zero.sharded:
+        console.print(window(plan))
     console.print()
     console.print(_gpu_table(plan))
     console.print(_host_table(plan))
@@ -117,6 +119,16 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
     yield "the checkpoint is memory-mapped while it loads: page cache, not counted in the host's memory"
     if price is None:
         yield "no price given: --price"
+
+
+def window(plan: Plan) -> str:
+    """What ZeRO-3 may hold gathered, in parameters."""
+    zero, whole = plan.zero, " at once" if plan.zero.whole_layers else ""
+    return (
+        f"ZeRO-3: up to {_count(zero.max_live)} parameters gathered, kept if used again within "
+        f"{_count(zero.reuse_distance)}, {_count(zero.prefetch)} fetched ahead; layers of "
+        f"{_count(plan.weights.layer)}{whole}"
+    )
 
 
 def _engine(plan: Plan) -> str:
@@ -263,6 +275,13 @@ def as_data(plan: Plan, cells: int, price: float | None, fixes: tuple[Remedy, ..
         "fits": plan.fits_gpu and plan.fits_host,
         "cluster": {"nodes": plan.request.nodes, "gpus": plan.request.gpus, "gpu": plan.gpu.name, "ranks": plan.ranks},
         "parameters": {"total": plan.weights.total, "trained": plan.weights.trained},
+        "zero3": {
+            "max_live_parameters": plan.zero.max_live,
+            "max_reuse_distance": plan.zero.reuse_distance,
+            "prefetch_bucket_size": plan.zero.prefetch,
+        }
+        if plan.zero.sharded
+        else None,
         "gpu_memory": {
             "parts": parts(plan.memory.parts),
             "peak_phase": plan.memory.peak_phase,

@@ -18,6 +18,7 @@ from dpeer.launcher.preflight.checklist import Checklist, Warn
 from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, ReferenceCalls, Scores
+from dpeer.training.dates import dated
 from dpeer.training.policy import TreeMismatch
 from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.run_dir import refuse_unshared
@@ -53,6 +54,7 @@ def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Sa
             quick(config, checks, say)
             if only_quick:
                 return
+            config = dated(config)
             prepared = data(config, checks, say)
             if prepared is None or not checks.ok:
                 checks.skip(tuple(n for n in deep if n not in DATA), "after a fault above")
@@ -71,9 +73,10 @@ def data(config: Config, checks: Checklist, say: Say) -> Prepared | None:
     say("reading and auditing the data")
     box: list[Prepared] = []
 
-    def audit() -> str:
+    def audit() -> str | Warn:
         box.append(prepare(config))
-        return preflight.tokens(box[0])
+        found, told = preflight.tokens(box[0]), box[0].warnings
+        return Warn(f"{found}; {'; '.join(told)}", "") if told else found
 
     if not checks.check("token boundaries", audit):
         checks.skip(DATA[1:], "after a fault above")
@@ -160,10 +163,10 @@ def compare_scores(
     config: Config, checks: Checklist, prepared: Prepared, policy: list[list[float]], reference: list[list[float]]
 ) -> None:
     """The fresh policy must score as the reference does; the cache must hold what the reference says."""
-    if config.model.reference_path in (None, config.model.path):
+    if config.model.reference_is_base:
         checks.check("step-0 identity", preflight.identity, config, prepared.train, policy, reference)
     else:
-        checks.skip(("step-0 identity",), "model.reference_path is another model")
+        checks.skip(("step-0 identity",), "the reference is another model")
     checks.check("reference cache", preflight.reference_cache, config, prepared.train, reference)
 
 

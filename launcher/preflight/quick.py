@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dpeer.config import Config
+from dpeer.config_sources import paths
 from dpeer.errors import ClusterError
 from dpeer.launcher.cluster import check_feasible
 from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import bundle, wanted
+from dpeer.launcher.nvidia import Card
 from dpeer.launcher.preflight import judge
 from dpeer.launcher.preflight.checklist import Checklist, Warn
 from dpeer.launcher.preflight.nodes import Nodes
@@ -87,7 +89,8 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
             checks.check("network", lambda: judge.network(nodes.cut()))
         _folders(checks, nodes, output, shared=not private)
         sizes: list[SavedSize] = []
-        if checks.check("model size", lambda: _size(config, sizes)):
+        memory = _rank_memory(config, fact("cards"), fact("memory"))
+        if checks.check("model size", lambda: _size(config, memory, sizes)):
             needed = sizes[0].disk(config.training.keep_checkpoints + (config.training.keep == "best"))
             checks.check("disk space", judge.disk_space, fact("free"), needed, bytes_in(config.run_dir), output)
             checks.check("host memory", judge.host_memory, fact("memory"), fact("available"), sizes[0].consolidation)
@@ -103,8 +106,15 @@ def _placement(config: Config) -> str:
 
 def _inputs(config: Config) -> list[str]:
     """Files and folders of the recipe that exist here; the rest are hub ids, or told by what reads them."""
-    paths = (config.model.path, config.model.reference_path, config.data.train, config.data.heldout, config.data.dual)
-    return [path for path in paths if path and Path(path).exists()]
+    data = config.data
+    given = [
+        config.model.path,
+        config.model.reference_path,
+        *paths(data.train),
+        *paths(data.heldout),
+        *paths(data.dual),
+    ]
+    return [path for path in given if path and Path(path).exists()]
 
 
 def _folders(checks: Checklist, nodes: Nodes, output: Path, *, shared: bool) -> None:
@@ -135,10 +145,20 @@ def _folders(checks: Checklist, nodes: Nodes, output: Path, *, shared: bool) -> 
         shutil.rmtree(canary, ignore_errors=True)
 
 
-def _size(config: Config, sizes: list[SavedSize]) -> str:
-    from dpeer.estimate.saved_size import saved_size  # transformers: seconds
+def _rank_memory(config: Config, cards: dict[str, list[Card]], hosts: dict[str, int]) -> float:
+    """Bytes of the smallest GPU, or the ranks' share of the smallest host's memory."""
+    known = [card.total * 2**20 for found in cards.values() for card in found if card.total]
+    if config.cluster.on_gpus and known:
+        return min(known)
+    return min(hosts.values()) / config.cluster.policy_workers
 
-    sizes.append(saved_size(config))
+
+def _size(config: Config, memory: float, sizes: list[SavedSize]) -> str:
+    from dpeer.estimate.saved_size import saved_size  # transformers: seconds
+    from dpeer.training.choice import one_choice
+
+    engine = one_choice(config, config.cluster.policy_workers, memory).name
+    sizes.append(saved_size(config, frozen=engine == "deepspeed"))
     return f"{sizes[0].parameters / 1e6:,.1f} M parameters, {sizes[0].trained / 1e6:,.1f} M trained"
 
 

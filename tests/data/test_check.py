@@ -48,9 +48,30 @@ def test_counts(tmp_path):
         ([row("q", "AT"), row("q", "AT")], [], ["d.csv:2, column prompt: repeats d.csv:1: 'q'"]),
         ([row("q", "AT"), row(" q", "AT", golden="x")], [], ["d.csv:2, column prompt: has the prompt and mask of"]),
         ([row("q", "AT"), row("q", "AE")], [], []),
+        (
+            [
+                row(
+                    "Is this plan any good?",
+                    "A",
+                    golden="Is this plan any good? No.",
+                    reject_A="Is this plan any good? Yes!",
+                )
+            ],
+            [],
+            ["d.csv:1: every response begins with the prompt: 'Is this plan any good?'"],
+        ),
         ([row("q", "AT"), row("p", "AX")], ["row 2 (line 3), column mask: unknown dimension 'X'"], []),
     ],
-    ids=["golden equals reject", "equal rejects", "empty reject", "duplicate", "same prompt", "other mask", "bad row"],
+    ids=[
+        "golden equals reject",
+        "equal rejects",
+        "empty reject",
+        "duplicate",
+        "same prompt",
+        "other mask",
+        "with prompts",
+        "bad row",
+    ],
 )
 def test_findings(tmp_path, rows, errors, warnings):
     rows = [{k: v for k, v in r.items() if k in COLUMNS} for r in rows]

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unicodedata import normalize
 
 import datasets
+import pandas
 import pytest
 
 from dpeer.data.load import load, splits
@@ -28,6 +30,63 @@ def test_dimensions_are_sorted_whatever_the_row_order(tmp_path):
     assert one.dimensions == two.dimensions == ("A", "C", "E", "T")
     assert [r.mask for r in one.records] == [("A", "T"), ("C", "E")]
     assert [r.source for r in one.records] == ["1.jsonl:1", "1.jsonl:2"]
+
+
+MESSAGES = [{"role": "system", "content": 'Be "brief".'}, {"role": "user", "content": "Is tea\nhealthy?"}]
+
+
+@pytest.mark.parametrize("text", [json.dumps(MESSAGES), f"  {json.dumps(MESSAGES, indent=1)}\n", repr(MESSAGES)])
+def test_the_text_of_messages_is_messages(tmp_path, text):
+    data = load(str(write(tmp_path / "d.jsonl", row(text, A="a"))))
+    assert [{"role": m.role, "content": m.content} for m in data.records[0].prompt] == MESSAGES
+    table = tmp_path / "d.csv"
+    pandas.DataFrame([{"mask": ["A"], "prompt": text, "golden": "g", "reject_A": "a"}]).to_csv(table, index=False)
+    assert load(str(table)).records[0].prompt == data.records[0].prompt
+
+
+@pytest.mark.parametrize("text", ["[1, 2] is a list", '{"content": 3} what is it?', "[{'a': 1}]", "{role: user}"])
+def test_other_json_is_a_question(tmp_path, text):
+    assert load(str(write(tmp_path / "d.jsonl", row(text, A="a")))).records[0].prompt[0].content == text
+
+
+@pytest.mark.parametrize(
+    "text", [json.dumps(MESSAGES)[:-9], '[{"role": "user", "content": "x", "name": "y"}]', '[{"role": "tool"}]']
+)
+def test_text_that_begins_as_messages_and_is_none_is_refused(tmp_path, text):
+    with pytest.raises(DataError, match="row 1, column prompt"):
+        load(str(write(tmp_path / "d.jsonl", row(text, A="a"))))
+
+
+def test_a_dimension_in_two_unicode_forms_is_one(tmp_path):
+    composed, decomposed = (normalize(form, "café") for form in ("NFC", "NFD"))
+
+    def named(name: str) -> dict[str, object]:
+        return {
+            "prompt": name,
+            "mask": [name],
+            "responses": [{"text": "g", "fails": []}, {"text": "a", "fails": [name]}],
+        }
+
+    general = load(str(write(tmp_path / "d.jsonl", named(composed), named(decomposed))))
+    assert general.dimensions == (composed,) and all(r.mask == (composed,) for r in general.records)
+    table = tmp_path / "d.csv"
+    columns = {"mask": [composed], "prompt": "q", "golden": "g", f"reject_{decomposed}": "a"}
+    pandas.DataFrame([columns]).to_csv(table, index=False)
+    assert load(str(table)).dimensions == (composed,)
+    twice = row("q", A="a") | {"mask": [composed, decomposed]}
+    with pytest.raises(DataError, match="names 'café' twice"):
+        load(str(write(tmp_path / "e.jsonl", twice)))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_any_line_end(tmp_path, end, suffix):
+    lines = [json.dumps(row(f"q{i}", A="a")) for i in range(3)]
+    if suffix == "csv":
+        lines = ["mask,prompt,golden,reject_A", *(f"\"['A']\",q{i},g,a" for i in range(3))]
+    path = tmp_path / f"d.{suffix}"
+    path.write_bytes(end.join(lines).encode())
+    assert [r.prompt[0].content for r in load(str(path)).records] == ["q0", "q1", "q2"]
 
 
 def test_heldout_follows_the_dimensions_of_training(tmp_path):
@@ -80,6 +139,27 @@ def test_hub_rows_read_like_files(monkeypatch, tmp_path):
     assert splits("someone/PersonaKnob") == ("train", "test")
 
 
+def test_subset_and_split_of_a_hub_data_set(monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(*name: str, split: str) -> datasets.Dataset:
+        asked.append((*name, split))
+        return datasets.Dataset.from_list([row("q", A="a")])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *name: asked.append(name) or ["train", "test"])
+    (record,) = load("someone/set:pairs@validation", "test").records
+    assert record.source == "someone/set:pairs/validation:1"
+    assert splits("someone/set:pairs@validation") == ("train",) and splits("someone/set:pairs") == ("train", "test")
+    load("someone/set@dev")
+    assert asked == [
+        ("someone/set", "pairs", "validation"),
+        ("someone/set", "pairs"),
+        ("someone/set", "dev"),
+    ]
+
+
 @pytest.mark.parametrize(
     "problem",
     [
@@ -100,7 +180,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch, tmp_path, problem):
     for ask in (load, splits):
         with pytest.raises(DataError) as error:
             ask("someone/PersonaKnob")
-        for fragment in ("no such file or folder", str(problem)[:15], "hf download someone/PersonaKnob", "give a file"):
+        for fragment in ("no such file or folder", str(problem)[:15], "hf download someone/PersonaKnob", "give DIR"):
             assert fragment in str(error.value)
 
 

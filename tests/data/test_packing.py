@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,7 +49,7 @@ def test_pack_by_hand() -> None:
     assert pack.targets.tolist() == [20, 21, 30, 40, 41, 42, 60, 61, 70, 71]
     assert pack.row_response.tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 4, 4]
     assert pack.response_tokens.tolist() == [2, 1, 3, 2, 2]
-    assert pack.golden.tolist() == [True, False, False, False, True]
+    assert pack.golden_at.tolist() == [0, 4] and pack.rejected_at.tolist() == [1, 2, 3]
     assert pack.dims.tolist() == [1, 0, 1]
     assert pack.better.tolist() == [0, 0, 4] and pack.worse.tolist() == [1, 2, 3]
     assert pack.edge_sample.tolist() == [7, 7, 3]
@@ -112,7 +116,7 @@ def test_every_pack_can_be_read_back(batch: list[TokenTree]) -> None:
             for s in own:
                 assert ids[s.prompt_start : s.prompt_start + s.prompt_length].tolist() == list(tree.prompt)
             assert len(own) == (len(response) > 1)
-            assert bool(pack.golden[number]) == (k == tree.golden)
+            assert (number in pack.golden_at) == (k == tree.golden) != (number in pack.rejected_at)
             number += 1
     assert number == len(pack.response_tokens)
     covered = [i for s in pack.segments for i in range(s.start, s.start + s.length)]
@@ -191,3 +195,21 @@ def test_batch_may_be_larger_than_the_data() -> None:
 def test_split_by_sample() -> None:
     assert list(split_by_sample([1.0, 2.0, 3.0, 4.0], [1, 0, 3])) == [[1.0], [], [2.0, 3.0, 4.0]]
     assert list(split_by_sample([], [])) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40), st.integers(0, 2**40))
+def test_an_epoch_draws_each_record_in_proportion_to_its_weight(weights: list[float], seed: int) -> None:
+    records, given_weights = len(weights), tuple(weights)
+    drawn = batch_indices(0, 2 * records, records, seed, given_weights)
+    for epoch in range(2):
+        counts = Counter(drawn[epoch * records : (epoch + 1) * records])
+        expected = [records * w / sum(weights) for w in weights]
+        assert all(math.floor(e - 1e-6) <= counts[i] <= math.ceil(e + 1e-6) for i, e in enumerate(expected))
+    assert batch_indices(records, records, records, seed, given_weights) == drawn[records:]
+
+
+def test_weights_average_out_over_epochs() -> None:
+    weights = (1.0, 2.0, 0.5, 0.5)
+    counts = Counter(batch_indices(0, 4 * 4000, 4, 7, weights))
+    assert [counts[i] / 4000 for i in range(4)] == pytest.approx([1, 2, 0.5, 0.5], abs=0.03)

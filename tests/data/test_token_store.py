@@ -44,7 +44,7 @@ def rows(count: int, seed: int = 0, names: str = "AET") -> list[dict[str, Any]]:
     def row(i: int) -> dict[str, Any]:
         mask = sorted(rng.sample(names[:-1], rng.randint(1, len(names) - 1))) + ([names[-1]] if i == count - 1 else [])
         answers = [{"text": f"{i} {text(9)}", "fails": []}, *({"text": f"{d} {text(9)}", "fails": [d]} for d in mask)]
-        return {"prompt": f"{i // 2} {text(12)}" if i % 5 else f"{i // 10}", "mask": mask, "responses": answers}
+        return {"prompt": f"{i // 2} {text(12)}" if i % 5 else f"{seed}, {i // 10}", "mask": mask, "responses": answers}
 
     return [row(i) for i in range(count)]
 
@@ -79,7 +79,7 @@ def assert_same(stored: StoredSet, data: TokenizedSet) -> None:
     assert list(stored.trees) == list(data.trees)
     assert (stored.dimensions, stored.dropped, stored.cut) == (data.dimensions, data.dropped, data.cut)
     assert (stored.sha256, stored.edges) == (data.sha256, data.edges)
-    assert stored.records_with_edges == data.records_with_edges
+    assert stored.prompts_with_edges == data.prompts_with_edges
     assert all_forward_tokens(stored.trees).tolist() == [forward_tokens(t) for t in data.trees]
     assert all_responses(stored.trees).tolist() == [len(t.responses) for t in data.trees]
 
@@ -186,7 +186,7 @@ def test_other_refusals(tmp_path: Path, make_tokenizer: Make) -> None:
 
 
 def test_what_the_tokens_depend_on(tmp_path: Path, make_tokenizer: Make) -> None:
-    jsonl(tmp_path / "train.jsonl", rows(20))
+    jsonl(tmp_path / "train.jsonl", rows(40))
     copy = shutil.copy(tmp_path / "train.jsonl", tmp_path / "copy.jsonl")
     tokenizer = make_tokenizer(CHATML)
     folders = [
@@ -199,9 +199,10 @@ def test_what_the_tokens_depend_on(tmp_path: Path, make_tokenizer: Make) -> None
             (recipe(tmp_path), make_tokenizer(LLAMA3)),
         )
     ]
-    assert folders[0] == folders[1] and len(set(folders)) == 4
+    assert len(set(folders)) == 5  # what is told of records names their file
+    assert tokens(recipe(tmp_path), make_tokenizer(CHATML)).folder == folders[0]
     before = os.stat(tmp_path / "train.jsonl")
-    jsonl(tmp_path / "train.jsonl", rows(20, 5))
+    jsonl(tmp_path / "train.jsonl", rows(40, 5))
     assert os.stat(tmp_path / "train.jsonl").st_mtime_ns != before.st_mtime_ns
     assert tokens(recipe(tmp_path), tokenizer).folder not in folders
 
@@ -213,7 +214,7 @@ def made(tmp_path: Path, make_tokenizer: Make) -> tuple[Config, PreTrainedTokeni
     return config, tokenizer, tokens(config, tokenizer)
 
 
-@pytest.mark.parametrize("name", [TOKENS, "columns.npy", "starts.npy", "train.npy", "questions.utf8", "store.json"])
+@pytest.mark.parametrize("name", [TOKENS, "columns.npy", "starts.npy", "train.npy", "prompts.jsonl", "store.json"])
 def test_damage_is_named_and_made_good(
     made: tuple[Config, PreTrainedTokenizerFast, Store], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

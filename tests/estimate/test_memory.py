@@ -26,8 +26,9 @@ from dpeer.estimate.footprint import (
     count_weights,
 )
 from dpeer.estimate.memory import Zero, host, largest_budget, model_states, per_gpu
+from dpeer.model.lm import LayerShape
 from dpeer.toyworld.model import tiny_model
-from dpeer.training.engine import deepspeed_config
+from dpeer.training.engine import deepspeed_config, sized
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
@@ -66,7 +67,9 @@ def recipe(path: str = "model", deepspeed: str = "zero3", **model: Any) -> Confi
 
 
 def zero(config: Config) -> Zero:
-    return Zero.of(deepspeed_config(config.cluster.deepspeed, config, trained=True))
+    """For Llama 8B, whose layer and head have so many parameters."""
+    settings = deepspeed_config(config.cluster.deepspeed, config, trained=True)
+    return Zero.of(sized(settings, LayerShape("layer", 218_112_000, 525_336_576), whole=True))
 
 
 def test_weights_by_hand() -> None:

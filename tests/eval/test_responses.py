@@ -135,7 +135,7 @@ def test_faulty_rows_are_named(tmp_path: Path, rows: list[dict[str, Any]], words
     [
         ("r.jsonl", b"{not json\n", "is not JSON"),
         ("r.jsonl", b"", "holds no records"),
-        ("r.txt", b"", r"use \.csv, \.jsonl or \.parquet"),
+        ("r.txt", b"", r"a \.txt is not read; use \.csv"),
         ("r.csv", b"model;prompt;response\nx;p;r\n", "the delimiter is not a comma"),
         ("r.csv", "model,prompt,response\nx,p,\xe9\n".encode("latin-1"), "line 2 is not UTF-8"),
         ("r.parquet", b"PAR1", "not a whole Parquet file"),

@@ -1,6 +1,7 @@
 """Run under torchrun by test_invariants.py: gradients and three steps of many configurations, written out.
 
-usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value). Counts a step's all-reduces too.
+usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value; NAME+ is exported too). Counts a
+step's all-reduces too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def gradients(rank: TrainingRank) -> dict[str, Any]:
 
 
 def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.World) -> None:
+    name, exported = name.removesuffix("+"), name.endswith("+")
     rank = TrainingRank(load_config(recipe, [f"name={name}", *changes]), here)
     captured: list[dict[str, Any]] = []
     step = rank.policy.engine.step
@@ -50,6 +52,8 @@ def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.
     entries.append(rank.train_step())
     dist.all_reduce = original
     entries.append(rank.train_step())
+    if exported:
+        rank.export(out / f"{name}-export")
     if here.rank == 0:
         save_file(captured[0], str(out / f"{name}.safetensors"))
         (out / f"{name}.json").write_text(json.dumps({"entries": entries, "all_reduces": reduced}))

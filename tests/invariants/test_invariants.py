@@ -25,7 +25,7 @@ from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
 from dpeer.training.prepare import prepare
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOLERANCE = 1e-5
 # Adam's first step is a sign: with the usual eps it would blow rounding errors of tiny gradients up in step 2.
 RECIPE = """
@@ -44,6 +44,18 @@ cluster: {{reference: colocated, deepspeed: cpu, reference_deepspeed: cpu}}
 SMALL, MEDIUM = "training.tokens_per_pack=200", "training.tokens_per_pack=700"
 LORA = "model.lora={rank: 4}"
 POOLED = "pooled:objective.primary=pooled,objective.constraint.tolerance=inf"
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "moe": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}),
+    "sinks": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
+    "delta": (
+        "qwen3_5_text",
+        {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+         "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
+    ),
+}  # fmt: skip
+"""An architecture with experts, and two that run as separate sequences: attention sinks, a recurrent state."""
+OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in FAMILIES]
+OTHERS += [f"{name}lora:model.path={{folder}}/{name},{LORA},cluster.engine=auto" for name in ("moe", "delta")]
 SCENARIOS = {
     1: [
         "base:",
@@ -55,6 +67,8 @@ SCENARIOS = {
         POOLED,
         "fullhead:model.head_chunk=100000",
         f"normalised:objective.length_normalised=true,{MEDIUM}",
+        "sequences:model.layout=sequences",
+        *OTHERS,
     ],
     2: [
         "base:",
@@ -63,6 +77,8 @@ SCENARIOS = {
         f"lora:{LORA}",
         f"shardedlora:{LORA},cluster.engine=deepspeed",
         f"checkpointing:model.gradient_checkpointing=true,{SMALL}",
+        f"sequences:model.layout=sequences,{MEDIUM}",
+        *(text.replace(":", "+:", 1).replace("engine=auto", "engine=deepspeed") for text in OTHERS),
     ],
     4: ["base:", POOLED, f"small:{SMALL}", f"lora:{LORA}"],
 }
@@ -74,6 +90,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("invariants")
     world = toyworld.write_world(path / "world", 3, n_train=40, n_heldout=12, n_prompts=1, n_pretrain=5)
     tiny_model(path / "model", "qwen3", 1, vocab=400, texts=[r.responses[0].text for r in world.train.records])
+    for name, (family, options) in FAMILIES.items():
+        texts = [r.responses[0].text for r in world.train.records]
+        tiny_model(path / name, family, 1, vocab=400, texts=texts, **options)
     (path / "recipe.yaml").write_text(RECIPE.format(folder=path))
     return path
 
@@ -88,12 +107,13 @@ def result(folder: Path) -> Callable[[int, str], Result]:
         program = str(Path(__file__).with_name("program.py"))
         root = str(Path(__file__).parents[2])
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "DS_ACCELERATOR": "cpu"}
+        texts = [text.replace("{folder}", str(folder)) for text in scenarios]
         done = subprocess.run(
-            [*launch, program, str(out), str(folder / "recipe.yaml"), *scenarios],
+            [*launch, program, str(out), str(folder / "recipe.yaml"), *texts],
             env=environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=800,
         )
         assert done.returncode == 0, done.stderr[-3000:]
 
@@ -134,8 +154,8 @@ def within(gaps: dict[str, float]) -> bool:
 
 @pytest.mark.parametrize(
     ("ranks", "name"),
-    [(1, n) for n in ("small", "medium", "checkpointing", "fullhead", "sharded")]
-    + [(2, n) for n in ("base", "small", "checkpointing")]
+    [(1, n) for n in ("small", "medium", "checkpointing", "fullhead", "sharded", "sequences")]
+    + [(2, n) for n in ("base", "small", "checkpointing", "sequences")]
     + [(4, n) for n in ("base", "small")],
 )
 def test_same_gradients_losses_and_multipliers(result: Callable[[int, str], Result], ranks: int, name: str) -> None:
@@ -152,6 +172,29 @@ def test_lora_gradients_do_not_depend_on_ranks(result: Callable[[int, str], Resu
     error = gap(*({k: v for k, v in g.items() if "lora_B" in k} for g in (grads, reference)))
     print(f"{ranks} ranks, LoRA: {error:.2e}")
     assert error < TOLERANCE and within(ledger_gaps(found, expected))
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "moelora", "deltalora"])
+def test_other_architectures_do_not_depend_on_ranks(result: Callable[[int, str], Result], name: str) -> None:
+    """ZeRO-3 on two ranks against one rank that holds all; what they export loads and answers."""
+    (found, grads), (expected, reference) = result(2, name), result(1, name)
+    if name.endswith("lora"):
+        assert not any("mlp.gate." in k for k in grads)  # routers stay as they are
+        grads, reference = ({k: v for k, v in g.items() if "lora_B" in k} for g in (grads, reference))
+    error, gaps = gap(grads, reference), ledger_gaps(found, expected)
+    print(f"{name}: gradient {error:.1e}, " + ", ".join(f"{k} {v:.1e}" for k, v in gaps.items()))
+    assert error < TOLERANCE and gaps["step 1"] < TOLERANCE and gaps["later"] < 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "moelora", "deltalora"])
+def test_other_architectures_are_exported(folder: Path, result: Callable[[int, str], Result], name: str) -> None:
+    result(2, name)
+    export = folder / "2" / f"{name}-export"
+    model: Any = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(folder / name.removesuffix("lora"), dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7]])
+    assert not torch.equal(model(ids).logits, base(ids).logits)
+    assert model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 6)
 
 
 def oracle(folder: Path, primary: str) -> tuple[float, dict[str, torch.Tensor], list[torch.Tensor]]:

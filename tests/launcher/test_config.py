@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import yaml
@@ -56,7 +57,7 @@ MALFORMED: dict[str, tuple[bytes | str, list[str], list[str]]] = {
     "unheard-of key": (changed(data={"train": "a", "zzz": 1}), [], ["data.zzz: unknown key; known here: train"]),
     "number as key": (GOOD + "3: 4\n", [], ["3"]),
     "section is text": (changed(model="base"), [], ["model: 'base' given; must be a section", "path"]),
-    "section is null": (changed(data=None), [], ["data: None given; must be a section"]),
+    "section is null": (changed(data=None), [], ["data: nothing given; must be a section"]),
     "bad name": (changed(name="a/b"), [], ["name: 'a/b' given", "letters, digits"]),
     "empty name": (changed(name=""), [], ["name: '' given"]),
     "path is a number": (changed(model={"path": 7}), [], ["model.path: 7 given; must be text"]),
@@ -84,9 +85,20 @@ MALFORMED: dict[str, tuple[bytes | str, list[str], list[str]]] = {
         ["no dimension has a tolerance that could be proven"],
     ),
     "true as number": (changed(training={"steps": True}), [], ["training.steps: True given; must not be true"]),
-    "yes as rate": (changed(), ["training.optimizer.lr=yes"], ["training.optimizer.lr: True given"]),
+    "yes as rate": (
+        changed(),
+        ["training.optimizer.lr=yes"],
+        ["training.optimizer.lr: 'yes' given; must be a valid number"],
+    ),
     "word as rate": (changed(), ["training.optimizer.lr=fast"], ["'fast' given; must be a valid number"]),
     "infinite rate": (changed(), ["training.optimizer.lr=.inf"], ["training.optimizer.lr: inf", "finite"]),
+    "minutes": (changed(), ["training.steps=1:30"], ["training.steps: '1:30' given; must be a valid integer"]),
+    "minutes in a recipe": (GOOD.replace("10", "1:30"), [], ["training.steps: '1:30' given; must be a valid integer"]),
+    "on as number": (GOOD.replace("10", "on"), [], ["training.steps: 'on' given"]),
+    "no folder": (changed(), ["output_dir="], ["output_dir: nothing given; must be a path"]),
+    "empty folder": (changed(output_dir=" "), [], ["output_dir: is empty; give a folder"]),
+    "empty model": (changed(), ["model.path=''"], ["model.path: '' given", "at least 1 character"]),
+    "nobody's home": (changed(), ["data.train=~nobody-of-that-name/x"], ["no home folder"]),
     "one beta": (changed(), ["training.optimizer.betas=[0.9]"], ["training.optimizer.betas"]),
     "beta out of range": (changed(), ["training.optimizer.betas=[0.9, 1.5]"], ["[0, 1)", "1.5"]),
     "negative tolerance": (changed(), ["objective.constraint.tolerance=-0.1"], ["tolerance: -0.1 given"]),
@@ -180,6 +192,28 @@ def test_overrides_win_in_order_and_build_missing_sections(tmp_path: Path) -> No
     assert config.name == "2026"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ([], 1e-6),
+        (["model.lora.rank=8"], 2e-5),
+        (["model.lora={}", "training.optimizer.warmup=0.2"], 2e-5),
+        (["model.lora={}", "training.optimizer.lr=1e-6"], 1e-6),
+        (["model.lora=null"], 1e-6),
+    ],
+)
+def test_the_learning_rate_follows_the_mode_where_none_is_given(
+    overrides: list[str], rate: float, tmp_path: Path
+) -> None:
+    sections = yaml.safe_load(GOOD)
+    sections["training"].pop("optimizer", None)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(sections))
+    config = load_config(tmp_path / "recipe.yaml", overrides)
+    assert config.training.optimizer.lr == rate
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(config))
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
 @pytest.mark.parametrize("text", ["inf", ".inf", "{A: inf, T: 0.5}"])
 def test_infinite_tolerance_is_read_and_survives_a_round_trip(text: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
@@ -195,7 +229,7 @@ def test_infinite_tolerance_is_read_and_survives_a_round_trip(text: str, tmp_pat
 @given(
     lr=st.floats(min_value=1e-300, max_value=1e3),
     tolerance=st.dictionaries(st.text(min_size=1, max_size=5), st.floats(min_value=0), min_size=1, max_size=4),
-    path=st.text(max_size=20),
+    path=st.text(min_size=1, max_size=20).filter(lambda text: text[0] != "~"),
 )
 def test_any_value_survives_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, lr: float, tolerance: dict[str, float], path: str
@@ -204,10 +238,70 @@ def test_any_value_survives_a_round_trip(
     sections["training"]["optimizer"] = {"lr": lr}
     sections["model"]["path"] = path
     sections["objective"] = {"constraint": {"tolerance": tolerance}}
+    sections["objective"]["constraint"]["tolerance"] = {normalize("NFC", k): v for k, v in tolerance.items()}
     config = Config.model_validate(sections)
     copy = tmp_path_factory.mktemp("round") / "resolved.yaml"
     copy.write_text(resolved_yaml(config))
     assert load_config(copy) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("010", 10), ("08", 8), ("1_000", 1000), ("0x1f", 31), ("+5", 5), ("1e2", 100), ("60", 60)],
+)
+def test_numbers_are_what_they_look_like(text: str, expected: int, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(GOOD.replace("10", text))
+    (tmp_path / "good.yaml").write_text(GOOD)
+    assert load_config(recipe).training.steps == expected
+    assert load_config(tmp_path / "good.yaml", [f"training.steps={text}"]).training.steps == expected
+
+
+@pytest.mark.parametrize("name", ["2026-01-31", "no", "1.2.3", "3_a"])
+def test_text_stays_text(name: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(GOOD)
+    config = load_config(tmp_path / "recipe.yaml", [f"name={name}", "cluster.preflight=no"])
+    assert config.name == name and config.cluster.preflight is False
+    (tmp_path / "copy.yaml").write_text(resolved_yaml(config))
+    assert load_config(tmp_path / "copy.yaml") == config
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "base.yaml").write_text(GOOD + "output_dir: ~/runs\n")
+    (tmp_path / "recipe.yaml").write_text("extends: ~/base.yaml\ndata: {heldout: ~/h.jsonl}\n")
+    sets = ["data.train=~/t.jsonl", "model.path=~/m", "model.reference_path=~/r", "cluster.deepspeed=~/ds.json"]
+    config = load_config(tmp_path / "recipe.yaml", sets, values={"data.dual": "~/d.jsonl"})
+    spec, data = config.model, config.data
+    found = (spec.path, spec.reference_path, data.train, data.heldout, data.dual, config.cluster.deepspeed)
+    names = ("m", "r", "t.jsonl", "h.jsonl", "d.jsonl", "ds.json")
+    assert found == tuple(str(tmp_path / "home" / n) for n in names)
+    assert config.run_dir == tmp_path / "home" / "runs" / config.name
+    assert load_config(tmp_path / "recipe.yaml", ["data.train=a~b"]).data.train == "a~b"
+
+
+def test_dimension_names_are_composed(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(GOOD)
+    decomposed = normalize("NFD", "café")
+    config = load_config(tmp_path / "recipe.yaml", [f"objective.constraint.tolerance={{{decomposed}: 0.1}}"])
+    assert config.objective.constraint.tolerance == {"café": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"revision": "abc"}, ("m", "abc")),
+        ({"revision": "abc", "reference_path": "m"}, ("m", "abc")),
+        ({"revision": "abc", "reference_path": "r"}, ("r", None)),
+        ({"revision": "abc", "reference_path": "r", "reference_revision": "def"}, ("r", "def")),
+        ({"revision": "abc", "reference_revision": "def"}, ("m", "def")),
+    ],
+)
+def test_the_reference_has_a_revision_of_its_own(given: dict[str, str], expected: tuple[str, str | None]) -> None:
+    spec = config_module.Model(path="m", **given)
+    assert spec.reference == expected
+    assert spec.reference_is_base == (expected == ("m", "abc"))
 
 
 def test_extends_merges_mappings_of_a_chain(tmp_path: Path) -> None:

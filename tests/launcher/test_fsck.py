@@ -162,12 +162,16 @@ def test_pages_leave_changed_lines_out_and_say_so(tmp_path: Path) -> None:
 def test_what_a_finished_run_has_lost_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = finished_run(tmp_path / "run")
     run.report.touch()
-    assert already_finished(run) and "nothing to do" in capsys.readouterr().out
+    assert already_finished(run, recipe()) and "nothing to do" in capsys.readouterr().out
     flip(run.export / "model.safetensors", random.Random(0))
-    assert not already_finished(run)
+    assert not already_finished(run, recipe())
     assert re.search("model.safetensors does not match.*made again", capsys.readouterr().out)
+    with pytest.raises(CheckpointError, match=r"Changed since it began:\n  objective.beta: was 0.1, now 0.9"):
+        already_finished(run, recipe(objective__beta=0.9))
+    with pytest.raises(CheckpointError, match=r"data.train: was 'd.jsonl', now 'other.jsonl'"):
+        already_finished(run, recipe(data__train="other.jsonl"))
     shutil.rmtree(run.checkpoints)  # with these gone, training it again is nothing that `--resume` promises
-    assert already_finished(run) and "cannot be made again" in capsys.readouterr().out
+    assert already_finished(run, recipe()) and "cannot be made again" in capsys.readouterr().out
 
 
 def test_runs_without_checksums_go_on_with_one_line(tmp_path: Path) -> None:

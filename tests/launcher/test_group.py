@@ -21,8 +21,8 @@ from dpeer.launcher.group import Group
 from dpeer.launcher.last_words import tail
 from dpeer.launcher.train import train
 from dpeer.launcher.watchdog import State
+from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
-from dpeer.training.run import refuse_other_facts
 from dpeer.training.run_dir import RunDir
 
 
@@ -31,6 +31,26 @@ def test_worker_with_other_data_is_named() -> None:
     refuse_other_facts("rank 1", dict(facts), facts)
     with pytest.raises(ClusterError, match=r"rank 1 holds another reference .*'c'.*instead of .*'b'"):
         refuse_other_facts("rank 1", facts | {"reference": {"hash": "c"}}, facts)
+
+
+def test_ranks_must_compute_by_the_same_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    def rank(host: str, **changes: Any) -> dict[str, Any]:
+        means = {"attention": "FlashAttention 3", "kernels": "Liger 1", "numerics": ["H100", "2.13"]}
+        return {"host": host, "means": means | changes}
+
+    refuse_other_means({"rank 0": rank("a"), "rank 1": rank("b", attention="FlashAttention 3; 4 is not used: x")})
+    assert capsys.readouterr().out == ""
+    ranks = {f"rank {i}": rank(f"h{i // 2}", numerics=["H100" if i < 2 else "H200", "2.13"]) for i in range(8)}
+    refuse_other_means(ranks)
+    out = capsys.readouterr().out
+    assert "H100, 2.13 on rank 0 (h0), rank 1 (h0); H200, 2.13 on rank 2 (h1)" in out and "and 2 more" in out
+    ranks["rank 5"] = rank("odd", attention="FlashAttention 2 of torch")
+    with pytest.raises(
+        ClusterError, match=r"attention by different.*FlashAttention 2 of torch on rank 5 \(odd\).*flash"
+    ):
+        refuse_other_means(ranks)
+    with pytest.raises(ClusterError, match=r"layers by different.*transformers on rank 1 \(b\).*model.kernels=eager"):
+        refuse_other_means({"rank 0": rank("a"), "rank 1": rank("b", kernels="transformers; Liger is not used: y")})
 
 
 def test_resume_of_nothing_is_refused(tmp_path: Path) -> None:

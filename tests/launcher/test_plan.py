@@ -34,10 +34,17 @@ def test_every_shipped_recipe_fits_eight_h200(name: str) -> None:
     assert made["tokens_per_step"]["tree"] < made["tokens_per_step"]["pairwise"]
 
 
+@pytest.mark.parametrize("name", ["qwen3_0.6b_lora", "qwen3_4b_lora"])
+def test_recipes_for_one_card_of_24_gb_fit_it(name: str) -> None:
+    made = make_plan(Request(RECIPES / f"{name}.yaml", (), 1, 1, "rtx4090"))
+    assert made.config.cluster.policy_workers == made.ranks == 1 and made.fits_gpu
+
+
 def test_70b_on_64_h200_shows_its_tables() -> None:
     code, output = plan("llama3_70b", "--nodes", "8", "--gpus", "8", "--gpu", "h200", "--price", "3", "--cells", "15")
     assert code == 0
     for shown in (
+        "up to 2.57B parameters gathered, kept if used again within 2.57B, 856M fetched ahead; layers of 856M at once",
         "Adam moments",
         "export: weights gathered",
         "break-even",
@@ -106,9 +113,9 @@ def test_traffic_and_break_even_by_hand() -> None:
 def test_tokens_by_hand() -> None:
     """The design's example: P, R, K = 300, 100, 4 are 800 tokens as a tree (less the last ones) and 3200 as pairs."""
     record = Lengths(300, (100,) * 5, tuple((0, j) for j in range(1, 5)))
-    assert record.tree == 800 - 5 and record.pairwise == 3200
+    assert record.tokens == 800 - 5 and record.pairwise == 3200
     tree = TokenTree(0, (0,) * 300, ((0,) * 100,) * 5, (), 0, ())
-    assert record.tree == forward_tokens(tree)
+    assert record.tokens == forward_tokens(tree)
     config = load_config(RECIPES / "llama3_8b.yaml", ["training.records_per_step=20", "training.tokens_per_pack=1600"])
     batch = batching(config, [record] * 40, 8)
     assert (batch.tokens, batch.pairwise) == (20 * 795, 20 * 3200)
@@ -120,6 +127,8 @@ def test_known_shapes_are_those_of_the_models() -> None:
         ("llama3_8b", 8_030_261_248),
         ("llama3_70b", 70_553_706_496),
         ("qwen3_8b_lora", 8_190_735_360),
+        ("qwen3_4b_lora", 4_022_468_096),
+        ("qwen3_0.6b_lora", 596_049_920),
     ):
         made = make_plan(Request(RECIPES / f"{name}.yaml", ("model.lora=null",), 8, 8, "h200"))
         assert made.weights.total == parameters

@@ -153,8 +153,9 @@ def begun(lab: Any, tmp_path: Path) -> Config:
 
 
 def test_mismatched_chat_template(begun: Config) -> None:
-    path = Path(begun.model.path) / "chat_template.jinja"
-    path.write_text(path.read_text().replace("'assistant\n'", "'assistant \n'") + "{# another #}")
+    for folder in (begun.model.path, str(begun.model.reference_path)):
+        path = Path(folder) / "chat_template.jinja"
+        path.write_text(path.read_text().replace("'assistant\n'", "'assistant \n'") + "{# another #}")
     found = audited(begun)
     assert "began with chat template" in found["chat template"] and "Restore" in found["chat template"]
 
@@ -163,7 +164,7 @@ def test_policy_and_reference_with_different_templates(lab: Any, tmp_path: Path)
     theirs = shutil.copytree(lab.folder / "model", tmp_path / "reference")
     (theirs / "chat_template.jinja").write_text((theirs / "chat_template.jinja").read_text() + " ")
     found = audited(recipe(lab, f"model.reference_path={theirs}"))
-    assert list(found) == ["chat template"] and "another chat template" in found["chat template"]
+    assert list(found) == ["token boundaries"] and "another chat template" in found["token boundaries"]
 
 
 def test_missing_chat_template(lab: Any, tmp_path: Path) -> None:

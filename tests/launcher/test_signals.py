@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 import dpeer.launcher.signals
 from dpeer.errors import ConfigError, Interrupted
+from dpeer.integrity import write_state
 from dpeer.launcher.signals import Signals, preempt_signal
+from dpeer.training.run_dir import RunDir
+from tests.training.test_run_dir import recipe
 
 
 def send(number: int) -> None:
@@ -33,7 +37,7 @@ def test_pre_emption_outside_training_ends_at_once_with_its_code() -> None:
         assert signals.exit_code == 85
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_wish_to_stop_is_no_pre_emption(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dpeer.launcher.signals, "TWICE_S", 0.0)
     with Signals() as signals, signals.deferred():
@@ -42,6 +46,32 @@ def test_a_wish_to_stop_is_no_pre_emption(number: int, code: int, monkeypatch: p
         assert signals.exit_code == code
         with pytest.raises(Interrupted, match="second signal"):
             send(number)
+
+
+def test_a_closed_terminal_is_ignored_where_it_was_before() -> None:
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals, signals.deferred():
+            send(signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_resuming_is_advised_only_where_something_began(tmp_path: Path, begun: bool) -> None:
+    files = RunDir(tmp_path / "run")
+    if begun:
+        files.begin(recipe(), {})
+    words = (
+        "Go on with --resume, which begins at step 1" if begun else "had not begun. Start it again.*without --resume"
+    )
+    with Signals(files), pytest.raises(Interrupted, match=f"outside training.*{words}"):
+        send(signal.SIGTERM)
+    if begun:
+        write_state(files.checkpoint(2) / "state.json", {})
+        assert files.way_on == "The last checkpoint is kept. Go on with --resume."
 
 
 def test_a_wish_to_stop_after_pre_emption_is_final_but_still_saves(monkeypatch: pytest.MonkeyPatch) -> None:

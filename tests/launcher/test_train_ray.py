@@ -269,8 +269,12 @@ def test_report_and_export_commands(lab: Any, baseline: Path) -> None:
     from safetensors.torch import load_file
 
     (baseline / "report.html").unlink()
-    report, copy = lab.start("report", str(baseline)), lab.start("export", str(baseline), "--output", "copy")
-    assert (report.wait(), copy.wait()) == (0, 0), report.output + copy.output
+    data = (lab.folder / "world" / "train.jsonl").rename(lab.folder / "world" / "away.jsonl")  # neither needs it
+    try:
+        report, copy = lab.start("report", str(baseline)), lab.start("export", str(baseline), "--output", "copy")
+        assert (report.wait(), copy.wait()) == (0, 0), report.output + copy.output
+    finally:
+        data.rename(data.with_name("train.jsonl"))
     assert (baseline / "report.html").stat().st_size > 10_000
     found, expected = (load_file(f / "model.safetensors") for f in (lab.folder / "copy", baseline / "export"))
     assert found.keys() == expected.keys() and all(found[k].equal(expected[k]) for k in expected)
@@ -296,8 +300,14 @@ def test_what_is_exported_and_certified_is_the_best_checkpoint(lab: Any, baselin
 
 def test_a_proven_run_stops_early_and_a_kill_before_its_end_changes_nothing(lab: Any) -> None:
     """Killed after the last checkpoint, before its verdict and before the certificate; in two reference modes."""
+    dual = lab.folder / "world" / "dual.jsonl"
+    rows = [json.loads(line) for line in (lab.folder / "world" / "train.jsonl").open()]
+    asked = [
+        row | {"prompt": f"{row['prompt']} Please say."} for row in rows
+    ]  # the trained ones themselves are refused
+    dual.write_text("".join(json.dumps(row) + "\n" for row in asked))
     changes = (
-        f"data.dual={lab.folder}/world/train.jsonl",
+        f"data.dual={dual}",
         "objective.constraint.tolerance={A: 3, C: 3, E: 3, T: .inf}",
     )
     run = lab.train("proven", *changes, "cluster.reference=cache")

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dpeer.model import logprob
-from dpeer.model.logprob import chunk_rows, response_sums, token_logprobs
+from dpeer.model.logprob import PLAIN, Shape, chunk_rows, response_sums, token_logprobs
 
 N, H, V = 23, 16, 70
 
@@ -27,18 +27,22 @@ def inputs(dtype: torch.dtype = torch.float32, rows: int = N) -> tuple[Tensor, T
     return hidden, weight, targets, torch.randn(rows, generator=generator)
 
 
-def full(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def full(hidden: Tensor, weight: Tensor, targets: Tensor, shape: Shape = PLAIN) -> Tensor:
     """Oracle in fp64: the whole table at once."""
-    table = torch.log_softmax(hidden.double() @ weight.double().T, dim=-1)
+    logits = shape.scale * (hidden.double() @ weight.double().T)
+    if shape.cap:
+        logits = shape.cap * torch.tanh(logits / shape.cap)
+    table = torch.log_softmax(logits, dim=-1)
     return table[torch.arange(len(targets)), targets]
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("shape", [PLAIN, Shape(0.5), Shape(1.0, 3.0), Shape(2.0, 5.0)], ids=str)
 @pytest.mark.parametrize("chunk", [1, 7, 23, 24, 10**9])
-def test_equals_full_log_softmax(chunk: int, frozen: bool) -> None:
+def test_equals_full_log_softmax(chunk: int, shape: Shape, frozen: bool) -> None:
     hidden, weight, targets, upstream = inputs()
     results = []
-    for function in (lambda *a: token_logprobs(*a, chunk), full):
+    for function in (lambda *a: token_logprobs(*a, chunk, shape), lambda *a: full(*a, shape)):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_(not frozen)
         values = function(h, w, targets)
         values.backward(upstream.to(values.dtype))

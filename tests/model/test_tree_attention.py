@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from dpeer import config
 from dpeer.data.packing import Pack, build_pack
 from dpeer.data.tokenize import TokenTree
-from dpeer.model.lm import TreeLM, build_lm
+from dpeer.model.lm import build_lm
 from dpeer.model.tree_attention import tree_attention
+from dpeer.model.tree_lm import TreeLM
 
 Make = Callable[[Sequence[int], int], TokenTree]
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dpeer.eval.irt.cmdstan import cache_root
+from dpeer.cache import cache_root
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("dpeer", "eval", "launcher", "ds_configs", "slurm")

@@ -11,7 +11,8 @@ import torch
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError
-from dpeer.estimate.saved_size import saved_size
+from dpeer.estimate.saved_size import SavedSize, saved_size
+from dpeer.launcher.preflight.quick import _size
 from dpeer.training import checkpoint
 from dpeer.training.pickles import refuse_foreign_code
 from dpeer.training.run_dir import refuse_unshared
@@ -62,6 +63,24 @@ def test_full_checkpoint_is_as_large_as_predicted(tmp_path: Path) -> None:
     lora = saved_size(Config.model_validate(tree | {"model": {"path": str(tmp_path), "lora": {"rank": 4}}}))
     assert 0 < lora.trained < count / 1000
     assert lora.checkpoint == 12 * lora.trained + 2 * count
+
+
+def test_the_disk_must_hold_what_the_runs_engine_saves(tmp_path: Path) -> None:
+    """The plain engine saves adapters alone, DeepSpeed the frozen model too, with LoRA on several ranks if it must."""
+    shape = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+             "num_key_value_heads": 4, "intermediate_size": 64, "vocab_size": 500}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    for workers, memory, frozen in ((1, 1.0, False), (8, 1e9, False), (8, 2e5, True)):
+        config = Config.model_validate(
+            {
+                "name": "x", "output_dir": tmp_path, "data": {"train": "d"}, "training": {"steps": 1},
+                "model": {"path": str(tmp_path), "lora": {"rank": 4}}, "cluster": {"policy_workers": workers},
+            }
+        )  # fmt: skip
+        sizes: list[SavedSize] = []
+        _size(config, memory, sizes)
+        base = sizes[0].parameters - sizes[0].trained
+        assert sizes[0].checkpoint == 12 * sizes[0].trained + frozen * 2 * base and base > 50_000
 
 
 class Attack:

@@ -23,6 +23,7 @@ from dpeer.toyworld.model import tiny_model
 from dpeer.training import meter
 from dpeer.training.cost import PHASES, StepCost, cost
 from dpeer.training.meter import Clock, LiveCounts, Meter, ceiling
+from dpeer.training.rank import TrainingRank
 
 
 @pytest.fixture
@@ -104,13 +105,13 @@ def test_a_gpus_clock_waits_once_however_many_packs(gpu: torch.device) -> None:
         clock.mark("backward")
     clock.mark("optimizer")
     assert Event.waits == 0
-    expected = {"forward": 5.0, "backward": 5.0, "dual": 0.0, "exchange": 0.0, "optimizer": 1.0}
+    expected = {"reference": 0.0, "forward": 5.0, "backward": 5.0, "dual": 0.0, "exchange": 0.0, "optimizer": 1.0}
     assert clock.seconds() == expected and Event.waits == 1
 
 
 def test_a_step_on_a_gpu_and_on_cpu(config: Callable[..., Config], gpu: torch.device) -> None:
     spec = config()
-    model, tree = build_lm(spec.model, 0).model, TokenTree(0, (1,) * 10, ((2,) * 5, (3,) * 4), ((0, 0, 1),), 0, ())
+    model, tree = build_lm(spec.model, 0), TokenTree(0, (1,) * 10, ((2,) * 5, (3,) * 4), ((0, 0, 1),), 0, ())
     found = []
     for device in (gpu, torch.device("cpu")):
         measured = Meter(spec, model, device)
@@ -119,12 +120,23 @@ def test_a_step_on_a_gpu_and_on_cpu(config: Callable[..., Config], gpu: torch.de
         measured.mark("backward")
         found.append(measured.cost([tree], [tree]))
     on_gpu, on_cpu = found
-    trained, forward = training_flops(spec.model, LiveCounts.of(model), [Lengths.of(tree)]), on_gpu["model_flops"]
+    trained, forward = training_flops(spec.model, LiveCounts.of(model.model), [Lengths.of(tree)]), on_gpu["model_flops"]
     assert on_gpu["flops"] > trained and on_gpu["flops"] - forward == pytest.approx(trained - forward * 3 / 4)
     assert (on_gpu["memory_allocated"], on_gpu["memory_reserved"]) == (3 * 2**30, 4 * 2**30)
     assert (on_gpu["prompt_tokens"], on_gpu["response_tokens"], on_gpu["responses"]) == (10, 4, 2)
     assert on_gpu["largest_pack"] == 17 and on_gpu["seconds"]["forward"] == 1
     assert on_cpu["memory_allocated"] is None and on_cpu["seconds"]["forward"] > 0
+
+
+def test_a_colocated_reference_has_a_phase_of_its_own(config: Callable[..., Config]) -> None:
+    said: list[str] = []
+    clock = SimpleNamespace(start=lambda: said.append("start"), mark=said.append)
+    rank = object.__new__(TrainingRank)
+    rank.config = config()
+    rank.policy = SimpleNamespace(meter=clock, train_step=lambda references: {"step": references})  # type: ignore
+    rank._own_references = lambda: (said.append("scored"), 7)[1]  # type: ignore
+    assert rank.train_step() == {"step": 7}
+    assert said == ["start", "scored", "reference"]
 
 
 def step_cost(**changes: Any) -> StepCost:

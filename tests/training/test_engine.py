@@ -138,6 +138,8 @@ def test_engines_compute_the_same(
     found, steps = [], []
     for engine in ENGINES:
         policy = make(sft(models["plain"], engine, **model))
+        whole = [m for m in policy.engine.module.modules() if getattr(m, "_z3_leaf", False)]
+        assert {type(m).__name__ for m in whole} == ({"Qwen3DecoderLayer"} if engine == "deepspeed" else set())
         before: list[dict[str, Tensor]] = []
         step = policy.engine.step
         policy.engine.step = lambda lr, p=policy, s=step, b=before: (b.append(gradients(p)), s(lr))[1]  # type: ignore
@@ -187,6 +189,8 @@ def test_bf16_keeps_fp32_masters_and_sums(
     policy = make(sft(models["plain"], engine, dtype="bf16", **LORA))
     policy.train_step(None)
     assert {p.dtype for p in policy.engine.module.parameters()} == {torch.bfloat16}
+    optimizer = policy.engine.optimizer if engine == "plain" else policy.engine._engine.optimizer.optimizer
+    assert type(optimizer) is torch.optim.AdamW and all(group["fused"] for group in optimizer.param_groups)
     held = policy.engine.held()
     assert all(len(tensors) > 0 and {t.dtype for t in tensors} == {torch.float32} for tensors in held.values())
     master, computing = held["master weights"][0], policy.engine.gathered()

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dpeer.config import Config
 from dpeer.data.packing import Pack, build_pack
 from dpeer.data.tokenize import TokenTree
-from dpeer.model.lm import TreeLM
+from dpeer.model.tree_lm import TreeLM
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.policy import BatchPlan, Policy, golden_first
 from dpeer.training.pulse import Pulse
@@ -107,8 +107,8 @@ def test_a_pack_travels_as_one_buffer() -> None:
         moved = pack.to(META)
         moved.varlen(), moved.parts()
     assert transfers.count == 1
-    here = (pack.input_ids, pack.golden, pack.golden_at, *pack.varlen(), *pack.parts().own)
-    there = (moved.input_ids, moved.golden, moved.golden_at, *moved.varlen(), *moved.parts().own)
+    here = (pack.input_ids, pack.golden_at, *pack.varlen(), *pack.parts().own)
+    there = (moved.input_ids, moved.golden_at, *moved.varlen(), *moved.parts().own)
     for a, b in zip(here, there, strict=True):
         if isinstance(a, Tensor):
             assert isinstance(b, Tensor) and (b.device, b.shape, b.dtype) == (META, a.shape, a.dtype)
@@ -131,7 +131,7 @@ def by_hand(pack: Pack, logps: Tensor) -> int:
     found, start = 0, 0
     for count in pack.response_counts:
         values = [float(logps[i] / pack.response_tokens[i]) for i in range(start, start + count)]
-        golden = next(i for i in range(count) if pack.golden[start + i])
+        golden = next(i for i in range(count) if start + i in pack.golden_at)
         found += all(values[golden] > v for i, v in enumerate(values) if i != golden)
         start += count
     return found

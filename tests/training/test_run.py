@@ -88,9 +88,10 @@ class Rank:
     def certificate(self, policy: list[list[float]], reference: list[list[float]], *more: Any) -> dict[str, int]:
         return {"step": self.step}
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> list[str]:
         folder.mkdir(exist_ok=True)
         (folder / "step").write_text(str(self.step))
+        return []
 
 
 class Group:
@@ -120,7 +121,13 @@ class Group:
     def start_build(self, config: Config) -> None: ...
 
     def finish_build(self, pending: None) -> dict[str, Any]:
-        return {"steps": TOTAL, "facts": {}, "means": {"engine": "plain", "attention": "SDPA"}, "why": "one rank"}
+        return {
+            "steps": TOTAL,
+            "facts": {},
+            "means": {"engine": "plain", "attention": "SDPA", "kernels": "own"},
+            "why": "one rank",
+            "warnings": (),
+        }
 
     def policy(self) -> Group:
         return self

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpeer.config import Config, Lora, Optimizer
+from dpeer.config import Config, Lora, Model, Optimizer
 from dpeer.errors import ConfigError
+from dpeer.launcher.plan.inputs import model_config
+from dpeer.launcher.train import run
+from dpeer.model.families import FAMILIES
+from dpeer.model.lm import LayerShape, layer_shape
+from dpeer.training import preflight
 from dpeer.training.choice import choose
-from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate
+from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate, model_settings, sized
 from tests.training.conftest import recipe
 
 
@@ -81,6 +89,83 @@ def test_own_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 12345}}))
     assert deepspeed_config(str(path), recipe(), trained=True)["zero_optimization"]["reduce_bucket_size"] == 12345
+
+
+WINDOW = "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size"
+
+
+@pytest.mark.parametrize("path", ["meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-70B-Instruct"])
+def test_the_window_of_gathered_weights_follows_from_the_layer(path: str) -> None:
+    """70B: three layers and the next one ahead; 8B: a layer beside the head, which is larger than two."""
+    shape, _ = model_config(Model(path=path), None)
+    h, inner, kv = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * 128
+    layer, head = 2 * h * h + 2 * h * kv + 3 * h * inner + 2 * h, h * shape.vocab_size
+    window = {8192: 3 * layer, 4096: layer + head}[h]
+    counted = layer_shape(shape)
+    assert counted == LayerShape("transformers.models.llama.modeling_llama.LlamaDecoderLayer", layer, head)
+    for name in ("zero3", "zero3_hpz", "reference"):
+        given = deepspeed_config(name, recipe(), trained=False)
+        for whole, ahead in ((True, layer), (False, layer // 2)):
+            zero = sized(given, counted, whole=whole)["zero_optimization"]
+            assert [zero[key] for key in WINDOW] == [window, window, ahead]
+            assert ("leaf_module" in zero) == whole
+            assert zero["stage3_param_persistence_threshold"] == 100_000
+        assert given["zero_optimization"][WINDOW[2]] == "auto"
+
+
+def test_the_window_is_bounded_and_a_users_own_is_kept() -> None:
+    def window(**zero: Any) -> list[Any]:
+        made = sized({"zero_optimization": zero}, shape, whole=True)["zero_optimization"]
+        return [*(made[key] for key in WINDOW), made["leaf_module"]["classes"]]
+
+    shape = LayerShape("Layer", 1000, 5000)
+    assert window() == [10**8, 10**8, 10**7, ["Layer"]]
+    shape = LayerShape("Layer", 3 * 10**9, 2 * 10**9)
+    assert window() == [5 * 10**9, 5 * 10**9, 10**9, ["Layer"]]  # beyond the bound: a layer beside the head
+    own = {WINDOW[1]: 7, "prefetch_bucket_size": 8, "leaf_module": {"classes": []}}
+    assert window(**own) == [5 * 10**9, 7, 8, []]
+
+
+def test_layers_are_whole_where_the_first_ones_input_has_a_gradient() -> None:
+    """DeepSpeed takes a whole layer's gradients when its input's is there: too early where there is none."""
+    shape, _ = model_config(Model(path="meta-llama/Meta-Llama-3-8B-Instruct"), None)
+    for lora, recomputed in product((None, Lora()), (False, True)):
+        config = recipe(lora=lora, gradient_checkpointing=recomputed)
+        whole = ["leaf_module" in model_settings(config, shape, trained=t)["zero_optimization"] for t in (True, False)]
+        assert whole == [lora is None or recomputed, True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_take_hidden_states_by_position(family: str) -> None:
+    """The hook that takes a whole layer's gradients waits for those of positional arguments alone."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 32, "head_dim": 8}
+    shape = AutoConfig.for_model(family, num_attention_heads=2, num_key_value_heads=1, **sizes)
+    model = AutoModelForCausalLM.from_config(shape)
+    seen: list[int] = []
+    for layer in FAMILIES[family].decoder_layers(model):
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].dim()))
+    model(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False)
+    assert seen == [3, 3]
+
+
+def test_what_the_plain_engine_cannot_do_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    def asked(**changes: Any) -> Config:
+        tree = recipe("none/such").model_dump()
+        adam = tree["training"]["optimizer"] | {"name": changes.pop("optimizer", "adamw")}
+        return Config.model_validate(
+            tree | {"cluster": tree["cluster"] | changes, "training": tree["training"] | {"optimizer": adam}}
+        )
+
+    preflight.settings(asked(engine="plain"))
+    preflight.settings(asked(engine="auto", deepspeed="zero3_offload", optimizer="cpu_adam"))
+    with pytest.raises(ConfigError, match=r"engine = plain keeps .* on the device, but training\.optimizer"):
+        preflight.settings(asked(engine="plain", optimizer="cpu_adam"))
+    offload = asked(engine="plain", deepspeed="zero3_offload")
+    with pytest.raises(ConfigError, match=r"plain .*but cluster.deepspeed = zero3_offload keeps states in the host"):
+        preflight.settings(offload)
+    with pytest.raises(ConfigError, match="zero3_offload keeps states"):
+        run(offload.model_copy(update={"output_dir": tmp_path}))  # before Ray is started
+    assert not ray.is_initialized() and not list(tmp_path.iterdir())
 
 
 # Learning rate

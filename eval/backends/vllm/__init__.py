@@ -49,18 +49,20 @@ class VLLM(Backend):
         from dpeer.eval.backends.vllm import ray_data
         from dpeer.eval.backends.vllm.engine import choose_device
         from dpeer.eval.backends.vllm.farm import Farm as Engines
-        from dpeer.eval.backends.vllm.farm import tasks_of
+        from dpeer.eval.backends.vllm.farm import free_gpus, per_task, replicas, tasks_of
 
-        with Engines(farm, say) as engines:
+        gpus = free_gpus()
+        with Engines(farm, say, gpus=gpus) as engines:
 
             def answers(job: Job, calls: Iterable[Call]) -> Iterator[list[Answer]]:
                 device = choose_device(job.settings, ray.cluster_resources().get("GPU", 0))
                 job = replace(job, served=with_whole_paths(job.served), device=device)
-                tasks = tasks_of(calls, farm.conversations_per_task)
+                count = replicas(farm, job, gpus)
+                tasks = tasks_of(calls, per_task(farm, job, count))
                 if runner(farm, job.count) == "actors":
                     return engines.run(job, tasks)
                 engines.make_room()
-                return ray_data.answers(job, tasks, farm)
+                return ray_data.answers(job, tasks, farm, gpus)
 
             yield answers
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ CPU_BATCH = 4096
 """Tokens that an engine on CPU computes in one step, or more where one conversation needs it."""
 CPU_BLOCK = 32
 """Tokens per block of the prefix cache on CPU, the least that its attention takes: rubric tails are short."""
+LOADING_THREADS = 4
+"""Of each process of a tensor-parallel engine, which loads its share of the weights; Ray would give it one."""
+SETTLE_S = 20.0
+"""In which a GPU gets back the memory of processes that have been ended."""
+NO_ROOM = ("Free memory on device", "Engine core initialization failed")
+"""vLLM's words where it finds too little memory; with a process of its own for the engine only the latter arrive."""
 
 
 class Engine:
@@ -104,6 +111,18 @@ class Engine:
             output_tokens=len(completion.token_ids),
             engine=self.version,
         )
+
+
+def started(make: Callable[[], Engine], device: Device, sleep: Callable[[float], None] = time.sleep) -> Engine:
+    """A new engine. One that finds no room on its GPU is made once more: processes of an engine before it may outlive
+    that by seconds."""
+    try:
+        return make()
+    except (RuntimeError, ValueError) as error:
+        if device != "gpu" or not any(words in str(error) for words in NO_ROOM):
+            raise
+    sleep(SETTLE_S)
+    return make()
 
 
 def encode(tokenizer: Any, call: Call, method: Method) -> list[int]:
@@ -194,8 +213,16 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Environment variables that must be set before vLLM is imported."""
-    values = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """Environment variables that must be set before vLLM is imported.
+
+    On a GPU the engine has a process of its own, so that tokens are prepared while it computes; on a CPU both would
+    share the cores.
+    """
+    own_process = "1" if job.device == "gpu" else "0"
+    values = {"VLLM_ENABLE_V1_MULTIPROCESSING": own_process, "VLLM_NO_USAGE_STATS": "1"}
+    values["TOKENIZERS_PARALLELISM"] = "false"
+    if job.device == "gpu" and job.settings.tensor_parallel > 1:
+        values["OMP_NUM_THREADS"] = str(LOADING_THREADS)
     if place := os.environ.get("DPEER_ENGINE_TMP"):  # vLLM leaves its vllm_dist_* files there
         values["TMPDIR"] = place
     if job.device == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,13 +16,15 @@ from ray.exceptions import RayError, RayTaskError
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.eval.backends import config
 from dpeer.eval.backends.types import Answer, Call, Job, Say, refused
-from dpeer.eval.backends.vllm.engine import Engine, environment
+from dpeer.eval.backends.vllm.engine import Engine, environment, started
 
 Task = tuple[Call, ...]
 IN_FLIGHT = 2
 """Tasks per engine: one being answered, one waiting beside it, so that the engine never idles."""
 LIVES = 2
 """A conversation that has been in this many dying engines is not sent again."""
+PER_TASK = {"cpu": 64, "gpu": 512}
+"""Conversations per task."""
 
 
 class Worker:
@@ -34,7 +37,7 @@ class Worker:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
-        self.engine = Engine(job)
+        self.engine = started(lambda: Engine(job), job.device)
 
     def answer(self, calls: Task) -> list[Answer]:
         assert self.engine is not None
@@ -65,8 +68,10 @@ class _Replica:
 class Farm:
     """Answers the calls of one model after another. Use as a context: leaving it ends all engines."""
 
-    def __init__(self, spec: config.Farm, say: Say = lambda line: None, worker: type = Worker) -> None:
-        self.spec, self.say, self.worker = spec, say, worker
+    def __init__(
+        self, spec: config.Farm, say: Say = lambda line: None, worker: type = Worker, gpus: float = math.inf
+    ) -> None:
+        self.spec, self.say, self.worker, self.gpus = spec, say, worker, gpus
         self.restarts = 0
         self._idle: list[tuple[dict[str, str], Any]] = []
         self._replicas: list[_Replica] = []
@@ -89,7 +94,7 @@ class Farm:
         Raises ClusterError when the engines cannot fit the cluster, cannot start, or died more than max_restarts times.
         """
         source = map(_Attempt, tasks)
-        waiting = deque(islice(source, replicas(self.spec, job)))
+        waiting = deque(islice(source, replicas(self.spec, job, self.gpus)))
         if not waiting:
             return
         check_feasible(len(waiting), resources(job), job.served.name)
@@ -225,13 +230,29 @@ def resources(job: Job) -> dict[str, float]:
     return {"CPU": 1.0} | ({"GPU": float(job.settings.tensor_parallel)} if job.device == "gpu" else {})
 
 
-def replicas(spec: config.Farm, job: Job) -> int:
-    """Engines of one model at once: as the recipe says, else one on CPU and on GPU all that the cluster can place."""
+def per_task(spec: config.Farm, job: Job, engines: int) -> int:
+    """Conversations per task: as the recipe says, else by device; fewer where so many engines would have no work."""
+    if spec.conversations_per_task is not None:
+        return spec.conversations_per_task
+    usual = PER_TASK[job.device]
+    share = job.count // (IN_FLIGHT * engines) if job.count else usual
+    return min(usual, max(PER_TASK["cpu"], share))
+
+
+def free_gpus() -> float:
+    """GPUs of the cluster that nobody holds now. Asked before a farm's first engine: ended ones return theirs late."""
+    return float(ray.available_resources().get("GPU", 0))
+
+
+def replicas(spec: config.Farm, job: Job, gpus: float = math.inf) -> int:
+    """Engines of one model at once: as the recipe says, else one on CPU and on GPU all that the cluster can place on
+    so many free ones; one at least, which waits."""
     if spec.replicas is not None:
         return spec.replicas
     if job.device != "gpu":
         return 1
-    return max(1, sum(capacity(n["Resources"], resources(job)) for n in ray.nodes() if n["Alive"]))
+    places = sum(capacity(n["Resources"], resources(job)) for n in ray.nodes() if n["Alive"])
+    return max(1, int(min(places, gpus / job.settings.tensor_parallel)))
 
 
 def check_feasible(count: int, wanted: Mapping[str, float], name: str) -> None:

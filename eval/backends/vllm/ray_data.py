@@ -27,7 +27,7 @@ from dpeer.eval.backends.vllm.engine import (
     too_long_reason,
     vllm_version,
 )
-from dpeer.eval.backends.vllm.farm import Task, check_feasible, conversations, replicas, resources
+from dpeer.eval.backends.vllm.farm import Task, check_feasible, conversations, per_task, replicas, resources
 
 ERROR = "__inference_error__"  # rows that carry it pass Ray's engine stage untouched
 TOO_LONG = "too long: "
@@ -36,7 +36,7 @@ TOKENIZING = 0.1
 """Cores that a tokenizing task claims; an engine leaves as much, so that the two never wait for each other."""
 
 
-def answers(job: Job, tasks: Iterable[Task], spec: config.Farm) -> Iterator[list[Answer]]:
+def answers(job: Job, tasks: Iterable[Task], spec: config.Farm, gpus: float = math.inf) -> Iterator[list[Answer]]:
     """Answers, block by block as they finish. A conversation is one input row, so it stays on one engine.
 
     What is not yet handed out is lost with the driver and asked for again by the next run. Engines that die are
@@ -45,11 +45,11 @@ def answers(job: Job, tasks: Iterable[Task], spec: config.Farm) -> Iterator[list
     """
     rows = [{"calls": conversation} for task in tasks for conversation in conversations(task)]
     wanted = resources(job)
-    engines = min(replicas(spec, job), max(1, len(rows)))
+    engines = min(replicas(spec, job, gpus), max(1, len(rows)))
     check_feasible(engines, wanted, job.served.name)
 
     def answered() -> Any:
-        requests = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // spec.conversations_per_task))
+        requests = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_task(spec, job, engines)))
         tokens = requests.flat_map(lambda row: _requests(job, row["calls"]), num_cpus=TOKENIZING)
         return _processor(job, spec, wanted, engines)(tokens)
 

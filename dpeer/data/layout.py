@@ -1,0 +1,84 @@
+"""How the tokens of records reach a model: as trees, each prompt once, or as separate sequences beside each other.
+
+A model that keeps a state across positions (linear attention, convolutions) or whose attention tree attention does not
+compute runs as separate sequences, padded at the right: exact for every causal model, and dearer, as each response
+brings its prompt along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpeer.data.packing import (
+    Counts,
+    Pack,
+    all_forward_tokens,
+    all_longest,
+    all_responses,
+    forward_tokens,
+    plan_packs,
+)
+from dpeer.data.tokenize import TokenTree
+
+Layout = Literal["tree", "sequences"]
+
+
+def cost(tree: TokenTree, layout: Layout) -> int:
+    """Tokens that a model computes for a record by itself."""
+    return forward_tokens(tree) if layout == "tree" else len(tree.responses) * (tree.longest - 1)
+
+
+def plan(trees: Sequence[TokenTree], ranks: int, budget: int, layout: Layout) -> list[list[list[int]]]:
+    """Records by [rank][pack] within a budget of computed tokens, as `plan_packs`; sequences with their padding."""
+    if layout == "tree":
+        return plan_packs(all_forward_tokens(trees).tolist(), ranks, budget)
+    counts, longest = all_responses(trees), all_longest(trees)
+    packs = plan_packs((counts * (longest - 1)).tolist(), ranks, budget)
+    return [[part for items in mine for part in _split(items, counts, longest, budget)] for mine in packs]
+
+
+def _split(items: Sequence[int], counts: Counts, longest: Counts, budget: int) -> list[list[int]]:
+    """A pack in parts that keep to the budget though every sequence of a part is as long as its longest."""
+    parts: list[list[int]] = []
+    for i in sorted(items, key=lambda i: (-longest[i], i)):
+        if parts and _padded(counts[[*parts[-1], i]], longest[[*parts[-1], i]]) <= budget:
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+    return parts
+
+
+def padded(trees: Sequence[TokenTree]) -> int:
+    """Tokens of the sequences of these records, with their padding."""
+    return _padded(all_responses(trees), all_longest(trees))
+
+
+def _padded(counts: Counts, longest: Counts) -> int:
+    return int(counts.sum() * (longest.max() - 1))
+
+
+def computed(pack: Pack, layout: Layout) -> int:
+    """Tokens that a model computes for a pack, padding included."""
+    return pack.tokens if layout == "tree" else len(pack.response_tokens) * pack.longest
+
+
+def sequences(pack: Pack) -> tuple[Tensor, Tensor]:
+    """A pack as token ids [R, L] of prompt + response, padded at the right by a token of no meaning, and the place [N]
+    of each of its prediction rows among the R x L positions."""
+    ids, positions = pack.input_ids[0], pack.position_ids[0]
+    counts = pack.response_tokens
+    last = counts.cumsum(0) - 1  # the row that predicts a response's last token
+    before = positions[pack.rows[last - counts + 1]]  # position of its prompt's last token
+    lengths = before + counts  # tokens of prompt + response, the last one left out
+    longest = pack.longest
+    column = torch.arange(longest, device=ids.device)[None]
+    start = pack.rows[last - counts + 1] - before  # where its prompt begins
+    own = pack.rows[last] - (counts - 1)  # one before its own first input token
+    inside = torch.where(column <= before[:, None], start[:, None] + column, own[:, None] + column - before[:, None])
+    table = ids[inside.clamp(max=len(ids) - 1)].masked_fill(column >= lengths[:, None], 0)
+    row = torch.arange(len(counts), device=ids.device)[pack.row_response]
+    return table, row * longest + positions[pack.rows]

@@ -1,0 +1,73 @@
+"""The language model over packs: its forward maps a pack to the log-probability of each response."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dpeer.data.layout import Layout, sequences
+from dpeer.data.packing import Pack
+from dpeer.model.families import backbone, causal_lm, logits_shape
+from dpeer.model.logprob import PLAIN, Chunk, Shape, response_sums, token_logprobs
+
+
+class Head(nn.Module):
+    """Reads the output weight inside its own forward, so that ZeRO-3 gathers it there and releases it early."""
+
+    def __init__(self, output: nn.Linear, chunk: Chunk, shape: Shape = PLAIN) -> None:
+        super().__init__()
+        self._output = [output]  # in a list: the module is registered once, in the model
+        self.chunk, self.shape = chunk, shape
+
+    @property
+    def weight(self) -> Tensor:
+        return self._output[0].weight
+
+    def forward(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
+        """Log-probability [N] of the targets after hidden states [N, H]; without targets the likeliest tokens [N]."""
+        if targets is None:
+            likeliest: Tensor = (hidden @ self._output[0].weight.T).argmax(-1)
+            return likeliest
+        return token_logprobs(hidden, self._output[0].weight, targets, self.chunk, self.shape)
+
+
+class TreeLM(nn.Module):
+    """A causal language model whose forward maps a pack to the log-probability of each of its responses."""
+
+    def __init__(self, model: PreTrainedModel, head_chunk: Chunk = "auto", layout: Layout = "tree") -> None:
+        super().__init__()
+        self.model = model  # a PreTrainedModel, or a PeftModel around one
+        self.layout = layout
+        causal = causal_lm(model)
+        self._backbone = [backbone(model)]
+        self.head = Head(causal.get_output_embeddings(), head_chunk, logits_shape(causal.config.get_text_config()))
+
+    def forward(self, pack: Pack, greedy: bool = False) -> Tensor:
+        """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included.
+
+        greedy: instead the likeliest token [R] in the place of each response's last.
+        """
+        hidden = self._hidden(pack)
+        if greedy:
+            likeliest: Tensor = self.head(hidden[pack.response_tokens.cumsum(0) - 1], None)
+            return likeliest
+        tokens = self.head(hidden, pack.targets)
+        return response_sums(tokens, pack.row_response, len(pack.response_tokens))
+
+    def _hidden(self, pack: Pack) -> Tensor:
+        """Last hidden states [N, H] at the pack's prediction rows."""
+        if self.layout == "sequences":
+            ids, rows = sequences(pack)
+            states: Tensor = self._backbone[0](input_ids=ids, use_cache=False).last_hidden_state
+            return states.flatten(0, 1)[rows]
+        states = self._backbone[0](
+            input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
+        ).last_hidden_state[0]
+        return states[pack.rows]
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside, a model with LoRA adapters computes what the model does that they were added to."""
+        disabled: AbstractContextManager[None] = self.model.disable_adapter()
+        return disabled

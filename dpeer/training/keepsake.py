@@ -1,0 +1,85 @@
+"""What a manifest keeps of a run's records, so that its model can be exported without them: a few, in tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpeer.config import Config
+from dpeer.data.encode import Ids
+from dpeer.data.packing import all_forward_tokens
+from dpeer.data.tokenize import TokenizedSet, TokenTree
+from dpeer.model.identity import model_hash
+from dpeer.model.lm import load_tokenizer
+from dpeer.training.prepare import METHOD, Prepared
+
+KEY = "probes"
+
+
+def remembered(data: TokenizedSet) -> dict[str, Any]:
+    """The first record, which checkpoints are probed with, and the shortest, with which an export is compared."""
+    trees = {tree.index: tree for tree in (data.trees[0], data.trees[int(all_forward_tokens(data.trees).argmin())])}
+    return {KEY: {"dimensions": list(data.dimensions), "trees": [_written(tree) for tree in trees.values()]}}
+
+
+def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
+    """A run's data as far as its export needs them; None for the manifest of an earlier version."""
+    kept = manifest.get(KEY)
+    if not kept:
+        return None
+    spec = config.model
+    template = str(load_tokenizer(spec.path, spec.revision).chat_template)
+    facts = {
+        "method": METHOD,
+        "data": manifest["data"],
+        "model": {"hash": model_hash(spec.path, spec.revision)},
+        "reference": manifest["reference"],
+        "chat_template": {"hash": hashlib.sha256(template.encode()).hexdigest()},
+    }
+    trees = tuple(map(_read, kept["trees"]))
+    return Prepared(TokenizedSet(tuple(kept["dimensions"]), trees, 0, 0), None, None, facts)
+
+
+def found_again(config: Config, folder: str | None, model: Path | None = None) -> Config:
+    """The config with its model where it is now: at `model`, or below the `folder` in which the run was trained."""
+    spec, cluster = config.model, config.cluster
+    places = {name: _place(getattr(cluster, name), folder) for name in ("deepspeed", "reference_deepspeed")}
+    path = str(model) if model else _place(spec.path, folder)
+    return config.model_copy(
+        update={
+            "model": spec.model_copy(update={"path": path}),
+            "cluster": cluster.model_copy(update=places),
+        }
+    )
+
+
+def _place(path: str, folder: str | None) -> str:
+    there = Path(folder or "", path)
+    return str(there) if folder and not Path(path).exists() and there.exists() else path
+
+
+def _written(tree: TokenTree) -> dict[str, Any]:
+    return {
+        "index": tree.index,
+        "prompt": _line(tree.prompt),
+        "responses": [_line(ids) for ids in tree.responses],
+        "edges": [_line(edge) for edge in tree.edges],
+        "golden": tree.golden,
+        "mask": list(tree.mask),
+    }
+
+
+def _read(tree: Mapping[str, Any]) -> TokenTree:
+    edges = tuple((d, better, worse) for d, better, worse in map(_ids, tree["edges"]))
+    responses = tuple(map(_ids, tree["responses"]))
+    return TokenTree(tree["index"], _ids(tree["prompt"]), responses, edges, tree["golden"], tuple(tree["mask"]))
+
+
+def _line(ids: Ids) -> str:
+    return " ".join(map(str, ids))
+
+
+def _ids(line: str) -> Ids:
+    return tuple(map(int, line.split()))

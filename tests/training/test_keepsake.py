@@ -1,0 +1,95 @@
+"""A run is exported without the files it was trained on, and from wherever its folder and its model have gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dpeer.config import Config
+from dpeer.errors import CheckpointError
+from dpeer.toyworld.model import tiny_model
+from dpeer.training import checkpoint, world
+from dpeer.training.export import export
+from dpeer.training.keepsake import found_again, recall, remembered
+from dpeer.training.policy import Policy
+from dpeer.training.prepare import prepare
+from dpeer.training.run_dir import RunDir
+
+
+def row(i: int) -> dict[str, object]:
+    responses = [{"text": f"Boat {i} can wait.", "fails": []}, {"text": "Sure!" * (i + 1), "fails": ["A"]}]
+    return {"prompt": f"Shall I paint boat {i} now?", "mask": ["A"], "responses": responses}
+
+
+def recipe(model: str, train: str) -> Config:
+    return Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": model, "dtype": "fp32", "export_dtype": "fp32"},
+            "data": {"train": train, "heldout": "none", "dual": "none", "max_tokens": 200},
+            "objective": {"kind": "sft"},
+            "training": {"steps": 2, "records_per_step": 2, "optimizer": {"lr": 0.01}},
+            "cluster": {"engine": "plain", "reference": "colocated"},
+        }
+    )
+
+
+def test_an_export_needs_neither_data_nor_the_old_folder(
+    here: world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    monkeypatch.chdir(old)
+    tiny_model(old / "model", "qwen3", 1, vocab=300)
+    (old / "d.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(5)))
+    config = recipe("model", "d.jsonl")
+    prepared = prepare(config)
+    policy, files = Policy(config, prepared, here), RunDir(old / "runs" / "x")
+    policy.train_step(None)
+    files.begin(config, prepared.facts, remembered(prepared.train))
+    checkpoint.save(policy, files.checkpoint(1), prepared.facts)
+    export(policy, tmp_path / "expected")
+    policy.close()
+
+    shutil.move(old / "runs", new)  # and nothing else is left of the old folder, but the model in another place
+    shutil.move(old / "model", tmp_path / "elsewhere")
+    shutil.rmtree(old)
+    monkeypatch.chdir(tmp_path)
+    moved = RunDir(new / "x")
+    manifest = moved.read_manifest()
+    again = found_again(Config.model_validate(manifest["config"]), manifest["folder"], tmp_path / "elsewhere")
+    recalled = recall(manifest, again)
+    assert recalled is not None and recalled.facts == prepared.facts and len(recalled.train.trees) <= 2
+    policy = Policy(again, recalled, here)
+    checkpoint.load(policy, moved.checkpoint(1), recalled.facts)
+    export(policy, tmp_path / "found")
+    expected, found = (AutoModelForCausalLM.from_pretrained(tmp_path / n).state_dict() for n in ("expected", "found"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+    other = tiny_model(tmp_path / "other", "qwen3", 2, vocab=300)
+    wrong = recall(manifest, found_again(again, None, other))
+    assert wrong is not None
+    with pytest.raises(CheckpointError, match="model"):
+        checkpoint.load(policy, moved.checkpoint(1), wrong.facts)
+    policy.close()
+
+
+def test_a_manifest_of_an_earlier_version_asks_for_the_data() -> None:
+    assert recall({"data": {}, "reference": {}}, recipe("m", "d")) is None
+
+
+def test_relative_places_are_those_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    config = recipe("model", "d")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert found_again(config, str(tmp_path)).model.path == str(tmp_path / "model")
+    os.mkdir("model")
+    assert found_again(config, str(tmp_path)).model.path == "model"
+    assert found_again(recipe("owner/name", "d"), str(tmp_path)).model.path == "owner/name"
