@@ -6,7 +6,8 @@ pack is ready, and that process's memory.
 
 The records are made (seeded, about 130 words each) and so is the tokenizer, a byte-level BPE of 8,000 tokens. The peer
 does per pair what TRL's DPO trainer maps over a data set: the chat template, with token ids, for prompt, prompt +
-chosen and prompt + rejected. Seconds are CPU seconds of one process.
+chosen and prompt + rejected. Seconds are CPU seconds, those of helpers included
+(DPEER_TOKENIZE_CPUS; here 1 unless it is set).
 """
 
 from __future__ import annotations
@@ -153,9 +154,12 @@ def first_step(folder: Path, count: int) -> dict[str, float]:
         for i in batch_indices(step * size, size, len(data.trees), config.seed):
             data.trees[i]
     now = psutil.Process().memory_info().rss
-    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent held
-    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    return {"first_pack_s": seconds, "rss": now, "grown": now - before, "peak": peak}
+    return {"first_pack_s": seconds, "rss": now, "grown": now - before, "peak": peak()}
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes; getrusage would count what its parent held."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def held_out_plan(count: int) -> float:
@@ -171,9 +175,9 @@ def measure(folder: Path, count: int, tokenizer: PreTrainedTokenizerFast) -> dic
     source = folder / f"{count}.jsonl"
     with source.open("w") as file:
         file.writelines(json.dumps(record) + "\n" for record in records(count))
-    began, wall = time.process_time(), time.perf_counter()
+    began, wall = sum(os.times()[:4]), time.perf_counter()
     store = tokens(recipe(folder, count), tokenizer)
-    spent = time.process_time() - began
+    spent, maker = sum(os.times()[:4]) - began, peak()
     own = subprocess.run(
         [sys.executable, __file__, "--open", str(folder), str(count)], check=True, capture_output=True, text=True
     )
@@ -182,6 +186,7 @@ def measure(folder: Path, count: int, tokenizer: PreTrainedTokenizerFast) -> dic
         "source": source.stat().st_size,
         "seconds": time.perf_counter() - wall,
         "per_record": spent / count,
+        "maker": maker,
         "stored": sum(p.stat().st_size for p in store.folder.iterdir()),
         "plan_s": held_out_plan(count),
         **json.loads(own.stdout.splitlines()[-1]),
@@ -197,7 +202,7 @@ def main() -> None:
     if given.open:
         print(json.dumps(first_step(Path(given.open[0]), int(given.open[1]))))
         return
-    os.environ.setdefault(CPUS, "1")  # so that CPU seconds are those of one process
+    os.environ.setdefault(CPUS, "1")
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         tokenizer = make_tokenizer(folder)
@@ -205,11 +210,14 @@ def main() -> None:
         for count in given.records:
             row = measure(folder, count, tokenizer)
             found.append(row)
+            mib = {
+                name: f"{row[name] / MIB:,.0f} MiB" for name in ("source", "stored", "maker", "rss", "grown", "peak")
+            }
             print(
-                f"{count:>9,} records, {row['source'] / MIB:,.0f} MiB: tokenised at {1e6 * row['per_record']:,.0f} us "
-                f"each; {row['stored'] / MIB:,.0f} MiB on disk; first pack after {row['first_pack_s']:.2f} s; rank "
-                f"{row['rss'] / MIB:,.0f} MiB (+{row['grown'] / MIB:,.0f}), peak {row['peak'] / MIB:,.0f}; held-out "
-                f"packs planned in {row['plan_s']:.2f} s",
+                f"{count:>9,} records, {mib['source']}: tokenised at {1e6 * row['per_record']:,.0f} us each, the "
+                f"process that began it at most {mib['maker']}; {mib['stored']} on disk; first pack after "
+                f"{row['first_pack_s']:.2f} s; rank {mib['rss']} (+{mib['grown']}), peak {mib['peak']}; held-out packs "
+                f"planned in {row['plan_s']:.2f} s",
                 flush=True,
             )
         theirs = peer(folder, tokenizer)

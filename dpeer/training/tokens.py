@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,20 +34,18 @@ from dpeer.data.split import Order, carved, share
 from dpeer.data.stream import Unreadable
 from dpeer.data.token_store import FORMAT, Rows, Store, Writer, open_store
 from dpeer.data.tokenize import none_fits
+from dpeer.disk import disk_fault, remedy
 from dpeer.errors import DataError
 from dpeer.files import write_json
 from dpeer.integrity import Damaged
+from dpeer.training.token_place import PLACE, alone, clear_left, place_of, remove, temporary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLACE = "DPEER_TOKENS"
 CARVED = "10%"
 SHARED = "\nRemove such records from one of the two, or have records carved from the training data: data.heldout=10%."
 CLOCK = "strftime_now"
-WAIT_S = 3600.0
-"""Longest wait for another process that tokenises the same; then it is done here too, which harms nobody."""
-POLL_S = 0.5
 RACY_S = 2.0
 """A file that changed less than this before it was hashed may change again with the same time stamp."""
 
@@ -105,38 +100,40 @@ def refuse_empty(config: Config, part: Part, carved: int, records: int) -> None:
 def tokens(config: Config, tokenizer: PreTrainedTokenizerBase, *, whole: bool = False) -> Store:
     """The store of a recipe's records; it is made where there is none, or a damaged one. `whole`: compare all of it
     with its checksums. Raises DataError as `load` and `tokenize` do."""
-    place = Path(os.environ.get(PLACE) or config.output_dir / "tokens")
-    wanted = parts(config)
-    folder = place / _key(config, wanted, tokenizer, place)
-    with suppress(Damaged):
+    place, wanted = place_of(config.output_dir), parts(config)
+    try:
+        folder = place / _key(config, wanted, tokenizer, place)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+    with suppress(Damaged):  # told and made good below, by one process
         if store := open_store(folder, whole=whole):
             return store
     try:
         return _made(config, wanted, tokenizer, folder, whole)
-    except OSError as error:
+    except (OSError, Damaged) as error:
+        fault = disk_fault(error)
+        says = f"{place} {remedy(fault)}" if fault else str(error)
         raise DataError(
-            f"{place}: the tokens of the records could not be written there ({error.strerror or error}). Make room, "
-            f"or name a folder on another disk by {PLACE} in the environment."
+            f"{says}; or name a folder on another disk by {PLACE} in the environment. The tokens of the records are "
+            "written there."
         ) from error
 
 
 def _made(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase, folder: Path, whole: bool) -> Store:
-    with _alone(folder) as held:
+    with alone(folder) as held:
         try:
             if store := open_store(folder, whole=whole):
                 return store
         except Damaged as damage:
             print(f"{damage}; its folder is made again.", flush=True)
-            _remove(folder)
-        if held:
-            for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a maker that was killed
-                _remove(left)
+            remove(folder)
+        clear_left(folder, held)
         loaded: dict[str, DataSet] = {}
         while not folder.is_dir():
-            with _temporary(folder) as temporary, suppress(_Again):
-                _write(config, wanted, tokenizer, temporary, loaded)
+            with temporary(folder) as made, suppress(_Again):
+                _write(config, wanted, tokenizer, made, loaded)
                 try:
-                    os.rename(temporary, folder)
+                    os.rename(made, folder)
                 except OSError:
                     if not folder.is_dir():  # else another process was faster, and its folder holds the same
                         raise
@@ -341,39 +338,3 @@ def _file_hash(path: Path, place: Path) -> str:
         with suppress(OSError):
             write_json(memo, about | {"xxh3": found})
     return found
-
-
-@contextmanager
-def _temporary(folder: Path) -> Iterator[Path]:
-    """A folder beside it, gone after the block unless it was renamed."""
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Wait, within bounds, until no other process makes this folder; yields whether that is certain. On a file system
-    without locks nobody waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("a") as lock:
-        deadline, held = time.monotonic() + WAIT_S, False
-        while not held and time.monotonic() < deadline:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                time.sleep(POLL_S)
-            except OSError:
-                break
-        yield held
-
-
-def _remove(folder: Path) -> None:
-    grave = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.damaged")
-    with suppress(OSError):
-        os.rename(folder, grave)
-        shutil.rmtree(grave, ignore_errors=True)

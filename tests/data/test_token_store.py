@@ -25,6 +25,7 @@ from dpeer.data.tokenize import TokenizedSet, tokenize
 from dpeer.errors import DataError
 from dpeer.estimate.throughput import ABOUT_A_RECORD, tokenising
 from dpeer.model.flops import Lengths
+from dpeer.training import token_place
 from dpeer.training import tokens as module
 from dpeer.training.prepare import split_records
 from dpeer.training.tokens import tokens
@@ -267,7 +268,7 @@ def test_what_is_not_whole_is_not_used(tmp_path: Path, make_tokenizer: Make, mon
         with pytest.raises(KeyboardInterrupt):
             tokens(config, tokenizer)
         assert not [p for p in place.iterdir() if p.is_dir()]
-        patch.setattr(module.shutil, "rmtree", lambda *_, **__: None)  # as a kill leaves it
+        patch.setattr(token_place.shutil, "rmtree", lambda *_, **__: None)  # as a kill leaves it
         with pytest.raises(KeyboardInterrupt):
             tokens(config, tokenizer)
     assert [p.suffix for p in place.iterdir() if p.is_dir()] == [".part"]
@@ -292,9 +293,9 @@ def test_two_at_once(tmp_path: Path, make_tokenizer: Make, monkeypatch: pytest.M
         raise OSError(38, "not implemented")
 
     monkeypatch.setattr(module, "_write", slowly)
-    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr(token_place, "POLL_S", 0.01)
     if not locks:
-        monkeypatch.setattr(module.fcntl, "flock", refused)
+        monkeypatch.setattr(token_place.fcntl, "flock", refused)
     found: list[Store] = []
     tokenizers = [make_tokenizer(CHATML), make_tokenizer(CHATML)]
     threads = [threading.Thread(target=lambda t=t: found.append(tokens(config, t))) for t in tokenizers]
