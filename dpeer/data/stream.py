@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
-import xxhash
 
 from dpeer.config_sources import Source
 from dpeer.data import parse
@@ -175,15 +174,6 @@ def content(source: str, split: str) -> list[Path] | str:
         return fingerprint(here, split)
     found = files_of(here, split)
     return found if isinstance(found, list) else sorted(p for p in found.iterdir() if p.is_file())
-
-
-def file_hash(path: Path) -> str:
-    """XXH3 with 128 bits (hex) of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return str(digest.hexdigest())
 
 
 def _meaning(source: Source, rows: Sequence[Row], own: bool) -> Meaning:

@@ -37,7 +37,7 @@ from dpeer.data.tokenize import none_fits
 from dpeer.disk import disk_fault, remedy
 from dpeer.errors import DataError
 from dpeer.files import write_json
-from dpeer.integrity import Damaged
+from dpeer.integrity import Damaged, entry
 from dpeer.training.token_place import PLACE, alone, clear_left, place_of, remove, temporary
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def _file_hash(path: Path, place: Path) -> str:
         known: dict[str, Any] = json.loads(memo.read_text())
         if about == {name: known.get(name) for name in about}:
             return str(known["xxh3"])
-    found = stream.file_hash(path)
+    found = entry(path)["xxh3"]
     if time.time() - status.st_mtime > RACY_S and path.stat().st_mtime_ns == status.st_mtime_ns:
         with suppress(OSError):
             write_json(memo, about | {"xxh3": found})

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from dpeer.config import Config
@@ -23,8 +24,12 @@ from dpeer.errors import DataError
 from dpeer.training.prepare import _counted, split_records
 from dpeer.training.tokens import Part, tokens
 from tests.data.conftest import CHATML
+from tests.data.conversation_table import CONVERSATIONS
 from tests.data.layouts import gz, helpsteer2, jsonl, pair, saferlhf, ultrafeedback, write
-from tests.data.source_table import CASES
+from tests.data.source_table import CASES, GENERAL
+from tests.data.test_facts import pre_tokenizer
+from tests.data.test_malformed import BROKEN, place
+from tests.data.test_malformed import Case as Malformed
 from tests.data.test_refused_sources import CASES as REFUSED
 
 Make = Callable[[str | None], PreTrainedTokenizerFast]
@@ -93,9 +98,23 @@ def assert_same(config: Config, store: Store, tokenizer: PreTrainedTokenizerFast
         assert store.state["splits"]["train"]["weights"] == digest
 
 
-@pytest.mark.parametrize("name", CASES)
+SOURCES = CASES | CONVERSATIONS
+
+
+def assert_refused_alike(config: Config, tokenizer: PreTrainedTokenizerFast) -> str:
+    """What is said of it."""
+    with pytest.raises(DataError) as expected:
+        in_memory(config, tokenizer)
+    with pytest.raises(DataError) as error:
+        tokens(config, tokenizer)
+    assert str(error.value) == str(expected.value)
+    assert not [p for p in (config.output_dir / "tokens").glob("*") if p.is_dir()]
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_every_layout(tmp_path: Path, make_tokenizer: Make, name: str) -> None:
-    case = CASES[name]
+    case = SOURCES[name]
     write(tmp_path, case.files)
     config, tokenizer = (
         recipe(tmp_path, train=str(tmp_path / case.source), map=case.map, **ALONE),
@@ -114,15 +133,52 @@ def test_every_refusal(tmp_path: Path, make_tokenizer: Make, monkeypatch: pytest
         config = recipe(tmp_path, train=case.source, map=keys or None, **ALONE)
     except ValueError:
         return  # refused before anything is read
-    with pytest.raises(DataError) as expected:
-        in_memory(config, make_tokenizer(CHATML))
-    with pytest.raises(DataError) as error:
-        tokens(config, make_tokenizer(CHATML))
-    assert str(error.value) == str(expected.value)
+    assert_refused_alike(config, make_tokenizer(CHATML))
+
+
+@pytest.mark.parametrize("case", [c for c in BROKEN if "50 MB" not in c.id], ids=lambda c: c.id)
+def test_every_malformed_file(tmp_path: Path, make_tokenizer: Make, case: Malformed) -> None:
+    """File, row and column are named alike."""
+    assert_refused_alike(recipe(tmp_path, train=str(place(case, tmp_path)), **ALONE), make_tokenizer(CHATML))
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "words", "punctuation"])
+def test_every_tokenizer_that_loses_text(tmp_path: Path, make_tokenizer: Make, kind: str) -> None:
+    write(tmp_path, {"d.jsonl": [pair("Is my plan good? It has  two\nlines.", "Yes.", "No.")]})
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer(kind)
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, chat_template=CHATML)
+    assert_refused_alike(recipe(tmp_path, train=str(tmp_path / "d.jsonl"), **ALONE), tokenizer)
+
+
+def test_records_that_a_tokenizer_garbles(tmp_path: Path, make_tokenizer: Make) -> None:
+    write(tmp_path, {"d.jsonl": [*PAIRS[:5], PAIRS[5] | {"prompt": "Ist das groß?"}, PAIRS[6] | {"chosen": "ß."}]})
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
+    said = assert_refused_alike(recipe(tmp_path, train=str(tmp_path / "d.jsonl"), **ALONE), tokenizer)
+    assert "d.jsonl:6" in said and "d.jsonl:7" in said
+
+
+def test_shares_of_few_records(tmp_path: Path, make_tokenizer: Make) -> None:
+    """No mask gives a share: all give it together; and where that is no record, it is said."""
+    several = [pair(f"q {k}", "c", f"r {k}", attribute="ABCDEF"[k % 6]) for k in range(20)]
+    write(tmp_path, {"d.jsonl": several, "few.jsonl": several[:4]})
+    config, tokenizer = (
+        recipe(tmp_path, train=str(tmp_path / "d.jsonl"), heldout="10%", dual="10%"),
+        make_tokenizer(CHATML),
+    )
+    store = tokens(config, tokenizer)
+    assert_same(config, store, tokenizer)
+    assert len(store.split("dual").trees) == 2
+    few = recipe(tmp_path / "few", train=str(tmp_path / "few.jsonl"), heldout="10%", dual="none")
+    assert "10% of 4 training records are no record for the heldout split" in assert_refused_alike(few, tokenizer)
 
 
 PAIRS = [pair(f"q {k // 2}", f"c {k}", f"r {k}", attribute="AE"[k % 2], weight=1 + k % 3) for k in range(40)]
 RATED = [helpsteer2(f"q {k // 3}", f"text {k}", "4343"[: k % 3 + 1] + "23232"[k % 3 + 1 :]) for k in range(60)]
+
+
+WARM = {"preset": "preference", "constant": "warm"}
 
 
 def sources(folder: Path) -> dict[str, tuple[dict[str, Any], list[str]]]:
@@ -139,6 +195,7 @@ def sources(folder: Path) -> dict[str, tuple[dict[str, Any], list[str]]]:
             "shards/train-00000-of-00002.jsonl": PAIRS[:5],
             "shards/train-00001-of-00002.jsonl": PAIRS[5:],
             "sub/small/train.jsonl": PAIRS,
+            "own.jsonl": [GENERAL | {"prompt": f"own {k}", "w": 1 + k % 4} for k in range(9)],
         },
     )
     datasets.Dataset.from_list(PAIRS).save_to_disk(str(folder / "saved"))
@@ -149,6 +206,21 @@ def sources(folder: Path) -> dict[str, tuple[dict[str, Any], list[str]]]:
     ]
     shares = {"heldout": "20%", "dual": "10%"}
     return {
+        "own rows, weights by a map": ({"train": str(folder / "own.jsonl"), "map": {"weight": "w"}, **ALONE}, []),
+        "one map, own rows among others": (
+            {"train": [{"path": str(folder / n)} for n in ("own.jsonl", "pairs.jsonl")], "map": WARM, **ALONE},
+            [],
+        ),
+        "maps of their own": (
+            {
+                "train": [
+                    {"path": str(folder / "own.jsonl"), "map": {"weight": "w"}, "weight": 2},
+                    {"path": str(folder / "pairs.jsonl"), "map": WARM},
+                ],
+                **shares,
+            },
+            [],
+        ),
         "near repeats": ({"train": str(folder / "pairs.jsonl"), "heldout": str(folder / "held.parquet")}, []),
         "several, weighted": ({"train": many, **shares}, []),
         "one is compressed": ({"train": [*many, {"path": str(folder / "pairs.jsonl.gz")}], **ALONE}, ["train"]),
@@ -160,7 +232,19 @@ def sources(folder: Path) -> dict[str, tuple[dict[str, Any], list[str]]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["near repeats", "several, weighted", "one is compressed", "rated rows", "shards", "subset", "saved"]
+    "name",
+    [
+        "own rows, weights by a map",
+        "one map, own rows among others",
+        "maps of their own",
+        "near repeats",
+        "several, weighted",
+        "one is compressed",
+        "rated rows",
+        "shards",
+        "subset",
+        "saved",
+    ],
 )
 def test_which_sources_are_read_in_chunks(tmp_path: Path, make_tokenizer: Make, loaded: list[str], name: str) -> None:
     data, whole = sources(tmp_path)[name]

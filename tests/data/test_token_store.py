@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -276,17 +277,81 @@ def test_what_is_not_whole_is_not_used(tmp_path: Path, make_tokenizer: Make, mon
     assert [p for p in place.iterdir() if p.is_dir()] == [store.folder]
 
 
+def test_leftovers_go_when_their_maker_is_surely_dead(
+    made: tuple[Config, PreTrainedTokenizerFast, Store],
+) -> None:
+    """Those of this node, whose lock is free; those of others, whose locks may not be seen, when they are silent."""
+    config, tokenizer, store = made
+    name, place = store.folder.name, store.folder.parent
+    here, fresh, silent = (
+        place / f".{name}.{node}.{kind}"
+        for node, kind in ((token_place._node(), "1.part"), ("a", "2.part"), ("b", "3.damaged"))
+    )
+    for folder in (here, fresh, silent):
+        folder.mkdir()
+        (folder / TOKENS).write_bytes(b"half")
+    for path in (silent, silent / TOKENS):
+        os.utime(path, (1e9, 1e9))
+    (store.folder / "store.json").unlink()
+    tokens(config, tokenizer)
+    assert {p.name for p in place.iterdir() if p.is_dir()} == {name, fresh.name}
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    tmp_path: Path, make_tokenizer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jsonl(tmp_path / "train.jsonl", rows(30))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Writer, "_save", full)
+        with pytest.raises(
+            DataError, match=r"tokens cannot be written \(No space.*make room there; or .* DPEER_TOKENS"
+        ):
+            tokens(recipe(tmp_path), make_tokenizer(CHATML))
+    assert not [p for p in (tmp_path / "runs" / "tokens").iterdir() if p.is_dir()]
+    assert len(tokens(recipe(tmp_path), make_tokenizer(CHATML)).split("train").trees)
+
+
+def test_a_folder_that_may_only_be_read(
+    made: tuple[Config, PreTrainedTokenizerFast, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is whole there is used; what is damaged or missing is refused at once."""
+    config, tokenizer, store = made
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(module, "write_json", refused)
+    monkeypatch.setattr(token_place.os, "rename", refused)
+    monkeypatch.setattr(token_place.Path, "mkdir", refused)
+    assert tokens(config, tokenizer, whole=True).folder == store.folder
+    (store.folder / "columns.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"tokens may not be written \(Read-only file system\).*DPEER_TOKENS"):
+        tokens(config, tokenizer)
+
+
 @pytest.mark.parametrize("locks", [True, False])
-def test_two_at_once(tmp_path: Path, make_tokenizer: Make, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
+def test_two_at_once(
+    tmp_path: Path,
+    make_tokenizer: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    locks: bool,
+) -> None:
     """With locks one makes it; without, both do, one folder stays, and both use it."""
     jsonl(tmp_path / "train.jsonl", rows(30))
     config = recipe(tmp_path)
-    both, writes, write = threading.Barrier(2, timeout=60), [], module._write
+    both, writes, said, write = threading.Barrier(2, timeout=60), [], [""], module._write
 
     def slowly(*arguments: Any) -> None:
         writes.append(1)
         if not locks:
             both.wait()
+        while locks and "waiting for it" not in said:
+            said.append(capsys.readouterr().out.partition("; ")[2].strip(".\n"))
         write(*arguments)
 
     def refused(*_: Any) -> None:
