@@ -114,8 +114,8 @@ class _Team:
 
 
 def _serve(line: Connection) -> None:
-    """Blocks for chunks, until nobody asks any more."""
-    with suppress(EOFError):
+    """Blocks for chunks, until nobody asks any more; who asks may be killed in the middle of it."""
+    with suppress(EOFError, OSError):
         make = BlockMaker(*line.recv())
         while True:
             chunk: Chunk | Records = line.recv()
