@@ -155,6 +155,11 @@ def listed(sources: Sources, default: Map | None) -> tuple[Source, ...]:
     return tuple(s if s.map is not None else s.model_copy(update={"map": default}) for s in sources)
 
 
+def own_maps(sources: Sources) -> tuple[bool, ...]:
+    """Of every source, whether it has a map of its own."""
+    return (False,) if isinstance(sources, str) else tuple(s.map is not None for s in sources)
+
+
 def paths(sources: Any) -> list[str]:
     """Their paths, also from a manifest."""
     if isinstance(sources, list | tuple):

@@ -55,6 +55,14 @@ def refuse_lost_gpus(given: Config, config: Config, files: RunDir) -> None:
         )
 
 
+def tokenise(config: Config, files: RunDir) -> None:
+    """Before the ranks start, which then only open what this makes and never wait for it in a collective."""
+    from dpeer.training.prepare import prepare
+
+    with disk_faults(files):
+        prepare(config, whole=True)
+
+
 def already_finished(files: RunDir, config: Config) -> bool:
     """True when there is nothing left to make; pages that a kill at the very end has cost are written.
 

@@ -12,6 +12,7 @@ from dpeer.errors import DpeerError
 from dpeer.integrity import LIST, Damaged, faults, folder_faults, parse_state, verify
 from dpeer.training.run_dir import BINDING, MANIFEST_LOST, RunDir
 from dpeer.training.together import refuse_misfit, way_back
+from dpeer.training.token_place import left, place_of, store_faults, stores
 
 State = Literal["sound", "no checksum", "damaged", "left over"]
 UNIVERSAL = "universal"  # as in training.checkpoint, which needs torch
@@ -39,6 +40,7 @@ def check(folder: Path) -> Iterator[Finding]:
     elif any((folder / name).exists() for name in ("manifest.json", "ledger.jsonl", "checkpoints")):
         yield from _run(folder)
         yield from _caches(folder.parent / "reference_cache")
+        yield from _tokens(folder.parent)
     else:
         raise DpeerError(
             f"{folder}: no folder of a run, an evaluation, a fit or a sweep (no manifest.json, ratings, draws.npz or "
@@ -144,6 +146,19 @@ def _caches(folder: Path) -> Iterator[Finding]:
         yield _file(path, "Every loss is measured from it. Delete it; the next run makes it again")
 
 
+def _tokens(output: Path) -> Iterator[Finding]:
+    """The tokens of records that runs in this folder read."""
+    place = place_of(output)
+    for path in stores(place):
+        wrong = store_faults(path)
+        for name, says in wrong.items():
+            yield Finding(path / name, "damaged", f"{says}. The next run makes it again; or delete {path}")
+        if not wrong:
+            yield Finding(path, "sound")
+    for path in left(place):
+        yield Finding(path, "left over", "of a kill, or being written; the next run of these records removes it")
+
+
 def _evaluation(folder: Path) -> Iterator[Finding]:
     from dpeer.eval.store.parts import parts, read_sealed, read_table, unsealed
     from dpeer.eval.store.schema import RATINGS, RESPONSES
@@ -190,3 +205,4 @@ def _sweep(folder: Path) -> Iterator[Finding]:
     for path in sorted(p.parent for p in folder.glob("*/ledger.jsonl")):
         yield from _run(path)
     yield from _caches(folder / "reference_cache")
+    yield from _tokens(folder)

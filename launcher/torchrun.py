@@ -30,6 +30,7 @@ from dpeer.launcher.driver import (
     disk_faults,
     only_driver,
     refuse_lost_gpus,
+    tokenise,
     watch,
     write_pages,
 )
@@ -180,6 +181,7 @@ def drive(config: Config, rank: Rank) -> int:
     try:
         with Signals(files) as signals, only_driver(config), disk_faults(files):
             if not already_finished(files, config):
+                tokenise(config, files)
                 TrainingRun(config, LocalWorkers(rank), files, signals, partial(watch, config, files)).run()
                 write_pages(files)
             rank.stop()

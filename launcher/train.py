@@ -16,6 +16,7 @@ from dpeer.launcher.driver import (
     disk_faults,
     only_driver,
     refuse_lost_gpus,
+    tokenise,
     watch,
     write_pages,
 )
@@ -92,6 +93,7 @@ def _one_machine(config: Config) -> bool:
 def _train(config: Config, groups: Groups, files: RunDir) -> int:
     restarts = 0
     with Signals(files) as signals:
+        tokenise(config, files)
         while True:
             try:
                 with disk_faults(files):

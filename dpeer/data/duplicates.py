@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import xxhash
 
+from dpeer.data.prompts import Prompts
 from dpeer.data.schema import DataSet, Record
 from dpeer.data.split import prompt_key
 
@@ -60,15 +61,18 @@ class Index:
         return similar.union(self.whole.get(" ".join(words), ())) - {key}
 
 
-def near_duplicates(first: DataSet, *others: DataSet) -> list[list[tuple[Record, Record]]]:
+def near_duplicates(first: DataSet | Prompts, *others: DataSet | Prompts) -> list[list[tuple[Record, Record]]]:
     """For each of the other sets: (record of `first`, record of the other) for each prompt of the other that nearly,
-    but not exactly, repeats one. `first` is read once."""
+    but not exactly, repeats one. `first` is read once, record by record."""
     prompts = [{prompt_key(r): r for r in other.records} for other in others]
     index = Index(key for keys in prompts for key in keys)
     found: list[dict[str, Record]] = [{} for _ in others]
-    for key, record in {prompt_key(r): r for r in first.records}.items():
-        if key in index.keys:
+    last = ""
+    for record in first.records:
+        key = prompt_key(record)
+        if key == last or key in index.keys:
             continue
+        last = key
         for other in index.alike(key):
             for keys, pairs in zip(prompts, found, strict=True):
                 if other in keys:

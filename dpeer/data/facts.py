@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dpeer.data.duplicates import near_duplicates
 from dpeer.data.faults import Fault, excerpt
-from dpeer.data.schema import DataSet, Record
-from dpeer.data.split import prompt_key
+from dpeer.data.prompts import Prompts, shared
+from dpeer.data.schema import DataSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,15 +85,17 @@ def tokens(
 
 
 def facts(
-    splits: Mapping[str, DataSet],
+    splits: Mapping[str, DataSet | Prompts],
     counted: Mapping[str, Tokens],
     tokenizer: PreTrainedTokenizerBase | None = None,
     models: Sequence[ModelFacts] = (),
     constrained: Collection[str] = (),
     max_tokens: int | None = None,
+    alike: Sequence[Fault] = (),
 ) -> Findings:
     """All that must hold of splits (`train`, `dual`, `heldout`), their tokens, the tokenizer and the models.
 
+    splits: empty where their prompts were compared before, which found `alike`.
     counted: by split; empty without a tokenizer. models: the policy and, where it is another, the reference.
     constrained: dimensions with a tolerance. max_tokens: the limit that the tokens have passed; without one, records
     longer than a model's positions are a warning only, as a recipe may drop them.
@@ -100,7 +104,7 @@ def facts(
     return Findings(
         errors=(
             *_quantised(models),
-            *_shared_prompts(splits),
+            *shared_prompts(splits),
             *_beyond_embedding(counted, tokenizer, models),
             *_all_unknown(counted, tokenizer),
             *_without_edges(counted, constrained),
@@ -108,7 +112,7 @@ def facts(
         ),
         warnings=(
             *_dropped(counted, max_tokens),
-            *_similar_prompts(splits),
+            *(alike or similar_prompts(splits)),
             *_unknown(counted, tokenizer),
             *_ends(counted, tokenizer, models),
             *(() if max_tokens else overlong),
@@ -230,33 +234,37 @@ def _counts_unknown(tokenizer: PreTrainedTokenizerBase) -> bool:
 # Of the prompts
 
 
-def _shared_prompts(splits: Mapping[str, DataSet]) -> Iterator[Fault]:
+def shared_prompts(splits: Mapping[str, DataSet | Prompts]) -> Iterator[Fault]:
     """A fault per record whose prompt, up to blanks and Unicode's form, is in an earlier split too."""
+    prompts = {name: data if isinstance(data, Prompts) else Prompts.of(data) for name, data in splits.items()}
     for (first, second), use in _pairs(splits):
-        seen: dict[str, Record] = {prompt_key(r): r for r in splits[first].records}
-        for record in splits[second].records:
-            if other := seen.get(prompt_key(record)):
-                what = "not held out" if second == "heldout" else "no evidence of its own"
-                message = f"{use} ({other.source}), so it is {what}: {excerpt(record.prompt[-1].content)}"
-                yield Fault(record.source, "prompt", message)
+        for other, record in shared(prompts[first], prompts[second]):
+            what = "not held out" if second == "heldout" else "no evidence of its own"
+            message = f"{use} ({other.source}), so it is {what}: {excerpt(record.prompt[-1].content)}"
+            yield Fault(record.source, "prompt", message)
 
 
-def _similar_prompts(splits: Mapping[str, DataSet]) -> Iterator[Fault]:
+def similar_prompts(splits: Mapping[str, DataSet | Prompts]) -> Iterator[Fault]:
+    """A fault per pair of splits of which one has prompts that nearly repeat the other's."""
     names = [name for name in NAMES if name in splits]
-    for at, first in enumerate(names):
+    for at, first in enumerate(names[:-1]):
         later = names[at + 1 :]
         for second, found in zip(later, near_duplicates(splits[first], *(splits[n] for n in later)), strict=True):
             if not found:
                 continue
             other, record = found[0]
-            prompts = {prompt_key(r) for r in splits[second].records}
             yield Fault(
                 f"{NAMES[second]} records",
                 "prompt",
-                f"{len(found)} of {len(prompts)} prompts nearly repeat one of the {NAMES[first]} records, such as "
-                f" {record.source} and {other.source}: {excerpt(record.prompt[-1].content, 40)}",
+                f"{len(found)} of {_prompts(splits[second])} prompts nearly repeat one of the {NAMES[first]} records, "
+                f"such as {record.source} and {other.source}: {excerpt(record.prompt[-1].content, 40)}",
             )
 
 
-def _pairs(splits: Mapping[str, DataSet]) -> list[tuple[tuple[str, str], str]]:
+def _prompts(data: DataSet | Prompts) -> int:
+    """How many different ones there are."""
+    return len(np.unique((data if isinstance(data, Prompts) else Prompts.of(data)).keys))
+
+
+def _pairs(splits: Mapping[str, DataSet | Prompts]) -> list[tuple[tuple[str, str], str]]:
     return [(pair, USES[pair]) for pair in combinations(NAMES, 2) if all(name in splits for name in pair)]

@@ -13,7 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dpeer.data.packing import Pack, forward_tokens, plan_packs
+from dpeer.data.packing import (
+    Counts,
+    Pack,
+    all_forward_tokens,
+    all_longest,
+    all_responses,
+    forward_tokens,
+    plan_packs,
+)
 from dpeer.data.tokenize import TokenTree
 
 Layout = Literal["tree", "sequences"]
@@ -24,11 +32,17 @@ def cost(tree: TokenTree, layout: Layout) -> int:
     return forward_tokens(tree) if layout == "tree" else len(tree.responses) * (tree.longest - 1)
 
 
+def costs(trees: Sequence[TokenTree], layout: Layout) -> Counts:
+    """[records]: `cost` of each; of stored records without reading their tokens."""
+    return all_forward_tokens(trees) if layout == "tree" else all_responses(trees) * (all_longest(trees) - 1)
+
+
 def plan(trees: Sequence[TokenTree], ranks: int, budget: int, layout: Layout) -> list[list[list[int]]]:
     """Records by [rank][pack] within a budget of computed tokens, as `plan_packs`; sequences with their padding."""
     if layout == "tree":
-        return plan_packs([forward_tokens(t) for t in trees], ranks, budget)
-    return plan_sequences([(len(t.responses), t.longest - 1) for t in trees], ranks, budget)
+        return plan_packs(costs(trees, layout).tolist(), ranks, budget)
+    counts, longest = all_responses(trees), all_longest(trees) - 1
+    return plan_sequences(list(zip(counts.tolist(), longest.tolist(), strict=True)), ranks, budget)
 
 
 def plan_sequences(sizes: Sequence[tuple[int, int]], ranks: int, budget: int) -> list[list[list[int]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from dpeer.config_sources import Map, Source, Sources, listed
+from dpeer.config_sources import Map, Source, Sources, listed, own_maps
 from dpeer.config_sources import paths as paths_of
 from dpeer.data import parse
 from dpeer.data.conversation import Malformed, conversation
@@ -49,8 +50,7 @@ def load_with_faults(
 ) -> tuple[DataSet, tuple[Fault, ...]]:
     """The sound records of a data set and the faults of the others. Raises DataError when there is nothing to read."""
     every = _Read()
-    own = [False] if isinstance(source, str) else [s.map is not None for s in source]
-    for one, has_own in zip(listed(source, map), own, strict=True):
+    for one, has_own in zip(listed(source, map), own_maps(source), strict=True):
         _read(one, split or "train", every, has_own)
     records = []
     places = []
@@ -103,33 +103,67 @@ def _read(source: Source, split: str, every: _Read, own: bool) -> None:
             raise DataError("\n".join([*reading.lines(), f"{source.path}: no record is left"]))
 
 
-def _general(
-    source: Source, data_rows: list[Row], faults: list[Fault], own: bool
-) -> tuple[Iterable[Row], Reading | None]:
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What the columns of a source mean. map: complete; None for rows in a form of dpeer's own, whose weights are in
+    the column `weight`. words: what is to be told of it; empty: nothing. talks: see `talks`."""
+
+    map: Map | None = None
+    weight: str = "weight"
+    words: str = ""
+    talks: bool = False
+
+    def general(self, data_rows: Iterable[Row], tally: Tally) -> Iterator[Row | Fault]:
+        """Rows in a form of dpeer's own, and the faults of those that cannot be made such."""
+        return mapped(data_rows, self.map, tally) if self.map else _weighed(data_rows, self.weight)
+
+
+def _general(source: Source, data_rows: list[Row], faults: list[Fault], own: bool) -> tuple[list[Row], Reading | None]:
     """Rows in a form of dpeer's own, and how they were made if they were not."""
     if not data_rows:
         return data_rows, None
-    columns = list(dict.fromkeys(column for row in data_rows for column in row.fields))
-    where = data_rows[0].where.partition(", row")[0]
-    given = source.map
-    if parse.native(columns) and (given is None or _as_it_is(given, columns, where, own)):
-        others = given is not None and (given.said.keys() - {"weight"})
-        return _weighed(data_rows, given), Reading(source.path, AS_IT_IS) if others else None
-    if given is None or (given.preset is None and given.shape is None):
-        name = detected(columns)
-        if name is None and given is None:
-            return data_rows, None
-        given = Map(**((given.said if given else {}) | {"preset": name}))
-    whole = completed(given, columns, where, _talks(data_rows[0], given, columns))
+    columns = columns_of(data_rows)
+    found = meaning(source, columns, data_rows[0].where, own, partial(talks, data_rows[0], columns))
     tally = Tally()
     made = []
-    for row in mapped(data_rows, whole, tally):
+    for row in found.general(data_rows, tally):
         if isinstance(row, Fault):
             faults.append(row)
         else:
             made.append(row)
+    return made, told(source, found, tally)
+
+
+def columns_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(column for row in rows for column in row.fields))
+
+
+def meaning(source: Source, columns: Sequence[str], where: str, own: bool, talks: Callable[[Map], bool]) -> Meaning:
+    """Of a source with these columns. where: its first row. own: its map is its own, and not that of all sources.
+    talks: whether both sides of its first pair, by that map, are conversations. DataError: it cannot be told."""
+    where, given = where.partition(", row")[0], source.map
+    if parse.native(columns) and (given is None or _as_it_is(given, columns, where, own)):
+        if given is None:
+            return Meaning()
+        weight = "weight" if given.preset or given.shape else given.weight
+        return Meaning(weight=weight, words=AS_IT_IS if given.said.keys() - {"weight"} else "")
+    if given is None or (given.preset is None and given.shape is None):
+        name = detected(columns)
+        if name is None and given is None:
+            return Meaning()
+        given = Map(**((given.said if given else {}) | {"preset": name}))
+    talk = talks(given)
+    whole = completed(given, columns, where, talk)
+    return Meaning(whole, words=said(given, whole), talks=talk)
+
+
+def told(source: Source, found: Meaning, tally: Tally) -> Reading | None:
+    """How a source was read; None where there is nothing to tell."""
+    if not found.words:
+        return None
     skipped = sorted(((r, n, first) for r, (n, first) in tally.skipped.items()), key=lambda x: -x[1])
-    return made, Reading(source.path, said(given, whole), tally.pairs, tuple(skipped), whole.rated != {})
+    ranked = found.map is not None and found.map.rated != {}
+    return Reading(source.path, found.words, tally.pairs, tuple(skipped), ranked)
 
 
 def _as_it_is(given: Map, columns: Sequence[str], where: str, own: bool) -> bool:
@@ -147,18 +181,16 @@ def _as_it_is(given: Map, columns: Sequence[str], where: str, own: bool) -> bool
     return True
 
 
-def _weighed(data_rows: list[Row], given: Map | None) -> list[Row]:
-    """Rows of dpeer's own forms, their weight from the column that the map names."""
-    if given is None or given.weight == "weight" or given.preset or given.shape:
-        return data_rows
-    name = given.weight
-    return [
-        replace(r, fields=r.fields | {"weight": r.fields.get(name)}, columns={**r.columns, "weight": name})
-        for r in data_rows
-    ]
+def _weighed(data_rows: Iterable[Row], name: str) -> Iterator[Row]:
+    """Rows of dpeer's own forms, their weight from the column of that name."""
+    for r in data_rows:
+        if name == "weight":
+            yield r
+        else:
+            yield replace(r, fields=r.fields | {"weight": r.fields.get(name)}, columns={**r.columns, "weight": name})
 
 
-def _talks(row: Row, given: Map, columns: Sequence[str]) -> bool:
+def talks(row: Row, columns: Sequence[str], given: Map) -> bool:
     """Whether both sides of a pair are conversations, which begin with their prompt."""
     whole = with_preset(given, columns)
     if not (whole.golden and whole.reject):

@@ -51,6 +51,17 @@ class Tally:
         count, first = self.skipped.get(reason, (0, where))
         self.skipped[reason] = count + 1, first
 
+    @classmethod
+    def of(cls, tallies: Iterable[Tally]) -> Tally:
+        """Of all the rows of these, which follow each other."""
+        whole = cls()
+        for tally in tallies:
+            whole.pairs += tally.pairs
+            for reason, (count, where) in tally.skipped.items():
+                before, first = whole.skipped.get(reason, (0, where))
+                whole.skipped[reason] = before + count, first
+        return whole
+
 
 def mapped(rows: Iterable[Row], given: Map, tally: Tally) -> Iterator[Row | Fault]:
     """Rows of the general form, in the order of what they come from, with the columns that their texts come from; or

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapreplace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from dpeer.data.token_store import StoredTrees
 from dpeer.data.tokenize import TokenTree
 
 
@@ -29,6 +33,8 @@ class Segment:
 
 
 Varlen = tuple[Tensor, Tensor, Tensor, int, int]
+Counts = npt.NDArray[np.int64]
+Weights = Sequence[float] | npt.NDArray[np.float64] | None
 
 
 class Lengths(NamedTuple):
@@ -172,6 +178,27 @@ def forward_tokens(tree: TokenTree) -> int:
     return len(tree.prompt) + sum(len(r) - 1 for r in tree.responses)
 
 
+def all_forward_tokens(trees: Sequence[TokenTree]) -> Counts:
+    """[records]; of stored records from arrays, without reading their tokens."""
+    if isinstance(trees, StoredTrees):
+        return trees.column("prompt") + trees.column("response_tokens") - all_responses(trees)
+    return np.array([forward_tokens(tree) for tree in trees], dtype=np.int64)
+
+
+def all_responses(trees: Sequence[TokenTree]) -> Counts:
+    """[records]: how many responses each has."""
+    if isinstance(trees, StoredTrees):
+        return trees.column("responses")
+    return np.array([len(tree.responses) for tree in trees], dtype=np.int64)
+
+
+def all_longest(trees: Sequence[TokenTree]) -> Counts:
+    """[records]: tokens of prompt + longest response."""
+    if isinstance(trees, StoredTrees):
+        return trees.column("longest")
+    return np.array([tree.longest for tree in trees], dtype=np.int64)
+
+
 def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
     """Concatenate records into one pack; `samples[i]` is the place of `trees[i]` in the global batch."""
     ids: list[int] = []
@@ -233,42 +260,50 @@ def plan_packs(costs: Sequence[int], ranks: int, budget: int) -> list[list[list[
     """
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     mine: list[list[int]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
+    loads = [(0, rank) for rank in range(ranks)]  # a heap
     for i in order:
-        rank = min(range(ranks), key=lambda r: (load[r], r))
+        load, rank = loads[0]
         mine[rank].append(i)
-        load[rank] += costs[i]
+        heapreplace(loads, (load + costs[i], rank))
     return [_first_fit(items, costs, budget) for items in mine]
 
 
 def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Every item into the first pack that has room, found by halves: `most[k]` is the most room of any pack below the
+    node k of a binary tree, whose leaves are the packs; leaves without a pack yet have the whole budget."""
+    leaves = 1 << max(0, len(items) - 1).bit_length()
+    most = [budget] * (2 * leaves)
     packs: list[list[int]] = []
-    room: list[int] = []
     for i in items:
-        slot = next((k for k, left in enumerate(room) if costs[i] <= left), None)
-        if slot is None:
-            packs.append([i])
-            room.append(budget - costs[i])
-        else:
-            packs[slot].append(i)
-            room[slot] -= costs[i]
+        node = 1
+        while node < leaves:
+            node *= 2
+            node += most[node] < costs[i]
+        if costs[i] > budget or node - leaves >= len(packs):
+            node = leaves + len(packs)
+            packs.append([])
+        packs[node - leaves].append(i)
+        most[node] -= costs[i]
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
     return packs
 
 
-def batch_indices(cursor: int, size: int, records: int, seed: int, weights: Sequence[float] | None = None) -> list[int]:
+def batch_indices(cursor: int, size: int, records: int, seed: int, weights: Weights = None) -> list[int]:
     """Records of the global batch that starts at sample number `cursor`: a function of seed and cursor only.
 
     Every epoch is its own permutation; a batch may span two. With weights [records] an epoch has as many draws, and
     each record the share that its weight is of all: the whole part of it in every epoch, the rest by chance.
     """
-    return [_epoch_order(records, seed, s // records, weights)[s % records] for s in range(cursor, cursor + size)]
+    return [int(_epoch_order(records, seed, s // records, weights)[s % records]) for s in range(cursor, cursor + size)]
 
 
-_ORDERS: dict[tuple[int, int, int, int], tuple[list[int], Sequence[float] | None]] = {}
+_ORDERS: dict[tuple[int, int, int, int], tuple[Counts, Weights]] = {}
 """With the weights, so that no other ones get their id."""
 
 
-def _epoch_order(records: int, seed: int, epoch: int, weights: Sequence[float] | None) -> list[int]:
+def _epoch_order(records: int, seed: int, epoch: int, weights: Weights) -> Counts:
     key = (records, seed, epoch, id(weights))
     if key not in _ORDERS:
         if len(_ORDERS) > 3:
@@ -277,7 +312,7 @@ def _epoch_order(records: int, seed: int, epoch: int, weights: Sequence[float] |
         order = torch.randperm(records, generator=generator)
         if weights is not None:
             order = _drawn(order, torch.tensor(weights, dtype=torch.float64), generator)
-        _ORDERS[key] = order.tolist(), weights
+        _ORDERS[key] = order.numpy(), weights
     return _ORDERS[key][0]
 
 

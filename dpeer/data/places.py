@@ -70,7 +70,7 @@ def rows_of(source: str, split: str) -> tuple[list[Row], list[Fault]]:
     here = place(source)
     if not here.local:
         return _hub_rows(here, here.split or split), []
-    files = _files(here, split)
+    files = files_of(here, split)
     if isinstance(files, Path):
         return _saved_rows(here, files), []
     every: list[Row] = []
@@ -97,7 +97,7 @@ def splits(source: str) -> tuple[str, ...]:
     return tuple(s for s in ("train", "test") if s in names)
 
 
-def _files(here: Place, split: str) -> list[Path] | Path:
+def files_of(here: Place, split: str) -> list[Path] | Path:
     """The files of a split in order; or the folder of one that `datasets` saved."""
     path, split = here.folder, here.split or split
     if path.is_file():
@@ -239,6 +239,12 @@ def _hub_rows(here: Place, split: str) -> list[Row]:
     if not found:
         raise DataError(f"{here.source}: the {split} split holds no rows")
     return found
+
+
+def fingerprint(here: Place, split: str) -> str:
+    """What `datasets` calls the content of a split on the hub."""
+    with _hub(here) as datasets:
+        return str(datasets.load_dataset(*_id(here), split=here.split or split)._fingerprint)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow
 import pyarrow.parquet
@@ -18,6 +19,7 @@ from dpeer.integrity import Damaged, verify
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+LINE_END = re.compile(r"\r\n?|\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +107,14 @@ def _csv(path: Path, faults: list[Fault]) -> Iterator[Row]:
     # The module's cell limit is process-wide and too small for long answers; the parser checks lengths by column.
     before = csv.field_size_limit(len(text) + 1)
     try:
-        yield from _csv_rows(path.name, text, faults)
+        yield from csv_rows(path.name, io.StringIO(text, newline=""), faults)
     finally:
         csv.field_size_limit(before)
 
 
-def _csv_rows(name: str, text: str, faults: list[Fault]) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def csv_rows(name: str, text: TextIO, faults: list[Fault]) -> Iterator[Row]:
+    """The rows of comma-separated text, which is read as they are taken."""
+    reader = csv.reader(text, strict=True)
     header: list[str] = []
     number = 0
     line = 1
@@ -163,12 +166,16 @@ def _duplicate(names: list[str]) -> str | None:
 
 
 def _jsonl(path: Path, faults: list[Fault]) -> Iterator[Row]:
-    text = _text(path, faults)
+    yield from json_rows(path.name, _text(path, faults), 1, faults)
+
+
+def json_rows(name: str, text: str, first: int, faults: list[Fault]) -> Iterator[Row]:
+    """The rows of lines of JSON, numbered from `first`."""
     # Not splitlines(): JSON strings may hold U+2028 and its like. They may hold no bare line end of any kind.
-    for number, line in enumerate(re.split(r"\r\n?|\n", text), start=1):
+    for number, line in enumerate(LINE_END.split(text), start=first):
         if not line.strip():
             continue
-        where = f"{path.name}, row {number}"
+        where = f"{name}, row {number}"
         try:
             value = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
         except RecursionError:
@@ -179,7 +186,7 @@ def _jsonl(path: Path, faults: list[Fault]) -> Iterator[Row]:
             faults.append(Fault(where, "", f"is not JSON: {error}; near {excerpt(near)}"))
             continue
         if isinstance(value, dict):
-            yield Row(f"{path.name}:{number}", where, value)
+            yield Row(f"{name}:{number}", where, value)
         else:
             faults.append(Fault(where, "", f"one JSON object per line is needed, got {excerpt(value)}"))
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from dpeer.data.schema import DataSet, Record
 from dpeer.errors import ConfigError
 
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 LARGEST = 50.0
+Order = npt.NDArray[np.uint64]
+Keys = npt.NDArray[np.uint64]
 
 
 def share(text: str | None) -> float | None:
@@ -33,38 +37,58 @@ def carve(data: DataSet, part: float, purpose: str) -> tuple[DataSet, DataSet]:
     so every machine, seed and order of the rows gives the same split. Where no mask has enough records to give one,
     they give their share together.
     """
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in data.records:
-        groups[prompt_key(record)].append(record)
-    strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for key, records in groups.items():
-        strata[max(r.mask for r in records)].append(key)
-    sizes = {key: len(records) for key, records in groups.items()}
-    ranks = {key: min(_rank(r, purpose) for r in records) for key, records in groups.items()}
-    taken = {key for keys in strata.values() for key in _first(sorted(keys, key=ranks.__getitem__), sizes, part)}
-    taken = taken or set(_first(sorted(groups, key=ranks.__getitem__), sizes, part))
-    kept: list[Record] = []
-    carved: list[Record] = []
-    for record in data.records:
-        (carved if prompt_key(record) in taken else kept).append(record)
-    return DataSet(data.dimensions, tuple(kept), data.reading), DataSet(data.dimensions, tuple(carved))
+    ranks = {mask: i for i, mask in enumerate(sorted({r.mask for r in data.records}))}
+    masks = np.array([ranks[r.mask] for r in data.records], dtype=np.int64)
+    order = order_array([order_key(r, purpose) for r in data.records])
+    numbers: dict[str, int] = {}
+    keys = np.array([numbers.setdefault(prompt_key(r), len(numbers)) for r in data.records], dtype=np.uint64)
+    chosen = carved(order, keys, masks, part)
+    parts = ([r for r, c in zip(data.records, chosen, strict=True) if c == wanted] for wanted in (False, True))
+    left, taken = map(tuple, parts)
+    return DataSet(data.dimensions, left, data.reading), DataSet(data.dimensions, taken)
 
 
-def _first(keys: Sequence[str], sizes: Mapping[str, int], part: float) -> Iterator[str]:
-    """The first groups, as many as come closest to a share of their records."""
-    wanted, got = part * sum(sizes[key] for key in keys), 0
-    for key in keys:
-        if got + sizes[key] / 2 > wanted:
-            return
-        yield key
-        got += sizes[key]
+def carved(order: Order, keys: Keys, masks: npt.NDArray[np.int64], part: float) -> npt.NDArray[np.bool_]:
+    """[N]: which records are carved.
+
+    order: `order_key` of each record's prompt. keys: equal for the same prompt, whose records stand where the first of
+    them does. masks: each record's mask as its rank among all masks, by name; a prompt belongs to the last of its
+    records' masks.
+    """
+    ordered = np.lexsort((order[:, 1], order[:, 0]))
+    _, first, prompt = np.unique(keys[ordered], return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))[prompt]  # of each record's prompt among the prompts in their order
+    sizes = np.bincount(place)
+    strata = np.full(len(sizes), -1)
+    np.maximum.at(strata, place, masks[ordered])
+    taken = np.zeros(len(sizes), dtype=bool)
+    for mask in np.unique(strata):
+        mine = np.flatnonzero(strata == mask)
+        taken[mine[: _closest(sizes[mine], part)]] = True
+    if not taken.any():
+        taken[: _closest(sizes, part)] = True
+    chosen = np.zeros(len(order), dtype=bool)
+    chosen[ordered] = taken[place]
+    return chosen
 
 
-def _rank(record: Record, purpose: str) -> bytes:
-    """Fixed for ever: another one would move records between the splits of runs that have begun."""
+def _closest(sizes: npt.NDArray[np.int64], part: float) -> int:
+    """How many of the first groups come closest to a share of the records of all."""
+    full = np.cumsum(sizes) - sizes / 2 > part * int(sizes.sum())
+    return int(full.argmax()) if full.any() else len(sizes)
+
+
+def order_key(record: Record, purpose: str) -> bytes:
+    """16 bytes by which prompts are sorted for a purpose. Fixed for ever: another one would move records between the
+    splits of runs that have begun."""
     text = "\0".join(f"{m.role}\1{m.content}" for m in record.prompt)
     text = " ".join(unicodedata.normalize("NFC", text).split())
-    return hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
+    return hashlib.sha256(f"{purpose}\0{text}".encode()).digest()[:16]
+
+
+def order_array(keys: Sequence[bytes]) -> Order:
+    """[N, 2], which sorts as the keys do."""
+    return np.frombuffer(b"".join(keys), dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def prompt_key(record: Record) -> str:

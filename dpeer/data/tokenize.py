@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from dpeer.data.encode import Encoder, Ids
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.order import edges
 from dpeer.data.round_trip import Garbled, clock, is_sampled, refuse_garbled, tokenizer_faults
@@ -18,7 +20,8 @@ from dpeer.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids = tuple[int, ...]
+BATCH = 128
+"""Records whose texts are encoded in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class TokenizedSet:
     """All trees that fit, in record order. dropped / cut: records left out / with a shortened prompt."""
 
     dimensions: tuple[str, ...]
-    trees: tuple[TokenTree, ...]
+    trees: Sequence[TokenTree]
     dropped: int
     cut: int
 
@@ -60,12 +63,42 @@ class TokenizedSet:
         """Hash (hex) of the dimensions and of every tree's tokens and edges."""
         digest = hashlib.sha256("\0".join(self.dimensions).encode())
         for tree in self.trees:
-            flat = [len(tree.prompt), *tree.prompt, len(tree.responses)]
-            for response in tree.responses:
-                flat += [len(response), *response]
-            flat += [len(tree.edges), *(n for edge in tree.edges for n in edge)]
-            digest.update(array("q", flat).tobytes())
+            digest.update(array("q", flat(tree)).tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def edges(self) -> dict[str, int]:
+        """Preference edges of each dimension."""
+        counts = Counter(d for tree in self.trees for d, _, _ in tree.edges)
+        return {name: counts[d] for d, name in enumerate(self.dimensions)}
+
+    @cached_property
+    def prompts_with_edges(self) -> tuple[int, ...]:
+        """[D]: prompts that have edges of each dimension."""
+        counts = Counter(d for d, _ in {(edge[0], tree.prompt) for tree in self.trees for edge in tree.edges})
+        return tuple(counts[d] for d in range(len(self.dimensions)))
+
+
+def flat(tree: TokenTree) -> list[int]:
+    """A tree's tokens and edges as one list: every part behind its length."""
+    values = [len(tree.prompt), *tree.prompt, len(tree.responses)]
+    for response in tree.responses:
+        values += [len(response), *response]
+    return [*values, len(tree.edges), *(n for edge in tree.edges for n in edge)]
+
+
+def unflat(values: Sequence[int], index: int, golden: int, mask: tuple[str, ...]) -> TokenTree:
+    """The tree of which `flat` made the values."""
+    at = 1 + values[0]
+    prompt, count, responses = tuple(values[1:at]), values[at], []
+    at += 1
+    for _ in range(count):
+        end = at + 1 + values[at]
+        responses.append(tuple(values[at + 1 : end]))
+        at = end
+    edges = values[at + 1 :]
+    triples = tuple(zip(edges[::3], edges[1::3], edges[2::3], strict=True))
+    return TokenTree(index, prompt, tuple(responses), triples, golden, mask)
 
 
 def tokenize(
@@ -84,26 +117,38 @@ def tokenize(
     trees, faults = audit(data, tokenizer)
     if faults:
         raise data_error(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}", faults)
-    kept = []
-    cut = 0
-    for tree in trees:
-        if tree.longest > max_tokens and overlong == "cut_prompt":
-            shorter = _cut_prompt(tree, max_tokens, tokenizer.bos_token_id)
-            cut += shorter.longest <= max_tokens
-            tree = shorter
-        if tree.longest <= max_tokens:
-            kept.append(tree)
+    fitted = [fit(tree, max_tokens, overlong, tokenizer.bos_token_id) for tree in trees]
+    kept = tuple(tree for tree in fitted if tree)
     if not kept:
-        shortest = min((tree.longest for tree in trees), default=0)
-        raise DataError(
-            f"none of the {len(trees)} records fits into max_tokens {max_tokens}: the shortest has {shortest} tokens "
-            f"(overlong: {overlong}); raise data.max_tokens"
-        )
-    return TokenizedSet(data.dimensions, tuple(kept), len(trees) - len(kept), cut)
+        raise none_fits([tree.longest for tree in trees], max_tokens, overlong)
+    cut = sum(short is not None and short is not tree for short, tree in zip(fitted, trees, strict=True))
+    return TokenizedSet(data.dimensions, kept, len(trees) - len(kept), cut)
+
+
+def fit(tree: TokenTree, max_tokens: int, overlong: str, bos: int | None) -> TokenTree | None:
+    """The tree as it is trained on: whole, with a cut prompt, or not at all."""
+    if tree.longest > max_tokens and overlong == "cut_prompt":
+        tree = _cut_prompt(tree, max_tokens, bos)
+    return tree if tree.longest <= max_tokens else None
+
+
+def none_fits(longest: Sequence[int], max_tokens: int, overlong: str) -> DataError:
+    """longest: tokens of prompt + longest response, of each record."""
+    return DataError(
+        f"none of the {len(longest)} records fits into max_tokens {max_tokens}: the shortest has "
+        f"{min(longest, default=0)} tokens (overlong: {overlong}); raise data.max_tokens"
+    )
 
 
 def audit(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[TokenTree, ...], tuple[Fault, ...]]:
-    """Token trees of all sound records, without a length limit, and the faults of the others.
+    """Token trees of all sound records, without a length limit, and the faults of the others (see `Auditor`)."""
+    found = Auditor(tokenizer)(data.records, data.dimensions)
+    faults = tuple(f for f in found if isinstance(f, Fault))
+    return tuple(t for t in found if isinstance(t, TokenTree)), faults
+
+
+class Auditor:
+    """Records to token trees by one tokenizer's chat template.
 
     Checked for every response: the rendered prompt and its token ids are a prefix of prompt + response; prompt and
     response text come through the template verbatim (outer whitespace apart); no text contains a control token; the
@@ -111,20 +156,48 @@ def audit(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[Toke
     first records and of every tenth after them: the tokens decode to the rendered text. Raises DataError without a
     chat template, and for a tokenizer that garbles any text.
     """
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so prompt and response "
-            "cannot be told apart; use an instruction-tuned model's tokenizer or set tokenizer.chat_template"
-        )
-    control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    trees = []
-    faults = []
-    for index, record in enumerate(data.records):
-        try:
-            trees.append(_tree(index, record, data.dimensions, tokenizer, control))
-        except _Unsound as unsound:
-            faults.append(Fault(record.source, unsound.column, unsound.message))
-    return tuple(trees), tuple(faults)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.chat_template is None:
+            raise DataError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so prompt and "
+                "response cannot be told apart; use an instruction-tuned model's tokenizer or set "
+                "tokenizer.chat_template"
+            )
+        self.tokenizer, self.encode = tokenizer, Encoder(tokenizer)
+        self.control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+    def __call__(
+        self, records: Sequence[Record], dimensions: tuple[str, ...], first: int = 0
+    ) -> list[TokenTree | Fault]:
+        """One for each record, in order; a tree's index is the record's place, counted from `first`."""
+        batches = ((start, records[start : start + BATCH]) for start in range(0, len(records), BATCH))
+        return [found for start, batch in batches for found in self._batch(batch, first + start, dimensions)]
+
+    def _batch(self, batch: Sequence[Record], first: int, dimensions: tuple[str, ...]) -> Iterator[TokenTree | Fault]:
+        steps = [_tree(first + i, r, dimensions, self.tokenizer, self.control) for i, r in enumerate(batch)]
+        found: list[Any] = [_advance(step, None) for step in steps]
+        asking = [i for i, texts in enumerate(found) if not isinstance(texts, _Unsound)]
+        with tokenizer_faults(self.tokenizer):
+            encoded = self.encode([found[i] for i in asking])
+        for i, ids in zip(asking, encoded, strict=True):
+            found[i] = _advance(steps[i], ids)
+        for record, tree in zip(batch, found, strict=True):
+            yield Fault(record.source, tree.column, tree.message) if isinstance(tree, _Unsound) else tree
+
+
+Steps = Generator[list[str], list[Ids], "TokenTree"]
+
+
+def _advance(step: Steps, ids: list[Ids] | None) -> list[str] | TokenTree | _Unsound:
+    """The texts that it asks the ids of, then its tree; or what is wrong with the record."""
+    try:
+        return next(step) if ids is None else step.send(ids)
+    except StopIteration as done:
+        tree: TokenTree = done.value
+        return tree
+    except _Unsound as unsound:
+        return unsound
 
 
 class _Unsound(Exception):
@@ -140,9 +213,11 @@ def _tree(
     dimensions: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     control: dict[str, int],
-) -> TokenTree:
+) -> Steps:
+    """Yields prompt and prompt + response as texts, is sent their ids, and returns the tree. Raises _Unsound."""
+    beginnings = {c[0] for c in control}
     for column, text in _texts(record):
-        if token := next((c for c in control if c in text), None):
+        if any(b in text for b in beginnings) and (token := next((c for c in control if c in text), None)):
             raise _Unsound(column, f"the text contains {token!r}, a control token of this tokenizer; remove it")
     prompt_text = _render(record.prompt, tokenizer, generate=True)
     for message in record.prompt:
@@ -162,10 +237,7 @@ def _tree(
                 f"rendered {excerpt(full_text[len(prompt_text) :])}",
             )
         texts.append(full_text)
-    # What apply_chat_template does inside, without its return type, which depends on version and arguments.
-    with tokenizer_faults(tokenizer):
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    prompt, *fulls = map(tuple, encoded)
+    prompt, *fulls = yield texts
     bos = tokenizer.bos_token_id
     if bos is not None and prompt[:2] == (bos, bos):
         raise _Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")

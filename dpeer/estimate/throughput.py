@@ -13,6 +13,10 @@ from dpeer.estimate.memory import BYTES, Zero
 from dpeer.model.flops import Lengths, forward_flops, training_flops
 
 SAMPLED_STEPS = 64
+TOKENISED_PER_S = 150_000
+"""Tokens that a core renders, checks and encodes, of records of 150 (benchmarks/data_scale.py)."""
+ABOUT_A_RECORD = 500
+"""Bytes of a tokenised record beside its tokens: its last message as text, and what arrays say of it."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,13 @@ def _gather(config: Config, weights: Weights, ranks: int, machine: Machine) -> T
     moved = weights.total * BYTES[config.model.dtype]
     nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
     return Traffic(moved * (ranks - 1) / ranks, moved * (nodes - 1) / nodes)
+
+
+def tokenising(records: Sequence[Lengths]) -> tuple[float, int]:
+    """(Core seconds, bytes) of making the tokens of these records, which is done once."""
+    tokens = sum(r.prompt + sum(r.responses) for r in records)
+    words = tokens + sum(3 + len(r.responses) + 3 * len(r.edges) for r in records)
+    return tokens / TOKENISED_PER_S, 4 * words + ABOUT_A_RECORD * len(records)
 
 
 def break_even(time: Time, batch: Batching) -> float:

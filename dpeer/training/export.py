@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpeer.config import Config, Model
-from dpeer.data.packing import build_pack, forward_tokens
+from dpeer.data.packing import all_forward_tokens, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
@@ -34,7 +34,7 @@ def export(policy: Policy, folder: Path) -> list[str]:
     A LoRA run is exported merged, with the bare adapter in `folder/adapter`. Returns what rank 0 has mended, in words.
     """
     policy.pulse.enter("exporting")
-    tree = min(policy.data.trees, key=forward_tokens)
+    tree = policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
     expected = policy.score([tree])
     state = policy.engine.gathered()
     if state is None:

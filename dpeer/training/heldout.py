@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 
 import torch
 
 from dpeer.config import Config
-from dpeer.data.tokenize import TokenizedSet
+from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.objective.certificate import certified_bound, certify, certify_masks, win_rates
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import DualState
@@ -20,7 +22,7 @@ def heldout_edges(
     config: Config, data: TokenizedSet, policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
 ) -> HeldoutEdges:
     """Margins of all held-out edges (reward units); records with the same prompt are one cluster."""
-    clusters: dict[tuple[int, ...], int] = {}
+    clusters: dict[bytes, int] = {}
     names: dict[str, int] = {}
     margins, dims, records, masks = [], [], [], []
     for tree, lp, ref in zip(data.trees, policy, reference, strict=True):
@@ -28,7 +30,7 @@ def heldout_edges(
             config.objective.beta * (a - b) / (len(r) if config.objective.length_normalised else 1)
             for a, b, r in zip(lp, ref, tree.responses, strict=True)
         ]
-        cluster = clusters.setdefault(tree.prompt, len(clusters))
+        cluster = clusters.setdefault(prompt_key(tree), len(clusters))
         mask = names.setdefault("+".join(tree.mask), len(names))
         for d, better, worse in tree.edges:
             margins.append(rewards[better] - rewards[worse])
@@ -42,6 +44,11 @@ def heldout_edges(
         torch.tensor(masks, dtype=torch.int64),
         tuple(names),
     )
+
+
+def prompt_key(tree: TokenTree) -> bytes:
+    """16 bytes, the same for the same prompt."""
+    return hashlib.sha256(array("q", tree.prompt).tobytes()).digest()[:16]
 
 
 def proven(
@@ -71,13 +78,16 @@ def certificate(
     objective = config.objective
     constraints = build_constraints(objective.constraint, data.dimensions)
     edges = heldout_edges(config, data, policy, reference)
-    per_token = [
-        [v / len(r) for v, r in zip(lp, t.responses, strict=True)] for t, lp in zip(data.trees, policy, strict=True)
-    ]
-    overall, masks = selection_accuracy(per_token, [t.golden for t in data.trees], [t.mask for t in data.trees])
+    per_token, golden, active, keys = [], [], [], set()
+    for tree, lp in zip(data.trees, policy, strict=True):
+        per_token.append([v / len(r) for v, r in zip(lp, tree.responses, strict=True)])
+        golden.append(tree.golden)
+        active.append(tree.mask)
+        keys.add(prompt_key(tree))
+    overall, masks = selection_accuracy(per_token, golden, active)
     by_mask = certify_masks(edges, constraints, objective, state=dual)
     wins = win_rates(edges, data.dimensions, objective.certificate.confidence)
-    prompts = len({t.prompt for t in data.trees})
+    prompts = len(keys)
     return {
         "confidence": objective.certificate.confidence,
         "bound": certified_bound(constraints, objective),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dpeer.config import Config
-from dpeer.data.packing import forward_tokens
-from dpeer.data.tokenize import Ids, TokenizedSet, TokenTree
+from dpeer.data.encode import Ids
+from dpeer.data.packing import all_forward_tokens
+from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.training.prepare import METHOD, Prepared
@@ -19,7 +20,7 @@ KEY = "probes"
 
 def remembered(data: TokenizedSet) -> dict[str, Any]:
     """The first record, which checkpoints are probed with, and the shortest, with which an export is compared."""
-    trees = {tree.index: tree for tree in (data.trees[0], min(data.trees, key=forward_tokens))}
+    trees = {tree.index: tree for tree in (data.trees[0], data.trees[int(all_forward_tokens(data.trees).argmin())])}
     return {KEY: {"dimensions": list(data.dimensions), "trees": [_written(tree) for tree in trees.values()]}}
 
 

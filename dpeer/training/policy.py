@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.layout import computed
-from dpeer.data.packing import Pack, forward_tokens
+from dpeer.data.packing import Pack, all_forward_tokens, all_responses
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ClusterError, ConfigError, DpeerError
 from dpeer.objective.constraints import Weights
@@ -156,7 +157,7 @@ class Policy:
         """Gradients of this rank's packs, and their statistics. The host never waits for the device here."""
         totals = StepTotals.zeros(len(self.data.dimensions), self.world.device)
         self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
-        packs = local_packs(batch.trees, self.world, self.config.training.tokens_per_pack, self.layout)
+        packs = list(local_packs(batch.trees, self.world, self.config.training.tokens_per_pack, self.layout))
         for i, pack in enumerate(packs):
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
             self.meter.mark("forward", computed(pack, self.layout))
@@ -199,7 +200,7 @@ class Policy:
             return totals
         self.pulse.enter(f"step {self.step + 1}: dual split", beating=True)
         self.engine.eval()
-        for pack in local_packs(trees, self.world, self.config.training.tokens_per_pack, self.layout):
+        for pack in list(local_packs(trees, self.world, self.config.training.tokens_per_pack, self.layout)):
             logps = self.engine(pack)
             totals.add("dual_tokens", computed(pack, self.layout))
             if pack.samples:
@@ -267,11 +268,13 @@ class Policy:
 def canaries(trees: Sequence[TokenTree]) -> list[TokenTree]:
     """Records with siblings from the one of median length on, until their responses have MANY tokens; a single answer
     of few tokens says little of a model that computes in bf16."""
-    ordered = sorted((t for t in trees if len(t.responses) > 1), key=forward_tokens)
+    costs, counts = all_forward_tokens(trees), all_responses(trees)
+    several = np.flatnonzero(counts > 1)
+    ordered = several[np.argsort(costs[several], kind="stable")]
     middle = len(ordered) // 2
     chosen: list[TokenTree] = []
-    for tree in [*ordered[middle:], *reversed(ordered[:middle])][:CANARIES]:
-        chosen.append(tree)
+    for i in np.concatenate([ordered[middle:], ordered[:middle][::-1]])[:CANARIES]:
+        chosen.append(trees[int(i)])
         if sum(t.response_tokens for t in chosen) >= MANY:
             break
     return chosen

@@ -7,23 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.config_sources import paths
-from dpeer.data.facts import ModelFacts, facts, tokens
-from dpeer.data.faults import data_error
-from dpeer.data.load import load, splits
+from dpeer.data.facts import ModelFacts, Tokens, facts
+from dpeer.data.faults import Fault, data_error
 from dpeer.data.packing import batch_indices
 from dpeer.data.schema import DataSet
-from dpeer.data.split import carve, share
-from dpeer.data.tokenize import TokenizedSet, TokenTree, tokenize
+from dpeer.data.split import carve
+from dpeer.data.token_store import Store
+from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError, DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.model.shape import model_facts
 from dpeer.training.reference import reference_hash
+from dpeer.training.tokens import parts, refuse_empty, tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 METHOD = 2
 """Version of what a step computes: 1 had the anchor outside the normaliser and no dual split."""
 SPLITS = ("train", "dual", "heldout")
-CARVED = "10%"
-SHARED = "\nRemove such records from one of the two, or have records carved from the training data: data.heldout=10%."
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Prepared:
     dual: TokenizedSet | None
     heldout: TokenizedSet | None
     facts: dict[str, Any]
-    weights: tuple[float, ...] | None = None
+    weights: Sequence[float] | npt.NDArray[np.float64] | None = None
     """Of the training records, where they differ: how often each is drawn. Evidence counts every record once."""
     reading: tuple[str, ...] = ()
     """Lines that say what the columns of the sources were taken for, and what became no edge."""
@@ -55,19 +56,25 @@ class Prepared:
 
     def train_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The global batch: a function of data, seed and step only, never of the ranks."""
-        return _batch(self.train, config.training.records_per_step, config.seed, step, self.weights)
+        return [self.train.trees[i] for i in self.train_places(config, step)]
 
     def dual_batch(self, config: Config, step: int) -> list[TokenTree]:
         """The same of the dual split; empty where none is used."""
-        return _batch(self.dual, config.dual_records, config.seed, step) if self.dual else []
+        return [self.dual.trees[i] for i in self.dual_places(config, step)] if self.dual else []
+
+    def train_places(self, config: Config, step: int) -> list[int]:
+        """Of the records of the global batch among the training records."""
+        size = config.training.records_per_step
+        return batch_indices(step * size, size, len(self.train.trees), config.seed, self.weights)
+
+    def dual_places(self, config: Config, step: int) -> list[int]:
+        size = config.dual_records if self.dual else 0
+        return batch_indices(step * size, size, len(self.dual.trees), config.seed) if self.dual else []
 
     @property
     def proof(self) -> Tensor | None:
         """[D]: certificate prompts that have edges of each dimension; None where there is no certificate."""
-        if self.heldout is None:
-            return None
-        dims = [d for d, _ in {(edge[0], tree.prompt) for tree in self.heldout.trees for edge in tree.edges}]
-        return torch.bincount(torch.tensor(dims, dtype=torch.long), minlength=len(self.heldout.dimensions))
+        return torch.tensor(self.heldout.prompts_with_edges) if self.heldout else None
 
     @property
     def splits(self) -> dict[str, TokenizedSet]:
@@ -75,34 +82,27 @@ class Prepared:
         return {name: data for name in SPLITS if (data := getattr(self, name)) is not None}
 
 
-def prepare(config: Config) -> Prepared:
-    """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
+def prepare(config: Config, *, whole: bool = False) -> Prepared:
+    """Open the tokenised records, after making them where that was not done yet (`tokens`). `whole`: compare all of
+    them with their checksums; for the one process that comes before the ranks."""
     models = model_facts_of(config)
     tokenizer = load_tokenizer(config.model.path, config.model.revision, config.data.date)
-    spec, records = config.data, split_records(config)
-    tokenised = {name: tokenize(part, tokenizer, spec.max_tokens, spec.overlong) for name, part in records.items()}
-    for name, data in tokenised.items():
-        if not data.trees:
-            raise DataError(
-                f"{', '.join(paths(spec.train))}: no {name} record fits data.max_tokens = {spec.max_tokens} "
-                f"({data.dropped} dropped). Raise it."
-            )
-    told = refuse_unsound(config, records, tokenised, tokenizer, models)
+    store = tokens(config, tokenizer, whole=whole)
+    found = {name: store.split(name) for name in store.state["splits"]}
+    told = refuse_unsound(config, store, tokenizer, models)
     if config.follows_split:
-        refuse_unseen(tokenised["train"], tokenised["dual"])
+        refuse_unseen(found["train"], found["dual"])
     kept: dict[str, Any] = {
         "method": METHOD,
-        "data": {name: _facts(data) for name, data in tokenised.items()},
+        "data": {name: _facts(data) for name, data in found.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
-    weights = _weights(records["train"], tokenised["train"])
-    if weights is not None:
-        kept["data"]["train"]["weights"] = hashlib.sha256(repr(weights).encode()).hexdigest()
-    reading = dict.fromkeys(line for part in records.values() for r in part.reading for line in r.lines())
-    dual, heldout = tokenised.get("dual"), tokenised.get("heldout")
-    return Prepared(tokenised["train"], dual, heldout, kept, weights, tuple(reading), told)
+    if weights := store.state["splits"]["train"]["weights"]:
+        kept["data"]["train"]["weights"] = weights
+    dual, heldout, reading = found.get("dual"), found.get("heldout"), tuple(store.state["reading"])
+    return Prepared(found["train"], dual, heldout, kept, store.weights, reading, told)
 
 
 def model_facts_of(config: Config) -> list[ModelFacts]:
@@ -116,25 +116,25 @@ def model_facts_of(config: Config) -> list[ModelFacts]:
 
 
 def refuse_unsound(
-    config: Config,
-    records: Mapping[str, DataSet],
-    tokenised: Mapping[str, TokenizedSet],
-    tokenizer: PreTrainedTokenizerBase,
-    models: Sequence[ModelFacts],
+    config: Config, store: Store, tokenizer: PreTrainedTokenizerBase, models: Sequence[ModelFacts]
 ) -> tuple[str, ...]:
-    """DataError for data on which no step may be taken (`dpeer.data.facts`); returns what is to be told of the rest."""
+    """DataError for tokens on which no step may be taken (`dpeer.data.facts`; prompts were compared when the store was
+    written); returns what is to be told of the rest."""
     if not config.model.reference_is_base:
         same_tokenizer(config, tokenizer)
-    counted = {
-        name: tokens(data.dimensions, data.trees, tokenizer.unk_token_id, data.dropped, data.cut)
-        for name, data in tokenised.items()
-    }
-    constrained = config.objective.constrained(tokenised["train"].dimensions)
-    found = facts(records, counted, tokenizer, models, constrained, config.data.max_tokens)
+    counted = {name: _counted(about, store.state["ends"]) for name, about in store.state["splits"].items()}
+    constrained = config.objective.constrained(store.state["dimensions"])
+    alike = [Fault(*fault) for fault in store.state["alike"]]
+    found = facts({}, counted, tokenizer, models, constrained, config.data.max_tokens, alike)
     if found.errors:
-        shared = any(fault.column == "prompt" for fault in found.errors)
-        raise DataError(f"{data_error(', '.join(paths(config.data.train)), found.errors)}{SHARED if shared else ''}")
+        raise data_error(", ".join(paths(config.data.train)), found.errors)
     return tuple(map(str, found.warnings))
+
+
+def _counted(about: Mapping[str, Any], ends: Sequence[int]) -> Tokens:
+    """ends: of all splits."""
+    names = ("largest", "longest", "total", "unknown", "edges", "dropped", "cut")
+    return Tokens(ends=frozenset(ends), **{name: about[name] for name in names})
 
 
 def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -153,44 +153,24 @@ def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _weights(data: DataSet, tokenised: TokenizedSet) -> tuple[float, ...] | None:
-    """Of the trees; None where all are equal."""
-    weights = tuple(data.records[tree.index].weight for tree in tokenised.trees)
-    return weights if len(set(weights)) > 1 else None
-
-
-def _batch(
-    data: TokenizedSet, size: int, seed: int, step: int, weights: Sequence[float] | None = None
-) -> list[TokenTree]:
-    return [data.trees[i] for i in batch_indices(step * size, size, len(data.trees), seed, weights)]
-
-
 def split_records(config: Config) -> dict[str, DataSet]:
-    """The records of each split by name; `heldout` and `dual` are carved from the training records where the recipe
-    gives a share or nothing."""
-    spec = config.data
-    train = load(spec.train, "train", map=spec.map)
-    parts: dict[str, DataSet] = {}
-    tested = all("test" in splits(path) for path in paths(spec.train))
-    heldout = spec.heldout or (spec.train if tested else CARVED)
-    for name, source in (("heldout", heldout), ("dual", spec.dual)):
-        if source == "none":
-            continue
-        if isinstance(source, str) and (part := share(source)):
-            train, parts[name] = carve(train, part, name)
-            if not parts[name].records:
-                raise DataError(
-                    f"{', '.join(paths(spec.train))}: {source} of {len(train.records)} training records are no record "
-                    f"for the {name} split. Raise data.{name}, give a file, or set it to none."
-                )
+    """The records of each split by name, all of them in memory; `heldout` and `dual` are carved from the training
+    records where the recipe gives a share or nothing."""
+    train, *others = parts(config)
+    records = {"train": train.load(None)}
+    for part in others:
+        if part.share:
+            before = len(records["train"].records)
+            records["train"], records[part.name] = carve(records["train"], part.share, part.name)
+            refuse_empty(config, part, len(records[part.name].records), before)
         else:
-            parts[name] = load(source, "test" if name == "heldout" else name, train.dimensions, spec.map)
-    return {"train": train, **parts}
+            records[part.name] = part.load(records["train"].dimensions)
+    return records
 
 
 def refuse_unseen(train: TokenizedSet, dual: TokenizedSet) -> None:
     """DataError for a dimension with training edges whose multiplier would never see any."""
-    (mine, theirs) = (_edges(data) for data in (train, dual))
+    (mine, theirs) = (train.edges, dual.edges)
     if unseen := [d for d in train.dimensions if mine[d] and not theirs[d]]:
         raise DataError(
             f"the dual split ({len(dual.trees)} records) has no pairs of {', '.join(unseen)}, so the multiplier of "
@@ -204,15 +184,7 @@ def _facts(data: TokenizedSet) -> dict[str, Any]:
     return {
         "sha256": data.sha256,
         "records": records,
-        "edges": _edges(data),
+        "edges": data.edges,
         "dropped": data.dropped,
         "cut": data.cut,
     }
-
-
-def _edges(data: TokenizedSet) -> dict[str, int]:
-    edges = dict.fromkeys(data.dimensions, 0)
-    for tree in data.trees:
-        for d, _, _ in tree.edges:
-            edges[data.dimensions[d]] += 1
-    return edges

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpeer.config import Config
-from dpeer.data.layout import Layout, cost
+from dpeer.data.layout import Layout, costs
+from dpeer.data.token_store import StoredTrees
 from dpeer.errors import CheckpointError
 from dpeer.heldout_file import Heldout, write_heldout
 from dpeer.model.lm import SEQUENCES, attention_kernel, layer_kernels, load_tokenizer
@@ -25,9 +26,9 @@ from dpeer.training.heldout import certificate, heldout_edges, proven
 from dpeer.training.keepsake import remembered
 from dpeer.training.numerics import numerics
 from dpeer.training.policy import Policy
-from dpeer.training.prepare import Prepared, prepare, split_records
+from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.pulse import Pulse
-from dpeer.training.reference import Reference, cache_path, read_cache
+from dpeer.training.reference import CachedScores, Reference, cache_path, read_cache
 from dpeer.training.samples import spread
 from dpeer.training.world import World
 
@@ -45,7 +46,7 @@ def memory_explained(
     except RuntimeError as error:
         if kind(error) != "memory":
             raise
-        longest = max(cost(tree, layout) for data in prepared.splits.values() for tree in data.trees)
+        longest = max(int(costs(data.trees, layout).max()) for data in prepared.splits.values())
         raise out_of_memory(error, config, phase(), longest) from error
 
 
@@ -86,14 +87,14 @@ class TrainingRank:
             colocated = config.cluster.reference == "colocated"
             beneath = self.policy.engine if config.reference_beneath else None
             self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
-        self.cached: dict[str, dict[int, list[float]]] = {}
+        self.cached: dict[str, CachedScores] = {}
 
     def _dearer(self) -> str:
         """What separate sequences cost, of the first records."""
         if self.policy.layout == "tree":
             return ""
         trees = self.prepared.train.trees[:1000]
-        ratio = sum(cost(t, "sequences") for t in trees) / sum(cost(t, "tree") for t in trees)
+        ratio = costs(trees, "sequences").sum() / costs(trees, "tree").sum()
         return f"; separate sequences have {ratio:.1f} times the tokens of trees"
 
     @property
@@ -125,7 +126,7 @@ class TrainingRank:
                     f"reference cache {path}: this worker does not see it. output_dir must lie on a file system that "
                     "the driver and all workers share."
                 )
-            self.cached[name] = {tree.index: values for tree, values in zip(data.trees, scores, strict=True)}
+            self.cached[name] = scores
 
     def train_step(self, references: References | None = None) -> dict[str, Any]:
         self.policy.meter.start()
@@ -142,11 +143,12 @@ class TrainingRank:
         return entry, self.policy.meter.cost(trained, measured)
 
     def _own_references(self) -> References:
-        trained = self.prepared.train_batch(self.config, self.policy.step)
-        measured = self.prepared.dual_batch(self.config, self.policy.step)
+        prepared, step = self.prepared, self.policy.step
         if self.reference is None:
-            values = [self.cached["train"][t.index] for t in trained] + [self.cached["dual"][t.index] for t in measured]
+            values = [self.cached["train"][i] for i in prepared.train_places(self.config, step)]
+            values += [self.cached["dual"][i] for i in prepared.dual_places(self.config, step)]
             return dict(enumerate(values))
+        trained, measured = prepared.train_batch(self.config, step), prepared.dual_batch(self.config, step)
         scores = self.reference.score(trained)  # the policy's own plan: this rank scores just what it trains on
         if measured:
             scores |= {len(trained) + i: v for i, v in self.reference.score(measured).items()}
@@ -170,7 +172,7 @@ class TrainingRank:
     def cached_heldout(self) -> list[list[float]]:
         """Not collective: held-out reference log-probs from the cache."""
         held = self.prepared.heldout
-        return (read_cache(cache_path(self.config, held), held) or []) if held else []
+        return list(read_cache(cache_path(self.config, held), held) or []) if held else []
 
     def score_dual(self) -> Scores:
         return self.policy.score(self.prepared.dual.trees) if self.prepared.dual else {}
@@ -181,7 +183,7 @@ class TrainingRank:
 
     def cached_dual(self) -> list[list[float]]:
         """Not collective: reference log-probs of the dual split from the cache."""
-        return list(self.cached["dual"].values())
+        return list(self.cached["dual"])
 
     def proven(self, policy: list[list[float]], reference: list[list[float]], look: int) -> bool:
         """Not collective: whether these scores of the dual split prove every tolerance, at the k-th look."""
@@ -190,23 +192,19 @@ class TrainingRank:
 
     def sample(self) -> list[dict[str, str]]:
         """Collective: greedy replies to the same few prompts at each call, as text on rank 0, empty elsewhere."""
-        trees = spread((self.prepared.dual or self.prepared.train).trees, self.config.training.sample_prompts)
-        replies = self.policy.reply(trees)
+        trees = (self.prepared.dual or self.prepared.train).trees
+        places = spread(range(len(trees)), self.config.training.sample_prompts)
+        replies = self.policy.reply([trees[i] for i in places])
         if self.policy.world.rank:
             return []
         decode = self._tokenizer.decode
         texts = [str(decode(reply, skip_special_tokens=True)).strip() for reply in replies]
-        return [{"prompt": self._prompts[t.index], "reply": text} for t, text in zip(trees, texts, strict=True)]
+        assert isinstance(trees, StoredTrees)
+        return [{"prompt": trees.question(i), "reply": text} for i, text in zip(places, texts, strict=True)]
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.config.model.path, self.config.model.revision)
-
-    @cached_property
-    def _prompts(self) -> list[str]:
-        """The last message of each record from which prompts are sampled."""
-        records = split_records(self.config)["dual" if self.prepared.dual else "train"].records
-        return [record.prompt[-1].content for record in records]
 
     def certificate(
         self, policy: list[list[float]], reference: list[list[float]], margins: Path

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from dpeer.config import Config
+from dpeer.data.packing import all_responses
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.integrity import Damaged
@@ -70,7 +74,27 @@ def cache_path(config: Config, data: TokenizedSet) -> Path:
     return config.output_dir / "reference_cache" / f"{name}.safetensors"
 
 
-def read_cache(path: Path, data: TokenizedSet) -> list[list[float]] | None:
+class CachedScores(Sequence[list[float]]):
+    """Reference log-probs (nats) of each record's responses. flat: [responses]. ends: [records]."""
+
+    def __init__(self, flat: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -> None:
+        self.flat, self.ends = flat, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, at: int) -> list[float]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[list[float]]: ...
+    def __getitem__(self, at: int | slice) -> list[float] | list[list[float]]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        end = self.ends[at]  # IndexError ends an iteration
+        return list(self.flat[self.ends[at - 1] if at else 0 : end].tolist())
+
+
+def read_cache(path: Path, data: TokenizedSet) -> CachedScores | None:
     """Reference log-probs per record, or None when there is no such file. A damaged file is refused by name."""
     if not path.exists():
         return None
@@ -82,29 +106,29 @@ def read_cache(path: Path, data: TokenizedSet) -> list[list[float]] | None:
         raise CheckpointError(
             f"reference cache {path}: {error}; every loss is measured from it. Delete it; it is made again."
         ) from error
-    flat = tensors["logprobs"].tolist()
+    flat = tensors["logprobs"].numpy()
     if words.get("key", path.stem) != path.stem:
         raise CheckpointError(
             f"reference cache {path}: was written as {words['key']}, for another model or other data. Delete it; it is "
             "made again."
         )
-    counts = [len(t.responses) for t in data.trees]
-    if len(flat) != sum(counts):
+    ends = np.cumsum(all_responses(data.trees))
+    responses = int(ends[-1]) if len(ends) else 0
+    if len(flat) != responses:
         raise CheckpointError(
-            f"reference cache {path}: holds {len(flat)} values, the data has {sum(counts)} responses. Delete it."
+            f"reference cache {path}: holds {len(flat)} values, the data has {responses} responses. Delete it."
         )
-    if bad := sum(not math.isfinite(v) for v in flat):
+    if bad := int((~np.isfinite(flat)).sum()):
         raise CheckpointError(
             f"reference cache {path}: {bad} of its {len(flat)} values are not finite. Delete it; it is made again."
         )
-    values = iter(flat)
-    return [[next(values) for _ in range(n)] for n in counts]
+    return CachedScores(flat, ends)
 
 
-def write_cache(path: Path, logprobs: Sequence[Sequence[float]]) -> None:
-    """Whole or not at all."""
-    flat = torch.tensor([v for row in logprobs for v in row], dtype=torch.float64)
-    write_tensors(path, {"logprobs": flat}, {"key": path.stem})
+def write_cache(path: Path, logprobs: Iterable[Sequence[float]]) -> None:
+    """Of each record in turn. Whole or not at all."""
+    flat = np.fromiter(chain.from_iterable(logprobs), dtype=np.float64)
+    write_tensors(path, {"logprobs": torch.from_numpy(flat)}, {"key": path.stem})
 
 
 def cached(paths: Mapping[str, Path], splits: Mapping[str, TokenizedSet]) -> bool:

@@ -7,7 +7,7 @@ reached, who watches and who may stop the run comes from the launcher.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
@@ -302,12 +302,14 @@ def fill_cache(config: Config, workers: Workers) -> None:
     workers.close()  # policy workers of an earlier run would hold the places
     group, phase = workers.reference(), "filling the reference cache"
     refuse_other_facts("the reference group", group.build(config)["facts"], prepared.facts)
-    scores: list[list[float]] = []
     slice_size = CACHE_SLICE * config.cluster.reference_workers
-    for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
-        stop = min(start + slice_size, len(train.trees))
-        scores += merge(group.call(phase, ReferenceCalls.score_train, start, stop), stop - start)
-    write_cache(paths["train"], scores)
+
+    def scored() -> Iterator[list[float]]:
+        for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
+            stop = min(start + slice_size, len(train.trees))
+            yield from merge(group.call(phase, ReferenceCalls.score_train, start, stop), stop - start)
+
+    write_cache(paths["train"], scored())
     for name, score in (("dual", ReferenceCalls.score_dual), ("heldout", ReferenceCalls.score_heldout)):
         if data := prepared.splits.get(name):
             write_cache(paths[name], merge(group.call(phase, score), len(data.trees)))

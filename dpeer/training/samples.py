@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,16 +16,17 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
 
+T = TypeVar("T")
 LONGEST = 64
 """Tokens of a reply."""
 NEXT = 0
 """Stands where the next token will: a response's last token is never an input."""
 
 
-def spread(trees: Sequence[TokenTree], count: int) -> list[TokenTree]:
-    """At most `count` records, evenly over the split, so that a file sorted by mask shows several."""
-    count = min(count, len(trees))
-    return [trees[i * len(trees) // count] for i in range(count)]
+def spread(records: Sequence[T], count: int) -> list[T]:
+    """At most `count` of them, evenly over the split, so that a file sorted by mask shows several."""
+    count = min(count, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
 
 
-def local_packs(trees: Sequence[TokenTree], world: World, budget: int, layout: Layout = "tree") -> list[Pack]:
-    """This rank's packs, filled up with dummies to the same number on every rank (known without communication)."""
+def local_packs(trees: Sequence[TokenTree], world: World, budget: int, layout: Layout = "tree") -> Iterator[Pack]:
+    """This rank's packs, each made when it is taken, and dummies up to the same number on every rank (known without
+    communication)."""
     planned = plan(trees, world.size, budget, layout)
-    packs = [build_pack([trees[i] for i in items], items) for items in planned[world.rank]]
-    packs += [dummy_pack()] * (max(1, *map(len, planned)) - len(packs))
-    return [p.to(world.device) for p in packs]
+    mine = planned[world.rank]
+    for items in mine:
+        yield build_pack([trees[i] for i in items], items).to(world.device)
+    for _ in range(max(1, *map(len, planned)) - len(mine)):
+        yield dummy_pack().to(world.device)
 
 
 @torch.no_grad()

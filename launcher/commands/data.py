@@ -106,6 +106,29 @@ def convert(
     console.print(markup(f"{output}: {len(data.records):,} records of {prompts:,} prompts; edges: {edges}"))
 
 
+@app.command()
+def tidy(
+    outputs: Annotated[
+        list[Path], typer.Argument(help="output_dir of recipes, or folders of sweeps.", metavar="FOLDER...")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only say what would be.")] = False,
+) -> None:
+    """Remove tokenised records that no unfinished run in these folders needs; what is younger than a day stays."""
+    from dpeer.errors import DataError
+    from dpeer.training.token_place import remove, stored
+
+    if missing := [str(folder) for folder in outputs if not folder.is_dir()]:
+        raise DataError(f"{missing[0]}: no such folder; give the output_dir of a recipe, or the folder of a sweep")
+    freed, console = 0, Console(highlight=False, soft_wrap=True)
+    for one in stored(outputs):
+        verb = "kept, " + one.kept if one.kept else "would be removed" if dry_run else "removed"
+        if not one.kept and not dry_run:
+            remove(one.path)
+        freed += 0 if one.kept else one.size
+        console.print(markup(f"{one.path}: {one.size / 2**20:,.1f} MiB, {verb}"))
+    console.print(f"{freed / 2**20:,.1f} MiB {'would be ' if dry_run else ''}freed")
+
+
 def _map(given: Sequence[str] | None) -> Map | None:
     """`--map preset --map key=value` as data.map."""
     if not given:

@@ -10,9 +10,11 @@ from rich.table import Table
 
 from dpeer.escape import markup
 from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, model_states
+from dpeer.estimate.throughput import tokenising
 from dpeer.launcher.plan.planning import HFU, LINKS, Plan, Remedy
 
 ASSUMED = "assumed"
+MIB = 2**20
 
 
 def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
@@ -197,6 +199,8 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         ratio = f"{batch.pairwise / batch.tokens:.1f} times as many, without its padding"
         yield "the same as separate pairs", f"{batch.pairwise:,.0f}", ratio
     yield "micro-steps per step", f"{batch.micro_steps:.1f}", f"packs of at most {training.tokens_per_pack} tokens"
+    seconds, size = tokenising(plan.records.lengths)
+    yield "tokenising, once", f"{seconds:,.0f} core s", f"on all cores of a node; {size / MIB:,.0f} MiB on disk"
     moved = plan.traffic
     often, what = ("micro-step", "gathers and reduce-scatter") if plan.zero.sharded else ("step", "sum of gradients")
     yield f"traffic per {often}, into a GPU", f"{moved.into_gpu / 1e9:,.1f} GB", what
@@ -295,6 +299,7 @@ def as_data(plan: Plan, cells: int, price: float | None, fixes: tuple[Remedy, ..
         },
         "largest_tokens_per_pack": plan.budget,
         "tokens_per_step": {"tree": plan.batch.tokens, "pairwise": plan.batch.pairwise},
+        "tokenising": dict(zip(("core_seconds", "bytes"), tokenising(plan.records.lengths), strict=True)),
         "micro_steps": plan.batch.micro_steps,
         "tokens_per_micro_step": plan.batch.per_micro_step,
         "break_even_tokens": plan.break_even,

@@ -123,6 +123,20 @@ def test_every_pack_can_be_read_back(batch: list[TokenTree]) -> None:
     assert covered == list(range(pack.tokens))
 
 
+def naive_plan(costs: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Longest first to the least loaded rank, then into its first pack with room."""
+    plan: list[list[list[int]]] = [[] for _ in range(ranks)]
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        loads = [sum(costs[j] for pack in mine for j in pack) for mine in plan]
+        packs = plan[loads.index(min(loads))]
+        fits = [pack for pack in packs if sum(costs[j] for j in pack) + costs[i] <= budget]
+        if fits:
+            fits[0].append(i)
+        else:
+            packs.append([i])
+    return plan
+
+
 costs = st.lists(st.integers(1, 300), max_size=40)
 
 
@@ -130,7 +144,7 @@ costs = st.lists(st.integers(1, 300), max_size=40)
 @given(costs, st.integers(1, 9), st.integers(1, 400))
 def test_plan(costs: list[int], ranks: int, budget: int) -> None:
     plan = plan_packs(costs, ranks, budget)
-    assert plan == plan_packs(list(costs), ranks, budget)
+    assert plan == plan_packs(list(costs), ranks, budget) == naive_plan(costs, ranks, budget)
     assert len(plan) == ranks
     assert sorted(i for packs in plan for items in packs for i in items) == list(range(len(costs)))
     for packs in plan:

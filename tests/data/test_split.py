@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpeer.data.schema import DataSet, Message, Record, Response
@@ -126,3 +126,33 @@ def test_shares(text, expected):
 def test_a_share_that_leaves_too_little_is_refused(text):
     with pytest.raises(ConfigError, match="above 0% and at most 50%"):
         share(text)
+
+
+def taken_in_turn(groups: dict[str, list[Record]], keys: list[str], part: float) -> set[str]:
+    wanted, got, taken = part * sum(len(groups[k]) for k in keys), 0, set()
+    for key in sorted(keys, key=lambda k: hashlib.sha256(f"dual\0{k}".encode()).digest()):
+        if got + len(groups[key]) / 2 > wanted:
+            break
+        taken.add(key)
+        got += len(groups[key])
+    return taken
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(MASKS)), max_size=40), st.floats(0.01, 0.5))
+@settings(max_examples=100, deadline=None)
+def test_which_prompts_are_carved_never_changes(drawn: list[tuple[int, tuple[str, ...]]], part: float) -> None:
+    """Runs resume on the split that they began with: prompt by prompt, in the order of a hash, until one more would be
+    more than half too much; all masks together where none of them gives a prompt."""
+    answer = (Response("x", frozenset()),)
+    made = [Record((Message("user", f"q{q}"),), m, answer, f"{i}") for i, (q, m) in enumerate(drawn)]
+    groups: dict[str, list[Record]] = {}
+    for record in made:
+        groups.setdefault(f"user\1{record.prompt[0].content}", []).append(record)
+    strata: dict[tuple[str, ...], list[str]] = {}
+    for key, group in groups.items():
+        strata.setdefault(max(r.mask for r in group), []).append(key)
+    taken = set[str]().union(*(taken_in_turn(groups, keys, part) for keys in strata.values()))
+    taken = taken or taken_in_turn(groups, list(groups), part)
+    left, carved = carve(DataSet(("A", "C", "E", "T"), tuple(made)), part, "dual")
+    assert [r for r in made if f"user\1{r.prompt[0].content}" in taken] == list(carved.records)
+    assert [r for r in made if f"user\1{r.prompt[0].content}" not in taken] == list(left.records)

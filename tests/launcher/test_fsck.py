@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -227,3 +228,59 @@ def test_the_command_says_what_is_damaged_and_ends_with_1(tmp_path: Path) -> Non
     found = CliRunner().invoke(app, ["fsck", str(folder)])
     assert found.exit_code == 1 and "certificate.json is missing" in found.output
     assert CliRunner().invoke(app, ["fsck", str(tmp_path)]).exit_code == 1
+
+
+def tokens_of(place: Path, number: int, hashes: dict[str, str]) -> Path:
+    """A store as far as its checksums go."""
+    folder = place / f"{number:032x}"
+    folder.mkdir(parents=True)
+    (folder / "tokens.i32").write_bytes(random.Random(number).randbytes(300))
+    splits = {name: {"sha256": value} for name, value in hashes.items()}
+    write_state(folder / "store.json", {"splits": splits, "files": listed(folder, folder.iterdir())})
+    return folder
+
+
+def aged(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (1e9, 1e9))
+
+
+def test_every_flipped_byte_of_tokens_is_found(tmp_path: Path) -> None:
+    run, rng = finished_run(tmp_path / "run").path, random.Random(0)
+    folder = tokens_of(tmp_path / "tokens", 1, {"train": "a"})
+    (tmp_path / "tokens" / f".{folder.name}.node.x.part").mkdir()
+    assert [f.path for f in check(run) if f.path == folder] == [folder]
+    assert said(run).count("left over") == 0 and ".part of a kill" in said(run)
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        flip(path, rng)
+        assert f"{path} " in said(run) and BACK.search(said(run))
+        path.write_bytes(whole)
+    (folder / "tokens.i32").unlink()
+    assert f"{folder / 'tokens.i32'} is missing" in said(run)
+
+
+def test_tokens_that_no_unfinished_run_needs_are_removed(tmp_path: Path) -> None:
+    place, old = tmp_path / "tokens", {"train": "a", "dual": "b"}
+    needed, other, damaged, young = (tokens_of(place, k, old if k == 1 else {"train": "a"}) for k in range(1, 5))
+    (damaged / "store.json").write_bytes(b"{")
+    half = place / f".{needed.name}.node.x.part"
+    half.mkdir()
+    for folder in (needed, other, damaged, half):
+        aged(folder)
+    run = RunDir(tmp_path / "run")
+    run.begin(recipe(), FACTS | {"data": {name: {"sha256": value} for name, value in old.items()}})
+    every = {needed, other, damaged, young, half}
+    assert "would be freed" in CliRunner().invoke(app, ["data", "tidy", str(tmp_path), "--dry-run"]).output
+    assert {p for p in place.iterdir() if p.is_dir()} == every
+    found = CliRunner().invoke(app, ["data", "tidy", str(tmp_path)])
+    assert found.exit_code == 0 and f"kept, of {run.path}" in found.output, found.output
+    assert {p for p in place.iterdir() if p.is_dir()} == {needed, young}
+    write_state(run.manifest, run.read_manifest() | {"finished": "now"})
+    CliRunner().invoke(app, ["data", "tidy", str(tmp_path)])
+    assert {p for p in place.iterdir() if p.is_dir()} == {young}
+    flip(run.manifest, random.Random(3))
+    aged(young)
+    refused = CliRunner().invoke(app, ["data", "tidy", str(tmp_path)])
+    assert refused.exit_code == 1 and "cannot be told which tokens" in " ".join(refused.output.split())
+    assert young.is_dir()

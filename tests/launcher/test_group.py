@@ -194,6 +194,7 @@ def test_a_broken_gpus_node_is_left_where_there_are_others(tmp_path: Path, monke
         raise next(lives)
 
     monkeypatch.setattr("dpeer.launcher.train.TrainingRun.run", run)
+    monkeypatch.setattr("dpeer.launcher.train.tokenise", lambda *_: None)
     config = Config.model_validate(
         {
             "name": "x",

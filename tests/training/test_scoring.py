@@ -46,7 +46,7 @@ def test_shares_cover_every_record_once(counts: list[int], ranks: int, budget: i
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 6), max_size=12), st.integers(1, 5), st.integers(1, 60))
 def test_every_rank_runs_as_many_forwards(counts: list[int], ranks: int, budget: int) -> None:
-    packs = [local_packs(trees(counts), here, budget) for here in worlds(ranks)]
+    packs = [list(local_packs(trees(counts), here, budget)) for here in worlds(ranks)]
     assert len({len(p) for p in packs}) == 1 and len(packs[0]) >= 1
     assert sum(len(p.samples) for mine in packs for p in mine) == len(counts)
 
