@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from dpeer.data.chat import Chat, ChatOptions, Unsound
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.order import edges
-from dpeer.data.round_trip import Garbled, clock, is_sampled, refuse_garbled, tokenizer_faults
-from dpeer.data.schema import DataSet, Message, Record
-from dpeer.errors import DataError
+from dpeer.data.round_trip import Garbled, is_sampled, refuse_garbled, tokenizer_faults
+from dpeer.data.schema import DataSet, Record
+from dpeer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
+PLAIN = ChatOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,11 @@ class TokenizedSet:
 
 
 def tokenize(
-    data: DataSet, tokenizer: PreTrainedTokenizerBase, max_tokens: int, overlong: Literal["drop", "cut_prompt"]
+    data: DataSet,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    overlong: Literal["drop", "cut_prompt"],
+    options: ChatOptions = PLAIN,
 ) -> TokenizedSet:
     """Tokenize every record with the tokenizer's chat template.
 
@@ -81,7 +86,7 @@ def tokenize(
     Raises DataError when the template is missing, refuses a record, changes its text, or when the prompt's tokens are
     not a prefix of prompt + response (see `audit`), and when no record is left.
     """
-    trees, faults = audit(data, tokenizer)
+    trees, faults = audit(data, tokenizer, options)
     if faults:
         raise data_error(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}", faults)
     kept = []
@@ -102,84 +107,88 @@ def tokenize(
     return TokenizedSet(data.dimensions, tuple(kept), len(trees) - len(kept), cut)
 
 
-def audit(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[TokenTree, ...], tuple[Fault, ...]]:
+def audit(
+    data: DataSet, tokenizer: PreTrainedTokenizerBase, options: ChatOptions = PLAIN
+) -> tuple[tuple[TokenTree, ...], tuple[Fault, ...]]:
     """Token trees of all sound records, without a length limit, and the faults of the others.
 
     Checked for every response: the rendered prompt and its token ids are a prefix of prompt + response; prompt and
     response text come through the template verbatim (outer whitespace apart); no text contains a control token; the
-    response ends with an end-of-turn token; BOS is not doubled; no two responses of a record have equal tokens. Of the
-    first records and of every tenth after them: the tokens decode to the rendered text. Raises DataError without a
-    chat template, and for a tokenizer that garbles any text.
+    response ends with an end-of-turn token, the template's or `options.end_of_turn`; BOS is not doubled; no two
+    responses of a record have equal tokens. Of the first records and of every tenth after them: the tokens decode to
+    the rendered text. How a thought comes into a response: `Chat.whole`. Raises DataError without a chat template, and
+    for a tokenizer that garbles any text; ConfigError for an end of turn that is no token.
     """
     if tokenizer.chat_template is None:
         raise DataError(
             f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so prompt and response "
-            "cannot be told apart; use an instruction-tuned model's tokenizer or set tokenizer.chat_template"
+            "cannot be told apart; use an instruction-tuned model's tokenizer, or give a template by "
+            "model.chat_template"
         )
-    control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    chat = Chat(tokenizer, options)
+    control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | _own_end(chat)
     trees = []
     faults = []
     for index, record in enumerate(data.records):
         try:
-            trees.append(_tree(index, record, data.dimensions, tokenizer, control))
-        except _Unsound as unsound:
+            trees.append(_tree(index, record, data.dimensions, chat, control))
+        except Unsound as unsound:
             faults.append(Fault(record.source, unsound.column, unsound.message))
     return tuple(trees), tuple(faults)
 
 
-class _Unsound(Exception):
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
-        self.message = message
+def _own_end(chat: Chat) -> dict[str, int]:
+    """`data.end_of_turn` and its id. ConfigError: it is not one token of the tokenizer."""
+    token, tokenizer = chat.options.end_of_turn, chat.tokenizer
+    if token is None:
+        return {}
+    ids = tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        known = ", ".join(sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special))
+        raise ConfigError(
+            f"data.end_of_turn {token!r} must be one token of {tokenizer.name_or_path or 'the tokenizer'}, and is "
+            f"{len(ids)}, or unknown; its control tokens are {excerpt(known, 200)}"
+        )
+    return {token: ids[0]}
 
 
 def _tree(
     index: int,
     record: Record,
     dimensions: tuple[str, ...],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     control: dict[str, int],
 ) -> TokenTree:
+    tokenizer = chat.tokenizer
     for column, text in _texts(record):
         if token := next((c for c in control if c in text), None):
-            raise _Unsound(column, f"the text contains {token!r}, a control token of this tokenizer; remove it")
-    prompt_text = _render(record.prompt, tokenizer, generate=True)
-    for message in record.prompt:
-        if message.content.strip() not in prompt_text:
-            raise _Unsound(
-                "prompt",
-                f"the chat template drops or alters the {message.role} message {excerpt(message.content)}; "
-                f"rendered {excerpt(prompt_text)}",
-            )
+            raise Unsound(column, f"the text contains {token!r}, a control token of this tokenizer; remove it")
+    prompt_text = chat.prompt(record)
+    names = [response_name(record, k) for k in range(len(record.responses))]
     texts = [prompt_text]
-    for k, response in enumerate(record.responses):
-        full_text = _render((*record.prompt, Message("assistant", response.text)), tokenizer, generate=False)
-        if full_text.startswith(prompt_text) and response.text.strip() not in full_text[len(prompt_text) :]:
-            raise _Unsound(
-                response_name(record, k),
-                f"the chat template drops or alters the response {excerpt(response.text)}; "
-                f"rendered {excerpt(full_text[len(prompt_text) :])}",
-            )
-        texts.append(full_text)
+    for k, name in enumerate(names):
+        try:
+            texts.append(chat.whole(record, k, prompt_text))
+        except Unsound as unsound:
+            raise Unsound(unsound.column or name, unsound.message) from unsound
     # What apply_chat_template does inside, without its return type, which depends on version and arguments.
     with tokenizer_faults(tokenizer):
         encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     prompt, *fulls = map(tuple, encoded)
     bos = tokenizer.bos_token_id
     if bos is not None and prompt[:2] == (bos, bos):
-        raise _Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
+        raise Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
     stops = set(control.values()) - {tokenizer.unk_token_id}
-    names = [response_name(record, k) for k in range(len(fulls))]
     responses = tuple(_response(prompt, full, name, tokenizer, stops) for name, full in zip(names, fulls, strict=True))
     for k, ids in enumerate(responses):
         if (first := responses.index(ids)) < k:
-            raise _Unsound(names[k], f"same tokens as {names[first]}: {excerpt(record.responses[k].text)}")
-    if responses[0][0] in stops and prompt_text == _render(record.prompt, tokenizer, generate=False):
-        raise _Unsound(
+            raise Unsound(names[k], f"same tokens as {names[first]}: {excerpt(record.responses[k].text)}")
+    if responses[0][0] in stops and prompt_text == chat.render(record, generate=False):
+        raise Unsound(
             "prompt",
             "the chat template ignores add_generation_prompt, so the answer's header "
-            f"{_show(responses[0], 0, tokenizer)} would be trained as part of the response; write it there as well",
+            f"{_show(responses[0], 0, tokenizer)} would be trained as part of the response; give a template that "
+            "writes it there as well by model.chat_template",
         )
     if is_sampled(index):
         for name, full, text in zip(names, fulls, texts[1:], strict=True):
@@ -187,7 +196,7 @@ def _tree(
                 with tokenizer_faults(tokenizer):
                     refuse_garbled(full, text, tokenizer)
             except Garbled as garbled:
-                raise _Unsound(name, str(garbled)) from garbled
+                raise Unsound(name, str(garbled)) from garbled
     rank = {d: i for i, d in enumerate(dimensions)}
     tree_edges = tuple((rank[e.dimension], e.better, e.worse) for e in edges(record))
     return TokenTree(index, prompt, responses, tree_edges, record.golden, record.mask)
@@ -196,34 +205,23 @@ def _tree(
 def _response(prompt: Ids, full: Ids, column: str, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> Ids:
     if full[: len(prompt)] != prompt:
         at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), len(full))
-        raise _Unsound(
+        raise Unsound(
             column,
             f"prompt tokens are not a prefix of prompt + response; from token {at}: "
             f"{_show(prompt, at, tokenizer)} alone, {_show(full, at, tokenizer)} with the response. "
-            "Mend the template's generation prompt, or white space that starts the response",
+            "Mend white space that starts the response, or the template's generation prompt, by model.chat_template",
         )
     end = len(full)
     while end > len(prompt) and full[end - 1] not in stops and not str(tokenizer.decode([full[end - 1]])).strip():
         end -= 1
     if end == len(prompt) or full[end - 1] not in stops:
-        raise _Unsound(
+        raise Unsound(
             column,
             f"the chat template writes no end-of-turn token after the response (it ends with "
-            f"{_show(full, end - 1, tokenizer)}), so a trained model would not stop; add one to the assistant turn",
+            f"{_show(full, end - 1, tokenizer)}), so a trained model would not stop; set data.end_of_turn to the token "
+            "at which the model stops (GLM: '<|user|>'), or give a template that writes one by model.chat_template",
         )
     return full[len(prompt) : end]
-
-
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, generate: bool) -> str:
-    conversation = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=generate, tokenize=False, strftime_now=clock(tokenizer)
-        )
-        return str(text)
-    except Exception as error:  # a template is a program
-        roles = ", ".join(m.role for m in messages)
-        raise _Unsound("prompt", f"the chat template refuses the roles {roles}: {error}") from error
 
 
 def _cut_prompt(tree: TokenTree, max_tokens: int, bos: int | None) -> TokenTree:
@@ -235,8 +233,11 @@ def _cut_prompt(tree: TokenTree, max_tokens: int, bos: int | None) -> TokenTree:
 
 
 def _texts(record: Record) -> list[tuple[str, str]]:
-    prompt = [("prompt", m.content) for m in record.prompt]
-    return prompt + [(response_name(record, k), r.text) for k, r in enumerate(record.responses)]
+    """Of messages and responses, with the thoughts and calls beside them."""
+    prompt = [("prompt", text) for m in record.prompt for text in (m.content, m.extra)]
+    tools = [("tools", record.tools)]
+    spoken = [(response_name(record, k), text) for k, r in enumerate(record.responses) for text in (r.text, r.extra)]
+    return prompt + tools + spoken
 
 
 def response_name(record: Record, k: int) -> str:

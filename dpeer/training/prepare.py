@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.config_sources import paths
+from dpeer.data.chat import ChatOptions
 from dpeer.data.facts import ModelFacts, facts, tokens
 from dpeer.data.faults import data_error
 from dpeer.data.load import load, splits
@@ -23,6 +24,7 @@ from dpeer.errors import ConfigError, DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.model.shape import model_facts
+from dpeer.model.words import options_of, template_hash, tokenizer_of
 from dpeer.training.reference import reference_hash
 
 if TYPE_CHECKING:
@@ -78,9 +80,11 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Load, check, split and tokenise the records. Deterministic: every rank does it by itself."""
     models = model_facts_of(config)
-    tokenizer = load_tokenizer(config.model.path, config.model.revision, config.data.date)
+    tokenizer, options = tokenizer_of(config), options_of(config)
     spec, records = config.data, split_records(config)
-    tokenised = {name: tokenize(part, tokenizer, spec.max_tokens, spec.overlong) for name, part in records.items()}
+    tokenised = {
+        name: tokenize(part, tokenizer, spec.max_tokens, spec.overlong, options) for name, part in records.items()
+    }
     for name, data in tokenised.items():
         if not data.trees:
             raise DataError(
@@ -95,7 +99,7 @@ def prepare(config: Config) -> Prepared:
         "data": {name: _facts(data) for name, data in tokenised.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
-        "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
+        "chat_template": {"hash": template_hash(tokenizer)} | _thoughts(options, records["train"]),
     }
     weights = _weights(records["train"], tokenised["train"])
     if weights is not None:
@@ -146,11 +150,18 @@ def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             f"model.reference_path {path} has another vocabulary than {config.model.path}: the reference would score "
             "other tokens. Choose a reference with the same tokenizer."
         )
-    if tokenizer.chat_template != other.chat_template:
+    if not config.model.chat_template and tokenizer.chat_template != other.chat_template:
         raise ConfigError(
             f"model.reference_path {path} has another chat template than {config.model.path}: prompts are written in "
-            "the policy's. Give both models the same template."
+            "the policy's. Give both models the same template, by model.chat_template."
         )
+
+
+def _thoughts(options: ChatOptions, data: DataSet) -> dict[str, bool]:
+    """Whether any response is trained with a thought, so that the export is asked as these were."""
+    responses = (r for record in data.records for r in record.responses)
+    found = options.reasoning == "train" and any("reasoning" in r.more or "</think>" in r.text for r in responses)
+    return {"thoughts": True} if found else {}
 
 
 def _weights(data: DataSet, tokenised: TokenizedSet) -> tuple[float, ...] | None:
