@@ -12,13 +12,15 @@ from dpeer.data.faults import excerpt
 from dpeer.data.parts import THOUGHT, names
 from dpeer.data.round_trip import clock
 from dpeer.data.schema import Message, Record, Response
-from dpeer.data.template import variables
+from dpeer.data.template import speaks_of, variables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPENED = re.compile(r"(<([^\s<>/]*think[^\s<>/]*)>|\[(THINK)\])(\s*)\Z")
 """A thought that is open where a text ends."""
+CLOSED = re.compile(r"(</[^\s<>]*think[^\s<>]*>|\[/THINK\])\s*\Z")
+"""A thought that has just ended, with or without a word."""
 INLINE = re.compile(r"\s*<think>(.*?)</think>(.*)\Z", re.DOTALL)
 """A response that holds its thought in its text."""
 MARK = re.compile(r"</?[^\s<>/]*think[^\s<>/]*>|\[/?THINK\]")
@@ -55,18 +57,20 @@ class Chat:
         """The prompt up to where the response begins. Unsound: the template refuses it, or drops or alters a text."""
         text = self.render(record, generate=True)
         for message in record.prompt:
-            if lost := _lost_of(message, text):
+            lost = _lost_of(message, text)
+            if calls := message.more.get("tool_calls"):
+                lost = lost or ("" if speaks_of(self.tokenizer, "tool_calls") else names(calls)[0])
+            if lost:
                 raise Unsound(
                     "prompt",
                     f"the chat template drops or alters the {message.role} message {excerpt(lost, 40)}; "
-                    f"{_hint([message.role])}; rendered {excerpt(text)}",
+                    f"{_hint([message.role], bool(calls))}; rendered {excerpt(text)}",
                 )
-        unwritten = [name for name in names(json.loads(record.tools or "[]")) if name not in text]
+        known = speaks_of(self.tokenizer, "tools")
+        unwritten = [name for name in names(json.loads(record.tools or "[]")) if not known or name not in text]
         if unwritten:
             raise Unsound(
-                "tools",
-                f"the chat template does not write the tool {unwritten[0]!r}: it takes no tools. Leave them out, "
-                f"{WAY_OUT}",
+                "tools", f"the chat template does not write the tool {unwritten[0]!r}: leave tools out, {WAY_OUT}"
             )
         return text
 
@@ -79,6 +83,7 @@ class Chat:
         response = record.responses[k]
         calls = response.more.get("tool_calls", [])
         thought, text, first = "", "", ""
+        closed = CLOSED.search(prompt) is not None
         for thought, text in self._readings(response):
             if mark := MARK.search(thought):
                 raise Unsound("", f"the reasoning holds {mark[0]!r}, which begins or ends a thought; leave it out")
@@ -86,7 +91,11 @@ class Chat:
             for said in _forms(thought, text, calls):
                 whole = self.render(record, generate=False, answer=said)
                 first = first or whole
-                if whole.startswith(prompt) and not _lost(whole[len(prompt) :], thought, text, calls):
+                if (
+                    not (thought and closed)
+                    and whole.startswith(prompt)
+                    and not _lost(whole[len(prompt) :], thought, text, calls)
+                ):
                     return self._ended(whole)
         opened = OPENED.search(prompt)
         if opened and thought and not calls:
@@ -172,6 +181,12 @@ class Chat:
                 "the chat template's generation prompt opens a thought, and the response has none, so its tokens are "
                 f"not what the model would see: {self._asked()}give responses as {{reasoning, text}}, {WAY_OUT}",
             )
+        if thought and (not begins or CLOSED.search(prompt)):
+            raise Unsound(
+                "",
+                f"the reasoning {excerpt(thought, 40)} does not follow from the chat template's generation prompt: "
+                f"{self._asked()}train without it by data.reasoning=drop, {WAY_OUT}",
+            )
         if not begins:
             return
         lost = _lost(whole[len(prompt) :], thought, text, calls)
@@ -234,7 +249,7 @@ def _lost_of(message: Message, text: str) -> str:
         content = match[2].strip()
     if content not in text and not (message.role == "tool" and _written(content, text)):
         return content
-    return next((n for n in names(message.more.get("tool_calls", [])) if n not in text), "")
+    return _lost(text, "", "", message.more.get("tool_calls", []))
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -245,13 +245,14 @@ def _field(fields: Mapping[str, object], column: str) -> object:
 
 def _response(value: object, column: str, fails: Iterable[str]) -> Response:
     """From a text, or an object of text, a thought and calls of tools."""
-    extra = ""
+    extra, silent = "", False
     if isinstance(value, dict):
         if unknown := [k for k in value if k not in ("text", *PARTS["assistant"])]:
             raise Invalid(column, f"may hold text, reasoning and tool_calls, not {excerpt(unknown[0])}")
         extra = parts("assistant", value, column.removesuffix(".text"))
-        value = "" if "tool_calls" in extra and blank(value.get("text")) else value.get("text")
-    text = _text(value, column) if value != "" or not extra else ""
+        silent = not blank(value.get("tool_calls")) and blank(value.get("text"))
+        value = value.get("text")
+    text = "" if silent else _text(value, column)
     if text and spoken(text, column):
         raise Invalid(
             column, f"holds messages and not the text of one response: {excerpt(text)}; give its content alone"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,11 @@ def _texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return list(template.values()) if isinstance(template, dict) else [template] if template else []
 
 
+def speaks_of(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    """Whether the template's source has the word, such as `tools`."""
+    return any(re.search(rf"\b{word}\b", text) for text in _texts(tokenizer))
+
+
 @lru_cache(maxsize=32)
 def _read(template: str) -> frozenset[str]:
     from jinja2 import Environment, TemplateError
@@ -42,7 +47,25 @@ def _read(template: str) -> frozenset[str]:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
     except TemplateError:
         return frozenset()
-    return frozenset(v for v in find_undeclared_variables(tree) if v not in OWN and not v.endswith("_token"))
+    first: dict[str, str] = {}
+    for name, use in _uses(tree):
+        first.setdefault(name, use)
+    found = (v for v in find_undeclared_variables(tree) if first.get(v) == "load")
+    return frozenset(v for v in found if v not in OWN and not v.endswith("_token"))
+
+
+def _uses(node: Any) -> Iterator[tuple[str, str]]:
+    """(name, load or store) in the order in which they happen: a variable that is set first is the template's own."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Name):
+        yield node.name, "load" if node.ctx == "load" else "store"
+    children = list(node.iter_child_nodes())
+    if isinstance(node, nodes.Assign | nodes.For):
+        children.sort(key=lambda child: child is node.target)
+        children.sort(key=lambda child: isinstance(node, nodes.For) and child is not node.iter)
+    for child in children:
+        yield from _uses(child)
 
 
 def refuse_unread(kwargs: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

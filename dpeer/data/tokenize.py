@@ -183,11 +183,12 @@ def _tree(
     for k, ids in enumerate(responses):
         if (first := responses.index(ids)) < k:
             raise Unsound(names[k], f"same tokens as {names[first]}: {excerpt(record.responses[k].text)}")
-    if responses[0][0] in stops and prompt_text == chat.render(record, generate=False):
+    bare = next((ids for r, ids in zip(record.responses, responses, strict=True) if not r.extra), None)
+    if bare and bare[0] in stops and prompt_text == chat.render(record, generate=False):
         raise Unsound(
             "prompt",
             "the chat template ignores add_generation_prompt, so the answer's header "
-            f"{_show(responses[0], 0, tokenizer)} would be trained as part of the response; give a template that "
+            f"{_show(bare, 0, tokenizer)} would be trained as part of the response; give a template that "
             "writes it there as well by model.chat_template",
         )
     if is_sampled(index):
