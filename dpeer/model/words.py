@@ -52,7 +52,7 @@ def exported(config: Config, thoughts: bool) -> PreTrainedTokenizerBase:
 
 def _template(path: Path) -> str:
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"model.chat_template: {path} cannot be read ({error}); give a jinja file") from None
     if not text.strip():
