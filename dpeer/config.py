@@ -43,6 +43,11 @@ class Data(Section):
     """Longest prompt + response, in tokens."""
     date: datetime.date | None = None
     """Day that is told to chat templates that ask for one; default: the day on which the run begins, kept by it."""
+    end_of_turn: Place | None = None
+    """Token that ends a response, for chat templates that write none (GLM: `<|user|>`); the export stops there."""
+    reasoning: Literal["train", "drop"] = "train"
+    """Thoughts of responses: trained with them, or left out, so that answers are trained as the chat template writes
+    them without one."""
     overlong: Literal["drop", "cut_prompt"] = "drop"
     """Records longer than max_tokens: drop them, or cut the prompt from the left. Both are counted and reported."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,11 @@ class Model(Section):
     """Frozen reference model; default: the same weights as `path`."""
     reference_revision: str | None = None
     """Hub revision (commit) of the reference; default: `revision` where the reference is `path` too, else none."""
+    chat_template: Place | None = None
+    """Jinja file of a chat template that takes the place of the tokenizer's, in training, samples and export."""
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """What the chat template is asked beside messages and tools, such as `{enable_thinking: false}`; the export's
+    template answers so where it is not asked otherwise."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Compute precision; with bf16 the master weights and optimizer state stay fp32."""
     lora: Lora | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from dpeer.eval.responses import ID, planned_responses, responses_folder
 from dpeer.eval.run import Connect, Work, execute
 from dpeer.eval.store.parts import anti_join, done_ids, drop_rows, lock, read_table, write_part
 from dpeer.eval.store.schema import RESPONSES
+
+THOUGHT = re.compile(r"\A.*(</[^\s<>]*think[^\s<>]*>|\[/THINK\])\s*", re.DOTALL)
 
 
 def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, console: Console | None = None) -> Path:
@@ -69,11 +72,16 @@ def _writer(folder: Path, left: pd.DataFrame) -> Callable[[Sequence[Answer]], No
     return write
 
 
+def answered(text: str) -> str:
+    """What follows a thought: that is what people read, and what judges rate."""
+    return THOUGHT.sub("", text, count=1)
+
+
 def _response(answer: Answer) -> dict[str, object]:
     failed = answer.finish in ("error", "too_long")
     status = "engine_error" if failed else "truncated" if answer.finish == "length" else "ok"
     return {
-        "response": None if failed else visible(answer.text),
+        "response": None if failed else visible(answered(answer.text)),
         "tokens": answer.output_tokens,
         "status": status,
         "error": answer.error,

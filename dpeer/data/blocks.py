@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from dpeer.data.chat import ChatOptions
 from dpeer.data.encode import Ids
 from dpeer.data.faults import Fault
 from dpeer.data.load import Meaning
@@ -44,6 +45,7 @@ class Options:
     overlong: str
     dimensions: tuple[str, ...] | None
     purposes: tuple[str, ...]
+    chat: ChatOptions
 
 
 class Said(NamedTuple):
@@ -68,6 +70,7 @@ class Block(NamedTuple):
     orders: tuple[Order, ...]  # of each purpose
     prompts: tuple[bytes, ...]  # [n], lines that `asking` reads
     ends: frozenset[int]  # last tokens of responses
+    thoughts: bool  # whether any response is trained with one
     places: dict[tuple[str, ...], tuple[Record, str]]  # the first record of each mask, and where it stands
     faults: tuple[Fault, ...]
     file: int
@@ -76,7 +79,7 @@ class Block(NamedTuple):
 
 class BlockMaker:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
-        self.audit, self.options = Auditor(tokenizer), options
+        self.audit, self.options = Auditor(tokenizer, options.chat), options
         self.bos, self.unknown = tokenizer.bos_token_id, tokenizer.unk_token_id
 
     def __call__(self, chunk: Chunk | Records) -> Block:
@@ -106,6 +109,7 @@ class BlockMaker:
             tuple(order_array([order_key(r, purpose) for r in sound]) for purpose in self.options.purposes),
             tuple(map(_line, sound)),
             frozenset(ids[-1] for tree in fitted if tree for ids in tree.responses),
+            self.options.chat.reasoning == "train" and any(map(_thinks, sound)),
             first,
             tuple(fault for fault in found if isinstance(fault, Fault)),
             chunk.file,
@@ -143,13 +147,17 @@ class BlockMaker:
 
 def asking(line: bytes) -> Record:
     """The prompt of a record and its source."""
-    source, *messages = json.loads(line.decode(errors="surrogatepass"))
-    return Record(tuple(Message(role, content) for role, content in messages), (), (), source)
+    source, tools, *messages = json.loads(line.decode(errors="surrogatepass"))
+    return Record(tuple(Message(*message) for message in messages), (), (), source, tools=tools)
 
 
 def _line(record: Record) -> bytes:
-    content = [record.source, *([m.role, m.content] for m in record.prompt)]
+    content = [record.source, record.tools, *([m.role, m.content, m.extra] for m in record.prompt)]
     return (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
+
+
+def _thinks(record: Record) -> bool:
+    return any("reasoning" in r.more or "</think>" in r.text for r in record.responses)
 
 
 def _hash(ids: Ids) -> int:

@@ -162,7 +162,7 @@ def _equal_responses(data: DataSet) -> Iterator[Fault]:
     for record in data.records:
         first: dict[str, int] = {}
         for k, response in enumerate(record.responses):
-            j = first.setdefault(response.text.strip(), k)
+            j = first.setdefault(response.whole, k)
             if j < k:
                 message = f"same text as {response_name(record, j)}: {excerpt(response.text)}"
                 yield Fault(record.source, response_name(record, k), message)
@@ -194,7 +194,7 @@ def _reversed(data: DataSet) -> Iterator[Fault]:
     for record in data.records:
         prompt = prompt_key(record)
         for edge in edges(record):
-            better, worse = (record.responses[k].text.strip() for k in (edge.better, edge.worse))
+            better, worse = (record.responses[k].whole for k in (edge.better, edge.worse))
             first.setdefault((prompt, edge.dimension, better, worse), record)
             if (other := first.get((prompt, edge.dimension, worse, better))) and better != worse:
                 message = f"{excerpt(better, 30)} over {excerpt(worse, 30)} in {edge.dimension!r}, and {other.source} "

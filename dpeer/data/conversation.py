@@ -11,6 +11,7 @@ from itertools import pairwise
 from dpeer.config_sources import Map
 from dpeer.data.faults import excerpt
 from dpeer.data.parse import Invalid, blank, is_message, spoken
+from dpeer.data.parts import PARTS
 
 Messages = list[dict[str, object]]
 
@@ -56,7 +57,7 @@ def conversation(value: object, turns: str | None = None, column: str = "") -> M
 
 
 def plain(value: object, column: str) -> object:
-    """A response: text, or the content of the only message."""
+    """A response: text, or what the only message says."""
     messages = conversation(value, column=column)
     if messages is None:
         return value
@@ -64,7 +65,7 @@ def plain(value: object, column: str) -> object:
         roles = ", ".join(str(m.get("role")) for m in messages)
         raise Invalid(column, f"must be a response, a text or one message of the assistant; got messages of {roles}")
     _refuse_more(messages, column)
-    return messages[0].get("content")
+    return _answer(messages[0])
 
 
 def joined_prompt(fields: Mapping[str, object], given: Map) -> tuple[object, str]:
@@ -133,17 +134,24 @@ def _side(value: object, turns: str | None, column: str, alone: bool) -> tuple[M
     if ends != "assistant":
         raise Invalid(column, f"must end with a message of the assistant; it ends with {excerpt(messages[-1])}")
     _refuse_more(messages, column)
-    return messages[:-1], messages[-1].get("content")
+    return messages[:-1], _answer(messages[-1])
+
+
+def _answer(message: dict[str, object]) -> object:
+    """The content of a message of the assistant; with its parts, where it has any, as an object of text and these."""
+    more = {k: v for k, v in message.items() if k not in ("role", "content")}
+    return {"text": message.get("content"), **more} if more else message.get("content")
 
 
 def _refuse_more(messages: Messages, column: str) -> None:
-    """Invalid: a message holds more than text, which training would not see."""
+    """Invalid: a message holds what training would not see."""
     for message in messages:
-        if more := [key for key in message if key not in ("role", "content")]:
+        known = ("role", "content", *PARTS.get(message.get("role"), ()))
+        if more := [key for key in message if key not in known]:
             raise Invalid(
                 column,
-                f"a message of {message.get('role')} holds {excerpt(', '.join(map(str, more)))} beside role and "
-                "content, and only content would be trained; write it into content, or remove it",
+                f"a message of {message.get('role')} holds {excerpt(', '.join(map(str, more)))} beside "
+                f"{', '.join(known)}, and it would not be trained; write it into content, or remove it",
             )
 
 
@@ -152,6 +160,8 @@ def _message(item: dict[str, object]) -> dict[str, object]:
     kept = {k: v for k, v in item.items() if v is not None}
     if {"from", "value"} <= kept.keys():
         kept = {"role": kept["from"], "content": kept["value"]}
+    if kept.get("tool_calls"):
+        kept.setdefault("content", "")
     if not {"role", "content"} <= kept.keys():
         return item
     content, role = kept["content"], kept["role"]
@@ -185,8 +195,8 @@ def _begins_human(text: object) -> bool:
     return isinstance(text, str) and text.lstrip().startswith("Human:")
 
 
-def _bare(messages: Messages) -> list[tuple[object, object]]:
-    return [(m.get("role"), str(m.get("content")).strip()) for m in messages]
+def _bare(messages: Messages) -> list[tuple[object, ...]]:
+    return [(m.get("role"), str(m.get("content")).strip(), *filter(None, [m.get("tool_calls")])) for m in messages]
 
 
 def _agrees(prompt: object, shared: Messages) -> bool:
@@ -196,7 +206,7 @@ def _agrees(prompt: object, shared: Messages) -> bool:
         if len(asked) > 1 or not asked:
             return asked == told
         prompt = asked[0][1]
-    return any(role == "user" and content == str(prompt).strip() for role, content in _bare(shared))
+    return ("user", str(prompt).strip()) in _bare(shared)
 
 
 def _with_system(prompt: object, fields: Mapping[str, object], given: Map) -> object:

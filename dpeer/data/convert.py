@@ -30,11 +30,13 @@ def general_form(record: Record) -> dict[str, object]:
     """The record as a row that loads back as it is."""
     first = record.prompt[0]
     plain = len(record.prompt) == 1 and not first.content.lstrip().startswith("[")  # messages, when read as JSON
-    messages = [{"role": m.role, "content": m.content} for m in record.prompt]
+    messages = [{"role": m.role, "content": m.content, **m.more} for m in record.prompt]
     weight = {} if record.weight == 1 else {"weight": record.weight}
+    tools = {"tools": json.loads(record.tools)} if record.tools else {}
     return {
         "prompt": first.content if plain else messages,
         "mask": list(record.mask),
-        "responses": [{"text": r.text, "fails": sorted(r.fails)} for r in record.responses],
+        "responses": [{"text": r.text, **r.more, "fails": sorted(r.fails)} for r in record.responses],
+        **tools,
         **weight,
     }

@@ -290,7 +290,7 @@ def _distinct(candidates: Sequence[_Candidate], tally: Tally) -> list[_Candidate
     """One of each text, as a second one would count its edges twice; its ratings are the means of all that it got."""
     alike: dict[object, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
-        text = candidate.text.strip() if isinstance(candidate.text, str) else id(candidate)
+        text = _said(candidate.text)
         if alike[text]:
             tally.pairs += 1
             tally.skip(REPEATED, candidate.row.where)
@@ -347,6 +347,8 @@ def _general(
         "mask": dimensions,
         "responses": [{"text": text, "fails": [d] if d is not None else []} for text, d in responses],
     }
+    if "tools" in row.fields:
+        fields["tools"] = row.fields["tools"]
     if given.weight in row.fields:
         fields["weight"] = row.fields[given.weight]
     return Row(row.source, row.where, fields, dict(columns) | {"weight": given.weight})
@@ -374,10 +376,19 @@ def _number(row: Row, column: str, value: object) -> float | None:
 
 
 def _useless(good: object, bad: object) -> str | None:
-    if blank(good) or blank(bad):
+    if _silent(good) or _silent(bad):
         return EMPTY
-    same = isinstance(good, str) and isinstance(bad, str) and good.strip() == bad.strip()
-    return SAME if same else None
+    return SAME if _said(good) == _said(bad) else None
+
+
+def _silent(response: object) -> bool:
+    if isinstance(response, dict):
+        return blank(response.get("text")) and not response.get("tool_calls")
+    return blank(response)
+
+
+def _said(response: object) -> str:
+    return response.strip() if isinstance(response, str) else json.dumps(response, sort_keys=True, default=str)
 
 
 def _fault(row: Row, invalid: Invalid) -> Fault:

@@ -6,17 +6,20 @@ import ast
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from unicodedata import normalize
 
+from dpeer.data.cells import Invalid as Invalid
+from dpeer.data.cells import blank as blank
+from dpeer.data.cells import kind as _kind
+from dpeer.data.cells import text as _text
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.order import edges
+from dpeer.data.parts import PARTS, parts, tools
 from dpeer.data.read import Row
 from dpeer.data.schema import Message, Record, Response
 
-LONGEST_TEXT = 1_000_000
-"""Characters; far beyond any context window, so a longer cell is a broken file."""
 LONGEST_NAMES = 1_000
 REJECT = "reject_"
 MESSAGES = re.compile(
@@ -25,20 +28,10 @@ MESSAGES = re.compile(
     re.DOTALL,
 )
 """How the text of messages begins; {from, value} is told from other objects with these keys by both."""
-ROLES = ("system", "user", "assistant")
-MISSING_MARKS = ("nan", "NaN", "<NA>")
+ROLES = ("system", "user", "assistant", "tool")
 
 PERSONA_KNOB = "PersonaKnob columns"
 GENERAL = "general form"
-
-
-class Invalid(Exception):
-    """A fault in one column of the row at hand."""
-
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
-        self.message = message
 
 
 def native(columns: Collection[str]) -> bool:
@@ -73,7 +66,8 @@ def record(row: Row) -> Record | Fault:
         responses = _general(row.fields, mask) if kind == GENERAL else _persona_knob(row.fields, mask)
         if all(r.fails for r in responses):
             raise Invalid("responses", "no golden response; one response must have fails []")
-        parsed = Record(prompt, mask, responses, row.source, _weight(row.fields))
+        given = tools(row.fields.get("tools"))
+        parsed = Record(prompt, mask, responses, row.source, _weight(row.fields), given)
         if not edges(parsed):
             raise Invalid(
                 "responses" if kind == GENERAL else f"{REJECT}X",
@@ -104,7 +98,7 @@ def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[
             "mask",
             f"unknown dimension {unknown[0]!r}: there is no column {REJECT}{unknown[0]} (known: {', '.join(known)})",
         )
-    responses = [Response(_response(_field(fields, "golden"), "golden"), frozenset())]
+    responses = [_response(_field(fields, "golden"), "golden", ())]
     for dimension in known:
         column = columns[dimension]
         value = fields[column]
@@ -115,7 +109,7 @@ def _persona_knob(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[
                 column,
                 f"{dimension!r} is not in the mask {list(mask)}, so the cell must be empty; got {excerpt(value)}",
             )
-        responses.append(Response(_response(value, column), frozenset({dimension})))
+        responses.append(_response(value, column, (dimension,)))
     return tuple(responses)
 
 
@@ -126,13 +120,16 @@ def _general(fields: Mapping[str, object], mask: tuple[str, ...]) -> tuple[Respo
     responses = []
     for k, value in enumerate(values):
         column = f"responses[{k}]"
-        if not isinstance(value, dict) or not {"text", "fails"} <= value.keys():
+        if not isinstance(value, dict) or "fails" not in value or not value.keys() & {"text", "tool_calls"}:
             raise Invalid(column, f"must be an object with text and fails, got {excerpt(value)}")
-        text = _response(value["text"], f"{column}.text")
         fails = _names(value["fails"], f"{column}.fails")
         if outside := [d for d in fails if d not in mask]:
             raise Invalid(f"{column}.fails", f"{outside[0]!r} is not in the mask {list(mask)}")
-        responses.append(Response(text, frozenset(fails)))
+        text = value.get("text")
+        beside = {k: value[k] for k in PARTS["assistant"] if not blank(value.get(k))}
+        if beside:
+            text = {"text": text, **beside}
+        responses.append(_response(text, f"{column}.text", fails))
     return tuple(responses)
 
 
@@ -159,16 +156,23 @@ def _prompt(value: object) -> tuple[Message, ...]:
     for k, item in enumerate(value):
         column = f"prompt[{k}]"
         present = {n: v for n, v in item.items() if v is not None} if isinstance(item, dict) else {}
-        if present.keys() != {"role", "content"}:
-            raise Invalid(column, f"must be an object with role and content only, got {excerpt(item)}")
-        if present["role"] not in ROLES:
-            raise Invalid(f"{column}.role", f"{excerpt(present['role'])} is not one of {', '.join(ROLES)}")
-        if present["role"] == "system" and k > 0:
+        role = present.get("role")
+        more = PARTS.get(role, ()) if isinstance(role, str) else ()
+        silent = "tool_calls" in more and not blank(present.get("tool_calls")) and blank(present.get("content"))
+        if not {"role"} <= present.keys() <= {"role", "content", *more} or not (silent or "content" in present):
+            beside = f" and, of {role}, {', '.join(more)}" if more else ""
+            raise Invalid(column, f"must be an object with role and content{beside or ' only'}, got {excerpt(item)}")
+        if role not in ROLES:
+            raise Invalid(f"{column}.role", f"{excerpt(role)} is not one of {', '.join(ROLES)}")
+        if role == "system" and k > 0:
             raise Invalid(f"{column}.role", "a system message must be the first message")
-        messages.append(Message(present["role"], _text(present["content"], f"{column}.content")))
-    if not messages or messages[-1].role != "user":
+        content = "" if silent else _text(present["content"], f"{column}.content")
+        messages.append(Message(role, content, parts(role, present, column)))
+    if not messages or messages[-1].role not in ("user", "tool"):
         last = messages[-1].role if messages else "nothing"
-        raise Invalid("prompt", f"must end with a user message that the responses answer; it ends with {last}")
+        raise Invalid(
+            "prompt", f"must end with a user message (or a tool's) that the responses answer; it ends with {last}"
+        )
     return tuple(messages)
 
 
@@ -239,37 +243,18 @@ def _field(fields: Mapping[str, object], column: str) -> object:
     return fields[column]
 
 
-def blank(value: object) -> bool:
-    """Empty cell, blank text, null, or the float NaN that data frames write for a missing text."""
-    return value is None or (isinstance(value, str) and not value.strip()) or value != value
-
-
-def _text(value: object, column: str) -> str:
-    if blank(value):
-        raise Invalid(column, f"is empty ({excerpt(value)}); text is needed")
-    if not isinstance(value, str):
-        raise Invalid(column, f"must be text, got {_kind(value)}")
-    if value in MISSING_MARKS:
-        raise Invalid(column, f"{value!r} marks a missing value; leave the cell empty or write the text")
-    if len(value) > LONGEST_TEXT:
-        raise Invalid(column, f"has {len(value):,} characters, more than {LONGEST_TEXT:,}: {excerpt(value)}")
-    if "\0" in value:
-        raise Invalid(column, f"holds a NUL character: {excerpt(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise Invalid(column, f"holds half a surrogate pair at character {error.start}: {excerpt(value)}") from None
-    return value
-
-
-def _response(value: object, column: str) -> str:
-    text = _text(value, column)
-    if spoken(text, column):
+def _response(value: object, column: str, fails: Iterable[str]) -> Response:
+    """From a text, or an object of text, a thought and calls of tools."""
+    extra, silent = "", False
+    if isinstance(value, dict):
+        if unknown := [k for k in value if k not in ("text", *PARTS["assistant"])]:
+            raise Invalid(column, f"may hold text, reasoning and tool_calls, not {excerpt(unknown[0])}")
+        extra = parts("assistant", value, column.removesuffix(".text"))
+        silent = not blank(value.get("tool_calls")) and blank(value.get("text"))
+        value = value.get("text")
+    text = "" if silent else _text(value, column)
+    if text and spoken(text, column):
         raise Invalid(
             column, f"holds messages and not the text of one response: {excerpt(text)}; give its content alone"
         )
-    return text
-
-
-def _kind(value: object) -> str:
-    return f"{type(value).__name__} {excerpt(value)}"
+    return Response(text, frozenset(fails), extra)

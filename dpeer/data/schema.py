@@ -5,32 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
+
+
+def _opened(extra: str) -> dict[str, Any]:
+    return json.loads(extra) if extra else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """`extra`: what else it holds, as JSON: `reasoning`, `tool_calls`, and of a tool `tool_call_id`, `name`."""
+
     role: str
     content: str
+    extra: str = ""
+
+    @property
+    def more(self) -> dict[str, Any]:
+        return _opened(self.extra)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One candidate answer; `fails` is the set of active dimensions that it fails (empty for golden)."""
+    """One candidate answer; `fails` is the set of active dimensions that it fails (empty for golden). `extra`: its
+    `reasoning` and `tool_calls`, as JSON."""
 
     text: str
     fails: frozenset[str]
+    extra: str = ""
+
+    @property
+    def more(self) -> dict[str, Any]:
+        return _opened(self.extra)
+
+    @property
+    def whole(self) -> str:
+        """All that it says, to tell it from others."""
+        return f"{self.extra} {self.text}".strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """`mask`: active dimensions, in the data set's dimension order. `source`: "file:row" for messages. `weight`: how
-    often it is drawn in training, relative to 1."""
+    often it is drawn in training, relative to 1. `tools`: schemas of what may be called, as the JSON of a list."""
 
     prompt: tuple[Message, ...]
     mask: tuple[str, ...]
     responses: tuple[Response, ...]
     source: str
     weight: float = 1.0
+    tools: str = ""
 
     @property
     def golden(self) -> int:
@@ -41,9 +65,10 @@ class Record:
     def key(self) -> str:
         """Content hash (sha256, hex): equal for equal prompt, mask and responses, wherever they came from."""
         content = [
-            [[m.role, m.content] for m in self.prompt],
+            [[m.role, m.content, *filter(None, [m.extra])] for m in self.prompt],
             list(self.mask),
-            [[r.text, sorted(r.fails)] for r in self.responses],
+            [[r.text, sorted(r.fails), *filter(None, [r.extra])] for r in self.responses],
+            *filter(None, [self.tools]),
         ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

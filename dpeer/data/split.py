@@ -92,6 +92,11 @@ def order_array(keys: Sequence[bytes]) -> Order:
 
 
 def prompt_key(record: Record) -> str:
-    """The prompt's text, equal for prompts that differ in blanks or in Unicode's form only."""
+    """The prompt's text, equal for prompts that differ in blanks or in Unicode's form only. What stands beside the text
+    (thoughts, calls, tools) is one more word."""
     turns = ((m.role, unicodedata.normalize("NFC", m.content).split()) for m in record.prompt)
-    return "\0".join(f"{role}\1{' '.join(words)}" for role, words in turns)
+    beside = "\0".join((*(m.extra for m in record.prompt), record.tools))
+    more = (
+        [f"beside\1{hashlib.sha256(beside.encode(errors='surrogatepass')).hexdigest()}"] if beside.strip("\0") else []
+    )
+    return "\0".join([*(f"{role}\1{' '.join(words)}" for role, words in turns), *more])

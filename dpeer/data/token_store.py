@@ -26,7 +26,7 @@ from dpeer.errors import DataError
 from dpeer.files import sync_folder
 from dpeer.integrity import Damaged, faults, listed, parse_state, write_state
 
-FORMAT = 3
+FORMAT = 4
 WORD = 4  # bytes
 SPAN = 1 << 18
 """Records, or words, that are looked at in one go."""
@@ -48,6 +48,7 @@ class Writer:
         self.keys: list[Keys] = []
         self.asked: list[Keys] = []
         self.ends: set[int] = set()
+        self.thoughts = False
         self.prompt_ends: list[Rows] = [np.zeros(1, dtype=np.int64)]
         self.prompt_bytes = 0
         self.named: list[tuple[int, int, tuple[str, ...]]] = []  # records [from, to) that count these dimensions
@@ -78,6 +79,7 @@ class Writer:
         self.keys.append(block.keys)
         self.asked.append(block.asked)
         self.ends |= block.ends
+        self.thoughts |= block.thoughts
         self.named.append((self.records, self.records + columns.shape[1], block.dimensions))
         self.columns.append(columns)
 

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from dpeer.data.chat import Chat, ChatOptions, Unsound
 from dpeer.data.encode import Encoder, Ids
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.order import edges
-from dpeer.data.round_trip import Garbled, clock, is_sampled, refuse_garbled, tokenizer_faults
-from dpeer.data.schema import DataSet, Message, Record
-from dpeer.errors import DataError
+from dpeer.data.round_trip import Garbled, is_sampled, refuse_garbled, tokenizer_faults
+from dpeer.data.schema import DataSet, Record
+from dpeer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 128
 """Records whose texts are encoded in one call."""
+PLAIN = ChatOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,11 @@ def unflat(values: Sequence[int], index: int, golden: int, mask: tuple[str, ...]
 
 
 def tokenize(
-    data: DataSet, tokenizer: PreTrainedTokenizerBase, max_tokens: int, overlong: Literal["drop", "cut_prompt"]
+    data: DataSet,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    overlong: Literal["drop", "cut_prompt"],
+    options: ChatOptions = PLAIN,
 ) -> TokenizedSet:
     """Tokenize every record with the tokenizer's chat template.
 
@@ -114,7 +120,7 @@ def tokenize(
     Raises DataError when the template is missing, refuses a record, changes its text, or when the prompt's tokens are
     not a prefix of prompt + response (see `audit`), and when no record is left.
     """
-    trees, faults = audit(data, tokenizer)
+    trees, faults = audit(data, tokenizer, options)
     if faults:
         raise data_error(f"chat template of {tokenizer.name_or_path or 'the tokenizer'}", faults)
     fitted = [fit(tree, max_tokens, overlong, tokenizer.bos_token_id) for tree in trees]
@@ -140,9 +146,11 @@ def none_fits(longest: Sequence[int], max_tokens: int, overlong: str) -> DataErr
     )
 
 
-def audit(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[TokenTree, ...], tuple[Fault, ...]]:
+def audit(
+    data: DataSet, tokenizer: PreTrainedTokenizerBase, options: ChatOptions = PLAIN
+) -> tuple[tuple[TokenTree, ...], tuple[Fault, ...]]:
     """Token trees of all sound records, without a length limit, and the faults of the others (see `Auditor`)."""
-    found = Auditor(tokenizer)(data.records, data.dimensions)
+    found = Auditor(tokenizer, options)(data.records, data.dimensions)
     faults = tuple(f for f in found if isinstance(f, Fault))
     return tuple(t for t in found if isinstance(t, TokenTree)), faults
 
@@ -152,20 +160,22 @@ class Auditor:
 
     Checked for every response: the rendered prompt and its token ids are a prefix of prompt + response; prompt and
     response text come through the template verbatim (outer whitespace apart); no text contains a control token; the
-    response ends with an end-of-turn token; BOS is not doubled; no two responses of a record have equal tokens. Of the
-    first records and of every tenth after them: the tokens decode to the rendered text. Raises DataError without a
-    chat template, and for a tokenizer that garbles any text.
+    response ends with an end-of-turn token, the template's or `options.end_of_turn`; BOS is not doubled; no two
+    responses of a record have equal tokens. Of the first records and of every tenth after them: the tokens decode to
+    the rendered text. How a thought comes into a response: `Chat.whole`. Raises DataError without a chat template, and
+    for a tokenizer that garbles any text; ConfigError for an end of turn that is no token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: ChatOptions = PLAIN) -> None:
         if tokenizer.chat_template is None:
             raise DataError(
                 f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so prompt and "
-                "response cannot be told apart; use an instruction-tuned model's tokenizer or set "
-                "tokenizer.chat_template"
+                "response cannot be told apart; use an instruction-tuned model's tokenizer, or give a template by "
+                "model.chat_template"
             )
-        self.tokenizer, self.encode = tokenizer, Encoder(tokenizer)
-        self.control = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.tokenizer, self.encode, self.chat = tokenizer, Encoder(tokenizer), Chat(tokenizer, options)
+        special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.control = special | _own_end(self.chat)
 
     def __call__(
         self, records: Sequence[Record], dimensions: tuple[str, ...], first: int = 0
@@ -175,83 +185,82 @@ class Auditor:
         return [found for start, batch in batches for found in self._batch(batch, first + start, dimensions)]
 
     def _batch(self, batch: Sequence[Record], first: int, dimensions: tuple[str, ...]) -> Iterator[TokenTree | Fault]:
-        steps = [_tree(first + i, r, dimensions, self.tokenizer, self.control) for i, r in enumerate(batch)]
+        steps = [_tree(first + i, r, dimensions, self.chat, self.control) for i, r in enumerate(batch)]
         found: list[Any] = [_advance(step, None) for step in steps]
-        asking = [i for i, texts in enumerate(found) if not isinstance(texts, _Unsound)]
+        asking = [i for i, texts in enumerate(found) if not isinstance(texts, Unsound)]
         with tokenizer_faults(self.tokenizer):
             encoded = self.encode([found[i] for i in asking])
         for i, ids in zip(asking, encoded, strict=True):
             found[i] = _advance(steps[i], ids)
         for record, tree in zip(batch, found, strict=True):
-            yield Fault(record.source, tree.column, tree.message) if isinstance(tree, _Unsound) else tree
+            yield Fault(record.source, tree.column, tree.message) if isinstance(tree, Unsound) else tree
 
 
 Steps = Generator[list[str], list[Ids], "TokenTree"]
 
 
-def _advance(step: Steps, ids: list[Ids] | None) -> list[str] | TokenTree | _Unsound:
+def _advance(step: Steps, ids: list[Ids] | None) -> list[str] | TokenTree | Unsound:
     """The texts that it asks the ids of, then its tree; or what is wrong with the record."""
     try:
         return next(step) if ids is None else step.send(ids)
     except StopIteration as done:
         tree: TokenTree = done.value
         return tree
-    except _Unsound as unsound:
+    except Unsound as unsound:
         return unsound
 
 
-class _Unsound(Exception):
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
-        self.message = message
+def _own_end(chat: Chat) -> dict[str, int]:
+    """`data.end_of_turn` and its id. ConfigError: it is not one token of the tokenizer."""
+    token, tokenizer = chat.options.end_of_turn, chat.tokenizer
+    if token is None:
+        return {}
+    ids = tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        known = ", ".join(sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special))
+        raise ConfigError(
+            f"data.end_of_turn {token!r} must be one token of {tokenizer.name_or_path or 'the tokenizer'}, and is "
+            f"{len(ids)}, or unknown; its control tokens are {excerpt(known, 200)}"
+        )
+    return {token: ids[0]}
 
 
 def _tree(
     index: int,
     record: Record,
     dimensions: tuple[str, ...],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     control: dict[str, int],
 ) -> Steps:
-    """Yields prompt and prompt + response as texts, is sent their ids, and returns the tree. Raises _Unsound."""
-    beginnings = {c[0] for c in control}
+    """Yields prompt and prompt + response as texts, is sent their ids, and returns the tree. Raises Unsound."""
+    tokenizer, beginnings = chat.tokenizer, {c[0] for c in control}
     for column, text in _texts(record):
         if any(b in text for b in beginnings) and (token := next((c for c in control if c in text), None)):
-            raise _Unsound(column, f"the text contains {token!r}, a control token of this tokenizer; remove it")
-    prompt_text = _render(record.prompt, tokenizer, generate=True)
-    for message in record.prompt:
-        if message.content.strip() not in prompt_text:
-            raise _Unsound(
-                "prompt",
-                f"the chat template drops or alters the {message.role} message {excerpt(message.content)}; "
-                f"rendered {excerpt(prompt_text)}",
-            )
+            raise Unsound(column, f"the text contains {token!r}, a control token of this tokenizer; remove it")
+    prompt_text = chat.prompt(record)
+    names = [response_name(record, k) for k in range(len(record.responses))]
     texts = [prompt_text]
-    for k, response in enumerate(record.responses):
-        full_text = _render((*record.prompt, Message("assistant", response.text)), tokenizer, generate=False)
-        if full_text.startswith(prompt_text) and response.text.strip() not in full_text[len(prompt_text) :]:
-            raise _Unsound(
-                response_name(record, k),
-                f"the chat template drops or alters the response {excerpt(response.text)}; "
-                f"rendered {excerpt(full_text[len(prompt_text) :])}",
-            )
-        texts.append(full_text)
+    for k, name in enumerate(names):
+        try:
+            texts.append(chat.whole(record, k, prompt_text))
+        except Unsound as unsound:
+            raise Unsound(unsound.column or name, unsound.message) from unsound
     prompt, *fulls = yield texts
     bos = tokenizer.bos_token_id
     if bos is not None and prompt[:2] == (bos, bos):
-        raise _Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
+        raise Unsound("prompt", f"the chat template writes the BOS token {tokenizer.bos_token!r} twice")
     stops = set(control.values()) - {tokenizer.unk_token_id}
-    names = [response_name(record, k) for k in range(len(fulls))]
     responses = tuple(_response(prompt, full, name, tokenizer, stops) for name, full in zip(names, fulls, strict=True))
     for k, ids in enumerate(responses):
         if (first := responses.index(ids)) < k:
-            raise _Unsound(names[k], f"same tokens as {names[first]}: {excerpt(record.responses[k].text)}")
-    if responses[0][0] in stops and prompt_text == _render(record.prompt, tokenizer, generate=False):
-        raise _Unsound(
+            raise Unsound(names[k], f"same tokens as {names[first]}: {excerpt(record.responses[k].text)}")
+    bare = next((ids for r, ids in zip(record.responses, responses, strict=True) if not r.extra), None)
+    if bare and bare[0] in stops and prompt_text == chat.render(record, generate=False):
+        raise Unsound(
             "prompt",
             "the chat template ignores add_generation_prompt, so the answer's header "
-            f"{_show(responses[0], 0, tokenizer)} would be trained as part of the response; write it there as well",
+            f"{_show(bare, 0, tokenizer)} would be trained as part of the response; give a template that "
+            "writes it there as well by model.chat_template",
         )
     if is_sampled(index):
         for name, full, text in zip(names, fulls, texts[1:], strict=True):
@@ -259,7 +268,7 @@ def _tree(
                 with tokenizer_faults(tokenizer):
                     refuse_garbled(full, text, tokenizer)
             except Garbled as garbled:
-                raise _Unsound(name, str(garbled)) from garbled
+                raise Unsound(name, str(garbled)) from garbled
     rank = {d: i for i, d in enumerate(dimensions)}
     tree_edges = tuple((rank[e.dimension], e.better, e.worse) for e in edges(record))
     return TokenTree(index, prompt, responses, tree_edges, record.golden, record.mask)
@@ -268,34 +277,23 @@ def _tree(
 def _response(prompt: Ids, full: Ids, column: str, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> Ids:
     if full[: len(prompt)] != prompt:
         at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), len(full))
-        raise _Unsound(
+        raise Unsound(
             column,
             f"prompt tokens are not a prefix of prompt + response; from token {at}: "
             f"{_show(prompt, at, tokenizer)} alone, {_show(full, at, tokenizer)} with the response. "
-            "Mend the template's generation prompt, or white space that starts the response",
+            "Mend white space that starts the response, or the template's generation prompt, by model.chat_template",
         )
     end = len(full)
     while end > len(prompt) and full[end - 1] not in stops and not str(tokenizer.decode([full[end - 1]])).strip():
         end -= 1
     if end == len(prompt) or full[end - 1] not in stops:
-        raise _Unsound(
+        raise Unsound(
             column,
             f"the chat template writes no end-of-turn token after the response (it ends with "
-            f"{_show(full, end - 1, tokenizer)}), so a trained model would not stop; add one to the assistant turn",
+            f"{_show(full, end - 1, tokenizer)}), so a trained model would not stop; set data.end_of_turn to the token "
+            "at which the model stops (GLM: '<|user|>'), or give a template that writes one by model.chat_template",
         )
     return full[len(prompt) : end]
-
-
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, generate: bool) -> str:
-    conversation = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=generate, tokenize=False, strftime_now=clock(tokenizer)
-        )
-        return str(text)
-    except Exception as error:  # a template is a program
-        roles = ", ".join(m.role for m in messages)
-        raise _Unsound("prompt", f"the chat template refuses the roles {roles}: {error}") from error
 
 
 def _cut_prompt(tree: TokenTree, max_tokens: int, bos: int | None) -> TokenTree:
@@ -307,8 +305,11 @@ def _cut_prompt(tree: TokenTree, max_tokens: int, bos: int | None) -> TokenTree:
 
 
 def _texts(record: Record) -> list[tuple[str, str]]:
-    prompt = [("prompt", m.content) for m in record.prompt]
-    return prompt + [(response_name(record, k), r.text) for k, r in enumerate(record.responses)]
+    """Of messages and responses, with the thoughts and calls beside them."""
+    prompt = [("prompt", text) for m in record.prompt for text in (m.content, m.extra)]
+    tools = [("tools", record.tools)]
+    spoken = [(response_name(record, k), text) for k, r in enumerate(record.responses) for text in (r.text, r.extra)]
+    return prompt + tools + spoken
 
 
 def response_name(record: Record, k: int) -> str:

@@ -17,9 +17,10 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
 from dpeer.integrity import write_list
-from dpeer.model.lm import DTYPES, add_lora, load_causal_lm, load_lm, load_tokenizer
+from dpeer.model.lm import DTYPES, add_lora, load_causal_lm, load_lm
 from dpeer.model.tree_lm import TreeLM
-from dpeer.training.generation import generation
+from dpeer.model.words import exported
+from dpeer.training.generation import generation, unstopped
 from dpeer.training.policy import Policy
 from dpeer.training.samples import spread
 
@@ -42,8 +43,11 @@ def export(policy: Policy, folder: Path) -> list[str]:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     ends = {ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses}
-    notes = _write(policy.config, {k.removeprefix("model."): v for k, v in state.items()}, ends, temporary)
-    del state
+    weights = {k.removeprefix("model."): v for k, v in state.items()}
+    notes = _write(policy.config, weights, ends, temporary)
+    thoughts = policy.prepared.facts["chat_template"].get("thoughts", False)
+    exported(policy.config, thoughts).save_pretrained(temporary)
+    del state, weights
     follow_umask(temporary)
     _compare(policy.config.model, tree, expected[0], temporary)
     write_list(temporary)
@@ -69,7 +73,6 @@ def _write(config: Config, state: Mapping[str, Tensor], ends: set[int], folder: 
     model.config._attn_implementation = "sdpa"
     model.generation_config, notes = generation(spec.path, spec.revision, model.config, ends)
     model.save_pretrained(folder)
-    load_tokenizer(spec.path, spec.revision).save_pretrained(folder)
     return notes
 
 
@@ -83,7 +86,8 @@ def _refuse_missing(missing: list[str], tied: bool) -> None:
 
 @torch.no_grad()
 def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path) -> None:
-    """Log-probs of one record (the shortest: this may be 70B on CPU) from the reloaded folder against the policy's."""
+    """Log-probs of one record (the shortest: this may be 70B on CPU) from the reloaded folder against the policy's, and
+    whether generation stops where that ends."""
     model, layout = load_lm(str(folder), spec.export_dtype, layout=spec.layout)
     lm = TreeLM(model.eval(), spec.head_chunk, layout)
     reloaded = lm(build_pack([tree], [0])).tolist()
@@ -95,3 +99,8 @@ def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path) 
                 f"export: the reloaded model differs from the trained one by {gap:.3g} nats per token (allowed "
                 f"{limit:g}). The folder was left at {folder} for inspection; the checkpoint is unharmed."
             )
+    if endless := unstopped(model, folder, tree):
+        raise CheckpointError(
+            f"export: the reloaded model generates without an end: {endless}. The folder was left at {folder} for "
+            "inspection; the checkpoint is unharmed."
+        )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PretrainedConfig
+import torch
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from dpeer.data.tokenize import TokenTree
+from dpeer.model.families import own_attention
 from dpeer.model.shape import token_ids
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -42,6 +46,29 @@ def generation(
     if added and given:
         notes.append(f"export: added end-of-turn token {', '.join(map(str, added))} to those that end a generation")
     return made, notes
+
+
+@torch.no_grad()
+def unstopped(model: PreTrainedModel, folder: Path, tree: TokenTree) -> str | None:
+    """Why generation with the exported settings does not stop where the record's golden response ends; None: it does.
+
+    Begins before the last token of that response, and makes the model say it, whatever it has learnt.
+    """
+    response = tree.responses[tree.golden]
+    model.set_attn_implementation(own_attention(model.config))
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    begun = torch.tensor([[*tree.prompt, *response[:-1]]])
+    made = model.generate(
+        begun,
+        attention_mask=torch.ones_like(begun),
+        prefix_allowed_tokens_fn=lambda *_: [response[-1]],
+        max_new_tokens=2,
+        min_new_tokens=0,
+        do_sample=False,
+        synced_gpus=False,  # one rank reloads; the others wait elsewhere
+    )
+    said = made[0, begun.shape[1] :].tolist()
+    return None if said == [response[-1]] else f"it goes on after token {response[-1]}, which ends a response: {said}"
 
 
 def _sound(settings: dict[str, Any]) -> GenerationConfig | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from dpeer.data.encode import Ids
 from dpeer.data.packing import all_forward_tokens
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.model.identity import model_hash
-from dpeer.model.lm import load_tokenizer
+from dpeer.model.words import template_hash, tokenizer_of
 from dpeer.training.prepare import METHOD, Prepared
 
 KEY = "probes"
@@ -30,13 +29,12 @@ def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
     if not kept:
         return None
     spec = config.model
-    template = str(load_tokenizer(spec.path, spec.revision).chat_template)
     facts = {
         "method": METHOD,
         "data": manifest["data"],
         "model": {"hash": model_hash(spec.path, spec.revision)},
         "reference": manifest["reference"],
-        "chat_template": {"hash": hashlib.sha256(template.encode()).hexdigest()},
+        "chat_template": manifest.get("chat_template", {}) | {"hash": template_hash(tokenizer_of(config))},
     }
     trees = tuple(map(_read, kept["trees"]))
     return Prepared(TokenizedSet(tuple(kept["dimensions"]), trees, 0, 0), None, None, facts)
@@ -47,10 +45,14 @@ def found_again(config: Config, folder: str | None, model: Path | None = None) -
     spec, cluster = config.model, config.cluster
     places = {name: _place(getattr(cluster, name), folder) for name in ("deepspeed", "reference_deepspeed")}
     path = str(model) if model else _place(spec.path, folder)
-    reference = spec.reference_path and _place(spec.reference_path, folder)
+    given = {
+        "path": path,
+        "reference_path": spec.reference_path and _place(spec.reference_path, folder),
+        "chat_template": spec.chat_template and _place(spec.chat_template, folder),
+    }
     return config.model_copy(
         update={
-            "model": spec.model_copy(update={"path": path, "reference_path": reference}),
+            "model": spec.model_copy(update=given),
             "cluster": cluster.model_copy(update=places),
         }
     )

@@ -88,8 +88,8 @@ def chat_template(config: Config, prepared: Prepared) -> str:
     recorded = _recorded(config, "chat_template")
     if recorded is not None and recorded["hash"] != mine:
         raise CheckpointError(
-            f"{config.run_dir} began with chat template {recorded['hash'][:12]}, the tokenizer of {config.model.path} "
-            f"now has {mine[:12]}. Restore the tokenizer's files, or give the new run another name."
+            f"{config.run_dir} began with chat template {recorded['hash'][:12]}, that of {config.model.path} "
+            f"now has {mine[:12]}. Restore its files or model.chat_template, or give the new run another name."
         )
     return f"{mine[:12]}" + (", as recorded in the run" if recorded else "")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from dpeer.errors import ConfigError, DataError
 from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.model.shape import model_facts
+from dpeer.model.words import template_hash, tokenizer_of
 from dpeer.training.reference import reference_hash
 from dpeer.training.tokens import parts, refuse_empty, tokens
 
@@ -86,7 +86,7 @@ def prepare(config: Config, *, whole: bool = False) -> Prepared:
     """Open the tokenised records, after making them where that was not done yet (`tokens`). `whole`: compare all of
     them with their checksums; for the one process that comes before the ranks."""
     models = model_facts_of(config)
-    tokenizer = load_tokenizer(config.model.path, config.model.revision, config.data.date)
+    tokenizer = tokenizer_of(config)
     store = tokens(config, tokenizer, whole=whole)
     found = {name: store.split(name) for name in store.state["splits"]}
     told = refuse_unsound(config, store, tokenizer, models)
@@ -97,7 +97,7 @@ def prepare(config: Config, *, whole: bool = False) -> Prepared:
         "data": {name: _facts(data) for name, data in found.items()},
         "model": {"hash": model_hash(config.model.path, config.model.revision)},
         "reference": {"hash": reference_hash(config)},
-        "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
+        "chat_template": {"hash": template_hash(tokenizer)} | ({"thoughts": True} if store.state["thoughts"] else {}),
     }
     if weights := store.state["splits"]["train"]["weights"]:
         kept["data"]["train"]["weights"] = weights
@@ -146,10 +146,10 @@ def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             f"model.reference_path {path} has another vocabulary than {config.model.path}: the reference would score "
             "other tokens. Choose a reference with the same tokenizer."
         )
-    if tokenizer.chat_template != other.chat_template:
+    if not config.model.chat_template and tokenizer.chat_template != other.chat_template:
         raise ConfigError(
             f"model.reference_path {path} has another chat template than {config.model.path}: prompts are written in "
-            "the policy's. Give both models the same template."
+            "the policy's. Give both models the same template, by model.chat_template."
         )
 
 

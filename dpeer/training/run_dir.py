@@ -41,7 +41,16 @@ MAY_CHANGE = (  # nothing here changes what a step computes
 )
 
 
-PLACES = ("name", "model.path", "model.reference_path", "data.train", "data.heldout", "data.dual", "data.map")
+PLACES = (
+    "name",
+    "model.path",
+    "model.reference_path",
+    "model.chat_template",
+    "data.train",
+    "data.heldout",
+    "data.dual",
+    "data.map",
+)
 """Where things lie; what lies there is among the facts, by hashes."""
 MANIFEST_LOST = (
     "Only it says with which settings the run was trained: restore it from a copy, or start anew under another name "

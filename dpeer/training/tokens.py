@@ -38,6 +38,7 @@ from dpeer.disk import disk_fault, remedy
 from dpeer.errors import DataError
 from dpeer.files import write_json
 from dpeer.integrity import Damaged, entry
+from dpeer.model.words import options_of
 from dpeer.training.token_place import PLACE, alone, clear_left, place_of, remove, temporary
 
 if TYPE_CHECKING:
@@ -166,7 +167,10 @@ def _write(
             continue
         first = writer.records
         seen = _Seen(part, dimensions, loaded)
-        options = Options(spec.max_tokens, spec.overlong, seen.order, purposes if part.name == "train" else ())
+        first_part = part.name == "train"
+        options = Options(
+            spec.max_tokens, spec.overlong, seen.order, purposes if first_part else (), options_of(config)
+        )
         kept: list[tuple[Order, ...]] = []
         with suppress(Unreadable):
             for block in blocks(seen.chunks(), tokenizer, options):
@@ -178,7 +182,7 @@ def _write(
         dimensions = seen.checked(tokenizer)
         reading |= dict.fromkeys(line for read in seen.reading() for line in read.lines())
         rows[part.name] = np.arange(first, writer.records)
-        if part.name == "train":
+        if first_part:
             orders = {p: np.concatenate([o[i] for o in kept]) for i, p in enumerate(purposes)}
     assert dimensions is not None
     rows = _split(config, writer, wanted, rows, orders)
@@ -186,7 +190,8 @@ def _write(
     for mine in rows.values():
         if not words[mine].any():
             raise none_fits(longest[mine].tolist(), spec.max_tokens, spec.overlong)
-    about = {"reading": list(reading), "ends": sorted(writer.ends), "alike": _compared(writer, rows, config)}
+    about: dict[str, Any] = {"reading": list(reading), "ends": sorted(writer.ends), "thoughts": writer.thoughts}
+    about["alike"] = _compared(writer, rows, config)
     writer.finish(dimensions, rows, about)
 
 
@@ -297,8 +302,10 @@ def _key(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase,
     """Everything on which the tokens, and what is told of them, depend."""
     spec = config.data
     content = [[p.name, p.share, p.split, p.own, [_source(s, p.split, place) for s in p.sources]] for p in wanted]
-    key = [FORMAT, dpeer.__version__, _tokenizer_hash(tokenizer), content, spec.max_tokens, spec.overlong]
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    chat = options_of(config)
+    asked = [dict(chat.kwargs), chat.end_of_turn, chat.reasoning]
+    key = [FORMAT, dpeer.__version__, _tokenizer_hash(tokenizer), asked, content, spec.max_tokens, spec.overlong]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _source(source: Source, split: str, place: Path) -> list[Any]:

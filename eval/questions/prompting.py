@@ -12,8 +12,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dpeer.errors import ConfigError
 from dpeer.eval.questions.rubric import Rubric
@@ -184,12 +185,14 @@ _WHOLE_MARK = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 _PLACEHOLDER = "placeholder-of-the-user-message"
 _NO_THINKING = {"enable_thinking": False}
 """A reasoning model must answer at once; in training its template writes the same empty thought. Others ignore it."""
-_FIXED_DATE = {"date_string": "1 January 2026"}
-"""For templates that write today's date: a prompt must not change from day to day."""
+_ASKED = "template_kwargs"
+"""Key of tokenizer_config.json in exports: what the template was asked in training."""
+_DAY = datetime(2026, 1, 1)
+"""Today, for templates that write it: a prompt must not change from day to day."""
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
-    """A chat as the model's template writes it, up to where the reply begins.
+    """A chat as the model's template writes it, up to where the reply begins; an export's is asked as in training.
 
     Raises ConfigError where the template is missing or refuses the messages.
     """
@@ -199,7 +202,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str,
         raise ConfigError(
             f"{_named(tokenizer)} has no chat template, so it cannot be asked anything; use an instruction-tuned model"
         )
-    options = _NO_THINKING | (_FIXED_DATE if "strftime_now" in str(tokenizer.chat_template) else {})
+    trained = tokenizer.init_kwargs.get(_ASKED)
+    options: dict[str, Any] = {"strftime_now": _DAY.strftime} | (_NO_THINKING if trained is None else trained)
     try:
         return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **options))
     except (TemplateError, TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ from dpeer.data.places import place
 from dpeer.data.tokenize import tokenize
 from dpeer.errors import ConfigError, DpeerError
 from dpeer.model.flops import Lengths
-from dpeer.model.lm import load_tokenizer
+from dpeer.model.words import options_of, tokenizer_of
 from dpeer.training.prepare import split_records
 
 HERE = Path(__file__).parent
@@ -147,7 +147,7 @@ def _measured(recipe: Config) -> Records:
     data = split_records(recipe)["train"]
     spec, shown = recipe.data, ", ".join(paths(recipe.data.train))
     try:
-        tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
+        tokenizer = tokenizer_of(recipe)
     except DpeerError:
         estimated = tuple(
             Lengths(
@@ -159,7 +159,7 @@ def _measured(recipe: Config) -> Records:
         )
         source = f"{shown}, tokens estimated as characters / {CHARACTERS_PER_TOKEN:g}: the tokenizer is not here"
         return Records(estimated, source, assumed=True)
-    trees = tokenize(data, tokenizer, spec.max_tokens, spec.overlong).trees
+    trees = tokenize(data, tokenizer, spec.max_tokens, spec.overlong, options_of(recipe)).trees
     counted = tuple(
         Lengths(len(t.prompt), tuple(len(r) for r in t.responses), tuple((i, j) for _, i, j in t.edges)) for t in trees
     )

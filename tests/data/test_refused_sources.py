@@ -124,18 +124,18 @@ CASES = {
     ),
     "a response that calls a tool": Case(
         [{"chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("c") | {"tool_calls": [{"f": 1}]}]}],
-        ("row 1, column rejected", "'tool_calls'", "only content would be trained"),
+        ("row 1, column rejected.tool_calls[0]", "must be a call"),
     ),
-    "a response with its reasoning": Case(
-        [pair("q", [assistant("c") | {"reasoning_content": "x", "tool_calls": []}], "r")],
-        ("row 1, column chosen", "holds 'reasoning_content' beside"),
+    "a response with two thoughts": Case(
+        [pair("q", [assistant("c") | {"reasoning_content": "x", "thinking": "y"}], "r")],
+        ("row 1, column chosen", "two different thoughts"),
     ),
-    "a rated response that calls a tool": Case(
-        [helpsteer2("q", "a", "11111") | {"response": [assistant("a") | {"tool_calls": [1]}]}],
-        ("row 1, column response", "'tool_calls'"),
+    "a response with what is not trained": Case(
+        [pair("q", [assistant("c") | {"audio": "x"}], "r")],
+        ("row 1, column chosen", "holds 'audio' beside", "would not be trained"),
     ),
     "unknown role": Case(
-        [pair([{"role": "tool", "content": "x"}, user("q")], "c", "r")], ("row 1, column prompt[0].role", "'tool'")
+        [pair([{"role": "critic", "content": "x"}, user("q")], "c", "r")], ("row 1, column prompt[0].role", "'critic'")
     ),
     "response that is a number": Case(
         [GOOD, GOOD | {"rejected": 7}], ("d.jsonl, row 2, column rejected", "must be text")

@@ -69,7 +69,7 @@ THOUGHT = "<think>He wants praise.</think>It has a gap."
             CHATML_ANSWER.replace("%s", "{{ m.content }}")
             + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
             SOUND,
-            ["not a prefix", "response 1 (golden)", "'<'", "generation prompt"],
+            ["opens a thought", "response 1 (golden)", "{reasoning, text}", "model.chat_template"],
             id="generation prompt opens a thought",
         ),
         pytest.param(
@@ -81,7 +81,7 @@ THOUGHT = "<think>He wants praise.</think>It has a gap."
         pytest.param(
             CHATML_ANSWER.replace("%s", NO_THOUGHT) + GENERATE,
             record(THOUGHT, "Yes."),
-            ["drops or alters the response", "He wants praise"],
+            ["drops the reasoning", "He wants praise", "data.reasoning=drop"],
             id="template strips thoughts",
         ),
         pytest.param(
@@ -101,7 +101,7 @@ THOUGHT = "<think>He wants praise.</think>It has a gap."
             "{% for m in messages %}{{ m.role }}:\n\n{{ m.content }}\n{% endfor %}"
             "{% if add_generation_prompt %}assistant:\n\n{% endif %}",
             SOUND,
-            ["no end-of-turn token"],
+            ["no end-of-turn token", "data.end_of_turn"],
             id="no end of turn",
         ),
         pytest.param(

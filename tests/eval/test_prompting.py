@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from dpeer.eval.questions.prompting import (
     visible,
 )
 from dpeer.eval.questions.rubric import Rubric, load_rubric
+from dpeer.model.lm import load_tokenizer
 from dpeer.toyworld.model import bpe
 from dpeer.toyworld.world import generate
 from tests.eval.made_tokenizers import KINDS, tokenizer
@@ -241,9 +243,18 @@ def test_a_free_answer_begins_where_training_begins_it() -> None:
 
 
 def test_the_date_of_a_prompt_is_fixed() -> None:
-    today = "{% if date_string is defined %}{{ date_string }}{% else %}{{ strftime_now('%d %b %Y') }}{% endif %}"
-    t = with_template("chatml", today + "{{ messages[0]['content'] }}")
-    assert t.decode(encode_chat(t, [Segment("x", True)])) == "1 January 2026x"
+    """As training writes it: by the template's own format."""
+    t = with_template("chatml", "{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}")
+    assert t.decode(encode_chat(t, [Segment("x", True)])) == "01 Jan 2026x"
+
+
+@pytest.mark.parametrize(("trained", "asked"), [({}, "How?|"), ({"enable_thinking": True}, "How?|t")])
+def test_an_export_is_asked_as_in_training(tmp_path: Path, trained: dict[str, bool], asked: str) -> None:
+    t = with_template("chatml", "{{ messages[0]['content'] }}|{{ 't' if enable_thinking is defined }}")
+    t.init_kwargs["template_kwargs"] = trained
+    t.save_pretrained(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    assert again.decode(encode(again, Call("0", "0", (Segment("How?", False),)), Method("sample"))) == asked
 
 
 @pytest.mark.parametrize(

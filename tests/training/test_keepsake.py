@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpeer.config import Config
-from dpeer.errors import CheckpointError
+from dpeer.errors import CheckpointError, ConfigError, DataError
+from dpeer.model.words import exported
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import checkpoint, world
 from dpeer.training.export import export
+from dpeer.training.generation import unstopped
 from dpeer.training.keepsake import found_again, recall, remembered
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import prepare
@@ -93,3 +95,65 @@ def test_relative_places_are_those_of_the_training(tmp_path: Path, monkeypatch: 
     os.mkdir("model")
     assert found_again(config, str(tmp_path)).model.path == "model"
     assert found_again(recipe("owner/name", "d"), str(tmp_path)).model.path == "owner/name"
+
+
+ENDLESS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ 'calm ' if calm }}{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{{ 'calm ' if calm }}{% endif %}"
+)
+
+
+def test_a_template_of_the_recipe_is_that_of_the_export(here: world.World, tmp_path: Path) -> None:
+    """With what it was asked, and the end of turn that it does not write; and of no other one."""
+    tiny_model(tmp_path / "model", "qwen3", 1, vocab=300, eos_token_id=0)
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    (tmp_path / "chat.jinja").write_text(ENDLESS)
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(5)))
+    given = {"chat_template": str(tmp_path / "chat.jinja"), "template_kwargs": {"calm": True}}
+    bare = recipe(str(tmp_path / "model"), str(tmp_path / "d.jsonl"))
+    config = bare.model_copy(update={"model": bare.model.model_copy(update=given)})
+    with pytest.raises(DataError, match=r"data\.end_of_turn"):
+        prepare(config)
+    config = config.model_copy(update={"data": bare.data.model_copy(update={"end_of_turn": "<|im_start|>"})})
+    prepared = prepare(config)
+    assert "chat_template" in prepared.facts and prepared.facts != prepare(bare).facts
+    policy, files = Policy(config, prepared, here), RunDir(tmp_path / "runs" / "x")
+    files.begin(config, prepared.facts, remembered(prepared.train))
+    notes = export(policy, tmp_path / "export")
+    policy.close()
+    assert any("end-of-turn" in note for note in notes)
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    (tree, *_), start = prepared.train.trees, tokenizer.convert_tokens_to_ids("<|im_start|>")
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Shall I paint boat 0 now?"}], tokenize=False)
+    assert asked == "<|im_start|>user\ncalm Shall I paint boat 0 now?\n" and tree.responses[0][-1] == start
+    assert tokenizer.init_kwargs["template_kwargs"] == {"calm": True}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert model.generation_config.eos_token_id == [0, start] and unstopped(model, tmp_path / "export", tree) is None
+    GenerationConfig(eos_token_id=0).save_pretrained(tmp_path / "export")
+    assert f"goes on after token {start}" in str(unstopped(model, tmp_path / "export", tree))
+
+    (tmp_path / "chat.jinja").write_text(ENDLESS + "{# another #}")
+    with pytest.raises(CheckpointError, match="chat_template: was"):
+        files.check_resumable(config, prepare(config).facts)
+    manifest = files.read_manifest()
+    recalled = recall(manifest, config)
+    assert recalled is not None and recalled.facts["chat_template"] != manifest["chat_template"]
+    (tmp_path / "chat.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"model\.chat_template"):
+        prepare(config)
+
+
+def test_an_export_is_asked_for_thoughts_that_were_trained(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "model", "qwen3", 1, vocab=300)
+    rows = [row(i) for i in range(4)]
+    for r in rows:
+        r["responses"][0]["reasoning"] = "Paint dries slowly."  # type: ignore[index]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = recipe(str(tmp_path / "model"), str(tmp_path / "d.jsonl"))
+    assert prepare(config).facts["chat_template"]["thoughts"] is True
+    assert exported(config, thoughts=True).init_kwargs["template_kwargs"] == {}
+    dropped = config.model_copy(update={"data": config.data.model_copy(update={"reasoning": "drop"})})
+    facts = prepare(dropped).facts
+    assert "thoughts" not in facts["chat_template"] and facts["data"] != prepare(config).facts["data"]
+    assert "template_kwargs" not in exported(dropped, thoughts=False).init_kwargs
