@@ -59,6 +59,9 @@ class Model(Section):
     """Prediction rows per chunk of the log-prob head; memory is head_chunk x vocabulary. `auto`: 256 on CPU, 2048 on
     GPU."""
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # template_kwargs is a mapping, which has no hash of its own
+
     @property
     def reference(self) -> tuple[str, str | None]:
         """Path and revision of the reference."""
