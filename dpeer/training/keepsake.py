@@ -10,9 +10,9 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.data.packing import forward_tokens
 from dpeer.data.tokenize import Ids, TokenizedSet, TokenTree
-from dpeer.model.identity import model_hash
 from dpeer.model.lm import load_tokenizer
 from dpeer.training.prepare import METHOD, Prepared
+from dpeer.training.reference import start_hash
 
 KEY = "probes"
 
@@ -33,7 +33,7 @@ def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
     facts = {
         "method": METHOD,
         "data": manifest["data"],
-        "model": {"hash": model_hash(spec.path, spec.revision)},
+        "model": {"hash": start_hash(config)},
         "reference": manifest["reference"],
         "chat_template": {"hash": hashlib.sha256(template.encode()).hexdigest()},
     }
@@ -47,9 +47,10 @@ def found_again(config: Config, folder: str | None, model: Path | None = None) -
     places = {name: _place(getattr(cluster, name), folder) for name in ("deepspeed", "reference_deepspeed")}
     path = str(model) if model else _place(spec.path, folder)
     reference = spec.reference_path and _place(spec.reference_path, folder)
+    lora = spec.start and spec.start.model_copy(update={"path": _place(str(spec.start.path), folder)})
     return config.model_copy(
         update={
-            "model": spec.model_copy(update={"path": path, "reference_path": reference}),
+            "model": spec.model_copy(update={"path": path, "reference_path": reference, "lora": lora or spec.lora}),
             "cluster": cluster.model_copy(update=places),
         }
     )

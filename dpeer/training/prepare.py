@@ -20,10 +20,11 @@ from dpeer.data.schema import DataSet
 from dpeer.data.split import carve, share
 from dpeer.data.tokenize import TokenizedSet, TokenTree, tokenize
 from dpeer.errors import ConfigError, DataError
-from dpeer.model.identity import model_hash
+from dpeer.model.adapters import other_base, start_of
+from dpeer.model.four_bits import refuse_four_bits
 from dpeer.model.lm import load_tokenizer
 from dpeer.model.shape import model_facts
-from dpeer.training.reference import reference_hash
+from dpeer.training.reference import reference_hash, start_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ def prepare(config: Config) -> Prepared:
     kept: dict[str, Any] = {
         "method": METHOD,
         "data": {name: _facts(data) for name, data in tokenised.items()},
-        "model": {"hash": model_hash(config.model.path, config.model.revision)},
+        "model": {"hash": start_hash(config)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()},
     }
@@ -108,6 +109,9 @@ def prepare(config: Config) -> Prepared:
 def model_facts_of(config: Config) -> list[ModelFacts]:
     """Of the policy and, where it is another model, of the reference. ConfigError for one that cannot be trained."""
     spec = config.model
+    refuse_four_bits(spec)
+    if spec.start:
+        start_of(spec.start)
     places = dict.fromkeys([(spec.path, spec.revision), spec.reference])
     models = [found for place in places if (found := model_facts(*place))]
     if errors := facts({}, {}, None, models).errors:
@@ -134,7 +138,7 @@ def refuse_unsound(
     if found.errors:
         shared = any(fault.column == "prompt" for fault in found.errors)
         raise DataError(f"{data_error(', '.join(paths(config.data.train)), found.errors)}{SHARED if shared else ''}")
-    return tuple(map(str, found.warnings))
+    return (*map(str, found.warnings), *other_base(config.model))
 
 
 def same_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:

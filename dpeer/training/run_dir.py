@@ -41,7 +41,10 @@ MAY_CHANGE = (  # nothing here changes what a step computes
 )
 
 
-PLACES = ("name", "model.path", "model.reference_path", "data.train", "data.heldout", "data.dual", "data.map")
+PLACES = (
+    "name", "model.path", "model.reference_path", "model.lora.path", "data.train", "data.heldout", "data.dual",
+    "data.map",
+)  # fmt: skip
 """Where things lie; what lies there is among the facts, by hashes."""
 MANIFEST_LOST = (
     "Only it says with which settings the run was trained: restore it from a copy, or start anew under another name "

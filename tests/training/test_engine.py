@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from dpeer.config import Config
+from dpeer.config import Config, Dual, Objective
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.errors import CheckpointError
+from dpeer.errors import CheckpointError, ClusterError
 from dpeer.integrity import read_state, write_state
 from dpeer.training import checkpoint, world
 from dpeer.training.choice import Choice, policy_choice
@@ -23,6 +24,7 @@ from dpeer.training.export import export
 from dpeer.training.plain import FOLDER
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
+from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
 from dpeer.training.run_dir import RunDir
 from dpeer.training.samples import LONGEST, spread
@@ -67,8 +69,9 @@ def test_every_process_group_inherits_the_timeout(here: world.World) -> None:
 # Engines
 
 LORA: dict[str, Any] = {"lora": {"rank": 4}}
+DORA: dict[str, Any] = {"lora": {"rank": 4, "dora": True, "rslora": True}}
 ENGINES = ("deepspeed", "plain")
-MODELS = pytest.mark.parametrize("model", [{}, LORA | {"dtype": "bf16"}], ids=["full", "lora-bf16"])
+MODELS = pytest.mark.parametrize("model", [{}, LORA | {"dtype": "bf16"}, DORA], ids=["full", "lora-bf16", "dora"])
 
 
 def sft(path: str, engine: str, **model: Any) -> Config:
@@ -131,7 +134,11 @@ def gradients(policy: Policy) -> dict[str, Tensor]:
     return {name: read(p).detach().clone() for name, p in named if p.requires_grad}
 
 
-@pytest.mark.parametrize("model", [{}, LORA | {"gradient_checkpointing": True}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "model",
+    [{}, LORA | {"gradient_checkpointing": True}, DORA, DORA | {"gradient_checkpointing": True}],
+    ids=["full", "lora", "dora", "dora-recomputed"],
+)
 def test_engines_compute_the_same(
     make: Callable[[Config], Policy], models: dict[str, str], model: dict[str, Any]
 ) -> None:
@@ -139,7 +146,8 @@ def test_engines_compute_the_same(
     for engine in ENGINES:
         policy = make(sft(models["plain"], engine, **model))
         whole = [m for m in policy.engine.module.modules() if getattr(m, "_z3_leaf", False)]
-        assert {type(m).__name__ for m in whole} == ({"Qwen3DecoderLayer"} if engine == "deepspeed" else set())
+        gathers = engine == "deepspeed" and (not model or "gradient_checkpointing" in model)
+        assert {type(m).__name__ for m in whole} == ({"Qwen3DecoderLayer"} if gathers else set())
         before: list[dict[str, Tensor]] = []
         step = policy.engine.step
         policy.engine.step = lambda lr, p=policy, s=step, b=before: (b.append(gradients(p)), s(lr))[1]  # type: ignore
@@ -180,6 +188,40 @@ def test_reference_beneath_the_adapters_is_the_reference(
         assert policy.train_step(None) == undisturbed.train_step(None)
     beneath.close()
     assert policy.score(data.trees) == undisturbed.score(data.trees) != expected
+
+
+@pytest.mark.parametrize(("engine", "dtype"), [("deepspeed", "fp32"), ("plain", "fp32"), ("plain", "bf16")])
+def test_a_run_from_an_adapter_begins_at_ln_2(
+    make: Callable[[Config], Policy],
+    here: world.World,
+    models: dict[str, str],
+    data: TokenizedSet,
+    tmp_path: Path,
+    engine: str,
+    dtype: str,
+) -> None:
+    """Whether its reference is a group of its own (which also fills the cache) or stands beside it. The base without
+    the adapter is another model, and is found out."""
+    first = make(sft(models["plain"], "plain", lora={"rank": 4}))
+    for _ in range(5):
+        first.train_step(None)
+    model: Any = first.engine.module.model
+    model.save_pretrained(tmp_path / "adapter")
+    config = sft(models["plain"], engine, dtype=dtype, lora={"path": str(tmp_path / "adapter")}).model_copy(
+        update={"objective": Objective(dual=Dual(evidence="batch"))}
+    )
+    beside = config.model_copy(update={"cluster": config.cluster.model_copy(update={"reference": "colocated"})})
+    separate, rank = Reference(config, here), TrainingRank(beside, here, Prepared(data, None, None, {}))
+    batch = rank.prepared.train_batch(config, 0)
+    assert any(t.edges for t in batch)
+    for entry in (make(config).train_step(separate.score(batch)), rank.train_step()):
+        assert entry["dimensions"]["A"]["loss"] == pytest.approx(math.log(2), abs=1e-6 if dtype == "fp32" else 1e-3)
+    again = make(config)
+    bare = Reference(config, here, beneath=again.engine)
+    with pytest.raises(ClusterError, match="policy and reference differ"):
+        again.train_step(bare.score(batch))
+    separate.close()
+    rank.close()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
