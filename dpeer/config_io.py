@@ -332,10 +332,8 @@ def _misread_booleans(tree: Any, section: type[Section], prefix: str = "") -> It
             for at, element in inside:
                 yield from _misread_booleans(element, inner, f"{prefix}{name}.{at}.".replace("..", "."))
         values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        numeric = (
-            bool not in (field.annotation, *get_args(field.annotation)) and field.annotation is not str and not inner
-        )
-        if numeric and any(isinstance(v, bool) for v in values):
+        allowed = field.annotation is str or bool in (field.annotation, *get_args(field.annotation)) or inner
+        if not allowed and any(isinstance(v, bool) for v in values):
             yield f"{prefix}{name}: {_excerpt(value)} given; must not be true or false ({field.description})"
 
 

@@ -11,19 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dpeer.config import Config, Dual, Objective
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.errors import CheckpointError, ClusterError
+from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.integrity import read_state, write_state
 from dpeer.training import checkpoint, world
 from dpeer.training.choice import Choice, policy_choice
 from dpeer.training.export import export
 from dpeer.training.plain import FOLDER
 from dpeer.training.policy import Policy
-from dpeer.training.prepare import Prepared
+from dpeer.training.prepare import Prepared, model_facts_of
 from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
 from dpeer.training.run_dir import RunDir
@@ -294,6 +295,69 @@ def test_plain_weights_are_exported(
     base = AutoModelForCausalLM.from_pretrained(models["plain"]).state_dict()
     name = "model.layers.0.mlp.down_proj.weight"
     assert changed.keys() == base.keys() and not torch.equal(changed[name].float(), base[name].float())
+
+
+@pytest.mark.parametrize("kind", [LORA, DORA], ids=["lora", "dora"])
+def test_an_adapter_is_exported_alone_and_a_run_starts_from_it(
+    make: Callable[[Config], Policy], models: dict[str, str], data: TokenizedSet, tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    policy = make(sft(models["plain"], "plain", export_dtype="fp32", **kind))
+    for _ in range(3):
+        policy.train_step(None)
+    expected = policy.score(data.trees)
+    export(policy, tmp_path / "merged")
+    export(policy, tmp_path / "alone", adapter=True)
+    assert not (tmp_path / "alone" / "config.json").exists() and (tmp_path / "alone" / "tokenizer.json").exists()
+    ids, load = torch.tensor([[5, 6, 7, 8, 40]]), AutoModelForCausalLM.from_pretrained
+    with torch.no_grad():
+        merged = load(tmp_path / "merged", dtype=torch.float32)(ids).logits
+        for adapter in (tmp_path / "alone", tmp_path / "merged" / "adapter"):
+            base: Any = load(models["plain"], dtype=torch.float32)
+            assert (base(ids).logits - merged).abs().max() > 1e-3
+            torch.testing.assert_close(PeftModel.from_pretrained(base, adapter)(ids).logits, merged, rtol=0, atol=2e-5)
+    again = make(sft(models["plain"], "plain", lora={"path": str(tmp_path / "alone")}))
+    assert again.score(data.trees) == expected
+
+
+def test_adapters_over_4_bits_are_exported_on_the_weights_that_these_were_made_of(
+    make: Callable[[Config], Policy],
+    here: world.World,
+    models: dict[str, str],
+    data: TokenizedSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a stand-in for bitsandbytes that rounds the linear layers to 15 values when transformers is asked to."""
+    load, asked = AutoModelForCausalLM.from_pretrained, []
+
+    def rounding(path: str, *, quantization_config: Any = None, **options: Any) -> Any:
+        model, info = load(path, **options)
+        asked.append(quantization_config is not None and quantization_config.load_in_4bit)
+        for layer in model.model.layers.modules() if asked[-1] else ():
+            if isinstance(layer, torch.nn.Linear):
+                step = layer.weight.detach().abs().max() / 7
+                layer.weight.data = (layer.weight / step).round() * step
+        return model, info
+
+    config = sft(models["plain"], "auto", load_in_4bit=True, export_dtype="fp32", **LORA)
+    with pytest.raises(
+        ConfigError, match=r"model.load_in_4bit = true needs the package bitsandbytes.*load_in_4bit=false"
+    ):
+        model_facts_of(config)
+    monkeypatch.setattr("dpeer.model.four_bits.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("dpeer.model.lm.AutoModelForCausalLM.from_pretrained", rounding)
+    policy, reference = make(config), Reference(config, here)
+    assert policy.engine.name == "plain" and asked == [True, True]
+    assert reference.score(data.trees) == policy.score(data.trees)
+    reference.close()
+    policy.train_step(None)
+    (note,) = (n for n in export(policy, tmp_path / "export") if "4-bit" in n)
+    assert asked[2:] == [False, False] and "the certificate is of the 4-bit model" in note.replace("The", "the")
+    ids = torch.tensor([[5, 6, 7, 8, 40]])
+    base, merged = (load(f, dtype=torch.float32) for f in (models["plain"], tmp_path / "export"))
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(base, tmp_path / "export" / "adapter")(ids).logits
+        torch.testing.assert_close(adapted, merged(ids).logits, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("recorded", "engine"), [({}, "deepspeed"), ({"engine": "plain"}, "plain"), (None, "plain")])
