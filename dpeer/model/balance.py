@@ -51,7 +51,7 @@ def occurrences(pack: Pack, layout: Layout) -> Tensor:
 def routed(logits: Sequence[Tensor], held: Tensor, chosen: int) -> Tensor:
     """[E + 1] fp64: tokens sent to each expert, over all layers, and tokens times layers. `logits` [T, E] by layer;
     `chosen`: experts of a token."""
-    total: Any = torch.zeros(logits[0].shape[-1] + 1, dtype=torch.float64, device=held.device)
+    total: Tensor = torch.zeros(logits[0].shape[-1] + 1, dtype=torch.float64, device=held.device)
     for layer in logits:
         picked = layer.reshape(len(held), -1).softmax(-1, torch.float32).topk(chosen, dim=-1).indices
         total.index_add_(0, picked.flatten(), held.repeat_interleave(chosen))

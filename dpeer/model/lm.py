@@ -170,6 +170,7 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=targets if isinstance(targets, str) else list(targets or ()),
+        target_parameters=fused_experts(model) if targets == "all-linear" else None,
         exclude_modules=routing or None,
         lora_dropout=0.0,
         use_dora=bool(lora.dora),
@@ -211,6 +212,13 @@ def routers(model: PreTrainedModel) -> list[str]:
         or (isinstance(m, nn.Linear) and experts and m.out_features == experts and ROUTER.search(name))
     ]
     return [name for name in modules if any(name == f or name.startswith(f"{f}.") for f in found)]
+
+
+def fused_experts(model: PreTrainedModel) -> list[str]:
+    """Names of the parameters that hold a layer's experts, all in one: PEFT finds those of some architectures only."""
+    experts = expert_count(model.config.get_text_config())
+    shapes = ((n, getattr(p, "ds_shape", p.shape)) for n, p in model.named_parameters())
+    return sorted({n.rpartition(".")[2] for n, size in shapes if experts and len(size) == 3 and size[0] == experts})
 
 
 def _unwrap(adapted: Any, names: list[str]) -> None:

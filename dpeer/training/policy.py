@@ -150,6 +150,8 @@ class Policy:
             "lr": lr,
             "records": self.step * self.config.training.records_per_step,
         }
+        if self.config.model.router_aux_loss:
+            scalars["router_aux_loss"] = totals["router_aux_loss"]
         self.pulse.enter(f"step {self.step} done")
         dual = totals.dual if self.config.dual_records else None
         return before.ledger_entry(self.step, totals.table, self.lagrangian, scalars, dual)

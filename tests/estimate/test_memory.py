@@ -184,7 +184,7 @@ def test_a_reference_beneath_adapters_takes_no_memory() -> None:
 
 def test_bytes_of_a_weight_in_4_bits() -> None:
     """NF4 in blocks of 64, whose scales have 8 bits and, in groups of 256, one of 32 bits: 4.127 bits in all."""
-    assert FOUR_BITS * 8 == pytest.approx(4.127, abs=5e-4)
+    assert pytest.approx(4.127, abs=5e-4) == FOUR_BITS * 8
 
 
 @pytest.mark.parametrize(("shape", "nodes", "gpus"), [(LLAMA_8B, 1, 8), (LLAMA_70B, 8, 8), (LLAMA_70B, 3, 5)])

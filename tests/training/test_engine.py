@@ -19,6 +19,7 @@ from dpeer.config import Config, Dual, Objective
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.integrity import read_state, write_state
+from dpeer.toyworld.model import tiny_model
 from dpeer.training import checkpoint, world
 from dpeer.training.choice import Choice, policy_choice
 from dpeer.training.export import export
@@ -167,6 +168,33 @@ def test_engines_compute_the_same(
         assert theirs["packs"] == 2 and theirs["grad_norm"] > 0.05  # clipped
         for key in ("objective", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+def test_experts_are_balanced_alike_however_a_step_is_cut(make: Callable[[Config], Policy], tmp_path: Path) -> None:
+    """Two packs or one, either engine: the shares of experts are those of the whole batch."""
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    folder = str(tiny_model(tmp_path / "moe", "qwen3_moe", 1, vocab=300, **sizes))
+    found = []
+    for engine, budget, weight in (
+        ("plain", 10_000, 9.0),
+        ("plain", 10, 9.0),
+        ("deepspeed", 10, 9.0),
+        ("plain", 10, 0.0),
+    ):
+        config = sft(folder, engine, router_aux_loss=weight)
+        config = config.model_copy(update={"training": config.training.model_copy(update={"tokens_per_pack": budget})})
+        policy = make(config)
+        step, kept = policy.engine.step, list[dict[str, Tensor]]()
+        policy.engine.step = lambda lr, p=policy, s=step, k=kept: (k.append(gradients(p)), s(lr))[1]  # type: ignore
+        found.append((policy.train_step(None), kept[0]))
+    (whole, expected), *others, (without, bare) = found
+    assert whole["packs"] == 1 and whole["router_aux_loss"] > 2 and "router_aux_loss" not in without
+    scale = max(float(g.abs().max()) for g in expected.values())
+    for entry, gradient in others:
+        assert entry["packs"] == 2 and entry["router_aux_loss"] == pytest.approx(whole["router_aux_loss"], rel=1e-6)
+        assert entry["objective"] == pytest.approx(without["objective"], rel=1e-6)
+        assert max(float((gradient[k] - g).abs().max()) for k, g in expected.items()) < 1e-5 * scale
+    assert max(float((bare[k] - g).abs().max()) for k, g in expected.items()) > 0.01 * scale
 
 
 @pytest.mark.parametrize(("engine", "dtype"), [("deepspeed", "fp32"), ("plain", "bf16")])
@@ -352,7 +380,7 @@ def test_adapters_over_4_bits_are_exported_on_the_weights_that_these_were_made_o
     reference.close()
     policy.train_step(None)
     (note,) = (n for n in export(policy, tmp_path / "export") if "4-bit" in n)
-    assert asked[2:] == [False, False] and "the certificate is of the 4-bit model" in note.replace("The", "the")
+    assert asked[2:] == [False, False] and "The certificate is of the 4-bit model" in note
     ids = torch.tensor([[5, 6, 7, 8, 40]])
     base, merged = (load(f, dtype=torch.float32) for f in (models["plain"], tmp_path / "export"))
     with torch.no_grad():
