@@ -316,7 +316,7 @@ class Config(Section):
     @property
     def reference_beneath(self) -> bool:
         """The reference is the model that the policy's adapters were added to."""
-        return self.model.lora is not None and self.model.reference_is_base
+        return self.model.reference_beneath
 
     @property
     def follows_split(self) -> bool:

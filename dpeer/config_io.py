@@ -332,9 +332,8 @@ def _misread_booleans(tree: Any, section: type[Section], prefix: str = "") -> It
             for at, element in inside:
                 yield from _misread_booleans(element, inner, f"{prefix}{name}.{at}.".replace("..", "."))
         values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        free = Any in get_args(field.annotation)
-        numeric = field.annotation is not bool and field.annotation is not str and not inner and not free
-        if numeric and any(isinstance(v, bool) for v in values):
+        free = inner or field.annotation is str or {bool, Any} & {field.annotation, *get_args(field.annotation)}
+        if not free and any(isinstance(v, bool) for v in values):
             yield f"{prefix}{name}: {_excerpt(value)} given; must not be true or false ({field.description})"
 
 

@@ -170,11 +170,12 @@ def export(
     run: Run,
     output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/export.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the base model is now, if it has been moved.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Only the adapter of a LoRA run, to RUN/adapter.")] = False,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face model with its card."""
     from dpeer.launcher.export import export_run
 
-    typer.echo(export_run(run, output, model))
+    typer.echo(export_run(run, output, model, adapter))
 
 
 @app.command()

@@ -22,8 +22,9 @@ from dpeer.training.run_dir import RunDir
 from dpeer.training.together import refuse_misfits, way_back
 
 
-def export_run(run_dir: Path, output: Path | None = None, model: Path | None = None) -> Path:
-    """Export to `output` (default RUN/export), reloaded and compared before it is called done; returns the folder.
+def export_run(run_dir: Path, output: Path | None = None, model: Path | None = None, adapter: bool = False) -> Path:
+    """Export to `output` (default RUN/export, or RUN/adapter), reloaded and compared before it is called done; returns
+    the folder. `adapter`: only the adapter, for PEFT on top of the base model.
 
     Needs the run's folder and the model that training started from, at `model` where it has been moved; no data.
     """
@@ -33,12 +34,14 @@ def export_run(run_dir: Path, output: Path | None = None, model: Path | None = N
     saved = files.saved_steps()
     if not saved:
         raise CheckpointError(f"{run_dir}: no complete checkpoint yet. Train on with --resume.")
-    folder = output or files.export
+    folder = output or (files.path / "adapter" if adapter else files.export)
     if folder.exists():
         raise CheckpointError(f"{folder} exists. Remove it, or choose another folder with --output.")
     refuse_misfits(files)
     manifest = files.read_manifest()
     config, step = Config.model_validate(manifest["config"]), manifest.get("exported_step") or saved[-1]
+    if adapter and config.model.lora is None:
+        raise CheckpointError(f"{run_dir}: trained all weights, so there is no adapter. Leave --adapter out.")
     # The recorded folder may be another one than this by now: its checkpoint says which engine can read it.
     engine = read_state(files.checkpoint(step) / "state.json", way_back(files, step)).get("engine", "deepspeed")
     # No reference is needed; the plain engine takes nothing from DeepSpeed's file.
@@ -57,7 +60,7 @@ def export_run(run_dir: Path, output: Path | None = None, model: Path | None = N
             policy = groups.policy()
             policy.build(config, prepared=prepared)
             load(policy, files, step)
-            for line in policy.call(EXPORTING, PolicyCalls.export, folder)[0]:
+            for line in policy.call(EXPORTING, PolicyCalls.export, folder, adapter)[0]:
                 print(line, flush=True)
         finally:
             groups.close()

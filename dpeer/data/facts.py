@@ -129,10 +129,23 @@ def _quantised(models: Sequence[ModelFacts]) -> Iterator[Fault]:
             yield Fault(f"model {model.path}", "", quantised(model.quantised))
 
 
+UNPACKED = {
+    "mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "compressed-tensors": "CompressedTensorsConfig"
+}  # fmt: skip
+"""Methods whose weights transformers writes back in 16 bits, and the class that it is asked with."""
+
+
 def quantised(method: str) -> str:
+    way = "give the unquantised base, or a copy whose weights were converted to bf16"
+    if config := UNPACKED.get(method):
+        way = (
+            "give the unquantised base, or a copy in bf16, which transformers writes: AutoModelForCausalLM."
+            f"from_pretrained(MODEL, dtype='bfloat16', quantization_config={config}(dequantize=True))."
+            "save_pretrained(COPY), and the tokenizer beside it"
+        )
     return (
-        f"is quantised ({method}), and a trained model could not be written back so; give the unquantised base, or a "
-        "copy whose weights were converted to bf16, without quantization_config in its config.json"
+        f"is quantised ({method}), and a trained model could not be written back so; {way}, without "
+        "quantization_config in its config.json"
     )
 
 

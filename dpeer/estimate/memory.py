@@ -14,6 +14,7 @@ from typing import Any
 
 from dpeer.config import Config
 from dpeer.estimate.footprint import Activations, Weights
+from dpeer.model.four_bits import BYTES as FOUR_BITS
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2}
@@ -120,7 +121,7 @@ def _resident(config: Config, weights: Weights, zero: Zero, ranks: int) -> Itera
     size, shards = BYTES[config.model.dtype], ranks if zero.sharded else 1
     trained, shard = weights.shard(shards, trained_only=True), "shard" if zero.sharded else "whole"
     if not zero.weights_on_host:
-        yield _exact(f"weights, {'ZeRO-3 shard' if zero.sharded else 'whole'}", weights.shard(shards) * size)
+        yield _exact(f"weights, {'ZeRO-3 shard' if zero.sharded else 'whole'}", _stored(config, weights, shards))
     if not zero.optimizer_on_host:
         views = size == 4 and not zero.sharded  # the weights themselves are the masters
         yield _exact(f"master weights, fp32 {shard}", 0 if views else trained * 4)
@@ -130,8 +131,8 @@ def _resident(config: Config, weights: Weights, zero: Zero, ranks: int) -> Itera
         yield _exact("hpZ copy within the node", weights.total / min(zero.hpz, ranks) * size)
     beside = config.cluster.reference == "colocated" and not config.reference_beneath
     if beside and config.objective.kind == "preference":
-        adapters = trained if config.model.lora else 0
-        yield _exact("reference beside the policy", (weights.shard(shards) - adapters) * size)
+        adapters = trained if config.model.lora and not config.model.reference_lora else 0
+        yield _exact("reference beside the policy", _stored(config, weights, shards) - adapters * size)
     yield _exact("reduce bucket", zero.reduce_bucket * _sent(config))
     yield _exact("small weights kept whole", weights.persistent(zero.persistence) * size)
 
@@ -171,6 +172,16 @@ def _phases(
     return {name: tuple(part for part in parts if part.high) for name, parts in phases.items()}
 
 
+def _stored(config: Config, weights: Weights, shards: int) -> float:
+    """Bytes of one rank's weights, of which those of the layers may be in 4 bits."""
+    size, elements = BYTES[config.model.dtype], weights.shard(shards)
+    if not config.model.load_in_4bit:
+        return elements * size
+    outer = weights.embedding + (0 if weights.tied else weights.head)
+    small = weights.total - weights.trained - outer
+    return (elements - small) * size + small * FOUR_BITS
+
+
 def _sent(config: Config) -> int:
     """Bytes of a gradient's element on its way to the shards: those of adapters are summed in fp32."""
     return 4 if config.model.lora else BYTES[config.model.dtype]
@@ -180,7 +191,8 @@ def scoring(config: Config, weights: Weights, activations: Activations, zero: Ze
     """Memory of one of `ranks` workers of a frozen reference; activations as in training, of which it needs less."""
     size = BYTES[config.model.dtype]
     shard = _exact("weights, ZeRO-3 shard", weights.shard(ranks) * size)
-    resident = [] if zero.weights_on_host else [shard if zero.sharded else _exact("weights", weights.total * size)]
+    whole = _exact("weights", _stored(config, weights, 1))
+    resident = [] if zero.weights_on_host else [shard if zero.sharded else whole]
     resident.append(_exact("small weights kept whole", weights.persistent(zero.persistence) * size))
 
     def at(line: tuple[float, float]) -> float:

@@ -12,7 +12,15 @@ BLOCK = 1 << 16
 BLOCKS = 64  # per file: files of up to 4 MiB are read whole
 
 
-def model_hash(path: str, revision: str | None = None) -> str:
+ADAPTER = "adapter_config.json"
+
+
+def adapter_hash(path: str, revision: str | None = None) -> str:
+    """The same of a PEFT adapter: its scale stands in its config only."""
+    return model_hash(path, revision, ADAPTER)
+
+
+def model_hash(path: str, revision: str | None = None, described: str = "config.json") -> str:
     """sha256 (hex) over names, sizes and contents of a model's weight and config files; a hub id counts by its commit.
 
     Of a large file only 64 evenly spaced blocks of 64 KiB are read, the first (with the tensor index) among them: any
@@ -20,7 +28,7 @@ def model_hash(path: str, revision: str | None = None) -> str:
     """
     folder = Path(path)
     if not folder.is_dir():
-        config = cached_file(path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        config = cached_file(path, described, revision=revision, _raise_exceptions_for_missing_entries=False)
         if config is None:
             return hashlib.sha256(json.dumps([path, revision]).encode()).hexdigest()
         folder = Path(config).parent
@@ -28,7 +36,7 @@ def model_hash(path: str, revision: str | None = None) -> str:
             return hashlib.sha256(json.dumps([path, folder.name]).encode()).hexdigest()
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin") or file.name == "config.json":
+        if file.suffix in (".safetensors", ".bin") or file.name == described:
             size = file.stat().st_size
             digest.update(json.dumps([file.name, size]).encode())
             _update(digest, file, size)

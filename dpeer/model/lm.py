@@ -27,7 +27,10 @@ from dpeer.data.layout import Layout
 from dpeer.data.round_trip import is_panic
 from dpeer.errors import ConfigError, DpeerError
 from dpeer.model import flash, kernels, tree_attention
+from dpeer.model.adapters import load_start, refuse_adapter_folder, start_of
+from dpeer.model.balance import refuse_unbalanced
 from dpeer.model.families import expert_count, family_of, own_attention, refuse_unsupported
+from dpeer.model.four_bits import four_bits, refuse_four_bits
 from dpeer.model.probe import layout_of
 from dpeer.model.tree_lm import TreeLM
 
@@ -48,6 +51,7 @@ def load_tokenizer(path: str, revision: str | None = None, today: date | None = 
 
 def load_shape(path: str, revision: str | None = None) -> PretrainedConfig:
     """The model's config.json. ConfigError: it cannot be read, or a size in it is none."""
+    refuse_adapter_folder(path)
     with hub_errors(path, whole=True):
         shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     text = shape.get_text_config()
@@ -102,13 +106,19 @@ def layer_kernels(spec: config.Model, device: torch.device) -> str:
 
 
 def load_lm(
-    path: str, dtype: str, revision: str | None = None, attention: str = "gather", layout: str = "auto"
+    path: str,
+    dtype: str,
+    revision: str | None = None,
+    attention: str = "gather",
+    layout: str = "auto",
+    in_4bit: bool = False,
 ) -> tuple[PreTrainedModel, Layout]:
     """Weights of `path` with the attention of its layout. Under an active HfDeepSpeedConfig they come partitioned."""
     model_config = load_shape(path, revision)
     refuse_unsupported(model_config, path)
     chosen = layout_of(model_config, path, layout)
     kernel = tree_attention.IMPLEMENTATIONS[attention] if chosen == "tree" else own_attention(model_config)
+    quantised = {"quantization_config": four_bits(model_config, path, DTYPES[dtype])} if in_4bit else {}
     with hub_errors(path):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
@@ -117,6 +127,7 @@ def load_lm(
             attn_implementation=kernel,
             trust_remote_code=False,
             output_loading_info=True,
+            **quantised,
         )
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(
@@ -145,32 +156,48 @@ def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], path: str) -> None:
 
 
 def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
-    """Wrap with PEFT adapters of the model's precision; B starts at zero, so the policy starts equal to the
-    reference."""
+    """Wrap with PEFT adapters of the model's precision. Fresh ones begin as nothing: B is zero, and with DoRA the
+    lengths are those of the weights. Those of `lora.path` begin as they are in its files."""
     from peft import LoraConfig, get_peft_model
 
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    if isinstance(targets, list):
-        _refuse_targets(model, targets)
-    routing = routers(model) if targets == "all-linear" else []
+    start = start_of(lora) if lora.path else None
+    targets = start.target_modules if start else lora.targets
+    if not start and not isinstance(targets, str):
+        _refuse_targets(model, list(targets or ()))
+    routing = routers(model) if targets == "all-linear" and not start else []
     torch.manual_seed(seed)
+    wanted = start or LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets if isinstance(targets, str) else list(targets or ()),
+        target_parameters=fused_experts(model) if targets == "all-linear" else None,
+        exclude_modules=routing or None,
+        lora_dropout=0.0,
+        use_dora=bool(lora.dora),
+        use_rslora=bool(lora.rslora),
+        task_type="CAUSAL_LM",
+    )
     try:
-        adapted = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                target_modules=targets,
-                exclude_modules=routing or None,
-                lora_dropout=0.0,
-                task_type="CAUSAL_LM",
-            ),
-            autocast_adapter_dtype=False,  # bf16 beside a bf16 base: masters are fp32, and fp32 products cost as much
-        )
+        # In bf16 beside a bf16 base: masters are fp32, and fp32 products cost as much.
+        adapted = get_peft_model(model, wanted, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise ConfigError(f"model.lora.targets = {lora.targets}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(_refusal(lora, str(error).splitlines()[0])) from error
     _unwrap(adapted, routing)
+    if start:
+        _refuse_outer(adapted, lora)
+        if model.device.type != "meta":
+            load_start(adapted, lora)
     return adapted
+
+
+def _refusal(lora: config.Lora, why: str) -> str:
+    """PEFT's reason, in the recipe's words."""
+    if "use_dora" in why or "DoRA" in why:
+        return (
+            "model.lora.dora = true: the experts' weights are fused, and PEFT has no DoRA for that. Name the modules "
+            "of attention (model.lora.targets=[q_proj, k_proj, v_proj, o_proj]), or leave dora out."
+        )
+    return f"model.lora.path {lora.path}: {why}" if lora.path else f"model.lora.targets = {lora.targets}: {why}"
 
 
 def routers(model: PreTrainedModel) -> list[str]:
@@ -187,6 +214,13 @@ def routers(model: PreTrainedModel) -> list[str]:
     return [name for name in modules if any(name == f or name.startswith(f"{f}.") for f in found)]
 
 
+def fused_experts(model: PreTrainedModel) -> list[str]:
+    """Names of the parameters that hold a layer's experts, all in one: PEFT finds those of some architectures only."""
+    experts = expert_count(model.config.get_text_config())
+    shapes = ((n, getattr(p, "ds_shape", p.shape)) for n, p in model.named_parameters())
+    return sorted({n.rpartition(".")[2] for n, size in shapes if experts and len(size) == 3 and size[0] == experts})
+
+
 def _unwrap(adapted: Any, names: list[str]) -> None:
     """Take adapters off these modules: PEFT adds those of routers that are no linear modules, excluded or not."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -197,6 +231,18 @@ def _unwrap(adapted: Any, names: list[str]) -> None:
         if isinstance(module := base.get_submodule(name), BaseTunerLayer):
             setattr(base.get_submodule(parent), leaf, module.get_base_layer())
             config.target_parameters = {t for t in config.target_parameters if t.rpartition(".")[0] != leaf}
+
+
+def _refuse_outer(adapted: Any, lora: config.Lora) -> None:
+    """ConfigError for a trained adapter of the embedding or of the head, which reads the bare weight."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = adapted.get_base_model()
+    if any(isinstance(m, BaseTunerLayer) for m in (base.get_input_embeddings(), base.get_output_embeddings())):
+        raise ConfigError(
+            f"model.lora.path {lora.path}: adapts the embedding or the output head too, which take no adapters here. "
+            "Merge it into its base with PEFT (merge_and_unload) and train from that: model.path=MERGED."
+        )
 
 
 def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
@@ -218,14 +264,19 @@ def _refuse_targets(model: PreTrainedModel, targets: list[str]) -> None:
 def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeLM:
     """The policy (trainable) or the reference (frozen) of a run."""
     path, revision = spec.reference if reference else (spec.path, spec.revision)
-    model, layout = load_lm(path, spec.dtype, revision, spec.attention, spec.layout)
+    refuse_four_bits(spec)
+    model, layout = load_lm(path, spec.dtype, revision, spec.attention, spec.layout, spec.load_in_4bit)
     if reference:
+        if spec.reference_lora:
+            model = add_lora(model, spec.reference_lora, seed)
         return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk, layout)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if spec.lora:
         model = add_lora(model, spec.lora, seed)
-    return TreeLM(model.train(), spec.head_chunk, layout)
+    if spec.router_aux_loss:
+        refuse_unbalanced(model, path)
+    return TreeLM(model.train(), spec.head_chunk, layout, routing=spec.router_aux_loss > 0)
 
 
 class hub_errors:

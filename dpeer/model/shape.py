@@ -12,12 +12,14 @@ from transformers import PretrainedConfig
 
 from dpeer.data.facts import ModelFacts
 from dpeer.errors import ConfigError
+from dpeer.model.adapters import refuse_adapter_folder
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 
 
 def model_facts(path: str, revision: str | None = None) -> ModelFacts | None:
     """None for a folder or hub id without a config.json, such as a bare tokenizer. ConfigError: it is no config."""
+    refuse_adapter_folder(path)
     try:
         fields, _ = PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -36,12 +37,18 @@ class Head(nn.Module):
 class TreeLM(nn.Module):
     """A causal language model whose forward maps a pack to the log-probability of each of its responses."""
 
-    def __init__(self, model: PreTrainedModel, head_chunk: Chunk = "auto", layout: Layout = "tree") -> None:
+    def __init__(
+        self, model: PreTrainedModel, head_chunk: Chunk = "auto", layout: Layout = "tree", routing: bool = False
+    ) -> None:
+        """routing: keep the routers' logits [T, E] by layer of the last forward pass in `router_logits`."""
         super().__init__()
+        self.routing, self.router_logits = routing, tuple[Tensor, ...]()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self.layout = layout
         causal = causal_lm(model)
         self._backbone = [backbone(model)]
+        if routing:  # as an argument it would reach attention, which takes no options
+            self._backbone[0].config.output_router_logits = True
         self.head = Head(causal.get_output_embeddings(), head_chunk, logits_shape(causal.config.get_text_config()))
 
     def forward(self, pack: Pack, greedy: bool = False) -> Tensor:
@@ -60,12 +67,16 @@ class TreeLM(nn.Module):
         """Last hidden states [N, H] at the pack's prediction rows."""
         if self.layout == "sequences":
             ids, rows = sequences(pack)
-            states: Tensor = self._backbone[0](input_ids=ids, use_cache=False).last_hidden_state
-            return states.flatten(0, 1)[rows]
-        states = self._backbone[0](
-            input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
-        ).last_hidden_state[0]
-        return states[pack.rows]
+            return self._states(input_ids=ids).flatten(0, 1)[rows]
+        states = self._states(input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, tree=pack)
+        return states[0][pack.rows]
+
+    def _states(self, **inputs: Any) -> Tensor:
+        output = self._backbone[0](**inputs, use_cache=False)
+        if self.routing:
+            self.router_logits = output.router_logits
+        states: Tensor = output.last_hidden_state
+        return states
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """Inside, a model with LoRA adapters computes what the model does that they were added to."""

@@ -72,6 +72,8 @@ class LedgerRow(TypedDict):
     """Forward tokens of the dual split's batch."""
     dual_selected: Number
     """Share of its records whose golden response has the highest log-probability per token."""
+    router_aux_loss: NotRequired[Number]
+    """Unweighted, and not in `objective`; the number of experts that a token is sent to, where they are used evenly."""
     grad_norm: Number
     lr: Number
     records: int

@@ -117,8 +117,7 @@ def _recipe(run: Run) -> Iterator[str]:
             )
         else:
             yield "The constraints were measured, not enforced: all multipliers stayed 0."
-    adapter = run.get("config.model.lora")
-    yield f"Weights trained: {'LoRA adapters of rank ' + str(adapter.get('rank')) if adapter else 'all'}."
+    yield f"Weights trained: {_trained(run.get('config.model.lora'))}."
     batch = run.get("config.training.records_per_step", "an unknown number of")
     yield f"{len(run.ledger)} optimizer steps of {batch} records."
     if words := stop_words(run):
@@ -131,3 +130,12 @@ def _tolerance_words(tolerance: Any) -> str:
     if isinstance(tolerance, Mapping):
         return ", ".join(f"{markdown(d)} {_tolerance_words(value)}" for d, value in tolerance.items())
     return "none" if tolerance is None else exact(float(tolerance))
+
+
+def _trained(adapter: Mapping[str, Any] | None) -> str:
+    if not adapter:
+        return "all"
+    if adapter.get("path"):
+        return f"LoRA adapters, which start from those of {markdown(adapter['path'])}"
+    kind = "DoRA" if adapter.get("dora") else "LoRA"
+    return f"{kind} adapters of rank {adapter.get('rank')}{', rank-stabilised' if adapter.get('rslora') else ''}"

@@ -102,8 +102,8 @@ class PolicyCalls(Protocol):
 
     def load(self, folder: Path) -> int: ...
     def blank(self) -> None: ...
-    def export(self, folder: Path) -> list[str]:
-        """What was mended, in words."""
+    def export(self, folder: Path, adapter: bool = False) -> list[str]:
+        """`adapter`: only that of a LoRA run. What was mended, in words."""
         ...
 
 

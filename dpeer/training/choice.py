@@ -41,6 +41,15 @@ def choose(config: Config, ranks: int, states: float | None, memory: float) -> C
             f"cluster.engine = plain keeps optimizer state on the device, but {elsewhere}: set cluster.engine to "
             "deepspeed, or training.optimizer.name to adamw and cluster.deepspeed to zero3."
         )
+    if config.model.load_in_4bit:
+        if spec.engine == "deepspeed" or elsewhere:
+            raise ConfigError(
+                f"model.load_in_4bit keeps the whole 4-bit model on every rank, but "
+                f"{elsewhere or 'cluster.engine = deepspeed shares weights'}: leave cluster.engine at auto, with "
+                "training.optimizer.name=adamw and cluster.deepspeed=zero3. For a model that does not fit so, set "
+                "model.load_in_4bit=false, which shares 16-bit weights over the ranks."
+            )
+        return Choice("plain", "4-bit weights are whole on every rank")
     if spec.engine != "auto":
         return Choice(spec.engine, "as cluster.engine says")
     if elsewhere:
@@ -85,6 +94,8 @@ def reference_engine(config: Config, world: World) -> Engine:
 def plain_reference(config: Config, ranks: int) -> bool:
     """Whether each of the ranks holds all of the frozen reference."""
     spec = config.cluster
+    if config.model.load_in_4bit:
+        return True
     if spec.engine == "auto" and ranks == 1:
         return not _offloads(deepspeed_file(spec.reference_deepspeed, "cluster.reference_deepspeed"), "offload_param")
     return spec.engine == "plain"

@@ -26,6 +26,7 @@ SCALARS = (
     "dual_tokens",
     "dual_records",
     "dual_selected",
+    "router_aux_loss",
 )
 
 

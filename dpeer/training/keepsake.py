@@ -10,9 +10,9 @@ from dpeer.config import Config
 from dpeer.data.encode import Ids
 from dpeer.data.packing import all_forward_tokens
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.model.identity import model_hash
 from dpeer.model.words import template_hash, tokenizer_of
 from dpeer.training.prepare import METHOD, Prepared
+from dpeer.training.reference import start_hash
 
 KEY = "probes"
 
@@ -32,7 +32,7 @@ def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
     facts = {
         "method": METHOD,
         "data": manifest["data"],
-        "model": {"hash": model_hash(spec.path, spec.revision)},
+        "model": {"hash": start_hash(config)},
         "reference": manifest["reference"],
         "chat_template": manifest.get("chat_template", {}) | {"hash": template_hash(tokenizer_of(config))},
     }
@@ -45,10 +45,12 @@ def found_again(config: Config, folder: str | None, model: Path | None = None) -
     spec, cluster = config.model, config.cluster
     places = {name: _place(getattr(cluster, name), folder) for name in ("deepspeed", "reference_deepspeed")}
     path = str(model) if model else _place(spec.path, folder)
+    lora = spec.start and spec.start.model_copy(update={"path": _place(str(spec.start.path), folder)})
     given = {
         "path": path,
         "reference_path": spec.reference_path and _place(spec.reference_path, folder),
         "chat_template": spec.chat_template and _place(spec.chat_template, folder),
+        "lora": lora or spec.lora,
     }
     return config.model_copy(
         update={

@@ -105,6 +105,8 @@ class Meter:
         extra = sum(forward_flops(counts, scored))
         if self.config.cluster.reference == "colocated" and self.config.objective.kind == "preference":
             extra += sum(forward_flops(counts, [*records, *scored]))
+        if spec.router_aux_loss:
+            extra += sum(forward_flops(counts, records))
         prompt, responses = typical(records)
         gpu = self.device.type == "cuda"
         return {

@@ -17,6 +17,8 @@ from dpeer.data.layout import computed
 from dpeer.data.packing import Pack, all_forward_tokens, all_responses
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ClusterError, ConfigError, DpeerError
+from dpeer.model.balance import balance, occurrences, routed
+from dpeer.model.families import causal_lm
 from dpeer.objective.constraints import Weights
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
@@ -28,7 +30,7 @@ from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
 from dpeer.training.samples import greedy
 from dpeer.training.scoring import local_packs, merge, score
-from dpeer.training.world import World
+from dpeer.training.world import World, sum_over_ranks
 
 IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models per token, as a mean over MANY tokens
 MANY = 100
@@ -149,6 +151,8 @@ class Policy:
             "lr": lr,
             "records": self.step * self.config.training.records_per_step,
         }
+        if self.config.model.router_aux_loss:
+            scalars["router_aux_loss"] = totals["router_aux_loss"]
         self.pulse.enter(f"step {self.step} done")
         dual = totals.dual if self.config.dual_records else None
         return before.ledger_entry(self.step, totals.table, self.lagrangian, scalars, dual)
@@ -158,14 +162,33 @@ class Policy:
         totals = StepTotals.zeros(len(self.data.dimensions), self.world.device)
         self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
         packs = list(local_packs(batch.trees, self.world, self.config.training.tokens_per_pack, self.layout))
+        routed = self.routed(packs)
         for i, pack in enumerate(packs):
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
+            if routed is not None:
+                term = balance(self.engine.module.router_logits, occurrences(pack, self.layout), routed)
+                loss, part["router_aux_loss"] = loss + self.config.model.router_aux_loss * term, term.detach()
             self.meter.mark("forward", computed(pack, self.layout))
             self.engine.backward(loss, last=i == len(packs) - 1)
             self.meter.mark("backward")
             totals = totals + part
             self.pulse.beat()
         return totals
+
+    @torch.no_grad()
+    def routed(self, packs: Sequence[Pack]) -> Tensor | None:
+        """Collective. Where routers send the tokens of all ranks in this step (`model.balance.routed`), by a forward
+        pass; None where experts are not balanced by a loss."""
+        if not self.config.model.router_aux_loss:
+            return None
+        lm, total = self.engine.module, torch.zeros(())
+        causal: Any = causal_lm(lm.model)
+        for pack in packs:
+            self.engine(pack)
+            held = occurrences(pack, self.layout)
+            total = total + routed(lm.router_logits, held, causal.num_experts_per_tok).cpu()
+            self.pulse.beat()
+        return sum_over_ranks(total).to(self.world.device)
 
     def pack_loss(
         self, pack: Pack, logps: Tensor, batch: BatchPlan, weights: Weights, references: References | None

@@ -21,11 +21,12 @@ from dpeer.data.split import carve
 from dpeer.data.token_store import Store
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError, DataError
-from dpeer.model.identity import model_hash
+from dpeer.model.adapters import other_base, start_of
+from dpeer.model.four_bits import refuse_four_bits
 from dpeer.model.lm import load_tokenizer
 from dpeer.model.shape import model_facts
 from dpeer.model.words import template_hash, tokenizer_of
-from dpeer.training.reference import reference_hash
+from dpeer.training.reference import reference_hash, start_hash
 from dpeer.training.tokens import parts, refuse_empty, tokens
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def prepare(config: Config, *, whole: bool = False) -> Prepared:
     kept: dict[str, Any] = {
         "method": METHOD,
         "data": {name: _facts(data) for name, data in found.items()},
-        "model": {"hash": model_hash(config.model.path, config.model.revision)},
+        "model": {"hash": start_hash(config)},
         "reference": {"hash": reference_hash(config)},
         "chat_template": {"hash": template_hash(tokenizer)} | ({"thoughts": True} if store.state["thoughts"] else {}),
     }
@@ -108,6 +109,9 @@ def prepare(config: Config, *, whole: bool = False) -> Prepared:
 def model_facts_of(config: Config) -> list[ModelFacts]:
     """Of the policy and, where it is another model, of the reference. ConfigError for one that cannot be trained."""
     spec = config.model
+    refuse_four_bits(spec)
+    if spec.start:
+        start_of(spec.start)
     places = dict.fromkeys([(spec.path, spec.revision), spec.reference])
     models = [found for place in places if (found := model_facts(*place))]
     if errors := facts({}, {}, None, models).errors:
@@ -128,7 +132,7 @@ def refuse_unsound(
     found = facts({}, counted, tokenizer, models, constrained, config.data.max_tokens, alike)
     if found.errors:
         raise data_error(", ".join(paths(config.data.train)), found.errors)
-    return tuple(map(str, found.warnings))
+    return (*map(str, found.warnings), *other_base(config.model))
 
 
 def _counted(about: Mapping[str, Any], ends: Sequence[int]) -> Tokens:

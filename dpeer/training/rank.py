@@ -238,8 +238,8 @@ class TrainingRank:
         """Zero the trained weights, so that a load that does nothing cannot pass for one."""
         self.policy.engine.blank()
 
-    def export(self, folder: Path) -> list[str]:
-        return export(self.policy, folder)
+    def export(self, folder: Path, adapter: bool = False) -> list[str]:
+        return export(self.policy, folder, adapter)
 
     def close(self) -> None:
         """Free the models, so that the process can serve another recipe; the object is of no further use."""

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpeer.config import Config
+from dpeer.config import Config, Lora
 from dpeer.data.packing import all_responses
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.integrity import Damaged
 from dpeer.model import tree_attention
-from dpeer.model.identity import model_hash
+from dpeer.model.identity import adapter_hash, model_hash
 from dpeer.tensor_file import read_tensors, write_tensors
 from dpeer.training.calls import Scores
 from dpeer.training.choice import reference_engine
@@ -61,7 +61,19 @@ class Reference:
 
 def reference_hash(config: Config) -> str:
     """Identity of the reference weights; kept in checkpoints and cache keys so that a changed reference is refused."""
-    return model_hash(*config.model.reference)
+    return _hash(*config.model.reference, config.model.reference_lora)
+
+
+def start_hash(config: Config) -> str:
+    """Identity of the weights that training starts from."""
+    return _hash(config.model.path, config.model.revision, config.model.start)
+
+
+def _hash(path: str, revision: str | None, lora: Lora | None) -> str:
+    base = model_hash(path, revision)
+    if lora is None or lora.path is None:
+        return base
+    return hashlib.sha256(f"{base} {adapter_hash(lora.path, lora.revision)}".encode()).hexdigest()
 
 
 def cache_path(config: Config, data: TokenizedSet) -> Path:
@@ -69,6 +81,7 @@ def cache_path(config: Config, data: TokenizedSet) -> Path:
     device = f"gpu, {config.model.flash}, {config.model.kernels}" if config.cluster.on_gpus else "cpu"
     kernel = f"{tree_attention.IMPLEMENTATIONS[config.model.attention]} on {device}"
     kernel += "" if config.model.layout == "auto" else f", {config.model.layout}"
+    kernel += ", 4 bits" if config.model.load_in_4bit else ""
     key = [reference_hash(config), data.sha256, config.model.dtype, kernel, torch.__version__, "sum"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return config.output_dir / "reference_cache" / f"{name}.safetensors"

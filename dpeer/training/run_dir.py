@@ -45,6 +45,7 @@ PLACES = (
     "name",
     "model.path",
     "model.reference_path",
+    "model.lora.path",
     "model.chat_template",
     "data.train",
     "data.heldout",

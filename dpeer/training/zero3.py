@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
+from dpeer.model.adapters import dora_reads
 from dpeer.model.lm import build_lm, load_shape, refuse_not_finite
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.engine import Engine, build_optimizer, model_settings
@@ -160,6 +161,8 @@ def _initialize(lm: TreeLM, settings: dict[str, Any], config: Config, trained: l
         model=lm, config=settings, optimizer=optimizer, model_parameters=trained if optimizer else None
     )
     deepspeed.zero.register_external_parameter(lm.head, lm.head.weight)
+    for module, weight in dora_reads(lm):
+        deepspeed.zero.register_external_parameter(module, weight)
     return engine
 
 

@@ -110,6 +110,7 @@ def _inputs(config: Config) -> list[str]:
     given = [
         config.model.path,
         config.model.reference_path,
+        config.model.start and config.model.start.path,
         *paths(data.train),
         *paths(data.heldout),
         *paths(data.dual),

@@ -26,6 +26,7 @@ from dpeer.estimate.footprint import (
     count_weights,
 )
 from dpeer.estimate.memory import Zero, host, largest_budget, model_states, per_gpu
+from dpeer.model.four_bits import BYTES as FOUR_BITS
 from dpeer.model.lm import LayerShape
 from dpeer.toyworld.model import tiny_model
 from dpeer.training.engine import deepspeed_config, sized
@@ -170,13 +171,20 @@ def test_a_reference_beneath_adapters_takes_no_memory() -> None:
     nothing = Activations((0, 0), (0, 0), (0, 0), (0, 0))
 
     def beside(**model: Any) -> float:
-        tree = recipe(lora={"rank": 1}, **model).model_dump()
+        tree = recipe(**({"lora": {"rank": 1}} | model)).model_dump()
         tree["objective"]["kind"] = "preference"
         tree["cluster"]["reference"] = "colocated"
         parts = per_gpu(Config.model_validate(tree), weights, nothing, Zero.plain(), 1, 0).resident
         return sum(p.high for p in parts if p.name == "reference beside the policy")
 
     assert beside() == 0 and beside(reference_path="another") == 6000
+    assert beside(lora={"path": "adapter"}) == 6020  # the base, and the adapter as it was at the start
+    assert beside(reference_path="another", load_in_4bit=True) == 2000 + 2000 * FOUR_BITS
+
+
+def test_bytes_of_a_weight_in_4_bits() -> None:
+    """NF4 in blocks of 64, whose scales have 8 bits and, in groups of 256, one of 32 bits: 4.127 bits in all."""
+    assert pytest.approx(4.127, abs=5e-4) == FOUR_BITS * 8
 
 
 @pytest.mark.parametrize(("shape", "nodes", "gpus"), [(LLAMA_8B, 1, 8), (LLAMA_70B, 8, 8), (LLAMA_70B, 3, 5)])

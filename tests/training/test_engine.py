@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from dpeer.config import Config
+from dpeer.config import Config, Dual, Objective
 from dpeer.data.tokenize import TokenizedSet, TokenTree
-from dpeer.errors import CheckpointError
+from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.integrity import read_state, write_state
+from dpeer.toyworld.model import tiny_model
 from dpeer.training import checkpoint, world
 from dpeer.training.choice import Choice, policy_choice
 from dpeer.training.export import export
 from dpeer.training.plain import FOLDER
 from dpeer.training.policy import Policy
-from dpeer.training.prepare import Prepared
+from dpeer.training.prepare import Prepared, model_facts_of
+from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
 from dpeer.training.run_dir import RunDir
 from dpeer.training.samples import LONGEST, spread
@@ -67,8 +71,9 @@ def test_every_process_group_inherits_the_timeout(here: world.World) -> None:
 # Engines
 
 LORA: dict[str, Any] = {"lora": {"rank": 4}}
+DORA: dict[str, Any] = {"lora": {"rank": 4, "dora": True, "rslora": True}}
 ENGINES = ("deepspeed", "plain")
-MODELS = pytest.mark.parametrize("model", [{}, LORA | {"dtype": "bf16"}], ids=["full", "lora-bf16"])
+MODELS = pytest.mark.parametrize("model", [{}, LORA | {"dtype": "bf16"}, DORA], ids=["full", "lora-bf16", "dora"])
 
 
 def sft(path: str, engine: str, **model: Any) -> Config:
@@ -131,7 +136,11 @@ def gradients(policy: Policy) -> dict[str, Tensor]:
     return {name: read(p).detach().clone() for name, p in named if p.requires_grad}
 
 
-@pytest.mark.parametrize("model", [{}, LORA | {"gradient_checkpointing": True}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "model",
+    [{}, LORA | {"gradient_checkpointing": True}, DORA, DORA | {"gradient_checkpointing": True}],
+    ids=["full", "lora", "dora", "dora-recomputed"],
+)
 def test_engines_compute_the_same(
     make: Callable[[Config], Policy], models: dict[str, str], model: dict[str, Any]
 ) -> None:
@@ -139,7 +148,8 @@ def test_engines_compute_the_same(
     for engine in ENGINES:
         policy = make(sft(models["plain"], engine, **model))
         whole = [m for m in policy.engine.module.modules() if getattr(m, "_z3_leaf", False)]
-        assert {type(m).__name__ for m in whole} == ({"Qwen3DecoderLayer"} if engine == "deepspeed" else set())
+        gathers = engine == "deepspeed" and (not model or "gradient_checkpointing" in model)
+        assert {type(m).__name__ for m in whole} == ({"Qwen3DecoderLayer"} if gathers else set())
         before: list[dict[str, Tensor]] = []
         step = policy.engine.step
         policy.engine.step = lambda lr, p=policy, s=step, b=before: (b.append(gradients(p)), s(lr))[1]  # type: ignore
@@ -158,6 +168,33 @@ def test_engines_compute_the_same(
         assert theirs["packs"] == 2 and theirs["grad_norm"] > 0.05  # clipped
         for key in ("objective", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+def test_experts_are_balanced_alike_however_a_step_is_cut(make: Callable[[Config], Policy], tmp_path: Path) -> None:
+    """Two packs or one, either engine: the shares of experts are those of the whole batch."""
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    folder = str(tiny_model(tmp_path / "moe", "qwen3_moe", 1, vocab=300, **sizes))
+    found = []
+    for engine, budget, weight in (
+        ("plain", 10_000, 9.0),
+        ("plain", 10, 9.0),
+        ("deepspeed", 10, 9.0),
+        ("plain", 10, 0.0),
+    ):
+        config = sft(folder, engine, router_aux_loss=weight)
+        config = config.model_copy(update={"training": config.training.model_copy(update={"tokens_per_pack": budget})})
+        policy = make(config)
+        step, kept = policy.engine.step, list[dict[str, Tensor]]()
+        policy.engine.step = lambda lr, p=policy, s=step, k=kept: (k.append(gradients(p)), s(lr))[1]  # type: ignore
+        found.append((policy.train_step(None), kept[0]))
+    (whole, expected), *others, (without, bare) = found
+    assert whole["packs"] == 1 and whole["router_aux_loss"] > 2 and "router_aux_loss" not in without
+    scale = max(float(g.abs().max()) for g in expected.values())
+    for entry, gradient in others:
+        assert entry["packs"] == 2 and entry["router_aux_loss"] == pytest.approx(whole["router_aux_loss"], rel=1e-6)
+        assert entry["objective"] == pytest.approx(without["objective"], rel=1e-6)
+        assert max(float((gradient[k] - g).abs().max()) for k, g in expected.items()) < 1e-5 * scale
+    assert max(float((bare[k] - g).abs().max()) for k, g in expected.items()) > 0.01 * scale
 
 
 @pytest.mark.parametrize(("engine", "dtype"), [("deepspeed", "fp32"), ("plain", "bf16")])
@@ -180,6 +217,40 @@ def test_reference_beneath_the_adapters_is_the_reference(
         assert policy.train_step(None) == undisturbed.train_step(None)
     beneath.close()
     assert policy.score(data.trees) == undisturbed.score(data.trees) != expected
+
+
+@pytest.mark.parametrize(("engine", "dtype"), [("deepspeed", "fp32"), ("plain", "fp32"), ("plain", "bf16")])
+def test_a_run_from_an_adapter_begins_at_ln_2(
+    make: Callable[[Config], Policy],
+    here: world.World,
+    models: dict[str, str],
+    data: TokenizedSet,
+    tmp_path: Path,
+    engine: str,
+    dtype: str,
+) -> None:
+    """Whether its reference is a group of its own (which also fills the cache) or stands beside it. The base without
+    the adapter is another model, and is found out."""
+    first = make(sft(models["plain"], "plain", lora={"rank": 4}))
+    for _ in range(5):
+        first.train_step(None)
+    model: Any = first.engine.module.model
+    model.save_pretrained(tmp_path / "adapter")
+    config = sft(models["plain"], engine, dtype=dtype, lora={"path": str(tmp_path / "adapter")}).model_copy(
+        update={"objective": Objective(dual=Dual(evidence="batch"))}
+    )
+    beside = config.model_copy(update={"cluster": config.cluster.model_copy(update={"reference": "colocated"})})
+    separate, rank = Reference(config, here), TrainingRank(beside, here, Prepared(data, None, None, {}))
+    batch = rank.prepared.train_batch(config, 0)
+    assert any(t.edges for t in batch)
+    for entry in (make(config).train_step(separate.score(batch)), rank.train_step()):
+        assert entry["dimensions"]["A"]["loss"] == pytest.approx(math.log(2), abs=1e-6 if dtype == "fp32" else 1e-3)
+    again = make(config)
+    bare = Reference(config, here, beneath=again.engine)
+    with pytest.raises(ClusterError, match="policy and reference differ"):
+        again.train_step(bare.score(batch))
+    separate.close()
+    rank.close()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -252,6 +323,69 @@ def test_plain_weights_are_exported(
     base = AutoModelForCausalLM.from_pretrained(models["plain"]).state_dict()
     name = "model.layers.0.mlp.down_proj.weight"
     assert changed.keys() == base.keys() and not torch.equal(changed[name].float(), base[name].float())
+
+
+@pytest.mark.parametrize("kind", [LORA, DORA], ids=["lora", "dora"])
+def test_an_adapter_is_exported_alone_and_a_run_starts_from_it(
+    make: Callable[[Config], Policy], models: dict[str, str], data: TokenizedSet, tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    policy = make(sft(models["plain"], "plain", export_dtype="fp32", **kind))
+    for _ in range(3):
+        policy.train_step(None)
+    expected = policy.score(data.trees)
+    export(policy, tmp_path / "merged")
+    export(policy, tmp_path / "alone", adapter=True)
+    assert not (tmp_path / "alone" / "config.json").exists() and (tmp_path / "alone" / "tokenizer.json").exists()
+    ids, load = torch.tensor([[5, 6, 7, 8, 40]]), AutoModelForCausalLM.from_pretrained
+    with torch.no_grad():
+        merged = load(tmp_path / "merged", dtype=torch.float32)(ids).logits
+        for adapter in (tmp_path / "alone", tmp_path / "merged" / "adapter"):
+            base: Any = load(models["plain"], dtype=torch.float32)
+            assert (base(ids).logits - merged).abs().max() > 1e-3
+            torch.testing.assert_close(PeftModel.from_pretrained(base, adapter)(ids).logits, merged, rtol=0, atol=2e-5)
+    again = make(sft(models["plain"], "plain", lora={"path": str(tmp_path / "alone")}))
+    assert again.score(data.trees) == expected
+
+
+def test_adapters_over_4_bits_are_exported_on_the_weights_that_these_were_made_of(
+    make: Callable[[Config], Policy],
+    here: world.World,
+    models: dict[str, str],
+    data: TokenizedSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a stand-in for bitsandbytes that rounds the linear layers to 15 values when transformers is asked to."""
+    load, asked = AutoModelForCausalLM.from_pretrained, []
+
+    def rounding(path: str, *, quantization_config: Any = None, **options: Any) -> Any:
+        model, info = load(path, **options)
+        asked.append(quantization_config is not None and quantization_config.load_in_4bit)
+        for layer in model.model.layers.modules() if asked[-1] else ():
+            if isinstance(layer, torch.nn.Linear):
+                step = layer.weight.detach().abs().max() / 7
+                layer.weight.data = (layer.weight / step).round() * step
+        return model, info
+
+    config = sft(models["plain"], "auto", load_in_4bit=True, export_dtype="fp32", **LORA)
+    with pytest.raises(
+        ConfigError, match=r"model.load_in_4bit = true needs the package bitsandbytes.*load_in_4bit=false"
+    ):
+        model_facts_of(config)
+    monkeypatch.setattr("dpeer.model.four_bits.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("dpeer.model.lm.AutoModelForCausalLM.from_pretrained", rounding)
+    policy, reference = make(config), Reference(config, here)
+    assert policy.engine.name == "plain" and asked == [True, True]
+    assert reference.score(data.trees) == policy.score(data.trees)
+    reference.close()
+    policy.train_step(None)
+    (note,) = (n for n in export(policy, tmp_path / "export") if "4-bit" in n)
+    assert asked[2:] == [False, False] and "The certificate is of the 4-bit model" in note
+    ids = torch.tensor([[5, 6, 7, 8, 40]])
+    base, merged = (load(f, dtype=torch.float32) for f in (models["plain"], tmp_path / "export"))
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(base, tmp_path / "export" / "adapter")(ids).logits
+        torch.testing.assert_close(adapted, merged(ids).logits, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("recorded", "engine"), [({}, "deepspeed"), ({"engine": "plain"}, "plain"), (None, "plain")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def recipe(folder: Path, **changes: Any) -> Config:
     model = {"path": str(folder / "model")} | changes.pop("model", {})
     base = {"name": "x", "output_dir": folder, "model": model, "data": {"train": "d"}, "training": {"steps": 1}}
     return Config.model_validate(base | changes)
+
+
+def adapted(folder: Path, alpha: int) -> Config:
+    """A run that starts from an adapter on `model`."""
+    path = folder / f"adapter-{alpha}"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(b"a")
+    (path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+    return recipe(folder, model={"lora": {"path": str(path)}})
 
 
 @pytest.fixture
@@ -89,6 +99,8 @@ def test_key_changes_with_everything_that_changes_the_values(folder: Path) -> No
         "kernel": cache_path(recipe(folder, cluster={"gpus_per_worker": 1}), DATA),
         "token": cache_path(recipe(folder), tokens(((2,), (3, 9)), ((5,),))),
         "order": cache_path(recipe(folder), tokens(((3, 4), (2,)), ((5,),))),
+        "adapter": cache_path(adapted(folder, 8), DATA),
+        "its scale": cache_path(adapted(folder, 16), DATA),
         "boundary": cache_path(recipe(folder), tokens(((2, 3), (4,)), ((5,),))),
     }
     assert len({base, *different.values()}) == 1 + len(different)
@@ -103,6 +115,7 @@ def test_key_ignores_what_does_not_matter(folder: Path) -> None:
         recipe(folder, model={"path": str(folder / "other"), "reference_path": str(folder / "model")}),
         recipe(folder, objective={"beta": 0.9, "length_normalised": True}),
         recipe(folder, model={"lora": {"rank": 2}}, seed=5),
+        recipe(folder, model={"lora": {"path": "adapter"}, "reference_path": str(folder / "model")}),
         recipe(folder, cluster={"policy_workers": 3, "reference_workers": 2}),
     ]
     assert {cache_path(c, DATA) for c in same} == {base}

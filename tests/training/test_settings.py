@@ -230,6 +230,7 @@ def test_optimizer_must_work_where_its_state_lives(optimizer: str, gpus: int, na
         ({"offload": True}, 1, None, "deepspeed", "cpu_adam"),
         ({"engine": "deepspeed"}, 1, None, "deepspeed", "cluster.engine says"),
         ({"engine": "plain"}, 4, None, "plain", "cluster.engine says"),
+        ({"model": {"lora": {}, "load_in_4bit": True}}, 8, 99.0, "plain", "4-bit weights are whole on every rank"),
     ],
 )
 def test_which_engine_auto_takes(
@@ -238,9 +239,14 @@ def test_which_engine_auto_takes(
     offload = {"training": {"steps": 1, "optimizer": {"name": "cpu_adam"}}} if "offload" in changes else {}
     tree = recipe(**changes.get("model", {})).model_dump() | offload
     tree["cluster"] |= {"engine": changes.get("engine", "auto")} | ({"deepspeed": "zero3_offload"} if offload else {})
-    found = choose(Config.model_validate(tree), ranks, states, 100.0)
+    config = Config.model_validate(tree)
+    found = choose(config, ranks, states, 100.0)
     assert found.name == chosen and why in found.why
     if offload:
         tree["cluster"]["engine"] = "plain"
         with pytest.raises(ConfigError, match=r"set cluster.engine to deepspeed"):
+            choose(Config.model_validate(tree), ranks, states, 100.0)
+    if found.name == "plain" and config.model.load_in_4bit:
+        tree["cluster"]["engine"] = "deepspeed"
+        with pytest.raises(ConfigError, match=r"model.load_in_4bit keeps the whole 4-bit model on every rank.*=false"):
             choose(Config.model_validate(tree), ranks, states, 100.0)
