@@ -12,6 +12,7 @@ from dpeer.data.duplicates import near_duplicates
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.schema import DataSet, Record
 from dpeer.data.split import prompt_key
+from dpeer.data.tokenize import response_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,19 +32,22 @@ USES = {
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What a model's files say. rows: of its embedding. positions: that it was made for. ends: ids of its end-of-turn
-    tokens. quantised: method of its `quantization_config`. None: not known, or none."""
+    tokens. quantised: method of its `quantization_config`. media: ids that stand for images or sound. None: not known,
+    or none."""
 
     path: str
     rows: int | None = None
     positions: int | None = None
     ends: frozenset[int] = frozenset()
     quantised: str | None = None
+    media: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """What is to be known of a split's tokens. longest: prompt + response. ends: last tokens of responses. edges:
-    records with pairs of each dimension. dropped, cut: records left out / with a shortened prompt."""
+    records with pairs of each dimension. dropped, cut: records left out / with a shortened prompt. media: index of the
+    record, response or None for its prompt, and id, where one stands for images or sound."""
 
     largest: int = -1
     longest: int = 0
@@ -53,6 +57,7 @@ class Tokens:
     edges: Mapping[str, int] = field(default_factory=dict)
     dropped: int = 0
     cut: int = 0
+    media: tuple[tuple[int, int | None, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,22 @@ class Findings:
 
 
 def tokens(
-    dimensions: Sequence[str], trees: Iterable[TokenTree], unknown: int | None = None, dropped: int = 0, cut: int = 0
+    dimensions: Sequence[str],
+    trees: Iterable[TokenTree],
+    unknown: int | None = None,
+    dropped: int = 0,
+    cut: int = 0,
+    media: frozenset[int] = frozenset(),
 ) -> Tokens:
-    """Tokens of the trees of one split. unknown: id of the tokenizer's unknown token."""
+    """Tokens of the trees of one split. unknown: id of the tokenizer's unknown token. media: ids that stand for images
+    or sound."""
     largest, longest, total, unknowns = -1, 0, 0, 0
     ends: set[int] = set()
     edges: Counter[int] = Counter()
+    seen: list[tuple[int, int | None, int]] = []
     for tree in trees:
-        for ids in (tree.prompt, *tree.responses):
+        for k, ids in enumerate((tree.prompt, *tree.responses), -1):
+            seen += [(tree.index, None if k < 0 else k, i) for i in sorted(media.intersection(ids))]
             largest = max(largest, max(ids, default=-1))
             total += len(ids)
             unknowns += ids.count(unknown) if unknown is not None else 0
@@ -79,7 +92,7 @@ def tokens(
         ends |= {ids[-1] for ids in tree.responses}
         edges.update({d for d, _, _ in tree.edges})
     named = {name: edges[d] for d, name in enumerate(dimensions)}
-    return Tokens(largest, longest, total, unknowns, frozenset(ends), named, dropped, cut)
+    return Tokens(largest, longest, total, unknowns, frozenset(ends), named, dropped, cut, tuple(seen))
 
 
 def facts(
@@ -102,6 +115,7 @@ def facts(
             *_quantised(models),
             *_shared_prompts(splits),
             *_beyond_embedding(counted, tokenizer, models),
+            *_media(splits, counted, tokenizer),
             *_all_unknown(counted, tokenizer),
             *_without_edges(counted, constrained),
             *(overlong if max_tokens else ()),
@@ -145,6 +159,18 @@ def _beyond_embedding(
                 f"the tokenizer writes token id {largest}{written}, the model has {model.rows} embeddings; resize the "
                 "embedding, or take the model's own tokenizer",
             )
+
+
+def _media(
+    splits: Mapping[str, DataSet], counted: Mapping[str, Tokens], tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[Fault]:
+    for name, split in counted.items():
+        for index, response, i in split.media:
+            record = splits[name].records[index]
+            column = "prompt" if response is None else response_name(record, response)
+            written = f" ({str(tokenizer.convert_ids_to_tokens(i))!r})" if tokenizer else ""
+            message = f"token {i}{written} stands for an image or sound, and only text is trained; remove it"
+            yield Fault(record.source, column, message)
 
 
 def _overlong(counted: Mapping[str, Tokens], models: Sequence[ModelFacts], max_tokens: int | None) -> Iterator[Fault]:

@@ -17,11 +17,12 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
 from dpeer.integrity import write_list
-from dpeer.model.lm import DTYPES, add_lora, load_causal_lm, load_lm, load_tokenizer
+from dpeer.model.lm import DTYPES, add_lora, load_causal_lm, load_lm, load_parts, load_tokenizer
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.generation import generation
 from dpeer.training.policy import Policy
 from dpeer.training.samples import spread
+from dpeer.training.whole import complete, locate_adapter
 
 LOOKED_AT = 1_000
 """Records whose ends of turn are taken for all."""
@@ -63,12 +64,17 @@ def _write(config: Config, state: Mapping[str, Tensor], ends: set[int], folder: 
         model = add_lora(model, spec.lora, config.seed)
     missing = model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False).missing_keys
     _refuse_missing(missing, tied=model.config.get_text_config().tie_word_embeddings)
+    part = load_parts(spec.path, spec.revision)
     if spec.lora:
         model.save_pretrained(folder / "adapter")
+        if part:
+            locate_adapter(folder / "adapter", part)
         model = model.merge_and_unload()
     model.config._attn_implementation = "sdpa"
     model.generation_config, notes = generation(spec.path, spec.revision, model.config, ends)
     model.save_pretrained(folder)
+    if part:
+        complete(folder, part, str(dtype).removeprefix("torch."))
     load_tokenizer(spec.path, spec.revision).save_pretrained(folder)
     return notes
 

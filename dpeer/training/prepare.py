@@ -125,8 +125,9 @@ def refuse_unsound(
     """DataError for data on which no step may be taken (`dpeer.data.facts`); returns what is to be told of the rest."""
     if not config.model.reference_is_base:
         same_tokenizer(config, tokenizer)
+    media = frozenset[int]().union(*(model.media for model in models))
     counted = {
-        name: tokens(data.dimensions, data.trees, tokenizer.unk_token_id, data.dropped, data.cut)
+        name: tokens(data.dimensions, data.trees, tokenizer.unk_token_id, data.dropped, data.cut, media)
         for name, data in tokenised.items()
     }
     constrained = config.objective.constrained(tokenised["train"].dimensions)
