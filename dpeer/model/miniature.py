@@ -58,7 +58,8 @@ def _kinds(shape: PretrainedConfig) -> dict[str, list[int]]:
 
 def _shares(shape: PretrainedConfig, layer: int) -> bool:
     """Whether a layer attends to the keys and values of an earlier one."""
-    return layer >= shape.num_hidden_layers - (getattr(shape, SHARED, 0) or 0)
+    count: int = shape.num_hidden_layers
+    return layer >= count - (getattr(shape, SHARED, 0) or 0)
 
 
 def one_of_each_kind(shape: PretrainedConfig) -> list[int]:
