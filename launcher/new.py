@@ -116,12 +116,13 @@ def read(wish: Wish) -> Facts:
     from dpeer.launcher.plan.inputs import model_config
     from dpeer.model.families import refuse_unsupported
     from dpeer.model.lm import load_tokenizer
+    from dpeer.model.towers import text_part
 
     data = load(wish.data, map=wish.map)
     trees, faults = audit(data, load_tokenizer(wish.model))
     if faults:
         raise data_error(wish.data, faults)
-    shape, _ = model_config(Model(path=wish.model), None)
+    shape = text_part(model_config(Model(path=wish.model), None)[0], wish.model)
     refuse_unsupported(shape, wish.model)
     tested = "test" in splits(wish.data)
     heldout = load(wish.data, "test", data.dimensions, wish.map) if tested else None

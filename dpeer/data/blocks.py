@@ -39,13 +39,14 @@ Ints = npt.NDArray[np.int32]
 @dataclass(frozen=True)
 class Options:
     """dimensions: those that are known, in order; None takes the names in the masks, sorted. purposes: what prompts
-    are sorted for (`split.order_key`)."""
+    are sorted for (`split.order_key`). media: ids that stand for images or sound."""
 
     max_tokens: int
     overlong: str
     dimensions: tuple[str, ...] | None
     purposes: tuple[str, ...]
     chat: ChatOptions
+    media: frozenset[int] = frozenset()
 
 
 class Said(NamedTuple):
@@ -79,7 +80,7 @@ class Block(NamedTuple):
 
 class BlockMaker:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Options) -> None:
-        self.audit, self.options = Auditor(tokenizer, options.chat), options
+        self.audit, self.options = Auditor(tokenizer, options.chat, options.media), options
         self.bos, self.unknown = tokenizer.bos_token_id, tokenizer.unk_token_id
 
     def __call__(self, chunk: Chunk | Records) -> Block:

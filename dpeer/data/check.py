@@ -95,7 +95,8 @@ def check(
             errors += faults
             tokens: dict[str, Spread] = {}
             if tokenizer is not None:
-                tokens, faults, counted[name] = _tokens(part, tokenizer)
+                media = model.media if model else frozenset[int]()
+                tokens, faults, counted[name] = _tokens(part, tokenizer, media)
                 errors += faults
             errors += _equal_responses(part)
             warnings += [*_missing_rejects(part), *_repeats(part), *_reversed(part), *_with_prompts(part)]
@@ -144,8 +145,10 @@ def _prompts(data: DataSet) -> dict[str, int]:
     return {d: len(prompts) for d, prompts in asked.items()}
 
 
-def _tokens(data: DataSet, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Spread], tuple[Fault, ...], Tokens]:
-    trees, faults = audit(data, tokenizer)
+def _tokens(
+    data: DataSet, tokenizer: PreTrainedTokenizerBase, media: frozenset[int]
+) -> tuple[dict[str, Spread], tuple[Fault, ...], Tokens]:
+    trees, faults = audit(data, tokenizer, media=media)
     lengths = {
         "prompt tokens": [len(t.prompt) for t in trees],
         "response tokens": [len(r) for t in trees for r in t.responses],

@@ -33,13 +33,15 @@ USES = {
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What a model's files say. rows: of its embedding. positions: that it was made for. ends: ids of its end-of-turn
-    tokens. quantised: method of its `quantization_config`. None: not known, or none."""
+    tokens. quantised: method of its `quantization_config`. media: ids that stand for images or sound. None: not known,
+    or none."""
 
     path: str
     rows: int | None = None
     positions: int | None = None
     ends: frozenset[int] = frozenset()
     quantised: str | None = None
+    media: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

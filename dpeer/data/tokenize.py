@@ -147,10 +147,13 @@ def none_fits(longest: Sequence[int], max_tokens: int, overlong: str) -> DataErr
 
 
 def audit(
-    data: DataSet, tokenizer: PreTrainedTokenizerBase, options: ChatOptions = PLAIN
+    data: DataSet,
+    tokenizer: PreTrainedTokenizerBase,
+    options: ChatOptions = PLAIN,
+    media: frozenset[int] = frozenset(),
 ) -> tuple[tuple[TokenTree, ...], tuple[Fault, ...]]:
     """Token trees of all sound records, without a length limit, and the faults of the others (see `Auditor`)."""
-    found = Auditor(tokenizer, options)(data.records, data.dimensions)
+    found = Auditor(tokenizer, options, media)(data.records, data.dimensions)
     faults = tuple(f for f in found if isinstance(f, Fault))
     return tuple(t for t in found if isinstance(t, TokenTree)), faults
 
@@ -161,12 +164,19 @@ class Auditor:
     Checked for every response: the rendered prompt and its token ids are a prefix of prompt + response; prompt and
     response text come through the template verbatim (outer whitespace apart); no text contains a control token; the
     response ends with an end-of-turn token, the template's or `options.end_of_turn`; BOS is not doubled; no two
-    responses of a record have equal tokens. Of the first records and of every tenth after them: the tokens decode to
-    the rendered text. How a thought comes into a response: `Chat.whole`. Raises DataError without a chat template, and
-    for a tokenizer that garbles any text; ConfigError for an end of turn that is no token.
+    responses of a record have equal tokens; no token stands for an image or sound. Of the first records and of every
+    tenth after them: the tokens decode to the rendered text. How a thought comes into a response: `Chat.whole`. Raises
+    DataError without a chat template, and for a tokenizer that garbles any text; ConfigError for an end of turn that is
+    no token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: ChatOptions = PLAIN) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        options: ChatOptions = PLAIN,
+        media: frozenset[int] = frozenset(),
+    ) -> None:
+        """media: ids that stand for images or sound."""
         if tokenizer.chat_template is None:
             raise DataError(
                 f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so prompt and "
@@ -175,7 +185,7 @@ class Auditor:
             )
         self.tokenizer, self.encode, self.chat = tokenizer, Encoder(tokenizer), Chat(tokenizer, options)
         special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self.control = special | _own_end(self.chat)
+        self.control, self.media = special | _own_end(self.chat), media
 
     def __call__(
         self, records: Sequence[Record], dimensions: tuple[str, ...], first: int = 0
@@ -185,7 +195,7 @@ class Auditor:
         return [found for start, batch in batches for found in self._batch(batch, first + start, dimensions)]
 
     def _batch(self, batch: Sequence[Record], first: int, dimensions: tuple[str, ...]) -> Iterator[TokenTree | Fault]:
-        steps = [_tree(first + i, r, dimensions, self.chat, self.control) for i, r in enumerate(batch)]
+        steps = [_tree(first + i, r, dimensions, self.chat, self.control, self.media) for i, r in enumerate(batch)]
         found: list[Any] = [_advance(step, None) for step in steps]
         asking = [i for i, texts in enumerate(found) if not isinstance(texts, Unsound)]
         with tokenizer_faults(self.tokenizer):
@@ -231,6 +241,7 @@ def _tree(
     dimensions: tuple[str, ...],
     chat: Chat,
     control: dict[str, int],
+    media: frozenset[int],
 ) -> Steps:
     """Yields prompt and prompt + response as texts, is sent their ids, and returns the tree. Raises Unsound."""
     tokenizer, beginnings = chat.tokenizer, {c[0] for c in control}
@@ -262,6 +273,10 @@ def _tree(
             f"{_show(bare, 0, tokenizer)} would be trained as part of the response; give a template that "
             "writes it there as well by model.chat_template",
         )
+    for name, ids in zip(("prompt", *names), (prompt, *responses), strict=True):
+        if seen := media.intersection(ids):
+            token = f"token {min(seen)} ({str(tokenizer.convert_ids_to_tokens(min(seen)))!r})"
+            raise Unsound(name, f"{token} stands for an image or sound, and only text is trained; remove it")
     if is_sampled(index):
         for name, full, text in zip(names, fulls, texts[1:], strict=True):
             try:

@@ -6,21 +6,24 @@ from dataclasses import dataclass
 
 from dpeer.config import Config
 from dpeer.estimate.footprint import count_weights
-from dpeer.model.lm import DTYPES, load_shape
+from dpeer.model.lm import DTYPES, load_shape, towers
 
 ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
+TOWERS = 4  # bytes of their parameters at most: they are copied as they are
 
 
 @dataclass(frozen=True, slots=True)
 class SavedSize:
     """Sizes in bytes. checkpoint: one, all ranks together. export: the exported folder's weights.
-    consolidation: largest use of host memory by rank 0 while it gathers and writes the export."""
+    consolidation: largest use of host memory by rank 0 while it gathers and writes the export. towers: parameters that
+    are not loaded but copied into the export."""
 
     parameters: int
     trained: int
     checkpoint: int
     export: int
     consolidation: int
+    towers: int = 0
 
     def disk(self, keep_checkpoints: int) -> int:
         """Free bytes that a fresh run needs: a checkpoint is written before the oldest goes, an export likewise."""
@@ -34,10 +37,12 @@ def saved_size(config: Config, *, frozen: bool = True) -> SavedSize:
     weights = count_weights(spec, load_shape(spec.path, spec.revision))
     compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
     gathered, written = weights.total * compute, weights.total * exported
+    copied = towers(spec.path, spec.revision)
     return SavedSize(
         parameters=weights.total,
         trained=weights.trained,
         checkpoint=weights.trained * ADAM + frozen * (weights.total - weights.trained) * compute,
-        export=written,
+        export=written + copied * TOWERS,
         consolidation=gathered + written + (written if compute != exported else 0),
+        towers=copied,
     )

@@ -23,7 +23,13 @@ def query_width(shape: PretrainedConfig) -> int:
     latent = getattr(shape, "qk_nope_head_dim", None)  # multi-head latent attention
     if latent is not None:
         return heads * (int(latent) + int(shape.qk_rope_head_dim))
-    return heads * (getattr(shape, "head_dim", None) or int(shape.hidden_size) // heads)
+    return heads * (size_of(shape, "head_dim") or int(shape.hidden_size) // heads)
+
+
+def size_of(shape: PretrainedConfig, field: str, default: int | None = None) -> Any:
+    """A field of a config; where some layers have a value of their own, as in Gemma 4, that of the others."""
+    own = vars(shape)
+    return own[field] if field in own else getattr(shape, field, default)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from dpeer import config
 from dpeer.data.layout import Layout
@@ -29,9 +31,10 @@ from dpeer.errors import ConfigError, DpeerError
 from dpeer.model import flash, kernels, tree_attention
 from dpeer.model.adapters import load_start, refuse_adapter_folder, start_of
 from dpeer.model.balance import refuse_unbalanced
-from dpeer.model.families import expert_count, family_of, own_attention, refuse_unsupported
+from dpeer.model.families import expert_count, family_of, own_attention, refuse_unsupported, size_of
 from dpeer.model.four_bits import four_bits, refuse_four_bits
 from dpeer.model.probe import layout_of
+from dpeer.model.towers import Parts, parts, text_part, tower_parameters
 from dpeer.model.tree_lm import TreeLM
 
 SEQUENCES = "transformers' own, over separate sequences"
@@ -50,20 +53,35 @@ def load_tokenizer(path: str, revision: str | None = None, today: date | None = 
 
 
 def load_shape(path: str, revision: str | None = None) -> PretrainedConfig:
-    """The model's config.json. ConfigError: it cannot be read, or a size in it is none."""
+    """The model's config.json, of a model that sees or hears too its text part. ConfigError: it cannot be read, or a
+    size in it is none."""
     refuse_adapter_folder(path)
-    with hub_errors(path, whole=True):
-        shape = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    text = shape.get_text_config()
+    text = text_part(_read_shape(path, revision), path)
     for name in SIZES:
-        value = getattr(text, name, 1)
+        value = size_of(text, name, 1)
         if value is None and name == "num_key_value_heads":
             continue  # as many as there are heads
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(
                 f"model {path}: config.json has {name} = {value!r}, which must be a whole number above 0."
             )
-    return shape
+    return text
+
+
+def _read_shape(path: str, revision: str | None) -> PretrainedConfig:
+    with hub_errors(path, whole=True):
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def load_parts(path: str, revision: str | None = None) -> Parts | None:
+    """Where the text model is in a checkpoint that has more; None where it is all of it."""
+    with hub_errors(path):
+        return parts(_read_shape(path, revision), path, revision)
+
+
+def towers(path: str, revision: str | None = None) -> int:
+    """Parameters of a checkpoint that are no part of its text model."""
+    return tower_parameters(_read_shape(path, revision))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +114,7 @@ def attention_kernel(spec: config.Model, device: torch.device) -> str:
         return SEQUENCES
     heads = shape.num_attention_heads
     size = family_of(shape).query_width(shape) // heads
-    shared = getattr(shape, "num_key_value_heads", None) or heads
+    shared = size_of(shape, "num_key_value_heads") or heads
     return flash.choose(spec.flash, device, DTYPES[spec.dtype], (heads, shared), size)
 
 
@@ -119,9 +137,13 @@ def load_lm(
     chosen = layout_of(model_config, path, layout)
     kernel = tree_attention.IMPLEMENTATIONS[attention] if chosen == "tree" else own_attention(model_config)
     quantised = {"quantization_config": four_bits(model_config, path, DTYPES[dtype])} if in_4bit else {}
-    with hub_errors(path):
+    if part := load_parts(path, revision):
+        model_config.tie_word_embeddings = model_config.tie_word_embeddings or part.head is None
+    with hub_errors(path), _unreported(part is not None):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
+            config=model_config,
+            key_mapping=part.renamed if part else None,
             revision=revision,
             dtype=DTYPES[dtype],
             attn_implementation=kernel,
@@ -139,6 +161,18 @@ def load_lm(
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
     return model, chosen
+
+
+@contextmanager
+def _unreported(towers: bool) -> Iterator[None]:
+    """Without transformers' report of the tensors that the text part of a checkpoint has no use for."""
+    before = logging.get_verbosity()
+    if towers:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:

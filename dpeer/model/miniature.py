@@ -14,6 +14,7 @@ CHUNK = 16  # recurrences pad each sequence to whole chunks
 LAYERS = 4
 WIDTH = 128
 FEW_EXPERTS = 8
+SHARED = "num_kv_shared_layers"  # the last ones, which have no keys and values of their own
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _CHUNKS = ("mamba_chunk_size", "chunk_size")
 _GROUPS = ("n_group", "topk_group")
@@ -29,6 +30,8 @@ def with_layers(shape: PretrainedConfig, layers: list[int]) -> dict[str, Any]:
     if own := fields.get("per_layer_config"):  # of some layers, by their number
         by_number = {int(k): v for k, v in own.items()}
         cut["per_layer_config"] = {new: by_number[old] for new, old in enumerate(layers) if old in by_number}
+    if fields.get(SHARED):
+        cut[SHARED] = sum(_shares(shape, i) for i in layers)
     return fields | cut
 
 
@@ -37,7 +40,8 @@ def alike(shape: PretrainedConfig, count: int) -> list[int]:
     of_kind = _kinds(shape)
     if count >= shape.num_hidden_layers:
         return list(range(shape.num_hidden_layers))
-    most = max(of_kind.values(), key=len)
+    own = [layers for layers in of_kind.values() if not _shares(shape, layers[0])]
+    most = max(own or of_kind.values(), key=len)
     return [*most, *(i for i in range(shape.num_hidden_layers) if i not in most)][:count]
 
 
@@ -48,8 +52,14 @@ def _kinds(shape: PretrainedConfig) -> dict[str, list[int]]:
     own = {int(k): v for k, v in (fields.get("per_layer_config") or {}).items()}
     kinds: dict[str, list[int]] = {}
     for i in range(count):
-        kinds.setdefault(repr([own.get(i), *(v[i] for v in lists)]), []).append(i)
+        kinds.setdefault(repr([_shares(shape, i), own.get(i), *(v[i] for v in lists)]), []).append(i)
     return kinds
+
+
+def _shares(shape: PretrainedConfig, layer: int) -> bool:
+    """Whether a layer attends to the keys and values of an earlier one."""
+    count: int = shape.num_hidden_layers
+    return layer >= count - (getattr(shape, SHARED, 0) or 0)
 
 
 def one_of_each_kind(shape: PretrainedConfig) -> list[int]:

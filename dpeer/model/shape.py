@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from dpeer.data.facts import ModelFacts
 from dpeer.errors import ConfigError
 from dpeer.model.adapters import refuse_adapter_folder
 
+MEDIA = re.compile("(?!(bos|eos|pad|unk|sep|cls|mask|decoder_start)_).+_token_(id|index)")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 
 
@@ -31,7 +33,18 @@ def model_facts(path: str, revision: str | None = None) -> ModelFacts | None:
     inner = fields.get("text_config")
     text = fields | inner if isinstance(inner, dict) else fields
     rows = [n for n in (_whole(text.get("vocab_size")), _rows(Path(path))) if n]
-    return ModelFacts(path, min(rows, default=None), positions(text), _ends(path, text), _quantised(fields))
+    media = _media(fields) if isinstance(inner, dict) else frozenset[int]()
+    return ModelFacts(path, min(rows, default=None), positions(text), _ends(path, text), _quantised(fields), media)
+
+
+def _media(fields: Mapping[str, Any]) -> frozenset[int]:
+    """Ids that stand for images or sound: of all tokens that the config names, those that are not the text's own."""
+    try:
+        every = AutoConfig.for_model(**fields).to_dict() | dict(fields)  # what the file leaves away has a default
+    except (ValueError, TypeError, KeyError, AttributeError):
+        every = dict(fields)
+    found = (MEDIA.fullmatch(key) and _whole(value) for key, value in every.items())
+    return frozenset(i for i in found if i)
 
 
 def positions(fields: Mapping[str, Any]) -> int | None:

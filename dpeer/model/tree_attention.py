@@ -4,7 +4,7 @@ Every segment (a prompt, a response) is one variable-length query; a response's 
 bottom-right aligned causal mask that is exactly the attention of separate sequences, so a prompt and a golden response
 are computed once however many preferences they serve. On CUDA in half precision the kernel is FlashAttention's
 variable-length one (through torch), over copies of the prompts' keys and values per response (`gather`) or without
-(`cascade`); elsewhere it is SDPA, segment by segment.
+(`cascade`); elsewhere, and for heads too large for that kernel, it is SDPA, segment by segment.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dpeer.model.cascade import TorchFlash, cascade
 
 NAME = "tree"  # a name with "flash" in it would make transformers look for a flash package
 IMPLEMENTATIONS = {"gather": NAME, "cascade": "tree_cascade"}  # by model.attention
+LARGEST_HEAD = 256  # of FlashAttention
 _IGNORED = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache"}
 
 
@@ -53,7 +54,7 @@ def tree_attention(
             f"{'given' if tree is not None else None}, mask={'given' if attention_mask is not None else None}, "
             f"dropout={dropout}, batch={query.shape[0]}, options={extra}"
         )
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= LARGEST_HEAD:
         if gather or sliding_window is not None:
             return varlen_attention(query, key, value, tree, scaling, sliding_window), None
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]

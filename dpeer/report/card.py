@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,12 +59,22 @@ def model_card(run_dir: Path) -> str:
         recipe=list(_recipe(run)),
         certificate=run.certificate,
         interval=interval,
+        loader=_loader(run_dir / "export" / "config.json"),
     )  # fmt: skip
 
 
 def is_hub_id(name: str) -> bool:
     """True for "owner/name" that is neither a data file nor a path on this machine."""
     return bool(HUB_ID.fullmatch(name)) and not name.endswith(DATA_FILES) and not Path(name).exists()
+
+
+def _loader(config: Path) -> str:
+    """transformers' class for the exported model: of one that sees or hears, not the one for text alone."""
+    try:
+        whole = "text_config" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        whole = False
+    return "AutoModelForImageTextToText" if whole else "AutoModelForCausalLM"
 
 
 def _public_name(name: str) -> str:

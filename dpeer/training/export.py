@@ -17,12 +17,13 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
 from dpeer.integrity import write_list
-from dpeer.model.lm import DTYPES, add_lora, load_lm
+from dpeer.model.lm import DTYPES, add_lora, load_lm, load_parts
 from dpeer.model.tree_lm import TreeLM
 from dpeer.model.words import exported
 from dpeer.training.generation import generation, unstopped
 from dpeer.training.policy import Policy
 from dpeer.training.samples import spread
+from dpeer.training.whole import complete, locate_adapter
 
 LOOKED_AT = 1_000
 """Records whose ends of turn are taken for all."""
@@ -94,13 +95,18 @@ def _rebuilt(config: Config, state: Mapping[str, Tensor]) -> TreeLM:
 def _write(config: Config, lm: TreeLM, ends: set[int], folder: Path, adapter: bool) -> list[str]:
     spec, notes = config.model, list[str]()
     model: Any = lm.model
+    part = load_parts(spec.path, spec.revision)
     if spec.lora:
-        model.save_pretrained(folder if adapter else folder / "adapter")
+        model.save_pretrained(own := folder if adapter else folder / "adapter")
+        if part:
+            locate_adapter(own, part)
     if not adapter:
         model = model.merge_and_unload() if spec.lora else model
         model.config._attn_implementation = "sdpa"
         model.generation_config, notes = generation(spec.path, spec.revision, model.config, ends)
         model.save_pretrained(folder)
+        if part:
+            complete(folder, part, spec.export_dtype)
     return notes
 
 

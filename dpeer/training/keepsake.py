@@ -28,7 +28,6 @@ def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
     kept = manifest.get(KEY)
     if not kept:
         return None
-    spec = config.model
     facts = {
         "method": METHOD,
         "data": manifest["data"],

@@ -88,7 +88,8 @@ def prepare(config: Config, *, whole: bool = False) -> Prepared:
     them with their checksums; for the one process that comes before the ranks."""
     models = model_facts_of(config)
     tokenizer = tokenizer_of(config)
-    store = tokens(config, tokenizer, whole=whole)
+    media = frozenset[int]().union(*(model.media for model in models))
+    store = tokens(config, tokenizer, media, whole=whole)
     found = {name: store.split(name) for name in store.state["splits"]}
     told = refuse_unsound(config, store, tokenizer, models)
     if config.follows_split:

@@ -98,19 +98,21 @@ def refuse_empty(config: Config, part: Part, carved: int, records: int) -> None:
         )
 
 
-def tokens(config: Config, tokenizer: PreTrainedTokenizerBase, *, whole: bool = False) -> Store:
+def tokens(
+    config: Config, tokenizer: PreTrainedTokenizerBase, media: frozenset[int] = frozenset(), *, whole: bool = False
+) -> Store:
     """The store of a recipe's records; it is made where there is none, or a damaged one. `whole`: compare all of it
     with its checksums. Raises DataError as `load` and `tokenize` do."""
     place, wanted = place_of(config.output_dir), parts(config)
     try:
-        folder = place / _key(config, wanted, tokenizer, place)
+        folder = place / _key(config, wanted, tokenizer, media, place)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     with suppress(Damaged):  # told and made good below, by one process
         if store := open_store(folder, whole=whole):
             return store
     try:
-        return _made(config, wanted, tokenizer, folder, whole)
+        return _made(config, wanted, tokenizer, media, folder, whole)
     except (OSError, Damaged) as error:
         fault = disk_fault(error)
         says = f"{place} {remedy(fault)}" if fault else str(error)
@@ -120,7 +122,14 @@ def tokens(config: Config, tokenizer: PreTrainedTokenizerBase, *, whole: bool = 
         ) from error
 
 
-def _made(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase, folder: Path, whole: bool) -> Store:
+def _made(
+    config: Config,
+    wanted: list[Part],
+    tokenizer: PreTrainedTokenizerBase,
+    media: frozenset[int],
+    folder: Path,
+    whole: bool,
+) -> Store:
     with alone(folder) as held:
         try:
             if store := open_store(folder, whole=whole):
@@ -132,7 +141,7 @@ def _made(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase
         loaded: dict[str, DataSet] = {}
         while not folder.is_dir():
             with temporary(folder) as made, suppress(_Again):
-                _write(config, wanted, tokenizer, made, loaded)
+                _write(config, wanted, tokenizer, media, made, loaded)
                 try:
                     os.rename(made, folder)
                 except OSError:
@@ -151,6 +160,7 @@ def _write(
     config: Config,
     wanted: list[Part],
     tokenizer: PreTrainedTokenizerBase,
+    media: frozenset[int],
     folder: Path,
     loaded: dict[str, DataSet],
 ) -> None:
@@ -169,7 +179,7 @@ def _write(
         seen = _Seen(part, dimensions, loaded)
         first_part = part.name == "train"
         options = Options(
-            spec.max_tokens, spec.overlong, seen.order, purposes if first_part else (), options_of(config)
+            spec.max_tokens, spec.overlong, seen.order, purposes if first_part else (), options_of(config), media
         )
         kept: list[tuple[Order, ...]] = []
         with suppress(Unreadable):
@@ -298,12 +308,14 @@ def _meaning(source: Source, own: bool, said: list[Said]) -> Meaning:
     return meaning(source, columns, "", own, lambda _: said[0].meaning.talks)
 
 
-def _key(config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase, place: Path) -> str:
+def _key(
+    config: Config, wanted: list[Part], tokenizer: PreTrainedTokenizerBase, media: frozenset[int], place: Path
+) -> str:
     """Everything on which the tokens, and what is told of them, depend."""
     spec = config.data
     content = [[p.name, p.share, p.split, p.own, [_source(s, p.split, place) for s in p.sources]] for p in wanted]
     chat = options_of(config)
-    asked = [dict(chat.kwargs), chat.end_of_turn, chat.reasoning]
+    asked = [dict(chat.kwargs), chat.end_of_turn, chat.reasoning, sorted(media)]
     key = [FORMAT, dpeer.__version__, _tokenizer_hash(tokenizer), asked, content, spec.max_tokens, spec.overlong]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 

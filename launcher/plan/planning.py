@@ -32,6 +32,7 @@ from dpeer.launcher.recipe import RECIPES
 from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
 from dpeer.model.probe import layout_of
+from dpeer.model.towers import text_part, tower_parameters
 from dpeer.training.choice import TRAINED, Choice, choose, plain_reference
 from dpeer.training.engine import model_settings
 
@@ -89,6 +90,8 @@ class Plan:
     reference: Time | None
     """Time to compute the reference once; None when that is part of the steps or not needed."""
     sources: tuple[str, ...]
+    towers: int = 0
+    """Parameters beside the text part of a model that sees or hears: frozen, not loaded."""
 
     @property
     def usable(self) -> float:
@@ -125,7 +128,8 @@ def make_plan(request: Request) -> Plan:
     """Everything that `dpeer plan` shows. Raises ConfigError / DataError for what cannot be planned."""
     config = load_config(request.recipe, request.overrides, shipped=RECIPES)
     card = _card(request)
-    shape, source = model_config(config.model, request.model_config)
+    everything, source = model_config(config.model, request.model_config)
+    shape = text_part(everything, config.model.path)
     refuse_unsupported(shape, config.model.path)
     ranks, reference_ranks = _ranks(config, request)
     layout = layout_of(shape, config.model.path, config.model.layout)
@@ -170,6 +174,7 @@ def make_plan(request: Request) -> Plan:
         break_even=break_even(time, batch),
         reference=reference_time(config, weights, lengths.lengths, ranks, machine) if cached else None,
         sources=(f"model: {source}", f"data: {lengths.source}"),
+        towers=tower_parameters(everything),
     )
 
 

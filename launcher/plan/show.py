@@ -23,7 +23,9 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
     trained = "all trained" if w.trained == w.total else f"{_count(w.trained)} trained"
     console.print(
         f"[bold]{markup(plan.config.name)}[/]  {markup(plan.config.model.path)}, "
-        f"{_count(w.total)} parameters, {trained}\n"
+        f"{_count(w.total)} parameters, {trained}"
+        + (f"; {_count(plan.towers)} of towers frozen, not loaded" if plan.towers else "")
+        + "\n"
         f"{request.nodes} x {request.gpus} {plan.gpu.name}, {plan.gpu.memory_gib:g} GiB each; "
         f"{plan.ranks} policy ranks"
         + (f" + {plan.reference_ranks} reference ranks" if plan.reference_ranks else "")
@@ -274,7 +276,7 @@ def as_data(plan: Plan, cells: int, price: float | None, fixes: tuple[Remedy, ..
         "engine": plan.engine.name,
         "fits": plan.fits_gpu and plan.fits_host,
         "cluster": {"nodes": plan.request.nodes, "gpus": plan.request.gpus, "gpu": plan.gpu.name, "ranks": plan.ranks},
-        "parameters": {"total": plan.weights.total, "trained": plan.weights.trained},
+        "parameters": {"total": plan.weights.total, "trained": plan.weights.trained, "towers": plan.towers},
         "zero3": {
             "max_live_parameters": plan.zero.max_live,
             "max_reuse_distance": plan.zero.reuse_distance,

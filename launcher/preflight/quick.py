@@ -160,7 +160,9 @@ def _size(config: Config, memory: float, sizes: list[SavedSize]) -> str:
 
     engine = one_choice(config, config.cluster.policy_workers, memory).name
     sizes.append(saved_size(config, frozen=engine == "deepspeed"))
-    return f"{sizes[0].parameters / 1e6:,.1f} M parameters, {sizes[0].trained / 1e6:,.1f} M trained"
+    size = sizes[0]
+    frozen = f"; {size.towers / 1e6:,.1f} M of towers frozen, not loaded" if size.towers else ""
+    return f"{size.parameters / 1e6:,.1f} M parameters, {size.trained / 1e6:,.1f} M trained{frozen}"
 
 
 def bytes_in(folder: Path) -> int:

@@ -24,6 +24,7 @@ from dpeer.config_io import load_config
 from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
 from dpeer.training.prepare import prepare
+from tests.multimodal import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOLERANCE = 1e-5
@@ -54,7 +55,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """An architecture with experts, and two that run as separate sequences: attention sinks, a recurrent state."""
-OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in FAMILIES]
+SEEING = "seeing"
+"""Gemma 3 as a model that sees: its text part is trained."""
+OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in (*FAMILIES, SEEING)]
 OTHERS += [f"{name}lora:model.path={{folder}}/{name},{LORA},cluster.engine=auto" for name in ("moe", "delta")]
 SCENARIOS = {
     1: [
@@ -93,6 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (family, options) in FAMILIES.items():
         texts = [r.responses[0].text for r in world.train.records]
         tiny_model(path / name, family, 1, vocab=400, texts=texts, **options)
+    tiny(path / SEEING, "gemma3", 400, [r.responses[0].text for r in world.train.records])
     (path / "recipe.yaml").write_text(RECIPE.format(folder=path))
     return path
 
@@ -174,7 +178,7 @@ def test_lora_gradients_do_not_depend_on_ranks(result: Callable[[int, str], Resu
     assert error < TOLERANCE and within(ledger_gaps(found, expected))
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "moelora", "deltalora"])
+@pytest.mark.parametrize("name", [*FAMILIES, SEEING, "moelora", "deltalora"])
 def test_other_architectures_do_not_depend_on_ranks(result: Callable[[int, str], Result], name: str) -> None:
     """ZeRO-3 on two ranks against one rank that holds all; what they export loads and answers."""
     (found, grads), (expected, reference) = result(2, name), result(1, name)
@@ -186,7 +190,7 @@ def test_other_architectures_do_not_depend_on_ranks(result: Callable[[int, str],
     assert error < TOLERANCE and gaps["step 1"] < TOLERANCE and gaps["later"] < 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "moelora", "deltalora"])
+@pytest.mark.parametrize("name", [*FAMILIES, SEEING, "moelora", "deltalora"])
 def test_other_architectures_are_exported(folder: Path, result: Callable[[int, str], Result], name: str) -> None:
     result(2, name)
     export = folder / "2" / f"{name}-export"
@@ -195,6 +199,10 @@ def test_other_architectures_are_exported(folder: Path, result: Callable[[int, s
     ids = torch.tensor([[5, 6, 7]])
     assert not torch.equal(model(ids).logits, base(ids).logits)
     assert model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 6)
+    towers = [n for n, _ in base.named_parameters() if "vision" in n or "projector" in n]
+    assert bool(towers) == (name == SEEING) and all(
+        torch.equal(model.state_dict()[n], base.state_dict()[n]) for n in towers
+    )
 
 
 def oracle(folder: Path, primary: str) -> tuple[float, dict[str, torch.Tensor], list[torch.Tensor]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dpeer.config_io import load_config
@@ -13,6 +16,7 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.estimate.throughput import batching, break_even
 from dpeer.launcher.cli import app
 from dpeer.launcher.plan.planning import Request, make_plan
+from dpeer.launcher.plan.show import as_data, show
 from dpeer.launcher.recipe import RECIPES, recipe_names
 from dpeer.model.flops import Lengths
 
@@ -97,6 +101,29 @@ def test_sweep_shares_one_reference() -> None:
     assert reference > 0
     assert made.gpu_hours(1)[0] == pytest.approx(run + reference)
     assert made.gpu_hours(10)[0] == pytest.approx(10 * run + reference)
+
+
+def test_towers_are_shown_as_frozen(tmp_path: Path) -> None:
+    """Gemma 3 4B, counted by hand."""
+    text = {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
+    }  # fmt: skip
+    eyes = {
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+        "num_attention_heads": 16, "image_size": 896, "patch_size": 14, "vision_use_head": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": eyes})
+    )
+    layer = 2560 * 256 * (8 + 4 + 4 + 8) + 3 * 2560 * 10240 + 4 * 2560 + 2 * 256
+    seen = 4 * (1152 * 1152 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152
+    towers = 27 * seen + 3 * 14 * 14 * 1152 + 1152 + 64 * 64 * 1152 + 2 * 1152 + 1152 * 2560 + 1152
+    made = make_plan(Request(RECIPES / "llama3_8b.yaml", (), 1, 8, "h200", model_config=tmp_path / "config.json"))
+    assert made.weights.total == made.weights.trained == 34 * layer + 2560 + 262208 * 2560 and made.towers == towers
+    assert as_data(made, 1, None, ())["parameters"]["towers"] == towers
+    show(made, console := Console(file=StringIO(), width=200), 1, None)
+    assert "3.88B parameters, all trained; 420M of towers frozen, not loaded" in console.file.getvalue()  # type: ignore
 
 
 def test_traffic_and_break_even_by_hand() -> None:

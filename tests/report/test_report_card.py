@@ -45,6 +45,17 @@ def test_card_of_a_certified_run(make_run):
     assert "1,331" in body and "cd" * 32 in body and "AutoModelForCausalLM.from_pretrained" in body
 
 
+def test_card_of_a_model_that_sees(make_run):
+    folder = make_run()
+    (folder / "export").mkdir(exist_ok=True)
+    (folder / "export" / "config.json").write_text('{"text_config": {}}')
+    _, body = parts(model_card(folder))
+    assert "model = AutoModelForImageTextToText.from_pretrained(folder)" in body and "Only its text part" in body
+    (folder / "export" / "config.json").write_text("{}")
+    _, body = parts(model_card(folder))
+    assert "model = AutoModelForCausalLM.from_pretrained(folder)" in body and "Only its text part" not in body
+
+
 def test_card_says_which_checkpoint_it_is_about(make_run, amend):
     folder = make_run(watched=True)
     training = {"steps": 200, "records_per_step": 32, "keep": "best", "stop_when": "certified"}

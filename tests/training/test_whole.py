@@ -1,0 +1,129 @@
+"""The export of a trained text part is the whole checkpoint again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from dpeer.config import Config
+from dpeer.errors import CheckpointError, DataError
+from dpeer.model import probe
+from dpeer.model.towers import INDEX, Parts
+from dpeer.training import world
+from dpeer.training.export import export
+from dpeer.training.policy import Policy
+from dpeer.training.prepare import prepare
+from dpeer.training.whole import complete
+from tests.multimodal import tiny
+
+IDS = torch.tensor([[5, 60, 7, 80, 9]])
+
+
+def row(i: int) -> dict[str, object]:
+    responses = [{"text": f"Boat {i} can wait.", "fails": []}, {"text": "Sure!" * (i + 1), "fails": ["A"]}]
+    return {"prompt": f"Shall I paint boat {i} now?", "mask": ["A"], "responses": responses}
+
+
+def recipe(folder: Path, **model: Any) -> Config:
+    (folder / "d.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(5)))
+    return Config.model_validate(
+        {
+            "name": "x",
+            "model": {"path": str(folder / "model"), "dtype": "fp32", "export_dtype": "fp32"} | model,
+            "data": {"train": str(folder / "d.jsonl"), "heldout": "none", "dual": "none", "max_tokens": 200},
+            "objective": {"kind": "sft"},
+            "training": {"steps": 2, "records_per_step": 2, "optimizer": {"lr": 0.01}},
+            "cluster": {"engine": "plain", "reference": "colocated"},
+        }
+    )
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as stored:
+            found |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    return found
+
+
+def whole(folder: Path) -> Any:
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "shard"),
+    [
+        ("gemma3", {"export_dtype": "bf16"}, "50KB"),
+        ("gemma3", {"lora": {"rank": 2, "targets": ["q_proj", "down_proj"]}}, "1GB"),
+        ("gemma4", {}, "1GB"),
+        ("qwen3_5_moe", {"layout": "sequences", "lora": {"rank": 2}}, "50KB"),
+    ],
+)
+def test_towers_go_through_bit_by_bit(
+    here: world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], shard: str
+) -> None:
+    monkeypatch.setattr(probe, "exactness", lambda *_: probe.Exactness(0.0, 0.0, ""))
+    base = tiny(tmp_path / "model", kind, shard=shard)
+    (base / "preprocessor_config.json").write_text('{"size": 28}')
+    config = recipe(tmp_path, **options)
+    policy = Policy(config, prepare(config), here)
+    policy.train_step(None)
+    export(policy, tmp_path / "export")
+    tree = policy.data.trees[0]
+    expected = policy.score([tree])[0]
+    before, after = tensors(base), tensors(tmp_path / "export")
+    assert before.keys() == after.keys()
+    towers = [n for n in before if "language_model" not in n and "lm_head" not in n]
+    assert towers and all(before[n].dtype == after[n].dtype and torch.equal(before[n], after[n]) for n in towers)
+    assert any(not torch.equal(before[n].float(), after[n].float()) for n in before.keys() - set(towers))
+    assert (tmp_path / "export" / "preprocessor_config.json").read_text() == '{"size": 28}'
+    index = json.loads((tmp_path / "export" / INDEX).read_text())
+    assert index["weight_map"].keys() == after.keys()
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
+
+    model = whole(tmp_path / "export")
+    assert str(model.dtype).removeprefix("torch.") == ("bfloat16" if "export_dtype" in options else "float32")
+    for response, value in zip(tree.responses, expected, strict=True):
+        with torch.no_grad():
+            table = model(torch.tensor([tree.prompt + response])).logits[0, len(tree.prompt) - 1 : -1].float()
+        found = table.log_softmax(-1)[range(len(response)), list(response)].sum().item()
+        assert found == pytest.approx(value, rel=2e-2 if "export_dtype" in options else 1e-5)
+    assert model.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 8)
+    AutoTokenizer.from_pretrained(tmp_path / "export")
+    if "lora" in options:
+        adapted = PeftModel.from_pretrained(whole(base), tmp_path / "export" / "adapter")
+        assert not [n for n, _ in adapted.named_parameters() if "lora_" in n and ("vision" in n or "visual" in n)]
+        with torch.no_grad():
+            assert (adapted(IDS).logits - model(IDS).logits).abs().max() < 1e-3
+    policy.close()
+
+
+def test_a_text_part_under_other_names_is_not_written(tmp_path: Path) -> None:
+    tiny(tmp_path, "gemma3")
+    parts = Parts("some/model", None, None, {"a": "b.safetensors"}, "a.", None, "model.")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"weights of the text part have no place in some/model, among them lang"):
+        complete(tmp_path, parts, "float32")
+
+
+def test_tokens_of_images_in_texts_are_refused_with_their_row(tmp_path: Path) -> None:
+    """A token of no special kind in the tokenizer, which the config says stands for an image."""
+    tiny(tmp_path / "model", "gemma3")
+    config = recipe(tmp_path)
+    text = AutoTokenizer.from_pretrained(tmp_path / "model").decode([70])
+    fields = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(fields | {"image_token_index": 70}))
+    rows = [row(i) for i in range(3)]
+    rows[1]["responses"][1]["text"] = f"x {text} x"  # type: ignore[index]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    place = rf"d\.jsonl:2, column response 2 \(fails A\): token 70 \('{text}'\) stands for an image or sound"
+    with pytest.raises(DataError, match=place):
+        prepare(config)
