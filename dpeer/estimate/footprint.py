@@ -165,7 +165,7 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
     model = _model(spec, shape, layers, layout)
     lm = TreeLM(model.train(), spec.head_chunk, layout)
     pack = pack.to("meta")
-    indices = [x for x in tree_leaves((pack.varlen(), pack.parts())) if isinstance(x, Tensor)]
+    indices = [x for x in tree_leaves((pack.varlen(), pack.parts(), pack.states())) if isinstance(x, Tensor)]
     parameter: Any
     for parameter in lm.parameters():  # as ZeRO-3 does: reduced and released as soon as it is there
         if parameter.requires_grad:

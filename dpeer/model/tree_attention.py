@@ -24,7 +24,7 @@ from dpeer.model.cascade import TorchFlash, cascade
 
 NAME = "tree"  # a name with "flash" in it would make transformers look for a flash package
 IMPLEMENTATIONS = {"gather": NAME, "cascade": "tree_cascade"}  # by model.attention
-_IGNORED = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache"}
+_IGNORED = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache", "seq_idx"}
 
 
 def tree_attention(

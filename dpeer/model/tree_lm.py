@@ -11,6 +11,7 @@ from dpeer.data.layout import Layout, sequences
 from dpeer.data.packing import Pack
 from dpeer.model.families import backbone, causal_lm, logits_shape
 from dpeer.model.logprob import PLAIN, Chunk, Shape, response_sums, token_logprobs
+from dpeer.model.state import hand_over
 
 
 class Head(nn.Module):
@@ -40,6 +41,8 @@ class TreeLM(nn.Module):
         super().__init__()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self.layout = layout
+        if layout == "tree":
+            hand_over(model)
         causal = causal_lm(model)
         self._backbone = [backbone(model)]
         self.head = Head(causal.get_output_embeddings(), head_chunk, logits_shape(causal.config.get_text_config()))
@@ -63,7 +66,12 @@ class TreeLM(nn.Module):
             states: Tensor = self._backbone[0](input_ids=ids, use_cache=False).last_hidden_state
             return states.flatten(0, 1)[rows]
         states = self._backbone[0](
-            input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, use_cache=False, tree=pack
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            attention_mask=None,
+            use_cache=False,
+            tree=pack,
+            seq_idx=pack,  # the one keyword that some convolutions are handed
         ).last_hidden_state[0]
         return states[pack.rows]
 
