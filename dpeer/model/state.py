@@ -86,7 +86,7 @@ def _batches(tokens: Tensor, place: Tensor, sizes: tuple[tuple[int, int], ...]) 
     neither direction: sums are deterministic."""
     counts = [rows * longest for rows, longest in sizes]
     padded = tokens.new_zeros(sum(counts), *tokens.shape[1:]).index_copy_(0, place, tokens)
-    return [x.unflatten(0, size) for x, size in zip(torch.split(padded, counts), sizes, strict=True)]
+    return [x.view(*size, *tokens.shape[1:]) for x, size in zip(torch.split(padded, counts), sizes, strict=True)]
 
 
 def _tree(options: dict[str, Any]) -> tuple[Pack | None, dict[str, Any]]:
