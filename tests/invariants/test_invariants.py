@@ -53,7 +53,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
     ),
 }  # fmt: skip
-"""An architecture with experts, and two that run as separate sequences: attention sinks, a recurrent state."""
+"""Architectures with experts, with attention sinks, with a recurrent state."""
 OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in FAMILIES]
 OTHERS += [f"{name}lora:model.path={{folder}}/{name},{LORA},cluster.engine=auto" for name in ("moe", "delta")]
 SCENARIOS = {

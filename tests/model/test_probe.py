@@ -26,7 +26,7 @@ TREES = [
     "ministral3", "glm", "glm4", "hunyuan_v1_dense", "exaone4", "ernie4_5", "apertus", "arcee", "starcoder2",
     "helium", "granite", "cohere", "cohere2", "gemma4_text", "seed_oss", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe",
     "glm4_moe", "glm4_moe_lite", "minimax_m2", "deepseek_v3", "granitemoe", "exaone_moe", "hunyuan_v1_moe",
-    "ernie4_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2_moe", "gpt_oss",
+    "ernie4_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid", "lfm2", "gpt_oss",
 ]  # fmt: skip
 SEQUENCES = [
     "gemma2", "nemotron", "stablelm", "llama4_text", "falcon_h1", "granitemoehybrid",
