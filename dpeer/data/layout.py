@@ -1,7 +1,7 @@
 """How the tokens of records reach a model: as trees, each prompt once, or as separate sequences beside each other.
 
-A model that keeps a state across positions (linear attention, convolutions) or whose attention tree attention does not
-compute runs as separate sequences, padded at the right: exact for every causal model, and dearer, as each response
+A model that keeps a state across positions which nothing hands over, or whose attention tree attention does not
+compute, runs as separate sequences, padded at the right: exact for every causal model, and dearer, as each response
 brings its prompt along.
 """
 

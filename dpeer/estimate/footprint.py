@@ -35,7 +35,15 @@ from dpeer.data.layout import Layout, cost
 from dpeer.data.packing import Lengths, Pack, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.model.cascade import cascade
-from dpeer.model.families import backbone, causal_lm, family_of, idle_parameters, own_attention
+from dpeer.model.families import (
+    attending_layers,
+    backbone,
+    causal_lm,
+    family_of,
+    idle_parameters,
+    own_attention,
+    state_size,
+)
 from dpeer.model.lm import DTYPES, add_lora
 from dpeer.model.logprob import chunk_rows
 from dpeer.model.miniature import alike, with_layers
@@ -64,6 +72,10 @@ class Weights:
     """Heads x head size: width of the queries."""
     idle: int = 0
     """Parameters of experts that a token does not meet."""
+    attending: int = 0
+    """Layers whose tokens attend to others."""
+    state: int = 0
+    """Elements of the recurrent states of all layers."""
 
     @property
     def total(self) -> int:
@@ -115,6 +127,8 @@ def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
         vocabulary=head.shape[0],
         idle=idle_parameters(shape, (p.shape for p in model.parameters())),
         attention_width=family.query_width(shape),
+        attending=attending_layers(shape),
+        state=state_size(shape),
     )
 
 
@@ -165,7 +179,7 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
     model = _model(spec, shape, layers, layout)
     lm = TreeLM(model.train(), spec.head_chunk, layout)
     pack = pack.to("meta")
-    indices = [x for x in tree_leaves((pack.varlen(), pack.parts())) if isinstance(x, Tensor)]
+    indices = [x for x in tree_leaves((pack.varlen(), pack.parts(), pack.states())) if isinstance(x, Tensor)]
     parameter: Any
     for parameter in lm.parameters():  # as ZeRO-3 does: reduced and released as soon as it is there
         if parameter.requires_grad:

@@ -109,6 +109,26 @@ def idle_parameters(shape: PretrainedConfig, parameters: Iterable[Sequence[int]]
     return fused * (experts - chosen) // experts
 
 
+def attending_layers(shape: PretrainedConfig) -> int:
+    """Layers in which tokens attend to others."""
+    return int(shape.num_hidden_layers) - sum(kind in _WITHOUT_ATTENTION for kind in _layer_types(shape))
+
+
+def state_size(shape: PretrainedConfig) -> int:
+    """Elements of the recurrent states of all layers with a delta rule: heads x key size x value size."""
+    sizes = [getattr(shape, f"linear_{k}", None) for k in ("num_value_heads", "key_head_dim", "value_head_dim")]
+    layers = sum(kind == "linear_attention" for kind in _layer_types(shape))
+    return layers * math.prod(map(int, sizes)) if layers and all(sizes) else 0
+
+
+_WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")
+
+
+def _layer_types(shape: PretrainedConfig) -> list[str]:
+    kinds = getattr(shape, "layer_types", None) or []
+    return kinds if len(kinds) == shape.num_hidden_layers else []
+
+
 def own_attention(shape: PretrainedConfig) -> str | None:
     """transformers' attention for a model that runs as separate sequences; None: its default for this model."""
     return "eager" if getattr(shape, "attn_logit_softcapping", None) else None  # others leave the cap out

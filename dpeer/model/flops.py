@@ -73,6 +73,15 @@ class Counts(Protocol):
     def tied(self) -> bool: ...
     @property
     def attention_width(self) -> int: ...
+    @property
+    def attending(self) -> int:
+        """Layers whose tokens attend to others."""
+        ...
+
+    @property
+    def state(self) -> int:
+        """Elements of the recurrent states of all layers."""
+        ...
 
 
 def forward_flops(weights: Counts, records: Sequence[Lengths]) -> tuple[float, float]:
@@ -80,7 +89,9 @@ def forward_flops(weights: Counts, records: Sequence[Lengths]) -> tuple[float, f
     blocks = weights.total - weights.idle - weights.embedding - (0 if weights.tied else weights.head)
     tokens, attended = sum(r.tokens for r in records), sum(r.attended for r in records)
     rows = sum(sum(r.responses) for r in records)
-    return 2 * blocks * tokens + 4 * weights.layers * weights.attention_width * attended, 2 * weights.head * rows
+    recurrent = 3 * 2 * weights.state * tokens  # what a key recalls, what is written for it, what a query reads
+    attention = 4 * weights.attending * weights.attention_width * attended
+    return 2 * blocks * tokens + attention + recurrent, 2 * weights.head * rows
 
 
 def model_flops(model: Model, weights: Counts, records: Sequence[Lengths]) -> float:

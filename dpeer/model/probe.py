@@ -37,7 +37,7 @@ SHAPES = ((23, 9, 1, 20), (5, 19, 2), (1, 6, 6))
 """Tokens of prompt and responses of the records tried: longer than the windows, and of one token."""
 LARGEST = 1e8
 """Parameters of a model that is tried."""
-VERSION = 1
+VERSION = 2
 LAYOUTS = {"tree": "trees", "sequences": "separate sequences"}
 
 
@@ -162,11 +162,14 @@ def _build(small: PretrainedConfig, attention: str | None) -> PreTrainedModel:
 
 @torch.no_grad()
 def _waken(model: PreTrainedModel) -> None:
-    """Weights with which every part matters: attention far from uniform, norms and biases far from their start."""
+    """Weights with which every part matters: attention far from uniform, norms and biases far from their start, states
+    that outlast a token."""
     generator = torch.Generator().manual_seed(0)
     outer = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    for parameter in model.parameters():
-        if parameter.ndim < 2:
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):  # a state that lasts for a few to some tens of tokens
+            parameter.uniform_(-4, -0.5, generator=generator)
+        elif parameter.ndim < 2:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
         elif all(parameter is not x for x in outer):
             parameter.normal_(0, 1.5 / parameter[0].numel() ** 0.5, generator=generator)

@@ -9,6 +9,7 @@ variable-length one (through torch), over copies of the prompts' keys and values
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from inspect import signature
@@ -19,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from dpeer.data.packing import Pack
-from dpeer.model.cascade import TorchFlash, cascade
+from dpeer.data.packing import Lengths, Pack
+from dpeer.model.cascade import TorchFlash, cascade, with_sinks
 
 NAME = "tree"  # a name with "flash" in it would make transformers look for a flash package
 IMPLEMENTATIONS = {"gather": NAME, "cascade": "tree_cascade"}  # by model.attention
 LARGEST_HEAD = 256  # of FlashAttention
-_IGNORED = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache"}
+_IGNORED = {"position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache", "seq_idx"}
 
 
 def tree_attention(
@@ -39,12 +40,14 @@ def tree_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     gather: bool = True,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' registry; returns ([1, T, H, D], None).
 
-    Without `gather`, layers that have no window copy no keys: see `cascade`. Raises ValueError for everything that it
+    s_aux [H]: a further logit of each head, a sink: it takes weight and has no value. Without `gather`, layers that
+    have no window copy no keys: see `cascade`. Raises ValueError for everything that it
     does not compute exactly, rather than ignore it.
     """
     extra = sorted(k for k, v in unknown.items() if k not in _IGNORED and v is not None)
@@ -56,14 +59,20 @@ def tree_attention(
         )
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= LARGEST_HEAD:
         if gather or sliding_window is not None:
-            return varlen_attention(query, key, value, tree, scaling, sliding_window), None
+            return varlen_attention(query, key, value, tree, scaling, sliding_window, s_aux), None
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
-        return cascade(q, k, v, tree, scaling, TorchFlash())[None], None
-    return _segments(query, key, value, tree, scaling, sliding_window), None
+        return cascade(q, k, v, tree, scaling, TorchFlash(), s_aux)[None], None
+    return _segments(query, key, value, tree, scaling, sliding_window, s_aux), None
 
 
 def _segments(
-    query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: Pack,
+    scaling: float | None,
+    window: int | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     out = []
@@ -73,6 +82,9 @@ def _segments(
         if s.prompt_length:
             prompt = slice(s.prompt_start, s.prompt_start + s.prompt_length)
             k, v = torch.cat([key[:, :, prompt], k], dim=2), torch.cat([value[:, :, prompt], v], dim=2)
+        if sinks is not None:
+            out.append(_sunk(q, k, v, tree.mask(s.length, k.shape[2], window), scaling, sinks))
+            continue
         plain = not s.prompt_length and (window is None or window >= s.length)
         mask = None if plain else tree.mask(s.length, k.shape[2], window)
         attended = F.scaled_dot_product_attention(
@@ -82,8 +94,25 @@ def _segments(
     return torch.cat(out, dim=2).transpose(1, 2)
 
 
+def _sunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, sinks: Tensor) -> Tensor:
+    """One more column of logits, which leads to no value; scores and softmax in fp32 at least."""
+    groups, scale = query.shape[1] // key.shape[1], query.shape[-1] ** -0.5 if scaling is None else scaling
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = (query @ k.transpose(-1, -2) * scale).masked_fill(~mask, -math.inf)
+    column = sinks[None, :, None, None].expand(*scores.shape[:-1], 1).to(scores.dtype)
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.cat([scores, column], dim=-1).softmax(-1, dtype=precise)[..., :-1]
+    return weights.to(v.dtype) @ v
+
+
 def varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, tree: Pack, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: Pack,
+    scaling: float | None,
+    window: int | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -91,6 +120,9 @@ def varlen_attention(
     grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _asks_for_gqa(varlen_attn) else {}
     kv_index, cu_q, cu_k, max_q, max_k = tree.varlen()
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
+    if sinks is not None:
+        lengths = Lengths(cu_q, cu_k, max(2, max_q), max_k)
+        return with_sinks(q, k[kv_index], v[kv_index], sinks, lengths, scaling, window, TorchFlash())[None]
     out = varlen_attn(
         q.contiguous(),
         k[kv_index],

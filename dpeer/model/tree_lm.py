@@ -12,6 +12,7 @@ from dpeer.data.layout import Layout, sequences
 from dpeer.data.packing import Pack
 from dpeer.model.families import backbone, causal_lm, logits_shape
 from dpeer.model.logprob import PLAIN, Chunk, Shape, response_sums, token_logprobs
+from dpeer.model.state import hand_over
 
 
 class Head(nn.Module):
@@ -45,6 +46,8 @@ class TreeLM(nn.Module):
         self.routing, self.router_logits = routing, tuple[Tensor, ...]()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self.layout = layout
+        if layout == "tree":
+            hand_over(model)
         causal = causal_lm(model)
         self._backbone = [backbone(model)]
         if routing:  # as an argument it would reach attention, which takes no options
@@ -68,7 +71,13 @@ class TreeLM(nn.Module):
         if self.layout == "sequences":
             ids, rows = sequences(pack)
             return self._states(input_ids=ids).flatten(0, 1)[rows]
-        states = self._states(input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=None, tree=pack)
+        states = self._states(
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            attention_mask=None,
+            tree=pack,
+            seq_idx=pack,  # the one keyword that some convolutions are handed
+        )
         return states[0][pack.rows]
 
     def _states(self, **inputs: Any) -> Tensor:

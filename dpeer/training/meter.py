@@ -12,7 +12,7 @@ from torch import nn
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenTree
-from dpeer.model.families import causal_lm, family_of, idle_parameters
+from dpeer.model.families import attending_layers, causal_lm, family_of, idle_parameters, state_size
 from dpeer.model.flops import Lengths, forward_flops, model_flops, training_flops, typical
 from dpeer.model.lm import DTYPES
 from dpeer.model.tree_lm import TreeLM
@@ -30,6 +30,8 @@ class LiveCounts:
     head: int
     tied: bool
     attention_width: int
+    attending: int
+    state: int
 
     @classmethod
     def of(cls, model: nn.Module) -> LiveCounts:
@@ -44,6 +46,8 @@ class LiveCounts:
             head=_elements(head),
             tied=embedding is head,
             attention_width=family.query_width(causal.config),
+            attending=attending_layers(causal.config),
+            state=state_size(causal.config),
         )
 
 

@@ -54,7 +54,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
     ),
 }  # fmt: skip
-"""An architecture with experts, and two that run as separate sequences: attention sinks, a recurrent state."""
+"""Architectures with experts, with attention sinks, with a recurrent state."""
 SEEING = "seeing"
 """Gemma 3 as a model that sees: its text part is trained."""
 OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in (*FAMILIES, SEEING)]

@@ -24,7 +24,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 32},
     ),
     "gemma2": ("gemma2", {}),
-}
+    "qwen3_5": (
+        "qwen3_5_text",
+        {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+         "layer_types": ["linear_attention", "full_attention"], "initializer_range": 0.1},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {"sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+         "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ class Slow:
     def __init__(self) -> None:
         self.keys = 0
 
-    def blocks(self, query: Tensor, key: Tensor, lengths: Lengths, causal: bool, scale: float | None) -> Any:
+    def blocks(
+        self, query: Tensor, key: Tensor, lengths: Lengths, causal: bool, scale: float | None, window: int | None
+    ) -> Any:
         """(queries, keys, scores [H, q, k]) of every sequence; the causal mask is aligned at the bottom right."""
         groups, scale = query.shape[1] // key.shape[1], scale or query.shape[-1] ** -0.5
         bounds = [x.tolist() for x in (lengths.cu_q, lengths.cu_k)]
@@ -38,15 +40,19 @@ class Slow:
             scores = torch.einsum("qhd,khd->hqk", query[q0:q1], k) * scale
             if causal:
                 shape = scores.shape[1:]
-                scores = scores.masked_fill(~torch.ones(shape).tril(shape[1] - shape[0]).bool(), -math.inf)
+                seen = torch.ones(shape).tril(shape[1] - shape[0]).bool()
+                if window is not None:
+                    seen &= torch.ones(shape).triu(shape[1] - shape[0] - window + 1).bool()
+                scores = scores.masked_fill(~seen, -math.inf)
             yield slice(q0, q1), slice(k0, k1), scores
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, causal: bool, scale: float | None
-    ) -> tuple[Tensor, Tensor]:
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, causal: bool, scale: float | None,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         self.keys += len(key)
         out, lse = torch.empty_like(query), query.new_empty(query.shape[1], len(query))
-        for q, k, scores in self.blocks(query, key, lengths, causal, scale):
+        for q, k, scores in self.blocks(query, key, lengths, causal, scale, window):
             lse[:, q] = scores.logsumexp(-1)
             v = value[k].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
             out[q] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
@@ -54,12 +60,12 @@ class Slow:
 
     def backward(
         self, d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-        lengths: Lengths, causal: bool, scale: float | None,
+        lengths: Lengths, causal: bool, scale: float | None, window: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         assert d_out.is_contiguous() and lse.is_contiguous()
         groups, factor = query.shape[1] // key.shape[1], scale or query.shape[-1] ** -0.5
         d_query, d_key, d_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for q, k, scores in self.blocks(query, key, lengths, causal, scale):
+        for q, k, scores in self.blocks(query, key, lengths, causal, scale, window):
             weights = (scores - lse[:, q, None]).exp()
             k_all, v_all = (x[k].repeat_interleave(groups, dim=1) for x in (key, value))
             d_weights = torch.einsum("qhd,khd->hqk", d_out[q], v_all)
@@ -80,9 +86,11 @@ def inputs(pack: Pack, heads: tuple[int, int], dtype: torch.dtype = torch.float6
     return query, key, value
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, pack: Pack, window: int | None = None) -> Tensor:
+def dense(
+    query: Tensor, key: Tensor, value: Tensor, pack: Pack, window: int | None = None, sinks: Tensor | None = None
+) -> Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-    return by_definition(q, k, v, pack, window)[0]
+    return by_definition(q, k, v, pack, window, sinks)[0]
 
 
 SHAPES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=5), min_size=1, max_size=3)
@@ -97,6 +105,36 @@ def test_cascade_is_dense_attention(shapes: list[list[int]], heads: tuple[int, i
     results = []
     for attend in (lambda q, k, v: cascade(q, k, v, pack, None, Slow()), lambda q, k, v: dense(q, k, v, pack)):
         given = inputs(pack, heads)
+        out = attend(*given)
+        (out.cos() * torch.arange(out.numel()).reshape(out.shape)).sum().backward()
+        results.append([out.detach(), *(x.grad for x in given)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shapes=SHAPES, heads=st.sampled_from([(2, 2), (4, 2)]), window=st.sampled_from([None, 1, 3]),
+    way=st.sampled_from(["cascade", "gathered", "segments"]),
+)  # fmt: skip
+def test_sinks_take_their_part(shapes: list[list[int]], heads: tuple[int, int], window: int | None, way: str) -> None:
+    """Every path, with the sinks' own gradients."""
+    trees = [TokenTree(i, (1,) * p, tuple((2,) * r for r in rest), (), 0, ()) for i, (p, *rest) in enumerate(shapes)]
+    pack = build_pack(trees, range(len(trees)))
+    window = None if way == "cascade" else window
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+        if way == "cascade":
+            return cascade(q, k, v, pack, None, Slow(), sinks)
+        batch = [x.transpose(0, 1)[None] for x in (q, k, v)]
+        attend = attention._segments if way == "segments" else attention.varlen_attention
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "TorchFlash", Slow)
+            return attend(*batch, pack, None, window, sinks)[0]
+
+    results = []
+    for attend in (ours, lambda q, k, v, sinks: dense(q, k, v, pack, window, sinks)):
+        given = (*inputs(pack, heads), torch.linspace(-2, 4, heads[0], dtype=torch.float64).requires_grad_())
         out = attend(*given)
         (out.cos() * torch.arange(out.numel()).reshape(out.shape)).sum().backward()
         results.append([out.detach(), *(x.grad for x in given)])
@@ -143,8 +181,10 @@ def test_layers_with_a_window_gather(
     assert calls == [chosen]
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_torch_takes_these_arguments(monkeypatch: pytest.MonkeyPatch, tree_of: Make, causal: bool) -> None:
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (False, None), (True, 3)])
+def test_torch_takes_these_arguments(
+    monkeypatch: pytest.MonkeyPatch, tree_of: Make, causal: bool, window: int | None
+) -> None:
     """Bound to the schemas of the installed torch; causal is what `varlen_attn` makes of a window of (-1, 0)."""
     schemas = {
         name: {a.name: a for a in getattr(torch.ops.aten, name).default._schema.arguments}
@@ -171,11 +211,11 @@ def test_torch_takes_these_arguments(monkeypatch: pytest.MonkeyPatch, tree_of: M
 
     monkeypatch.setattr(torch.ops, "aten", Aten)
     lengths = pack.parts().own
-    assert TorchFlash().forward(q, k, v, lengths, causal, 0.5)[1] is lse
-    TorchFlash().backward(q, q, k, v, q, lse, lengths, causal, 0.5)
+    assert TorchFlash().forward(q, k, v, lengths, causal, 0.5, window)[1] is lse
+    TorchFlash().backward(q, q, k, v, q, lse, lengths, causal, 0.5, window)
     for call in bound:
         assert call["is_causal"] is causal and call["scale"] == 0.5 and call["dropout_p"] == 0
-        assert (call["window_size_left"], call["window_size_right"]) == (-1, 0 if causal else -1)
+        assert (call["window_size_left"], call["window_size_right"]) == (2 if window else -1, 0 if causal else -1)
         assert call["cum_seq_q"] is lengths.cu_q and call["max_k"] == lengths.max_k
     assert bound[1]["rng_state"].dtype == torch.uint64 and bound[1]["logsumexp"] is lse
     with pytest.raises(RuntimeError, match="to gather"):

@@ -8,7 +8,8 @@ from transformers import AutoConfig
 from dpeer import config
 from dpeer.data.layout import Layout
 from dpeer.estimate.footprint import count_activations, count_weights
-from dpeer.model.families import idle_parameters, logits_shape
+from dpeer.model.families import attending_layers, idle_parameters, logits_shape, state_size
+from dpeer.model.flops import Lengths, forward_flops
 from dpeer.model.lm import layer_shape
 from dpeer.model.logprob import Shape
 from dpeer.model.miniature import alike, miniature, with_layers
@@ -23,6 +24,20 @@ def test_a_family_that_is_not_listed_is_counted() -> None:
     assert weights.layer == 4 * 64 * 64 + 3 * 64 * 96 + norms
     assert weights.total == 3 * weights.layer + 2 * 100 * 64 + 64
     assert weights.attention_width == 64 and weights.idle == 0
+
+
+def test_layers_that_keep_a_state_attend_to_nothing() -> None:
+    """Three products per token and element of a state, two FLOPs each; attention in one layer of four."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 100, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    shape = AutoConfig.for_model("qwen3_5_text", linear_key_head_dim=8, linear_value_head_dim=16, **sizes, **heads)
+    weights = count_weights(SPEC, shape)
+    assert (weights.attending, weights.state) == (1, 3 * 4 * 8 * 16)
+    one, two = (forward_flops(weights, [Lengths(n, (1,), ())])[0] for n in (10, 20))
+    inner = 2 * (weights.total - weights.embedding - (0 if weights.tied else weights.head)) + 6 * weights.state
+    assert two - one == inner * 10 + 4 * 64 * ((20**2 - 10**2) / 2 + (20 - 10))
+    lfm2 = AutoConfig.for_model("lfm2", layer_types=["conv", "full_attention"], num_hidden_layers=2)
+    assert (attending_layers(lfm2), state_size(lfm2), attending_layers(AutoConfig.for_model("llama"))) == (1, 0, 32)
 
 
 def test_experts_that_a_token_does_not_meet_are_idle() -> None:

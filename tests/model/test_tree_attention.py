@@ -20,6 +20,8 @@ from dpeer.model.tree_lm import TreeLM
 
 Make = Callable[[Sequence[int], int], TokenTree]
 TOLERANCE = 1e-5
+DECAYS = 3e-5
+"""Of gradients through decays: of separate sequences too, they are that far from those of fp64."""
 
 
 def coefficients(pack: Pack) -> Tensor:
@@ -76,7 +78,9 @@ def warm_adapters(lm: TreeLM) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3", "qwen3_5", "lfm2", "gpt_oss"]
+)
 def test_tree_equals_separate_sequences(
     checkpoint: Callable[[str], Path], trees: list[TokenTree], name: str, lora: bool
 ) -> None:
@@ -97,11 +101,11 @@ def test_tree_equals_separate_sequences(
     value_error = relative(found, expected)
     print(f"{name}{' LoRA' if lora else ''}: log-prob {value_error:.1e}, gradient {errors[worst]:.1e} ({worst})")
     assert value_error < TOLERANCE
-    assert errors[worst] < TOLERANCE
+    assert errors[worst] < (DECAYS if name == "qwen3_5" else TOLERANCE)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "qwen3_5", "lfm2"])
 def test_gradient_checkpointing_changes_nothing(
     checkpoint: Callable[[str], Path], trees: list[TokenTree], name: str, lora: bool
 ) -> None:
@@ -111,7 +115,7 @@ def test_gradient_checkpointing_changes_nothing(
         if lora:
             warm_adapters(lm)
         forwards: list[int] = []
-        lm._backbone[0].layers[0].mlp.register_forward_pre_hook(lambda *_, calls=forwards: calls.append(1))
+        lm._backbone[0].layers[0].register_forward_pre_hook(lambda *_, calls=forwards: calls.append(1))
         logps = lm(pack)
         (logps * coefficients(pack)).sum().backward()
         results.append((logps.detach(), gradients(lm.model)))
@@ -121,7 +125,7 @@ def test_gradient_checkpointing_changes_nothing(
     assert set(grads) == set(again) and all(torch.equal(grads[k], again[k]) for k in grads)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral"])
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "qwen3_5", "lfm2"])
 def test_records_of_a_pack_do_not_meet(checkpoint: Callable[[str], Path], trees: list[TokenTree], name: str) -> None:
     """Alone, in any company and in any order, a record has the same log-probabilities."""
     lm = build_lm(spec(checkpoint(name)), seed=1)
@@ -133,7 +137,7 @@ def test_records_of_a_pack_do_not_meet(checkpoint: Callable[[str], Path], trees:
     assert relative(torch.cat(backwards[::-1]), torch.cat(alone)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3", "qwen3_5", "lfm2"])
 def test_changing_one_response_changes_no_other(checkpoint: Callable[[str], Path], tree_of: Make, name: str) -> None:
     lm = build_lm(spec(checkpoint(name)), seed=1)
     left, right = tree_of((11, 9, 12, 8), 1), tree_of((4, 10, 6), 2)
@@ -148,7 +152,7 @@ def test_changing_one_response_changes_no_other(checkpoint: Callable[[str], Path
     assert torch.equal(before[others], after[others])
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3", "qwen3_5", "lfm2"])
 def test_gradient_of_a_response_reaches_only_its_own_tokens(
     checkpoint: Callable[[str], Path], tree_of: Make, name: str
 ) -> None:
@@ -195,7 +199,6 @@ def test_bf16_tree_is_close(checkpoint: Callable[[str], Path], trees: list[Token
         ({"attention_mask": torch.zeros(1, 1, 4, 4)}, "mask=given"),
         ({"dropout": 0.1}, "dropout=0.1"),
         ({"softcap": 50.0}, "softcap"),
-        ({"s_aux": torch.zeros(2)}, "s_aux"),
         ({"is_causal": False}, "is_causal"),
         ({"query": torch.zeros(2, 2, 4, 8)}, "batch=2"),
     ],

@@ -51,7 +51,9 @@ def varlen_attn_of_torch_2_11(
     return slow_varlen_attn(query, key, value, *lengths, scale=scale, window_size=window_size, enable_gqa=True)
 
 
-def by_definition(query: Tensor, key: Tensor, value: Tensor, pack: Pack, window: int | None) -> Tensor:
+def by_definition(
+    query: Tensor, key: Tensor, value: Tensor, pack: Pack, window: int | None, sinks: Tensor | None = None
+) -> Tensor:
     """Attention over the whole pack with one dense mask from the records' shapes alone; position = distance."""
     tokens = pack.tokens
     prompt_of, own = torch.zeros(tokens, dtype=torch.long), torch.zeros(tokens, dtype=torch.long)
@@ -66,6 +68,9 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, pack: Pack, window:
     groups = query.shape[1] // key.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = (query @ k.transpose(-1, -2) / math.sqrt(query.shape[-1])).masked_fill(~allowed, -math.inf)
+    if sinks is not None:  # a key for all, whose value is zero
+        scores = torch.cat([sinks[None, :, None, None].expand(*scores.shape[:-1], 1), scores], dim=-1)
+        v = torch.cat([torch.zeros_like(v[:, :, :1]), v], dim=2)
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 

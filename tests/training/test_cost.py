@@ -43,7 +43,7 @@ def test_arithmetic_by_hand(config: Callable[..., Config], lora: Any) -> None:
     spec = config(lora=lora, gradient_checkpointing=True).model
     counts = LiveCounts.of(build_lm(spec, 0).model)
     planned = count_weights(spec, AutoConfig.from_pretrained(spec.path))
-    for name in ("total", "layers", "embedding", "head", "tied", "attention_width"):
+    for name in ("total", "layers", "embedding", "head", "tied", "attention_width", "attending", "state"):
         assert getattr(counts, name) == getattr(planned, name), name
     record = Lengths.of(TokenTree(0, (1,) * 10, ((2,) * 5, (3,) * 4), (), 0, ()))
     inner = counts.total - counts.embedding - (0 if counts.tied else counts.head)

@@ -1,0 +1,100 @@
+"""State across positions in response trees: what a prompt leaves behind is handed to each of its responses.
+
+A causal convolution sees the last inputs of the prompt before a response's first; a delta rule starts each response
+from the state in which the prompt ended. Everything else in such a layer is computed token by token, so a prompt is
+computed once. The layers of transformers call both by name and hand them the keywords of the forward pass, with the
+tree among them: there the functions of that name are replaced by ones that know trees. Whether a model is computed
+exactly by it is for `probe` to find: a layer whose state travels in any other way is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpeer.data.packing import Pack
+
+CONVOLUTIONS = ("causal_conv1d_fn",)
+RULES = ("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention")
+"""They take an initial state and return the last one; a token whose inputs are all zero leaves a state as it is."""
+
+
+def hand_over(model: nn.Module) -> None:
+    """Make the layers of this model hand over their state where they are given a tree; nothing else changes."""
+    kinds: dict[tuple[str, ...], Callable[[Any], Any]] = {CONVOLUTIONS: of_convolution, RULES: of_rule}
+    for name in {type(m).__module__ for m in model.modules()}:
+        names = vars(sys.modules[name])
+        for functions, wrapped in kinds.items():
+            for function in functions:
+                if function in names and not hasattr(names[function], "of_sequences"):
+                    names[function] = wrapped(names[function])
+
+
+def of_convolution(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A causal convolution of inputs [1, D, T] with weights [D, K], over a pack's tree where it is given one."""
+
+    @wraps(original)
+    def convolve(inputs: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+        tree, options = _tree(options)
+        if tree is None:
+            return original(inputs, weight, *args, **options)
+        tails, tokens = tree.tails(weight.shape[-1]), inputs[0].T
+        row = tokens.new_zeros(tails.rows, tokens.shape[1])
+        row = row.index_copy_(0, tails.place, torch.cat([tokens, tokens[tails.source]]))
+        out = original(row.T[None], weight, *args, **options)
+        return out[0].T.index_select(0, tails.place[: len(tokens)]).T[None]
+
+    return _known(convolve, original)
+
+
+def of_rule(original: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    """A delta rule over queries, keys and values [1, T, H, D], decays and betas [1, T, H, ...], likewise.
+
+    Prompts are one batch, responses the next; rows are padded with tokens that leave the state as it is.
+    """
+
+    @wraps(original)
+    def rule(query: Tensor, key: Tensor, value: Tensor, *, g: Tensor, beta: Tensor, **options: Any) -> Any:
+        tree, options = _tree(options)
+        if tree is None:
+            return original(query, key, value, g=g, beta=beta, **options)
+        if options.pop("initial_state", None) is not None or options.pop("output_final_state", False):
+            raise ValueError("a tree starts from no state and leaves none: no cache can be used with it")
+        states = tree.states()
+        batches = [
+            _batches(x[0], states.place, (states.prompts, states.responses)) for x in (query, key, value, g, beta)
+        ]
+        (q, k, v, decay, rate), theirs = zip(*batches, strict=True)
+        out, last = original(q, k, v, g=decay, beta=rate, output_final_state=True, **options)
+        rows = [out.flatten(0, 1)]
+        if len(states.record):
+            q, k, v, decay, rate = theirs
+            after, _ = original(q, k, v, g=decay, beta=rate, initial_state=last[states.record], **options)
+            rows.append(after.flatten(0, 1))
+        return torch.cat(rows).index_select(0, states.place)[None], None
+
+    return _known(rule, original)
+
+
+def _batches(tokens: Tensor, place: Tensor, sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    """Tokens [T, ...] as batches [rows, longest, ...] of these sizes, zero elsewhere. No place is met twice, in
+    neither direction: sums are deterministic."""
+    counts = [rows * longest for rows, longest in sizes]
+    padded = tokens.new_zeros(sum(counts), *tokens.shape[1:]).index_copy_(0, place, tokens)
+    return [x.view(*size, *tokens.shape[1:]) for x, size in zip(torch.split(padded, counts), sizes, strict=True)]
+
+
+def _tree(options: dict[str, Any]) -> tuple[Pack | None, dict[str, Any]]:
+    """The tree among these keywords, and the others."""
+    tree = next((v for v in options.values() if isinstance(v, Pack)), None)
+    return tree, {k: v for k, v in options.items() if not isinstance(v, Pack)}
+
+
+def _known(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    vars(function)["of_sequences"] = original
+    return function
