@@ -10,10 +10,12 @@ from rich.console import Console
 
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.prices import load_prices, price_of
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import Segment, visible
 from dpeer.eval.responses import ID, planned_responses, responses_folder
 from dpeer.eval.run import Connect, Work, execute, refuse_nothing_usable
+from dpeer.eval.spending import CHARACTERS_PER_TOKEN
 from dpeer.eval.store.parts import anti_join, done_ids, drop_rows, lock, read_table, write_part
 from dpeer.eval.store.schema import RESPONSES
 from dpeer.eval.streak import Row
@@ -42,6 +44,29 @@ def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, cons
         console.print(f"{thinking:,} responses came with thoughts, which are kept beside them (column `thoughts`).")
     refuse_nothing_usable(planned.assign(usable=planned["response"].notna()), "model", "dpeer generate")
     return folder
+
+
+def cost(cfg: EvalConfig) -> pd.DataFrame:
+    """What the missing responses cost, one row per model: model, calls, prompt_tokens (about), output_tokens (at most),
+    price (at most, in the currency of the price table; NaN where the model's price is not known)."""
+    rows, table = planned_responses(cfg), load_prices(cfg.prices)
+    todo = anti_join(rows, done_ids(responses_folder(cfg), RESPONSES), ID)
+    costs = []
+    for served in cfg.models:
+        left = todo[todo["model"] == served.name]
+        texts = int(left["prompt"].str.len().sum()) + len(cfg.generation.system or "") * len(left)
+        output = len(left) * (cfg.generation.max_tokens + served.reasoning_budget)
+        price = price_of(table, served)
+        costs.append(
+            {
+                "model": served.name,
+                "calls": len(left),
+                "prompt_tokens": round(texts / CHARACTERS_PER_TOKEN),
+                "output_tokens": output,
+                "price": price.of(texts / CHARACTERS_PER_TOKEN, 0, output) if price else float("nan"),
+            }
+        )
+    return pd.DataFrame(costs)
 
 
 def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, served: Served) -> Work:

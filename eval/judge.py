@@ -16,6 +16,7 @@ from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
+from dpeer.eval.prices import load_prices, price_of
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length, visible
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
@@ -189,15 +190,18 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
 
     Columns: judge, calls, prompt_tokens, shared_tokens (of these, in a prefix that an earlier call of the conversation
     has computed), exact (counted, not estimated from a sample), seconds (NaN when nothing is known about the speed:
-    give tokens_per_second, computed prompt tokens and output tokens per second of all replicas together, or run once).
+    give tokens_per_second, computed prompt tokens and output tokens per second of all replicas together, or run once),
+    price (at most, in the currency of the price table; NaN where the model's price is not known).
     """
-    rates = read_rates(ratings_folder(cfg))
+    rates, table = read_rates(ratings_folder(cfg)), load_prices(cfg.prices)
     costs = []
     for served in cfg.judges:
         todo = planned.todo[planned.todo["judge"] == served.name]
         prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.mode)
         rate = rates.get(f"{served.name}/{cfg.judging.mode}")
-        output = len(todo) * (1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens)
+        longest = cfg.judging.max_tokens + served.reasoning_budget
+        output = len(todo) * (1 if cfg.judging.mode == "logprob" else longest)
+        price = price_of(table, served)
         computed = prompt - shared + output
         costs.append(
             {
@@ -207,6 +211,7 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
                 "shared_tokens": round(shared),
                 "exact": exact,
                 "seconds": _seconds(len(todo), computed, tokens_per_second, rate),
+                "price": price.of(prompt, 0, output) if price else float("nan"),
             }
         )
     return pd.DataFrame(costs)

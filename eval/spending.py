@@ -10,7 +10,7 @@ from typing import Any
 from dpeer.errors import CheckpointError, ConfigError
 from dpeer.eval import prices
 from dpeer.eval.backends.config import Served
-from dpeer.eval.backends.types import Answer, Call, Method
+from dpeer.eval.backends.types import Answer, Call, Method, characters
 from dpeer.eval.config import EvalConfig
 from dpeer.integrity import read_state, write_state
 
@@ -128,7 +128,3 @@ class Affordable(Iterator[Call]):
         self.foretold += one
         call, self.next = self.next, None
         return call
-
-
-def characters(call: Call) -> int:
-    return sum(len(segment.text) for segment in call.segments) + len(call.system or "")

@@ -130,3 +130,7 @@ def messages(call: Call, method: Method) -> list[dict[str, str]]:
 
 def refused(call: Call, message: str, tokens: int | None, engine: str | None) -> Answer:
     return Answer(call.id, "error", error=message.strip()[:500] or "no message", prompt_tokens=tokens, engine=engine)
+
+
+def characters(call: Call) -> int:
+    return sum(len(segment.text) for segment in call.segments) + len(call.system or "")

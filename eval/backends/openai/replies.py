@@ -60,7 +60,7 @@ def parse(status: int, headers: Mapping[str, str], body: bytes, now: datetime | 
     An error object inside a 200 is taken for the status that it names. Events of a stream that nobody asked for are
     put together.
     """
-    pause = pause_s(headers, now or datetime.now(UTC))
+    pause = pause_s(headers, now)
     text = body.decode("utf-8-sig", "replace").strip()
     streamed = status == 200 and text.startswith(("data:", "event:", ":"))
     value = _streamed(text) if streamed else _json(text)
@@ -273,14 +273,14 @@ def _streamed(text: str) -> Any:
     return whole
 
 
-def pause_s(headers: Mapping[str, str], now: datetime) -> float:
+def pause_s(headers: Mapping[str, str], now: datetime | None = None) -> float:
     """Seconds that the endpoint asks to wait, at most LONGEST_PAUSE_S: milliseconds, seconds or a date."""
     said = headers.get("retry-after-ms"), headers.get("retry-after")
     for text, unit in zip(said, (1e-3, 1.0), strict=True):
         try:
             seconds = float(text or "nan") * unit
         except ValueError:
-            seconds = _until(text or "", now)
+            seconds = _until(text or "", now or datetime.now(UTC))
         if seconds == seconds:
             return min(max(seconds, 0.0), LONGEST_PAUSE_S)
     return 0.0
