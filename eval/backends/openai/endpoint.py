@@ -17,7 +17,7 @@ from dpeer.errors import ConfigError, Interrupted
 from dpeer.eval.backends.config import Engine, Farm, Served
 from dpeer.eval.backends.openai.client import Client, Unreachable, lowered
 from dpeer.eval.backends.openai.faults import Fault
-from dpeer.eval.backends.openai.parameters import Dialect, adapted, body, changes, named
+from dpeer.eval.backends.openai.parameters import Dialect, adapted, body, changes, lacks_logprobs
 from dpeer.eval.backends.openai.replies import Reply, parse
 from dpeer.eval.backends.openai.secrets import without_secrets
 from dpeer.eval.backends.registry import BACKENDS
@@ -213,7 +213,7 @@ class Endpoint:
             raise self.client.refuses(fault)
         elif fault.kind in ("too_long", "filtered"):
             return Answer(call.id, fault.kind, error=message)
-        elif self.job.method.mode == "logprob" and named(fault, sent) in ("logprobs", "top_logprobs"):
+        elif self.job.method.mode == "logprob" and lacks_logprobs(fault, sent):
             raise self.client.mute()
         with self.lock:
             self.refused.add(call.conversation)

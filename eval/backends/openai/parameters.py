@@ -95,6 +95,12 @@ def named(fault: Fault, sent: Mapping[str, Any]) -> str | None:
     return min(found)[1] if found else None
 
 
+def lacks_logprobs(fault: Fault, sent: Mapping[str, Any]) -> bool:
+    """Whether a refusal says that there are no log-probabilities, however few are asked for."""
+    about = named(fault, sent) in ("logprobs", "top_logprobs")
+    return about and _UNSUPPORTED.search(_said(fault)) is not None
+
+
 def changes(before: Dialect, after: Dialect) -> str:
     """What differs, in words."""
     said = []
