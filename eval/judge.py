@@ -35,7 +35,8 @@ from dpeer.eval.store.parts import (
 from dpeer.eval.store.schema import RATINGS
 from dpeer.eval.streak import Row
 
-RETRIED = ("engine_error", "truncated")
+RETRIED = ("engine_error", "truncated", "unparsed", "refused")
+"""What another try may change; low_mass is what the judge computes."""
 SAMPLE = 200
 """Conversations whose tokens are counted for an estimate; with fewer the count is exact."""
 
@@ -50,7 +51,7 @@ def judge(
     """Make all planned ratings that are missing; returns the table of exactly the planned rows.
 
     `connect` gives a context in which Ray is initialised; it is entered only when something is missing. With
-    `retry_errors`, rows with status engine_error or truncated are taken out first and asked for again. `planner` says
+    `retry_errors`, rows with a status of RETRIED are taken out first and asked for again. `planner` says
     which ratings are planned.
     """
     console = console or Console(highlight=False)
