@@ -30,12 +30,15 @@ class Streak:
         """The rows that may be written now that these have come, in this order. Once broken, nothing more passes."""
         kept: list[Row] = []
         for row, finish in zip(rows, finishes, strict=True):
+            if not self.broken and finish in OF_THE_TEXT:
+                kept.append(row)
+                continue
             self.held.append(row)
             if self.broken:
                 continue
             if self.usable(row):
                 kept += self.released()
-            elif finish not in OF_THE_TEXT:
+            else:
                 self._conversations.add(str(row[self.conversation]))
         return kept
 
