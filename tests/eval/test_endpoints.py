@@ -244,6 +244,18 @@ def test_a_plan_says_its_price(tmp_path: Path) -> None:
     assert f"Price: at most about {least:.1f}"[:-1] in said and "the budget is 7.00 USD" in said, said
 
 
+def test_a_plan_of_responses_says_its_price(tmp_path: Path) -> None:
+    """6 prompts of two models, 3 samples of at most 40 tokens each at 100 a million."""
+    cfg = generation(tmp_path, "https://host/v1")
+    (tmp_path / "p.yaml").write_text("models: {gpt-x: {input: 0, output: 100}}\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(cfg.model_dump(mode="json", exclude_unset=True)))
+    asked = ["generate", str(recipe), "--plan-only", "--set", f"prices={tmp_path / 'p.yaml'}"]
+    said = " ".join(CliRunner().invoke(app, asked).output.split())
+    assert "x: 18 responses to make" in said and "at most 720 of answers" in said
+    assert "at most about 0.072 USD" in said and "The price of y is not known" in said, said
+
+
 SECRETS = ("sk-planted-0123456789abcdef", "planted-pass-word")
 
 
