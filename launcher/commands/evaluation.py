@@ -43,7 +43,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. design.kind=linked; repeat.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
-RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again for rows that failed, were cut, refused or could not be read.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again for rows that hold no answer.")]
 
 
 def generate(
