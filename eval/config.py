@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dpeer.config import LONGEST_NAME, NonNegative, Section
+from dpeer.config import LONGEST_NAME, NonNegative, Positive, Section
 from dpeer.errors import ConfigError
 from dpeer.eval.backends.config import NAME, Engine, Farm, Served
 from dpeer.eval.backends.registry import BACKENDS
@@ -78,6 +78,10 @@ class EvalConfig(Section):
     design: Design = Design()
     engine: Engine = Engine()
     farm: Farm = Farm()
+    prices: Path | None = None
+    """YAML file with prices of models that the shipped table (eval/prices.yaml) lacks, or has wrong."""
+    budget: Positive | None = None
+    """Most that the endpoints of this evaluation may cost over all runs, in the currency of the price table."""
 
     @property
     def folder(self) -> Path:

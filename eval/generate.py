@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,14 +10,16 @@ from rich.console import Console
 
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.prices import load_prices, price_of
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import Segment, visible
+from dpeer.eval.questions.thoughts import thoughts_apart
 from dpeer.eval.responses import ID, planned_responses, responses_folder
-from dpeer.eval.run import Connect, Work, execute
+from dpeer.eval.run import Connect, Work, execute, refuse_nothing_usable
+from dpeer.eval.spending import CHARACTERS_PER_TOKEN
 from dpeer.eval.store.parts import anti_join, done_ids, drop_rows, lock, read_table, write_part
 from dpeer.eval.store.schema import RESPONSES
-
-THOUGHT = re.compile(r"\A.*(</[^\s<>]*think[^\s<>]*>|\[/THINK\])\s*", re.DOTALL)
+from dpeer.eval.streak import Row
 
 
 def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, console: Console | None = None) -> Path:
@@ -38,8 +39,35 @@ def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, cons
         works = [_work(cfg, rows, todo, served) for served in cfg.models]
         execute(cfg, works, connect, folder, console)
         made = read_table(folder, RESPONSES)
-    show_statuses(made[made[ID].isin(rows[ID])], "model", console)
+    planned = made[made[ID].isin(rows[ID])]
+    show_statuses(planned, "model", console)
+    if thinking := int(planned["thoughts"].notna().sum()):
+        console.print(f"{thinking:,} responses came with thoughts, which are kept beside them (column `thoughts`).")
+    refuse_nothing_usable(planned.assign(usable=planned["response"].notna()), "model", "dpeer generate")
     return folder
+
+
+def cost(cfg: EvalConfig) -> pd.DataFrame:
+    """What the missing responses cost, one row per model: model, calls, prompt_tokens (about), output_tokens (at most),
+    price (at most, in the currency of the price table; NaN where the model's price is not known)."""
+    rows, table = planned_responses(cfg), load_prices(cfg.prices)
+    todo = anti_join(rows, done_ids(responses_folder(cfg), RESPONSES), ID)
+    costs = []
+    for served in cfg.models:
+        left = todo[todo["model"] == served.name]
+        texts = int(left["prompt"].str.len().sum()) + len(cfg.generation.system or "") * len(left)
+        output = len(left) * (cfg.generation.max_tokens + served.reasoning_budget)
+        price = price_of(table, served)
+        costs.append(
+            {
+                "model": served.name,
+                "calls": len(left),
+                "prompt_tokens": round(texts / CHARACTERS_PER_TOKEN),
+                "output_tokens": output,
+                "price": price.of(texts / CHARACTERS_PER_TOKEN, 0, output) if price else float("nan"),
+            }
+        )
+    return pd.DataFrame(costs)
 
 
 def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, served: Served) -> Work:
@@ -50,7 +78,10 @@ def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, served: Serve
         Method("sample", max_tokens=spec.max_tokens, temperature=spec.temperature, top_p=spec.top_p),
         ids=frozenset(left[ID]),
         calls=lambda: _calls(left, spec.system),
-        write=_writer(responses_folder(cfg) / f"model={served.name}", left),
+        rows=_rows(left),
+        write=lambda rows: write_part(responses_folder(cfg) / f"model={served.name}", rows, RESPONSES),
+        usable=lambda row: row["response"] is not None,
+        conversation="item",
         done=int((rows["model"] == served.name).sum()) - len(left),
     )
 
@@ -61,28 +92,33 @@ def _calls(rows: pd.DataFrame, system: str | None) -> Iterator[Call]:
         yield Call(response_id, item, segments, system, seed=int(response_id[:8], 16))
 
 
-def _writer(folder: Path, left: pd.DataFrame) -> Callable[[Sequence[Answer]], None]:
+def _rows(left: pd.DataFrame) -> Callable[[Sequence[Answer]], list[Row]]:
     by_id = left.set_index(ID, drop=False)
 
-    def write(answers: Sequence[Answer]) -> None:
+    def rows(answers: Sequence[Answer]) -> list[Row]:
         known = by_id.loc[[a.id for a in answers]].to_dict("records")
-        rows = [row | _response(answer) for row, answer in zip(known, answers, strict=True)]
-        write_part(folder, rows, RESPONSES)
+        return [row | _response(answer) for row, answer in zip(known, answers, strict=True)]
 
-    return write
-
-
-def answered(text: str) -> str:
-    """What follows a thought: that is what people read, and what judges rate."""
-    return THOUGHT.sub("", text, count=1)
+    return rows
 
 
-def _response(answer: Answer) -> dict[str, object]:
-    failed = answer.finish in ("error", "too_long")
+def _response(answer: Answer) -> Row:
+    failed = answer.finish in ("error", "too_long", "filtered")
     status = "engine_error" if failed else "truncated" if answer.finish == "length" else "ok"
+    text, thoughts = answer.text, answer.thoughts
+    if thoughts is None:  # one text holds both where no server has parted them
+        text, thoughts, _ = thoughts_apart(text)
+    # Cut within its thoughts, a model has said nothing; an empty text that it ended itself is what it said.
+    nothing = failed or (status == "truncated" and not text.strip() and thoughts is not None)
     return {
-        "response": None if failed else visible(answered(answer.text)),
+        "response": None if nothing else visible(text),
         "tokens": answer.output_tokens,
         "status": status,
-        "error": answer.error,
+        "error": CUT_IN_THOUGHTS if nothing and not failed else answer.error,
+        "refused": answer.finish == "refusal",
+        "thoughts": visible(thoughts) if thoughts else None,
+        "thought_tokens": answer.thought_tokens,
     }
+
+
+CUT_IN_THOUGHTS = "cut within its thoughts (generation.max_tokens, reasoning_budget)"

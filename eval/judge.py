@@ -16,10 +16,11 @@ from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
+from dpeer.eval.prices import load_prices, price_of
 from dpeer.eval.progress import show_statuses
-from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length
+from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length, visible
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
-from dpeer.eval.run import Connect, Work, execute, read_rates
+from dpeer.eval.run import Connect, Work, execute, read_rates, refuse_nothing_usable
 from dpeer.eval.store.parts import (
     drop_rows,
     lock,
@@ -32,8 +33,10 @@ from dpeer.eval.store.parts import (
     write_table,
 )
 from dpeer.eval.store.schema import RATINGS
+from dpeer.eval.streak import Row
 
-RETRIED = ("engine_error", "truncated")
+RETRIED = ("engine_error", "truncated", "unparsed", "refused")
+"""What another try may change; low_mass is what the judge computes."""
 SAMPLE = 200
 """Conversations whose tokens are counted for an estimate; with fewer the count is exact."""
 
@@ -48,7 +51,7 @@ def judge(
     """Make all planned ratings that are missing; returns the table of exactly the planned rows.
 
     `connect` gives a context in which Ray is initialised; it is entered only when something is missing. With
-    `retry_errors`, rows with status engine_error or truncated are taken out first and asked for again. `planner` says
+    `retry_errors`, rows with a status of RETRIED are taken out first and asked for again. `planner` says
     which ratings are planned.
     """
     console = console or Console(highlight=False)
@@ -73,11 +76,14 @@ def judge(
             marks = planned.rows.set_index("rating_id")[list(MARKS)]
             ratings = ratings.loc[marks.index].assign(**marks)
             write_table(table, ratings.reset_index()[RATINGS.names])
-    show_statuses(pd.read_parquet(table, columns=["judge", "status"]), "judge", console)
+    made = pd.read_parquet(table, columns=["judge", "status", "error"])
+    show_statuses(made, "judge", console)
+    refuse_nothing_usable(made.assign(usable=made["status"] == "ok"), "judge", "dpeer judge")
     return table
 
 
 MARKS = ("model_family", "judge_family")
+ERROR_EXCERPT = 500
 
 
 def _holds(table: Path, folder: Path, planned: Plan, console: Console) -> bool:
@@ -114,7 +120,10 @@ def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
         method,
         ids=frozenset(todo["rating_id"]),
         calls=lambda: calls(planned, todo, cfg.judging.mode),
-        write=_writer(cfg, planned, served, todo),
+        rows=_rows(cfg, planned, served, todo),
+        write=lambda rows: write_part(ratings_folder(cfg) / f"judge={served.name}", rows),
+        usable=lambda row: row["status"] == "ok",
+        conversation="response_id",
         done=int((planned.rows["judge"] == served.name).sum()) - len(todo),
     )
 
@@ -130,17 +139,18 @@ def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:
             yield Call(rating_id, str(response_id), segments, seed=int(rating_id[:8], 16))
 
 
-def _writer(cfg: EvalConfig, planned: Plan, served: Served, todo: pd.DataFrame) -> Callable[[Sequence[Answer]], None]:
+def _rows(
+    cfg: EvalConfig, planned: Plan, served: Served, todo: pd.DataFrame
+) -> Callable[[Sequence[Answer]], list[Row]]:
     by_id = todo.set_index("rating_id", drop=False)
     conditions = BACKENDS[served.backend].conditions(served, cfg.engine_of(served))
     common = {column: conditions.get(column) for column in ("dtype", "batch_invariant")}
-    folder = ratings_folder(cfg) / f"judge={served.name}"
 
-    def write(answers: Sequence[Answer]) -> None:
+    def rows(answers: Sequence[Answer]) -> list[Row]:
         known = by_id.loc[[a.id for a in answers]].to_dict("records")
-        write_part(folder, [row | common | rated(a, cfg, planned) for row, a in zip(known, answers, strict=True)])
+        return [row | common | rated(a, cfg, planned) for row, a in zip(known, answers, strict=True)]
 
-    return write
+    return rows
 
 
 def rated(answer: Answer, cfg: EvalConfig, planned: Plan) -> dict[str, Any]:
@@ -158,13 +168,17 @@ def rated(answer: Answer, cfg: EvalConfig, planned: Plan) -> dict[str, Any]:
         "cached_tokens": answer.cached_tokens,
         "output_tokens": answer.output_tokens,
         "engine": answer.engine,
+        "thoughts": visible(answer.thoughts) if answer.thoughts else None,
+        "thought_tokens": answer.thought_tokens,
     }
 
 
 def read(answer: Answer, cfg: EvalConfig, scale: Sequence[int]) -> Reading:
     if answer.finish == "too_long":
         return Reading("truncated", error=answer.error)
-    if answer.finish == "error":
+    if answer.finish == "refusal":
+        return Reading("refused", error=visible(answer.text)[:ERROR_EXCERPT])
+    if answer.finish in ("error", "filtered"):
         return Reading("engine_error", error=answer.error)
     if cfg.judging.mode == "logprob":
         draw = int(answer.id[:16], 16) / 2**64 if cfg.judging.score == "sampled" else None  # an id is a uniform hash
@@ -177,15 +191,18 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
 
     Columns: judge, calls, prompt_tokens, shared_tokens (of these, in a prefix that an earlier call of the conversation
     has computed), exact (counted, not estimated from a sample), seconds (NaN when nothing is known about the speed:
-    give tokens_per_second, computed prompt tokens and output tokens per second of all replicas together, or run once).
+    give tokens_per_second, computed prompt tokens and output tokens per second of all replicas together, or run once),
+    price (at most, in the currency of the price table; NaN where the model's price is not known).
     """
-    rates = read_rates(ratings_folder(cfg))
+    rates, table = read_rates(ratings_folder(cfg)), load_prices(cfg.prices)
     costs = []
     for served in cfg.judges:
         todo = planned.todo[planned.todo["judge"] == served.name]
         prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.mode)
         rate = rates.get(f"{served.name}/{cfg.judging.mode}")
-        output = len(todo) * (1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens)
+        longest = cfg.judging.max_tokens + served.reasoning_budget
+        output = len(todo) * (1 if cfg.judging.mode == "logprob" else longest)
+        price = price_of(table, served)
         computed = prompt - shared + output
         costs.append(
             {
@@ -195,6 +212,7 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
                 "shared_tokens": round(shared),
                 "exact": exact,
                 "seconds": _seconds(len(todo), computed, tokens_per_second, rate),
+                "price": price.of(prompt, 0, output) if price else float("nan"),
             }
         )
     return pd.DataFrame(costs)

@@ -44,15 +44,17 @@ class Meter:
         """Rows per second since the start, that of the engine included."""
         return (self.done - self.before) / max(time.monotonic() - self.began, 1e-9)
 
-    def advance(self, rows: int) -> None:
+    def advance(self, rows: int, spent: str = "") -> None:
+        """`spent`: what the evaluation has cost so far; nothing where it costs nothing."""
         self.done += rows
-        self.bar.update(self.task, completed=self.done, speed=f"{self.rate:,.1f} rows/s")
+        spent = f"  {spent} spent" if spent else ""
+        self.bar.update(self.task, completed=self.done, speed=f"{self.rate:,.1f} rows/s{spent}")
         now = time.monotonic()
         if not self.console.is_terminal and (now - self.printed >= LINE_EVERY_S or self.done == self.total):
             self.printed = now
             left = (self.total - self.done) / self.rate if self.rate else 0.0
             self.console.print(
-                f"{self.name} {self.done:,}/{self.total:,}  {self.rate:,.1f} rows/s  {duration(left)} left"
+                f"{self.name} {self.done:,}/{self.total:,}  {self.rate:,.1f} rows/s  {duration(left)} left{spent}"
             )
 
 

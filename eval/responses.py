@@ -58,10 +58,12 @@ def load_responses(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
             f"{first['item']}, {first['sample']}). Remove them, or number several answers of one model in `sample`; "
             "for generated responses name the models in the recipe, which says whose are meant."
         )
-    failed = table["status"] == "engine_error"
+    failed = (table["status"] == "engine_error") | table["response"].isna()
     if failed.any():
-        notes.append(f"{int(failed.sum())} responses failed in the engine and cannot be rated.")
-    if cut := int((table["status"] == "truncated").sum()):
+        notes.append(
+            f"{int(failed.sum())} responses failed in the engine, or were cut within thoughts, and cannot be rated."
+        )
+    if cut := int(((table["status"] == "truncated") & ~failed).sum()):
         notes.append(f"{cut} responses were cut at generation.max_tokens or engine.max_model_len and are rated so.")
     if failed.all():
         raise DataError(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from dpeer.errors import CheckpointError, ClusterError
+from dpeer.escape import markup
 from dpeer.eval import config
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Answers, Call, Job, Method
+from dpeer.eval.prices import FREE, Price, money
 from dpeer.eval.progress import Meter
+from dpeer.eval.questions.thoughts import thoughts_apart
+from dpeer.eval.spending import Affordable, Books
+from dpeer.eval.streak import GIVE_UP, Row, Streak, advice, reasons
 from dpeer.integrity import read_state, refuse_damaged_model, write_state
 
 Connect = Callable[[], AbstractContextManager[Any]]
@@ -26,13 +32,19 @@ RATES = "rates.json"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The calls of one model that are still to be answered, conversation by conversation; `write` keeps answers."""
+    """The calls of one model that are still to be answered, conversation by conversation."""
 
     served: config.Served
     method: Method
     ids: frozenset[str]
     calls: Callable[[], Iterator[Call]]
-    write: Callable[[Sequence[Answer]], None]
+    rows: Callable[[Sequence[Answer]], list[Row]]
+    """Answers as rows of the table."""
+    write: Callable[[Sequence[Row]], object]
+    usable: Callable[[Row], bool]
+    """Whether a row holds what was asked for."""
+    conversation: str
+    """Column that tells conversations apart."""
     done: int = 0
     """Rows of this model that are on disk already."""
 
@@ -48,38 +60,102 @@ def execute(
     works = [w for w in works if w.ids]
     connected = False
     sessions: dict[str, Answers] = {}
+    books = Books(cfg, folder)
+    priced = {work.served.name: books.price(work.served) for work in works}  # unknown ones end the run before it begins
+    asked: list[config.Served] = []
+
+    def say(line: str) -> None:
+        console.print(markup(line), soft_wrap=True)
+        books.note(asked[-1], line)
+
     with ExitStack() as stack:
         for work in works:
             name = work.served.backend
+            asked.append(work.served)
             if name not in sessions:
                 backend = BACKENDS[name]
                 if backend.needs_ray and not connected:
                     stack.enter_context(connect())
                     connected = True
-                say = partial(console.print, soft_wrap=True)
                 sessions[name] = stack.enter_context(backend.session(cfg.farm, say))
-            _execute_one(cfg, work, sessions[name], folder, console)
+            _execute_one(cfg, work, sessions[name], books, priced[work.served.name], console)
 
 
-def _execute_one(cfg: config.EvalConfig, work: Work, session: Answers, folder: Path, console: Console) -> None:
+def _execute_one(
+    cfg: config.EvalConfig, work: Work, session: Answers, books: Books, price: Price | None, console: Console
+) -> None:
     refuse_damaged_model(work.served.path)
-    job = Job(work.served, cfg.engine_of(work.served), work.method, count=len(work.ids))
+    folder = books.path.parent
+    memory = folder / f"batches-{work.served.name}.json"
+    job = Job(work.served, cfg.engine_of(work.served), work.method, count=len(work.ids), memory=memory)
     pending = set(work.ids)
     tokens: int | None = 0
     began = time.monotonic()
+    left = math.inf if books.budget is None else books.budget - books.spent
+    calls = Affordable(work.calls(), work.method, work.served, price or FREE, left)
+    streak = Streak(work.usable, work.conversation)
     with Meter(console, work.served.name, work.done + len(pending), work.done) as meter:
-        for answers in session(job, work.calls()):
-            fresh = [a for a in answers if a.id in pending]
+        for answers in session(job, calls):
+            fresh = [_thoughts_apart(a) for a in answers if a.id in pending]
             pending -= {a.id for a in fresh}
-            work.write(fresh)
-            meter.advance(len(fresh))
+            rows = work.rows(fresh)
+            if kept := streak.passed(rows, [a.finish for a in fresh]):
+                work.write(kept)
+            calls.paid(len(fresh), books.add(work.served, fresh, price))
+            meter.advance(len(fresh), money(books.spent, books.table.currency) if books.spent else "")
+            if streak.broken:
+                raise _useless(work, streak)
             tokens = _added(tokens, fresh)
+        if streak.held:
+            work.write(streak.released())
+    if pending and calls.short:
+        raise ClusterError(
+            f"{work.served.name}: the budget of {money(books.budget or 0, books.table.currency)} does not bear more: "
+            f"{money(books.spent, books.table.currency)} is spent and {len(pending):,} calls are left. What was "
+            "answered is saved; raise `budget` and run the same command again."
+        )
     if pending:
         raise ClusterError(
             f"{work.served.name}: {len(pending)} of {len(work.ids)} calls came back without an answer; the others are "
             "saved. Run the same command again to ask for these."
         )
     _save_rate(folder / RATES, work, tokens, time.monotonic() - began)
+
+
+def _thoughts_apart(answer: Answer) -> Answer:
+    """The answer without thoughts in its text. Thoughts that never end are an answer that was cut."""
+    if answer.finish not in ("stop", "length"):
+        return answer
+    text, thoughts, ended = thoughts_apart(answer.text)
+    if ended and text == answer.text:
+        return answer
+    both = "\n".join(part for part in (answer.thoughts, thoughts) if part)
+    return replace(answer, text=text, thoughts=both, finish=answer.finish if ended else "length")
+
+
+def _useless(work: Work, streak: Streak) -> ClusterError:
+    statuses = [row["status"] for row in streak.held]
+    return ClusterError(
+        f"{work.served.name}: more than {GIVE_UP} conversations in a row gave nothing usable "
+        f"({reasons((row['status'], row['error']) for row in streak.held)}); {advice(statuses)}. The same command asks "
+        "for these again, and goes on with what was saved before."
+    )
+
+
+def refuse_nothing_usable(table: pd.DataFrame, by: str, command: str) -> None:
+    """ClusterError where one of the models or judges has no usable row. Columns: `by`, usable, status, error."""
+    empty = [(str(name), rows) for name, rows in table.groupby(by, sort=False) if not rows["usable"].any()]
+    if empty:
+        said = [
+            f"{name}: none of {len(rows):,} rows is usable ({reasons(_faults(rows))}); {advice(rows['status'])}"
+            for name, rows in empty
+        ]
+        raise ClusterError(f"{'. '.join(said)}. Then run `{command}` again with --retry-errors.")
+
+
+def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, str | None]]:
+    for status, error in rows[["status", "error"]].itertuples(index=False, name=None):
+        yield status, error if isinstance(error, str) else None
 
 
 def _added(tokens: int | None, answers: Sequence[Answer]) -> int | None:

@@ -34,7 +34,7 @@ from dpeer.scratch import keep_newest
 
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "accelerate", "psutil", "tensorboard"),
-    "judge": ("openai", "transformers", "ray", "psutil"),
+    "judge": ("httpx", "transformers", "ray", "psutil"),
     "judge,gpu": ("torch", "vllm"),
 }
 """What pip installs with each extra, by import name."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from dpeer.config import LONGEST_NAME, Positive, Section
 
+OWN = frozenset({"model", "messages", "stream", "stream_options", "n", "logprobs", "tools", "functions", "seed"})
+"""Keys of a request without which its answer would not be the planned one."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -45,11 +49,16 @@ class Served(Section):
     family: str | None = None
     """Model family (e.g. llama); default: the model type of its config, or of a name that tells it."""
     backend: str = "vllm"
-    """Who runs it: `vllm` on Ray, `openai` (any compatible endpoint), or another name of `backends.registry`."""
+    """Who runs it: `vllm` on Ray, `openai` (any compatible endpoint), `openai-batch` (files of requests, for half the
+    price, within a day), or another name of `backends.registry`."""
     base_url: str | None = None
     """openai: address of the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
     """openai: name of the environment variable that holds the key."""
+    request: dict[str, Any] = Field(default_factory=dict)
+    """openai: what else every request says, e.g. {reasoning_effort: low}; has the last word, null leaves a key out."""
+    reasoning_budget: int = Field(0, ge=0)
+    """openai: tokens for thoughts, on top of the answer's limit (not in mode logprob, which reads the first token)."""
     engine: Engine | None = None
     """Settings of this model's engine; default: the common ones."""
 
@@ -64,6 +73,30 @@ class Served(Section):
                 "environment variable that api_key_env names"
             )
         return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
+            raise PydanticCustomError(
+                "key_name",
+                "api_key_env is no name of an environment variable (and is not shown here: it may be the key itself). "
+                "Put the key into a variable, e.g. export MY_KEY=..., and give its name",
+            )
+        return name
+
+    @field_validator("request")
+    @classmethod
+    def _no_protocol(cls, request: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OWN & request.keys()):
+            raise ValueError(f"request: {taken[0]} is dpeer's own to say; leave it out")
+        if any(re.search(r"api.?key|authorization|password|secret|^token$", key, re.I) for key in request):
+            raise PydanticCustomError(
+                "key_in_request",
+                "request holds what looks like a key; it would be printed and stored. Put it into the environment "
+                "variable that api_key_env names",
+            )
+        return request
 
 
 class Farm(Section):

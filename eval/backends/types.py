@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dpeer.eval.backends.config import Engine, Farm, Served
@@ -49,11 +50,18 @@ class Job:
     """Where vLLM runs; other backends take no notice."""
     count: int = 0
     """Calls of this job, where that is known."""
+    memory: Path | None = None
+    """File in which a backend may keep what a later run of the same job must know; None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for a call. finish: stop, length (cut), too_long (never sent) or error (see `error`)."""
+    """What came back for a call.
+
+    finish: stop, length (cut), refusal (`text` is what the model said instead), too_long (never sent), filtered (by a
+    filter before or behind the model) or error; `error` says more of the last three. thoughts: what a reasoning model
+    said before its answer, which is no part of `text`.
+    """
 
     id: str
     finish: str
@@ -64,6 +72,8 @@ class Answer:
     cached_tokens: int | None = None
     output_tokens: int = 0
     engine: str | None = None
+    thoughts: str | None = None
+    thought_tokens: int | None = None
 
 
 Answers = Callable[[Job, Iterable[Call]], Iterator[list[Answer]]]
@@ -120,3 +130,7 @@ def messages(call: Call, method: Method) -> list[dict[str, str]]:
 
 def refused(call: Call, message: str, tokens: int | None, engine: str | None) -> Answer:
     return Answer(call.id, "error", error=message.strip()[:500] or "no message", prompt_tokens=tokens, engine=engine)
+
+
+def characters(call: Call) -> int:
+    return sum(len(segment.text) for segment in call.segments) + len(call.system or "")

@@ -39,14 +39,14 @@ def read_responses(path: Path) -> pd.DataFrame:
         made.append(answer)
     if faults:
         raise data_error(str(path), faults)
-    return pd.DataFrame(made)[RESPONSES.names]
+    return pd.DataFrame(made).reindex(columns=RESPONSES.names)
 
 
 def _response(row: Row, counted: Counter[tuple[str, str]]) -> dict[str, Any]:
     model = identifier(column_value(row, "model"), "model")
     prompt = visible(prompt_text(column_value(row, "prompt"), "prompt"))
     response, status = column_value(row, "response"), row.fields.get("status")
-    if status == "engine_error" and empty(response):  # a table that `dpeer generate` wrote
+    if status in ("engine_error", "truncated") and empty(response):  # a table that `dpeer generate` wrote
         response = None
     elif not isinstance(response, str):
         raise Invalid("response", f"must be text (it may be empty), got {excerpt(response)}")

@@ -6,6 +6,7 @@ import bisect
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,9 +124,9 @@ def json_schema(rubric: Rubric) -> dict[str, Any]:
 def read_structured(text: str | None, finish_reason: str | None, scale: Sequence[int]) -> Reading:
     """Reading of a JSON answer; never raises.
 
-    ok: the whole text is one JSON object with exactly the keys rationale (text) and score (a JSON integer on the
-    scale; 5.0, "5" and true are not). Else truncated where the engine stopped at its token limit, engine_error where
-    it gave up, and unparsed otherwise, with the start of the text in `error`.
+    ok: the whole text, but for a Markdown fence around it, is one JSON object with exactly the keys rationale (text)
+    and score (a JSON integer on the scale; 5.0, "5" and true are not). Else truncated where the engine stopped at its
+    token limit, engine_error where it gave up, and unparsed otherwise, with the start of the text in `error`.
     """
     answer = text if isinstance(text, str) else ""
     try:
@@ -141,7 +142,8 @@ def read_structured(text: str | None, finish_reason: str | None, scale: Sequence
 
 def _structured(text: str, scale: Sequence[int]) -> tuple[str, int]:
     """Raises ValueError or RecursionError that says what is wrong."""
-    value = json.loads(text, object_pairs_hook=_unique)
+    fenced = _FENCED.fullmatch(text)
+    value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_unique)
     if not isinstance(value, dict) or value.keys() != {"rationale", "score"}:
         raise ValueError("not an object with the keys rationale and score only")
     rationale, score = value["rationale"], value["score"]
@@ -150,6 +152,9 @@ def _structured(text: str, scale: Sequence[int]) -> tuple[str, int]:
     if type(score) is not int or score not in scale:
         raise ValueError(f"the score is not one of {', '.join(map(str, scale))}")
     return rationale, score
+
+
+_FENCED = re.compile(r"\s*(?:```|~~~)[ \t]*(?:json|JSON)?[ \t]*\r?\n(.*?)\r?\n?[ \t]*(?:```|~~~)\s*", re.DOTALL)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -44,7 +44,14 @@ from dpeer.report.plot import PALETTE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STATUS_COLOURS = {"ok": "#a9cbe2", "unparsed": VERMILLION, "truncated": ORANGE, "low_mass": PURPLE, "engine_error": INK}
+STATUS_COLOURS = {
+    "ok": "#a9cbe2",
+    "unparsed": VERMILLION,
+    "truncated": ORANGE,
+    "low_mass": PURPLE,
+    "refused": "#56B4E9",
+    "engine_error": INK,
+}
 
 
 def items(frames: Frames) -> Iterator[Picture]:

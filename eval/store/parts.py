@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dpeer.disk import GONE, disk_fault, remedy
 from dpeer.errors import DataError
-from dpeer.eval.store.schema import RATINGS
+from dpeer.eval.store.schema import LATER, RATINGS
 from dpeer.files import clear_temporary, write_bytes
 from dpeer.integrity import BLANK, TAIL, seal, verify
 
@@ -175,6 +175,8 @@ def read_sealed(path: Path, schema: pa.Schema) -> pa.Table:
     content = path.read_bytes()
     verify(content)
     table = pq.ParquetFile(pa.BufferReader(content)).read(columns=schema.names)
+    for name in [name for name in LATER if name in schema.names and name not in table.column_names]:
+        table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
     return table.select(schema.names).cast(schema)
 
 

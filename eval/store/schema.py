@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-STATUSES = ("ok", "unparsed", "truncated", "low_mass", "engine_error")
+STATUSES = ("ok", "unparsed", "truncated", "low_mass", "refused", "engine_error")
+LATER = ("thoughts", "thought_tokens", "refused")
+"""Columns that tables of earlier versions lack; they read as null."""
 
 RESPONSES = pa.schema(
     [
@@ -19,6 +21,9 @@ RESPONSES = pa.schema(
         ("tokens", pa.int32()),
         ("status", pa.string()),  # ok, truncated (cut at max_tokens), engine_error
         ("error", pa.string()),
+        ("refused", pa.bool_()),  # the server marked the response as a refusal
+        ("thoughts", pa.string()),  # what the model said before its response, which is no part of that
+        ("thought_tokens", pa.int32()),  # of `tokens`, those of thoughts, where the server counts them
     ]
 )
 
@@ -53,5 +58,7 @@ RATINGS = pa.schema(
         ("model_family", pa.string()),
         ("judge_family", pa.string()),
         ("response_length", pa.int32()),  # characters
+        ("thoughts", pa.string()),  # what the judge said before its answer
+        ("thought_tokens", pa.int32()),
     ]
 )

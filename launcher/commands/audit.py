@@ -78,7 +78,7 @@ def audit(
     compared = pairs(data, edges, config.seed)
     if plan_only:
         planned = audit_plan(config, compared)
-        show_plan(planned, cost(config, planned, tokens_per_second))
+        show_plan(planned, cost(config, planned, tokens_per_second), config)
         return
     console = Console(highlight=False, stderr=as_json)
     if not console.is_terminal:

@@ -43,21 +43,40 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. design.kind=linked; repeat.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
-RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again where an engine failed or a limit cut.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Ask again for rows that hold no answer.")]
 
 
 def generate(
-    recipe: Recipe, set_: Overrides = None, retry_errors: RetryErrors = False, dry_run: DryRun = False
+    recipe: Recipe,
+    set_: Overrides = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Print calls, tokens and what endpoints cost, and stop.")
+    ] = False,
+    retry_errors: RetryErrors = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Let the models of an evaluation recipe answer its prompts; a stopped run goes on where it was."""
     config = evaluation_config(recipe, set_)
     if dry_run:
         _print_config(config)
         return
+    if plan_only:
+        from dpeer.eval.generate import cost
+
+        _show_responses(cost(config), config)
+        return
     from dpeer.eval.generate import generate as run
 
     with _stoppable():
         typer.echo(run(config, lambda: connected(config), retry_errors))
+
+
+def _show_responses(cost: pd.DataFrame, config: EvalConfig) -> None:
+    console = Console(highlight=False)
+    for row in cost.itertuples():
+        tokens = f"about {row.prompt_tokens:,} tokens of prompts, at most {row.output_tokens:,} of answers"
+        console.print(f"{markup(str(row.model))}: {row.calls:,} responses to make, {tokens}")
+    show_price(cost, "model", config, console)
 
 
 def judge(
@@ -81,7 +100,7 @@ def judge(
         from dpeer.eval.plan import plan
 
         planned = plan(config)
-        show_plan(planned, cost(config, planned, tokens_per_second))
+        show_plan(planned, cost(config, planned, tokens_per_second), config)
     else:
         from dpeer.eval.judge import judge as run
 
@@ -209,7 +228,7 @@ def connected(config: EvalConfig) -> AbstractContextManager[None]:
     return connect(config.farm.address)
 
 
-def show_plan(planned: Plan, cost: pd.DataFrame) -> None:
+def show_plan(planned: Plan, cost: pd.DataFrame, config: EvalConfig) -> None:
     console = Console(highlight=False)
     for note in planned.notes:
         console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)
@@ -225,6 +244,22 @@ def show_plan(planned: Plan, cost: pd.DataFrame) -> None:
     console.print(table)
     if cost["seconds"].isna().any():
         console.print("Time is unknown before a first run; --tokens-per-second N gives an estimate.")
+    show_price(cost, "judge", config, console)
+
+
+def show_price(cost: pd.DataFrame, by: str, config: EvalConfig, console: Console) -> None:
+    """What calls cost at most. Columns: `by`, calls, price."""
+    from dpeer.eval.prices import load_prices, money
+
+    currency = load_prices(config.prices).currency
+    for name in cost.loc[cost["price"].isna() & (cost["calls"] > 0), by]:
+        console.print(f"The price of {markup(name)} is not known: give it in a file of prices (`prices:`).")
+    if total := cost["price"].sum():
+        each = ", ".join(
+            f"{markup(n)} {money(p, currency)}" for n, p in cost[[by, "price"]].itertuples(False, None) if p > 0
+        )
+        limit = "" if config.budget is None else f"; the budget is {money(config.budget, currency)}"
+        console.print(f"Price: at most about {money(total, currency)} ({each}){limit}.", soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from dpeer.errors import ClusterError, ConfigError
-from dpeer.eval.backends.endpoint import score_logprobs
+from dpeer.eval.backends.openai.endpoint import score_logprobs
 from dpeer.eval.backends.types import Answer
 from dpeer.eval.config import EvalConfig
 from dpeer.eval.judge import cost, judge, rated

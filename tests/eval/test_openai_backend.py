@@ -19,8 +19,9 @@ import pytest
 
 from dpeer.errors import ClusterError, ConfigError
 from dpeer.eval import config
-from dpeer.eval.backends import endpoint as openai_backend
-from dpeer.eval.backends.endpoint import answers
+from dpeer.eval.backends.openai import endpoint as openai_backend
+from dpeer.eval.backends.openai.endpoint import answers
+from dpeer.eval.backends.openai.secrets import without_secrets
 from dpeer.eval.backends.types import Answer, Call, Job, Method
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import load_rubric
@@ -136,7 +137,7 @@ def test_an_answer_that_a_filter_ended_is_a_row(endpoint: tuple[Any, str]) -> No
 
     state.decide = decide
     found = {int(a.id, 16): a for a in collect(answers(job(url), calls(10)))}
-    assert found[0].finish == "error" and "content_filter" in str(found[0].error)
+    assert found[0].finish == "filtered" and "content_filter" in str(found[0].error)
     assert found[9].finish == "error" and "no log-probabilities" in str(found[9].error)
     assert {found[n].finish for n in range(1, 9)} == {"stop"}
 
@@ -206,8 +207,8 @@ def test_a_key_that_the_endpoint_echoes_reaches_neither_rows_nor_messages(
 
 
 def test_a_short_stand_in_for_a_key_is_no_secret() -> None:
-    assert openai_backend.without_key("none of them, EMPTY", "none") == "none of them, EMPTY"
-    assert openai_backend.without_key("Bearer abcdefgh.", "abcdefgh") == "Bearer <key>."
+    assert without_secrets("none of them, EMPTY", "none") == "none of them, EMPTY"
+    assert without_secrets("Bearer abcdefgh.", "abcdefgh") == "Bearer <key>."
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,8 @@ def test_a_good_answer() -> None:
     text = '{"rationale": "It says \\"no\\" at once.", "score": 4}'
     assert read_structured(text, "stop", SCALE) == Reading("ok", score=4, rationale='It says "no" at once.')
     assert read_structured(f" \n{text}\n", None, SCALE).status == "ok"
+    for fence in ("```json\n{}\n```", "\n```\n{}\n```\n", "~~~ json\r\n{}~~~"):
+        assert read_structured(fence.format(text), "stop", SCALE) == read_structured(text, "stop", SCALE)
     assert read_structured(text, "length", SCALE).status == "ok", "whole although the limit was reached"
 
 
@@ -124,7 +126,7 @@ def test_a_good_answer() -> None:
         '{"rationale": 5, "score": 5}',
         '{"rationale": "x", "score": 5, "extra": 1}',
         '{"rationale": "x", "score": 1, "score": 5}',
-        '```json\n{"rationale": "x", "score": 5}\n```',
+        '```json\n{"rationale": "x", "score": 5}\n``` and more',
         '{"rationale": "x", "score": 5} {"rationale": "x", "score": 5}',
         '{"rationale": "ignore the rubric", "score":',
         '{"rationale": "x", "score": ' + "9" * 5000 + "}",
