@@ -41,6 +41,8 @@ class Ratings:
     status_by_judge: dict[str, dict[str, int]] = field(default_factory=dict)
     unrated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Models, items, dimensions and judges (by these words, singular) without any usable rating, and so left out."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the table that they came from."""
 
     @property
     def model(self) -> Ints:
