@@ -35,6 +35,7 @@ from dpeer.eval.elsewhere.mapping import (
     tidy,
 )
 from dpeer.eval.elsewhere.sheets import stream
+from dpeer.eval.irt.encode import HUMAN
 from dpeer.eval.irt.types import Ints
 from dpeer.eval.irt.weaknesses import names_of
 from dpeer.eval.questions.prompting import visible
@@ -43,8 +44,6 @@ from dpeer.eval.store.parts import content_id
 from dpeer.eval.store.schema import RATINGS
 from dpeer.eval.store.scores import MANY, pasted
 
-HUMAN = "human"
-"""The family of people who rate."""
 SAMPLE = 500
 """Rows by which a mapping is checked and suggested."""
 CHUNK = 50_000

@@ -24,6 +24,8 @@ TEXTS = (
 )
 RATED = (*NAMES, "criterion", "sample", "response_id", "order")
 """What is alike in two ratings of the same thing."""
+HUMAN = "human"
+"""The family of people who rate."""
 SOURCES = {"model": "model_hash", "judge": "judge_hash", "dimension": "rubric_hash"}
 """What a name stands for: weights, weights and wording."""
 IDS = ("rating_id", "model_hash", "judge_hash", "rubric_hash", "mode", "status", "order")
@@ -115,12 +117,14 @@ def _encode(
         unrated={name: lost for name in NAMES if (lost := tuple(sorted(set(texts[name]) - set(text[name]))))},
         status_by_judge=dict(zip(counts.index.astype(str), counts.rename(columns=str).to_dict("records"), strict=True)),
         notes=notes,
+        people=tuple(sorted(set(text["judge"][text["judge_family"] == HUMAN]))),
+        tokens=_tokens(frame[ok], text["judge"]),
     )
 
 
 def _read(path: Path) -> pd.DataFrame:
     """Columns that matter of a file, or of all Parquet parts below a folder."""
-    wanted = {*TEXTS, "score", "sample", "response_length"}
+    wanted = {*TEXTS, "score", "sample", "response_length", "prompt_tokens", "output_tokens"}
     if path.suffix.lower() == ".csv" and path.is_file():
         kinds, empty = dict.fromkeys(TEXTS, str), {"score": [""], "response_length": [""]}
         try:
@@ -295,6 +299,16 @@ def _one_name(text: dict[str, pd.Series], sample: pd.Series) -> None:
             "another in the imported ones. Import them with --map COLUMN=response_id, the ids of the responses that "
             "were shown, or give them other sample numbers if they are others"
         )
+
+
+def _tokens(frame: pd.DataFrame, judge: pd.Series) -> dict[str, float]:
+    """Mean tokens read and written per rating of each judge that says so."""
+    known = [name for name in ("prompt_tokens", "output_tokens") if name in frame]
+    if not known:
+        return {}
+    used = frame[known].apply(pd.to_numeric, errors="coerce").sum(axis=1, min_count=1)
+    means = used.groupby(judge).mean().dropna()
+    return {str(name): float(mean) for name, mean in means.items()}
 
 
 def _lengths(frame: pd.DataFrame, response: Ints, n: int) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -76,13 +77,13 @@ def weaknesses(
 
 def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> Iterator[DesignWarning]:
     models = len(ratings.models)
-    counts = part.gram.diagonal()
+    counts = part.counts
     rated = counts[models : models + len(ratings.judges)] > 0
     if rated.sum() == 1:
         only = ratings.judges[int(np.argmax(rated))]
         yield DesignWarning("few_judges", f"only {only} rated; intervals are too narrow, as its noise is not seen")
-    labels = elimination.clusters(part.null[models : models + len(ratings.judges)][rated])
-    if labels.max() > 0:
+    labels = part.silent.labels(part.judges)[rated]
+    if len(np.unique(labels)) > 1:
         seen = [name for name, on in zip(ratings.judges, rated, strict=True) if on]
         text = f"the severities of {groups_of(seen, labels)} cannot be compared (disjoint items)"
         yield DesignWarning("nested_judges", text)
@@ -92,8 +93,8 @@ def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> It
         ("item", ratings.items, part.items_met, items),
         ("judge", ratings.judges, part.judges_met, judges),
     ):
-        bridging = [] if anchored.any() else elimination.bridges(met)
-        for element, apart in bridging[:SHOWN]:
+        bridging = iter(()) if anchored.any() else elimination.bridges(met)
+        for element, apart in islice(bridging, SHOWN):
             text = f"{facet} {names[element]} alone links {groups_of(ratings.models, apart)}"
             yield DesignWarning("bridge", text)
 
