@@ -18,7 +18,8 @@ from dpeer.eval.report.picture import (
     matrix,
     rows_height,
 )
-from dpeer.eval.report.words import Frames, estimate, fixed, label, percent, slug
+from dpeer.eval.report.words import Frames, estimate, fixed, label, slug
+from dpeer.report.text import percent
 
 MOST_CONFUSED = 6
 """Judges whose confusions are drawn per dimension: those with the least agreement."""
