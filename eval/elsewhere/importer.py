@@ -6,6 +6,7 @@ import warnings
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ SAMPLE = 500
 CHUNK = 50_000
 """Ratings that are held as Python objects at once."""
 MOST_FAULTS = 10_000
+REMEMBERED = 1 << 14
+"""Names and ids that are not worked out again: most of them stand in many rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +183,7 @@ def _ratings(row: Row, planned: Plan, constants: Mapping[str, str], scale: Scale
     response, sample = texts.get("response"), names["sample"]
     if not sample.isdecimal() or len(sample) > 9:
         raise Invalid(columns.get("sample", "sample"), f"must be a whole number from 0 up, got {excerpt(sample)}")
-    response_id = names.get("response_id") or content_id(
-        model=names["model"], item=names["item"], sample=int(sample), response=response
-    )
+    response_id = names.get("response_id") or _response_id(names["model"], names["item"], int(sample), response)
     for column, said in planned.scores.items():
         label = _label(column_value(row, column))
         if not label and JUDGE in said:
@@ -208,6 +209,11 @@ def _ratings(row: Row, planned: Plan, constants: Mapping[str, str], scale: Scale
 _NAMES = (*REQUIRED, *DEFAULTS, "response_id")
 
 
+@lru_cache(maxsize=REMEMBERED)
+def _response_id(model: str, item: str, sample: int, response: str | None) -> str:
+    return content_id(model=model, item=item, sample=sample, response=response)
+
+
 def _name(row: Row, column: str) -> str:
     name = _label(column_value(row, column))
     if not name or not name.isprintable():
@@ -227,7 +233,12 @@ def _label(value: object) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return tidy(visible(str(value)))
+    return _clean(str(value))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _clean(text: str) -> str:
+    return tidy(visible(text))
 
 
 # The whole table

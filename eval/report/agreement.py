@@ -46,7 +46,7 @@ def agreement(frames: Frames) -> Iterator[Picture]:
             f"{dimension}: weighted kappa of {who}",
             f"{dimension}: weighted kappa of {who} is {fixed(low)} to {fixed(high)}",
             f"Dot plot of weighted kappa with 95 % intervals. {enumerated(words)}.",
-            intervals(rows, "weighted kappa (1 = the same scores, 0 = chance)"),
+            intervals(rows, "weighted kappa (0 = chance)"),
             rows_height(len(rows)),
             counted=True,
         )
