@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpeer.eval.irt import design
+from dpeer.eval.irt import design, elimination
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.types import Options
@@ -76,3 +76,18 @@ def test_many_islands_are_refused_with_the_groups() -> None:
     islands = [table.assign(**{c: f"{k}-" + table[c] for c in ("model", "item", "judge")}) for k in range(3)]
     with pytest.raises(design.DisconnectedDesign, match=r"Cheapest repair: judge .* rates .*; judge"):
         check(encode(pd.concat(islands)), Options())
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_covariates_are_explained_alike_with_and_without_a_dense_matrix(
+    monkeypatch: pytest.MonkeyPatch, anchored: bool
+) -> None:
+    ratings = encode(pairs_of(60, 10))
+    known = np.zeros(len(ratings.items), bool), np.arange(len(ratings.judges)) < 3 * anchored
+    part = elimination.eliminate(ratings, 0, *known)
+    rng = np.random.default_rng(0)
+    columns = np.column_stack([rng.normal(size=len(ratings)), rng.normal(size=60)[ratings.model]])
+    dense = elimination.unexplained(part, columns)
+    monkeypatch.setattr(elimination, "DENSE", 0)
+    assert np.allclose(elimination.unexplained(part, columns), dense, atol=1e-8 * len(ratings))
+    assert dense[1, 1] < 1e-8 or anchored, "a covariate that is constant within models is explained"
