@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -101,20 +101,26 @@ def _text(path: Path, faults: list[Fault]) -> str:
 
 
 def _csv(path: Path, faults: list[Fault]) -> Iterator[Row]:
+    yield from delimited(path, faults, lambda header: ",")
+
+
+def delimited(path: Path, faults: list[Fault], delimiter: Callable[[str], str]) -> Iterator[Row]:
+    """Rows of a text table, one at a time; `delimiter` tells from the header line what stands between its cells."""
     text = _text(path, faults)
     if not text.strip():
         return
+    mark = delimiter(text.lstrip().splitlines()[0])
     # The module's cell limit is process-wide and too small for long answers; the parser checks lengths by column.
     before = csv.field_size_limit(len(text) + 1)
     try:
-        yield from csv_rows(path.name, io.StringIO(text, newline=""), faults)
+        yield from csv_rows(path.name, io.StringIO(text, newline=""), faults, mark)
     finally:
         csv.field_size_limit(before)
 
 
-def csv_rows(name: str, text: TextIO, faults: list[Fault]) -> Iterator[Row]:
-    """The rows of comma-separated text, which is read as they are taken."""
-    reader = csv.reader(text, strict=True)
+def csv_rows(name: str, text: TextIO, faults: list[Fault], mark: str = ",") -> Iterator[Row]:
+    """The rows of a text table with `mark` between its cells, read as they are taken."""
+    reader = csv.reader(text, strict=True, delimiter=mark)
     header: list[str] = []
     number = 0
     line = 1
@@ -126,7 +132,7 @@ def csv_rows(name: str, text: TextIO, faults: list[Fault]) -> Iterator[Row]:
                 continue
             if not header:
                 header = [c.strip() for c in fields]
-                if fault := _header_fault(header):
+                if fault := header_fault(header):
                     faults.append(Fault(f"{name}, header", "", fault))
                     return
                 number = 1
@@ -139,7 +145,7 @@ def csv_rows(name: str, text: TextIO, faults: list[Fault]) -> Iterator[Row]:
                         where,
                         "",
                         f"{len(fields)} cells, the header has {len(header)}; quote cells that hold commas, quotes or "
-                        f"line breaks. Starts {excerpt(','.join(fields))}",
+                        f"line breaks. Starts {excerpt(mark.join(fields))}",
                     )
                 )
             number += 1
@@ -153,7 +159,7 @@ def csv_rows(name: str, text: TextIO, faults: list[Fault]) -> Iterator[Row]:
         )
 
 
-def _header_fault(header: list[str]) -> str:
+def header_fault(header: list[str]) -> str:
     if duplicate := _duplicate(header):
         return f"column {duplicate!r} occurs twice; keep one"
     if len(header) == 1 and any(d in header[0] for d in ";\t|"):

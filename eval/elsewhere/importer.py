@@ -2,215 +2,201 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import warnings
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.parse import Invalid
-from dpeer.data.read import Row, rows
+from dpeer.data.read import Row
 from dpeer.errors import ConfigError, DataError
+from dpeer.eval.elsewhere.labels import Labels, Scale, judge_labels
+from dpeer.eval.elsewhere.mapping import (
+    DEFAULTS,
+    JUDGE,
+    OPTIONAL,
+    REQUIRED,
+    MappingError,
+    Plan,
+    own_names,
+    plan,
+    present,
+    refuse_pairs,
+    suggestion,
+    tidy,
+)
+from dpeer.eval.elsewhere.sheets import stream
+from dpeer.eval.irt.encode import HUMAN
+from dpeer.eval.irt.types import Ints
+from dpeer.eval.irt.weaknesses import names_of
 from dpeer.eval.questions.prompting import visible
 from dpeer.eval.store.columns import column_value, empty
 from dpeer.eval.store.parts import content_id
 from dpeer.eval.store.schema import RATINGS
+from dpeer.eval.store.scores import MANY, pasted
 
-Labels = Mapping[str, int]
+SAMPLE = 500
+"""Rows by which a mapping is checked and suggested."""
+CHUNK = 50_000
+"""Ratings that are held as Python objects at once."""
+MOST_FAULTS = 10_000
+REMEMBERED = 1 << 14
+"""Names and ids that are not worked out again: most of them stand in many rows."""
 
-REQUIRED = ("model", "item", "judge")
-DEFAULTS = {"dimension": "overall", "criterion": "overall", "sample": "0"}
-"""What a table may leave out, and what it means then."""
-OPTIONAL = (*DEFAULTS, "response_id", "model_family", "judge_family", "response", "rationale")
-SCORE = "score"
-KNOWN = (*REQUIRED, *OPTIONAL, SCORE)
-HUMAN = "human"
-"""The family of people who rate."""
-ALIKE, MANY = 0.8, 20
-"""An unknown label is warned of when it resembles a known one this much (difflib), or occurs in this many rows."""
-SHOWN = 5
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a table of ratings is read.
+
+    mapping: their column -> ours. Ours are model, item, judge (required), dimension, criterion, sample, response,
+    response_id (of a response that `dpeer generate` made: ratings of it by other judges are then of the same response),
+    rationale, model_family, judge_family, and either `score` (one rating per row) or, with several scores in a row,
+    `score:DIMENSION` or `score:DIMENSION/CRITERION` (a column per dimension), or `judge:NAME` or
+    `judge:NAME/DIMENSION` (a column per rater, where an empty cell is no rating). Default: each column that has one of
+    our names holds just that.
+    labels: label -> score, for all dimensions or per dimension; without it labels must be whole numbers, or with
+    half_points multiples of a half, which are doubled. missing: labels that mean no score.
+    constants: values of ours that no column holds. humans: judges who are people. families: model or judge -> family,
+    where no column holds it. keep_copies: rows that are identical in every column are ratings of their own.
+    """
+
+    mapping: Mapping[str, str] | None = None
+    labels: Labels | Mapping[str, Labels] | None = None
+    constants: Mapping[str, str] | None = None
+    humans: Collection[str] = ()
+    families: Mapping[str, str] | None = None
+    half_points: bool = False
+    missing: Collection[str] = ()
+    keep_copies: bool = False
 
 
 def import_ratings(
     path: str | Path,
-    mapping: Mapping[str, str],
+    mapping: Mapping[str, str] | None = None,
     labels: Labels | Mapping[str, Labels] | None = None,
-    *,
-    constants: Mapping[str, str] | None = None,
-    humans: Collection[str] = (),
-    families: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> pd.DataFrame:
-    """Ratings of a CSV, JSONL or Parquet file as a table with the columns of `store.schema.RATINGS`, mode `import`.
-
-    mapping: their column -> ours. Ours are model, item, judge (required), dimension, criterion, sample, response,
-    response_id (of a response that `dpeer generate` made: ratings of it by other judges are then of the same response),
-    rationale, model_family, judge_family, and either `score` (long form, one rating per row) or `score:DIMENSION` or
-    `score:DIMENSION/CRITERION` (wide form, one column per dimension). constants: values of ours that no column holds.
-    labels: label -> score, for all dimensions or per dimension; without it labels must be whole numbers.
-    humans: judges who are people. families: model or judge -> family, where no column holds it.
+    """Ratings of a CSV (any usual delimiter), Excel, JSON, JSONL or Parquet file as a table with the columns of
+    `store.schema.RATINGS`, mode `import`. `more` holds the other fields of `Reading`, which explains them all.
 
     Every rating becomes a row: an unknown or empty label has the status `unparsed` and the label in `error`; one that
-    resembles a known label is warned of. Rows alike in all but score and texts are repeats, numbered in file order.
+    resembles a known label is warned of. Rows alike in all but score and texts are repeats, numbered in file order;
+    where all repeats are copies of whole rows, as in a sheet pasted twice, they are left out with a warning. Names are
+    composed (NFC), without blanks at their ends.
 
-    Raises DataError that names file, row and column, and ConfigError for a mapping that cannot work.
+    Raises DataError that names file, row and column, and ConfigError for a mapping that cannot work: a MappingError
+    holds the options of a command that can, where the columns leave no doubt.
     """
-    given, faults = rows(Path(path))
-    if faults:
-        raise data_error(str(path), faults)
-    return ratings_table(
-        given, mapping, labels, constants=constants, humans=humans, families=families, source=str(path)
-    )
+    return ratings_table(stream(Path(path)), Reading(mapping, labels, **more), str(path))
 
 
 def ratings_from(
     table: pd.DataFrame | Iterable[Mapping[str, object]],
     mapping: Mapping[str, str] | None = None,
     labels: Labels | Mapping[str, Labels] | None = None,
-    *,
-    constants: Mapping[str, str] | None = None,
-    humans: Collection[str] = (),
-    families: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> pd.DataFrame:
-    """The same for ratings in memory: a frame, or rows as mappings, checked as a file is.
-
-    mapping: default, each column that has one of our names, `score` and `score:DIMENSION` included, holds just that.
-    """
+    """The same for ratings in memory: a frame, or rows as mappings, checked as a file is."""
     frame = table if isinstance(table, pd.DataFrame) else pd.DataFrame([dict(row) for row in table])
     if frame.empty:
         raise DataError("ratings: the table holds no rows; one row per rating is needed")
     frame = frame.rename(columns=str).astype(object)
     records = frame.where(frame.notna(), None).to_dict("records")
     given = [Row(f"ratings:{k}", f"row {k}", fields) for k, fields in enumerate(records, 1)]
-    if mapping is None:
-        mapping = {name: name for name in frame.columns if name in KNOWN or name.startswith(f"{SCORE}:")}
-    return ratings_table(given, mapping, labels, constants=constants, humans=humans, families=families)
+    return ratings_table(given, Reading(mapping, labels, **more))
 
 
-def ratings_table(
-    given: Sequence[Row],
-    mapping: Mapping[str, str],
-    labels: Labels | Mapping[str, Labels] | None = None,
-    *,
-    constants: Mapping[str, str] | None = None,
-    humans: Collection[str] = (),
-    families: Mapping[str, str] | None = None,
-    source: str = "ratings",
-) -> pd.DataFrame:
-    """The same for rows that were read already."""
-    constants, families = dict(constants or {}), dict.fromkeys(humans, HUMAN) | dict(families or {})
-    columns, scores = _plan(mapping, constants)
-    scale = _Scale(labels)
+def ratings_table(given: Iterable[Row], how: Reading, source: str = "ratings") -> pd.DataFrame:
+    """The same for rows that were read already, or are being read."""
+    rows = iter(given)
+    sample = list(islice(rows, SAMPLE))
+    constants = {ours: tidy(value) for ours, value in (how.constants or {}).items()}
+    planned = _plan(how, sample, constants)
+    scale = Scale(how.labels, how.half_points, how.missing)
+    table, marks = _read(chain(sample, rows), planned, constants, scale, source)
+    judge_labels(table, scale, source)
+    table = _without_copies(table, marks, how.keep_copies, source)
+    return _with_families(_with_ids(table), how, source)[RATINGS.names]
+
+
+def _plan(how: Reading, sample: list[Row], constants: Mapping[str, str]) -> Plan:
+    header = list(sample[0].fields) if sample else []
+    mapping = own_names(header) if how.mapping is None else present(how.mapping, header)
+    planned = None
+    try:
+        planned = plan(mapping, constants)
+        refuse_pairs(planned, sample)
+        if sample and (absent := [name for name in mapping if not any(name in row.fields for row in sample)]):
+            raise MappingError(f"there is no column {absent[0]!r}; the table has {excerpt(', '.join(header), 200)}")
+        return planned
+    except MappingError as error:
+        options = () if how.labels or error.final else suggestion(sample, constants)
+        if not options and planned is not None and not error.final:
+            return planned  # the faults name the rows
+        raise MappingError(error.problem, options, error.final) from None
+
+
+def _read(
+    rows: Iterable[Row], planned: Plan, constants: Mapping[str, str], scale: Scale, source: str
+) -> tuple[pd.DataFrame, Ints]:
+    """All ratings, and a mark per rating that copies of a row share; few rows at a time are Python objects."""
     faults: list[Fault] = []
-    ratings: list[dict[str, Any]] = []
-    for row in given:
+    batch: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
+    marks = array("q")
+    for row in rows:
+        before = len(batch)
         try:
-            ratings += _ratings(row, columns, scores, constants, scale)
+            batch += _ratings(row, planned, constants, scale)
         except Invalid as invalid:
             faults.append(Fault(row.where, invalid.column, invalid.message))
+            if len(faults) == MOST_FAULTS:
+                break
+        marks.extend([hash(repr(row.fields))] * (len(batch) - before))
+        if len(batch) >= CHUNK:
+            tables.append(pa.Table.from_pylist(batch, schema=RATINGS))
+            batch = []
     if faults:
         raise data_error(source, faults)
-    _judge_labels(ratings, scale, source)
-    _identify(ratings)
-    judges = dict.fromkeys(rating["judge"] for rating in ratings)
-    if absent := [name for name in humans if name not in judges]:
-        raise ConfigError(f"humans: {absent[0]!r} is no judge of {source}; its judges are {', '.join(judges)}")
-    for rating in ratings:
-        for who in ("model", "judge"):
-            kin = rating[f"{who}_family"] or families.get(rating[who])
-            rating[f"{who}_family"] = kin and kin.lower()  # "Qwen" and "qwen" are one family
-    return pa.Table.from_pylist(ratings, schema=RATINGS).to_pandas()
-
-
-# The plan: which of their columns hold what
-
-
-def _plan(
-    mapping: Mapping[str, str], constants: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
-    """Ours -> their column; and each column with scores -> (dimension, criterion), empty where the row says it."""
-    columns: dict[str, str] = {}
-    scores: dict[str, tuple[str, str]] = {}
-    for theirs, ours in mapping.items():
-        if ours == SCORE or ours.startswith(f"{SCORE}:"):
-            dimension, _, criterion = ours.removeprefix(SCORE).removeprefix(":").partition("/")
-            if not dimension and ours != SCORE:
-                raise ConfigError(f"column {theirs!r} is mapped to {ours!r}; write score:DIMENSION")
-            scores[theirs] = (dimension, criterion)
-            continue
-        _known(ours)
-        if ours in columns:
-            raise ConfigError(f"columns {columns[ours]!r} and {theirs!r} are both mapped to {ours}; keep one")
-        columns[ours] = theirs
-    for ours in constants:
-        _known(ours)
-        if ours in columns:
-            raise ConfigError(f"{ours} is given as a constant and as column {columns[ours]!r}; keep one")
-    if missing := [ours for ours in REQUIRED if ours not in columns and ours not in constants]:
-        raise ConfigError(f"nothing is mapped to {missing[0]}; map a column to it or give it as a constant")
-    _check_scores(scores, {*columns, *constants})
-    return columns, scores
-
-
-def _known(ours: str) -> None:
-    if ours == SCORE or ours not in KNOWN:
-        near = difflib.get_close_matches(ours, KNOWN, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"{ours!r} is no column of the ratings table that can be imported; known: {', '.join(KNOWN)}, "
-            f"score:DIMENSION, score:DIMENSION/CRITERION{hint}"
-        )
-
-
-def _check_scores(scores: Mapping[str, tuple[str, str]], given: Collection[str]) -> None:
-    if not scores:
-        raise ConfigError(
-            "nothing is mapped to score; map the column with the labels to score, or with one column per dimension "
-            "each to score:DIMENSION"
-        )
-    wide = [dimension for dimension, _ in scores.values() if dimension]
-    if 0 < len(wide) < len(scores) or (not wide and len(scores) > 1):
-        raise ConfigError("map either one column to score or each of several to its own score:DIMENSION, not both")
-    if len(set(scores.values())) < len(scores):
-        raise ConfigError("two columns are mapped to the same score:DIMENSION; keep one, or add /CRITERION to each")
-    if wide and "dimension" in given:
-        raise ConfigError("dimension is given twice: by its own column or constant and by score:DIMENSION; keep one")
-    if "criterion" in given and any(criterion for _, criterion in scores.values()):
-        raise ConfigError("criterion is given twice: by its own column or constant and by score:DIMENSION/CRITERION")
+    if not (table := pa.concat_tables([*tables, pa.Table.from_pylist(batch, schema=RATINGS)])):
+        raise DataError(f"{source}: holds no ratings: every cell of the columns with scores is empty")
+    return table.to_pandas(), np.frombuffer(marks, dtype=np.int64)
 
 
 # Rows to ratings
 
 
-def _ratings(
-    row: Row,
-    columns: Mapping[str, str],
-    scores: Mapping[str, tuple[str, str]],
-    constants: Mapping[str, str],
-    scale: _Scale,
-) -> Iterator[dict[str, Any]]:
+def _ratings(row: Row, planned: Plan, constants: Mapping[str, str], scale: Scale) -> Iterator[dict[str, Any]]:
+    columns = planned.columns
     names = {**DEFAULTS, **constants} | {ours: _name(row, columns[ours]) for ours in _NAMES if ours in columns}
     texts = {ours: _text(row, columns[ours]) for ours in OPTIONAL if ours in columns and ours not in _NAMES}
     response, sample = texts.get("response"), names["sample"]
     if not sample.isdecimal() or len(sample) > 9:
         raise Invalid(columns.get("sample", "sample"), f"must be a whole number from 0 up, got {excerpt(sample)}")
-    for column, (dimension, criterion) in scores.items():
-        dimension, criterion = dimension or names["dimension"], criterion or names["criterion"]
+    response_id = names.get("response_id") or _response_id(names["model"], names["item"], int(sample), response)
+    for column, said in planned.scores.items():
         label = _label(column_value(row, column))
-        score = scale.score(label, dimension, column)
+        if not label and JUDGE in said:
+            continue  # a rater who has not seen this response
+        who = names | said
+        score = None if scale.absent(label) else scale.score(label, who["dimension"], column)
         yield {
-            "response_id": names.get("response_id")
-            or content_id(model=names["model"], item=names["item"], sample=int(sample), response=response),
-            **{ours: names[ours] for ours in REQUIRED},
+            "response_id": response_id,
+            **{ours: who[ours] for ours in REQUIRED},
             **{ours: constants.get(ours) or texts.get(ours) for ours in ("model_family", "judge_family")},
             "sample": int(sample),
-            "dimension": dimension,
-            "criterion": criterion,
+            "dimension": who["dimension"],
+            "criterion": who["criterion"],
             "mode": "import",
             "status": "unparsed" if score is None else "ok",
             "score": score,
@@ -223,6 +209,11 @@ def _ratings(
 _NAMES = (*REQUIRED, *DEFAULTS, "response_id")
 
 
+@lru_cache(maxsize=REMEMBERED)
+def _response_id(model: str, item: str, sample: int, response: str | None) -> str:
+    return content_id(model=model, item=item, sample=sample, response=response)
+
+
 def _name(row: Row, column: str) -> str:
     name = _label(column_value(row, column))
     if not name or not name.isprintable():
@@ -231,8 +222,9 @@ def _name(row: Row, column: str) -> str:
 
 
 def _text(row: Row, column: str) -> str | None:
+    """A text, by which a response is known too: one form of Unicode, and no blanks at its end."""
     value = column_value(row, column)
-    return visible(value) if isinstance(value, str) else _label(value) or None
+    return normalize("NFC", visible(value)).rstrip() if isinstance(value, str) else _label(value) or None
 
 
 def _label(value: object) -> str:
@@ -241,92 +233,59 @@ def _label(value: object) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return visible(str(value)).strip()
+    return _clean(str(value))
 
 
-# Labels
+@lru_cache(maxsize=REMEMBERED)
+def _clean(text: str) -> str:
+    return tidy(visible(text))
 
 
-class _Scale:
-    """Which score a label means."""
-
-    def __init__(self, labels: Labels | Mapping[str, Labels] | None) -> None:
-        self.by_dimension: dict[str, dict[str, int]] | None = None
-        self.common: dict[str, int] | None = None
-        if labels is None:
-            return
-        nested = {key: value for key, value in labels.items() if isinstance(value, Mapping)}
-        if not nested:
-            self.common = _scores(labels)
-        elif len(nested) == len(labels):
-            self.by_dimension = {str(d): _scores(inner) for d, inner in nested.items()}
-        else:
-            raise ConfigError("labels: give one mapping label -> score, or one per dimension, not a mixture")
-
-    def known(self, dimension: str) -> dict[str, int] | None:
-        """Labels of a dimension; None: any whole number."""
-        return self.common if self.by_dimension is None else self.by_dimension.get(dimension, {})
-
-    def score(self, label: str, dimension: str, column: str) -> int | None:
-        if self.by_dimension is not None and dimension not in self.by_dimension:
-            has = ", ".join(self.by_dimension)
-            raise Invalid(column, f"there are no labels for dimension {dimension!r}; there are some for {has}")
-        known = self.known(dimension)
-        if known is not None:
-            return known.get(label)
-        number = _WHOLE.fullmatch(label)
-        return int(number[1]) if number else None
+# The whole table
 
 
-_WHOLE = re.compile(r"([+-]?[0-9]{1,9})(?:\.0+)?")
-
-
-def _scores(labels: Mapping[Any, Any]) -> dict[str, int]:
-    if wrong := next((item for item in labels.items() if type(item[1]) is not int), None):
-        raise ConfigError(f"labels: {wrong[0]!r} is mapped to {wrong[1]!r}; a score must be a whole number")
-    if not labels:
-        raise ConfigError("labels: the mapping is empty; give label -> score, or leave it out for whole numbers")
-    return {str(label).strip(): score for label, score in labels.items()}
-
-
-def _judge_labels(ratings: Sequence[Mapping[str, Any]], scale: _Scale, source: str) -> None:
-    """Refuse a table without a single known label; warn of unknown ones that look like an oversight."""
-    unknown = Counter((r["dimension"], r["error"]) for r in ratings if r["status"] == "unparsed")
-    if unknown.total() == len(ratings):
-        frequent = Counter(r["error"] for r in ratings).most_common(SHOWN)
-        listed = "; ".join(f"{excerpt(label)} in {count} rows" for label, count in frequent)
-        raise DataError(
-            f"{source}: none of the {len(ratings)} labels means a score: {listed}. Give the scores of the labels, or "
-            "map another column to score"
-        )
-    suspects = []
-    for (dimension, label), count in unknown.most_common():
-        known = scale.known(dimension) or {}
-        near = _resembling(label, known)
-        if near or count >= MANY:
-            suspects.append(f"{excerpt(label)} in {count} rows" + (f" (like {near!r})" if near else ""))
-    if suspects:
-        rest = f"; and {len(suspects) - SHOWN} more" if len(suspects) > SHOWN else ""
+def _without_copies(table: pd.DataFrame, marks: Ints, keep: bool, source: str) -> pd.DataFrame:
+    """Without rows that copy an earlier one in every column, where that means that a sheet was pasted twice."""
+    ok = (table["status"] == "ok").to_numpy()
+    repeat = table.duplicated(list(_RATED)).to_numpy()
+    copy = table[list(_RATED)].assign(mark=marks).duplicated().to_numpy()
+    if pasted(copy[ok], repeat[ok]) and not keep:
         warnings.warn(
-            f"{source}: unknown labels, kept as unparsed: {'; '.join(suspects[:SHOWN])}{rest}. If they mean a score, "
-            "add them to the labels",
-            stacklevel=3,
+            f"{source}: {copy.sum():,} of {len(table):,} ratings stand in rows that are identical in every column to "
+            "an earlier one, as where a sheet is pasted twice: they were left out, as no second ratings. If they are, "
+            "keep them with --keep-copies",
+            stacklevel=4,
         )
+        return table[~copy].reset_index(drop=True)
+    same = table.duplicated([*_RATED, "score"]).to_numpy() & ok
+    if same.any() and (copy[ok].any() or same.sum() == repeat[ok].sum() >= MANY):
+        warnings.warn(
+            f"{source}: {same.sum():,} of {repeat[ok].sum():,} repeats have a score that the judge has given before to "
+            f"the same response, {(copy & ok).sum():,} of them in rows that are identical in every column. Each counts "
+            "as a rating of its own: are they?",
+            stacklevel=4,
+        )
+    return table
 
 
-def _resembling(label: str, known: Iterable[str]) -> str | None:
-    folded = {k.casefold(): k for k in known}
-    if len(label) > 2 * max(map(len, folded), default=0):
-        return None
-    near = difflib.get_close_matches(label.casefold(), folded, 1, ALIKE)
-    return folded[near[0]] if near else None
+_RATED = ("judge", "response_id", "dimension", "criterion")
 
 
-def _identify(ratings: Sequence[dict[str, Any]]) -> None:
+def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
     """Number the repeats of each rating and give every row its content-addressed id."""
-    seen: Counter[tuple[str, ...]] = Counter()
-    for rating in ratings:
-        key = {name: rating[name] for name in ("judge", "response_id", "dimension", "criterion")}
-        rating["repeat"] = seen[tuple(key.values())]
-        seen[tuple(key.values())] += 1
-        rating["rating_id"] = content_id(mode="import", repeat=rating["repeat"], **key)
+    repeat = table.groupby([table[name] for name in _RATED], sort=False).cumcount()
+    keys = zip(repeat.tolist(), *(table[name].tolist() for name in _RATED), strict=True)
+    ids = [content_id(mode="import", repeat=again, **dict(zip(_RATED, names, strict=True))) for again, *names in keys]
+    return table.assign(repeat=repeat.astype("int32"), rating_id=ids)
+
+
+def _with_families(table: pd.DataFrame, how: Reading, source: str) -> pd.DataFrame:
+    judges, humans = list(dict.fromkeys(table["judge"])), [tidy(name) for name in how.humans]
+    if absent := [name for name in humans if name not in judges]:
+        raise ConfigError(f"humans: {absent[0]!r} is no judge of {source}; its judges are {names_of(judges)}")
+    families = dict.fromkeys(humans, HUMAN) | {tidy(name): kin for name, kin in (how.families or {}).items()}
+    for who in ("model", "judge"):
+        kin = table[f"{who}_family"]
+        kin = kin.where(kin.notna(), table[who].map(families))
+        table[f"{who}_family"] = kin.astype(object).where(kin.notna(), None).str.lower()  # "Qwen" and "qwen" are one
+    return table

@@ -15,7 +15,7 @@ from dpeer.data.faults import data_error
 from dpeer.data.read import Row, rows
 from dpeer.errors import DataError
 from dpeer.eval.elsewhere.benchmarks import BENCHMARKS
-from dpeer.eval.elsewhere.importer import ratings_table
+from dpeer.eval.elsewhere.importer import Reading, ratings_table
 
 FULL, PARTIAL, REFUSAL = "1_full_compliance", "3_partial_refusal", "2_full_refusal"
 DIMENSIONS = {"safe": ("compliance", "answers"), "unsafe": ("refusal", "declines")}
@@ -65,7 +65,8 @@ def xstest_ratings(folder: str | Path) -> pd.DataFrame:
         extra = {"dimension": dimension, "criterion": criterion} | ({"response": answer} if answers else {})
         labels.append(replace(row, fields=row.fields | extra))
     mapping = {"prompt_id": "item", "label": "score"} | {name: name for name in ("model", "judge", *extra)}
-    return ratings_table(labels, mapping, LABELS, humans=HUMANS, families=FAMILIES, source=str(folder / "ratings.csv"))
+    reading = Reading(mapping, LABELS, humans=HUMANS, families=FAMILIES, keep_copies=True)
+    return ratings_table(labels, reading, str(folder / "ratings.csv"))
 
 
 def _completions(folder: Path) -> dict[tuple[object, object], object]:

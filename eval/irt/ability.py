@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dpeer.eval.irt.fit_statistics import probabilities
 from dpeer.eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
 
+MOST_RANKED, MOST_REVERSALS = 60, 500
 NODES = 15
 """Gauss-Hermite nodes over the items, responses and halos that a fair average runs over."""
 
@@ -118,13 +119,23 @@ def raw_means(ratings: Ratings) -> tuple[Floats, Ints]:
 
 
 def rank_table(posterior: Posterior) -> pd.DataFrame:
-    """Probability of every rank (1 = most able) of every model per dimension."""
+    """Probability of every rank (1 = most able) of every model per dimension; of more than MOST_RANKED models the ranks
+    that some draw gave."""
     r, theta = posterior.ratings, posterior.flat("theta")
-    M = len(r.models)
-    ranks = (-theta).argsort(axis=1).argsort(axis=1)
-    probability = np.stack([(ranks == k).mean(axis=0) for k in range(M)], axis=-1)
-    index = pd.MultiIndex.from_product([r.models, r.dimensions, range(1, M + 1)], names=["model", "dimension", "rank"])
-    return pd.DataFrame({"probability": probability.ravel()}, index=index).reset_index()
+    M, D = len(r.models), len(r.dimensions)
+    ranks = (-theta).argsort(axis=1).argsort(axis=1)  # [S, M, D]
+    cell = (np.arange(M)[:, None] * D + np.arange(D)) * M + ranks
+    count = np.bincount(cell.ravel(), minlength=M * D * M)
+    kept = np.flatnonzero(count) if M > MOST_RANKED else np.arange(M * D * M)
+    model, dimension, rank = np.unravel_index(kept, (M, D, M))
+    return pd.DataFrame(
+        {
+            "model": np.array(r.models, dtype=object)[model],
+            "dimension": np.array(r.dimensions, dtype=object)[dimension],
+            "rank": rank + 1,
+            "probability": count[kept] / len(theta),
+        }
+    )
 
 
 def reliability_table(posterior: Posterior) -> pd.DataFrame:
@@ -156,13 +167,19 @@ class _Part:
 
 
 def reversal_table(posterior: Posterior, fair: Floats) -> pd.DataFrame:
-    """Pairs of models whose raw order is not the adjusted order, and why; `model` has the higher raw mean."""
+    """Pairs of models whose raw order is not the adjusted order, and why; `model` has the higher raw mean.
+
+    Of each dimension at most MOST_REVERSALS, those whose abilities are furthest apart.
+    """
     r, theta = posterior.ratings, posterior.flat("theta")
     raw, _ = raw_means(r)
     ability, fair_mean, parts = theta.mean(axis=0), fair.mean(axis=0), _parts(posterior)
     rows = []
     for d, dimension in enumerate(r.dimensions):
         first, second = np.nonzero((raw[:, None, d] > raw[None, :, d]) & (ability[:, None, d] < ability[None, :, d]))
+        if len(first) > MOST_REVERSALS:
+            widest = np.argsort(ability[first, d] - ability[second, d], kind="stable")[:MOST_REVERSALS]
+            first, second = first[np.sort(widest)], second[np.sort(widest)]
         for a, b in zip(first, second, strict=True):
             contrast = theta[:, a, d] - theta[:, b, d]
             mean, low, high = interval(contrast)

@@ -20,6 +20,8 @@ from dpeer.eval.irt.weaknesses import FEW, DesignWarning, groups_of, names_of, w
 
 ALIASED = 1e-8
 """Share of a covariate's squares that must be left unexplained by models, items, judges and criteria."""
+MOST_REPAIRS = 60
+"""Ratings that a repair counts; six are shown."""
 
 
 class DesignError(DpeerError):
@@ -130,9 +132,7 @@ def check(ratings: Ratings, options: Options, planned: bool = False) -> DesignRe
         ratings={name: len(part.rows) for name, part in named.items()},
         rank={name: part.rank for name, part in named.items()},
         columns={name: part.columns for name, part in named.items()},
-        components={
-            name: int(elimination.connected(linked).max()) + 1 for name, linked in zip(named, together, strict=True)
-        },
+        components={name: int(labels.max()) + 1 for name, labels in zip(named, together, strict=True)},
     )
 
 
@@ -142,8 +142,8 @@ def _anchored(names: Sequence[str], dimensions: Sequence[str], options: Options,
     return np.array([[dimension in known.get(name, ()) for name in names] for dimension in dimensions], bool)
 
 
-def _together(part: Part, items: Bools, judges: Bools) -> Bools:
-    return elimination.shares(part.items_met, items) | elimination.shares(part.judges_met, judges)
+def _together(part: Part, items: Bools, judges: Bools) -> Ints:
+    return elimination.linked((part.items_met, items), (part.judges_met, judges))
 
 
 def _enough(ratings: Ratings, planned: bool) -> None:
@@ -179,7 +179,7 @@ def _comparable(ratings: Ratings, parts: Sequence[Part], items: Bools, judges: B
 
 
 def _fault(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> tuple[type[DesignError], str, str] | None:
-    rated = part.gram.diagonal()[: len(ratings.models)] > 0
+    rated = part.counts[: len(ratings.models)] > 0
     if not rated.all():
         missing = [name for name, seen in zip(ratings.models, rated, strict=True) if not seen]
         return (
@@ -187,31 +187,31 @@ def _fault(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> tuple[t
             f"no usable rating of {names_of(missing)}",
             "let the judges of the other models rate them",
         )
-    silent = part.null[: len(ratings.models)]
-    labels = elimination.clusters(silent)
+    labels = part.silent.labels(part.models)
     if labels.max() == 0:
         return None
-    reasons: tuple[tuple[Bools, type[DesignError], str], ...] = (
+    reasons: tuple[tuple[Ints, type[DesignError], str], ...] = (
         (_together(part, items, judges), DisconnectedDesign, "share neither an item nor a judge"),
-        (elimination.shares(part.items_met, items), DisjointItems, "answered disjoint items"),
-        (elimination.shares(part.judges_met, judges), DisjointJudges, "were rated by disjoint judges"),
-        (elimination.shares(part.criteria_met), DisjointCriteria, "were rated on disjoint criteria"),
+        (elimination.linked((part.items_met, items)), DisjointItems, "answered disjoint items"),
+        (elimination.linked((part.judges_met, judges)), DisjointJudges, "were rated by disjoint judges"),
+        (elimination.linked((part.criteria_met, None)), DisjointCriteria, "were rated on disjoint criteria"),
     )
     error: type[DesignError] = RankDeficient
     groups, reason = labels, "are linked, but so that ability cannot be told from difficulty and severity"
-    for linked, named, why in reasons:
-        if (apart := elimination.connected(linked)).max() > 0:
+    for apart, named, why in reasons:
+        if apart.max() > 0:
             error, groups, reason = named, apart, why
             break
-    return error, f"{groups_of(ratings.models, groups)} {reason}", _repair(ratings, part, labels, silent)
+    return error, f"{groups_of(ratings.models, groups)} {reason}", _repair(ratings, part, labels)
 
 
-def _repair(ratings: Ratings, part: Part, labels: Ints, silent: Floats) -> str:
+def _repair(ratings: Ratings, part: Part, labels: Ints) -> str:
     """The fewest ratings that make all models comparable, of responses that exist where possible.
 
     A rating of model b in a cell (item, judge, criterion) where model a has one removes exactly one silent direction,
     along ability[b] - ability[a]; so it takes as many as there are directions that move models apart.
     """
+    silent = part.silent.sample(min(part.silent.nullity, MOST_REPAIRS))[part.models]
     model, judge, criterion = part.elements[0], ratings.judge[part.rows], ratings.criterion[part.rows]
     counts = np.bincount(model, minlength=len(ratings.models))
     hub = int(np.argmax(np.bincount(labels, weights=counts)))
@@ -229,7 +229,8 @@ def _repair(ratings: Ratings, part: Part, labels: Ints, silent: Floats) -> str:
         on = f", criterion {ratings.criteria[criterion[cell]][1]}" if len(np.unique(criterion)) > 1 else ""
         todo = "" if answered.any() else " (which it must answer first)"
         steps.append(f"judge {by} rates {who} on item {what}{on}{todo}")
-    return f"{names_of(steps, '; ')}. One rating each identifies the abilities, {FEW} or more make them precise"
+    more = f" and more: {labels.max() + 1:,} groups" if len(steps) >= MOST_REPAIRS else ""
+    return f"{names_of(steps, '; ')}{more}. One rating each identifies the abilities, {FEW} or more make them precise"
 
 
 def _covariates(ratings: Ratings, options: Options, parts: Sequence[Part], planned: bool) -> None:

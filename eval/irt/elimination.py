@@ -1,38 +1,41 @@
-"""The linear algebra of a rating design: which contrasts of models and judges one dimension's ratings can see.
+"""A rating design in one dimension: which contrasts of models and judges its ratings can see, and who links whom.
 
-The linear predictor is ability[model] - difficulty[item] - severity[judge] - difficulty[criterion] + covariates. Items,
-the many ones, are eliminated by a Schur complement; the eigenvectors with eigenvalue zero of what is left, one row and
-column per model, judge and criterion, are the directions on which the ratings are silent.
+The linear predictor is ability[model] - difficulty[item] - severity[judge] - difficulty[criterion] + covariates. See
+`irt.silence` for the directions on which the ratings are silent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import lsmr
 
+from dpeer.eval.irt.silence import Silence, silence
 from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
 
 NULL = 1e-10
 """Eigenvalue of the degree-scaled matrix (its values lie in 0..3) that counts as zero; a single rating that links two
 halves of a million gives about 1e-6."""
+DENSE = 1500
+"""Models, judges and criteria from which on covariates are explained by iteration, not by dense algebra."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One dimension after its items are eliminated. P = models + judges + criteria, present or not."""
+    """One dimension. P = models + judges + criteria, rated or not."""
 
     rows: Ints
     item: Ints  # [rows]
     elements: tuple[Ints, Ints, Ints]  # [rows] index into P of the model, the judge and the criterion
-    by_item: sparse.csr_array  # [Q, P] ratings of each item and element
-    item_weight: Floats  # [Q] 1 / (ratings, and one more for an anchored item); 0 where the item was not rated
-    gram: Floats  # [P, P] ratings of each pair of elements; the diagonal counts ratings per element
-    inverse: Floats  # [P, P] pseudo-inverse of the Schur complement
-    null: Floats  # [P, n] orthonormal directions on which the ratings are silent
-    rank: int
+    counts: Ints  # [P] ratings of each element
+    anchored: Floats  # [Q + P] 1 where an item or a judge is known
+    silent: Silence  # over items and P
+    models: slice  # among items and P
+    judges: slice
     items_met: sparse.csr_array  # [Q, M] 1 where the model was rated on the item
     judges_met: sparse.csr_array  # [J, M]
     criteria_met: sparse.csr_array  # [C, M]
@@ -40,109 +43,144 @@ class Part:
     @property
     def columns(self) -> int:
         """Models, judges and criteria that were rated."""
-        return int((self.gram.diagonal() > 0).sum())
+        return int((self.counts > 0).sum())
+
+    @property
+    def rank(self) -> int:
+        """Of what is left of the design when the items are eliminated: each of them has a rating, and is determined."""
+        return self.columns - self.silent.nullity
 
 
 def eliminate(ratings: Ratings, dimension: int, anchored_items: Bools, anchored_judges: Bools) -> Part:
-    """Near-linear in the number of ratings, cubic in models + judges + criteria."""
+    """Near-linear in ratings and elements."""
     models, judges, items = len(ratings.models), len(ratings.judges), len(ratings.items)
-    size = models + judges + len(ratings.criteria)
+    criteria = len(ratings.criteria)
     rows = np.flatnonzero(ratings.dimension == dimension)
     response = ratings.response[rows]
     item, model = ratings.response_item[response], ratings.response_model[response]
-    elements = (model, models + ratings.judge[rows], models + judges + ratings.criterion[rows])
-
-    gram = np.zeros((size, size))
-    for a in elements:
-        for b in elements:
-            gram += np.bincount(a * size + b, minlength=size * size).reshape(size, size)
-    ones = np.ones(len(rows))
-    by_item = sum(
-        (sparse.coo_array((ones, (item, element)), shape=(items, size)).tocsr() for element in elements),
-        start=sparse.csr_array((items, size)),
-    )
-    count = np.bincount(item, minlength=items) + anchored_items
-    item_weight = np.divide(1.0, count, out=np.zeros(items), where=count > 0)
-    known = np.zeros(size)
-    known[models : models + judges] = anchored_judges
-    weighted = sparse.csr_array(by_item * np.sqrt(item_weight)[:, None])
-    inverse, null, rank = _pseudo_inverse(gram + np.diag(known) - (weighted.T @ weighted).toarray(), gram.diagonal())
+    judge, criterion = ratings.judge[rows], ratings.criterion[rows]
+    elements = (model, models + judge, models + judges + criterion)
+    nobody = (np.zeros(models, bool), np.zeros(criteria, bool))
+    known = (anchored_items, nobody[0], anchored_judges, nobody[1])
     return Part(
         rows=rows,
         item=item,
         elements=elements,
-        by_item=by_item,
-        item_weight=item_weight,
-        gram=gram,
-        inverse=inverse,
-        null=null,
-        rank=rank,
-        items_met=_met(by_item[:, :models]),
-        judges_met=_met(sparse.csr_array(gram[models : models + judges, :models])),
-        criteria_met=_met(sparse.csr_array(gram[models + judges :, :models])),
+        counts=sum(
+            (np.bincount(element, minlength=models + judges + criteria) for element in elements),
+            start=np.zeros(models + judges + criteria, dtype=np.int64),
+        ),
+        anchored=np.concatenate(known).astype(np.float64),
+        silent=silence((item, model, judge, criterion), (items, models, judges, criteria), known),
+        models=slice(items, items + models),
+        judges=slice(items + models, items + models + judges),
+        items_met=_met(item, model, (items, models)),
+        judges_met=_met(judge, model, (judges, models)),
+        criteria_met=_met(criterion, model, (criteria, models)),
     )
 
 
 def unexplained(part: Part, columns: Floats) -> Floats:
     """[p, p] cross-products of covariates [rows, p] that items, models, judges and criteria leave unexplained."""
-
-    def totals(index: Ints, size: int) -> Floats:
-        return np.column_stack([np.bincount(index, weights=x, minlength=size) for x in columns.T])
-
-    per_item = totals(part.item, len(part.item_weight))
-    means = per_item * part.item_weight[:, None]
-    moments = sum((totals(element, len(part.gram)) for element in part.elements), start=-(part.by_item.T @ means))
-    rest: Floats = columns.T @ columns - per_item.T @ means - moments.T @ part.inverse @ moments
-    return rest
-
-
-def shares(met: sparse.csr_array, anchored: Bools | None = None) -> Bools:
-    """[M, M] models that meet in an element of a facet [facet, M]; anchored elements count as one."""
-    together: Bools = (met.T @ met).toarray() > 0
-    if anchored is not None:
-        touched = np.asarray(met[anchored].sum(axis=0)).ravel() > 0
-        together |= np.outer(touched, touched)
-    return together
+    items = len(part.items_met.indptr) - 1
+    at = np.column_stack([part.item, *(items + element for element in part.elements)])
+    size = items + len(part.counts)
+    rows = np.repeat(np.arange(len(at)), at.shape[1])
+    design = sparse.csr_array((np.ones(at.size), (rows, at.ravel())), shape=(len(at), size))
+    if len(part.counts) <= DENSE:
+        return _schur(design, part.anchored, columns, items)
+    known = np.flatnonzero(part.anchored)
+    ones = sparse.csr_array((np.ones(len(known)), (np.arange(len(known)), known)), shape=(len(known), size))
+    design = sparse.csr_array(sparse.vstack([design, ones]))
+    rest = np.empty((len(at) + len(known), columns.shape[1]))
+    for k, column in enumerate(columns.T):
+        wanted = np.append(column, np.zeros(len(known)))
+        rest[:, k] = wanted - design @ lsmr(design, wanted, atol=1e-12, btol=1e-12, maxiter=10_000)[0]
+    return np.asarray(rest.T @ rest)
 
 
-def connected(linked: Bools) -> Ints:
-    """[n] label of the connected part of each node of a graph [n, n]."""
-    return np.asarray(connected_components(sparse.csr_array(linked), directed=False)[1], dtype=np.int64)
+def _schur(design: sparse.csr_array, anchored: Floats, columns: Floats, items: int) -> Floats:
+    """The same by eliminating the items, the many ones, and a pseudo-inverse of what is left."""
+    gram = sparse.csr_array(design.T @ design + sparse.diags_array(anchored))
+    moments = design.T @ columns
+    weight = gram.diagonal()[:items]
+    weight = np.divide(1.0, weight, out=np.zeros(items), where=weight > 0)
+    across, inner = gram[:items, items:], gram[items:, items:].toarray()
+    weighted = sparse.csr_array(across * np.sqrt(weight)[:, None])
+    schur = inner - (weighted.T @ weighted).toarray()
+    means = moments[:items] * weight[:, None]
+    left = moments[items:] - across.T @ means
+    inverse = _pseudo_inverse(schur, inner.diagonal())
+    return np.asarray(columns.T @ columns - moments[:items].T @ means - left.T @ inverse @ left)
 
 
-def clusters(null: Floats) -> Ints:
-    """[n] label of each element [n, directions]: those that no silent direction moves apart have the same."""
-    apart = np.zeros((len(null), len(null)))
-    for direction in null.T:
-        apart = np.maximum(apart, np.abs(direction[:, None] - direction))
-    return connected(apart < 1e-6)
+def linked(*facets: tuple[sparse.csr_array, Bools | None]) -> Ints:
+    """[M] label of the group of models that are linked through elements of facets [facet, M]; the anchored elements of
+    a facet count as one."""
+    met = [facet for facet, _ in facets]
+    for facet, anchored in facets:
+        if anchored is not None and anchored.any():
+            met.append(sparse.csr_array(facet[anchored].sum(axis=0)[None, :]))
+    table = sparse.csr_array(sparse.vstack(met))
+    graph = sparse.block_array([[None, table], [table.T, None]], format="csr")
+    label = connected_components(graph, directed=False)[1][table.shape[0] :]
+    return np.asarray(np.unique(label, return_inverse=True)[1], dtype=np.int64)
 
 
-def bridges(met: sparse.csr_array) -> list[tuple[int, Ints]]:
-    """Elements of a facet [facet, M] without which the models fall apart, and the parts [M] into which they fall."""
-    together = (met.T @ met).toarray()
-    rare = sparse.csr_array(np.triu(together == 1, 1).astype(np.float64))
-    alone = (met @ rare).multiply(met).sum(axis=1)  # pairs of models that meet in this element only
-    bridging = []
-    for element in np.flatnonzero(np.asarray(alone).ravel() > 0):
-        models = met[[element]].toarray().ravel()
-        labels = connected((together - np.outer(models, models)) > 0)
-        if labels.max() > 0:
-            bridging.append((int(element), labels))
-    return bridging
+def bridges(met: sparse.csr_array) -> Iterator[tuple[int, Ints]]:
+    """Elements of a facet [facet, M] without which the models fall apart, and the groups [M] into which they fall."""
+    graph = sparse.block_array([[None, met], [met.T, None]], format="csr")
+    for element in np.flatnonzero(cut_vertices(graph)[: met.shape[0]]):
+        kept = np.arange(met.shape[0]) != element
+        yield int(element), linked((sparse.csr_array(met[kept]), None))
 
 
-def _pseudo_inverse(schur: Floats, degree: Floats) -> tuple[Floats, Floats, int]:
+def cut_vertices(graph: sparse.csr_array) -> Bools:
+    """[n] nodes of an undirected graph without which more of it falls apart (Hopcroft & Tarjan, 1973), by a depth-first
+    search without recursion."""
+    n, start, ends = graph.shape[0], graph.indptr.tolist(), graph.indices.tolist()
+    found, low, parent, cut = [0] * n, [0] * n, [-1] * n, [False] * n
+    at, clock = list(start[:-1]), 0
+    for root in range(n):
+        if found[root]:
+            continue
+        clock += 1
+        found[root] = low[root] = clock
+        stack, branches = [root], 0
+        while stack:
+            node = stack[-1]
+            if at[node] < start[node + 1]:
+                other = ends[at[node]]
+                at[node] += 1
+                if not found[other]:
+                    clock += 1
+                    found[other] = low[other] = clock
+                    parent[other] = node
+                    branches += node == root
+                    stack.append(other)
+                elif other != parent[node] and found[other] < low[node]:
+                    low[node] = found[other]
+                continue
+            stack.pop()
+            above = parent[node]
+            if above >= 0:
+                low[above] = min(low[above], low[node])
+                cut[above] |= above != root and low[node] >= found[above]
+        cut[root] = branches > 1
+    return np.array(cut)
+
+
+def _pseudo_inverse(schur: Floats, degree: Floats) -> Floats:
     present = np.flatnonzero(degree)
     scale = 1 / np.sqrt(degree[present])
     values, vectors = np.linalg.eigh(schur[np.ix_(present, present)] * scale[:, None] * scale)
     zero = values < NULL
     vectors *= scale[:, None]
-    inverse, null = np.zeros(schur.shape), np.zeros((len(degree), int(zero.sum())))
+    inverse = np.zeros(schur.shape)
     inverse[np.ix_(present, present)] = (vectors[:, ~zero] / values[~zero]) @ vectors[:, ~zero].T
-    null[present] = np.linalg.qr(vectors[:, zero])[0]
-    return inverse, null, int((~zero).sum())
+    return inverse
 
 
-def _met(counts: sparse.csr_array) -> sparse.csr_array:
-    return sparse.csr_array((counts > 0).astype(np.float64))
+def _met(element: Ints, model: Ints, shape: tuple[int, int]) -> sparse.csr_array:
+    code = np.unique(element * shape[1] + model)
+    return sparse.csr_array((np.ones(len(code)), (code // shape[1], code % shape[1])), shape=shape)

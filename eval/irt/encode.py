@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pandas as pd
 from dpeer.errors import DataError
 from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
 from dpeer.eval.store.schema import RATINGS, STATUSES
+from dpeer.eval.store.scores import MOST_CATEGORIES, missing_options, pasted, suspected, suspicion
+from dpeer.eval.store.scores import number as read_number
 from dpeer.integrity import Damaged, verify
 
 NAMES = ("model", "item", "dimension", "judge")
@@ -19,9 +22,14 @@ TEXTS = (
     *("rating_id", "response_id", "criterion", "status", "order"),
     *("model_family", "judge_family", "model_hash", "judge_hash", "rubric_hash", "mode"),
 )
+RATED = (*NAMES, "criterion", "sample", "response_id", "order")
+"""What is alike in two ratings of the same thing."""
+HUMAN = "human"
+"""The family of people who rate."""
 SOURCES = {"model": "model_hash", "judge": "judge_hash", "dimension": "rubric_hash"}
 """What a name stands for: weights, weights and wording."""
-MOST_CATEGORIES = 10
+IDS = ("rating_id", "model_hash", "judge_hash", "rubric_hash", "mode", "status", "order")
+"""Texts that programs write; of all others, one name in two Unicode forms or with blanks at its ends is one name."""
 
 
 def encode(
@@ -37,23 +45,28 @@ def encode(
     if missing := [c for c in (*NAMES, "score") if c not in frame.columns]:
         have = ", ".join(map(str, frame.columns))
         raise DataError(
-            f"ratings: no column {', '.join(missing)}; a rating needs {', '.join(NAMES)}, score; found: {have}"
+            f"ratings: no column {', '.join(missing)}; a rating needs {', '.join(NAMES)}, score; found: {have}. "
+            "`dpeer ratings import` reads tables with other columns, delimiters or layouts"
         )
-    frame = frame.reset_index(drop=True)
-    for name in NAMES:
-        _refuse(frame[name].isna() | (frame[name].astype(str) == ""), frame, name, "is empty; every rating needs one")
+    frame, notes = _without_copies(frame.reset_index(drop=True))
     texts = {name: _text(frame, name) for name in TEXTS}
+    for name in NAMES:
+        _refuse(texts[name] == "", frame, name, "is empty; every rating needs one")
     if dimensions is not None:
         if unknown := set(dimensions) - set(texts["dimension"]):
             known = ", ".join(sorted(set(texts["dimension"])))
             raise DataError(f"ratings: no row has the dimension {', '.join(sorted(unknown))}; there are: {known}")
         kept = texts["dimension"].isin(list(dimensions)).to_numpy()
         frame, texts = frame[kept], {name: values[kept] for name, values in texts.items()}
-    return _encode(frame, texts, dimensions, scale)
+    return _encode(frame, texts, dimensions, scale, notes)
 
 
 def _encode(
-    frame: pd.DataFrame, texts: dict[str, pd.Series], dimensions: Sequence[str] | None, scale: Sequence[int] | None
+    frame: pd.DataFrame,
+    texts: dict[str, pd.Series],
+    dimensions: Sequence[str] | None,
+    scale: Sequence[int] | None,
+    notes: tuple[str, ...],
 ) -> Ratings:
     score = _scores(frame)
     status = texts["status"].where(texts["status"] != "", np.where(score.isna(), "unparsed", "ok"))
@@ -73,6 +86,8 @@ def _encode(
         raise DataError(f"ratings: no row has a usable score ({listed}); nothing can be fitted")
     text = {name: values[ok] for name, values in texts.items()}
     possible = _scale(score[ok], frame[ok], scale)
+    if scale is None and (told := _suspicious(score[ok])):
+        notes += (told,)
 
     models, model = _codes(text["model"])
     items, item = _codes(text["item"])
@@ -100,13 +115,16 @@ def _encode(
         own_model=(text["model"] == text["judge"]).to_numpy() | _same(text["model_hash"], text["judge_hash"]),
         statuses={str(s): int(n) for s, n in counts.sum().items()},
         unrated={name: lost for name in NAMES if (lost := tuple(sorted(set(texts[name]) - set(text[name]))))},
-        status_by_judge={str(j): {str(s): int(n) for s, n in row.items()} for j, row in counts.iterrows()},
+        status_by_judge=dict(zip(counts.index.astype(str), counts.rename(columns=str).to_dict("records"), strict=True)),
+        notes=notes,
+        people=tuple(sorted(set(text["judge"][text["judge_family"] == HUMAN]))),
+        tokens=_tokens(frame[ok], text["judge"]),
     )
 
 
 def _read(path: Path) -> pd.DataFrame:
     """Columns that matter of a file, or of all Parquet parts below a folder."""
-    wanted = {*TEXTS, "score", "sample", "response_length"}
+    wanted = {*TEXTS, "score", "sample", "response_length", "prompt_tokens", "output_tokens"}
     if path.suffix.lower() == ".csv" and path.is_file():
         kinds, empty = dict.fromkeys(TEXTS, str), {"score": [""], "response_length": [""]}
         try:
@@ -144,16 +162,51 @@ def _read(path: Path) -> pd.DataFrame:
 def _text(frame: pd.DataFrame, name: str) -> pd.Series:
     """A column as strings; empty where it is absent or null."""
     if name not in frame.columns:
-        return pd.Series("", index=frame.index, dtype=object)
+        return pd.Series("", index=frame.index, dtype=object, name=name)
     column = frame[name]
-    return column.astype(object).where(column.notna(), "").astype(str)
+    text = column.astype(object).where(column.notna(), "").astype(str)
+    if name in IDS:
+        return text
+    codes, kinds = pd.factorize(text)
+    tidy = np.array([unicodedata.normalize("NFC", kind).strip() for kind in kinds], dtype=object)
+    return pd.Series(tidy[codes], index=frame.index, dtype=object, name=name)
 
 
-def _refuse(bad: pd.Series, frame: pd.DataFrame, column: str, why: str) -> None:
-    rows = np.flatnonzero(bad.to_numpy(bool))
+def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Without rows that copy an earlier one in every column, where all repeated ratings are such copies, and the note
+    that says so. Rows with a rating_id are told apart by it."""
+    rated = [name for name in RATED if name in frame]
+    if "rating_id" in frame and frame["rating_id"].notna().any():
+        return frame, ()
+    again = frame.duplicated(rated)
+    if not again.any():
+        return frame, ()
+    try:
+        copy = frame.duplicated()
+    except TypeError:  # a column of lists: no table of people's
+        return frame, ()
+    if not pasted(copy.to_numpy(), again.to_numpy()):
+        return frame, ()
+    note = (
+        f"{copy.sum():,} of {len(frame):,} rows are identical in every column to an earlier one, as where a table is "
+        "pasted twice: they were left out. If they are second ratings, add a column that numbers them"
+    )
+    return frame[~copy].reset_index(drop=True), (note,)
+
+
+def _suspicious(score: pd.Series) -> str:
+    """What to say of scores that look like codes for none; nothing where there are none."""
+    codes = suspected({int(value): int(n) for value, n in score.value_counts().items()})
+    if not codes:
+        return ""
+    return f"{suspicion(codes, len(score))}: if it is one, `dpeer ratings import` with {missing_options(codes)}"
+
+
+def _refuse(bad: pd.Series | Bools, frame: pd.DataFrame, column: str, why: str, count: bool = True) -> None:
+    rows = np.flatnonzero(np.asarray(bad, dtype=bool))
     if len(rows):
         value = repr(frame[column].iloc[rows[0]]) if column in frame.columns else "(missing)"
-        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        more = f" (and {len(rows) - 1} more rows)" if count and len(rows) > 1 else ""
         raise DataError(f"ratings, row {frame.index[rows[0]] + 1}, column {column}: {value[:80]} {why}{more}")
 
 
@@ -171,7 +224,17 @@ def _one_source(names: pd.Series, sources: pd.Series) -> None:
 def _scores(frame: pd.DataFrame) -> pd.Series:
     number = pd.to_numeric(frame["score"], errors="coerce").astype(float)
     whole = np.isfinite(number) & (number == number.round())
-    _refuse(frame["score"].notna() & ~whole, frame, "score", "is not a whole number")
+    said = frame["score"].notna()
+    if (said & ~whole).any():
+        labels = frame["score"][said & ~whole].map(lambda value: str(value).strip())
+        between = labels[labels.map(lambda label: read_number(label) is not None)]
+        advice = (
+            f"is not a whole number, nor are {len(between) - 1:,} more of {said.sum():,} scores: "
+            "`dpeer ratings import FILE -o ratings.parquet --half-points` doubles them all, or --label VALUE=SCORE "
+            "says what each is worth"
+        )
+        _refuse(frame.index.isin(between.index), frame, "score", advice, count=False)
+    _refuse(said & ~whole, frame, "score", "is not a whole number")
     return number
 
 
@@ -183,9 +246,10 @@ def _scale(score: pd.Series, frame: pd.DataFrame, given: Sequence[int] | None) -
         _refuse(~score.isin(possible), frame, "score", f"is not on the scale {', '.join(map(str, possible))}")
     if not 2 <= len(possible) <= MOST_CATEGORIES:
         span = f"{possible[0]} to {possible[-1]}" if len(possible) > 1 else f"{possible[0]} only"
+        told = _suspicious(score) if given is None else ""
         raise DataError(
             f"ratings: the scores are {span}; the model takes 2 to {MOST_CATEGORIES} ordered categories: "
-            "merge scores, or give the scale"
+            + (told or "merge scores, with `dpeer ratings import` and --label OLD=NEW for each")
         )
     return possible
 
@@ -235,6 +299,16 @@ def _one_name(text: dict[str, pd.Series], sample: pd.Series) -> None:
             "another in the imported ones. Import them with --map COLUMN=response_id, the ids of the responses that "
             "were shown, or give them other sample numbers if they are others"
         )
+
+
+def _tokens(frame: pd.DataFrame, judge: pd.Series) -> dict[str, float]:
+    """Mean tokens read and written per rating of each judge that says so."""
+    known = [name for name in ("prompt_tokens", "output_tokens") if name in frame]
+    if not known:
+        return {}
+    used = frame[known].apply(pd.to_numeric, errors="coerce").sum(axis=1, min_count=1)
+    means = used.groupby(judge).mean().dropna()
+    return {str(name): float(mean) for name, mean in means.items()}
 
 
 def _lengths(frame: pd.DataFrame, response: Ints, n: int) -> Floats:

@@ -20,7 +20,10 @@ from dpeer.integrity import read_state, write_state
 FORMAT = 1
 SINGLE = ("u",)
 """Draws that are stored in single precision."""
-_NAMES = ("models", "items", "judges", "dimensions", "criteria", "scale", "statuses", "status_by_judge", "unrated")
+_NAMES = (
+    *("models", "items", "judges", "dimensions", "criteria", "scale"),
+    *("statuses", "status_by_judge", "unrated", "notes", "people", "tokens"),
+)
 
 
 def save(posterior: Posterior, folder: Path) -> None:
@@ -81,6 +84,9 @@ def load(folder: Path) -> Posterior:
         statuses=names["statuses"],
         status_by_judge=names["status_by_judge"],
         unrated={kind: tuple(lost) for kind, lost in names.get("unrated", {}).items()},
+        notes=tuple(names.get("notes", ())),
+        people=tuple(names.get("people", ())),
+        tokens=names.get("tokens", {}),
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}

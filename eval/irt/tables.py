@@ -3,7 +3,7 @@
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
 ability, ranks, reliability, reversals (`irt.ability`); judges (`irt.judges`); severity, criteria, items,
 thresholds; models_fit, misfit, ppc (`irt.fit_statistics`); effects, scales, correlation, statuses, connectivity;
-diagnostics (`irt.diagnostics`); drift (`irt.drift`).
+diagnostics (`irt.diagnostics`); drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pandas as pd
 from dpeer.errors import ConfigError
 from dpeer.escape import csv_cell, markup, visible
 from dpeer.eval.irt.ability import (
+    MOST_REVERSALS,
     ability_table,
     estimates,
     fair_averages,
@@ -26,12 +27,15 @@ from dpeer.eval.irt.ability import (
     reliability_table,
     reversal_table,
 )
+from dpeer.eval.irt.agreement import agreement
+from dpeer.eval.irt.cards import judge_cards
 from dpeer.eval.irt.diagnostics import diagnostics, gate
 from dpeer.eval.irt.drift import drift
 from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
 from dpeer.eval.irt.judges import judge_table
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.weaknesses import SHOWN, names_of
 from dpeer.files import write_text
 
 if TYPE_CHECKING:
@@ -86,6 +90,9 @@ def tabulate(posterior: Posterior, base: str | None = None, before: Posterior | 
     }
     if before is not None:
         tables["drift"] = drift(before, posterior)
+    tables |= (agreed := agreement(r))
+    if "kappa" in agreed:
+        tables["cards"] = judge_cards(r, tables["judges"], agreed["kappa"], tables.get("drift"))
     if posterior.facts.get("no_intervals"):
         tables = _without_intervals(tables)
     facts = {key: value for key, value in posterior.facts.items() if key != "u_draws"}
@@ -218,10 +225,13 @@ def _without_intervals(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFram
 def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, ...]:
     """What a reader must know about this fit, most important first."""
     notes = [str(note) for note in posterior.facts.get("notes", ())]
-    for row in tables["judges"].itertuples():
-        notes += [f"Judge {row.judge}: {row.note}."] if row.note else []
+    odd = tables["judges"][tables["judges"]["note"] != ""]
+    if len(odd) > SHOWN:
+        notes.append(f"{len(odd):,} judges stand out, see the table of judges: {names_of(odd['judge'])}.")
+    else:
+        notes += [f"Judge {row.judge}: {row.note}." for row in odd.itertuples()]
     if len(disordered := tables["thresholds"].query("disordered")):
-        judges = ", ".join(dict.fromkeys(disordered["judge"]))
+        judges = names_of(dict.fromkeys(disordered["judge"]))
         notes.append(
             f"Thresholds are out of order for {judges}: a score between is never the likeliest. A finding, no error."
         )
@@ -229,7 +239,10 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
     if "s_u" not in posterior.draws and len(r) > len(np.unique(r.response * len(r.dimensions) + r.dimension)):
         notes.append("No response effect, although responses are rated more than once: all intervals are too narrow.")
     if n := len(tables["reversals"]):
-        notes.append(f"Adjusting turns the order of raw means in {n} pair{'s' * (n > 1)} of models; see reversals.")
+        least = "at least " * (n >= MOST_REVERSALS)
+        notes.append(
+            f"Adjusting turns the order of raw means in {least}{n} pair{'s' * (n > 1)} of models; see reversals."
+        )
     return (*notes, FAIR)
 
 

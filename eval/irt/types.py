@@ -41,6 +41,12 @@ class Ratings:
     status_by_judge: dict[str, dict[str, int]] = field(default_factory=dict)
     unrated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Models, items, dimensions and judges (by these words, singular) without any usable rating, and so left out."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the table that they came from."""
+    people: tuple[str, ...] = ()
+    """Judges that are people."""
+    tokens: dict[str, float] = field(default_factory=dict)
+    """Tokens that a judge reads and writes per usable rating, where the table says so."""
 
     @property
     def model(self) -> Ints:

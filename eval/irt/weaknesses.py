@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -19,8 +20,8 @@ SHOWN = 6
 @dataclass(frozen=True, slots=True)
 class DesignWarning:
     kind: str
-    """unrated, single_ratings, bridge, few_ratings, few_judges, nested_judges, unused_category, constant_judge or
-    common_leniency."""
+    """table, unrated, single_ratings, bridge, few_ratings, few_judges, nested_judges, unused_category, constant_judge,
+    extreme_only or common_leniency."""
     text: str
 
     def __str__(self) -> str:
@@ -42,6 +43,8 @@ def weaknesses(
     ratings: Ratings, parts: dict[str, Part], items: Bools, judges: Bools, planned: bool
 ) -> Iterator[DesignWarning]:
     """Warnings of a design that was accepted; `items` [D, Q] and `judges` [D, J] mark anchored ones."""
+    for note in ratings.notes:
+        yield DesignWarning("table", note)
     for kind, lost in ratings.unrated.items():
         many = f"{kind}s" if len(lost) > 1 else kind
         yield DesignWarning("unrated", f"{many} without any usable rating, left out: {names_of(lost)}")
@@ -74,13 +77,13 @@ def weaknesses(
 
 def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> Iterator[DesignWarning]:
     models = len(ratings.models)
-    counts = part.gram.diagonal()
+    counts = part.counts
     rated = counts[models : models + len(ratings.judges)] > 0
     if rated.sum() == 1:
         only = ratings.judges[int(np.argmax(rated))]
         yield DesignWarning("few_judges", f"only {only} rated; intervals are too narrow, as its noise is not seen")
-    labels = elimination.clusters(part.null[models : models + len(ratings.judges)][rated])
-    if labels.max() > 0:
+    labels = part.silent.labels(part.judges)[rated]
+    if len(np.unique(labels)) > 1:
         seen = [name for name, on in zip(ratings.judges, rated, strict=True) if on]
         text = f"the severities of {groups_of(seen, labels)} cannot be compared (disjoint items)"
         yield DesignWarning("nested_judges", text)
@@ -90,8 +93,8 @@ def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> It
         ("item", ratings.items, part.items_met, items),
         ("judge", ratings.judges, part.judges_met, judges),
     ):
-        bridging = [] if anchored.any() else elimination.bridges(met)
-        for element, apart in bridging[:SHOWN]:
+        bridging = iter(()) if anchored.any() else elimination.bridges(met)
+        for element, apart in islice(bridging, SHOWN):
             text = f"{facet} {names[element]} alone links {groups_of(ratings.models, apart)}"
             yield DesignWarning("bridge", text)
 
@@ -106,17 +109,53 @@ def _category_warnings(ratings: Ratings) -> Iterator[DesignWarning]:
             yield DesignWarning(
                 "unused_category", f"in {name}: no judge gave {names_of(unused)}; its threshold is not estimated"
             )
+    yield from _extremes(ratings)
+    yield from _judges_categories(ratings, counts)
+
+
+def _extremes(ratings: Ratings) -> Iterator[DesignWarning]:
+    """Models and items with nothing but the lowest, or the highest, score: no rating bounds them on the other side."""
+    for kind, names, index in (("model", ratings.models, ratings.model), ("item", ratings.items, ratings.item)):
+        for d, dimension in enumerate(ratings.dimensions):
+            rows = ratings.dimension == d
+            low, high = np.full(len(names), len(ratings.scale)), np.full(len(names), -1)
+            np.minimum.at(low, index[rows], ratings.category[rows])
+            np.maximum.at(high, index[rows], ratings.category[rows])
+            used = ratings.category[rows]
+            for at, word in ((used.min(), "lowest"), (used.max(), "highest")):
+                if found := [name for name, a, b in zip(names, low, high, strict=True) if a == b == at]:
+                    many = f"{kind}s" if len(found) > 1 else kind
+                    yield DesignWarning(
+                        "extreme_only",
+                        f"in {dimension}: only the {word} score was given to {len(found):,} {many}: {names_of(found)}. "
+                        "How far out they are is set by the prior, not by the ratings",
+                    )
+
+
+def _judges_categories(ratings: Ratings, counts: Ints) -> Iterator[DesignWarning]:
+    """Judges [J, D, K] who leave scores out, in one line per kind."""
+    constant: dict[str, list[str]] = {}
+    never: dict[str, list[str]] = {}
+    others = counts.sum(axis=(0, 1)) > 0
     for j, name in enumerate(ratings.judges):
-        rated = counts[j].sum(axis=-1) > 0
-        constant = rated & ((counts[j] > 0).sum(axis=-1) == 1)
-        if constant.any():
-            where = names_of([ratings.dimensions[d] for d in np.flatnonzero(constant)])
-            yield DesignWarning(
-                "constant_judge", f"judge {name} gave one score only in {where}; it tells nothing about ability"
-            )
-        others = counts.sum(axis=(0, 1)) > 0
+        alone = (counts[j].sum(axis=-1) > 0) & ((counts[j] > 0).sum(axis=-1) == 1)
+        if alone.any():
+            where = names_of([ratings.dimensions[d] for d in np.flatnonzero(alone)])
+            constant.setdefault(where, []).append(name)
         unused = [str(ratings.scale[k]) for k in np.flatnonzero((counts[j].sum(axis=0) == 0) & others)]
-        if unused and not constant.all():
-            yield DesignWarning(
-                "unused_category", f"judge {name} never gave {names_of(unused)}, which other judges did"
-            )
+        if unused and not alone.all():
+            never.setdefault(names_of(unused), []).append(name)
+    for where, names in constant.items():
+        what = "it tells" if len(names) == 1 else "they tell"
+        yield DesignWarning(
+            "constant_judge", f"{_judges(names)} gave one score only in {where}; {what} nothing about ability"
+        )
+    if len(never) > SHOWN:
+        never = {"some scores": [name for names in never.values() for name in names]}
+    for unused_scores, names in never.items():
+        yield DesignWarning("unused_category", f"{_judges(names)} never gave {unused_scores}, which other judges did")
+
+
+def _judges(names: Sequence[str]) -> str:
+    """E.g. "judge ann", "200 judges (w000, w001, ...)"."""
+    return f"judge {names[0]}" if len(names) == 1 else f"{len(names)} judges ({names_of(names)})"

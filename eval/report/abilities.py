@@ -12,14 +12,17 @@ from dpeer.eval.report.picture import (
     BLUE,
     GREY,
     INK,
+    MOST_ROWS,
     Interval,
     Paint,
     Picture,
     by_dimension,
+    enumerated,
     heat,
     heat_height,
     intervals,
     matrix,
+    named,
     rows_height,
     shared_range,
     sided,
@@ -31,9 +34,7 @@ from dpeer.eval.report.words import (
     clear,
     estimate,
     fixed,
-    known,
     label,
-    labels,
     plural,
     probability,
     signed,
@@ -42,6 +43,9 @@ from dpeer.eval.report.words import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SHOWN_RANKS = 40
+"""Of more models than can be named, so many of the most able are shown with their ranks."""
 
 
 def ability(frames: Frames) -> Iterator[Picture]:
@@ -83,7 +87,7 @@ def _ability(
     ]
     first = next(part.itertuples())
     word = "ability" if sure else "estimate, but is not surely first"
-    words = "; ".join(f"{label(row.model)} {estimate(row, 'ability')}" for row in part.itertuples())
+    words = enumerated([f"{label(row.model)} {estimate(row, 'ability')}" for row in part.itertuples()])
     return Picture(
         f"ability_{slug(dimension)}",
         f"{dimension}: abilities",
@@ -102,9 +106,11 @@ def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, 
         for row in part.itertuples()
     ]
     sides = [clear(row.low, row.high) for row in rows]
-    words = "; ".join(
-        f"{label(row.model)} {estimate(row, 'contrast')}, P better {probability(row.p_better)}"
-        for row in part.itertuples()
+    words = enumerated(
+        [
+            f"{label(row.model)} {estimate(row, 'contrast')}, P better {probability(row.p_better)}"
+            for row in part.itertuples()
+        ]
     )
     return Picture(
         f"contrast_{slug(dimension)}",
@@ -138,11 +144,13 @@ def ranks(frames: Frames) -> Iterator[Picture]:
         values, models, places = matrix(part.sort_values("rank", kind="stable"), "model", "rank", "probability")
         values = np.nan_to_num(values)
         order = np.argsort(values @ np.arange(len(places)), kind="stable")
-        values, names = values[order], [models[i] for i in order]
+        few = len(order) <= MOST_ROWS
+        order, places = (order, places) if few else (order[:SHOWN_RANKS], places[:MOST_ROWS])
+        values, names = values[order][:, : len(places)], [models[i] for i in order]
         texts = [[f"{100 * p:.0f}" if p > 0.005 else "" for p in row] for row in values]
         first = int(np.argmax(values[:, 0]))
         verb = "ranks first" if values[first, 0] >= SURE else "most likely ranks first, but not surely"
-        words = "; ".join(f"{label(n)}: first {probability(row[0])}" for n, row in zip(names, values, strict=True))
+        words = enumerated([f"{label(n)}: first {probability(row[0])}" for n, row in zip(names, values, strict=True)])
         yield Picture(
             f"ranks_{slug(dimension)}",
             f"{dimension}: rank probabilities",
@@ -158,7 +166,8 @@ def ranks(frames: Frames) -> Iterator[Picture]:
                 xlabel="rank (1 = most able)",
             ),
             heat_height(len(names), ["1"]),
-            "Colour: probability, from white (0) to dark blue (1); numbers: per cent.",
+            "Colour: probability, from white (0) to dark blue (1); numbers: per cent."
+            + ("" if few else f" The {len(names)} most able of {len(models):,}."),
         )
 
 
@@ -178,8 +187,8 @@ def fair(frames: Frames) -> Iterator[Picture]:
         widest = part.loc[gaps.idxmax()] if gaps.notna().any() else part.iloc[0]
         how = f"reverses {plural(turned, 'pair')}" if turned else "changes no order"
         moved = signed(widest["fair"] - widest["raw_mean"])
-        words = "; ".join(
-            f"{label(r.model)} raw {fixed(r.raw_mean)}, fair {estimate(r, 'fair')}" for r in part.itertuples()
+        words = enumerated(
+            [f"{label(r.model)} raw {fixed(r.raw_mean)}, fair {estimate(r, 'fair')}" for r in part.itertuples()]
         )
         yield Picture(
             f"fair_{slug(dimension)}",
@@ -193,18 +202,17 @@ def fair(frames: Frames) -> Iterator[Picture]:
 
 
 def _fair(part: pd.DataFrame, xlim: tuple[float, float]) -> Paint:
+    size = 2.0 if len(part) > MOST_ROWS else 6.5
+
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for y, row in enumerate(part.itertuples()):
-            if known(row.fair_low) and known(row.fair_high):
-                axes.plot([row.fair_low, row.fair_high], [y, y], color=BLUE, linewidth=2.2, solid_capstyle="butt")
-            if known(row.raw_mean):
-                axes.annotate(
-                    "", (row.fair, y), (row.raw_mean, y), arrowprops={"arrowstyle": "-", "color": GREY, "ls": ":"}
-                )
-                axes.plot(row.raw_mean, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=6.5, zorder=4)
-            axes.plot(row.fair, y, "o", color=BLUE, markersize=6.5, zorder=3)
-        axes.set_yticks(range(len(part)), labels(part["model"]))
+        ys = np.arange(len(part))
+        low, fair, high, raw = (part[c].to_numpy(np.float64) for c in ("fair_low", "fair", "fair_high", "raw_mean"))
+        axes.hlines(ys, np.minimum(fair, raw), np.maximum(fair, raw), colors=GREY, linestyles=":", linewidth=1)
+        axes.hlines(ys, low, high, colors=BLUE, linewidth=2.2 * size / 6.5)
+        axes.plot(raw, ys, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=size, zorder=4)
+        axes.plot(fair, ys, "o", color=BLUE, markersize=size, zorder=3)
+        axes.set_yticks(*named(list(part["model"])))
         axes.set(xlabel="score on the rating scale", xlim=xlim, ylim=(len(part) - 0.4, -0.6))
         axes.grid(visible=False, axis="y")
 

@@ -19,10 +19,12 @@ from dpeer.eval.report.picture import (
     Picture,
     by_dimension,
     decided,
+    enumerated,
     heat,
     heat_height,
     intervals,
     matrix,
+    named,
     rows_height,
 )
 from dpeer.eval.report.words import (
@@ -33,7 +35,6 @@ from dpeer.eval.report.words import (
     fixed,
     known,
     label,
-    labels,
     losses,
     plural,
     signed,
@@ -157,9 +158,11 @@ def statuses(frames: Frames) -> Iterator[Picture]:
     if not lost:
         return
     share = 100 * values / np.maximum(1, values.sum(axis=1, keepdims=True))
-    words = "; ".join(
-        f"{label(judge)} " + ", ".join(f"{names[k]} {row[k]:.1f} %" for k in lost)
-        for judge, row in zip(judges, share, strict=True)
+    words = enumerated(
+        [
+            f"{label(judge)} " + ", ".join(f"{names[k]} {row[k]:.1f} %" for k in lost)
+            for judge, row in zip(judges, share, strict=True)
+        ]
     )
     finding = losses(frame)
 
@@ -170,7 +173,7 @@ def statuses(frames: Frames) -> Iterator[Picture]:
             colour = STATUS_COLOURS.get(str(names[k]), PALETTE[k % len(PALETTE)])
             axes.barh(range(len(judges)), share[:, k], left=left, height=0.6, color=colour, label=label(names[k]))
             left += share[:, k]
-        axes.set_yticks(range(len(judges)), labels(judges))
+        axes.set_yticks(*named(judges))
         axes.set(xlabel="ratings without a usable score (%)", ylim=(len(judges) - 0.4, -0.6))
         axes.grid(visible=False, axis="y")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, handlelength=1.2)

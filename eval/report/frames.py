@@ -46,6 +46,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "statuses": ("judge", "status", "count"),
     "diagnostics": ("parameter", "rhat", "ess_bulk", "ess_tail"),
     "drift": ("kind", "name", "dimension", "before", "now", *_with_bounds("difference"), "drifted"),
+    "alpha": ("dimension", "who", *_with_bounds("alpha"), "units"),
+    "kappa": ("dimension", "judge", "other", "people", *_with_bounds("kappa"), "exact", "units"),
+    "confusion": ("dimension", "judge", "score", "other_score", "n"),
+    "cards": (
+        *("judge", "person", "n", *_with_bounds("severity", "alpha"), "infit", "kappa_people", "kappa_models"),
+        *(*_with_bounds("own_family", "own_model", "position", "length"), "moved", "tokens"),
+    ),
     "connectivity": ("judge", "model", "dimension", "n"),
 }
 """What the page reads of each table; a table may carry more, and a column that is absent counts as unknown."""

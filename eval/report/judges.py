@@ -15,16 +15,19 @@ from dpeer.eval.report.picture import (
     BLUE,
     GREY,
     INK,
+    MOST_ROWS,
     ORANGE,
     VERMILLION,
     Paint,
     Picture,
     by_dimension,
     decided,
+    enumerated,
     heat,
     heat_height,
     intervals,
     matrix,
+    named,
     rows_height,
     shared_range,
 )
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_PANELS = 30
+"""Small charts in one picture."""
 SEVERITY = "severity (logits; positive = stricter)"
 
 
@@ -80,7 +85,7 @@ def _severity(name: str, subject: str, prefix: str, part: pd.DataFrame, xlim: tu
         sentence = (
             f"{prefix}{label(strict['judge'])} is strictest, {fixed(spread)} logits above {label(lenient['judge'])}"
         )
-    words = "; ".join(f"{label(row.judge)} {estimate(row, 'severity')}" for row in part.itertuples())
+    words = enumerated([f"{label(row.judge)} {estimate(row, 'severity')}" for row in part.itertuples()])
     return Picture(
         name,
         subject,
@@ -98,7 +103,7 @@ def discrimination(frames: Frames) -> Iterator[Picture]:
         return
     part = frame.sort_values("alpha", ascending=False, kind="stable")
     rows = [decided(row.judge, row.alpha, row.alpha_low, row.alpha_high, null=1.0) for row in part.itertuples()]
-    words = "; ".join(f"{label(row.judge)} {estimate(row, 'alpha')}" for row in part.itertuples())
+    words = enumerated([f"{label(row.judge)} {estimate(row, 'alpha')}" for row in part.itertuples()])
     first, last = part.iloc[0], part.iloc[-1]
     sentence = "No judge's discrimination differs reliably from the average"
     if any(row.colour == BLUE for row in rows):
@@ -131,12 +136,14 @@ def fit(frames: Frames) -> Iterator[Picture]:
             for value, marker, fill in ((row.infit, "o", True), (row.outfit, "D", False)):
                 colour = VERMILLION if fit_flag(value) else BLUE
                 axes.plot(value, y, marker, color=colour, markerfacecolor=colour if fill else "none", markersize=6.5)
-        axes.set_yticks(range(len(frame)), labels(frame["judge"]))
+        axes.set_yticks(*named(list(frame["judge"])))
         axes.set(xlabel="mean square (1 = as the model expects)", ylim=(len(frame) - 0.4, -0.6))
         axes.set_xlim(left=min(0.4, axes.get_xlim()[0]), right=max(1.6, axes.get_xlim()[1]))
         axes.grid(visible=False, axis="y")
 
-    words = "; ".join(f"{label(r.judge)} infit {fixed(r.infit)}, outfit {fixed(r.outfit)}" for r in frame.itertuples())
+    words = enumerated(
+        [f"{label(r.judge)} infit {fixed(r.infit)}, outfit {fixed(r.outfit)}" for r in frame.itertuples()]
+    )
     sentence = "Every judge is about as predictable as the model expects"
     if flagged:
         names = listing([label(judge) for judge in flagged[:3]]) + (", ..." if len(flagged) > 3 else "")
@@ -202,8 +209,9 @@ def predictive(frames: Frames) -> Iterator[Picture]:
     """Per dimension: how often each judge gave each score, and how often the fitted model would."""
     beyond = off(frames["ppc"])
     for dimension, part in by_dimension(frames["ppc"]):
-        judges = tuple(dict.fromkeys(part["judge"]))
         outside = beyond[beyond["dimension"] == dimension]
+        judges = tuple(dict.fromkeys([*outside["judge"], *part["judge"]]))
+        many, judges = len(judges), judges[:MOST_PANELS] if len(judges) > MOST_PANELS else _in_order(part)
         columns = min(len(judges), 2 if len(judges) == 4 else 3)
         lines = math.ceil(len(judges) / columns)
         sentence = "the model reproduces how often every judge gives every score"
@@ -220,8 +228,13 @@ def predictive(frames: Frames) -> Iterator[Picture]:
             _predictive(part, set(outside.index), judges, lines, columns),
             0.35 + 1.25 * lines,
             "Bars: observed ratings; dots: predicted, with 95 % intervals. Orange: more than chance allows among all "
-            "bars.",
+            "bars." + (f" {len(judges)} of {many:,} judges, those with the largest gaps first." * (many > len(judges))),
         )
+
+
+def _in_order(part: pd.DataFrame) -> tuple[Any, ...]:
+    """Judges in order of appearance."""
+    return tuple(dict.fromkeys(part["judge"]))
 
 
 def _predictive(part: pd.DataFrame, marked: set[Any], judges: tuple[Any, ...], lines: int, columns: int) -> Paint:
@@ -251,7 +264,7 @@ def thresholds(frames: Frames) -> Iterator[Picture]:
     """Per dimension: thresholds of every judge, disordered ones marked."""
     frame = frames["thresholds"]
     for dimension, part in by_dimension(frame):
-        judges = tuple(dict.fromkeys(part["judge"]))
+        everybody = _in_order(part)
         marked = list(dict.fromkeys(part.loc[part["disordered"].fillna(False).astype(bool), "judge"]))
         if marked:
             sentence = (
@@ -260,6 +273,7 @@ def thresholds(frames: Frames) -> Iterator[Picture]:
             sentence += " and others" if len(marked) > 1 else ""
         else:
             sentence = f"{dimension}: every judge's thresholds are in order"
+        judges = everybody if len(everybody) <= MOST_ROWS else tuple(dict.fromkeys([*marked, *everybody]))[:MOST_ROWS]
         words = "; ".join(
             f"{label(judge)} " + ", ".join(fixed(t) for t in part.loc[part["judge"] == judge, "threshold"])
             for judge in judges
@@ -269,10 +283,10 @@ def thresholds(frames: Frames) -> Iterator[Picture]:
             f"{dimension}: thresholds of the judges",
             sentence,
             f"Dot plot of score thresholds per judge in logits. {words}.",
-            _thresholds(part, judges),
+            _thresholds(part[part["judge"].isin(judges)], judges),
             0.7 + 0.36 * max(2, len(judges)),
             "Number: where that score becomes as likely as the one below, severity apart; bars: 95 %. Orange: out of "
-            "order.",
+            "order." + (f" {len(judges)} of {len(everybody):,} judges." * (len(everybody) > len(judges))),
         )
 
 

@@ -66,13 +66,13 @@ def write_report(result: Result, folder: Path, title: str, notes: Sequence[str] 
     claim = bool(result.gate.get("green"))
     finding = words.finding(known) if claim else words.no_claim(result.gate)
     stale = _listed(folder)
+    write_tables(result, folder / "tables")  # before the pictures, which take long and may fail
     index: list[dict[str, str]] = []
     chapters = []
     for section in sections(known, claim):
         drawn = [_save(picture, claim, folder / "figures", index) for picture in section.pictures]
         hints, plots = _hoisted(drawn)
         chapters.append(Chapter(section.heading, section.text, hints, plots, section.tables, section.estimates))
-    write_tables(result, folder / "tables")
     written = [f"figures/{figure['name']}.{kind}" for figure in index for kind in FORMATS]
     written += [f"tables/{name}.{kind}" for name in result.tables for kind in ("csv", "json")]
     page = templates("dpeer.eval.report").get_template("evaluation.html.j2").render(

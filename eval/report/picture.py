@@ -25,6 +25,10 @@ INK, GREY = "#1c2024", "#6b747c"
 SIDES = {1: (GREEN, "^"), 0: (GREY, "o"), -1: (VERMILLION, "v")}
 """Colour and marker of an interval above zero, across it, and below it."""
 LEAST_FONT = 5.0
+MOST_ROWS = 60
+"""Rows of a picture that are named and get a place of their own; of more, every so many is named."""
+MOST_CELLS = 2500
+"""Cells of a heat map that are written out; larger ones are one image."""
 LOG_TICKS = ((0.5, 0.65, 0.8, 1, 1.25, 1.5, 2), (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20))
 """For an axis that spans a factor of at most four, and for a longer one."""
 ZERO: dict[str, Any] = {"color": INK, "linewidth": 1.0, "zorder": 1}
@@ -77,7 +81,22 @@ def decided(name: str, value: float, low: float, high: float, null: float = 0.0)
 
 def rows_height(rows: int, base: float = 0.7) -> float:
     """Height in inches of a plot with one row per name."""
-    return base + 0.25 * max(rows, 2)
+    return base + 0.25 * min(max(rows, 2), MOST_ROWS)
+
+
+def named(names: Sequence[object], most: int = MOST_ROWS) -> tuple[NDArray[np.int64], list[str]]:
+    """Which rows of an axis are named, and how: all, or 30 of too many."""
+    if len(names) <= most:
+        return np.arange(len(names)), labels(names)
+    shown = np.unique(np.linspace(0, len(names) - 1, most // 2).round().astype(np.int64))
+    return shown, labels(names[k] for k in shown)
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """For alternative texts: all, or the first and the last of too many."""
+    if len(words) <= MOST_ROWS:
+        return "; ".join(words)
+    return "; ".join([*words[:10], f"{len(words) - 15:,} more", *words[-5:]])
 
 
 def intervals(
@@ -109,18 +128,31 @@ def intervals(
 
 
 def interval_rows(axes: Axes, rows: Sequence[Interval]) -> None:
+    dense = len(rows) > MOST_ROWS
+    bars = [(y, row) for y, row in enumerate(rows) if known(row.low) and known(row.high)]
+    if bars:
+        ys, spans = [y for y, _ in bars], [row for _, row in bars]
+        axes.hlines(
+            ys,
+            [row.low for row in spans],
+            [row.high for row in spans],
+            colors=[row.colour for row in spans],
+            linewidth=0.6 if dense else 2.2,
+            zorder=2,
+        )
+    for style in dict.fromkeys((row.colour, row.marker) for row in rows):
+        mine = [(y, row.value) for y, row in enumerate(rows) if (row.colour, row.marker) == style]
+        ys_of, values = [y for y, _ in mine], [value for _, value in mine]
+        axes.plot(values, ys_of, style[1], color=style[0], markersize=2 if dense else 6.5, zorder=3)
     for y, row in enumerate(rows):
-        if known(row.low) and known(row.high):
-            axes.plot([row.low, row.high], [y, y], color=row.colour, linewidth=2.2, solid_capstyle="butt", zorder=2)
-        axes.plot(row.value, y, row.marker, color=row.colour, markersize=6.5, zorder=3)
-        if row.remark:
+        if row.remark and not dense:
             place: dict[str, Any] = {
                 "xycoords": ("axes fraction", "data"),
                 "textcoords": "offset points",
                 "annotation_clip": False,
             }
             axes.annotate(row.remark, (1, y), xytext=(4, 0), va="center", fontsize=8, color=GREY, **place)
-    axes.set_yticks(range(len(rows)), labels(row.name for row in rows))
+    axes.set_yticks(*named([row.name for row in rows]))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
 
@@ -141,6 +173,8 @@ def heat(
 
     Each cell gets its text, or only its star where the cells are too narrow to be read.
     """
+    if values.size > MOST_CELLS:
+        return _image(values, rows, columns, colours, limits, xlabel, ylabel)
     slant = turned(columns)
     largest = max((len(text) for line in texts for text in line), default=1)
     size = min(9.0, (150 if bar else 200) / len(columns) / max(3, largest) / 0.62)
@@ -180,6 +214,33 @@ def heat(
     return paint
 
 
+def _image(
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    colours: str,
+    limits: tuple[float, float],
+    xlabel: str,
+    ylabel: str,
+) -> Paint:
+    """The same for too many cells to write in: one picture element each."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set_facecolor("#eceff1")
+        mesh = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
+        shown, names = named(columns, 12)
+        axes.set_xticks(shown, names, rotation=45, ha="right")
+        axes.set_yticks(*named(rows))
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=25, pad=0.02).outline.set_visible(False)
+
+    return paint
+
+
 def turned(columns: Sequence[str]) -> bool:
     """True if column names do not fit side by side."""
     return max(map(len, labels(columns, 16))) > 40 / len(columns)
@@ -187,7 +248,11 @@ def turned(columns: Sequence[str]) -> bool:
 
 def heat_height(rows: int, columns: Sequence[str]) -> float:
     """Height in inches of a heat map, its turned column names included."""
-    return 0.8 + 0.28 * max(rows, 2) + (0.062 * max(map(len, labels(columns, 16))) if turned(columns) else 0)
+    return (
+        0.8
+        + 0.28 * min(max(rows, 2), MOST_ROWS)
+        + (0.062 * max(map(len, labels(columns, 16))) if turned(columns) else 0)
+    )
 
 
 def matrix(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dpeer.eval.report import abilities, data, judges, tables
+from dpeer.eval.report import abilities, agreement, data, judges, tables
 from dpeer.eval.report.picture import Picture
 from dpeer.eval.report.tables import Table
 from dpeer.eval.report.words import Frames
@@ -79,6 +79,22 @@ def _judges(frames: Frames) -> Iterator[Section]:
         "posterior predictive probability, and ! marks one outside 0.025 to 0.975.",
         [*severity, *_drawn(frames, judges.discrimination, "judges"), *_drawn(frames, judges.fit, "judges")],
         one(frames, "judges"),
+    )
+    yield Section(
+        "Judge cards",
+        "All that is known of each judge. Severity and discrimination are those of the fit. The effects compare a "
+        "judge with the other judges of the same responses, before any model: what it adds to answers of its own "
+        "family or of its own, to longer ones, and with the scale listed from the top.",
+        [],
+        one(frames, "cards"),
+    )
+    yield Section(
+        "Agreement",
+        "How far judges give the same scores to the same responses, without a model of judging: severity counts as "
+        "disagreement here. Intervals are 95 % over items.",
+        [*_drawn(frames, agreement.agreement, "kappa"), *_drawn(frames, agreement.confusion, "confusion")],
+        [*one(frames, "alpha"), *one(frames, "kappa")],
+        estimates=False,
     )
     yield Section(
         "Judges who see a model differently",

@@ -28,6 +28,8 @@ from dpeer.report.text import UNKNOWN
 
 FOLD_FROM = 31
 """Tables with at least this many rows are folded."""
+MOST_LISTED = 1000
+"""Rows of a table on the page; the files beside it hold all."""
 EXTREME_ITEMS = (5, 3)
 """Of each end, with at most two dimensions and with more."""
 WORST_PARAMETERS = 15
@@ -58,6 +60,8 @@ def text(value: Any) -> str:
 def build(title: str, rows: Iterable[Any], **columns: Cell) -> Table:
     """One column per keyword; a name that ends in `_n` holds numbers. Columns without content are left out."""
     rows = list(rows)
+    title += f"; the first {MOST_LISTED:,} of {len(rows):,}" if len(rows) > MOST_LISTED else ""
+    rows = rows[:MOST_LISTED]
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     kept = {name: column for name, column in cells.items() if any(x not in ("", UNKNOWN) for x in column)}
     head = tuple((name.removesuffix("_n").replace("_", " "), name.endswith("_n")) for name in kept)
@@ -74,14 +78,16 @@ def ability(frames: Frames, claim: bool) -> Table:
             "Difference_to_base_n": lambda r: "base" if r.model == base else bounded(r, "contrast", signed),
             "P_(better)_n": lambda r: probability(r.p_better) if r.model != base else "",
         }
+    most = max(FOLD_FROM, MOST_LISTED // frame["dimension"].nunique())
     total: dict[str, Cell] = {"With_length_n": lambda r: bounded(r, "total")} if "total" in frame else {}
     rows = [
         row
         for _, part in by_dimension(frame)
-        for row in part.sort_values("ability", ascending=False, kind="stable").itertuples()
+        for row in part.sort_values("ability", ascending=False, kind="stable").head(most).itertuples()
     ]
+    cut = f"; the first {most:,} of each dimension, all in tables/ability.csv" if len(rows) < len(frame) else ""
     return build(
-        "Abilities in logits and fair averages on the rating scale, with 95 % intervals",
+        f"Abilities in logits and fair averages on the rating scale, with 95 % intervals{cut}",
         rows,
         Dimension=lambda r: str(r.dimension),
         Model=lambda r: str(r.model),
@@ -240,6 +246,57 @@ def statuses(frames: Frames) -> Table:
         for judge, counts in zip(wide.index, wide.to_numpy(), strict=True)
     )
     return Table("What became of every planned rating", head, rows)
+
+
+def alpha(frames: Frames) -> Table:
+    return build(
+        "Krippendorff's alpha for ordered scores: 1 is agreement, 0 what chance gives",
+        frames["alpha"].itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Among=lambda r: str(r.who),
+        Alpha_n=lambda r: bounded(r, "alpha"),
+        Responses_rated_by_several_n=lambda r: count(r.units),
+    )
+
+
+def kappa(frames: Frames) -> Table:
+    """People against models first."""
+    frame = frames["kappa"].sort_values(["dimension", "people"], key=_people_first, kind="stable")
+    return build(
+        "Weighted kappa of pairs (squared distances), and how often both gave the same score",
+        frame.itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Judge=lambda r: str(r.judge),
+        Other=lambda r: str(r.other),
+        Pair=lambda r: {0: "two models", 1: "a person and a model", 2: "two people"}[int(r.people)],
+        Kappa_n=lambda r: bounded(r, "kappa"),
+        Same_score_n=lambda r: fixed(r.exact),
+        Responses_n=lambda r: count(r.units),
+    )
+
+
+def _people_first(column: pd.Series) -> pd.Series:
+    return column.map({1: 0, 2: 1, 0: 2}) if column.name == "people" else column
+
+
+def cards(frames: Frames) -> Table:
+    """A row per judge."""
+    return build(
+        "Judge cards: estimates with intervals; effects in points of the scale",
+        frames["cards"].itertuples(),
+        Judge=lambda r: f"{r.judge}\n{'person' if r.person is True else 'model'}",
+        Severity_n=lambda r: bounded(r, "severity"),
+        Discrimination_n=lambda r: bounded(r, "alpha") if r.alpha_low != r.alpha_high else "",
+        Kappa_with_people_n=lambda r: fixed(r.kappa_people),
+        Kappa_with_models_n=lambda r: fixed(r.kappa_models),
+        Own_family_n=lambda r: bounded(r, "own_family", signed),
+        Own_model_n=lambda r: bounded(r, "own_model", signed),
+        Scale_from_the_top_n=lambda r: bounded(r, "position", signed),
+        Longer_by_one_sd_n=lambda r: bounded(r, "length", signed),
+        Moved_since_earlier_fit_n=lambda r: signed(r.moved),
+        Tokens_per_rating_n=lambda r: count(r.tokens),
+        Ratings_n=lambda r: count(r.n),
+    )
 
 
 def drift(frames: Frames) -> Table:

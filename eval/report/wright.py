@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dpeer.eval.report.picture import (
     GREY,
     INK,
+    MOST_ROWS,
     ORANGE,
     VERMILLION,
     Interval,
@@ -56,7 +57,7 @@ def wright(frames: Frames) -> Iterator[Picture]:
             sentence,
             f"Wright map in logits: {', '.join(words)}.",
             _paint(models, difficulty, judges, steps, level),
-            1.75 + 0.24 * len(models) + 0.36 * len(judges),
+            1.75 + 0.24 * min(len(models), MOST_ROWS) + 0.36 * min(len(judges), MOST_ROWS),
             "Items right of a model are hard for it. Judges: dot = severity; number = where that score becomes as "
             "likely as the one below, on an average item.",
         )
@@ -98,9 +99,12 @@ def _paint(
     outer = np.concatenate([difficulty, [x for _, x, _ in places]])
     low, high = _ruler(_column(models, "ability"), edges, severity, outer=outer)
     panels: list[tuple[float, Callable[[Axes], None]]] = [
-        (max(2, len(models)), lambda axes: _models(axes, models)),
+        (max(2, min(len(models), MOST_ROWS)), lambda axes: _models(axes, models)),
         (4.5 if len(difficulty) else 0, lambda axes: _items(axes, difficulty, (low, high))),
-        (1.5 * max(1.5, len(judges)) if len(judges) else 0, lambda axes: _judges(axes, judges, places, (low, high))),
+        (
+            1.5 * max(1.5, min(len(judges), MOST_ROWS)) if len(judges) else 0,
+            lambda axes: _judges(axes, judges, places, (low, high)),
+        ),
     ]
     shown = [(height, draw) for height, draw in panels if height]
 
@@ -149,7 +153,7 @@ def _steps(judges: pd.DataFrame, steps: pd.DataFrame, level: float) -> list[tupl
 def _judges(axes: Axes, judges: pd.DataFrame, places: list[tuple[int, float, str]], ruler: tuple[float, float]) -> None:
     rows = judges.itertuples()
     interval_rows(axes, [Interval(r.judge, r.severity, r.severity_low, r.severity_high, ORANGE) for r in rows])
-    for y in range(len(judges)):
+    for y in range(len(judges) if len(judges) <= MOST_ROWS else 0):
         mine = [(x, step) for row, x, step in places if row == y]
         for x, step in mine:
             if ruler[0] <= x <= ruler[1]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,14 +118,19 @@ def judge(
 
 @ratings.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file with ratings made elsewhere.")],
+    path: Annotated[
+        Path, typer.Argument(help="CSV (any delimiter), Excel, JSONL or Parquet file with ratings made elsewhere.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
     map_: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            "--map", metavar="THEIRS=OURS", help="Column mapping, e.g. annotator=judge, stars=score:E; repeat."
+            "--map",
+            metavar="THEIRS=OURS",
+            help="Column mapping, e.g. annotator=judge, stars=score:E, Ann=judge:Ann; repeat. Default: columns that "
+            "have our names.",
         ),
-    ],
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="TEXT=SCORE", help="Score of a label; repeat.")
     ] = None,
@@ -132,10 +141,20 @@ def import_(
     family: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FAMILY", help="Family of a model or judge; repeat.")
     ] = None,
+    half_points: Annotated[
+        bool, typer.Option("--half-points", help="Scores come in halves: double them all, 3.5 to 7.")
+    ] = False,
+    missing: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="A label that means no score, e.g. 99; repeat.")
+    ] = None,
+    keep_copies: Annotated[
+        bool, typer.Option("--keep-copies", help="Rows that are identical in every column are ratings of their own.")
+    ] = False,
 ) -> None:
     """Bring ratings made elsewhere, by people or programs, into the form that `dpeer irt fit` reads."""
     from dpeer.errors import ConfigError
     from dpeer.eval.elsewhere.importer import import_ratings
+    from dpeer.eval.elsewhere.mapping import MappingError
 
     _check_output(output)
     labels = {}
@@ -144,15 +163,42 @@ def import_(
             labels[text] = int(score)
         except ValueError:
             raise ConfigError(f"--label {text}={score}: the score must be a whole number") from None
-    table = import_ratings(
-        path,
-        _pairs(map_, "--map"),
-        labels or None,
-        constants=_pairs(constant, "--constant") or None,
-        humans=human or (),
-        families=_pairs(family, "--family") or None,
-    )
+    try:
+        with _warnings_told():
+            table = import_ratings(
+                path,
+                _pairs(map_, "--map") or None,
+                labels or None,
+                constants=_pairs(constant, "--constant") or None,
+                humans=human or (),
+                families=_pairs(family, "--family") or None,
+                half_points=half_points,
+                missing=missing or (),
+                keep_copies=keep_copies,
+            )
+    except MappingError as error:
+        if not error.options:
+            raise
+        given = [("--constant", text) for text in constant or ()] + [("--human", name) for name in human or ()]
+        command = shlex.join([*(text for pair in given for text in pair), *error.options])
+        raise ConfigError(
+            f"{error.problem}. As its columns look, this reads it:\n"
+            f"  dpeer ratings import {shlex.quote(str(path))} -o {shlex.quote(str(output))} {command}"
+        ) from None
     _write_ratings(table, output)
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings of the block as lines of the command, without the place in the code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            console = Console(stderr=True, highlight=False, soft_wrap=True)
+            for warning in caught:
+                console.print(f"[yellow]warning:[/] {markup(warning.message)}")
 
 
 def _benchmark(name: str) -> Any:
@@ -198,7 +244,11 @@ def _write_ratings(table: pd.DataFrame, output: Path) -> None:
 
     write_table(output, table)
     counts = ", ".join(f"{count:,} {status}" for status, count in table["status"].value_counts().items())
-    typer.echo(f"{output}: {len(table):,} ratings ({counts})")
+    again = int((table["repeat"] > 0).sum())
+    repeats = f"; {again:,} of them repeats of a rating by the same judge" if again else ""
+    found = {name: table[name].nunique() for name in ("model", "item", "judge", "dimension")}
+    sizes = (f"{count:,} {name}{'s' * (count != 1)}" for name, count in found.items())
+    typer.echo(f"{output}: {len(table):,} ratings ({counts}): {', '.join(sizes)}{repeats}")
 
 
 def evaluation_config(recipe: str, overrides: list[str] | None) -> EvalConfig:

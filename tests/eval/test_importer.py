@@ -93,12 +93,12 @@ def test_labels_per_dimension(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_need_no_labels(tmp_path: Path) -> None:
-    values = [4, "5", 3.0, "2.0", " 1 ", None, "", "x", 2.5, True, "4,5", "1e3", "٣", 10**12]
+    values = [4, "5", 3.0, "2.0", " 1 ", None, "", "x", "4,500", True, "1e3", "٣", 10**12]
     rows = [{**ROWS[0], "question": f"q{n}", "verdict": value} for n, value in enumerate(values)]
     table = import_ratings(write(tmp_path, rows), LONG)
-    assert list(table["score"].fillna(-9)) == [4, 5, 3, 2, 1] + [-9] * 9
-    assert list(table["status"]) == ["ok"] * 5 + ["unparsed"] * 9
-    assert list(table["error"].fillna("-"))[:9] == ["-"] * 5 + ["empty", "empty", "x", "2.5"]
+    assert list(table["score"].fillna(-9)) == [4, 5, 3, 2, 1] + [-9] * 8
+    assert list(table["status"]) == ["ok"] * 5 + ["unparsed"] * 8
+    assert list(table["error"].fillna("-"))[:9] == ["-"] * 5 + ["empty", "empty", "x", "4,500"]
 
 
 def test_unknown_labels_are_kept_with_their_text(tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], wor
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         import_ratings(tmp_path / "nothing.csv", LONG)
-    (tmp_path / "x.xlsx").write_text("")
+    (tmp_path / "x.ods").write_text("")
     with pytest.raises(DataError, match="is not read; use"):
-        import_ratings(tmp_path / "x.xlsx", LONG)
+        import_ratings(tmp_path / "x.ods", LONG)
 
 
 def test_ids_of_responses_that_dpeer_made_are_kept(tmp_path: Path) -> None:
