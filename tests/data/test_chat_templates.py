@@ -238,9 +238,17 @@ def asked(line: Line, prompt: list[dict[str, Any]], tools: Any = None) -> str:
     """What an inference engine would send."""
     if line.file == "deepseek_v3_1":
         prompt = [json.loads(json.dumps(m).replace('{"city": "Rome"}', '"{\\"city\\": \\"Rome\\"}"')) for m in prompt]
-    now = datetime(2026, 3, 5).strftime
-    options = {"tools": tools, "add_generation_prompt": True, "tokenize": False, "strftime_now": now} | line.kwargs
-    return str(tokenizer(line.file).apply_chat_template(prompt, **options))
+    options = {"tools": tools, "add_generation_prompt": True, "tokenize": False} | line.kwargs
+    return str(tokenizer(line.file).apply_chat_template(prompt, chat_template=dated(line.file), **options))
+
+
+def dated(file: str) -> str:
+    """The template with the day of the tests written in, format by format."""
+    day = datetime.combine(DAY, datetime.min.time())
+    template = str(tokenizer(file).chat_template)
+    for form in ("%d %b %Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y"):
+        template = template.replace(f"strftime_now('{form}')", f"'{day.strftime(form)}'")
+    return template
 
 
 TEXTS = ({"text": TEXT}, {"text": WORSE})
@@ -325,15 +333,15 @@ def test_the_export_is_asked_as_in_training(name: str) -> None:
     """Without a word, its template writes what was trained; asked otherwise, it answers so."""
     line, t = LINES[name], tokenizer(LINES[name].file)
     refuse_unread(line.kwargs, t)
-    now = datetime(2026, 3, 5).strftime
-    exported = with_defaults(t.chat_template, line.kwargs)
+    exported = with_defaults(dated(line.file), line.kwargs)
     chat = prompts(line.call_id)["several turns"]
-    options = {"add_generation_prompt": True, "tokenize": False, "strftime_now": now}
+    options = {"add_generation_prompt": True, "tokenize": False}
     assert t.apply_chat_template(chat, chat_template=exported, **options) == asked(line, chat)
     for key in line.kwargs:
         other = {key: "high" if key == "reasoning_effort" else not line.kwargs[key]}
         again = t.apply_chat_template(chat, chat_template=exported, **options, **other)
-        assert again == t.apply_chat_template(chat, **options, **other) != asked(line, chat)
+        told = t.apply_chat_template(chat, chat_template=dated(line.file), **options, **other)
+        assert again == told != asked(line, chat)
 
 
 def test_a_template_that_strips_thoughts_and_opens_none_is_refused() -> None:
