@@ -15,6 +15,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dpeer.config import Config, Model
+from dpeer.config_io import _misread_booleans
 from dpeer.data.chat import ChatOptions
 from dpeer.data.parse import record as parsed
 from dpeer.data.read import Row
@@ -368,3 +370,12 @@ def test_defaults_of_any_kind(value: Any) -> None:
     chat = [USER]
     told = t.apply_chat_template(chat, chat_template=template, tokenize=False, x=value)
     assert t.apply_chat_template(chat, chat_template=with_defaults(template, {"x": value}), tokenize=False) == told
+
+
+def test_options_of_a_template_may_be_true_or_false_and_a_model_is_a_key() -> None:
+    kwargs = {"enable_thinking": False, "effort": "low"}
+    asked, same = (Model(path="m", template_kwargs=dict(kwargs)) for _ in range(2))
+    assert asked == same and hash(asked) == hash(same) != hash(Model(path="m"))
+    tree = {"name": "x", "model": {"path": "m", "template_kwargs": kwargs}, "data": {"train": "d"}}
+    assert not list(_misread_booleans(tree, Config))
+    assert list(_misread_booleans({"seed": True}, Config))
