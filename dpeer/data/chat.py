@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dpeer.data.faults import excerpt
 from dpeer.data.parts import THOUGHT, names
-from dpeer.data.round_trip import clock
+from dpeer.data.round_trip import now
 from dpeer.data.schema import Message, Record, Response
-from dpeer.data.template import speaks_of, variables
+from dpeer.data.template import on_day, speaks_of, variables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,13 +133,15 @@ class Chat:
             ) from error
 
     def _apply(self, messages: list[dict[str, Any]], tools: list[Any] | None, generate: bool) -> str:
+        template = on_day(self.tokenizer.get_chat_template(tools=tools), now(self.tokenizer))
         return str(
             self.tokenizer.apply_chat_template(
                 messages,
                 tools=tools,
+                chat_template=template,
                 add_generation_prompt=generate,
                 tokenize=False,
-                **{"strftime_now": clock(self.tokenizer), **self.options.kwargs},
+                **self.options.kwargs,
             )
         )
 

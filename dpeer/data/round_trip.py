@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING
@@ -70,9 +70,9 @@ def refuse_garbled(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizer
         raise Garbled(f"the tokenizer ({type(tokenizer).__name__}) loses or alters text: {found}")
 
 
-def clock(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
-    """`strftime_now` of chat templates: midnight of the day that `load_tokenizer` was given, or of today."""
-    return datetime.combine(getattr(tokenizer, "today", None) or date.today(), time.min).strftime
+def now(tokenizer: PreTrainedTokenizerBase) -> datetime:
+    """What chat templates are told: midnight of the day that `load_tokenizer` was given, or of today."""
+    return datetime.combine(getattr(tokenizer, "today", None) or date.today(), time.min)
 
 
 def _difference(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ OWN = frozenset({*GIVEN, "raise_exception", "conversation", "chat_template", "to
     "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
 }  # fmt: skip
 """Names that `apply_chat_template` takes for itself."""
+CLOCK = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1""")
 GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")
 """Marks of transformers' own, which jinja2 does not know."""
 
@@ -88,6 +90,20 @@ def with_defaults(template: Any, kwargs: Mapping[str, Any]) -> Any:
         for name, value in kwargs.items()
     )
     return lines + template
+
+
+def on_day(template: str, now: datetime) -> str:
+    """The template with `strftime_now` fixed to a moment. (As an argument, transformers takes no function from 5.2x
+    on.) A format that is not written out in the call is refused by the template itself."""
+    formats = {match[2] for match in CLOCK.finditer(template)}
+    if not re.search(r"\bstrftime_now\b", template):
+        return template
+    written = _literal({f: now.strftime(f) for f in sorted(formats)})
+    missing = "raise_exception('strftime_now is called with a format that is not written out')"
+    return (
+        f"{{%- macro strftime_now(format) -%}}{{%- set told = {written} -%}}"
+        f"{{{{- told[format] if format in told else {missing} -}}}}{{%- endmacro %}}\n" + template
+    )
 
 
 def _literal(value: Any) -> str:

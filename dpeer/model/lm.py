@@ -45,7 +45,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_tokenizer(path: str, revision: str | None = None, today: date | None = None) -> PreTrainedTokenizerBase:
-    """`today`: the day that its chat template is told (`dpeer.data.round_trip.clock`)."""
+    """`today`: the day that its chat template is told (`dpeer.data.round_trip.now`)."""
     with hub_errors(path, whole=True):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     tokenizer.today = today

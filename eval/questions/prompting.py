@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from dpeer.data.template import on_day
 from dpeer.errors import ConfigError
 from dpeer.eval.questions.rubric import Rubric
 
@@ -203,9 +204,11 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str,
             f"{_named(tokenizer)} has no chat template, so it cannot be asked anything; use an instruction-tuned model"
         )
     trained = tokenizer.init_kwargs.get(_ASKED)
-    options: dict[str, Any] = {"strftime_now": _DAY.strftime} | (_NO_THINKING if trained is None else trained)
+    options: dict[str, Any] = _NO_THINKING if trained is None else trained
+    options = options | {"add_generation_prompt": True, "tokenize": False}
     try:
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **options))
+        template = on_day(tokenizer.get_chat_template(), _DAY)
+        return str(tokenizer.apply_chat_template(list(messages), chat_template=template, **options))
     except (TemplateError, TypeError, ValueError) as error:
         roles = " and a ".join(m["role"] for m in messages)
         hint = "; leave out generation.system" if messages[0]["role"] == "system" else ""

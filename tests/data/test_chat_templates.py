@@ -15,6 +15,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dpeer.config import Config, Model
+from dpeer.config_io import _misread_booleans
 from dpeer.data.chat import ChatOptions
 from dpeer.data.parse import record as parsed
 from dpeer.data.read import Row
@@ -238,9 +240,17 @@ def asked(line: Line, prompt: list[dict[str, Any]], tools: Any = None) -> str:
     """What an inference engine would send."""
     if line.file == "deepseek_v3_1":
         prompt = [json.loads(json.dumps(m).replace('{"city": "Rome"}', '"{\\"city\\": \\"Rome\\"}"')) for m in prompt]
-    now = datetime(2026, 3, 5).strftime
-    options = {"tools": tools, "add_generation_prompt": True, "tokenize": False, "strftime_now": now} | line.kwargs
-    return str(tokenizer(line.file).apply_chat_template(prompt, **options))
+    options = {"tools": tools, "add_generation_prompt": True, "tokenize": False} | line.kwargs
+    return str(tokenizer(line.file).apply_chat_template(prompt, chat_template=dated(line.file), **options))
+
+
+def dated(file: str) -> str:
+    """The template with the day of the tests written in, format by format."""
+    day = datetime.combine(DAY, datetime.min.time())
+    template = str(tokenizer(file).chat_template)
+    for form in ("%d %b %Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y"):
+        template = template.replace(f"strftime_now('{form}')", f"'{day.strftime(form)}'")
+    return template
 
 
 TEXTS = ({"text": TEXT}, {"text": WORSE})
@@ -325,15 +335,15 @@ def test_the_export_is_asked_as_in_training(name: str) -> None:
     """Without a word, its template writes what was trained; asked otherwise, it answers so."""
     line, t = LINES[name], tokenizer(LINES[name].file)
     refuse_unread(line.kwargs, t)
-    now = datetime(2026, 3, 5).strftime
-    exported = with_defaults(t.chat_template, line.kwargs)
+    exported = with_defaults(dated(line.file), line.kwargs)
     chat = prompts(line.call_id)["several turns"]
-    options = {"add_generation_prompt": True, "tokenize": False, "strftime_now": now}
+    options = {"add_generation_prompt": True, "tokenize": False}
     assert t.apply_chat_template(chat, chat_template=exported, **options) == asked(line, chat)
     for key in line.kwargs:
         other = {key: "high" if key == "reasoning_effort" else not line.kwargs[key]}
         again = t.apply_chat_template(chat, chat_template=exported, **options, **other)
-        assert again == t.apply_chat_template(chat, **options, **other) != asked(line, chat)
+        told = t.apply_chat_template(chat, chat_template=dated(line.file), **options, **other)
+        assert again == told != asked(line, chat)
 
 
 def test_a_template_that_strips_thoughts_and_opens_none_is_refused() -> None:
@@ -360,3 +370,12 @@ def test_defaults_of_any_kind(value: Any) -> None:
     chat = [USER]
     told = t.apply_chat_template(chat, chat_template=template, tokenize=False, x=value)
     assert t.apply_chat_template(chat, chat_template=with_defaults(template, {"x": value}), tokenize=False) == told
+
+
+def test_options_of_a_template_may_be_true_or_false_and_a_model_is_a_key() -> None:
+    kwargs = {"enable_thinking": False, "effort": "low"}
+    asked, same = (Model(path="m", template_kwargs=dict(kwargs)) for _ in range(2))
+    assert asked == same and hash(asked) == hash(same) != hash(Model(path="m"))
+    tree = {"name": "x", "model": {"path": "m", "template_kwargs": kwargs}, "data": {"train": "d"}}
+    assert not list(_misread_booleans(tree, Config))
+    assert list(_misread_booleans({"seed": True}, Config))

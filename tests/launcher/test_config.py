@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import dpeer.config as config_module
 import dpeer.eval.config as eval_config
 from dpeer.config import Config, Model, Section, Training
-from dpeer.config_io import _misread_booleans, load_config, resolved_yaml
+from dpeer.config_io import load_config, resolved_yaml
 from dpeer.errors import ConfigError
 from dpeer.launcher.cli import app
 from dpeer.launcher.recipe import RECIPES, recipe_names, training_config
@@ -390,12 +390,3 @@ def test_a_tolerance_per_dimension_replaces_the_inherited_one_whole(tmp_path: Pa
     assert config.objective.constraint.tolerance == {"E": 0.2}
     changed = load_config(RECIPES / "demo.yaml", ["objective.constraint.tolerance.T=0.4"])
     assert changed.objective.constraint.tolerance == {"A": 0.3, "C": 0.3, "E": 0.3, "T": 0.4}
-
-
-def test_options_of_a_template_may_be_true_or_false_and_a_model_is_a_key() -> None:
-    kwargs = {"enable_thinking": False, "effort": "low"}
-    asked, same = (config_module.Model(path="m", template_kwargs=dict(kwargs)) for _ in range(2))
-    assert asked == same and hash(asked) == hash(same) != hash(config_module.Model(path="m"))
-    tree = {"name": "x", "model": {"path": "m", "template_kwargs": kwargs}, "data": {"train": "d"}}
-    assert not list(_misread_booleans(tree, config_module.Config))
-    assert list(_misread_booleans({"seed": True}, config_module.Config))
