@@ -44,7 +44,7 @@ from dpeer.model.families import (
     own_attention,
     state_size,
 )
-from dpeer.model.lm import DTYPES, add_lora
+from dpeer.model.lm import DTYPES, add_lora, load_parts
 from dpeer.model.logprob import chunk_rows
 from dpeer.model.miniature import alike, with_layers
 from dpeer.model.tree_attention import IMPLEMENTATIONS
@@ -171,7 +171,8 @@ def _model(spec: config.Model, shape: PretrainedConfig, layers: int, layout: Lay
         )
         if spec.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        return add_lora(model, spec.lora, 0) if spec.lora else model
+        part = load_parts(spec.path, spec.revision) if spec.start else None
+        return add_lora(model, spec.lora, 0, part) if spec.lora else model
 
 
 def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack, layout: Layout) -> dict[str, int]:

@@ -18,6 +18,8 @@ from dpeer.model.identity import ADAPTER
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from dpeer.model.towers import Parts
+
 OWN = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules", "dora": "use_dora", "rslora": "use_rslora"}
 """Keys of `model.lora` that a trained adapter decides, and PEFT's names for them."""
 KEPT = {
@@ -26,6 +28,8 @@ KEPT = {
     "layers_to_transform", "layers_pattern", "init_lora_weights", "megatron_core", "runtime_config",
 }  # fmt: skip
 """Fields of PEFT's config under which an adapter is a low-rank update of its targets, and nothing else."""
+BELOW = "base_model.model."
+"""Before the names of the model's modules in an adapter's file."""
 INITIAL = (True, False, "gaussian")
 """Ways to begin that leave the weights below the adapter as they are."""
 
@@ -45,9 +49,10 @@ def refuse_adapter_folder(path: str) -> None:
     )
 
 
-def start_of(lora: Lora) -> LoraConfig:
-    """What PEFT is asked for to train the adapter of `lora.path` on. ConfigError: it cannot be read, does more than
-    low-rank updates, or contradicts the recipe."""
+def start_of(lora: Lora, part: Parts | None = None) -> LoraConfig:
+    """What PEFT is asked for to train the adapter of `lora.path` on; of a text model that is the part of a checkpoint,
+    under the text model's names. ConfigError: it cannot be read, does more than low-rank updates, or contradicts the
+    recipe."""
     adapter = _read(lora)
     where = f"model.lora.path {lora.path}"
     for key, name in OWN.items():
@@ -65,6 +70,8 @@ def start_of(lora: Lora) -> LoraConfig:
             "here. Merge it into its base with PEFT (merge_and_unload) and train from that: model.path=MERGED."
         )
     adapter.inference_mode, adapter.lora_dropout, adapter.init_lora_weights = False, 0.0, True
+    if part and not isinstance(adapter.target_modules, str):
+        adapter.target_modules = {part.inner(name) for name in adapter.target_modules or ()}
     adapter.base_model_name_or_path = None  # PEFT writes the name of the model that it finds below
     return adapter
 
@@ -108,12 +115,14 @@ def other_base(spec: Model) -> tuple[str, ...]:
     )
 
 
-def load_start(adapted: Any, lora: Lora) -> None:
+def load_start(adapted: Any, lora: Lora, part: Parts | None = None) -> None:
     """Put the trained weights into adapters that `start_of` has described. ConfigError: not exactly these."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     try:
         weights = load_peft_weights(str(lora.path), device="cpu", revision=lora.revision)
+        if part:
+            weights = {BELOW + part.inner(k.removeprefix(BELOW)): v for k, v in weights.items()}
         result = set_peft_model_state_dict(adapted, weights)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -189,12 +189,13 @@ def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], path: str) -> None:
         )
 
 
-def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrainedModel:
+def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int, part: Parts | None = None) -> PreTrainedModel:
     """Wrap with PEFT adapters of the model's precision. Fresh ones begin as nothing: B is zero, and with DoRA the
-    lengths are those of the weights. Those of `lora.path` begin as they are in its files."""
+    lengths are those of the weights. Those of `lora.path` begin as they are in its files. `part`: where the model is in
+    a checkpoint that has more."""
     from peft import LoraConfig, get_peft_model
 
-    start = start_of(lora) if lora.path else None
+    start = start_of(lora, part) if lora.path else None
     targets = start.target_modules if start else lora.targets
     if not start and not isinstance(targets, str):
         _refuse_targets(model, list(targets or ()))
@@ -220,7 +221,7 @@ def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int) -> PreTrained
     if start:
         _refuse_outer(adapted, lora)
         if model.device.type != "meta":
-            load_start(adapted, lora)
+            load_start(adapted, lora, part)
     return adapted
 
 
@@ -302,12 +303,12 @@ def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeL
     model, layout = load_lm(path, spec.dtype, revision, spec.attention, spec.layout, spec.load_in_4bit)
     if reference:
         if spec.reference_lora:
-            model = add_lora(model, spec.reference_lora, seed)
+            model = add_lora(model, spec.reference_lora, seed, load_parts(path, revision))
         return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk, layout)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if spec.lora:
-        model = add_lora(model, spec.lora, seed)
+        model = add_lora(model, spec.lora, seed, load_parts(path, revision))
     if spec.router_aux_loss:
         refuse_unbalanced(model, path)
     return TreeLM(model.train(), spec.head_chunk, layout, routing=spec.router_aux_loss > 0)

@@ -100,6 +100,11 @@ class Parts:
         """Prefix of the layers' names in the whole model as transformers builds it, such as `model.language_model.`"""
         return f"{_backbone(_whole(self.shape), self.shape.get_text_config())[0]}."
 
+    def inner(self, name: str) -> str:
+        """A module's name in the whole model (`located`) as the text model has it."""
+        outer = self.located()
+        return self.base + name.removeprefix(outer) if name.startswith(outer) else name
+
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint on this machine; None: it has no such file."""
         return found(self.path, name, self.revision)

@@ -14,7 +14,7 @@ from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.errors import ConfigError
 from dpeer.integrity import read_state
-from dpeer.model.lm import DTYPES, add_lora, load_shape
+from dpeer.model.lm import DTYPES, add_lora, load_parts, load_shape
 from dpeer.training.engine import Engine, deepspeed_file
 from dpeer.training.plain import Plain
 from dpeer.training.run_dir import RunDir
@@ -106,7 +106,8 @@ def model_states(spec: settings.Model) -> float:
     shape = load_shape(spec.path, spec.revision)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[spec.dtype])
-        model = add_lora(model, spec.lora, 0) if spec.lora else model
+        part = load_parts(spec.path, spec.revision) if spec.start else None
+        model = add_lora(model, spec.lora, 0, part) if spec.lora else model
     return sum(float(p.numel() * (p.itemsize + TRAINED * p.requires_grad)) for p in model.parameters())
 
 

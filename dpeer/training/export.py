@@ -83,7 +83,7 @@ def _rebuilt(config: Config, state: Mapping[str, Tensor]) -> TreeLM:
     spec, dtype = config.model, DTYPES[config.model.export_dtype]
     model, layout = load_lm(spec.path, spec.export_dtype, spec.revision, layout=spec.layout)
     if spec.lora:
-        model = add_lora(model, spec.lora, config.seed)
+        model = add_lora(model, spec.lora, config.seed, load_parts(spec.path, spec.revision))
     own = {k: v.to(dtype) for k, v in state.items() if not spec.load_in_4bit or "lora_" in k}
     missing = model.load_state_dict(own, strict=False).missing_keys
     if spec.load_in_4bit:  # its weights are those of `path`, which never were in 4 bits
@@ -106,7 +106,7 @@ def _write(config: Config, lm: TreeLM, ends: set[int], folder: Path, adapter: bo
         model.generation_config, notes = generation(spec.path, spec.revision, model.config, ends)
         model.save_pretrained(folder)
         if part:
-            complete(folder, part, spec.export_dtype)
+            complete(folder, part, str(DTYPES[spec.export_dtype]).removeprefix("torch."))
     return notes
 
 
@@ -125,7 +125,7 @@ def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path, 
     path, revision = (spec.path, spec.revision) if adapter else (str(folder), None)
     model, layout = load_lm(path, spec.export_dtype, revision, layout=spec.layout)
     if adapter:
-        model = add_lora(model, Lora(path=str(folder)), 0)
+        model = add_lora(model, Lora(path=str(folder)), 0, load_parts(path, revision))
     lm = TreeLM(model.eval(), spec.head_chunk, layout)
     reloaded = lm(build_pack([tree], [0])).tolist()
     limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]

@@ -13,8 +13,10 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from dpeer.config import Config
+from dpeer.data.packing import build_pack
 from dpeer.errors import CheckpointError, DataError
 from dpeer.model import probe
+from dpeer.model.lm import build_lm
 from dpeer.model.towers import INDEX, Parts
 from dpeer.training import world
 from dpeer.training.export import export
@@ -104,6 +106,13 @@ def test_towers_go_through_bit_by_bit(
         assert not [n for n, _ in adapted.named_parameters() if "lora_" in n and ("vision" in n or "visual" in n)]
         with torch.no_grad():
             assert (adapted(IDS).logits - model(IDS).logits).abs().max() < 1e-3
+        again = build_lm(
+            recipe(tmp_path, **options | {"lora": {"path": str(tmp_path / "export" / "adapter")}}).model, 0
+        )
+        with torch.no_grad():
+            assert again(build_pack([tree], [0])).tolist() == pytest.approx(expected, rel=1e-5)
+        export(policy, tmp_path / "alone", adapter=True)  # compares what it reloads
+        assert {f.name for f in (tmp_path / "alone").glob("*.safetensors")} == {"adapter_model.safetensors"}
     policy.close()
 
 
