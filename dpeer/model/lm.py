@@ -253,7 +253,8 @@ def fused_experts(model: PreTrainedModel) -> list[str]:
     """Names of the parameters that hold a layer's experts, all in one: PEFT finds those of some architectures only."""
     experts = expert_count(model.config.get_text_config())
     shapes = ((n, getattr(p, "ds_shape", p.shape)) for n, p in model.named_parameters())
-    return sorted({n.rpartition(".")[2] for n, size in shapes if experts and len(size) == 3 and size[0] == experts})
+    fused = (n for n, size in shapes if experts and len(size) == 3 and size[0] == experts)
+    return sorted({".".join(n.split(".")[-2:]) for n in fused})  # with their module's name, as the adapter is kept
 
 
 def _unwrap(adapted: Any, names: list[str]) -> None:

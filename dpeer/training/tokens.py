@@ -28,7 +28,7 @@ from dpeer.data.load import Meaning, load, meaning, splits, told
 from dpeer.data.map import Tally
 from dpeer.data.names import clashes
 from dpeer.data.pool import blocks
-from dpeer.data.round_trip import clock
+from dpeer.data.round_trip import now
 from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.data.split import Order, carved, share
 from dpeer.data.stream import Unreadable
@@ -332,7 +332,7 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     template = str(tokenizer.chat_template)
     about = [type(tokenizer).__name__, template, str(tokenizer.special_tokens_map)]
     if CLOCK in template:
-        about.append(clock(tokenizer)("%Y-%m-%d"))
+        about.append(now(tokenizer).isoformat())
     versions = [transformers.__version__, tokenizers.__version__]
     return hashlib.sha256(json.dumps([model, about, versions]).encode()).hexdigest()
 
