@@ -24,6 +24,7 @@ from dpeer.training.calls import DeviceLost, P, Phase, T, WorkerFailed, WorkerLo
 from dpeer.training.environment import gpu_variables
 from dpeer.training.faults import kind, tells_of_device
 from dpeer.training.pulse import Pulse
+from dpeer.training.token_place import PLACE
 
 GRACE_S = 20.0  # how long, after a first failure, the other ranks may still tell what happened to them
 PROBE_S = 3.0  # how long a rank may take to say what it is doing
@@ -334,6 +335,7 @@ def _reserve(role: str, size: int, spec: Cluster, left: Collection[str]) -> Plac
 def _worker(group: PlacementGroup, index: int, spec: Cluster) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(spec.cpus_per_worker))), "OMP_WAIT_POLICY": "PASSIVE"}
     environment["DS_ACCELERATOR"] = "cuda" if spec.on_gpus else "cpu"  # whatever the driver has for itself
+    environment |= {PLACE: os.environ[PLACE]} if PLACE in os.environ else {}  # a cluster that runs already has its own
     actor: Any = Worker
     return actor.options(
         num_cpus=spec.cpus_per_worker,

@@ -100,6 +100,7 @@ class _Team:
             [sys.executable, "-m", "dpeer.data.pool", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={**os.environ, **alone, "TRANSFORMERS_VERBOSITY": "error"},
+            start_new_session=True,  # Ctrl-C is for the one that asks, whose end they see
         )
         theirs.close()
         self.own.helper = helper = _Helper(process, ours)

@@ -209,14 +209,15 @@ def _sha256(dimensions: tuple[str, ...], words: Ints, kept: Rows, starts: Rows) 
 
 @dataclass(frozen=True)
 class Store:
-    """An open folder. `columns` [COLUMNS, N], `starts` [N + 1] (words), `prompt_ends` [N + 1] (bytes): mapped."""
+    """An open folder. `columns` [COLUMNS, N], `starts` [N + 1] (words): mapped. Who removes the folder does not harm
+    a run: tokens and prompts are open as long as the process."""
 
     folder: Path
     state: Mapping[str, Any]
     columns: Ints
     starts: Rows
-    prompt_ends: Rows
-    descriptor: int  # of the tokens, open as long as the process: who removes the folder does not harm a run
+    prompts: StoredPrompts
+    descriptor: int  # of the tokens
 
     @cached_property
     def masks(self) -> tuple[tuple[str, ...], ...]:
@@ -250,7 +251,7 @@ class Store:
 class StoredPrompts(Sequence[Record]):
     """Prompts and sources of records, made when they are asked for. ends: [N + 1] (bytes), of all; rows: which."""
 
-    def __init__(self, path: Path, ends: Rows, rows: Rows) -> None:
+    def __init__(self, path: Path, ends: Rows, rows: Rows | range) -> None:
         self.ends, self.rows, self.descriptor = ends, rows, os.open(path, os.O_RDONLY)
 
     def __len__(self) -> int:
@@ -295,7 +296,7 @@ class StoredTrees(Sequence[TokenTree]):
 
     def question(self, at: int) -> str:
         """The last message of a record's prompt, as it stands in the source."""
-        return StoredPrompts(self.store.folder / PROMPTS, self.store.prompt_ends, self.rows)[at].prompt[-1].content
+        return self.store.prompts[int(self.rows[at])].prompt[-1].content
 
 
 @dataclass(frozen=True)
@@ -339,4 +340,5 @@ def open_store(folder: Path, *, whole: bool = False) -> Store | None:
         raise Damaged(f"{folder / name} {says}")
     paths = (folder / f"{name}.npy" for name in ("columns", "starts", "prompt_ends"))
     columns, starts, ends = (np.load(path, mmap_mode="r") for path in paths)
-    return Store(folder, state, columns, starts, ends, os.open(folder / TOKENS, os.O_RDONLY))
+    prompts = StoredPrompts(folder / PROMPTS, ends, range(len(ends) - 1))
+    return Store(folder, state, columns, starts, prompts, os.open(folder / TOKENS, os.O_RDONLY))

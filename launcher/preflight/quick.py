@@ -111,6 +111,7 @@ def _inputs(config: Config) -> list[str]:
         config.model.path,
         config.model.reference_path,
         config.model.start and config.model.start.path,
+        config.model.chat_template,
         *paths(data.train),
         *paths(data.heldout),
         *paths(data.dual),
