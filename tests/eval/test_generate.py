@@ -103,6 +103,20 @@ def test_cut_and_failed_responses_are_rows_and_only_failed_ones_are_not_judged(
     assert len(state.requests) - asked == 12 and "engine_error" not in set(again["status"])
 
 
+def test_a_response_cut_within_hidden_thoughts_is_none(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+
+    def decide(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, reply = state.reply("" if "Question 1?" in request["messages"][-1]["content"] else "Yes.")
+        reply["choices"][0]["finish_reason"] = "length"
+        return status, reply
+
+    state.decide = decide
+    table = read_table(generate(evaluation(tmp_path, url), no_ray, console=QUIET), RESPONSES)
+    silent = table[table["response"].isna()]
+    assert set(silent["prompt"]) == {"Question 1?"} and len(silent) == 6 and silent["error"].str.contains("cut").all()
+
+
 def test_models_are_needed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="models is empty"):
         generate(evaluation(tmp_path, "http://127.0.0.1:1", models=[]), no_ray, console=QUIET)
