@@ -13,7 +13,6 @@ from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.prices import load_prices, price_of
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import Segment, visible
-from dpeer.eval.questions.thoughts import thoughts_apart
 from dpeer.eval.responses import ID, planned_responses, responses_folder
 from dpeer.eval.run import Connect, Work, execute, refuse_nothing_usable
 from dpeer.eval.spending import CHARACTERS_PER_TOKEN
@@ -83,7 +82,14 @@ def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, served: Serve
         usable=lambda row: row["response"] is not None,
         conversation="item",
         done=int((rows["model"] == served.name).sum()) - len(left),
+        proven=lambda: _proven(cfg, rows, served),
+        saved=lambda: done_ids(responses_folder(cfg), RESPONSES),
     )
+
+
+def _proven(cfg: EvalConfig, rows: pd.DataFrame, served: Served) -> bool:
+    made = read_table(responses_folder(cfg) / f"model={served.name}", RESPONSES)
+    return bool(made.loc[made[ID].isin(rows[ID]), "response"].notna().any())
 
 
 def _calls(rows: pd.DataFrame, system: str | None) -> Iterator[Call]:
@@ -105,18 +111,16 @@ def _rows(left: pd.DataFrame) -> Callable[[Sequence[Answer]], list[Row]]:
 def _response(answer: Answer) -> Row:
     failed = answer.finish in ("error", "too_long", "filtered")
     status = "engine_error" if failed else "truncated" if answer.finish == "length" else "ok"
-    text, thoughts = answer.text, answer.thoughts
-    if thoughts is None:  # one text holds both where no server has parted them
-        text, thoughts, _ = thoughts_apart(text)
-    # Cut within its thoughts, a model has said nothing; an empty text that it ended itself is what it said.
-    nothing = failed or (status == "truncated" and not text.strip() and thoughts is not None)
+    # Cut within its thoughts, shown or hidden, a model has said nothing; an empty text that it ended itself is what it
+    # said.
+    nothing = failed or (status == "truncated" and not answer.text.strip())
     return {
-        "response": None if nothing else visible(text),
+        "response": None if nothing else visible(answer.text),
         "tokens": answer.output_tokens,
         "status": status,
         "error": CUT_IN_THOUGHTS if nothing and not failed else answer.error,
         "refused": answer.finish == "refusal",
-        "thoughts": visible(thoughts) if thoughts else None,
+        "thoughts": visible(answer.thoughts) if answer.thoughts else None,
         "thought_tokens": answer.thought_tokens,
     }
 

@@ -22,6 +22,7 @@ from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_l
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
 from dpeer.eval.run import Connect, Work, execute, read_rates, refuse_nothing_usable
 from dpeer.eval.store.parts import (
+    done_ids,
     drop_rows,
     lock,
     parts,
@@ -46,9 +47,25 @@ def judge(
     connect: Connect,
     retry_errors: bool = False,
     console: Console | None = None,
-    planner: Callable[[EvalConfig], Plan] = plan,
 ) -> Path:
     """Make all planned ratings that are missing; returns the table of exactly the planned rows.
+
+    Raises ClusterError where a judge has no usable rating. The rest as `rate`.
+    """
+    table = rate(cfg, connect, retry_errors, console)
+    made = pd.read_parquet(table, columns=["judge", "status", "error"])
+    refuse_nothing_usable(made.assign(usable=made["status"] == "ok"), "judge", "dpeer judge")
+    return table
+
+
+def rate(
+    cfg: EvalConfig,
+    connect: Connect,
+    retry_errors: bool = False,
+    console: Console | None = None,
+    planner: Callable[[EvalConfig], Plan] = plan,
+) -> Path:
+    """Make all planned ratings that are missing; returns the table of exactly the planned rows, usable or not.
 
     `connect` gives a context in which Ray is initialised; it is entered only when something is missing. With
     `retry_errors`, rows with a status of RETRIED are taken out first and asked for again. `planner` says
@@ -78,7 +95,6 @@ def judge(
             write_table(table, ratings.reset_index()[RATINGS.names])
     made = pd.read_parquet(table, columns=["judge", "status", "error"])
     show_statuses(made, "judge", console)
-    refuse_nothing_usable(made.assign(usable=made["status"] == "ok"), "judge", "dpeer judge")
     return table
 
 
@@ -125,7 +141,14 @@ def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
         usable=lambda row: row["status"] == "ok",
         conversation="response_id",
         done=int((planned.rows["judge"] == served.name).sum()) - len(todo),
+        proven=lambda: _proven(cfg, planned, served),
+        saved=lambda: done_ids(ratings_folder(cfg)),
     )
+
+
+def _proven(cfg: EvalConfig, planned: Plan, served: Served) -> bool:
+    made = read_table(ratings_folder(cfg) / f"judge={served.name}")
+    return bool((made.loc[made["rating_id"].isin(planned.rows["rating_id"]), "status"] == "ok").any())
 
 
 def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:

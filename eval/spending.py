@@ -21,6 +21,8 @@ TEMPLATE = 16
 """Tokens that a chat template adds to a request, about."""
 KNOWN = 20
 """Answers from which the price of the next ones is foretold by their mean, not by their longest length."""
+ANSWERED = ("stop", "length", "refusal")
+"""Ends of an answer that the model gave, and that costs money."""
 COUNTS = ("prompt_tokens", "cached_tokens", "output_tokens", "thought_tokens")
 
 
@@ -51,17 +53,15 @@ class Books:
             )
         return price
 
-    def add(self, served: Served, answers: Sequence[Answer], price: prices.Price | None) -> float:
-        """Book answers; what they cost."""
-        cost = sum(_cost(answer, price) for answer in answers) if price else 0.0
+    def add(self, served: Served, answers: Sequence[Answer], cost: float | None) -> None:
+        """Book answers and what they cost; None: not known."""
         with self.lock:
             entry = self._entry(served)
             for name in COUNTS:
                 entry[name] += sum(getattr(answer, name) or 0 for answer in answers)
             entry["answers"] += len(answers)
-            entry["spent"] = None if price is None else (entry["spent"] or 0.0) + cost
+            entry["spent"] = None if cost is None else (entry["spent"] or 0.0) + cost
             self._write()
-        return cost
 
     def note(self, served: Served, line: str) -> None:
         """Keep what a backend said of a model, such as which parameters its endpoint does not take."""
@@ -81,10 +81,6 @@ class Books:
         write_state(
             self.path, {"currency": self.table.currency, "spent": self.spent - self.others, "models": self.models}
         )
-
-
-def _cost(answer: Answer, price: prices.Price) -> float:
-    return price.of(answer.prompt_tokens or 0, answer.cached_tokens or 0, answer.output_tokens)
 
 
 def spent_in(folder: Path) -> float:
@@ -108,23 +104,37 @@ class Affordable(Iterator[Call]):
         self.longest = method.max_tokens + (served.reasoning_budget if method.mode != "logprob" else 0)
         self.next: Call | None = None
         self.cost, self.answered, self.given, self.foretold = 0.0, 0, 0, 0.0
+        self.under_way: dict[str, float] = {}
+        """Calls without an answer yet, and what each may cost."""
         self.short = False
         """Whether a call had to wait for money."""
+        self.guessed = False
+        """Whether an answer came without its tokens, and cost what was foretold."""
 
-    def paid(self, answers: int, cost: float) -> None:
-        self.answered += answers
+    def paid(self, answers: Sequence[Answer]) -> float:
+        """What these answers cost."""
+        cost = sum(self._cost(answer) for answer in answers)
+        self.answered += len(answers)
         self.cost += cost
+        return cost
+
+    def _cost(self, answer: Answer) -> float:
+        most = self.under_way.pop(answer.id, self.price.of(TEMPLATE, 0, self.longest))
+        if answer.finish in ANSWERED and answer.prompt_tokens is None and not answer.output_tokens:
+            self.guessed |= most > 0
+            return most
+        return self.price.of(answer.prompt_tokens or 0, answer.cached_tokens or 0, answer.output_tokens)
 
     def __next__(self) -> Call:
         if self.next is None:
             self.next = next(self.calls)
         one = self.price.of(characters(self.next) / CHARACTERS_PER_TOKEN + TEMPLATE, 0, self.longest)
-        under_way = self.given - self.answered
         each = self.cost / self.answered if self.answered >= KNOWN else (self.foretold + one) / (self.given + 1)
-        self.short = self.cost + (under_way + 1) * each > self.left
+        self.short = one > 0 and self.cost + (len(self.under_way) + 1) * each > self.left
         if self.short:
             raise StopIteration
         self.given += 1
         self.foretold += one
         call, self.next = self.next, None
+        self.under_way[call.id] = one
         return call

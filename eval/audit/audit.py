@@ -17,8 +17,8 @@ from dpeer.eval.audit.pairs import Pairs, margins
 from dpeer.eval.audit.plan import audit_plan
 from dpeer.eval.audit.rates import Floats, Interval, Truth, contradicted, share, side, truth, votes, with_others
 from dpeer.eval.config import EvalConfig
-from dpeer.eval.judge import judge
-from dpeer.eval.run import Connect
+from dpeer.eval.judge import rate
+from dpeer.eval.run import Connect, nothing_usable
 from dpeer.files import write_json
 
 WORST = 20
@@ -122,11 +122,11 @@ def audit(
     retry_errors: bool = False,
     console: Console | None = None,
 ) -> Audit:
-    """Make the ratings that are missing, as `dpeer.eval.judge.judge` does, and audit the order with all of them.
+    """Make the ratings that are missing, as `dpeer.eval.judge.rate` does, and audit the order with all of them.
 
     Margins of less than `tie` points of the scale count as ties. Raises DataError when no edge could be compared.
     """
-    table = judge(cfg, connect, retry_errors, console, partial(audit_plan, compared=compared))
+    table = rate(cfg, connect, retry_errors, console, partial(audit_plan, compared=compared))
     return audited(cfg, compared, pd.read_parquet(table), tie)
 
 
@@ -136,7 +136,7 @@ def audited(cfg: EvalConfig, compared: Pairs, ratings: pd.DataFrame, tie: float 
     if not counts.get("ok"):
         raise DataError(
             f"none of the {len(ratings)} ratings of {cfg.name} is usable ({counts}); the column `error` of "
-            f"{cfg.folder / 'ratings.parquet'} says why. Put that right and run again with --retry-errors."
+            f"{cfg.folder / 'ratings.parquet'} says why. Put that right and {AGAIN}."
         )
     expected = cfg.judging.score == "most_likely"
     edges = compared.edges
@@ -153,15 +153,24 @@ def audited(cfg: EvalConfig, compared: Pairs, ratings: pd.DataFrame, tie: float 
         for (source, dimension), at in parts.items()
     ]
     if not any(g.upheld + g.violated + g.tied for g in groups):
-        raise DataError(f"no edge of {cfg.name} has usable ratings of both ends; run again with --retry-errors.")
+        raise DataError(f"no edge of {cfg.name} has usable ratings of both ends; {AGAIN}.")
     return Audit(
         cfg.name,
         tie,
         tuple(groups),
         tuple(_worst(compared, by_judge, cast)),
         assumption,
-        tuple(_notes(groups, assumption != NONE)),
+        (*_without(ratings), *_notes(groups, assumption != NONE)),
     )
+
+
+AGAIN = "run `dpeer data audit` again with --retry-errors"
+
+
+def _without(ratings: pd.DataFrame) -> Iterator[str]:
+    """Judges without a usable rating, in words."""
+    for said in nothing_usable(ratings.assign(usable=ratings["status"] == "ok"), "judge"):
+        yield f"Judge {said}. The audit does without it; to have it, {AGAIN}."
 
 
 def _group(

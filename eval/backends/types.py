@@ -50,6 +50,10 @@ class Job:
     """Where vLLM runs; other backends take no notice."""
     count: int = 0
     """Calls of this job, where that is known."""
+    pending: frozenset[str] | None = None
+    """Ids of these calls; None: not known."""
+    proven: bool = False
+    """Whether the model has given usable answers in an earlier run: refusals are then the texts' fault."""
     memory: Path | None = None
     """File in which a backend may keep what a later run of the same job must know; None: nowhere."""
 
@@ -76,6 +80,10 @@ class Answer:
     thought_tokens: int | None = None
 
 
+class Useless(BaseException):
+    """Thrown into the iterator of a session's answers: what it handed out is of no use, and is asked for again."""
+
+
 Answers = Callable[[Job, Iterable[Call]], Iterator[list[Answer]]]
 """Answers the calls of a job, in batches as they come; each call once, in any order."""
 Say = Callable[[str], None]
@@ -90,6 +98,9 @@ class Backend(Protocol):
 
     needs_ray: bool = False
     """Whether a Ray cluster must be connected before a session begins."""
+    writes_prompts: bool = False
+    """Whether it applies the chat template: the text of an answer then holds the mark by which the prompt opens
+    thoughts."""
 
     def check(self, served: Served) -> None:
         """Raises ConfigError where a setting that this backend needs is missing. Reads nothing but the config."""

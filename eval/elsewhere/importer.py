@@ -91,8 +91,8 @@ def import_ratings(
 
     Every rating becomes a row: an unknown or empty label has the status `unparsed` and the label in `error`; one that
     resembles a known label is warned of. Rows alike in all but score and texts are repeats, numbered in file order;
-    where all repeats are copies of whole rows, as in a sheet pasted twice, they are left out with a warning. Names are
-    composed (NFC), without blanks at their ends.
+    where all repeats are copies of whole rows, in one block as in a sheet pasted twice, they are left out with a
+    warning. Names are composed (NFC), without blanks at their ends.
 
     Raises DataError that names file, row and column, and ConfigError for a mapping that cannot work: a MappingError
     holds the options of a command that can, where the columns leave no doubt.
@@ -248,8 +248,9 @@ def _without_copies(table: pd.DataFrame, marks: Ints, keep: bool, source: str) -
     """Without rows that copy an earlier one in every column, where that means that a sheet was pasted twice."""
     ok = (table["status"] == "ok").to_numpy()
     repeat = table.duplicated(list(_RATED)).to_numpy()
-    copy = table[list(_RATED)].assign(mark=marks).duplicated().to_numpy()
-    if pasted(copy[ok], repeat[ok]) and not keep:
+    whole = table[list(_RATED)].assign(mark=marks)
+    copy, rows = whole.duplicated().to_numpy(), whole.groupby(list(whole), dropna=False, sort=False).ngroup().to_numpy()
+    if pasted(rows[ok], repeat[ok]) and not keep:
         warnings.warn(
             f"{source}: {copy.sum():,} of {len(table):,} ratings stand in rows that are identical in every column to "
             "an earlier one, as where a sheet is pasted twice: they were left out, as no second ratings. If they are, "

@@ -120,7 +120,7 @@ def judge_labels(ratings: pd.DataFrame, scale: Scale, source: str) -> None:
     _warn_unknown(unknown, scale, source)
     if scale.common is None and scale.by_dimension is None:
         scores, counts = np.unique(ratings["score"].dropna().to_numpy(np.int64), return_counts=True)
-        given = dict(zip(scores.tolist(), counts.tolist(), strict=True))
+        given = {Fraction(s, scale.factor): n for s, n in zip(scores.tolist(), counts.tolist(), strict=True)}
         if codes := suspected(given):
             told = suspicion(codes, len(ratings))
             warnings.warn(f"{source}: {told}. If it is one: {missing_options(codes)}", stacklevel=4)

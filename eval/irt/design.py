@@ -249,6 +249,10 @@ def _covariates(ratings: Ratings, options: Options, parts: Sequence[Part], plann
         if not columns:
             return
         rest = elimination.unexplained(part, np.column_stack(columns))
+        names = [*(["length"] if with_length else []), *shared]
+        unknown = [label for label, value in zip(names, rest.diagonal(), strict=True) if np.isnan(value)]
+        if unknown:
+            raise _undetermined(unknown, name)
         if with_length:
             if rest[0, 0] <= ALIASED * (columns[0] @ columns[0]):
                 raise _length_aliased(ratings, part, columns[0], name)
@@ -262,6 +266,13 @@ def _covariates(ratings: Ratings, options: Options, parts: Sequence[Part], plann
         if np.linalg.eigvalsh(left * scale[:, None] * scale)[0] < ALIASED:
             error = CollinearCovariate if "order" in shared else SelfPreferenceAliased
             raise error(f"{names_of(shared)} mark the same ratings and cannot be told apart. Repair: leave one out")
+
+
+def _undetermined(names: Sequence[str], dimension: str) -> DesignError:
+    return CollinearCovariate(
+        f"{names_of(names)}: not determined in {elimination.ITERATIONS:,} iterations whether models, items, judges and "
+        f"criteria explain it in {dimension}. Repair: leave it out, or link the parts of the design by more ratings"
+    )
 
 
 def _same_within(index: Ints, values: Floats, size: int) -> Bools:

@@ -22,6 +22,9 @@ NULL = 1e-10
 halves of a million gives about 1e-6."""
 DENSE = 1500
 """Models, judges and criteria from which on covariates are explained by iteration, not by dense algebra."""
+ITERATIONS = 10_000
+_CUT, _IMPRECISE = 7, 6
+"""LSMR's reasons to stop that leave the residual unknown: too many iterations, too ill-conditioned."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +84,8 @@ def eliminate(ratings: Ratings, dimension: int, anchored_items: Bools, anchored_
 
 
 def unexplained(part: Part, columns: Floats) -> Floats:
-    """[p, p] cross-products of covariates [rows, p] that items, models, judges and criteria leave unexplained."""
+    """[p, p] cross-products of covariates [rows, p] that items, models, judges and criteria leave unexplained; NaN
+    where iteration did not find out for a covariate."""
     items = len(part.items_met.indptr) - 1
     at = np.column_stack([part.item, *(items + element for element in part.elements)])
     size = items + len(part.counts)
@@ -95,7 +99,8 @@ def unexplained(part: Part, columns: Floats) -> Floats:
     rest = np.empty((len(at) + len(known), columns.shape[1]))
     for k, column in enumerate(columns.T):
         wanted = np.append(column, np.zeros(len(known)))
-        rest[:, k] = wanted - design @ lsmr(design, wanted, atol=1e-12, btol=1e-12, maxiter=10_000)[0]
+        solution, stop, *_ = lsmr(design, wanted, atol=1e-12, btol=1e-12, conlim=0, maxiter=ITERATIONS)
+        rest[:, k] = np.nan if stop in (_CUT, _IMPRECISE) else wanted - design @ solution
     return np.asarray(rest.T @ rest)
 
 

@@ -173,8 +173,8 @@ def _text(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Without rows that copy an earlier one in every column, where all repeated ratings are such copies, and the note
-    that says so. Rows with a rating_id are told apart by it."""
+    """Without rows that copy an earlier one in every column, where they were pasted, and the note that says so, or
+    that they are kept. Rows with a rating_id are told apart by it."""
     rated = [name for name in RATED if name in frame]
     if "rating_id" in frame and frame["rating_id"].notna().any():
         return frame, ()
@@ -185,11 +185,14 @@ def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
         copy = frame.duplicated()
     except TypeError:  # a column of lists: no table of people's
         return frame, ()
-    if not pasted(copy.to_numpy(), again.to_numpy()):
+    if not copy.any():
         return frame, ()
+    told = f"{copy.sum():,} of {len(frame):,} rows are identical in every column to an earlier one"
+    if not pasted(frame.groupby(list(frame), dropna=False, sort=False).ngroup().to_numpy(), again.to_numpy()):
+        return frame, (f"{told}. Each counts as a rating of its own: if they are copies, leave them out",)
     note = (
-        f"{copy.sum():,} of {len(frame):,} rows are identical in every column to an earlier one, as where a table is "
-        "pasted twice: they were left out. If they are second ratings, add a column that numbers them"
+        f"{told}, as where a table is pasted twice: they were left out. If they are second ratings, add a column that "
+        "numbers them"
     )
     return frame[~copy].reset_index(drop=True), (note,)
 

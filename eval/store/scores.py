@@ -34,12 +34,12 @@ def halves(values: Iterable[Fraction]) -> bool:
     return all((2 * value).denominator == 1 for value in values)
 
 
-def suspected(counts: Mapping[int, int]) -> dict[int, int]:
+def suspected(counts: Mapping[int, int] | Mapping[Fraction, int]) -> dict[int, int]:
     """Scores that look like codes for a missing one, with their counts: a usual code, apart from all other scores.
 
     A negative code must stand beside scores from 0 up, three at least; a positive one more than a scale's length above.
     """
-    codes = {score: n for score, n in counts.items() if score in CODES}
+    codes = {int(score): n for score, n in counts.items() if score in CODES}
     rest = sorted(set(counts) - set(codes))
     if len(rest) < 2:
         return {}
@@ -60,8 +60,14 @@ def missing_options(codes: Collection[int]) -> str:
     return " ".join(f"--missing {code}" for code in sorted(codes))
 
 
-def pasted(copy: NDArray[np.bool_], again: NDArray[np.bool_]) -> bool:
-    """Whether rows that copy an earlier one in every column, among those that rate the same thing `again`, are no
-    second ratings: all repeats are copies, and the whole table was copied, or many rows."""
-    copies = int(copy.sum())
-    return bool((copy == again).all()) and copies >= min(MANY, len(copy) - copies)
+def pasted(rows: NDArray[np.int64], again: NDArray[np.bool_]) -> bool:
+    """Whether rows [n], equal numbers for rows equal in every column, were pasted: those that rate the same thing
+    `again` are all copies, in one block and in the order of what they copy, as a paste leaves them; and they are the
+    whole table, or many. Copies in any other order are second ratings that came out alike."""
+    order = np.argsort(rows, kind="stable")
+    equal = rows[order][1:] == rows[order][:-1]
+    at, before = order[1:][equal], order[:-1][equal]
+    copies = len(at)
+    if not copies or copies != int(again.sum()) or not again[at].all() or copies < min(MANY, len(rows) - copies):
+        return False
+    return bool(np.ptp(at) == copies - 1 and np.ptp(at - before) == 0)

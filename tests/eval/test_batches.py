@@ -18,9 +18,13 @@ from rich.console import Console
 from dpeer.errors import ClusterError, ConfigError
 from dpeer.eval import judge as judging
 from dpeer.eval.backends.openai import batch
-from dpeer.eval.config import EvalConfig
+from dpeer.eval.backends.openai.states import ENDED, UNDER_WAY, end, status
+from dpeer.eval.backends.types import Answer, Call, Job, Method, Useless
+from dpeer.eval.config import Engine, EvalConfig, Served
 from dpeer.eval.judge import judge
 from dpeer.eval.plan import plan
+from dpeer.eval.questions.prompting import Segment
+from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.store.parts import read_table
 from dpeer.integrity import read_state
 from tests.eval.evaluations import no_ray, write_responses
@@ -210,3 +214,153 @@ def test_a_budget_is_never_exceeded_and_a_larger_one_goes_on(
     (tmp_path / "prices.yaml").write_text("models: {}\n")
     with pytest.raises(ConfigError, match="the price of m is not known"):
         judge(other, no_ray, console=QUIET)
+
+
+def job(folder: Path, url: str, ids: list[str]) -> Job:
+    served = Served.model_validate({"name": "j", "path": "m", "backend": "openai-batch", "base_url": url})
+    method = Method("structured", max_tokens=64, rubric=load_rubric("toyworld"))
+    return Job(served, Engine(), method, memory=folder / "batches.json", pending=frozenset(ids))
+
+
+def answered(folder: Path, url: str, first: int, last: int) -> list[Answer]:
+    ids = [f"{n:032x}" for n in range(first, last)]
+    calls = [Call(i, i, (Segment("Rate.", True),)) for i in ids]
+    return [answer for found in batch.answers(job(folder, url, ids), calls) for answer in found]
+
+
+def noted(folder: Path) -> list[dict[str, Any]]:
+    return read_state(folder / "batches.json", "")["batches"]
+
+
+def refusing(state: BatchServer, wrong: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches in which some calls are refused, each by itself."""
+
+    def run(name: str) -> None:
+        good, bad = [], []
+        for line in state.files[state.batches[name]["input_file_id"]].splitlines():
+            request = json.loads(line)
+            key = request["custom_id"]
+            code, body = (400, {"error": {"message": "I do not like this one"}}) if key in wrong else (200, None)
+            response = {"status_code": code, "body": body or state.answer(request["body"])}
+            (bad if key in wrong else good).append({"custom_id": key, "response": response})
+        state.batches[name]["status"] = "COMPLETED"
+        for key, lines in (("output_file_id", good), ("error_file_id", bad)):
+            state.files[f"{name}-{key}"] = "".join(json.dumps(line) + "\n" for line in lines)
+            state.batches[name][key] = f"{name}-{key}"
+
+    monkeypatch.setattr(state, "run", run)
+
+
+def test_scattered_refusals_of_one_batch_are_rows(
+    tmp_path: Path, server: tuple[BatchServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand together in the file of errors, and not in the order of the calls."""
+    state, url = server
+    monkeypatch.setattr(batch, "MOST_CALLS", 100)
+    wrong = {f"{n:032x}" for n in range(2, 80, 2)}
+    refusing(state, wrong, monkeypatch)
+    found = answered(tmp_path, url, 0, 80)
+    assert {a.id for a in found if a.finish == "error"} == wrong and len(found) == 80
+    assert [a.id for a in found] == sorted(a.id for a in found)
+
+
+def test_an_expired_batch_is_followed_by_another_one(
+    tmp_path: Path, server: tuple[BatchServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, url = server
+    run = state.run
+
+    def expires(name: str) -> None:
+        if name != "batch-0":
+            return run(name)
+        state.batches[name] |= {"status": "expired", "output_file_id": "none"}
+        state.files["none"] = ""
+
+    monkeypatch.setattr(state, "run", expires)
+    assert {a.finish for a in answered(tmp_path, url, 2, 7)} == {"stop"}
+    assert len(state.batches) == 2 and not noted(tmp_path)
+
+
+def test_a_batch_of_another_recipe_is_booked_and_not_waited_for(
+    tmp_path: Path, server: tuple[BatchServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, url = server
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(batch.Batches, "_ended", lambda *_: (_ for _ in ()).throw(Killed()))
+        answered(tmp_path, url, 2, 6)
+    run = state.run
+    monkeypatch.setattr(state, "run", lambda name: None if name == "batch-0" else run(name))
+    assert len(answered(tmp_path, url, 9, 13)) == 4 and len(noted(tmp_path)) == 1
+    run("batch-0")
+    later = answered(tmp_path, url, 16, 20)
+    assert {a.id for a in later} == {f"{n:032x}" for n in (3, 4, 5, 16, 17, 18, 19)} and not noted(tmp_path)
+    assert all(a.output_tokens == 20 for a in later)
+
+
+def test_useless_answers_are_asked_for_again(tmp_path: Path, server: tuple[BatchServer, str]) -> None:
+    _, url = server
+    ids = [f"{n:032x}" for n in range(2, 7)]
+    stream = batch.answers(job(tmp_path, url, ids), [Call(i, i, ()) for i in ids])
+    assert len(next(stream)) == 1 and len(next(stream)) == 4 and noted(tmp_path)
+    with pytest.raises(Useless):
+        stream.throw(Useless())  # type: ignore[attr-defined]
+    assert not noted(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [({"status": "paused"}, "has the state 'paused'"), ({"expires_at": 1}, "'in_progress' after the time")],
+)
+def test_a_batch_that_never_ends_ends_the_run(
+    tmp_path: Path,
+    server: tuple[BatchServer, str],
+    monkeypatch: pytest.MonkeyPatch,
+    odd: dict[str, Any],
+    words: str,
+) -> None:
+    state, url = server
+    monkeypatch.setattr(state, "run", lambda name: None)
+    get = state.get
+    monkeypatch.setattr(state, "get", lambda path: get(path) | odd)
+    with pytest.raises(ClusterError, match=words):
+        answered(tmp_path, url, 2, 6)
+
+
+def test_an_upload_without_an_id_is_said(
+    tmp_path: Path, server: tuple[BatchServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, url = server
+    post = state.post
+    monkeypatch.setattr(state, "post", lambda path, body: post(path, body) if "chat" in path else {"ok": True})
+    with pytest.raises(ClusterError, match="answers the upload of a file without an id"):
+        answered(tmp_path, url, 2, 6)
+
+
+def test_states_in_the_words_of_vendors() -> None:
+    assert {status({"status": s}) for s in ("BATCH_STATE_SUCCEEDED", "Completed", "Canceled", "timed-out")} <= ENDED
+    assert {status({"status": s}) for s in ("IN_PROGRESS", "In Progress", "JOB_STATE_RUNNING")} <= UNDER_WAY
+    assert status({}) == "" and end({}, 5.0) == 5.0 + 86400
+    assert end({"expires_at": 7, "created_at": 1}, 0.0) == 7 and end({"created_at": 1.7e12}, 0.0) == 1.7e9 + 86400
+
+
+def test_lines_are_read_in_the_dialect_in_which_they_were_asked(
+    tmp_path: Path, server: tuple[BatchServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are refused for one parameter: the first teaches it, and the others are no less worth asking again."""
+    state, url = server
+    run = state.run
+
+    def refuses(name: str) -> None:
+        if name != "batch-0":
+            return run(name)
+        keys = [json.loads(line)["custom_id"] for line in state.files["file-0"].splitlines()]
+        body = {"error": {"message": "temperature: Extra inputs are not permitted"}}
+        lines = [{"custom_id": key, "response": {"status_code": 400, "body": body}} for key in keys]
+        state.files["bad"] = "".join(json.dumps(line) + "\n" for line in lines)
+        state.batches[name] |= {"status": "completed", "error_file_id": "bad"}
+
+    monkeypatch.setattr(state, "run", refuses)
+    assert {a.finish for a in answered(tmp_path, url, 2, 7)} == {"stop"}
+    assert (
+        "temperature" not in json.loads(state.files[state.batches["batch-1"]["input_file_id"]].splitlines()[0])["body"]
+    )

@@ -95,6 +95,13 @@ def test_a_refused_parameter_changes_the_dialect(message: str, change: dict[str,
         )
 
 
+def test_where_the_recipe_gives_one_of_two_that_exclude_each_other_the_other_goes() -> None:
+    refusal = fault(400, {"message": "`temperature` and `top_p` cannot both be specified for this model."})
+    learnt = adapted(Dialect(), refusal, SENT, {"top_p": 0.9})
+    assert learnt == Dialect(dropped=frozenset({"temperature"}))
+    assert adapted(learnt, refusal, SENT, {"top_p": 0.9}) is None, "nothing is left to change"
+
+
 def test_an_endpoint_of_a_reasoning_model_is_used_and_its_wishes_said_once(
     tmp_path: Path, endpoint: tuple[Any, str]
 ) -> None:

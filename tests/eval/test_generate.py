@@ -11,9 +11,13 @@ import pytest
 from rich.console import Console
 
 from dpeer.errors import ConfigError
-from dpeer.eval.config import EvalConfig
+from dpeer.eval.backends.types import Answer, Call, Method
+from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.generate import generate
+from dpeer.eval.prices import FREE, Price
+from dpeer.eval.questions.prompting import Segment
 from dpeer.eval.responses import load_responses, planned_responses
+from dpeer.eval.spending import Affordable
 from dpeer.eval.store.parts import parts, read_table
 from dpeer.eval.store.schema import RESPONSES
 
@@ -101,6 +105,55 @@ def test_cut_and_failed_responses_are_rows_and_only_failed_ones_are_not_judged(
     state.decide, asked = state.rate, len(state.requests)
     again = read_table(generate(cfg, no_ray, retry_errors=True, console=QUIET), RESPONSES)
     assert len(state.requests) - asked == 12 and "engine_error" not in set(again["status"])
+
+
+def test_a_response_cut_within_hidden_thoughts_is_none(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+
+    def decide(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, reply = state.reply("" if "Question 1?" in request["messages"][-1]["content"] else "Yes.")
+        reply["choices"][0]["finish_reason"] = "length"
+        return status, reply
+
+    state.decide = decide
+    table = read_table(generate(evaluation(tmp_path, url), no_ray, console=QUIET), RESPONSES)
+    silent = table[table["response"].isna()]
+    assert set(silent["prompt"]) == {"Question 1?"} and len(silent) == 6 and silent["error"].str.contains("cut").all()
+
+
+def test_texts_that_a_proven_model_always_refuses_do_not_end_a_second_try(
+    tmp_path: Path, endpoint: tuple[Any, str]
+) -> None:
+    """25 of 50, which then stand in a row."""
+    state, url = endpoint
+    cfg = evaluation(tmp_path, url, generation=SAMPLING | {"samples": 1})
+    lines = "".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(50))
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    cfg = cfg.model_copy(update={"models": cfg.models[:1]})
+
+    def decide(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        odd = int(request["messages"][-1]["content"].split()[1][:-1]) % 2
+        return (400, {"error": {"message": "no"}}) if odd else state.reply("Yes.")
+
+    state.decide = decide
+    before = read_table(generate(cfg, no_ray, console=QUIET), RESPONSES)
+    text = StringIO()
+    again = read_table(generate(cfg, no_ray, retry_errors=True, console=Console(file=text, width=300)), RESPONSES)
+    assert set(again["response_id"]) == set(before["response_id"]) and (again["status"] == "engine_error").sum() == 25
+    assert "so the run goes on" in text.getvalue()
+
+
+def test_answers_without_their_tokens_cost_the_forecast_and_free_ones_never_wait() -> None:
+    served = Served.model_validate({"name": "m", "path": "m", "backend": "openai", "base_url": "http://h.example/v1"})
+    asked = [Call(str(n), str(n), (Segment("Hello.", True),)) for n in range(50)]
+    price, method = Price(0.0, 1e6, 0.0), Method("sample", max_tokens=2)  # 1 per token of an answer
+    calls = Affordable(asked, method, served, price, left=10.0)
+    given = list(calls)
+    assert len(given) == 5 and calls.short and not calls.guessed
+    assert calls.paid([Answer(call.id, "stop", "Hi.") for call in given]) == 10.0 and calls.guessed
+    assert list(calls) == [], "a budget is a limit for an endpoint that tells no tokens"
+    free = Affordable(asked, method, served, FREE, left=-1.0)
+    assert len(list(free)) == 50 and not free.short
 
 
 def test_models_are_needed(tmp_path: Path) -> None:

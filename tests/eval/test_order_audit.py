@@ -258,6 +258,15 @@ def test_the_worst_edges_and_a_judge_that_hardly_rated(tmp_path: Path, toy: Toy)
     assert errors[0] and errors[1] and errors[2] is None
 
 
+def test_a_judge_without_usable_ratings_leaves_the_audit_to_the_others(tmp_path: Path, toy: Toy) -> None:
+    found, ratings = rated({"a": [(5, 4)] * 30, "b": [(5, 4)] * 30})
+    ratings["error"] = None
+    ratings.loc[ratings["judge"] == "b", ["status", "score", "error"]] = "unparsed", np.nan, "no JSON"
+    done = audited(evaluation_config(str(recipe(tmp_path)), []), found, ratings)
+    assert done.groups[0].upheld == 30 and [j.judge for j in done.groups[0].judges] == ["a"]
+    assert "Judge b: none of 60 rows is usable" in done.notes[0] and "`dpeer data audit` again" in done.notes[0]
+
+
 def test_a_judge_that_contradicts_the_others_is_named(tmp_path: Path, toy: Toy) -> None:
     order, swapped = [(5, 4)] * 90 + [(4, 5)] * 10, [(4, 5)] * 90 + [(5, 4)] * 10
     found = audited(evaluation_config(str(recipe(tmp_path)), []), *rated({"a": order, "b": order, "c": swapped}))

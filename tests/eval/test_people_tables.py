@@ -184,13 +184,30 @@ def test_scales_with_such_numbers_are_no_codes(scores: list[int]) -> None:
 def test_a_sheet_pasted_twice_gives_the_estimates_of_one() -> None:
     frame = long().assign(dimension="overall")
     once = encode(frame)
-    for twice in (pd.concat([frame, frame]), pd.concat([frame, frame, frame]).sample(frac=1, random_state=0)):
+    for twice in (pd.concat([frame, frame]), pd.concat([frame, frame, frame])):
         with pytest.warns(UserWarning, match="identical in every column.*left out"):
             assert core(ratings_from(twice)) == core(ratings_from(frame))
         read = encode(twice)
         assert len(read) == len(once) and "identical in every column" in read.notes[0]
         assert any("identical in every column" in str(w) for w in check(read, Options()).warnings)
         assert len(ratings_from(twice, keep_copies=True)) == len(twice)
+
+
+def test_repeats_of_a_judge_that_always_says_the_same_are_kept_and_told() -> None:
+    """Side by side, or in an order of their own, they are no paste."""
+    frame = long().assign(dimension="overall")
+    shuffled = pd.concat([frame, frame.sample(frac=1, random_state=0)])
+    for repeated in (frame.loc[frame.index.repeat(2)], shuffled):
+        read = encode(repeated.reset_index(drop=True))
+        assert len(read) == 2 * len(frame) and "counts as a rating of its own" in read.notes[0]
+        with pytest.warns(UserWarning, match="18 of 18 repeats"):
+            assert len(ratings_from(repeated)) == 2 * len(frame)
+
+
+def test_codes_for_a_missing_score_are_seen_among_half_points() -> None:
+    scores = [("-9", "3.5", "4", "4.5", "5")[k % 5] for k in range(18)]
+    with pytest.warns(UserWarning, match="-9 in 4 of 18 ratings looks like a code.*--missing -9"):
+        ratings_from(long(scores), half_points=True)
 
 
 def test_second_ratings_are_kept_and_identical_ones_told() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from dpeer.eval.backends.openai.faults import Fault, fault
 from dpeer.eval.backends.openai.replies import Reply, parse, pause_s
-from dpeer.eval.questions.thoughts import thoughts_apart
+from dpeer.eval.questions.thoughts import opened, thoughts_apart
 
 TOP = [("3", -0.2), ("4", -1.9), ("I", -8.0)]
 
@@ -190,6 +190,18 @@ def test_how_long_an_endpoint_wants_to_be_left_alone() -> None:
 def test_thoughts_apart(text: str, expected: tuple[str, str | None, bool] | None) -> None:
     found = thoughts_apart(text)
     assert found == expected if expected else found[0] == "Yes." and found[2]
+
+
+def test_a_mark_that_an_answer_speaks_of_parts_nothing() -> None:
+    """Without an opening mark a closing one counts where it stands alone, or where the model is known to think."""
+    spoken, alone = "End it by </think> and go on.", "Hm.\n</think>\n\nYes."
+    shown = "Write:\n<think>\nHm.\n</think>\nThen answer."
+    assert thoughts_apart(spoken, "alone") == (spoken, None, True)
+    assert thoughts_apart(alone, "alone") == ("Yes.", "Hm.", True)
+    assert thoughts_apart(alone, "never") == (alone, None, True)
+    assert thoughts_apart(shown, "anywhere") == (shown, None, True)
+    assert (opened("<|assistant|><think>\n"), opened("<think></think>\n\n")) == ("<think>", "")
+    assert thoughts_apart(opened("<think>\n") + "Cut within", "never") == ("", "Cut within", False)
 
 
 JUNK = (None, True, 0, -1, 1.5, 10**400, "", "x", "\ud800\0", [], {}, [None], {"": None}, [[[]]], "length", "</think>")

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -21,10 +22,11 @@ from dpeer.eval.backends.config import Farm
 from dpeer.eval.backends.openai.client import Unreachable, lowered
 from dpeer.eval.backends.openai.endpoint import BATCH, LONGEST_PAUSE_S, TIMEOUT_S, Endpoint, OpenAI
 from dpeer.eval.backends.openai.faults import Fault, fault, words
-from dpeer.eval.backends.openai.parameters import body
+from dpeer.eval.backends.openai.parameters import Dialect, body
 from dpeer.eval.backends.openai.replies import Reply, parse, pause_s
+from dpeer.eval.backends.openai.states import ENDED, GRACE_S, UNDER_WAY, end, files, status
 from dpeer.eval.backends.registry import BACKENDS
-from dpeer.eval.backends.types import Answer, Answers, Call, Job, Say, characters, refused
+from dpeer.eval.backends.types import Answer, Answers, Call, Job, Say, Useless, characters, refused
 from dpeer.eval.store.parts import content_id
 from dpeer.integrity import read_state, write_state
 
@@ -41,10 +43,10 @@ AT_ONCE = 8
 FORGET = (
     "It names batches that may still cost money: restore it from a copy, or delete it to ask for their calls again."
 )
-ENDED = ("completed", "failed", "expired", "cancelled")
 URL = "/v1/chat/completions"
 Record = dict[str, Any]
-"""place (endpoint, model and mode), file, tag, batch (None: perhaps not created yet) and ids of the calls."""
+"""place (endpoint, model and mode), file, tag, batch (None: perhaps not created yet), ids of the calls, and the dialect
+in which they were asked."""
 Again = Callable[[], dict[str, Any] | None]
 
 
@@ -68,7 +70,10 @@ def answers(
     """
     batches = Batches(job, timeout_s, say)
     for record in list(batches.open):
-        yield from batches.handed_out(record, {i: Call(i, i, ()) for i in record["ids"]})
+        if job.pending is not None and job.pending.isdisjoint(record["ids"]):
+            yield from batches.settled(record)
+        else:
+            yield from batches.handed_out(record, {i: Call(i, i, ()) for i in record["ids"]})
     batches.again.clear()  # what those left out is among the calls, with its text
     source = iter(calls)
     for call in _uncovered(source, batches.covered):
@@ -126,10 +131,16 @@ class Batches:
             for i, call in calls.items()
         ]
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        tag = content_id(ids=list(calls), place=self.place)
-        files = {"file": (f"{tag}.jsonl", content, "application/jsonl")}
-        file = self._call("POST", "/files", files=files, data={"purpose": "batch"})
-        record: Record = {"place": self.place, "file": file["id"], "tag": tag, "batch": None, "ids": list(calls)}
+        upload = {"file": (f"{self.place}.jsonl", content, "application/jsonl")}
+        file = self._id(self._call("POST", "/files", files=upload, data={"purpose": "batch"}), "the upload of a file")
+        record: Record = {
+            "place": self.place,
+            "file": file,
+            "tag": content_id(file=file, ids=list(calls), place=self.place),  # the same calls may need a second batch
+            "batch": None,
+            "ids": list(calls),
+            "dialect": asdict(self.endpoint.dialect) | {"dropped": sorted(self.endpoint.dialect.dropped)},
+        }
         self.records.append(record)
         self._remember()
         self._create(record)
@@ -143,10 +154,14 @@ class Batches:
         """Answers of a batch once it has ended. Calls that it leaves out are kept to be asked again."""
         if record["batch"] is None:
             self._create(record)
-        found, fatal = self._fetched(self._ended(record), calls)
+        found, fatal = self._fetched(self._ended(record), calls, _dialect(record))
         self.covered.update(answer.id for answer in found)
-        for first in range(0, len(found), BATCH):
-            yield found[first : first + BATCH]
+        try:
+            for first in range(0, len(found), BATCH):
+                yield found[first : first + BATCH]
+        except Useless:  # else the next run would get the same answers
+            self.close(record)
+            raise
         self.close(record)
         if fatal:
             raise fatal
@@ -155,6 +170,27 @@ class Batches:
         if hopeless := [call for call in missing if self.tries[call.id] >= ROUNDS]:
             yield [refused(call, f"{ROUNDS} batches left this call out", None, None) for call in hopeless]
         self.again += [call for call in missing if self.tries[call.id] < ROUNDS]
+
+    def settled(self, record: Record) -> Iterator[list[Answer]]:
+        """What the calls of an earlier recipe took, once their batch has ended: for the books, not for the table."""
+        name = record["batch"] or ((made := self._listed(record)) and self._id(made, "a listed batch"))
+        if name:
+            batch = self._call("GET", f"/batches/{name}")
+            if status(batch) not in ENDED:
+                return
+            calls = {i: Call(i, i, ()) for i in record["ids"]}
+            replies = [(i, came) for i, came in self._lines(batch, calls).items() if isinstance(came, Reply)]
+            yield [
+                Answer(
+                    i,
+                    came.finish,
+                    prompt_tokens=came.prompt_tokens,
+                    cached_tokens=came.cached_tokens,
+                    output_tokens=came.output_tokens or 0,
+                )
+                for i, came in replies
+            ]
+        self.close(record)
 
     def _create(self, record: Record) -> None:
         """Create the batch of an uploaded file, unless an earlier try did."""
@@ -165,7 +201,7 @@ class Batches:
             "metadata": {"dpeer": record["tag"]},
         }
         made = self._listed(record) or self._call("POST", "/batches", again=lambda: self._listed(record), json=request)
-        record["batch"] = made["id"]
+        record["batch"] = self._id(made, "the creation of a batch")
         self._remember()
         self.say(
             f"{self.job.served.name}: {len(record['ids']):,} calls are in batch {record['batch']}. This run may be "
@@ -182,46 +218,66 @@ class Batches:
                 tag = (batch.get("metadata") or {}).get("dpeer")
                 if batch.get("input_file_id") == record["file"] or tag == record["tag"]:
                     return batch
-            if not page.get("has_more") or not listed or listed[-1].get("id") == after:
+            last = listed[-1].get("id") if listed else None
+            if not page.get("has_more") or not last or last == after:
                 return None
-            after = listed[-1]["id"]
+            after = last
 
     def _ended(self, record: Record) -> dict[str, Any]:
         """The batch, once it has ended."""
-        pause = POLL_S
+        pause, strange, began = POLL_S, 0, time.time()
         while True:
             batch = self._call("GET", f"/batches/{record['batch']}")
-            if batch.get("status") in ENDED:
+            state = status(batch)
+            if state in ENDED:
                 return batch
+            strange = 0 if state in UNDER_WAY else strange + 1
+            if strange >= SENDS:
+                raise self._stuck(record, f"has the state {batch.get('status')!r}, which says neither end nor progress")
+            if time.time() > end(batch, began) + GRACE_S:
+                raise self._stuck(record, f"is {state!r} after the time in which it was to end")
             time.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE_S)
 
-    def _fetched(self, batch: dict[str, Any], calls: dict[str, Call]) -> tuple[list[Answer], DpeerError | None]:
+    def _stuck(self, record: Record, what: str) -> DpeerError:
+        return self.endpoint.client.stopped(
+            f"knows a batch, {record['batch']}, that {self.endpoint.client.clean(what)} (delete "
+            f"{self.memory} to ask for its calls again)"
+        )
+
+    def _lines(self, batch: dict[str, Any], calls: dict[str, Call]) -> dict[str, Reply | Fault]:
+        """What came for each call, in the order of the calls; of several lines an answer counts first."""
+        came: dict[str, Reply | Fault] = {}
+        for file in files(batch):
+            for line in self._text(f"/files/{file}/content").splitlines():
+                call, found = _line(line, calls)
+                if call and (call.id not in came or (isinstance(found, Reply) and isinstance(came[call.id], Fault))):
+                    came[call.id] = found
+        return {i: came[i] for i in calls if i in came}
+
+    def _fetched(
+        self, batch: dict[str, Any], calls: dict[str, Call], dialect: Dialect
+    ) -> tuple[list[Answer], DpeerError | None]:
         """Answers of a batch that has ended, and what ends the run once they are handed out."""
-        found: dict[str, Answer] = {}
+        found: list[Answer] = []
         fatal: DpeerError | None = None
-        files = [batch[key] for key in ("output_file_id", "error_file_id") if batch.get(key)]
-        for line in (line for file in files for line in self._text(f"/files/{file}/content").splitlines()):
-            call, came = _line(line, calls)
-            if call is None or call.id in found:
-                continue
+        for i, came in self._lines(batch, calls).items():
             try:
-                if answer := self._answer(call, came):
-                    found[call.id] = answer
+                if answer := self._answer(calls[i], came, dialect):
+                    found.append(answer)
             except DpeerError as error:
                 fatal = fatal or error
-        if not files:
+        if not files(batch):
             said = words(batch.get("errors")) or f"status {batch.get('status')}"
             fatal = self.endpoint.client.stopped(
                 f"gave up batch {batch.get('id')} ({self.endpoint.client.clean(said)})"
             )
-        return list(found.values()), fatal
+        return found, fatal
 
-    def _answer(self, call: Call, came: Reply | Fault) -> Answer | None:
-        """None: worth asking again."""
+    def _answer(self, call: Call, came: Reply | Fault, dialect: Dialect) -> Answer | None:
+        """None: worth asking again. `dialect`: in which it was asked."""
         if isinstance(came, Reply):
             return self.endpoint.answer(call, came)
-        dialect = self.endpoint.dialect
         sent = body(self.job, call, dialect)
         if came.kind in ("passing", "empty", "busy") or self.endpoint.adapts(dialect, came, sent):
             return None
@@ -259,8 +315,19 @@ class Batches:
             time.sleep(max(pause, min(2.0**attempt, 30.0)))
         raise client.stopped(said)
 
+    def _id(self, value: dict[str, Any], what: str) -> str:
+        name = value.get("id")
+        if not isinstance(name, str) or not name:
+            raise self.endpoint.client.stopped(f"answers {what} without an id ({self.endpoint.client.clean(value)})")
+        return name
+
     def _remember(self) -> None:
         write_state(self.memory, {"batches": self.records})
+
+
+def _dialect(record: Record) -> Dialect:
+    kept = record.get("dialect")
+    return Dialect(**(kept | {"dropped": frozenset(kept["dropped"])})) if kept else Dialect()
 
 
 def _line(line: str, calls: dict[str, Call]) -> tuple[Call | None, Reply | Fault]:
@@ -271,8 +338,8 @@ def _line(line: str, calls: dict[str, Call]) -> tuple[Call | None, Reply | Fault
     call = calls.get(name) if isinstance(name, str) else None
     response = fields.get("response")
     if isinstance(response, dict) and response.get("body"):
-        status = response.get("status_code")
-        return call, parse(status if isinstance(status, int) else 200, {}, json.dumps(response["body"]).encode())
+        code = response.get("status_code")
+        return call, parse(code if isinstance(code, int) else 200, {}, json.dumps(response["body"]).encode())
     return call, fault(None, fields.get("error") or "a line without an answer")
 
 

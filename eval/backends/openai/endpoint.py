@@ -217,7 +217,7 @@ class Endpoint:
             raise self.client.mute()
         with self.lock:
             self.refused.add(call.conversation)
-            if len(self.refused) > GIVE_UP:
+            if len(self.refused) > GIVE_UP and not self.job.proven:
                 raise self.client.stopped(
                     f"refuses every request: more than {GIVE_UP} conversations in a row ({message})"
                 )

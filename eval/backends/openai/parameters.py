@@ -76,9 +76,8 @@ def adapted(dialect: Dialect, fault: Fault, sent: Mapping[str, Any], own: Mappin
         if not neutral and not _UNSUPPORTED.search(said):
             return None
         together = {"temperature", "top_p"} if key == "temperature" and "top_p" not in said else {"top_p"}
-        if not together - dialect.dropped:
-            together = {"temperature"}
-        return replace(dialect, dropped=dialect.dropped | (together - own.keys()))
+        gone = (together - own.keys()) - dialect.dropped or {key}
+        return replace(dialect, dropped=dialect.dropped | gone) if gone - dialect.dropped else None
     return replace(dialect, dropped=dialect.dropped | {key}) if key == "seed" else None
 
 

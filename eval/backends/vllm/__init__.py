@@ -23,6 +23,7 @@ class VLLM(Backend):
     """Models that are loaded here, by vLLM engines on a Ray cluster."""
 
     needs_ray = True
+    writes_prompts = True
 
     def identity(self, served: Served) -> str:
         return model_identity(served)

@@ -16,6 +16,7 @@ from dpeer.eval.backends import config
 from dpeer.eval.backends.types import Answer, Call, Device, Job, Method, messages, refused
 from dpeer.eval.questions.prompting import encode_chat, render_chat
 from dpeer.eval.questions.readout import json_schema, rating_token_ids
+from dpeer.eval.questions.thoughts import opened
 
 LEAST_JSON = 8
 """Fewest tokens in which a structured answer is worth asking for."""
@@ -51,6 +52,7 @@ class Engine:
         self.tokenizer = load_tokenizer(job.served.path, job.served.revision)
         self.longest = context_length(job)
         self.ratings = rating_ids(job.method, self.tokenizer)
+        self.opens = opening(job.method, self.tokenizer)
         self.llm = vllm.LLM(**engine_kwargs(job))
         self.lora = LoRARequest("adapter", 1, job.served.adapter) if job.served.adapter else None
 
@@ -104,7 +106,7 @@ class Engine:
         return Answer(
             call.id,
             completion.finish_reason,
-            completion.text,
+            self.opens + completion.text,
             logprobs,
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens,
@@ -134,6 +136,13 @@ def encode(tokenizer: Any, call: Call, method: Method) -> list[int]:
         return encode_chat(tokenizer, call.segments)
     text = render_chat(tokenizer, messages(call, method))
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def opening(method: Method, tokenizer: Any) -> str:
+    """The mark by which prompts of free answers open thoughts, which is part of the answer then; else empty."""
+    if method.mode != "sample":
+        return ""
+    return opened(render_chat(tokenizer, [{"role": "user", "content": "?"}]))
 
 
 def rating_ids(method: Method, tokenizer: Any) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from dpeer.eval.backends.vllm.engine import (
     encode,
     engine_kwargs,
     environment,
+    opening,
     rating_ids,
     room,
     sampling,
@@ -120,6 +121,7 @@ def _requests(job: Job, calls: Task) -> list[dict[str, Any]]:
     """A conversation's calls in tokens. One that is too long is marked, so that no engine sees it."""
     tokenizer = _tokenizer(job.served.path, job.served.revision)
     ratings, longest = rating_ids(job.method, tokenizer), context_length(job)
+    opens = opening(job.method, tokenizer)
     rows = []
     for call in calls:
         ids = encode(tokenizer, call, job.method)
@@ -132,6 +134,7 @@ def _requests(job: Job, calls: Task) -> list[dict[str, Any]]:
                 "limit": room(job.method, len(ids), longest),
                 "eos": tokenizer.eos_token_id,
                 "ratings": list(ratings),
+                "opens": opens,
                 "sampling_params": sampling(job.method, ratings, call, len(ids), longest),
                 ERROR: "" if fits else TOO_LONG + too_long_reason(len(ids), longest),
             }
@@ -184,7 +187,7 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": row["id"],
         "finish": "length" if cut else "stop",
-        "text": row["generated_text"],
+        "text": row["opens"] + row["generated_text"],
         "logprobs": [float(first[token]["logprob"]) for token in row["ratings"]],
         "prompt_tokens": row["prompt_tokens"],
         "output_tokens": len(tokens),

@@ -91,3 +91,13 @@ def test_covariates_are_explained_alike_with_and_without_a_dense_matrix(
     monkeypatch.setattr(elimination, "DENSE", 0)
     assert np.allclose(elimination.unexplained(part, columns), dense, atol=1e-8 * len(ratings))
     assert dense[1, 1] < 1e-8 or anchored, "a covariate that is constant within models is explained"
+
+
+def test_a_covariate_that_iteration_does_not_settle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pairs_of(60, 10)
+    table["response_length"] = np.random.default_rng(0).integers(1, 900, len(table))
+    monkeypatch.setattr(elimination, "DENSE", 0)
+    check(encode(table), Options(length=True))
+    monkeypatch.setattr(elimination, "ITERATIONS", 2)
+    with pytest.raises(design.CollinearCovariate, match="length: not determined in 2 iterations"):
+        check(encode(table), Options(length=True))
