@@ -18,7 +18,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "labelled pair": ("responses", "labels"),
 }
 """What a map describes, by the keys that it must have; the first that fits counts."""
-ANY = ("preset", "prompt", "system", "turns", "weight")
+OWN = frozenset({"weight", "tools"})
+"""What a map may say of rows in a form of dpeer's own."""
+ANY = ("preset", "prompt", "system", "turns", *sorted(OWN))
 READ: dict[str, tuple[str, ...]] = {
     "pair": ("dimension", "constant"),
     "rated completions": ("dimensions", "gap", "tie"),
@@ -75,6 +77,8 @@ class Map(Section):
     ("<extra_id_1>User", "<extra_id_1>Assistant")."""
     weight: str = "weight"
     """Column of weights: how often a record is drawn in training, relative to 1. Where it is missing: 1."""
+    tools: str = "tools"
+    """Column of the schemas of tools. Where it is missing, and by the word none: no tools."""
 
     @property
     def rated(self) -> dict[str, str]:

@@ -146,11 +146,12 @@ def _answer(message: dict[str, object]) -> object:
 def _refuse_more(messages: Messages, column: str) -> None:
     """Invalid: a message holds what training would not see."""
     for message in messages:
-        known = ("role", "content", *PARTS.get(message.get("role"), ()))
+        role = message.get("role")
+        known = ("role", "content", *(PARTS.get(role, ()) if isinstance(role, str) else ()))
         if more := [key for key in message if key not in known]:
             raise Invalid(
                 column,
-                f"a message of {message.get('role')} holds {excerpt(', '.join(map(str, more)))} beside "
+                f"a message of {role} holds {excerpt(', '.join(map(str, more)))} beside "
                 f"{', '.join(known)}, and it would not be trained; write it into content, or remove it",
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from dpeer.config_sources import Map, Source, Sources, listed, own_maps
+from dpeer.config_sources import NONE, OWN, Map, Source, Sources, listed, own_maps
 from dpeer.config_sources import paths as paths_of
 from dpeer.data import parse
 from dpeer.data.conversation import Malformed, conversation
@@ -16,7 +16,7 @@ from dpeer.data.names import clashes
 from dpeer.data.places import HUB_ID as HUB_ID
 from dpeer.data.places import rows_of
 from dpeer.data.places import splits as splits
-from dpeer.data.presets import completed, detected, needed, said, with_preset
+from dpeer.data.presets import completed, detected, named_beside, needed, said, with_preset
 from dpeer.data.read import Row
 from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.errors import DataError
@@ -105,17 +105,25 @@ def _read(source: Source, split: str, every: _Read, own: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What the columns of a source mean. map: complete; None for rows in a form of dpeer's own, whose weights are in
-    the column `weight`. words: what is to be told of it; empty: nothing. talks: see `talks`."""
+    """What the columns of a source mean. map: complete; None for rows in a form of dpeer's own, whose weights and tools
+    are in the columns `weight` and `tools`. words: what is to be told of it; empty: nothing. talks: see `talks`."""
 
     map: Map | None = None
     weight: str = "weight"
+    tools: str = "tools"
     words: str = ""
     talks: bool = False
 
     def general(self, data_rows: Iterable[Row], tally: Tally) -> Iterator[Row | Fault]:
         """Rows in a form of dpeer's own, and the faults of those that cannot be made such."""
-        return mapped(data_rows, self.map, tally) if self.map else _weighed(data_rows, self.weight)
+        return mapped(data_rows, self.map, tally) if self.map else self._own(data_rows)
+
+    def _own(self, data_rows: Iterable[Row]) -> Iterator[Row]:
+        """Rows of dpeer's own forms, with weight and tools from the columns that hold them."""
+        columns = {key: name for key, name in (("weight", self.weight), ("tools", self.tools)) if name != key}
+        for r in data_rows:
+            beside = {key: r.fields.get(name) if name != NONE else None for key, name in columns.items()}
+            yield replace(r, fields=r.fields | beside, columns={**r.columns, **columns}) if columns else r
 
 
 def _general(source: Source, data_rows: list[Row], faults: list[Fault], own: bool) -> tuple[list[Row], Reading | None]:
@@ -145,8 +153,9 @@ def meaning(source: Source, columns: Sequence[str], where: str, own: bool, talks
     if parse.native(columns) and (given is None or _as_it_is(given, columns, where, own)):
         if given is None:
             return Meaning()
-        weight = "weight" if given.preset or given.shape else given.weight
-        return Meaning(weight=weight, words=AS_IT_IS if given.said.keys() - {"weight"} else "")
+        beside = Map() if given.preset or given.shape else given
+        words = AS_IT_IS if given.said.keys() - OWN else ""
+        return Meaning(weight=beside.weight, tools=beside.tools, words=words)
     if given is None or (given.preset is None and given.shape is None):
         name = detected(columns)
         if name is None and given is None:
@@ -171,23 +180,14 @@ def _as_it_is(given: Map, columns: Sequence[str], where: str, own: bool) -> bool
     that describes others. DataError: a map of their own that says something of them which they say themselves."""
     if given.preset or given.shape:
         return not own and not set(columns).issuperset(needed(with_preset(given, columns)))
-    if given.weight not in columns and "weight" in given.said:
-        raise DataError(f"{where}: data.map names the column of weights {given.weight!r}, which is not there")
-    if own and (more := given.said.keys() - {"weight"}):
+    if missing := [column for column in named_beside(given) if column not in columns]:
+        raise DataError(f"{where}: data.map names the column {missing[0]!r}, which is not there")
+    if own and (more := given.said.keys() - OWN):
         raise DataError(
-            f"{where}: its columns are those of dpeer's own forms, which say it all; of data.map they take "
-            f"weight alone, given {', '.join(sorted(more))}. To read other columns, name them (golden, reject)"
+            f"{where}: its columns are those of dpeer's own forms, which say it all; of data.map they take weight and "
+            f"tools alone, given {', '.join(sorted(more))}. To read other columns, name them (golden, reject)"
         )
     return True
-
-
-def _weighed(data_rows: Iterable[Row], name: str) -> Iterator[Row]:
-    """Rows of dpeer's own forms, their weight from the column of that name."""
-    for r in data_rows:
-        if name == "weight":
-            yield r
-        else:
-            yield replace(r, fields=r.fields | {"weight": r.fields.get(name)}, columns={**r.columns, "weight": name})
 
 
 def talks(row: Row, columns: Sequence[str], given: Map) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dpeer.config_sources import Map
+from dpeer.config_sources import NONE, Map
 from dpeer.data.conversation import Malformed, joined_prompt, pair_of, plain
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.parse import Invalid, blank
@@ -347,11 +347,9 @@ def _general(
         "mask": dimensions,
         "responses": [{"text": text, "fails": [d] if d is not None else []} for text, d in responses],
     }
-    if "tools" in row.fields:
-        fields["tools"] = row.fields["tools"]
-    if given.weight in row.fields:
-        fields["weight"] = row.fields[given.weight]
-    return Row(row.source, row.where, fields, dict(columns) | {"weight": given.weight})
+    own = {"weight": given.weight, "tools": given.tools}
+    fields |= {key: row.fields[column] for key, column in own.items() if column in row.fields and column != NONE}
+    return Row(row.source, row.where, fields, dict(columns) | own)
 
 
 def _cell(row: Row, column: str) -> object:

@@ -66,8 +66,7 @@ def record(row: Row) -> Record | Fault:
         responses = _general(row.fields, mask) if kind == GENERAL else _persona_knob(row.fields, mask)
         if all(r.fails for r in responses):
             raise Invalid("responses", "no golden response; one response must have fails []")
-        given = tools(row.fields.get("tools"))
-        parsed = Record(prompt, mask, responses, row.source, _weight(row.fields), given)
+        parsed = Record(prompt, mask, responses, row.source, _weight(row.fields), _tools(row.fields))
         if not edges(parsed):
             raise Invalid(
                 "responses" if kind == GENERAL else f"{REJECT}X",
@@ -145,6 +144,14 @@ def _weight(fields: Mapping[str, object]) -> float:
     if not 0 < weight < math.inf:
         raise Invalid("weight", f"must be a finite number above 0, got {excerpt(value)}; leave a record out by its row")
     return weight
+
+
+def _tools(fields: Mapping[str, object]) -> str:
+    try:
+        return tools(fields.get("tools"))
+    except Invalid as invalid:
+        hint = "; where the column says something else, leave it out by data.map.tools=none"
+        raise Invalid(invalid.column, invalid.message + hint) from None
 
 
 def _prompt(value: object) -> tuple[Message, ...]:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from pydantic import ValidationError
 
-from dpeer.config_sources import NONE, SHAPES, Map, Preset
+from dpeer.config_sources import NONE, OWN, SHAPES, Map, Preset
 from dpeer.data.faults import excerpt
 from dpeer.errors import DataError
 
@@ -133,9 +133,13 @@ def needed(given: Map) -> list[str]:
     own += [*(given.responses or ()), *(given.labels or {}).values()]
     if given.completions is None:
         own += [given.response, *given.rated.values()]
-    if "weight" in given.said:
-        own.append(given.weight)
+    own += named_beside(given)
     return [column for column in own if column is not None]
+
+
+def named_beside(given: Map) -> list[str]:
+    """The columns of weights and of tools, where a map names others than are taken by their names."""
+    return [column for key in sorted(OWN & given.said.keys()) if (column := getattr(given, key)) != NONE]
 
 
 def said(given: Map, whole: Map) -> str:

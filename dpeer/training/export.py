@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -93,17 +93,18 @@ def _rebuilt(config: Config, state: Mapping[str, Tensor]) -> TreeLM:
 
 
 def _write(config: Config, lm: TreeLM, ends: set[int], folder: Path, adapter: bool) -> list[str]:
-    spec, notes = config.model, list[str]()
-    model: Any = lm.model
+    spec, model = config.model, cast(Any, lm.model)
     part = load_parts(spec.path, spec.revision)
+    settings, notes = generation(spec.path, spec.revision, model.config, ends)
     if spec.lora:
         model.save_pretrained(own := folder if adapter else folder / "adapter")
+        settings.save_pretrained(own)
         if part:
             locate_adapter(own, part)
     if not adapter:
         model = model.merge_and_unload() if spec.lora else model
         model.config._attn_implementation = "sdpa"
-        model.generation_config, notes = generation(spec.path, spec.revision, model.config, ends)
+        model.generation_config = settings
         model.save_pretrained(folder)
         if part:
             complete(folder, part, str(DTYPES[spec.export_dtype]).removeprefix("torch."))
@@ -123,9 +124,8 @@ def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path, 
     """Log-probs of one record (the shortest: this may be 70B on CPU) from the reloaded folder against the policy's, and
     whether generation stops where that ends."""
     path, revision = (spec.path, spec.revision) if adapter else (str(folder), None)
-    model, layout = load_lm(path, spec.export_dtype, revision, layout=spec.layout)
-    if adapter:
-        model = add_lora(model, Lora(path=str(folder)), 0, load_parts(path, revision))
+    base, layout = load_lm(path, spec.export_dtype, revision, layout=spec.layout)
+    model = add_lora(base, Lora(path=str(folder)), 0, load_parts(path, revision)) if adapter else base
     lm = TreeLM(model.eval(), spec.head_chunk, layout)
     reloaded = lm(build_pack([tree], [0])).tolist()
     limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]
@@ -136,7 +136,7 @@ def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path, 
                 f"export: the reloaded model differs from the trained one by {gap:.3g} nats per token (allowed "
                 f"{limit:g}). The folder was left at {folder} for inspection; the checkpoint is unharmed."
             )
-    if not adapter and (endless := unstopped(model, folder, tree)):
+    if endless := unstopped(base, folder, tree):  # an adapter lies within the base
         raise CheckpointError(
             f"export: the reloaded model generates without an end: {endless}. The folder was left at {folder} for "
             "inspection; the checkpoint is unharmed."

@@ -40,7 +40,6 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "data.date",
 )
 
-
 PLACES = (
     "name",
     "model.path",
@@ -122,6 +121,7 @@ class RunDir:
         if not self.manifest.exists():
             raise CheckpointError(f"{self.path}: nothing to resume (no manifest.json). Start it without --resume.")
         old, free = self.read_manifest(), may_change(config.training.model_dump())
+        free += ("data.map",) if facts.get("data", ()) == old.get("data") else ()  # it gave the same tokens and weights
         if (began := old.get("method", 1)) != facts.get("method", began):
             raise CheckpointError(
                 f"{self.path}: began under version {began} of the method, and this dpeer now computes version "

@@ -10,10 +10,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from dpeer.config_sources import Map
 from dpeer.data.check import check
 from dpeer.data.convert import general_form
 from dpeer.data.load import load, load_with_faults
 from dpeer.data.schema import Record
+from dpeer.errors import DataError
 
 FUNCTION = {"name": "get_weather", "arguments": {"city": "Rome"}}
 CALLS = [{"type": "function", "id": "c1", "function": FUNCTION}]
@@ -107,6 +109,25 @@ def test_two_calls_are_two_responses(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "1?", "chosen": [call], "rejected": [call]}) + "\n")
     with pytest.raises(Exception, match="both responses are the same"):
         load(str(path))
+
+
+OWN = general(prompt="How warm is it?")
+PAIR = {"prompt": "How warm is it?", "chosen": "It is mild.", "rejected": "Look outside."}
+
+
+@pytest.mark.parametrize("row", [OWN, PAIR], ids=["own form", "pair"])
+def test_the_map_says_which_column_holds_tools_if_any_does(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(row | {"tools": "calculator", "functions": TOOLS}) + "\n")
+    with pytest.raises(DataError, match=r"column tools: must be a list or its JSON.*data\.map\.tools=none"):
+        load(str(path))
+    unused, functions = (load(str(path), map=Map(tools=name)).records for name in ("none", "functions"))
+    assert [r.tools for r in unused] == [""] and [json.loads(r.tools) for r in functions] == [TOOLS]
+    with pytest.raises(DataError, match="names the column 'gone', which is not there"):
+        load(str(path), map=Map(tools="gone"))
+    path.write_text(json.dumps(row | {"tools": TOOLS, "functions": "calculator"}) + "\n")
+    with pytest.raises(DataError, match="column functions: must be a list"):
+        load(str(path), map=Map(tools="functions"))
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ CASES = {
         [{"prompt": "q", "golden": "c", "bad": "r"}], ("row 1, column mask", "is missing", "or say by data.map")
     ),
     "weights that are not there": Case(
-        [{"prompt": "q", "mask": ["A"], "golden": "c", "reject_A": "r"}], ("column of weights 'w'",), ("weight=w",)
+        [{"prompt": "q", "mask": ["A"], "golden": "c", "reject_A": "r"}], ("names the column 'w'",), ("weight=w",)
     ),
     "gap of nothing": Case([GOOD], ("gap", "greater than 0"), ("ultrafeedback", "gap=0")),
     "tie above gap": Case([GOOD], ("tie (1) must be below gap (1)",), ("ultrafeedback", "tie=1")),

@@ -68,7 +68,7 @@ def test_own_forms_take_a_column_of_weights_and_no_more(tmp_path: Path) -> None:
     assert [r.weight for r in load(own(weight="w")).records] == [2, 1]
     assert [r.weight for r in load(own()).records] == [1, 1]
     assert [r.weight for r in load(str(tmp_path / "d.jsonl"), map=Map(weight="w")).records] == [2, 1]
-    with pytest.raises(DataError, match=r"take weight alone, given constant"):
+    with pytest.raises(DataError, match=r"take weight and tools alone, given constant"):
         load(own(constant="tone", weight="w"))
 
 

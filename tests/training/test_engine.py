@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from dpeer.config import Config, Dual, Objective
 from dpeer.data.tokenize import TokenizedSet, TokenTree
@@ -93,7 +93,7 @@ def make(here: world.World, data: TokenizedSet) -> Iterator[Callable[[Config], P
     made: list[Policy] = []
 
     def build(config: Config) -> Policy:
-        made.append(Policy(config, Prepared(data, None, None, {}), here))
+        made.append(Policy(config, Prepared(data, None, None, {"chat_template": {}}), here))
         return made[-1]
 
     yield build
@@ -324,7 +324,12 @@ def test_plain_weights_are_exported(
 
 @pytest.mark.parametrize("kind", [LORA, DORA], ids=["lora", "dora"])
 def test_an_adapter_is_exported_alone_and_a_run_starts_from_it(
-    make: Callable[[Config], Policy], models: dict[str, str], data: TokenizedSet, tmp_path: Path, kind: dict[str, Any]
+    make: Callable[[Config], Policy],
+    models: dict[str, str],
+    data: TokenizedSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: dict[str, Any],
 ) -> None:
     policy = make(sft(models["plain"], "plain", export_dtype="fp32", **kind))
     for _ in range(3):
@@ -340,6 +345,12 @@ def test_an_adapter_is_exported_alone_and_a_run_starts_from_it(
             base: Any = load(models["plain"], dtype=torch.float32)
             assert (base(ids).logits - merged).abs().max() > 1e-3
             torch.testing.assert_close(PeftModel.from_pretrained(base, adapter)(ids).logits, merged, rtol=0, atol=2e-5)
+            stops = GenerationConfig.from_pretrained(adapter).eos_token_id
+            assert {t.responses[t.golden][-1] for t in data.trees} <= {*(stops if isinstance(stops, list) else [stops])}
+    endless = GenerationConfig(eos_token_id=1)
+    monkeypatch.setattr("dpeer.training.export.generation", lambda *_: (endless, []))
+    with pytest.raises(CheckpointError, match="generates without an end"):
+        export(policy, tmp_path / "endless", adapter=True)
     again = make(sft(models["plain"], "plain", lora={"path": str(tmp_path / "alone")}))
     assert again.score(data.trees) == expected
 

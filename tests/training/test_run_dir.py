@@ -149,6 +149,15 @@ def test_same_run_is_resumable(run: RunDir) -> None:
     run.check_resumable(recipe(**harmless), FACTS)
 
 
+def test_a_map_by_which_the_records_are_the_same_may_change(run: RunDir) -> None:
+    """A column that was ignored when the run began, and would be read now, is left out by a map."""
+    mapped, others = recipe(data__map={"tools": "none"}), {"train": {"sha256": "d1"}}
+    run.check_resumable(mapped, FACTS)
+    for facts in (FACTS | {"data": others}, {}):
+        with pytest.raises(CheckpointError, match=r"data\.map: was None, now"):
+            run.check_resumable(mapped, facts)
+
+
 @pytest.mark.parametrize("judged", [{"training__keep": "best"}, {"training__stop_when": "certified"}])
 def test_checkpoints_that_are_judged_keep_their_schedule(tmp_path: Path, judged: dict[str, Any]) -> None:
     run = RunDir(tmp_path)
