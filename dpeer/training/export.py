@@ -54,8 +54,7 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> list[str]:
         trained, expected = expected, {0: lm(build_pack([tree], [0])).tolist()}
         notes = [_apart(trained[0], expected[0], tree)]
     notes += _write(policy.config, lm, ends, temporary, adapter)
-    thoughts = policy.prepared.facts["chat_template"].get("thoughts", False)
-    exported(policy.config, thoughts).save_pretrained(temporary)
+    exported(policy.config, policy.prepared.thoughts).save_pretrained(temporary)
     del lm
     follow_umask(temporary)
     _compare(policy.config.model, tree, expected[0], temporary, adapter)
