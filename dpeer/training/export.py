@@ -26,7 +26,7 @@ from dpeer.training.samples import spread
 from dpeer.training.whole import complete, locate_adapter
 
 LOOKED_AT = 1_000
-"""Records whose ends of turn are taken for all."""
+"""Records whose ends of turn are taken for all, of a run that does not say them."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # nats per token between the trained policy and the reloaded export
 
 
@@ -48,7 +48,9 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> list[str]:
     shutil.rmtree(temporary, ignore_errors=True)
     lm = _rebuilt(policy.config, {k.removeprefix("model."): v for k, v in state.items()})
     del state
-    ends = {ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses}
+    ends = policy.prepared.ends
+    if ends is None:
+        ends = frozenset(ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses)
     notes = []
     if policy.config.model.load_in_4bit:
         trained, expected = expected, {0: lm(build_pack([tree], [0])).tolist()}
@@ -91,7 +93,7 @@ def _rebuilt(config: Config, state: Mapping[str, Tensor]) -> TreeLM:
     return TreeLM(model.eval(), spec.head_chunk, layout)
 
 
-def _write(config: Config, lm: TreeLM, ends: set[int], folder: Path, adapter: bool) -> list[str]:
+def _write(config: Config, lm: TreeLM, ends: frozenset[int], folder: Path, adapter: bool) -> list[str]:
     spec, notes = config.model, list[str]()
     model: Any = lm.model
     part = load_parts(spec.path, spec.revision)

@@ -23,7 +23,8 @@ def remembered(prepared: Prepared) -> dict[str, Any]:
     data = prepared.train
     trees = {tree.index: tree for tree in (data.trees[0], data.trees[int(all_forward_tokens(data.trees).argmin())])}
     probes = {"dimensions": list(data.dimensions), "trees": [_written(tree) for tree in trees.values()]}
-    return {KEY: probes, SAID: {"thoughts": prepared.thoughts}}
+    ends = {} if prepared.ends is None else {"ends": sorted(prepared.ends)}
+    return {KEY: probes, SAID: {"thoughts": prepared.thoughts} | ends}
 
 
 def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
@@ -39,7 +40,9 @@ def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
         "chat_template": manifest.get("chat_template", {}) | {"hash": template_hash(tokenizer_of(config))},
     }
     train = TokenizedSet(tuple(kept["dimensions"]), tuple(map(_read, kept["trees"])), 0, 0)
-    return Prepared(train, None, None, facts, thoughts=manifest.get(SAID, {}).get("thoughts", False))
+    said = manifest.get(SAID, {})
+    ends = frozenset(said["ends"]) if "ends" in said else None
+    return Prepared(train, None, None, facts, thoughts=said.get("thoughts", False), ends=ends)
 
 
 def found_again(config: Config, folder: str | None, model: Path | None = None) -> Config:

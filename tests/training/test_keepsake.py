@@ -139,6 +139,9 @@ def test_a_template_of_the_recipe_is_that_of_the_export(here: world.World, tmp_p
     manifest = files.read_manifest()
     recalled = recall(manifest, config)
     assert recalled is not None and recalled.facts["chat_template"] != manifest["chat_template"]
+    assert recalled.ends == prepared.ends == {start}
+    del manifest["responses"]
+    assert (older := recall(manifest, config)) is not None and older.ends is None
     (tmp_path / "chat.jinja").unlink()
     with pytest.raises(ConfigError, match=r"model\.chat_template"):
         prepare(config)
