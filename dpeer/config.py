@@ -44,7 +44,8 @@ class Data(Section):
     date: datetime.date | None = None
     """Day that is told to chat templates that ask for one; default: the day on which the run begins, kept by it."""
     end_of_turn: Place | None = None
-    """Token that ends a response, for chat templates that write none (GLM: `<|user|>`); the export stops there."""
+    """Token that ends a response, for chat templates that write none (GLM: `<|user|>`); the export stops there.
+    A template that ends responses by another token is refused."""
     reasoning: Literal["train", "drop"] = "train"
     """Thoughts of responses: trained with them, or left out, so that answers are trained as the chat template writes
     them without one."""

@@ -17,9 +17,8 @@ from dpeer.data.encode import Ids
 from dpeer.data.faults import Fault
 from dpeer.data.load import Meaning
 from dpeer.data.map import Tally
-from dpeer.data.prompts import Keys, hashed
 from dpeer.data.schema import Message, Record
-from dpeer.data.split import Order, order_array, order_key
+from dpeer.data.split import Keys, Order, hashed, order_array, order_key
 from dpeer.data.stream import Chunk, Records, Unreadable
 from dpeer.data.tokenize import Auditor, TokenTree, fit, flat
 

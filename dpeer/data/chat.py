@@ -96,12 +96,12 @@ class Chat:
                     and whole.startswith(prompt)
                     and not _lost(whole[len(prompt) :], thought, text, calls)
                 ):
-                    return self._ended(whole)
+                    return self._ended(whole, calls)
         opened = OPENED.search(prompt)
         if opened and thought and not calls:
-            return self._ended(self._spliced(record, prompt, opened, thought, text))
+            return self._ended(self._spliced(record, prompt, opened, thought, text), calls)
         self._refuse(first, prompt, opened is not None, thought, text, calls)
-        return self._ended(first)  # its tokens are no continuation of the prompt's: told with them
+        return self._ended(first, calls)  # its tokens are no continuation of the prompt's: told with them
 
     def _readings(self, response: Response) -> list[tuple[str, str]]:
         """(thought, text), the one that is meant first: a thought within a text may be part of it for the template."""
@@ -166,12 +166,20 @@ class Chat:
         line = "\n" if "\n" in opened[4] else ""
         return f"{prompt}{thought.strip()}{line}{close}{line * 2}{text.strip()}{after}"
 
-    def _ended(self, whole: str) -> str:
-        """With the end of turn where the template writes none."""
-        token = self.options.end_of_turn
-        if token is None or whole.rstrip().endswith(token):
+    def _ended(self, whole: str, calls: Sequence[Any]) -> str:
+        """With the end of turn where the template writes none. Unsound: it writes another one."""
+        token, said = self.options.end_of_turn, whole.rstrip()
+        if token is None or said.endswith(token):
             return whole
-        return whole.rstrip() + token
+        special = (t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special)
+        own = next((t for t in special if said.endswith(t)), None)
+        if own and (not calls or own == self.tokenizer.eos_token):  # calls may end in a token that ends no turn
+            raise Unsound(
+                "",
+                f"the chat template ends the response by {own!r}, and data.end_of_turn {token!r} would be trained as a "
+                f"second end: leave data.end_of_turn out, {WAY_OUT}",
+            )
+        return said + token
 
     def _refuse(
         self, whole: str, prompt: str, opened: bool, thought: str, text: str, calls: list[dict[str, Any]]

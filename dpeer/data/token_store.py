@@ -19,14 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dpeer.data.blocks import COLUMNS, Block, Ints, asking, crc
-from dpeer.data.prompts import Keys, Prompts
+from dpeer.data.prompts import Prompts
 from dpeer.data.schema import Record
+from dpeer.data.split import Keys
 from dpeer.data.tokenize import TokenizedSet, TokenTree, unflat
 from dpeer.errors import DataError
 from dpeer.files import sync_folder
 from dpeer.integrity import Damaged, faults, listed, parse_state, write_state
 
-FORMAT = 4
+FORMAT = 5
 WORD = 4  # bytes
 SPAN = 1 << 18
 """Records, or words, that are looked at in one go."""
@@ -66,6 +67,10 @@ class Writer:
         """[N], equal for records with the same prompt."""
         return _joined(self.keys, np.uint64)
 
+    def asked_tokens(self) -> Keys:
+        """[N]: hashes of the prompts' tokens; 0 for a record that does not fit."""
+        return _joined(self.asked, np.uint64)
+
     def add(self, block: Block) -> None:
         columns = block.columns.copy()
         numbers = np.array([self.masks.setdefault(m, len(self.masks)) for m in block.masks], dtype=np.int32)
@@ -87,7 +92,9 @@ class Writer:
         """The prompts of these records."""
         self.prompts.flush()
         ends = np.concatenate(self.prompt_ends)
-        return Prompts(StoredPrompts(self.folder / PROMPTS, ends, rows), self.prompt_keys()[rows])
+        return Prompts(
+            StoredPrompts(self.folder / PROMPTS, ends, rows), self.prompt_keys()[rows], self.asked_tokens()[rows]
+        )
 
     def finish(self, dimensions: tuple[str, ...], splits: Mapping[str, Rows], about: Mapping[str, Any]) -> None:
         """splits: records of each, those that do not fit among them; the first are drawn by weight. about: what else
@@ -155,7 +162,7 @@ class Writer:
         words = np.zeros(0, np.int32) if empty else np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r")
         edges = np.zeros(len(dimensions), dtype=np.int64)
         asked: list[Keys] = []  # [pairs, 2]: a prompt, and a dimension of its edges
-        tokens_of = _joined(self.asked, np.uint64)
+        tokens_of = self.asked_tokens()
         for some in (kept[i : i + SPAN] for i in range(0, len(kept), SPAN)):
             at, record = _edge_words(some, columns, starts)
             edges += np.bincount(words[at], minlength=len(dimensions))

@@ -26,7 +26,7 @@ from dpeer.training.samples import spread
 from dpeer.training.whole import complete, locate_adapter
 
 LOOKED_AT = 1_000
-"""Records whose ends of turn are taken for all."""
+"""Records whose ends of turn are taken for all, of a run that does not say them."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # nats per token between the trained policy and the reloaded export
 
 
@@ -48,14 +48,15 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> list[str]:
     shutil.rmtree(temporary, ignore_errors=True)
     lm = _rebuilt(policy.config, {k.removeprefix("model."): v for k, v in state.items()})
     del state
-    ends = {ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses}
+    ends = policy.prepared.ends
+    if ends is None:
+        ends = frozenset(ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses)
     notes = []
     if policy.config.model.load_in_4bit:
         trained, expected = expected, {0: lm(build_pack([tree], [0])).tolist()}
         notes = [_apart(trained[0], expected[0], tree)]
     notes += _write(policy.config, lm, ends, temporary, adapter)
-    thoughts = policy.prepared.facts["chat_template"].get("thoughts", False)
-    exported(policy.config, thoughts).save_pretrained(temporary)
+    exported(policy.config, policy.prepared.thoughts).save_pretrained(temporary)
     del lm
     follow_umask(temporary)
     _compare(policy.config.model, tree, expected[0], temporary, adapter)
@@ -92,7 +93,7 @@ def _rebuilt(config: Config, state: Mapping[str, Tensor]) -> TreeLM:
     return TreeLM(model.eval(), spec.head_chunk, layout)
 
 
-def _write(config: Config, lm: TreeLM, ends: set[int], folder: Path, adapter: bool) -> list[str]:
+def _write(config: Config, lm: TreeLM, ends: frozenset[int], folder: Path, adapter: bool) -> list[str]:
     spec, model = config.model, cast(Any, lm.model)
     part = load_parts(spec.path, spec.revision)
     settings, notes = generation(spec.path, spec.revision, model.config, ends)

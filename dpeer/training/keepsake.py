@@ -14,13 +14,17 @@ from dpeer.model.words import template_hash, tokenizer_of
 from dpeer.training.prepare import METHOD, Prepared
 from dpeer.training.reference import start_hash
 
-KEY = "probes"
+KEY, SAID = "probes", "responses"
 
 
-def remembered(data: TokenizedSet) -> dict[str, Any]:
-    """The first record, which checkpoints are probed with, and the shortest, with which an export is compared."""
+def remembered(prepared: Prepared) -> dict[str, Any]:
+    """The first record, which checkpoints are probed with, and the shortest, with which an export is compared; what is
+    to be known of all responses."""
+    data = prepared.train
     trees = {tree.index: tree for tree in (data.trees[0], data.trees[int(all_forward_tokens(data.trees).argmin())])}
-    return {KEY: {"dimensions": list(data.dimensions), "trees": [_written(tree) for tree in trees.values()]}}
+    probes = {"dimensions": list(data.dimensions), "trees": [_written(tree) for tree in trees.values()]}
+    ends = {} if prepared.ends is None else {"ends": sorted(prepared.ends)}
+    return {KEY: probes, SAID: {"thoughts": prepared.thoughts} | ends}
 
 
 def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
@@ -35,8 +39,10 @@ def recall(manifest: Mapping[str, Any], config: Config) -> Prepared | None:
         "reference": manifest["reference"],
         "chat_template": manifest.get("chat_template", {}) | {"hash": template_hash(tokenizer_of(config))},
     }
-    trees = tuple(map(_read, kept["trees"]))
-    return Prepared(TokenizedSet(tuple(kept["dimensions"]), trees, 0, 0), None, None, facts)
+    train = TokenizedSet(tuple(kept["dimensions"]), tuple(map(_read, kept["trees"])), 0, 0)
+    said = manifest.get(SAID, {})
+    ends = frozenset(said["ends"]) if "ends" in said else None
+    return Prepared(train, None, None, facts, thoughts=said.get("thoughts", False), ends=ends)
 
 
 def found_again(config: Config, folder: str | None, model: Path | None = None) -> Config:

@@ -50,6 +50,10 @@ class Prepared:
     reading: tuple[str, ...] = ()
     """Lines that say what the columns of the sources were taken for, and what became no edge."""
     warnings: tuple[str, ...] = ()
+    thoughts: bool = False
+    """Whether any response is trained with its thought; decided by the data, which are among the facts."""
+    ends: frozenset[int] | None = None
+    """Last tokens of all responses; None where the manifest of an earlier version does not say."""
 
     def records_of(self, config: Config, step: int) -> list[TokenTree]:
         """What is scored in optimizer step `step` (0-based): the global batch, then that of the dual split."""
@@ -99,12 +103,13 @@ def prepare(config: Config, *, whole: bool = False) -> Prepared:
         "data": {name: _facts(data) for name, data in found.items()},
         "model": {"hash": start_hash(config)},
         "reference": {"hash": reference_hash(config)},
-        "chat_template": {"hash": template_hash(tokenizer)} | ({"thoughts": True} if store.state["thoughts"] else {}),
+        "chat_template": {"hash": template_hash(tokenizer)},
     }
     if weights := store.state["splits"]["train"]["weights"]:
         kept["data"]["train"]["weights"] = weights
+    ends = frozenset(store.state["ends"])
     dual, heldout, reading = found.get("dual"), found.get("heldout"), tuple(store.state["reading"])
-    return Prepared(found["train"], dual, heldout, kept, store.weights, reading, told)
+    return Prepared(found["train"], dual, heldout, kept, store.weights, reading, told, store.state["thoughts"], ends)
 
 
 def model_facts_of(config: Config) -> list[ModelFacts]:

@@ -105,7 +105,7 @@ class TrainingRank:
         return {
             "steps": self.policy.steps,
             "facts": self.prepared.facts,
-            "means": {"engine": choice.name} | self.means | remembered(self.prepared.train),
+            "means": {"engine": choice.name} | self.means | remembered(self.prepared),
             "host": socket.gethostname(),
             "why": choice.why + self._dearer(),
             "reading": self.prepared.reading,

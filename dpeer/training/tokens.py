@@ -30,7 +30,7 @@ from dpeer.data.names import clashes
 from dpeer.data.pool import blocks
 from dpeer.data.round_trip import now
 from dpeer.data.schema import DataSet, Reading, Record
-from dpeer.data.split import Order, carved, share
+from dpeer.data.split import Order, carved, share, united
 from dpeer.data.stream import Unreadable
 from dpeer.data.token_store import FORMAT, Rows, Store, Writer, open_store
 from dpeer.data.tokenize import none_fits
@@ -208,12 +208,21 @@ def _write(
 def _split(
     config: Config, writer: Writer, wanted: list[Part], rows: dict[str, Rows], orders: dict[str, Order]
 ) -> dict[str, Rows]:
-    """Records of all parts, by name, those that are carved included. DataError: a share is none of them."""
-    masks, keys = _mask_ranks(writer)[writer.column("mask")], writer.prompt_keys()
+    """Records of all parts, by name, those that are carved included. DataError: a share is none of them.
+
+    Prompts of other texts but the same tokens, such as those of which the same end is left, go together where they
+    would be torn apart; elsewhere the split is that of the texts."""
+    masks = _mask_ranks(writer)[writer.column("mask")]
+    keys, asked = writer.prompt_keys(), writer.asked_tokens()
     for part in wanted:
         if part.share:
             left = rows["train"]
-            chosen = carved(orders[part.name][left], keys[left], masks[left], part.share)
+            order = orders[part.name][left]
+            chosen = carved(order, keys[left], masks[left], part.share)
+            if np.intersect1d(
+                asked[left[chosen]], asked[left[~chosen]]
+            ).any():  # 0, of records that do not fit, is none
+                chosen = carved(order, united(keys[left], asked[left]), masks[left], part.share)
             refuse_empty(config, part, int(chosen.sum()), len(left))
             rows["train"], rows[part.name] = left[~chosen], left[chosen]
     return {part.name: rows[part.name] for part in wanted}

@@ -330,6 +330,17 @@ def test_the_end_of_turn_is_one_token(token: str, words: str) -> None:
         audit(DataSet(("A",), (made([USER], *TEXTS),)), tokenizer("glm4_5"), ChatOptions(end_of_turn=token))
 
 
+def test_a_second_end_of_turn_is_refused() -> None:
+    """Also after a call, where the template ends it by the tokenizer's own end."""
+    calls = [{"text": "", "tool_calls": [{"name": "look", "arguments": {"city": c}}]} for c in ("Rome", "Bonn")]
+    for said, file, end in ((TEXTS, "qwen3", "<|im_end|>"), (calls, "deepseek_v3_1", "</s>")):
+        record = made([USER], *said)
+        (fault,) = audit(DataSet(("A",), (record,)), tokenizer(file), ChatOptions(end_of_turn="<|user|>"))[1]
+        assert "second end" in fault.message and repr(end) in fault.message
+    same = audit(DataSet(("A",), (made([USER], *TEXTS),)), tokenizer("qwen3"), ChatOptions(end_of_turn="<|im_end|>"))
+    assert len(same[0]) == 1 and not same[1]
+
+
 @pytest.mark.parametrize("name", LINES)
 def test_the_export_is_asked_as_in_training(name: str) -> None:
     """Without a word, its template writes what was trained; asked otherwise, it answers so."""

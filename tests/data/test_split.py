@@ -1,16 +1,18 @@
 """Carving: prompts stay whole, masks keep their share, and neither seed nor order matters."""
 
 import hashlib
+import json
 import random
 import unicodedata
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpeer.data.schema import DataSet, Message, Record, Response
-from dpeer.data.split import carve, share
+from dpeer.data.split import carve, prompt_key, share, united
 from dpeer.errors import ConfigError
 
 MASKS = [("A", "T"), ("A", "E"), ("A", "E", "T"), ("C", "E")]
@@ -45,6 +47,48 @@ def test_the_same_prompts_whatever_the_order_and_others_for_another_purpose():
     one, other = (carve(d, 0.2, "dual")[1] for d in (data, DataSet(data.dimensions, tuple(shuffled))))
     assert {r.source for r in one.records} == {r.source for r in other.records}
     assert {r.source for r in carve(data, 0.2, "heldout")[1].records} != {r.source for r in one.records}
+
+
+def called(question="Shall I?", thought="Hm.", call="a1", name="look", argument=1, tools=""):
+    """A prompt with a call of a tool and its answer."""
+    calls = [{"type": "function", "id": call, "function": {"name": name, "arguments": {"at": argument}}}]
+    turns = (
+        Message("user", question),
+        Message("assistant", "", json.dumps({"reasoning": thought, "tool_calls": calls})),
+        Message("tool", "42", json.dumps({"tool_call_id": call})),
+    )
+    return Record(turns, ("A",), (Response("x", frozenset()),), f"{thought} {call} {tools}", tools=tools)
+
+
+def test_what_templates_leave_out_makes_no_other_prompt():
+    """Thoughts of earlier turns and ids of calls; names, arguments and tools make one."""
+    keys = [prompt_key(called(thought=t, call=c)) for t, c in (("Hm.", "a1"), ("Oh.", "a1"), ("Hm.", "b2"))]
+    others = [prompt_key(r) for r in (called(name="see"), called(argument=2), called(tools="[1]"), called("May I?"))]
+    assert len(set(keys)) == 1 and len({keys[0], *others}) == 5
+    bare = Record((Message("user", "a  b"), Message("assistant", "c")), (), (), "")
+    thought = Record((Message("user", "a b"), Message("assistant", "c", '{"reasoning": "r"}')), (), (), "")
+    assert prompt_key(bare) == prompt_key(thought) == "user\1a b\0assistant\1c"
+
+
+def test_prompts_that_differ_beside_the_text_are_carved_whatever_their_order():
+    """Their texts sort them alike, so that something else must say which comes first."""
+    made = [called(tools=f"[{i}]") for i in range(40)]
+    one, other = (carve(DataSet(("A",), tuple(r)), 0.5, "dual")[1].records for r in (made, made[::-1]))
+    assert len(one) == 20 and {r.source for r in one} == {r.source for r in other}
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=12))
+def test_links_are_followed_over_others(pairs):
+    """Against a search through the graph."""
+    keys, asked = (np.array([p[i] for p in pairs], dtype=np.uint64) for i in (0, 1))
+    found = united(keys, asked)
+    for start in range(len(pairs)):
+        reached, new = set(), {start}
+        while new:
+            reached |= new
+            linked = {j for j, (k, t) in enumerate(pairs) for i in new if k == pairs[i][0] or 0 < t == pairs[i][1]}
+            new = linked - reached
+        assert {j for j in range(len(pairs)) if found[j] == found[start]} == reached
 
 
 def test_white_space_and_unicode_form_do_not_make_another_prompt():

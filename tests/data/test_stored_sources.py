@@ -272,6 +272,26 @@ def test_prompts_in_two_splits_are_refused_when_the_store_is_written(tmp_path: P
     assert not [p for p in (tmp_path / "runs" / "tokens").glob("*") if p.is_dir()]
 
 
+def test_prompts_of_the_same_tokens_are_in_one_split(tmp_path: Path, make_tokenizer: Make) -> None:
+    """Other texts, of which the same is left when cut: refused in files of their own, kept together in a share."""
+    ends = ["Is my plan {}? ".format("abcdefghij"[i]) * 40 for i in range(10)]
+    asked = [f"{'Once' if i % 2 else 'Now'}, {ends[i // 2]}" for i in range(20)]
+    answered = [pair(q, f"c{i}", f"r{i}", attribute="A") for i, q in enumerate(asked)]
+    write(tmp_path, {"a.jsonl": answered[:6], "b.jsonl": [answered[8], answered[5], answered[9]], "c.jsonl": answered})
+    tokenizer, cut = make_tokenizer(CHATML), {"overlong": "cut_prompt", "max_tokens": 60}
+    config = recipe(tmp_path, train=str(tmp_path / "a.jsonl"), heldout=str(tmp_path / "b.jsonl"), dual="none", **cut)
+    with pytest.raises(DataError, match=r"b.jsonl:2, column prompt: also trained on \(a.jsonl:[56]\)") as refused:
+        tokens(config, tokenizer)
+    assert "b.jsonl:1" not in str(refused.value) and "b.jsonl:3" not in str(refused.value)
+
+    config = recipe(tmp_path, train=str(tmp_path / "c.jsonl"), heldout="30%", dual="20%", **cut)
+    texts = {name: {r.prompt[-1].content[-20:] for r in d.records} for name, d in split_records(config).items()}
+    assert texts["train"] & texts["heldout"], "by their texts alone they are torn apart"
+    store = tokens(config, tokenizer)
+    prompts = [{tree.prompt for tree in store.split(name).trees} for name in ("train", "dual", "heldout")]
+    assert all(prompts) and sum(map(len, prompts)) == len(set().union(*prompts)) == 10
+
+
 def test_tallies_add_up() -> None:
     every, parts = Tally(), [Tally() for _ in range(3)]
     for k, reason in enumerate(("b", "a", "b", "c", "a", "b")):

@@ -54,7 +54,7 @@ def test_an_export_needs_neither_data_nor_the_old_folder(
     prepared = prepare(config)
     policy, files = Policy(config, prepared, here), RunDir(old / "runs" / "x")
     policy.train_step(None)
-    files.begin(config, prepared.facts, remembered(prepared.train))
+    files.begin(config, prepared.facts, remembered(prepared))
     checkpoint.save(policy, files.checkpoint(1), prepared.facts)
     export(policy, tmp_path / "expected")
     policy.close()
@@ -118,7 +118,7 @@ def test_a_template_of_the_recipe_is_that_of_the_export(here: world.World, tmp_p
     prepared = prepare(config)
     assert "chat_template" in prepared.facts and prepared.facts != prepare(bare).facts
     policy, files = Policy(config, prepared, here), RunDir(tmp_path / "runs" / "x")
-    files.begin(config, prepared.facts, remembered(prepared.train))
+    files.begin(config, prepared.facts, remembered(prepared))
     notes = export(policy, tmp_path / "export")
     policy.close()
     assert any("end-of-turn" in note for note in notes)
@@ -139,6 +139,9 @@ def test_a_template_of_the_recipe_is_that_of_the_export(here: world.World, tmp_p
     manifest = files.read_manifest()
     recalled = recall(manifest, config)
     assert recalled is not None and recalled.facts["chat_template"] != manifest["chat_template"]
+    assert recalled.ends == prepared.ends == {start}
+    del manifest["responses"]
+    assert (older := recall(manifest, config)) is not None and older.ends is None
     (tmp_path / "chat.jinja").unlink()
     with pytest.raises(ConfigError, match=r"model\.chat_template"):
         prepare(config)
@@ -151,9 +154,13 @@ def test_an_export_is_asked_for_thoughts_that_were_trained(tmp_path: Path) -> No
         r["responses"][0]["reasoning"] = "Paint dries slowly."  # type: ignore[index]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     config = recipe(str(tmp_path / "model"), str(tmp_path / "d.jsonl"))
-    assert prepare(config).facts["chat_template"]["thoughts"] is True
+    prepared = prepare(config)
+    files = RunDir(tmp_path / "runs" / "x")
+    files.begin(config, prepared.facts, remembered(prepared))
+    recalled = recall(files.read_manifest(), config)
+    assert prepared.thoughts and recalled is not None and recalled.thoughts
+    assert set(prepared.facts["chat_template"]) == {"hash"}, "runs of versions that kept no more go on"
     assert exported(config, thoughts=True).init_kwargs["template_kwargs"] == {}
     dropped = config.model_copy(update={"data": config.data.model_copy(update={"reasoning": "drop"})})
-    facts = prepare(dropped).facts
-    assert "thoughts" not in facts["chat_template"] and facts["data"] != prepare(config).facts["data"]
+    assert not prepare(dropped).thoughts and prepare(dropped).facts["data"] != prepared.facts["data"]
     assert "template_kwargs" not in exported(dropped, thoughts=False).init_kwargs
