@@ -6,7 +6,6 @@ out of the input: a record costs P + sum(R - 1) forward tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapreplace
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from dpeer.data.states import States, Tails, states_of, tails_of
 from dpeer.data.token_store import StoredTrees
 from dpeer.data.tokenize import TokenTree
 
@@ -58,34 +58,6 @@ class Parts(NamedTuple):
     responses: Tensor
     prompts: Tensor
     crossing: Lengths | None
-
-
-class States(NamedTuple):
-    """A pack as two batches, of prompts and of responses with any input, each (rows, longest), padded at the right.
-
-    `place` [T] is where a token lies in the rows of both, one after the other; `record` [R'] the prompt of a response.
-    `segment` [T] is the segment of a token, `bounds` [S, 3] where a segment starts, where its prompt ends, and how long
-    its prompt is (0 for that of a prompt itself).
-    """
-
-    prompts: tuple[int, int]
-    responses: tuple[int, int]
-    place: Tensor
-    record: Tensor
-    segment: Tensor
-    bounds: Tensor
-
-
-class Tails(NamedTuple):
-    """A pack as one row of segments, each after the last inputs of its prompt, or after zeros where there are none.
-
-    `place` [T + copies] is where tokens and the copies of `source` [copies] go in it; its last place is for copies that
-    no prompt has.
-    """
-
-    rows: int
-    place: Tensor
-    source: Tensor
 
 
 @dataclass(frozen=True)
@@ -186,41 +158,14 @@ class Pack:
 
     def states(self) -> States:
         if not self._states:
-            self._states.append(self._build_states())
+            self._states.append(states_of(self.segments, self.input_ids.device))
         return self._states[0]
-
-    def _build_states(self) -> States:
-        prompts = [s for s in self.segments if not s.prompt_length]
-        responses = [s for s in self.segments if s.prompt_length]
-        number = {s.start: i for i, s in enumerate(prompts)}
-        sizes = [(len(x), max((s.length for s in x), default=0)) for x in (prompts, responses)]
-        first = {s.start: i * sizes[0][1] for i, s in enumerate(prompts)}
-        first |= {s.start: math.prod(sizes[0]) + i * sizes[1][1] for i, s in enumerate(responses)}
-        lengths = torch.tensor([s.length for s in self.segments])
-        bounds = [(s.start, s.prompt_start + s.prompt_length, s.prompt_length) for s in self.segments]
-        given = (
-            torch.cat([torch.arange(first[s.start], first[s.start] + s.length) for s in self.segments]),
-            torch.tensor([number[s.prompt_start] for s in responses], dtype=torch.int64),
-            torch.arange(len(lengths)).repeat_interleave(lengths),
-            torch.tensor(bounds),
-        )
-        return States(sizes[0], sizes[1], *(x.to(self.input_ids.device) for x in given))
 
     def tails(self, width: int) -> Tails:
         """For a causal convolution over `width` inputs. Its indices are found on the pack's device."""
         if width not in self._tails:
-            self._tails[width] = self._build_tails(width - 1)
+            self._tails[width] = tails_of(self.states(), width - 1)
         return self._tails[width]
-
-    def _build_tails(self, before: int) -> Tails:
-        states, device, rows = self.states(), self.input_ids.device, self.tokens + len(self.segments) * before + 1
-        start, end, length = (x[:, None] for x in states.bounds.unbind(1))
-        back = torch.arange(before, 0, -1, device=device)  # how far before the segment's first input
-        own = torch.arange(self.tokens, device=device) + (states.segment + 1) * before
-        own_start = start + (torch.arange(len(self.segments), device=device)[:, None] + 1) * before
-        has = back <= length
-        copies = torch.where(has, own_start - back, rows - 1).flatten()
-        return Tails(rows, torch.cat([own, copies]), torch.where(has, end - back, 0).flatten())
 
 
 def _transfer(tree: Any, device: torch.device | str) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import islice
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def of_convolution(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def of_rule(original: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
     """A delta rule over queries, keys and values [1, T, H, D], decays and betas [1, T, H, ...], likewise.
 
-    Prompts are one batch, responses the next; rows are padded with tokens that leave the state as it is.
+    Prompts come first, then responses, in batches of similar length, padded with tokens that leave the state as it is.
     """
 
     @wraps(original)
@@ -66,16 +67,17 @@ def of_rule(original: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[
         if options.pop("initial_state", None) is not None or options.pop("output_final_state", False):
             raise ValueError("a tree starts from no state and leaves none: no cache can be used with it")
         states = tree.states()
-        batches = [
-            _batches(x[0], states.place, (states.prompts, states.responses)) for x in (query, key, value, g, beta)
-        ]
-        (q, k, v, decay, rate), theirs = zip(*batches, strict=True)
-        out, last = original(q, k, v, g=decay, beta=rate, output_final_state=True, **options)
-        rows = [out.flatten(0, 1)]
-        if len(states.record):
-            q, k, v, decay, rate = theirs
-            after, _ = original(q, k, v, g=decay, beta=rate, initial_state=last[states.record], **options)
-            rows.append(after.flatten(0, 1))
+        sizes = (*states.prompts, *states.responses)
+        batches = zip(*(_batches(x[0], states.place, sizes) for x in (query, key, value, g, beta)), strict=True)
+        rows, ends = [], []
+        for q, k, v, decay, rate in islice(batches, len(states.prompts)):
+            out, end = original(q, k, v, g=decay, beta=rate, output_final_state=True, **options)
+            rows.append(out.flatten(0, 1))
+            ends.append(end)
+        starts = torch.cat(ends)[states.record].split([n for n, _ in states.responses]) if states.responses else ()
+        for start, (q, k, v, decay, rate) in zip(starts, batches, strict=True):
+            out, _ = original(q, k, v, g=decay, beta=rate, initial_state=start, **options)
+            rows.append(out.flatten(0, 1))
         return torch.cat(rows).index_select(0, states.place)[None], None
 
     return _known(rule, original)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig
@@ -58,6 +59,20 @@ def by_recurrence(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Te
     return torch.stack([rows[t] for t in range(pack.tokens)])[None]
 
 
+@settings(deadline=None, max_examples=30)
+@given(shapes=st.lists(st.lists(st.integers(1, 900), min_size=2, max_size=9), min_size=1, max_size=3))
+@example(shapes=[[300, 4_000, *[30] * 131]])
+def test_padding_is_bounded(shapes: list[list[int]]) -> None:
+    """A row is padded to at most twice its tokens, or to a chunk; calls grow with the logarithm of the longest row."""
+    pack = pack_of(shapes)
+    states = pack.states()
+    for batches, after in ((states.prompts, False), (states.responses, True)):
+        lengths = [s.length for s in pack.segments if bool(s.prompt_length) == after]
+        assert sum(rows for rows, _ in batches) == len(lengths)
+        assert sum(math.prod(x) for x in batches) <= sum(max(2 * n, 64) for n in lengths)
+        assert len(batches) <= 1 + math.ceil(math.log2(max(64, *lengths, 0) / 64))
+
+
 def by_taps(inputs: Tensor, weight: Tensor, pack: Pack) -> Tensor:
     rows: dict[int, Tensor] = {}
     width = weight.shape[1]
@@ -79,6 +94,7 @@ def agree(found: Tensor, expected: Tensor, leaves: Sequence[Tensor]) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(shapes=SHAPES)
+@example(shapes=[[3, 5, 66, 2], [70, 135, 4]])  # several batches of each kind
 def test_a_delta_rule_over_trees_is_that_of_each_sequence(shapes: list[list[int]]) -> None:
     pack, generator = pack_of(shapes), torch.Generator().manual_seed(1)
     sizes = [(HEADS, KEYS), (HEADS, KEYS), (HEADS, VALUES_OF), (HEADS,), (HEADS,)]
