@@ -99,13 +99,14 @@ class Traffic:
 
 def traffic(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine) -> Traffic:
     """All-gathers of weights (forward, backward, and a colocated reference's) and reduce-scatter of gradients; one
-    all-reduce of the plain engine's gradients."""
+    all-reduce of the plain engine's gradients. Balanced experts: one more gather, to count where tokens are sent."""
     size = BYTES[config.model.dtype]
     nodes = min(machine.nodes, -(-ranks // machine.gpus_per_node))
     if not zero.sharded:
         reduced = 2 * 4 * weights.trained
         return Traffic(reduced * (ranks - 1) / ranks, reduced * (nodes - 1) / nodes)
     gathers = 2 + (config.cluster.reference == "colocated" and config.objective.kind == "preference")
+    gathers += config.model.router_aux_loss > 0
     reduced = weights.trained * (4 if config.model.lora else size)
     everything = gathers * weights.total * size + reduced
     between = everything - (weights.total * size if zero.hpz > 1 else 0)  # hpZ: backward gathers stay in the node
@@ -135,11 +136,13 @@ def traffic_seconds(moved: Traffic, machine: Machine) -> float:
 
 def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine, batch: Batching) -> Time:
     """Time of one optimizer step: that of the busiest rank. Records of the dual split are taken to be as long as those
-    of training; they are scored by the policy, and by a colocated reference."""
+    of training; they are scored by the policy, and by a colocated reference. Where experts are balanced by a loss, a
+    forward pass counts beforehand where tokens are sent."""
     colocated = config.cluster.reference == "colocated" and config.objective.kind == "preference"
     scored = config.dual_records / config.training.records_per_step
     forward = sum(forward_flops(weights, batch.records))
-    flops = training_flops(config.model, weights, batch.records) + forward * (colocated + scored * (1 + colocated))
+    forwards = colocated + (config.model.router_aux_loss > 0) + scored * (1 + colocated)
+    flops = training_flops(config.model, weights, batch.records) + forward * forwards
     per_token = flops / sum(r.tokens for r in batch.records)
     moved = traffic_seconds(traffic(config, weights, zero, ranks, machine), machine)
     gathered = traffic_seconds(_gather(config, weights, ranks, machine), machine) * (1 + colocated) * scored

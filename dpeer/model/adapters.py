@@ -13,6 +13,7 @@ from torch import nn
 
 from dpeer.config import Lora, Model
 from dpeer.errors import ConfigError
+from dpeer.model.finite import refuse_not_finite
 from dpeer.model.identity import ADAPTER
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def other_base(spec: Model) -> tuple[str, ...]:
 
 
 def load_start(adapted: Any, lora: Lora, part: Parts | None = None) -> None:
-    """Put the trained weights into adapters that `start_of` has described. ConfigError: not exactly these."""
+    """Put the trained weights into adapters that `start_of` has described. ConfigError: not exactly these, or not
+    finite."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     try:
@@ -131,6 +133,7 @@ def load_start(adapted: Any, lora: Lora, part: Parts | None = None) -> None:
             f"model.lora.path {lora.path}: its weights do not fit model.path ({first[:300]}). Give the base that it "
             "was trained on."
         ) from error
+    refuse_not_finite(weights.items(), f"model.lora.path {lora.path}")
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     if odd := sorted(trained & set(result.missing_keys)) or sorted(result.unexpected_keys):
         what = "lacks" if odd[0] in trained else "has, with no place for them in this model,"

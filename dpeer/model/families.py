@@ -116,8 +116,10 @@ def attending_layers(shape: PretrainedConfig) -> int:
 
 def state_size(shape: PretrainedConfig) -> int:
     """Elements of the recurrent states of all layers with a delta rule: heads x key size x value size."""
-    sizes = [int(getattr(shape, f"linear_{k}", 0)) for k in ("num_value_heads", "key_head_dim", "value_head_dim")]
-    return math.prod(sizes) * sum(kind == "linear_attention" for kind in _layer_types(shape))
+    sizes = [getattr(shape, f"linear_{k}", 0) for k in ("num_value_heads", "key_head_dim", "value_head_dim")]
+    if not sizes[0]:  # as Kimi Linear says it: keys and values are of one size
+        sizes = [getattr(shape, f"linear_{k}", 0) for k in ("num_heads", "head_dim", "head_dim")]
+    return math.prod(map(int, sizes)) * sum(kind == "linear_attention" for kind in _layer_types(shape))
 
 
 _WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")

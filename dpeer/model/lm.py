@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +31,7 @@ from dpeer.model import flash, kernels, tree_attention
 from dpeer.model.adapters import load_start, refuse_adapter_folder, start_of
 from dpeer.model.balance import refuse_unbalanced
 from dpeer.model.families import expert_count, family_of, own_attention, refuse_unsupported, size_of
+from dpeer.model.finite import refuse_not_finite
 from dpeer.model.four_bits import four_bits, refuse_four_bits
 from dpeer.model.probe import layout_of
 from dpeer.model.towers import Parts, parts, text_part, tower_parameters
@@ -157,7 +157,7 @@ def load_lm(
             f"them {', '.join(missing[:3])}; they would start at random values. Give a complete checkpoint."
         )
     # Parts of partitioned weights are looked at by the engine that knows which elements are padding.
-    refuse_not_finite(((n, w) for n, w in model.named_parameters() if not hasattr(w, "ds_tensor")), path)
+    refuse_not_finite(((n, w) for n, w in model.named_parameters() if not hasattr(w, "ds_tensor")), f"model {path}")
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
     return model, chosen
@@ -177,16 +177,6 @@ def _unreported(towers: bool) -> Iterator[None]:
 
 def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTrainedModel:
     return load_lm(path, dtype, revision)[0]
-
-
-def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], path: str) -> None:
-    """ConfigError for weights that are NaN or infinite: nothing computed with them would mean anything."""
-    bad = [n for n, w in weights if w.numel() and not all(map(math.isfinite, map(float, torch.aminmax(w.detach()))))]
-    if bad:
-        raise ConfigError(
-            f"model {path}: {len(bad)} of its weights hold NaN or infinite values, among them {', '.join(bad[:3])}. "
-            "Its files are damaged, or its own training diverged: give another copy or checkpoint."
-        )
 
 
 def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int, part: Parts | None = None) -> PreTrainedModel:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def tower_parameters(shape: PretrainedConfig) -> int:
     return sum(p.numel() for p in whole.parameters() if p not in own)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """Where the text model is in a checkpoint.
 
@@ -98,7 +99,11 @@ class Parts:
 
     def located(self) -> str:
         """Prefix of the layers' names in the whole model as transformers builds it, such as `model.language_model.`"""
-        return f"{_backbone(_whole(self.shape), self.shape.get_text_config())[0]}."
+        return self._outer
+
+    @cached_property
+    def _outer(self) -> str:
+        return f"{_backbone(_whole(self.shape), self.shape.get_text_config())[0]}."  # a second of a large model
 
     def inner(self, name: str) -> str:
         """A module's name in the whole model (`located`) as the text model has it."""

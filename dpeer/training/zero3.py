@@ -14,7 +14,8 @@ from torch import Tensor
 from dpeer.config import Config
 from dpeer.data.packing import Pack
 from dpeer.model.adapters import dora_reads
-from dpeer.model.lm import build_lm, load_shape, refuse_not_finite
+from dpeer.model.finite import refuse_not_finite
+from dpeer.model.lm import build_lm, load_shape
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.engine import Engine, build_optimizer, model_settings
 from dpeer.training.world import World
@@ -46,7 +47,7 @@ class Zero3:
         settings = model_settings(config, load_shape(path, revision), trained=not reference)
         self.world = world
         lm = _partitioned(config, settings, reference=reference)
-        refuse_not_finite(_own_parts(lm, world.rank), path)
+        refuse_not_finite(_own_parts(lm, world.rank), f"model {path}")
         self.trained = [p for p in lm.parameters() if p.requires_grad]
         self._engine = _initialize(lm, settings, config, self.trained)
         self._engine.train(not reference)

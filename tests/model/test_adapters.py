@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -135,6 +136,21 @@ def test_an_adapter_of_the_head_is_refused(checkpoint: Checkpoint, tmp_path: Pat
     folder = trained(checkpoint("llama"), tmp_path / "a", target_modules=["q_proj", "lm_head"])
     with pytest.raises(ConfigError, match="adapts the embedding or the output head"):
         build_lm(config.Model(path=str(checkpoint("llama")), dtype="fp32", lora=config.Lora(path=str(folder))), 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_an_adapter_that_is_no_numbers_is_refused_by_its_path(
+    checkpoint: Checkpoint, tmp_path: Path, value: float
+) -> None:
+    folder = trained(checkpoint("qwen3"), tmp_path / "a")
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = sorted(weights)[3]
+    weights[name][1, 2] = value
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    spec = config.Model(path=str(checkpoint("qwen3")), dtype="fp32", lora=config.Lora(path=str(folder)))
+    for reference in (False, True):
+        with pytest.raises(ConfigError, match=rf"^model\.lora\.path {folder}: 1 of its weights .* among them {name}\."):
+            build_lm(spec, 0, reference=reference)
 
 
 KINDS: dict[str, dict[str, Any]] = {"dora": {"dora": True}, "rslora": {"rslora": True, "rank": 16}}

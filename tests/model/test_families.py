@@ -40,6 +40,15 @@ def test_layers_that_keep_a_state_attend_to_nothing() -> None:
     assert (attending_layers(lfm2), state_size(lfm2), attending_layers(AutoConfig.for_model("llama"))) == (1, 0, 32)
 
 
+@pytest.mark.parametrize("kind", ["kimi_linear", "glm5_next_text"])
+def test_states_whose_keys_and_values_are_of_one_size_are_counted(kind: str) -> None:
+    shape = AutoConfig.for_model(
+        kind, num_hidden_layers=4, linear_num_heads=6, linear_head_dim=10, mlp_layer_types=["dense"] * 4,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    )  # fmt: skip
+    assert (state_size(shape), attending_layers(shape)) == (3 * 6 * 10 * 10, 1)
+
+
 def test_experts_that_a_token_does_not_meet_are_idle() -> None:
     sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 3, "vocab_size": 100}
     shape = AutoConfig.for_model("qwen3_moe", num_experts=8, num_experts_per_tok=2, head_dim=16, **sizes)

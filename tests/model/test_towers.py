@@ -19,6 +19,7 @@ from dpeer.errors import ConfigError
 from dpeer.estimate.footprint import count_activations, count_weights
 from dpeer.estimate.saved_size import saved_size
 from dpeer.model import probe
+from dpeer.model import towers as towers_module
 from dpeer.model.lm import build_lm, load_parts, load_shape, towers
 from dpeer.model.miniature import alike, miniature, one_of_each_kind
 from dpeer.model.probe import layout_of
@@ -115,6 +116,18 @@ def test_adapters_are_of_the_text_part_alone(folders: Any) -> None:
     spec = config.Model(path=str(folders("gemma3")), dtype="fp32", lora=config.Lora(rank=2, targets=("q_proj",)))
     adapted = [n for n, p in build_lm(spec, 0).named_parameters() if p.requires_grad]
     assert len(adapted) == 2 * 2 and all(".layers." in n and "vision" not in n for n in adapted)
+
+
+def test_the_whole_model_is_built_once_however_many_names_are_asked_for(
+    folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = load_parts(str(folders("gemma3")))
+    assert part is not None
+    whole, built = towers_module._whole, []
+    monkeypatch.setattr(towers_module, "_whole", lambda shape: built.append(shape) or whole(shape))
+    names = [f"layers.{i}.self_attn.{kind}_proj" for i in range(2) for kind in "qv"]
+    assert [part.inner(part.located() + name) for name in names] == [f"model.{name}" for name in names]
+    assert part.inner("q_proj") == "q_proj" and len(built) == 1
 
 
 def test_a_head_that_is_the_embedding_by_the_checkpoint(tmp_path: Path) -> None:
