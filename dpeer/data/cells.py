@@ -23,6 +23,13 @@ def blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or value != value
 
 
+def silent(response: object) -> bool:
+    """Whether it says nothing: as text, or as {text, tool_calls}."""
+    if isinstance(response, dict):
+        return blank(response.get("text")) and not response.get("tool_calls")
+    return blank(response)
+
+
 def text(value: object, column: str) -> str:
     """The text of a cell. Invalid: it is empty, no text, or holds what no file of texts holds."""
     if blank(value):

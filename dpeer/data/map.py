@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dpeer.config_sources import NONE, Map
+from dpeer.data.cells import silent
 from dpeer.data.conversation import Malformed, joined_prompt, pair_of, plain
 from dpeer.data.faults import Fault, excerpt
 from dpeer.data.parse import Invalid, blank
@@ -374,15 +375,9 @@ def _number(row: Row, column: str, value: object) -> float | None:
 
 
 def _useless(good: object, bad: object) -> str | None:
-    if _silent(good) or _silent(bad):
+    if silent(good) or silent(bad):
         return EMPTY
     return SAME if _said(good) == _said(bad) else None
-
-
-def _silent(response: object) -> bool:
-    if isinstance(response, dict):
-        return blank(response.get("text")) and not response.get("tool_calls")
-    return blank(response)
 
 
 def _said(response: object) -> str:

@@ -39,8 +39,9 @@ def suspected(counts: Mapping[int, int] | Mapping[Fraction, int]) -> dict[int, i
 
     A negative code must stand beside scores from 0 up, three at least; a positive one more than a scale's length above.
     """
-    codes = {int(score): n for score, n in counts.items() if score in CODES}
-    rest = sorted(set(counts) - set(codes))
+    scores = {Fraction(score): n for score, n in counts.items()}
+    codes = {int(score): n for score, n in scores.items() if score in CODES}
+    rest = sorted(set(scores) - set(codes))
     if len(rest) < 2:
         return {}
     return {

@@ -30,7 +30,7 @@ from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
 from dpeer.training.run_dir import RunDir
 from dpeer.training.samples import LONGEST, spread
-from tests.training.conftest import TIMEOUT_S, recipe
+from tests.training.conftest import recipe
 
 
 @pytest.mark.parametrize("budget", [1, 10_000])  # a forward for each prompt, and one for all
@@ -58,14 +58,6 @@ def test_sampled_records_are_spread_over_the_split() -> None:
     trees = [TokenTree(i, (1,), ((2,),), (), 0, ("A",)) for i in range(10)]
     assert [t.index for t in spread(trees, 3)] == [0, 3, 6]
     assert [t.index for t in spread(trees[:2], 3)] == [0, 1]
-
-
-def test_every_process_group_inherits_the_timeout(here: world.World) -> None:
-    """DeepSpeed clones the world group without a timeout; the default must then be ours."""
-    import torch.distributed as dist
-
-    clone = dist.new_group([0])
-    assert clone._get_backend(torch.device("cpu")).options._timeout.total_seconds() == pytest.approx(TIMEOUT_S)
 
 
 # Engines

@@ -17,6 +17,7 @@ from dpeer.errors import ClusterError
 from dpeer.training import numerics as module
 from dpeer.training import world
 from dpeer.training.environment import DETERMINISM, gpu_variables, set_defaults, set_determinism
+from tests.training.conftest import TIMEOUT_S
 
 CONFIG = {"name": "x", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
 
@@ -144,3 +145,9 @@ def test_bandwidth_counts_what_each_link_carries(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("dpeer.training.world.time.perf_counter", lambda: clock[0])
     here = world.World(0, 4, torch.device("cpu"))
     assert world.all_reduce_bandwidth(here, 10**6) == pytest.approx(1.5)
+
+
+def test_every_process_group_inherits_the_timeout(here: world.World) -> None:
+    """DeepSpeed clones the world group without a timeout; the default must then be ours."""
+    clone = dist.new_group([0])
+    assert clone._get_backend(torch.device("cpu")).options._timeout.total_seconds() == pytest.approx(TIMEOUT_S)
