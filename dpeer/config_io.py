@@ -83,7 +83,7 @@ def parsed_section(root: type[Root], values: Tree, settings: Sequence[str], wher
         dotted, _, text = setting.partition("=")
         _put(tree, dotted.strip(), parse(text, f"{where} {dotted}"), f"{where} {dotted}", text)
     try:
-        return root.model_validate(tree)
+        return root.model_validate(_with_homes(tree))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error, tree, root))) from None
 

@@ -19,7 +19,7 @@ from dpeer.data.faults import data_error
 from dpeer.data.load import load, splits
 from dpeer.data.order import edges
 from dpeer.data.split import prompt_key
-from dpeer.errors import ConfigError
+from dpeer.errors import ConfigError, DataError
 from dpeer.files import write_text
 from dpeer.objective.bounds import provable, records_for
 from dpeer.yaml_dialect import Dumper
@@ -89,7 +89,7 @@ def new(wish: Wish, path: Path, overrides: Sequence[str] = ()) -> Config:
     """Write the recipe and return its config. ConfigError: the file exists, or an override is no setting."""
     if path.exists():
         raise ConfigError(f"{path} is there already and is not overwritten; give another name with --output")
-    facts = read(wish)
+    facts = read(wish, overrides)
     mode = choose_mode(wish, facts)
     tree, comments = compose(wish, facts, mode)
     for override in overrides:
@@ -108,24 +108,28 @@ def new(wish: Wish, path: Path, overrides: Sequence[str] = ()) -> Config:
         raise
 
 
-def read(wish: Wish) -> Facts:
-    """Data and model, looked at once. Raises DataError for what training would refuse."""
+def read(wish: Wish, overrides: Sequence[str] = ()) -> Facts:
+    """Data and model, looked at once, as the overrides say. Raises DataError for what training would refuse."""
     from dpeer.config import Model
     from dpeer.data.tokenize import audit
     from dpeer.estimate.footprint import count_weights
     from dpeer.launcher.plan.inputs import model_config
+    from dpeer.launcher.recipe import HOW_TO_SET, config_of
     from dpeer.model.families import refuse_unsupported
-    from dpeer.model.lm import load_tokenizer
+    from dpeer.model.shape import model_facts
     from dpeer.model.towers import text_part
+    from dpeer.model.words import options_of, tokenizer_of
 
-    data = load(wish.data, map=wish.map)
-    trees, faults = audit(data, load_tokenizer(wish.model))
+    config = config_of(wish.data, wish.model, wish.map, overrides)
+    model, columns = Model(path=config.model.path, revision=config.model.revision), config.data.map
+    data, known = load(wish.data, map=columns), model_facts(model.path, model.revision)
+    trees, faults = audit(data, tokenizer_of(config), options_of(config), known.media if known else frozenset())
     if faults:
-        raise data_error(wish.data, faults)
-    shape = text_part(model_config(Model(path=wish.model), None)[0], wish.model)
-    refuse_unsupported(shape, wish.model)
+        raise DataError(f"{data_error(wish.data, faults)}\n{HOW_TO_SET}")
+    shape = text_part(model_config(model, None)[0], model.path)
+    refuse_unsupported(shape, model.path)
     tested = "test" in splits(wish.data)
-    heldout = load(wish.data, "test", data.dimensions, wish.map) if tested else None
+    heldout = load(wish.data, "test", data.dimensions, columns) if tested else None
     responses = [len(r) for t in trees for r in t.responses]
     return Facts(
         records=len(data.records),
@@ -139,7 +143,7 @@ def read(wish: Wish) -> Facts:
             round(median(len(t.responses) - 1 for t in trees)),
         ),
         positions=getattr(shape, "max_position_embeddings", None),
-        parameters=count_weights(Model(path=wish.model), shape).total,
+        parameters=count_weights(model, shape).total,
     )
 
 

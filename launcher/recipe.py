@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpeer.config import Config
-from dpeer.config_io import load_config
+from dpeer.config_io import load_config, parsed_section
+from dpeer.config_sources import Map
 from dpeer.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
 EVALUATION = RECIPES / "evaluation"
+HOW_TO_SET = "Keys of a recipe, such as model.template_kwargs or data.end_of_turn, are given by --set KEY=VALUE"
 
 
 def recipe_names(folder: Path = RECIPES) -> tuple[str, ...]:
@@ -22,6 +24,14 @@ def recipe_names(folder: Path = RECIPES) -> tuple[str, ...]:
 def training_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The config behind a recipe argument."""
     return load_config(recipe_path(name), overrides, shipped=RECIPES)
+
+
+def config_of(data: str, model: str, map_: Map | None, overrides: Sequence[str] = ()) -> Config:
+    """What a recipe for these records and this model says of both, with those of the overrides that speak of either."""
+    about = [o for o in overrides if o.strip().startswith(("model.", "data."))]
+    source = {"train": data} | ({"map": map_.said} if map_ else {})
+    values = {"name": "given", "model": {"path": model}, "data": source, "training": {"epochs": 1}}
+    return parsed_section(Config, values, about, "--set")
 
 
 def recipe_path(name: str, folder: Path = RECIPES) -> Path:

@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from dpeer.config_sources import Map
+from dpeer.data.chat import ChatOptions
 from dpeer.data.facts import ModelFacts, Tokens, facts
 from dpeer.data.facts import tokens as counted_tokens
 from dpeer.data.faults import Fault, excerpt
@@ -17,7 +18,7 @@ from dpeer.data.load import load_with_faults, splits
 from dpeer.data.order import edge_counts, edges
 from dpeer.data.schema import DataSet, Reading, Record
 from dpeer.data.split import prompt_key
-from dpeer.data.tokenize import audit, response_name
+from dpeer.data.tokenize import PLAIN, audit, response_name
 from dpeer.errors import DataError
 
 if TYPE_CHECKING:
@@ -76,13 +77,15 @@ def check(
     heldout: str | None = None,
     map: Map | None = None,
     model: ModelFacts | None = None,
+    options: ChatOptions = PLAIN,
 ) -> CheckReport:
     """Check the training split of `source`, and `heldout` or, without it, the source's own test split if there is one.
 
     Errors: faults of the rows; responses of a record with the same text; with a tokenizer, the audit of its chat
-    template; what `facts` refuses of the splits, their tokens and the model. Warnings: active dimensions without a
-    reject of their own; repeated records; records with the same prompt and mask, unless ratings rank many responses;
-    pairs in both orders; responses that repeat their prompt; what `facts` tells. Never raises for a fault of the data.
+    template, asked by `options`; what `facts` refuses of the splits, their tokens and the model. Warnings: active
+    dimensions without a reject of their own; repeated records; records with the same prompt and mask, unless ratings
+    rank many responses; pairs in both orders; responses that repeat their prompt; what `facts` tells. Never raises for
+    a fault of the data.
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
@@ -96,7 +99,7 @@ def check(
             tokens: dict[str, Spread] = {}
             if tokenizer is not None:
                 media = model.media if model else frozenset[int]()
-                tokens, faults, counted[name] = _tokens(part, tokenizer, media)
+                tokens, faults, counted[name] = _tokens(part, tokenizer, options, media)
                 errors += faults
             errors += _equal_responses(part)
             warnings += [*_missing_rejects(part), *_repeats(part), *_reversed(part), *_with_prompts(part)]
@@ -146,9 +149,9 @@ def _prompts(data: DataSet) -> dict[str, int]:
 
 
 def _tokens(
-    data: DataSet, tokenizer: PreTrainedTokenizerBase, media: frozenset[int]
+    data: DataSet, tokenizer: PreTrainedTokenizerBase, options: ChatOptions, media: frozenset[int]
 ) -> tuple[dict[str, Spread], tuple[Fault, ...], Tokens]:
-    trees, faults = audit(data, tokenizer, media=media)
+    trees, faults = audit(data, tokenizer, options, media)
     lengths = {
         "prompt tokens": [len(t.prompt) for t in trees],
         "response tokens": [len(r) for t in trees for r in t.responses],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +14,9 @@ from rich.table import Table
 from dpeer.escape import markup
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from dpeer.config import Config
     from dpeer.config_sources import Map
     from dpeer.data.check import CheckReport, Spread
-    from dpeer.data.facts import ModelFacts
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -43,6 +42,14 @@ def check(
     ] = None,
     heldout: Annotated[str | None, typer.Option(help="Held-out data; default: the test split of SOURCE.")] = None,
     map_: Mapped = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Audit with its model, template, options and map, as train would."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of it, e.g. data.reasoning=drop; repeat."),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="What a constraint would be held to: a mean loss per pair.", min=0.01, max=5)
     ] = 0.5,
@@ -51,8 +58,13 @@ def check(
     """Count and audit a data set; exit code 1 when training would refuse it or be misled by it."""
     from dpeer.data.check import check as check_data
 
-    loaded = _tokenizer(tokenizer) if tokenizer else None
-    report = check_data(source, loaded, heldout, _map(map_), _model(tokenizer) if tokenizer else None)
+    if set_ and not (recipe or tokenizer):
+        raise typer.BadParameter("give --tokenizer or --recipe, of whose words it is a setting", param_hint="--set")
+    given = _map(map_)
+    if recipe or tokenizer:
+        report = _audited(source, heldout, _config(source, tokenizer, given, recipe, set_ or ()))
+    else:
+        report = check_data(source, None, heldout, given)
     if as_json:
         typer.echo(report.to_json())
     else:
@@ -142,31 +154,29 @@ def _map(given: Sequence[str] | None) -> Map | None:
     return parsed_section(Map, {"preset": presets[0]} if presets else {}, [t for t in given if "=" in t], "--map")
 
 
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+def _config(source: str, model: str | None, given: Map | None, recipe: str | None, settings: Sequence[str]) -> Config:
+    """What --tokenizer and --map say, else the settings, else the recipe."""
+    from dpeer.launcher.recipe import config_of, training_config
 
-    from dpeer.errors import DataError
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"--tokenizer {path}: no tokenizer could be loaded ({first}); give the folder of a model or a hub id that "
-            "this machine can reach"
-        ) from error
-    assert isinstance(loaded, PreTrainedTokenizerBase)
-    return loaded
+    if recipe is None:
+        return config_of(source, model or "", given, settings)
+    found = training_config(recipe, (*settings, f"model.path={json.dumps(model)}") if model else settings)
+    return found.model_copy(update={"data": found.data.model_copy(update={"map": given})}) if given else found
 
 
-def _model(path: str) -> ModelFacts | None:
+def _audited(source: str, heldout: str | None, config: Config) -> CheckReport:
+    """As `train` would ask, but for the lengths."""
+    from dpeer.data.check import check as check_data
     from dpeer.model.shape import model_facts
+    from dpeer.model.words import options_of, tokenizer_of
 
-    return model_facts(path)
+    model = model_facts(config.model.path, config.model.revision)
+    return check_data(source, tokenizer_of(config), heldout, config.data.map, model, options_of(config))
 
 
 def _render(report: CheckReport, tolerance: float) -> None:
     from dpeer.data.faults import screen
+    from dpeer.launcher.recipe import HOW_TO_SET
 
     console = Console(highlight=False, soft_wrap=True)
     records = ", ".join(f"{split.records} {split.name}" for split in report.splits) or "no"
@@ -175,6 +185,8 @@ def _render(report: CheckReport, tolerance: float) -> None:
     )
     if report.errors:
         console.print("[bold red]errors[/]", *map(markup, screen(report.errors)), sep="\n")
+        if any(key in fault.text for fault in report.errors for key in ("model.", "data.end", "data.reas")):
+            console.print(f"{HOW_TO_SET}, or by --recipe FILE")
         return
     for reading in report.reading:
         console.print(*map(markup, reading.lines()), sep="\n")

@@ -169,6 +169,46 @@ def test_command(tmp_path, make_tokenizer, templates):
     assert (result.exit_code, "has 2 records" in result.output) == (1, True)
 
 
+ENDLESS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ 'calm ' if calm }}{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{{ 'calm ' if calm }}{% endif %}"
+)
+END = "data.end_of_turn=<|im_start|>"
+
+
+def test_command_asks_as_the_settings_and_the_recipe_say(tmp_path, make_tokenizer, templates):
+    path = write(tmp_path / "d.csv", row("one", "AT"), row("two", "AT"))
+    make_tokenizer(ENDLESS).save_pretrained(tmp_path / "model")
+    make_tokenizer(templates["chatml"]).save_pretrained(tmp_path / "other")
+    (tmp_path / "chat.jinja").write_text(ENDLESS)
+    template = f"model.chat_template={tmp_path / 'chat.jinja'}"
+    recipe = {"name": "x", "model": {"path": str(tmp_path / "model")}, "data": {"train": "gone.csv"}}
+    recipe["data"] |= {"end_of_turn": "<|im_start|>"}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe | {"training": {"epochs": 1}}))
+
+    def asked(*options: str, tokenizer: str | None = "model") -> tuple[int, str]:
+        given = () if tokenizer is None else ("--tokenizer", str(tmp_path / tokenizer))
+        options = [
+            part for option in options for part in (("--set", option) if "=" in option else ("--recipe", option))
+        ]
+        result = CliRunner().invoke(app, ["data", "check", path, *given, *options])
+        return result.exit_code, " ".join(result.output.split())
+
+    code, said = asked()
+    assert code == 1 and "data.end_of_turn" in said and "--set KEY=VALUE, or by --recipe FILE" in said
+    assert asked(END)[0] == asked(str(tmp_path / "r.yaml"), tokenizer=None)[0] == 0
+    assert asked(tokenizer="other")[0] == 0 and asked(template, tokenizer="other")[0] == 1
+    lengths = [
+        asked(END, *more)[1].partition("prompt tokens")[2][:5] for more in ((), ("model.template_kwargs={calm: true}",))
+    ]
+    assert lengths[0] != lengths[1]
+    code, said = asked(END, "model.template_kwargs={clam: true}")
+    assert code == 1 and "clam" in said
+    code, said = asked("data.end_of_turns=x")
+    assert code == 1 and "did you mean data.end_of_turn?" in said
+    assert asked(END, tokenizer=None)[0] == 2
+
+
 def test_json_lists_every_fault_and_fails(tmp_path):
     path = write(tmp_path / "d.csv", *(row(f"q{k}", "AT", golden="") for k in range(40)))
     result = CliRunner().invoke(app, ["data", "check", path, "--json"])
@@ -181,5 +221,5 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
     (tmp_path / "model").mkdir()
     result = CliRunner().invoke(app, ["data", "check", path, "--tokenizer", str(tmp_path / "model")])
     assert result.exit_code == 1
-    assert "no tokenizer could be loaded" in result.output
+    assert f"{tmp_path / 'model'}: cannot be loaded" in result.output and "a tokenizer" in result.output
     assert "Traceback" not in result.output

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dpeer.config import Certificate, Config
 from dpeer.config_io import load_config
+from dpeer.data.facts import ModelFacts
 from dpeer.data.load import load
 from dpeer.errors import ConfigError
 from dpeer.launcher import new as made
@@ -189,3 +190,23 @@ def test_data_that_training_would_refuse_is_refused(place: Path, tmp_path: Path)
     (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n")
     code, output = run(place, "--data", tmp_path / "bad.jsonl", "--model", place / "model", "-o", tmp_path / "x.yaml")
     assert code == 1 and "<|im_end|>" in output and not (tmp_path / "x.yaml").exists()
+
+
+def test_data_are_looked_at_as_the_settings_say(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    recipe = tmp_path / "x.yaml"
+    given = ("--data", place / "world" / "train.jsonl", "--model", place / "model", "--gpus", 0, "-o", recipe)
+    template = ("--set", f"model.chat_template={tmp_path / 'chat.jinja'}")
+    code, output = run(place, *given, *template)
+    assert code == 1 and "data.end_of_turn" in output and "--set KEY=VALUE" in output and not recipe.exists()
+    code, output = run(place, *given, *template, "--set", "data.end_of_turn=<|im_start|>")
+    assert code == 0 and load_config(recipe).data.end_of_turn == "<|im_start|>", output
+    code, output = run(place, *given[:-1], tmp_path / "y.yaml", "--set", "model.template_kwargs={clam: true}")
+    assert code == 1 and "clam" in output and not (tmp_path / "y.yaml").exists()
+    seen = ModelFacts("model", media=frozenset(range(300)))
+    monkeypatch.setattr("dpeer.model.shape.model_facts", lambda *_: seen)
+    code, output = run(place, *given[:-1], tmp_path / "y.yaml")
+    assert code == 1 and "image" in output and not (tmp_path / "y.yaml").exists()
