@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def tower_parameters(shape: PretrainedConfig) -> int:
     return sum(p.numel() for p in whole.parameters() if p not in own)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """Where the text model is in a checkpoint.
 
@@ -98,12 +99,20 @@ class Parts:
 
     def located(self) -> str:
         """Prefix of the layers' names in the whole model as transformers builds it, such as `model.language_model.`"""
+        return self._located
+
+    @cached_property
+    def _located(self) -> str:
         return f"{_backbone(_whole(self.shape), self.shape.get_text_config())[0]}."
 
     def inner(self, name: str) -> str:
         """A module's name in the whole model (`located`) as the text model has it."""
         outer = self.located()
         return self.base + name.removeprefix(outer) if name.startswith(outer) else name
+
+    def outer(self, name: str) -> str:
+        """The inverse of `inner`."""
+        return self.located() + name.removeprefix(self.base) if name.startswith(self.base) else name
 
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint on this machine; None: it has no such file."""
