@@ -30,12 +30,12 @@ def shared(first: Prompts, second: Prompts) -> list[tuple[Record, Record]]:
     text, or of the same tokens where these are known."""
     ours, theirs = _common(first.keys, second.keys)
     texts = {prompt_key(first.records[i]): i for i in ours}
-    found = {k: texts.get(prompt_key(second.records[k])) for k in theirs}
+    found = {k: texts[key] for k in theirs if (key := prompt_key(second.records[k])) in texts}
     if first.asked is not None and second.asked is not None:
         ours, theirs = _common(first.asked, second.asked)
         tokens = {int(first.asked[i]): i for i in ours}
-        found = {k: tokens[int(second.asked[k])] for k in theirs} | {k: i for k, i in found.items() if i is not None}
-    return [(first.records[i], second.records[k]) for k, i in sorted(found.items()) if i is not None]
+        found = {k: tokens[int(second.asked[k])] for k in theirs} | found
+    return [(first.records[i], second.records[k]) for k, i in sorted(found.items())]
 
 
 def _common(first: Keys, second: Keys) -> tuple[list[int], list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ KEPT = {
     "layers_to_transform", "layers_pattern", "init_lora_weights", "megatron_core", "runtime_config",
 }  # fmt: skip
 """Fields of PEFT's config under which an adapter is a low-rank update of its targets, and nothing else."""
+NAMED = ("target_modules", "exclude_modules", "target_parameters", "rank_pattern", "alpha_pattern")
+"""Those that name modules, alone or as keys."""
 BELOW = "base_model.model."
 """Before the names of the model's modules in an adapter's file."""
 INITIAL = (True, False, "gaussian")
@@ -71,10 +73,18 @@ def start_of(lora: Lora, part: Parts | None = None) -> LoraConfig:
             "here. Merge it into its base with PEFT (merge_and_unload) and train from that: model.path=MERGED."
         )
     adapter.inference_mode, adapter.lora_dropout, adapter.init_lora_weights = False, 0.0, True
-    if part and not isinstance(adapter.target_modules, str):
-        adapter.target_modules = {part.inner(name) for name in adapter.target_modules or ()}
+    if part:
+        for field in NAMED:
+            setattr(adapter, field, renamed(getattr(adapter, field), part.inner))
     adapter.base_model_name_or_path = None  # PEFT writes the name of the model that it finds below
     return adapter
+
+
+def renamed(value: Any, rename: Callable[[str], str]) -> Any:
+    """A field of `NAMED` with its names renamed; a regular expression, or nothing, as it is."""
+    if isinstance(value, dict):
+        return {rename(name): number for name, number in value.items()}
+    return value if value is None or isinstance(value, str) else type(value)(map(rename, value))
 
 
 def _read(lora: Lora) -> Any:

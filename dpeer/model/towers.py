@@ -110,6 +110,10 @@ class Parts:
         outer = self.located()
         return self.base + name.removeprefix(outer) if name.startswith(outer) else name
 
+    def outer(self, name: str) -> str:
+        """The inverse of `inner`."""
+        return self.located() + name.removeprefix(self.base) if name.startswith(self.base) else name
+
     def file(self, name: str) -> Path | None:
         """A file of the checkpoint on this machine; None: it has no such file."""
         return found(self.path, name, self.revision)

@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from dpeer.config import Model
 from dpeer.disk import disk_fault, remedy
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint
 from dpeer.files import follow_umask, sync, sync_folder
 from dpeer.integrity import LIST, faults, read_state, write_list, write_state
 from dpeer.model import flash, kernels
+from dpeer.model.families import expert_count
+from dpeer.model.lm import load_parts, load_shape
 from dpeer.objective.dual import DualState
 from dpeer.training import shards
 from dpeer.training.calls import Scores
@@ -78,6 +83,7 @@ def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
                 "dual": policy.lagrangian.state.to_dict(),
                 "probe": {str(k): v for k, v in probe.items()},
                 "sums": sums,
+                "trained": len(_trained(policy)),
                 "facts": facts,
                 "files": files,
             },
@@ -108,7 +114,9 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
         shards.verify(folder, state.get("files", {}), policy.world)
     if policy.engine.sharded:
         refuse_foreign_code(folder / (SHARDS if same_ranks else UNIVERSAL))
-    policy.engine.load(folder, state["world_size"])
+    _refuse_other_parameters(policy, folder, state.get("trained"))
+    with _older_parameters_explained(policy, folder, state):
+        policy.engine.load(folder, state["world_size"])
     policy.step = policy.pulse.step = state["step"]
     policy.lagrangian = policy.lagrangian.at(DualState.from_dict(state["dual"]))
     _check_sums(policy, folder, state.get("sums", {}))
@@ -116,6 +124,41 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
     dist.all_gather_object(equal, state["numerics"] == _numerics(policy))
     exact = same_ranks and all(equal)
     _check_probe(policy, folder, state["probe"], 1e-6 if exact else IDENTITY[policy.config.model.dtype])
+
+
+def _trained(policy: Policy) -> list[str]:
+    return [name for name, p in policy.engine.module.named_parameters() if p.requires_grad]
+
+
+def _refuse_other_parameters(policy: Policy, folder: Path, saved: int | None) -> None:
+    if saved is not None and saved != (mine := len(_trained(policy))):
+        raise CheckpointError(
+            f"{folder}: holds {saved} trained parameters, and this model has {mine}. What model.lora.targets="
+            f"{policy.config.model.lora and policy.config.model.lora.targets} means has changed: go on with the dpeer "
+            "that began the run (versions.dpeer in its manifest.json), or start a new run."
+        )
+
+
+@contextmanager
+def _older_parameters_explained(policy: Policy, folder: Path, state: Mapping[str, Any]) -> Iterator[None]:
+    """Checkpoints that do not say how many parameters they train may be older than adapters of fused experts, and than
+    text parts with names of their own: neither fits the model as it is built now."""
+    try:
+        yield
+    except Exception as error:
+        if "trained" in state or not _built_otherwise_once(policy.config.model):
+            raise
+        raise CheckpointError(
+            f"{folder}: does not fit the model as this dpeer builds it ({str(error).splitlines()[0][:200]}). Earlier "
+            "versions gave experts that are fused no adapters under model.lora.targets=all-linear, and named the "
+            "parameters of models that see or hear otherwise. Go on, or export, with the dpeer that began the run "
+            "(versions.dpeer in its manifest.json), or start a new run."
+        ) from error
+
+
+def _built_otherwise_once(spec: Model) -> bool:
+    fused = spec.lora and spec.lora.targets == "all-linear" and expert_count(load_shape(spec.path, spec.revision))
+    return bool(fused or load_parts(spec.path, spec.revision))
 
 
 def refuse_other_run(folder: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:

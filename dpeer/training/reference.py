@@ -19,7 +19,10 @@ from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.integrity import Damaged
 from dpeer.model import tree_attention
+from dpeer.model.families import named
 from dpeer.model.identity import adapter_hash, model_hash
+from dpeer.model.lm import load_shape
+from dpeer.model.probe import layout_of
 from dpeer.tensor_file import read_tensors, write_tensors
 from dpeer.training.calls import Scores
 from dpeer.training.choice import reference_engine
@@ -80,11 +83,21 @@ def cache_path(config: Config, data: TokenizedSet) -> Path:
     """File of cached log-probs: keyed by everything that changes them. Length normalisation happens after reading."""
     device = f"gpu, {config.model.flash}, {config.model.kernels}" if config.cluster.on_gpus else "cpu"
     kernel = f"{tree_attention.IMPLEMENTATIONS[config.model.attention]} on {device}"
-    kernel += "" if config.model.layout == "auto" else f", {config.model.layout}"
+    kernel += _layout(config)
     kernel += ", 4 bits" if config.model.load_in_4bit else ""
     key = [reference_hash(config), data.sha256, config.model.dtype, kernel, torch.__version__, "sum"]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return config.output_dir / "reference_cache" / f"{name}.safetensors"
+
+
+def _layout(config: Config) -> str:
+    """Nothing for the families that have always been trees: their caches stay valid. What `auto` means for others may
+    change with dpeer and transformers."""
+    path, revision = config.model.reference
+    if (wanted := config.model.layout) != "auto":
+        return f", {wanted}"
+    shape = load_shape(path, revision)
+    return "" if named(shape) else f", auto: {layout_of(shape, path)}"
 
 
 class CachedScores(Sequence[list[float]]):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dpeer.errors import CheckpointError
+from dpeer.model.adapters import BELOW, NAMED, renamed
 from dpeer.model.towers import INDEX, Parts
 
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
@@ -72,12 +73,12 @@ def locate_adapter(folder: Path, parts: Parts) -> None:
     """Name the modules of an adapter of the text model as they are in the whole model, where towers have such names
     as well."""
     weights, config = (folder / name for name in ADAPTER)
-    inner, outer, ours = f"base_model.model.{parts.base}", f"base_model.model.{parts.located()}", load_file(weights)
-    theirs = {outer + k.removeprefix(inner) if k.startswith(inner) else k: v for k, v in ours.items()}
+    theirs = {BELOW + parts.outer(k.removeprefix(BELOW)): v for k, v in load_file(weights).items()}
     save_file(theirs, weights, {"format": "pt"})
     fields = json.loads(config.read_text(encoding="utf-8"))
+    fields |= {name: renamed(fields.get(name), parts.outer) for name in NAMED}
     experts = tuple(name.rpartition(".")[0] for name in fields.get("target_parameters") or ())  # are found by their end
-    modules = {k.removeprefix("base_model.model.").partition(".lora_")[0].partition(".base_layer")[0] for k in theirs}
+    modules = {k.removeprefix(BELOW).partition(".lora_")[0].partition(".base_layer")[0] for k in theirs}
     named = sorted(m for m in modules if not (experts and m.endswith(experts)))
     fields |= {"target_modules": named, "exclude_modules": None}
     config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +115,23 @@ def test_shards_that_would_run_code_are_refused_and_do_not_run_it(
     assert not (tmp_path / "ran").exists()
     torch.load(shard, weights_only=False)
     assert (tmp_path / "ran").exists(), "the attack is a real one"
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama"])
+def test_checkpoints_of_models_that_were_built_otherwise_say_so(tmp_path: Path, kind: str) -> None:
+    """Of the kinds that were; any other's fault stays what it is."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    model = {"path": str(tmp_path), "lora": {"targets": "all-linear"}}
+    config = Config.model_validate({"name": "x", "model": model, "data": {"train": "d"}, "training": {"steps": 1}})
+    policy: Any = SimpleNamespace(config=config, engine=SimpleNamespace(module=torch.nn.Linear(2, 2)))
+    checkpoint._refuse_other_parameters(policy, tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"holds 1 trained parameters, and this model has 2.*began the run"):
+        checkpoint._refuse_other_parameters(policy, tmp_path, 1)
+    older: dict[str, Any] = {"step": 4}
+    for state, explained in ((older, kind == "gpt_oss"), (older | {"trained": 2}, False)):
+        expected = (CheckpointError, "experts that are fused no adapters") if explained else (RuntimeError, "^sizes$")
+        with (
+            pytest.raises(expected[0], match=expected[1]),
+            checkpoint._older_parameters_explained(policy, tmp_path, state),
+        ):
+            raise RuntimeError("sizes")

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import CheckpointError
+from dpeer.model import probe
+from dpeer.model.probe import Exactness
 from dpeer.training.reference import cache_path, read_cache, reference_hash, write_cache
 from dpeer.training.scoring import merge
 
@@ -47,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     for name, weight in (("model", b"w0"), ("twin", b"w0"), ("other", b"w1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(weight)
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
     return tmp_path
 
 
@@ -106,6 +108,22 @@ def test_key_changes_with_everything_that_changes_the_values(folder: Path) -> No
     assert len({base, *different.values()}) == 1 + len(different)
     reference = recipe(folder, model={"reference_path": str(folder / "other")})
     assert cache_path(reference, DATA) == different["model"]
+
+
+def test_key_says_what_auto_means_where_that_may_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture that becomes exact as trees leaves its old cache behind; a named family keeps it."""
+
+    def paths(kind: str) -> set[Path]:
+        (folder / "model" / "config.json").write_text(json.dumps({"model_type": kind}))
+        found = set()
+        for tree in (True, False):
+            exact = {"tree": Exactness(0.0, 0.0, "", "" if tree else "fails"), "sequences": Exactness(0.0, 0.0, "")}
+            monkeypatch.setattr(probe, "exactness", lambda _, layout, exact=exact: exact[layout])
+            found.add(cache_path(recipe(folder), DATA))
+        return found
+
+    assert len(paths("llama")) == 1 and len(paths("gpt_oss")) == 2
+    assert not paths("gpt_oss") & {cache_path(recipe(folder, model={"layout": "sequences"}), DATA)}
 
 
 def test_key_ignores_what_does_not_matter(folder: Path) -> None:

@@ -8,21 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from dpeer.config import Config
 from dpeer.data.packing import build_pack
+from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError, DataError
 from dpeer.model import probe
-from dpeer.model.lm import build_lm
+from dpeer.model.lm import build_lm, load_parts
 from dpeer.model.towers import INDEX, Parts
 from dpeer.training import world
 from dpeer.training.export import export
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import prepare
-from dpeer.training.whole import complete
+from dpeer.training.whole import complete, locate_adapter
 from tests.multimodal import tiny
 
 IDS = torch.tensor([[5, 60, 7, 80, 9]])
@@ -114,6 +115,33 @@ def test_towers_go_through_bit_by_bit(
         export(policy, tmp_path / "alone", adapter=True)  # compares what it reloads
         assert {f.name for f in (tmp_path / "alone").glob("*.safetensors")} == {"adapter_model.safetensors"}
     policy.close()
+
+
+def test_an_adapter_of_the_whole_model_keeps_its_scales_by_module(tmp_path: Path) -> None:
+    """Ranks and scales that it gives by full names, read here and written again."""
+    base = tiny(tmp_path / "model", "gemma3")
+    model, options = whole(base), {"r": 2, "lora_alpha": 2}
+    first, second = [n for n, _ in model.named_modules() if n.endswith("q_proj") and "language_model" in n][:2]
+    patterns: dict[str, Any] = {"alpha_pattern": {first: 64}, "rank_pattern": {second: 3}}
+    adapted = get_peft_model(model, LoraConfig(target_modules=[first, second], **options, **patterns))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+        table = adapted(IDS).logits[0, 2:-1].float().log_softmax(-1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    lm = build_lm(recipe(tmp_path, lora={"path": str(tmp_path / "adapter")}).model, 0)
+    ids = tuple(IDS[0].tolist())
+    with torch.no_grad():
+        (found,) = lm(build_pack([TokenTree(0, ids[:3], (ids[3:],), (), 0, ("A",))], [0])).tolist()
+    assert found == pytest.approx(table[[0, 1], list(ids[3:])].sum().item(), rel=1e-5)
+    lm.model.save_pretrained(tmp_path / "again")
+    part = load_parts(str(base))
+    assert part is not None
+    locate_adapter(tmp_path / "again", part)
+    kept = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert {name: kept[name] for name in patterns} == patterns and kept["target_modules"] == [first, second]
 
 
 def test_a_text_part_under_other_names_is_not_written(tmp_path: Path) -> None:
