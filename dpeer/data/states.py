@@ -58,8 +58,8 @@ def states_of(segments: Sequence[Segment], device: torch.device) -> States:
         torch.arange(len(lengths)).repeat_interleave(lengths),
         torch.tensor([(s.start, s.prompt_start + s.prompt_length, s.prompt_length) for s in segments]),
     )
-    sizes = (tuple((len(x), x[0].length) for x in batches) for batches in (prompts, responses))
-    return States(*sizes, *(x.to(device) for x in given))
+    ours, theirs = (tuple((len(x), x[0].length) for x in batches) for batches in (prompts, responses))
+    return States(ours, theirs, *(x.to(device) for x in given))
 
 
 def _alike(segments: Iterable[Segment]) -> list[list[Segment]]:

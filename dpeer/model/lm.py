@@ -34,6 +34,7 @@ from dpeer.model.families import expert_count, family_of, own_attention, refuse_
 from dpeer.model.finite import refuse_not_finite
 from dpeer.model.four_bits import four_bits, refuse_four_bits
 from dpeer.model.probe import layout_of
+from dpeer.model.state import by_device
 from dpeer.model.towers import Parts, parts, text_part, tower_parameters
 from dpeer.model.tree_lm import TreeLM
 
@@ -158,6 +159,7 @@ def load_lm(
         )
     # Parts of partitioned weights are looked at by the engine that knows which elements are padding.
     refuse_not_finite(((n, w) for n, w in model.named_parameters() if not hasattr(w, "ds_tensor")), f"model {path}")
+    by_device(model)
     if model.get_output_embeddings().bias is not None:
         raise ConfigError(f"model {path}: its output head has a bias, which the chunked head does not compute.")
     return model, chosen

@@ -28,6 +28,7 @@ from dpeer.errors import ConfigError
 from dpeer.integrity import Damaged, parse_state, write_state
 from dpeer.model.families import named, own_attention
 from dpeer.model.miniature import VOCABULARY, miniature
+from dpeer.model.state import by_device
 from dpeer.model.tree_attention import NAME
 from dpeer.model.tree_lm import TreeLM
 
@@ -157,6 +158,7 @@ def _affordable(small: PretrainedConfig) -> PretrainedConfig:
 
 def _build(small: PretrainedConfig, attention: str | None) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention)
+    by_device(model)
     return model
 
 

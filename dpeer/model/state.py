@@ -9,6 +9,7 @@ exactly by it is for `probe` to find: a layer whose state travels in any other w
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -25,8 +26,51 @@ RULES = ("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention")
 """They take an initial state and return the last one; a token whose inputs are all zero leaves a state as it is."""
 
 
+KERNELS = (
+    *CONVOLUTIONS,
+    "causal_conv1d_update",
+    *RULES,
+    "torch_recurrent_gated_delta_rule",
+    "recurrent_kimi_delta_attention",
+    "mamba2_chunk_scan",
+    "mamba2_selective_state_update",
+    "mamba2_split_conv1d_scan_combined",
+    "mamba_inner_fn",
+    "mamba_selective_scan",
+    "mamba_selective_state_update",
+)
+"""Functions for which transformers takes a package's kernel, where there is one, when it imports a model's module."""
+
+
+def by_device(model: nn.Module) -> None:
+    """Let layers with a state run on any device. Kernels of packages know GPUs alone, and transformers hands them also
+    tensors of a host (the probe, an export's check, its generation) and of the meta device (estimates)."""
+    for name in {type(m).__module__ for m in model.modules()}:
+        names = vars(sys.modules[name])
+        for function in KERNELS:
+            if hasattr(names.get(function), "__wrapped__") and not hasattr(names[function], "in_torch"):
+                names[function] = of_device(names[function])
+
+
+def of_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of transformers that runs the torch code it stands for where tensors are on no accelerator."""
+    in_torch: Callable[..., Any] = vars(kernel)["__wrapped__"]
+    known = inspect.signature(in_torch).parameters  # others are options of the kernel
+
+    @wraps(kernel)
+    def run(*args: Any, **options: Any) -> Any:
+        device = next(x.device.type for x in (*args, *options.values()) if isinstance(x, Tensor))
+        if device not in ("cpu", "meta"):
+            return kernel(*args, **options)
+        return in_torch(*args, **{k: v for k, v in options.items() if k in known})
+
+    vars(run)["in_torch"] = in_torch
+    return run
+
+
 def hand_over(model: nn.Module) -> None:
-    """Make the layers of this model hand over their state where they are given a tree; nothing else changes."""
+    """Make the layers of this model hand over their state where they are given a tree, on any device."""
+    by_device(model)
     kinds: dict[tuple[str, ...], Callable[[Any], Any]] = {CONVOLUTIONS: of_convolution, RULES: of_rule}
     for name in {type(m).__module__ for m in model.modules()}:
         names = vars(sys.modules[name])
@@ -74,7 +118,9 @@ def of_rule(original: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[
             out, end = original(q, k, v, g=decay, beta=rate, output_final_state=True, **options)
             rows.append(out.flatten(0, 1))
             ends.append(end)
-        starts = torch.cat(ends)[states.record].split([n for n, _ in states.responses]) if states.responses else ()
+        starts = (
+            torch.split(torch.cat(ends)[states.record], [n for n, _ in states.responses]) if states.responses else ()
+        )
         for start, (q, k, v, decay, rate) in zip(starts, batches, strict=True):
             out, _ = original(q, k, v, g=decay, beta=rate, initial_state=start, **options)
             rows.append(out.flatten(0, 1))

@@ -12,7 +12,7 @@ from dpeer.data.layout import Layout, sequences
 from dpeer.data.packing import Pack
 from dpeer.model.families import backbone, causal_lm, logits_shape
 from dpeer.model.logprob import PLAIN, Chunk, Shape, response_sums, token_logprobs
-from dpeer.model.state import hand_over
+from dpeer.model.state import by_device, hand_over
 
 
 class Head(nn.Module):
@@ -46,8 +46,7 @@ class TreeLM(nn.Module):
         self.routing, self.router_logits = routing, tuple[Tensor, ...]()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self.layout = layout
-        if layout == "tree":
-            hand_over(model)
+        (hand_over if layout == "tree" else by_device)(model)
         causal = causal_lm(model)
         self._backbone = [backbone(model)]
         if routing:  # as an argument it would reach attention, which takes no options

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +14,18 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import use_kernel_func_from_hub_with_fallback
+from transformers.models.lfm2 import modeling_lfm2 as lfm2
 from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen
 
+from dpeer.data.layout import Layout
 from dpeer.data.packing import Pack, build_pack, dummy_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.model import state
+from dpeer.model.miniature import miniature
 from dpeer.model.probe import VALUES, probe
+from dpeer.model.tree_lm import TreeLM
 
 HEADS, KEYS, VALUES_OF, CHANNELS = 2, 4, 3, 5
 SHAPES = st.lists(st.lists(st.integers(1, 7), min_size=2, max_size=5), min_size=1, max_size=3)
@@ -147,9 +154,55 @@ def test_a_layer_whose_state_is_not_handed_over_is_found(monkeypatch: pytest.Mon
     assert not found.failure and found.values > 10 * VALUES
 
 
-def test_functions_are_replaced_once(checkpoint: Callable[[str], Any]) -> None:
-    from transformers import AutoModelForCausalLM
+@pytest.mark.parametrize(
+    ("module", "family", "layout"), [(qwen, "qwen3_5_text", "tree"), (lfm2, "lfm2", "sequences")], ids=["delta", "conv"]
+)
+def test_kernels_of_packages_get_no_tensors_of_a_host(
+    module: Any, family: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound by transformers itself, to stubs that refuse what the kernels refuse: probe and its oracle, generation with
+    a cache, the meta device."""
+    bound = stub_kernels(module, monkeypatch)
+    with pytest.raises(RuntimeError, match="is_cuda"):
+        getattr(module, CONVOLUTION)(torch.zeros(1, 2, 3), torch.zeros(2, 3))
+    layers = [{qwen: "linear_attention", lfm2: "conv"}[module], "full_attention"]
+    shape = AutoConfig.for_model(family, num_hidden_layers=2, layer_types=layers)
+    found = probe(shape, layout)
+    assert found.exact, found
+    model = AutoModelForCausalLM.from_config(miniature(shape)).eval()
+    begun = torch.tensor([[5, 6, 7]])
+    assert model.generate(begun, max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 6)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(miniature(shape), attn_implementation="tree")
+    assert TreeLM(model)(pack_of([[3, 4, 2]]).to("meta")).shape == (2,)
+    for kernel in bound:
+        with pytest.raises(RuntimeError, match="is_cuda"):  # what is on an accelerator goes to the kernel
+            state.of_device(kernel)(torch.zeros(1).as_subclass(Elsewhere))
 
+
+class Elsewhere(Tensor):
+    device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+
+
+def stub_kernels(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Callable[..., Any]]:
+    """The functions of a module, bound anew while their packages are there."""
+    found = {n: getattr(module, n) for n in state.KERNELS if hasattr(module, n)}
+
+    def kernel(x: Tensor, *args: Any, **options: Any) -> Any:
+        raise RuntimeError("Expected x.is_cuda() to be true, but got false.")
+
+    packages = {"causal_conv1d_fn": "causal_conv1d", "causal_conv1d_update": "causal_conv1d"}
+    kernels = {"torch_chunk_gated_delta_rule": "chunk_gated_delta_rule",
+               "torch_recurrent_gated_delta_rule": "fused_recurrent_gated_delta_rule"}  # fmt: skip
+    for name, function in found.items():
+        called, package = kernels.get(name, name), packages.get(name, "fla")
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{called: kernel}))
+        plain = inspect.unwrap(function)
+        monkeypatch.setattr(module, name, use_kernel_func_from_hub_with_fallback(called, package)(plain))
+    return [getattr(module, name) for name in found]
+
+
+def test_functions_are_replaced_once(checkpoint: Callable[[str], Any]) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint("qwen3_5"))
     state.hand_over(model)
     names = vars(sys.modules[type(model).__module__])

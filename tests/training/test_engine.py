@@ -29,7 +29,7 @@ from dpeer.training.prepare import Prepared, model_facts_of
 from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
 from dpeer.training.run_dir import RunDir
-from dpeer.training.samples import LONGEST, spread
+from dpeer.training.samples import LONGEST
 from tests.training.conftest import recipe
 
 
@@ -52,12 +52,6 @@ def test_replies_are_the_greedy_ones_up_to_the_end_of_turn(
     assert found == [reply[: reply.index(end) + 1] if end in reply else reply for reply in expected]
     assert len(found[0]) <= 5 and policy.engine.module.training
     assert policy.reply(trees) == found
-
-
-def test_sampled_records_are_spread_over_the_split() -> None:
-    trees = [TokenTree(i, (1,), ((2,),), (), 0, ("A",)) for i in range(10)]
-    assert [t.index for t in spread(trees, 3)] == [0, 3, 6]
-    assert [t.index for t in spread(trees[:2], 3)] == [0, 1]
 
 
 # Engines

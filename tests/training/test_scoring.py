@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpeer.data.packing import Pack
 from dpeer.data.tokenize import TokenTree
+from dpeer.training.samples import spread
 from dpeer.training.scoring import local_packs, merge, score
 from dpeer.training.world import World
 
@@ -74,3 +75,9 @@ def test_no_gradients_are_kept() -> None:
 
     score(forward, trees([1, 2]), worlds(1)[0], 10)
     assert seen and not any(seen)
+
+
+def test_sampled_records_are_spread_over_the_split() -> None:
+    records = trees([1] * 10)
+    assert [t.index for t in spread(records, 3)] == [0, 3, 6]
+    assert [t.index for t in spread(records[:2], 3)] == [0, 1]
