@@ -1,7 +1,7 @@
 """What a model costs, from its config alone: counted on the meta device, where tensors have shapes but no memory.
 
 Weights are counted in the real module tree, activations by running the real forward and backward pass of a pack
-through models of one and of two layers while every tensor's birth and death is followed: what a further layer adds is
+through models of a few layers while every tensor's birth and death is followed: what a further layer of a kind adds is
 exactly linear.
 """
 
@@ -22,8 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
     masking_utils,
@@ -34,6 +32,7 @@ from dpeer import config
 from dpeer.data.layout import Layout, cost
 from dpeer.data.packing import Lengths, Pack, build_pack
 from dpeer.data.tokenize import TokenTree
+from dpeer.estimate.few_layers import FewLayers, without_adapters
 from dpeer.model.cascade import cascade
 from dpeer.model.families import (
     attending_layers,
@@ -44,9 +43,9 @@ from dpeer.model.families import (
     own_attention,
     state_size,
 )
-from dpeer.model.lm import DTYPES, add_lora, load_parts
+from dpeer.model.lm import add_lora, load_parts
 from dpeer.model.logprob import chunk_rows
-from dpeer.model.miniature import alike, with_layers
+from dpeer.model.miniature import beneath, by_kind
 from dpeer.model.tree_attention import IMPLEMENTATIONS
 from dpeer.model.tree_lm import TreeLM
 
@@ -99,7 +98,8 @@ class Weights:
 class Activations:
     """Bytes beside weights and their gradients' shards while one pack is computed; affine in its tokens.
 
-    Each pair is (bytes per token, fixed bytes). `layer`: what the forward pass keeps per decoder layer. The other
+    Each pair is (bytes per token, fixed bytes). `layer`: what the forward pass keeps per decoder layer, as a mean
+    over layers of all kinds. The other
     three are the most that is alive beyond layers x `layer`: until the head's backward pass is done, in the layers'
     backward pass, and in the embedding's (where the layers' share is gone already).
     """
@@ -112,7 +112,11 @@ class Activations:
 
 def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
     """Count the parameters of a recipe's policy. `shape` is the model's config; no weights are read."""
-    model = _model(spec, shape, shape.num_hidden_layers)
+    model = without_adapters(spec, shape, range(shape.num_hidden_layers), _attention_of(spec, shape, "tree"))
+    if spec.lora:
+        part = load_parts(spec.path, spec.revision) if spec.start else None
+        with torch.device("meta"):
+            model = add_lora(model, spec.lora, 0, part)
     causal, family = causal_lm(model), family_of(shape)
     embedding, head = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
     layers = family.decoder_layers(model)
@@ -135,50 +139,49 @@ def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
 def count_activations(
     spec: config.Model, shape: PretrainedConfig, prompt: int, responses: Sequence[int], layout: Layout = "tree"
 ) -> Activations:
-    """Follow packs of records with that many prompt and response tokens through one and two layers."""
+    """Follow packs of records with that many prompt and response tokens through models of a few layers."""
     tree = TokenTree(0, (0,) * prompt, tuple((0,) * n for n in responses), (), 0, ())
     chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
-    few = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
-    packs = [build_pack([tree] * n, range(n)) for n in (few, 2 * few)]
-    (one, two), (one_long, two_long) = ([_follow(spec, shape, n, pack, layout) for n in (1, 2)] for pack in packs)
-    return _affine(few * cost(tree, layout), one, two, one_long, two_long)
+    records = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
+    packs = [build_pack([tree] * n, range(n)) for n in (records, 2 * records)]
+    few = FewLayers.of(spec, shape, _attention_of(spec, shape, layout))
+    base = few.base()
+    short, long = (_of_pack(few, base, layout, pack) for pack in packs)
+    tokens = records * cost(tree, layout)
+    return Activations(**{k: ((long[k] - short[k]) / tokens, 2 * short[k] - long[k]) for k in short})
 
 
-def _affine(
-    tokens: int, one: dict[str, int], two: dict[str, int], one_long: dict[str, int], two_long: dict[str, int]
-) -> Activations:
-    """From peaks of one and two layers, at `tokens` and at twice as many."""
-
-    def line(short: float, long: float) -> tuple[float, float]:
-        return (long - short) / tokens, 2 * short - long
-
-    short, long = two["saved"] - one["saved"], two_long["saved"] - one_long["saved"]
-    return Activations(
-        layer=line(short, long),
-        head=line(one["head"] - short, one_long["head"] - long),
-        layers=line(one["layers"] - short, one_long["layers"] - long),
-        embedding=line(one["embedding"], one_long["embedding"]),
-    )
+def _attention_of(spec: config.Model, shape: PretrainedConfig, layout: Layout) -> str | None:
+    return f"{NAME}_{spec.attention}" if layout == "tree" else own_attention(shape)
 
 
-def _model(spec: config.Model, shape: PretrainedConfig, layers: int, layout: Layout = "tree") -> PreTrainedModel:
-    """The policy on the meta device, with that many layers."""
-    fields = with_layers(shape, alike(shape, layers))
-    attention = f"{NAME}_{spec.attention}" if layout == "tree" else own_attention(shape)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**fields), dtype=DTYPES[spec.dtype], attn_implementation=attention
-        )
-        if spec.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        part = load_parts(spec.path, spec.revision) if spec.start else None
-        return add_lora(model, spec.lora, 0, part) if spec.lora else model
+def _of_pack(few: FewLayers, base: int, layout: Layout, pack: Pack) -> dict[str, float]:
+    """Bytes of `Activations` for one pack. A kind's share is what a second layer of it adds: the first may bring what
+    all of them use, as a mask."""
+    one = _follow(few.model([base]), few, layout, pack)
+    models, kept, outside = [one], 0.0, float(one["saved"])
+    for layers in by_kind(few.shape):
+        below = [] if layers[0] == base else beneath(few.shape, layers[0], base)
+        first = _follow(few.model([*below, layers[0]]), few, layout, pack) if below else one
+        second = _follow(few.model([*below, layers[0], layers[0]]), few, layout, pack)
+        added = second["saved"] - first["saved"]
+        kept += len(layers) * added
+        if not below:
+            outside -= added
+        elif below == [base]:
+            outside += first["saved"] - one["saved"] - added
+        models += [first, second]
+    return {
+        "layer": kept / few.shape.num_hidden_layers,
+        "head": one["head"] - one["saved"] + outside,
+        "layers": max(m["layers"] - m["saved"] for m in models) + outside,
+        "embedding": one["embedding"],
+    }
 
 
-def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack, layout: Layout) -> dict[str, int]:
+def _follow(model: PreTrainedModel, few: FewLayers, layout: Layout, pack: Pack) -> dict[str, int]:
     """Bytes kept by the forward pass (`saved`) and the peaks of the three phases of the backward pass."""
-    model = _model(spec, shape, layers, layout)
-    lm = TreeLM(model.train(), spec.head_chunk, layout)
+    lm = TreeLM(model.train(), few.spec.head_chunk, layout)
     pack = pack.to("meta")
     indices = [x for x in tree_leaves((pack.varlen(), pack.parts(), pack.states())) if isinstance(x, Tensor)]
     parameter: Any
@@ -188,7 +191,7 @@ def _follow(spec: config.Model, shape: PretrainedConfig, layers: int, pack: Pack
     follower: Any
     with _Follower([*lm.parameters(), *lm.buffers(), *indices]) as follower:
         backbone(model).register_forward_hook(lambda _, __, out: follower.mark(out.last_hidden_state, "head"))
-        family_of(shape).decoder_layers(model)[0].register_forward_pre_hook(
+        family_of(few.shape).decoder_layers(model)[0].register_forward_pre_hook(
             lambda _, args, kwargs: follower.mark(args[0] if args else kwargs["hidden_states"], "layers"),
             with_kwargs=True,
         )

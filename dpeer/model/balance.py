@@ -33,7 +33,7 @@ def refuse_unbalanced(model: PreTrainedModel, path: str) -> None:
 
 def occurrences(pack: Pack, layout: Layout) -> Tensor:
     """How many of the pack's separate sequences hold each token that is computed: [T] as trees, else [R x L], where
-    padding is in none. Nothing counts in a pack without samples."""
+    padding is in none. Nothing counts in a pack without samples. No value is read: a GPU's host does not wait."""
     device, counts = pack.input_ids.device, pack.response_tokens
     last = counts.cumsum(0) - 1  # the row that predicts a response's last token
     if layout == "sequences":
@@ -41,10 +41,11 @@ def occurrences(pack: Pack, layout: Layout) -> Tensor:
         held = (torch.arange(pack.longest, device=device)[None] < lengths[:, None]).flatten().double()
     else:
         held = torch.ones(pack.tokens, dtype=torch.float64, device=device)
-        responses = torch.bincount(pack.rows[last - counts + 1], minlength=pack.tokens)  # at each prompt's last token
+        at = pack.rows[last - counts + 1]  # of each response, the prompt's last token
+        responses = torch.zeros_like(held).index_add_(0, at, torch.ones_like(at, dtype=held.dtype))
         for s in pack.segments:
             if not s.prompt_length:
-                held[s.start : s.start + s.length] = responses[s.start + s.length - 1].double()
+                held[s.start : s.start + s.length] = responses[s.start + s.length - 1]
     return held if pack.samples else torch.zeros_like(held)
 
 

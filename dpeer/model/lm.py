@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +37,9 @@ from dpeer.model.probe import layout_of
 from dpeer.model.state import by_device
 from dpeer.model.towers import Parts, parts, text_part, tower_parameters
 from dpeer.model.tree_lm import TreeLM
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 SEQUENCES = "transformers' own, over separate sequences"
 ROUTER = re.compile("router|gate$", re.IGNORECASE)
@@ -181,13 +184,16 @@ def load_causal_lm(path: str, dtype: str, revision: str | None = None) -> PreTra
     return load_lm(path, dtype, revision)[0]
 
 
-def add_lora(model: PreTrainedModel, lora: config.Lora, seed: int, part: Parts | None = None) -> PreTrainedModel:
+def add_lora(
+    model: PreTrainedModel, lora: config.Lora, seed: int, part: Parts | None = None, start: LoraConfig | None = None
+) -> PreTrainedModel:
     """Wrap with PEFT adapters of the model's precision. Fresh ones begin as nothing: B is zero, and with DoRA the
     lengths are those of the weights. Those of `lora.path` begin as they are in its files. `part`: where the model is in
-    a checkpoint that has more."""
+    a checkpoint that has more. `start`: what PEFT is asked for in place of `start_of`."""
     from peft import LoraConfig, get_peft_model
 
-    start = start_of(lora, part) if lora.path else None
+    if start is None and lora.path:
+        start = start_of(lora, part)
     targets = start.target_modules if start else lora.targets
     if not start and not isinstance(targets, str):
         _refuse_targets(model, list(targets or ()))

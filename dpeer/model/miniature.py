@@ -45,6 +45,19 @@ def alike(shape: PretrainedConfig, count: int) -> list[int]:
     return [*most, *(i for i in range(shape.num_hidden_layers) if i not in most)][:count]
 
 
+def by_kind(shape: PretrainedConfig) -> list[list[int]]:
+    """Layers of each kind that the config's lists tell apart: the commonest first, those that share keys last."""
+    return sorted(_kinds(shape).values(), key=lambda layers: (_shares(shape, layers[0]), -len(layers)))
+
+
+def beneath(shape: PretrainedConfig, layer: int, base: int) -> list[int]:
+    """What a layer lies on in a model of a few: `base`, and the layer whose keys and values it shares."""
+    types = getattr(shape, "layer_types", None) or [""] * shape.num_hidden_layers
+    if not _shares(shape, layer) or types[base] == types[layer]:
+        return [base]
+    return [base, *[i for i, kind in enumerate(types) if kind == types[layer] and not _shares(shape, i)][-1:]]
+
+
 def _kinds(shape: PretrainedConfig) -> dict[str, list[int]]:
     """Layers by what the config's lists of an entry per layer say of them."""
     fields, count = shape.to_dict(), shape.num_hidden_layers

@@ -158,7 +158,8 @@ class Policy:
         return before.ledger_entry(self.step, totals.table, self.lagrangian, scalars, dual)
 
     def forward_backward(self, batch: BatchPlan, weights: Weights, references: References | None) -> StepTotals:
-        """Gradients of this rank's packs, and their statistics. The host never waits for the device here."""
+        """Gradients of this rank's packs, and their statistics. The host never waits for the device here, but
+        once where experts are balanced by a loss: for the counts that all ranks share (`routed`)."""
         totals = StepTotals.zeros(len(self.data.dimensions), self.world.device)
         self.pulse.enter(f"step {self.step + 1}: forward and backward", beating=True)
         packs = list(local_packs(batch.trees, self.world, self.config.training.tokens_per_pack, self.layout))
@@ -181,12 +182,12 @@ class Policy:
         pass; None where experts are not balanced by a loss."""
         if not self.config.model.router_aux_loss:
             return None
-        lm, total = self.engine.module, torch.zeros(())
+        lm, total = self.engine.module, torch.zeros((), device=self.world.device)
         causal: Any = causal_lm(lm.model)
         for pack in packs:
             self.engine(pack)
             held = occurrences(pack, self.layout)
-            total = total + routed(lm.router_logits, held, causal.num_experts_per_tok).cpu()
+            total = total + routed(lm.router_logits, held, causal.num_experts_per_tok)
             self.pulse.beat()
         return sum_over_ranks(total).to(self.world.device)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+from peft import LoraConfig
 from transformers import AutoConfig
 
 from dpeer import config
 from dpeer.data.layout import Layout
-from dpeer.estimate.footprint import count_activations, count_weights
+from dpeer.data.packing import build_pack
+from dpeer.data.tokenize import TokenTree
+from dpeer.estimate.few_layers import FewLayers
+from dpeer.estimate.footprint import _follow, _of_pack, count_activations, count_weights
 from dpeer.model.families import attending_layers, idle_parameters, logits_shape, state_size
 from dpeer.model.flops import Lengths, forward_flops
 from dpeer.model.lm import layer_shape
@@ -64,6 +71,54 @@ def test_activations_are_counted_in_both_layouts(family: str, lora: config.Lora 
     shape = miniature(AutoConfig.for_model(family))
     found = count_activations(SPEC.model_copy(update={"lora": lora}), shape, 60, (20, 20, 20), layout)
     assert found.layer[0] > 0 and found.layers[0] > 0
+
+
+LFM2 = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def lfm2(attending: int, convolving: int) -> Any:
+    kinds = ["conv"] * convolving + ["full_attention"] * attending
+    return AutoConfig.for_model("lfm2", layer_types=kinds, num_hidden_layers=len(kinds), **LFM2)
+
+
+@pytest.mark.parametrize("lora", [None, config.Lora(rank=4), config.Lora(rank=4, targets=("q_proj", "v_proj"))])
+def test_activations_of_hybrid_models_are_those_of_each_kind_of_layer(lora: config.Lora | None) -> None:
+    """By following models with all their layers: of the same kinds, whatever they are laid on."""
+    spec = SPEC.model_copy(update={"lora": lora})
+    pack = build_pack([TokenTree(0, (0,) * 200, ((0,) * 20,) * 8, (), 0, ())], [0])
+
+    def saved(shape: Any) -> int:
+        few = FewLayers.of(spec, shape, "tree_footprint_gather")
+        order = [*range(shape.num_hidden_layers)][::-1]  # attention first: gradients pass through all
+        return _follow(few.model(order), few, "tree", pack)["saved"]
+
+    conv, attention = saved(lfm2(2, 2)) - saved(lfm2(2, 1)), saved(lfm2(3, 1)) - saved(lfm2(2, 1))
+    assert attention > 1.05 * conv  # gathered keys and values
+    few = FewLayers.of(spec, lfm2(2, 5), "tree_footprint_gather")
+    found = _of_pack(few, few.base(), "tree", pack)
+    assert found["layer"] * 7 == pytest.approx(5 * conv + 2 * attention, rel=1e-9)
+
+
+def test_an_adapter_of_some_layers_is_planned(tmp_path: Path) -> None:
+    """Layers 2 and 3 of it, and modules by their numbers: neither is in a model of two layers."""
+    shape = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=96, num_hidden_layers=4, vocab_size=100)
+    described: dict[str, Any] = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+    some = {"target_modules": ["q_proj"], "layers_to_transform": [2, 3], "layers_pattern": "layers"}
+    named = {"target_modules": ["model.layers.3.self_attn.q_proj"]}
+    plain = count_activations(
+        SPEC.model_copy(update={"lora": config.Lora(rank=4, targets=("q_proj",))}), shape, 60, (20,)
+    )
+    for i, which in enumerate((some, named)):
+        LoraConfig(**described | which).save_pretrained(tmp_path / str(i))
+        spec = SPEC.model_copy(update={"path": str(tmp_path), "lora": config.Lora(path=str(tmp_path / str(i)))})
+        (tmp_path / "config.json").write_text(shape.to_json_string())
+        assert count_activations(spec, shape, 60, (20,)) == plain
 
 
 def test_a_layer_is_the_largest_and_leaves_are_of_every_class() -> None:

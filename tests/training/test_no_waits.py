@@ -13,10 +13,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpeer.config import Config
+from dpeer.data.layout import computed
 from dpeer.data.packing import Pack, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.model.tree_lm import TreeLM
 from dpeer.objective.lagrangian import Lagrangian
+from dpeer.training import policy as training_policy
 from dpeer.training.policy import BatchPlan, Policy, golden_first
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
@@ -100,6 +102,33 @@ def test_forward_and_backward_of_a_step_read_no_value(form: str) -> None:
     own = form != "threshold"  # such forms compare edges with their tolerances
     assert trained == packs * (4 + own)  # the pack, its references, two rows of weights
     assert transfers.count == trained + packs * (2 + own)
+
+
+@pytest.mark.parametrize("layout", ["tree", "sequences"])
+def test_tokens_are_counted_by_expert_without_reading_a_value(layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device until all ranks share the counts."""
+    rank: Any = policy("threshold")
+    rank.layout, rank.config = (
+        layout,
+        Config.model_validate(
+            {
+                "name": "x",
+                "model": {"path": "m", "router_aux_loss": 0.1},
+                "data": {"train": "d"},
+                "training": {"steps": 1},
+            }
+        ),
+    )
+    lm = SimpleNamespace(model=SimpleNamespace(num_experts_per_tok=2), router_logits=())
+
+    def forward(pack: Pack) -> None:
+        lm.router_logits = (torch.zeros(computed(pack, layout), 5, device=META),) * 3
+
+    forward.module = lm  # type: ignore[attr-defined]
+    rank.engine, shared = forward, []
+    monkeypatch.setattr(training_policy, "sum_over_ranks", lambda total: shared.append(total) or total)
+    found = rank.routed([build_pack(TREES[:2], range(2)).to(META), build_pack(TREES[2:], range(2)).to(META)])
+    assert [(t.device, t.shape) for t in shared] == [(META, (5 + 1,))] and found is shared[0]
 
 
 def test_a_pack_travels_as_one_buffer() -> None:
