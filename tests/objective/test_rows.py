@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -19,7 +19,7 @@ def fault(value: Any, kind: Any, where: str, whole: bool = True) -> str | None:
     """Where a JSON value differs in its keys from a declared row; what is missing counts where it must be `whole`."""
     if hasattr(kind, "__total__"):
         hints = get_type_hints(kind)
-        missing = kind.__required_keys__ - set(value) if whole else set()
+        missing = _required(kind) - set(value) if whole else set()
         if strange := (set(value) - set(hints)) | missing:
             return f"{where}: {strange}"
         return next((f for k in value if (f := fault(value[k], hints[k], f"{where}.{k}", whole))), None)
@@ -28,6 +28,12 @@ def fault(value: Any, kind: Any, where: str, whole: bool = True) -> str | None:
     if get_origin(kind) is list:
         return next((f for i, v in enumerate(value) if (f := fault(v, get_args(kind)[0], f"{where}.{i}", whole))), None)
     return None
+
+
+def _required(kind: Any) -> set[str]:
+    """`__required_keys__`, which does not see NotRequired in annotations that are text."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name for name, hint in hints.items() if get_origin(hint) is not NotRequired}
 
 
 def fault_of_run(run: Path, whole: bool = True) -> str | None:
