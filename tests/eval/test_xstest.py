@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -101,7 +102,8 @@ def test_the_published_ratings() -> None:
 def test_lengths_families_and_index_arrays() -> None:
     table = xstest_ratings(FOLDER)
     lines = (FOLDER / "completions.jsonl").read_text(encoding="utf-8").splitlines()
-    lengths = {(r["model"], r["prompt_id"]): len(r["completion"]) for r in map(json.loads, lines)}
+    answers = {(r["model"], r["prompt_id"]): r["completion"].rstrip() for r in map(json.loads, lines)}
+    lengths = {key: len(unicodedata.normalize("NFC", text)) for key, text in answers.items()}
     assert [lengths[key] for key in zip(table["model"], table["item"], strict=True)] == table[
         "response_length"
     ].tolist()

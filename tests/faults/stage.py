@@ -36,8 +36,8 @@ SETTINGS = (
     "training.stop_when=never", "training.records_per_step=2", "training.sample_every=null",
     "cluster.reference=cache", "cluster.policy_workers=1",
 )  # fmt: skip
-STAYS = {".guard", ".lock"}
-"""Hidden files that are meant to stay: they are empty, or say who wrote last."""
+STAYS = (".guard", ".lock")
+"""Ends of hidden files that are meant to stay: they are empty, or say who wrote last."""
 ENVIRONMENT = {"DPEER_LEASE_S": "3", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "500"}
 MADE = {
     "fresh": ("", (), None),
@@ -130,7 +130,7 @@ class Play:
 
     def leftovers(self) -> list[str]:
         """Hidden files and folders, locks, what lies in the temporary folder, and checkpoints too many."""
-        found = [p for p in self.place.rglob(".*") if p.name not in STAYS and ".writing" not in p.parent.name]
+        found = [p for p in self.place.rglob(".*") if not p.name.endswith(STAYS) and ".writing" not in p.parent.name]
         found += [*self.place.rglob("*.driver.json"), *(self.place / "tmp").glob("*")]
         found += sorted((self.run / "checkpoints").glob("step-*"))[:-2]
         return [str(p.relative_to(self.place)) for p in found]

@@ -146,7 +146,10 @@ def test_signal_before_training_ends_at_once(lab: Any) -> None:
 
 
 def test_a_second_driver_is_refused_and_a_silent_worker_is_named_within_the_timeout(lab: Any) -> None:
-    changes = ("cluster.timeout_s=30", "cluster.max_restarts=0", "cluster.reference=colocated", "training.steps=2000")
+    changes = (  # nothing but steps, so that one of them is interrupted
+        "cluster.timeout_s=30", "cluster.max_restarts=0", "cluster.reference=colocated", "training.steps=2000",
+        "training.sample_every=null", "training.checkpoint_every=1000",
+    )  # fmt: skip
     run = lab.train("silent", *changes)
     run.until(lambda: lab.steps("silent") >= 3)
     said = complaint(lab.train("silent", *changes, resume=True))
