@@ -63,7 +63,14 @@ def eager_twin(lm: TreeLM, folder: Path, lora: bool) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(
-            model, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+            model,
+            LoraConfig(
+                r=4,
+                lora_alpha=32,
+                target_modules="all-linear",
+                target_parameters=lm.model.peft_config["default"].target_parameters,  # experts that are one weight
+                task_type="CAUSAL_LM",
+            ),
         )
         model.load_state_dict(lm.model.state_dict())
     return model
