@@ -18,20 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dpeer.data.states import States, Tails, states_of, tails_of
+from dpeer.data.states import Segment, States, Tails, states_of, tails_of
 from dpeer.data.token_store import StoredTrees
 from dpeer.data.tokenize import TokenTree
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Queries [start, start + length) attend causally to themselves and fully to their prompt's tokens."""
-
-    start: int
-    length: int
-    prompt_start: int
-    prompt_length: int  # 0 for a prompt segment
-
 
 Varlen = tuple[Tensor, Tensor, Tensor, int, int]
 Counts = npt.NDArray[np.int64]

@@ -1,19 +1,27 @@
-"""Where the tokens of a pack lie for layers that keep a state across positions: as batches of rows, and as one row."""
+"""Segments of a pack, and where their tokens lie for layers that keep a state: as batches of rows, and as one row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dpeer.data.packing import Segment
-
 CHUNK = 64
 """Tokens that kernels of recurrences take at once: shorter rows are padded to as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Queries [start, start + length) attend causally to themselves and fully to their prompt's tokens."""
+
+    start: int
+    length: int
+    prompt_start: int
+    prompt_length: int  # 0 for a prompt segment
 
 
 class States(NamedTuple):

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpeer.data.packing import (
-    Segment,
     batch_indices,
     build_pack,
     dummy_pack,
@@ -19,6 +18,7 @@ from dpeer.data.packing import (
     plan_packs,
     split_by_sample,
 )
+from dpeer.data.states import Segment
 from dpeer.data.tokenize import TokenTree
 
 LEFT = TokenTree(
