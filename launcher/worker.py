@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import socket
 from typing import Any
@@ -48,10 +49,13 @@ class Worker:
         set_defaults(settings["variables"])
         if interface := _interface(own_address):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        gc.disable()  # a million objects of modules, of which none is garbage: not to be looked through, now or later
         import torch
 
         import dpeer.training.rank  # noqa: F401
 
+        gc.freeze()
+        gc.enable()
         torch.set_num_threads(settings["threads"])
 
     def join(self, rank: int, size: int, address: str, port: int, limits: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -28,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = lane(item.nodeid)
         allowed[name] = allowed.get(name, 0.0) + slow * (limit.args[0] if limit else DEFAULT_LIMIT_S)
     items.sort(key=lambda item: -allowed[lane(item.nodeid)])
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left stays for good: garbage is looked for in what tests make."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
