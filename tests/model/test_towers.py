@@ -27,8 +27,6 @@ from dpeer.model.shape import model_facts
 from dpeer.model.towers import text_part
 from tests.multimodal import KINDS, tiny
 
-TREES = {"gemma3", "gemma4", "mistral3", "llava"}
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -60,7 +58,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_text_parts_that_are_exact(kind: str) -> None:
     """Of configs with transformers' own sizes."""
     text = text_part(AutoConfig.for_model(kind, **({"vision_config": {}} if kind == "gemma4" else {})), kind)
-    assert layout_of(text, kind) == ("tree" if kind in TREES else "sequences")
+    assert layout_of(text, kind) == "tree"
 
 
 @pytest.mark.parametrize(("kind", "recompute"), [(kind, kind == "gemma4") for kind in KINDS])
@@ -70,8 +68,7 @@ def test_the_text_part_computes_what_the_whole_model_does(
     """Log-probabilities and the gradient of every parameter; towers get none. Gemma 4's layers hand keys and values to
     later ones, past the recomputation."""
     folder = folders(kind)
-    layout: Any = "tree" if kind in TREES else "sequences"
-    spec = config.Model(path=str(folder), dtype="fp32", gradient_checkpointing=recompute, layout=layout)
+    spec = config.Model(path=str(folder), dtype="fp32", gradient_checkpointing=recompute, layout="tree")
     lm = build_lm(spec, 0)
     trees = trees[:3]
     values, whole = expected(folder, trees)
@@ -89,7 +86,8 @@ def test_the_text_part_computes_what_the_whole_model_does(
     assert mine.keys() == theirs.keys()
     worst = max(float((mine[n] - g).abs().max() / g.abs().max()) for n, g in theirs.items())
     print(f"{kind}: log-probabilities {gap:.1e}, gradients {worst:.1e}")
-    assert gap <= 1e-6 and worst <= 3e-5
+    rounding = 5e-5 if "qwen" in kind else 3e-5  # of delta rules: transformers' own fp32 is 3e-5 away from fp64 here
+    assert gap <= 1e-6 and worst <= rounding
 
 
 @pytest.mark.parametrize("kind", KINDS)
