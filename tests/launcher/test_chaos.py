@@ -11,7 +11,7 @@ from tests.launcher.conftest import build_lab
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_run_survives_a_full_disk_and_the_death_of_rays_daemons(tmp_path: Path) -> None:
     """Kills of driver and workers are in test_train_ray.py."""
     outcomes = Chaos(build_lab(tmp_path), ("disk", "gcs", "raylet"), seed=0).run()
