@@ -60,7 +60,8 @@ class Books:
             for name in COUNTS:
                 entry[name] += sum(getattr(answer, name) or 0 for answer in answers)
             entry["answers"] += len(answers)
-            entry["spent"] = None if cost is None else (entry["spent"] or 0.0) + cost
+            # What was spent stays, also where a later table of prices no longer has the model.
+            entry["spent"] = (entry["spent"] or 0.0) + (cost or 0.0) if cost is not None or entry["spent"] else None
             self._write()
 
     def note(self, served: Served, line: str) -> None:

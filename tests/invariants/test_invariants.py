@@ -46,6 +46,7 @@ SMALL, MEDIUM = "training.tokens_per_pack=200", "training.tokens_per_pack=700"
 LORA = "model.lora={rank: 4}"
 POOLED = "pooled:objective.primary=pooled,objective.constraint.tolerance=inf"
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "olmo": ("olmo3", {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
     "moe": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}),
     "sinks": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "delta": (
@@ -54,7 +55,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
     ),
 }  # fmt: skip
-"""Architectures with experts, with attention sinks, with a recurrent state."""
+"""Architectures with norms after each part, with experts, with attention sinks, with a recurrent state."""
 SEEING = "seeing"
 """Gemma 3 as a model that sees: its text part is trained."""
 OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in (*FAMILIES, SEEING)]
