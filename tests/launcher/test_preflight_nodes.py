@@ -108,7 +108,7 @@ def test_sound_cluster_and_models_are_green(lab: Any, tmp_path: Path) -> None:
     assert "0.693147 (ln 2 = 0.693147)" in found["step-0 identity"]["found"]
     for name in ("network", "clocks", "shared folder", "tree attention", "save and load", "token"):
         assert name in found
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["tokens"]  # the run opens them
 
 
 @pytest.mark.slow
