@@ -32,9 +32,8 @@ class Result:
     @property
     def contrasts(self) -> pd.DataFrame:
         """A row per dimension and model other than the base: ability minus the base's, in logits, with its 95 %
-        interval, and the probability of being better. Claims need a green gate."""
-        frame = self._columns("contrast", "contrast_low", "contrast_high", "p_better")
-        return frame[frame["model"] != self.facts["base"]].reset_index(drop=True)
+        interval, the bounds within which all of them hold at once, and probabilities. Claims need a green gate."""
+        return self.tables["contrasts"]
 
     def to_inference_data(self) -> Any:
         """The draws with named dimensions, as ArviZ takes them; see `dpeer.eval.irt.inference_data`."""

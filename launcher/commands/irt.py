@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from dpeer.escape import markup
 
 if TYPE_CHECKING:
+    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.result import Result
     from dpeer.eval.irt.simulate import Spec
     from dpeer.eval.irt.types import Options, Ratings
@@ -25,6 +26,14 @@ Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {'
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Setting of the simulation, e.g. judges=5; repeat."),
+]
+Smallest = Annotated[
+    float,
+    typer.Option(min=0, help="Smallest effect of interest, in logits: also say what is larger, smaller or no worse."),
+]
+Family = Annotated[
+    list[str] | None,
+    typer.Option(help="Differences that are claimed together, MODEL/DIMENSION with * for all; repeat. Default: all."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the result; made if it is missing.")]
 
@@ -66,8 +75,11 @@ def fit(
     scale: Annotated[
         str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
     ] = None,
+    smallest: Smallest = 0.0,
+    family: Family = None,
 ) -> None:
     """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html."""
+    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.types import Options
 
     options = Options(
@@ -83,7 +95,8 @@ def fit(
         **_terms(terms),
     )
     console = Console(highlight=False)
-    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale)), console)
+    wanted = Claims(smallest, tuple(family or ()))
+    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale), wanted), console)
 
 
 def run_fit(
@@ -94,6 +107,7 @@ def run_fit(
     dimensions: tuple[str, ...],
     console: Console,
     scale: tuple[int, ...] | None = None,
+    wanted: Claims | None = None,
 ) -> tuple[Result, Path]:
     """Estimate with progress on the console; returns the result and its page in `output`."""
     from dpeer.eval.irt.estimation import estimate
@@ -118,6 +132,7 @@ def run_fit(
             table,
             base,
             options=options,
+            wanted=wanted,
             dimensions=dimensions,
             scale=scale,
             folder=output,
@@ -139,7 +154,8 @@ def page_of(result: Result, output: Path) -> Path:
 
 def show(result: Result, page: Path, console: Console) -> None:
     """The result on a terminal."""
-    from dpeer.eval.irt.tables import claims, terminal
+    from dpeer.eval.irt.claims import claims
+    from dpeer.eval.irt.tables import terminal
 
     for part in terminal(result):
         console.print(part)
@@ -157,8 +173,11 @@ def report(
     before: Annotated[
         Path | None, typer.Option(help="Folder of an earlier fit: show which judges and items have moved since.")
     ] = None,
+    smallest: Smallest = 0.0,
+    family: Family = None,
 ) -> None:
     """Write tables, figures and report.html of a fit again."""
+    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.design import check
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.tables import tabulate
@@ -167,7 +186,7 @@ def report(
     if posterior.facts.get("design_checked", True):  # fits of earlier versions did not keep the warnings
         warnings = [str(w) for w in check(posterior.ratings, posterior.options).warnings]
         posterior = replace(posterior, facts=posterior.facts | {"design_warnings": warnings})
-    result = tabulate(posterior, base, load(before) if before else None)
+    result = tabulate(posterior, base, load(before) if before else None, Claims(smallest, tuple(family or ())))
     show(result, page_of(result, folder), Console(highlight=False))
 
 

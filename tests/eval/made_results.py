@@ -54,6 +54,18 @@ def make_result(
             "p_better": (contrast > 0).mean(0).ravel(),
         }
     )
+    others = (contrast[:, 1:] - contrast[:, 1:].mean(0)) / contrast[:, 1:].std(0)
+    q = np.quantile(np.abs(others).max((1, 2), initial=0), 0.95)
+    contrasts = ability[ability["model"] != models[0]][["model", "dimension", "contrast", "p_better"]]
+    contrasts = contrasts.assign(
+        contrast_low=contrast_low[1:].ravel(),
+        contrast_high=contrast_high[1:].ravel(),
+        family_low=(contrast.mean(0) - q * contrast.std(0))[1:].ravel(),
+        family_high=(contrast.mean(0) + q * contrast.std(0))[1:].ravel(),
+        verdict="undecided",
+    )
+    contrasts.loc[contrasts["family_low"] > 0, "verdict"] = "better"
+    contrasts.loc[contrasts["family_high"] < 0, "verdict"] = "worse"
     ability.loc[ability["model"] == models[0], ["contrast", "contrast_low", "contrast_high", "p_better"]] = np.nan
 
     place = (-draws).argsort(axis=1).argsort(axis=1) + 1
@@ -153,6 +165,7 @@ def make_result(
     )
     tables = {
         "ability": ability,
+        "contrasts": contrasts,
         "ranks": ranks,
         "reliability": pd.DataFrame({"dimension": dimensions, "separation": 4.9, "reliability": 0.96, "sd": 0.9}),
         "reversals": reversals,
