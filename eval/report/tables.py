@@ -79,6 +79,8 @@ def ability(frames: Frames, claim: bool) -> Table:
             "All_at_once_n": lambda r: between(r.family_low, r.family_high) if r.model != base else "",
             "P_(better)_n": lambda r: probability(r.p_better) if r.model != base else "",
         }
+        if "verdict" in frame and frame["verdict"].str.contains(r"\d", na=False).any():  # a smallest effect was asked for
+            compare["Verdict"] = lambda r: text(r.verdict)
     most = max(FOLD_FROM, MOST_LISTED // frame["dimension"].nunique())
     total: dict[str, Cell] = {"With_length_n": lambda r: bounded(r, "total")} if "total" in frame else {}
     rows = [
