@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dpeer.escape import markup
+from dpeer.launcher.commands import reading
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dpeer.eval.irt.result import Result
     from dpeer.eval.irt.simulate import Spec
     from dpeer.eval.irt.types import Options, Ratings
@@ -66,8 +69,19 @@ def fit(
     scale: Annotated[
         str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
     ] = None,
+    map_: reading.Map = None,
+    label: reading.Label = None,
+    constant: reading.Constant = None,
+    human: reading.Human = None,
+    family: reading.Family = None,
+    half_points: reading.HalfPoints = False,
+    missing: reading.Missing = None,
+    keep_copies: reading.KeepCopies = False,
 ) -> None:
-    """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html."""
+    """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html.
+
+    Tables made elsewhere are read as by `dpeer ratings import`, with its options.
+    """
     from dpeer.eval.irt.types import Options
 
     options = Options(
@@ -83,11 +97,22 @@ def fit(
         **_terms(terms),
     )
     console = Console(highlight=False)
-    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale)), console)
+    given = reading.options(map_, label, constant, human, family, missing, half_points, keep_copies)
+    rated = _table(table, given, output)
+    show(*run_fit(rated, output, options, base, tuple(dimension or ()), console, _scale(scale)), console)
+
+
+def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFrame:
+    """The table itself, or what an import makes of it: where an option asks for one, or its columns are not ours."""
+    from dpeer.eval.irt.encode import own_form
+
+    if own_form(path) and not given.words():
+        return path
+    return reading.read(path, given, ["dpeer", "irt", "fit", str(path), "-o", str(output)])
 
 
 def run_fit(
-    table: Path,
+    table: Path | pd.DataFrame,
     output: Path,
     options: Options,
     base: str | None,
