@@ -64,7 +64,8 @@ def notes_on(judging: Judging, rubric: Rubric, responses: pd.DataFrame, source: 
     """
     briefs: dict[str, Brief] = {}
     if "brief" in responses:
-        briefs = {i: b for i, b in zip(responses["item"], responses["brief"], strict=True) if isinstance(b, Brief)}
+        first = responses.drop_duplicates("item")
+        briefs = {i: b for i, b in zip(first["item"], first["brief"], strict=True) if isinstance(b, Brief)}
     if faults := list(_faults(rubric, briefs)):
         raise data_error(source, faults)
     if rubric.terse and any(b.reference or b.rubric for b in briefs.values()):

@@ -14,7 +14,7 @@ from dpeer.data.parse import Invalid, messages_in
 from dpeer.data.read import Row, rows
 from dpeer.data.schema import Message
 from dpeer.eval.questions.prompting import visible
-from dpeer.eval.questions.briefs import brief_of
+from dpeer.eval.questions.briefs import Brief, brief_of
 from dpeer.eval.questions.config import Prompts
 from dpeer.eval.questions.conversations import conversation, messages_of, prompt_text, so_far, turns, written
 from dpeer.eval.store.columns import column_value, empty, identifier
@@ -32,14 +32,16 @@ def read_responses(path: Path, columns: Prompts = DEFAULTS) -> pd.DataFrame:
     """
     given, faults = rows(path)
     made: list[dict[str, Any]] = []
-    prompts: dict[str, tuple[str, str]] = {}
+    prompts: dict[str, tuple[str, Brief | None, str]] = {}
     counted: Counter[tuple[str, str]] = Counter()
     for row in given:
         try:
             answer = _response(row, counted) | {"brief": brief_of(row, columns)}
-            prompt, where = prompts.setdefault(answer["item"], (answer["prompt"], row.where))
-            if prompt != answer["prompt"]:
-                raise Invalid("item", f"{answer['item']!r} has another prompt than in {where}; an item is one prompt")
+            own = (answer["prompt"], answer["brief"], row.where)
+            prompt, brief, where = prompts.setdefault(answer["item"], own)
+            for what, differs in (("prompt", prompt != own[0]), ("reference, rubric or language", brief != own[1])):
+                if differs:
+                    raise Invalid("item", f"{answer['item']!r} has another {what} than in {where}; an item is one prompt")
         except Invalid as invalid:
             faults.append(Fault(row.where, invalid.column, invalid.message))
             continue

@@ -208,7 +208,7 @@ def _rubric(tree: object) -> Rubric:
     for code, content in _named(top["languages"], "languages"):
         if code == language:
             raise _Invalid(f"languages.{code}: is the language of the rubric itself; leave it out")
-        others[_language(code, "languages")] = _translation(content, rubric, code)
+        others[code] = _translation(content, rubric, _language(code, "languages"))
     return replace(rubric, languages=others)
 
 

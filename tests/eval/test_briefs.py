@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -125,22 +126,27 @@ def test_criteria_of_an_item_stand_beside_or_in_place_of_the_rubrics(tmp_path: P
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"rubric": {"X": "Warm?"}}, r"r\.jsonl:2.*rubric.*no dimension 'X'; it has A, T, E, C"),
-        ({"rubric": {}}, r"r\.jsonl:2.*rubric.*names no criteria"),
-        ({"rubric": {"T": 3}}, r"r\.jsonl:2.*rubric\.T.*must be text"),
-        ({"rubric": '{"T": '}, r"r\.jsonl:2.*rubric.*begins like a JSON object"),
-        ({"rubric": ["Warm?"]}, r"r\.jsonl:2.*rubric.*must be text"),
-        ({"reference": 4}, r"r\.jsonl:2.*reference.*must be text"),
-        ({"language": "German"}, r"r\.jsonl:2.*language.*code of a language"),
+        ({"rubric": {"X": "Warm?"}}, r"r\.jsonl, row 2.*rubric.*no dimension 'X'; it has A, T, E, C"),
+        ({"rubric": {}}, r"r\.jsonl, row 2.*rubric.*names no criteria"),
+        ({"rubric": {"T": 3}}, r"r\.jsonl, row 2.*rubric\.T.*must be text"),
+        ({"rubric": '{"T": '}, r"r\.jsonl, row 2.*rubric.*begins like a JSON object"),
+        ({"rubric": ["Warm?"]}, r"r\.jsonl, row 2.*rubric.*must be text"),
+        ({"reference": 4}, r"r\.jsonl, row 2.*reference.*must be text"),
+        ({"language": "German"}, r"r\.jsonl, row 2.*language.*code of a language"),
     ],
 )
 def test_faults_name_file_row_and_column(tmp_path: Path, row: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError) as caught:
-        plan(evaluation(tmp_path, PLAIN, PLAIN | {"item": "faulty"} | row))
-    found = str(caught.value).replace("row 2", "r.jsonl:2").replace("\n", " ")
-    import re
+        plan(evaluation(tmp_path, PLAIN, PLAIN | {"item": "faulty"} | row))  # the second of two rows, for each model
+    assert re.search(said, str(caught.value)), caught.value
 
-    assert "r.jsonl" in str(caught.value) and re.search(said, found), caught.value
+
+def test_an_item_has_one_reference(tmp_path: Path) -> None:
+    cfg = evaluation(tmp_path, REFERRED)
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.write(json.dumps(REFERRED | {"reference": "4", "model": "z", "response": "4"}) + "\n")
+    with pytest.raises(DataError, match=r"row 3.*'referred' has another reference, rubric or language than in .*row 1"):
+        plan(cfg)
 
 
 def test_a_terse_rubric_shows_neither(tmp_path: Path) -> None:
