@@ -12,7 +12,6 @@ from dpeer.data.faults import Fault, data_error
 from dpeer.errors import ConfigError
 from dpeer.eval.config import Judging
 from dpeer.eval.questions.briefs import EVERY, Brief
-from dpeer.eval.questions.conversations import conversation
 from dpeer.eval.questions.prompting import visible
 from dpeer.eval.questions.rubric import LANGUAGE, Rubric
 from dpeer.eval.questions.shown import OWN, PLAIN, Shown, rated_messages
@@ -23,9 +22,7 @@ def shown_of(judging: Judging, response: Mapping[str, Any], dimension: str) -> S
     """What judges read beside the rubric about a response, a row of the responses table with `brief`."""
     brief = _brief(response)
     whole = judging.rate == "conversation"
-    messages = ()
-    if conversation(response["prompt"]):
-        messages = rated_messages(response["prompt"], response["transcript"], whole)
+    messages = rated_messages(response["prompt"], response.get("transcript"), whole)
     if brief is None and not messages:
         return PLAIN
     brief = brief or Brief()
@@ -42,8 +39,9 @@ def spoken_of(rubric: Rubric, response: Mapping[str, Any]) -> Rubric:
 
 def text_id(response: Mapping[str, Any]) -> str:
     """Hash of what was said."""
-    said = {"prompt": response["prompt"], "response": response["response"]}
-    return content_id(**said, **({"transcript": response["transcript"]} if conversation(response["prompt"]) else {}))
+    transcript = response.get("transcript")
+    told = {"transcript": transcript} if isinstance(transcript, str) else {}
+    return content_id(prompt=response["prompt"], response=response["response"], **told)
 
 
 def code_of(language: str) -> str:
@@ -75,7 +73,9 @@ def notes_on(judging: Judging, rubric: Rubric, responses: pd.DataFrame, source: 
         )
     own = sum(bool(b.rubric) for b in briefs.values())
     if own and judging.item_criteria == "instead" and any(OWN in d.criteria for d in rubric.dimensions.values()):
-        raise ConfigError(f"rubric {rubric.name}: a criterion is called {OWN}, as ratings by an item's own are; rename it")
+        raise ConfigError(
+            f"rubric {rubric.name}: a criterion is called {OWN}, as ratings by an item's own are; rename it"
+        )
     notes = []
     if references := sum(bool(b.reference) for b in briefs.values()):
         notes.append(f"{references} items bring a reference answer, which judges are shown.")
@@ -96,8 +96,11 @@ def notes_on(judging: Judging, rubric: Rubric, responses: pd.DataFrame, source: 
 def _faults(rubric: Rubric, briefs: Mapping[str, Brief]) -> Iterator[Fault]:
     for brief in briefs.values():
         _, rubric_column, language_column = brief.columns
+        language = brief.language
         if unknown := [name for name, _ in brief.rubric if name != EVERY and name not in rubric.dimensions]:
-            known = ", ".join(rubric.dimensions)
-            yield Fault(brief.where, rubric_column, f"rubric {rubric.name} has no dimension {unknown[0]!r}; it has {known}")
-        if brief.language and rubric.languages and not LANGUAGE.fullmatch(code_of(brief.language)):
-            yield Fault(brief.where, language_column, f"must be the code of a language, such as de, got {brief.language!r}")
+            has = ", ".join(rubric.dimensions)
+            yield Fault(
+                brief.where, rubric_column, f"rubric {rubric.name} has no dimension {unknown[0]!r}; it has {has}"
+            )
+        if language and rubric.languages and not LANGUAGE.fullmatch(code_of(language)):
+            yield Fault(brief.where, language_column, f"must be the code of a language, such as de, got {language!r}")

@@ -54,8 +54,11 @@ def _converse(cfg: EvalConfig, rows: pd.DataFrame, connect: Connect, console: Co
     """Make the missing answers before the last of each conversation, turn by turn."""
     counts = rows["prompt"].map(turn_count)
     if (several := counts > 1).any():
-        said = f"{int(several.sum()):,} of {len(rows):,} planned responses end conversations of up to {counts.max()} turns"
-        console.print(f"{said}, which are asked for one after the other.", soft_wrap=True)
+        console.print(
+            f"{int(several.sum()):,} of {len(rows):,} planned responses end conversations of up to {counts.max()} "
+            "turns, which are asked for one after the other.",
+            soft_wrap=True,
+        )
     for turn in range(int(counts.max()) - 1):
         todo = anti_join(rows[several], done_ids(responses_folder(cfg), RESPONSES), ID)
         said = turns.Said.read(cfg)
@@ -63,9 +66,7 @@ def _converse(cfg: EvalConfig, rows: pd.DataFrame, connect: Connect, console: Co
         execute(cfg, works, connect, responses_folder(cfg), console)
 
 
-def _turn(
-    cfg: EvalConfig, rows: pd.DataFrame, due: pd.DataFrame, said: turns.Said, served: Served, turn: int
-) -> Work:
+def _turn(cfg: EvalConfig, rows: pd.DataFrame, due: pd.DataFrame, said: turns.Said, served: Served, turn: int) -> Work:
     left = due[due["model"] == served.name]
     spec = cfg.generation
     return Work(

@@ -42,7 +42,8 @@ def _planned(cfg: EvalConfig, served: Served, prompts: pd.DataFrame) -> pd.DataF
     how = cfg.generation.model_dump(exclude={"samples"}) | {"seed": cfg.seed}
     how |= BACKENDS[served.backend].conditions(served, cfg.engine_of(served))
     own = {"model": served.name, "model_hash": identity(served)}
-    planned = prompts[["item", "prompt", *({"brief"} & {*prompts})]].loc[prompts.index.repeat(samples)].reset_index(drop=True)
+    columns = ["item", "prompt", *({"brief"} & {*prompts})]
+    planned = prompts[columns].loc[prompts.index.repeat(samples)].reset_index(drop=True)
     planned["sample"] = list(range(samples)) * len(prompts)
     keys = zip(planned["item"], planned["prompt"], planned["sample"], strict=True)
     planned.insert(0, ID, [content_id(**own, sampling=how, item=i, prompt=p, sample=s) for i, p, s in keys])

@@ -13,10 +13,10 @@ from dpeer.data.faults import Fault, data_error, excerpt
 from dpeer.data.parse import Invalid, messages_in
 from dpeer.data.read import Row, rows
 from dpeer.data.schema import Message
-from dpeer.eval.questions.prompting import visible
 from dpeer.eval.questions.briefs import Brief, brief_of
 from dpeer.eval.questions.config import Prompts
 from dpeer.eval.questions.conversations import conversation, messages_of, prompt_text, so_far, turns, written
+from dpeer.eval.questions.prompting import visible
 from dpeer.eval.store.columns import column_value, empty, identifier
 from dpeer.eval.store.parts import content_id
 from dpeer.eval.store.schema import RESPONSES
@@ -41,16 +41,17 @@ def read_responses(path: Path, columns: Prompts = DEFAULTS) -> pd.DataFrame:
             prompt, brief, where = prompts.setdefault(answer["item"], own)
             for what, differs in (("prompt", prompt != own[0]), ("reference, rubric or language", brief != own[1])):
                 if differs:
-                    raise Invalid("item", f"{answer['item']!r} has another {what} than in {where}; an item is one prompt")
+                    item = answer["item"]
+                    raise Invalid("item", f"{item!r} has another {what} than in {where}; an item is one prompt")
         except Invalid as invalid:
             faults.append(Fault(row.where, invalid.column, invalid.message))
             continue
         made.append(answer)
     if faults:
         raise data_error(str(path), faults)
-    brief = [answer.pop("brief") for answer in made]
+    briefs = [answer.pop("brief") for answer in made]
     table = pd.DataFrame(made).reindex(columns=RESPONSES.names)
-    return table.assign(brief=pd.Series(brief, table.index, dtype=object)) if any(brief) else table
+    return table.assign(brief=pd.Series(briefs, table.index, dtype=object)) if any(briefs) else table
 
 
 def _response(row: Row, counted: Counter[tuple[str, str]]) -> dict[str, Any]:
@@ -95,19 +96,21 @@ def _transcript(row: Row, prompt: str, response: str | None) -> str | None:
     if empty(value) or value == "":
         if turns(prompt) > 1:
             raise Invalid(
-                "transcript", f"is needed: the prompt has {turns(prompt)} turns, and only the last answer is in `response`"
+                "transcript",
+                f"is needed: the prompt has {turns(prompt)} turns, and only the last answer is in `response`",
             )
         return written(so_far(prompt, [response]))
     told = messages_in(value, "transcript") if isinstance(value, str) else value
-    said = [visible(str(m.get("content"))) if isinstance(m, dict) else "" for m in told] if isinstance(told, list) else []
+    listed = told if isinstance(told, list) else []
+    said = [visible(str(m.get("content"))) if isinstance(m, dict) else "" for m in listed]
     places = [len(so_far(prompt, [""] * turn)) for turn in range(turns(prompt))]
     answers = [said[place] if place < len(said) else "" for place in places]
     whole = written(so_far(prompt, answers))
     if answers[-1] != response or [m.content for m in messages_of(whole)] != said:
         raise Invalid(
             "transcript",
-            "must hold the messages of the prompt with the model's answers between them, and end with the response; got "
-            f"{excerpt(value)}",
+            "must hold the messages of the prompt with the model's answers between them, and end with the response; "
+            f"got {excerpt(value)}",
         )
     return whole
 

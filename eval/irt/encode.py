@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 
 from dpeer.errors import DataError
 from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
+from dpeer.eval.store.ledger import prices_of_answers
 from dpeer.eval.store.schema import RATINGS, STATUSES
 from dpeer.eval.store.scores import MOST_CATEGORIES, missing_options, pasted, suspected, suspicion
 from dpeer.eval.store.scores import number as read_number
@@ -60,7 +62,16 @@ def encode(
             raise DataError(f"ratings: no row has the dimension {', '.join(sorted(unknown))}; there are: {known}")
         kept = texts["dimension"].isin(list(dimensions)).to_numpy()
         frame, texts = frame[kept], {name: values[kept] for name, values in texts.items()}
-    return _encode(frame, texts, dimensions, scale, notes, source)
+    ratings = _encode(frame, texts, dimensions, scale, notes, source)
+    return ratings if isinstance(table, pd.DataFrame) else _priced(ratings, Path(table))
+
+
+def _priced(ratings: Ratings, table: Path) -> Ratings:
+    """With what usable ratings of each judge have cost; what is not usable has its price too."""
+    currency, prices = prices_of_answers(table)
+    asked = {judge: (sum(counts.values()), counts.get("ok", 0)) for judge, counts in ratings.status_by_judge.items()}
+    priced = {judge: n / ok * prices[judge] * 1000 for judge, (n, ok) in asked.items() if ok and judge in prices}
+    return replace(ratings, price=priced, currency=currency)
 
 
 def _encode(

@@ -1,4 +1,4 @@
-"""What judges, and never the model under test, are told about one item: a reference answer, own criteria, a language."""
+"""What judges, never the model under test, are told about one item: a reference answer, own criteria, a language."""
 
 from __future__ import annotations
 

@@ -187,8 +187,8 @@ class _Invalid(Exception):
 
 
 def _rubric(tree: object) -> Rubric:
-    others = ("role", "terse", "extends", "language", "words", "languages")
-    top = _section(tree, "", required=("name", "version", "scale", "dimensions"), optional=others)
+    optional = ("role", "terse", "extends", "language", "words", "languages")
+    top = _section(tree, "", required=("name", "version", "scale", "dimensions"), optional=optional)
     scale = _scale(top["scale"])
     dimensions = {k: _dimension(v, f"dimensions.{k}", scale) for k, v in _named(top["dimensions"], "dimensions")}
     language = _language(top.get("language", "en"), "language")
@@ -259,8 +259,8 @@ def _words(section: dict[str, object], language: str, key: str) -> Words:
     known = words_of(language)
     if known is None:
         raise _Invalid(
-            f"{where}: is missing; dpeer's own sentences of a judge prompt are known in {_listed(languages())} only, so "
-            f"say them in {language}: questions/words/de.yaml has all keys"
+            f"{where}: is missing; dpeer's own sentences of a judge prompt are known in {_listed(languages())} only, "
+            f"so say them in {language}: questions/words/de.yaml has all keys"
         )
     return known
 

@@ -35,10 +35,10 @@ class Shown:
 PLAIN = Shown()
 
 
-def rated_messages(prompt: str, transcript: str, whole: bool) -> tuple[Message, ...]:
+def rated_messages(prompt: str, transcript: object, whole: bool) -> tuple[Message, ...]:
     """The transcript of a conversation with what is rated marked: the last message, or with `whole` all that the model
     under test said. None for a single prompt and response."""
-    if not conversation(prompt):
+    if not conversation(prompt) or not isinstance(transcript, str):  # data frames write null as they like
         return ()
     said = messages_of(transcript)
     answers = len(said) - len(messages_of(prompt))

@@ -75,8 +75,19 @@ def options(
     half_points: bool,
     keep_copies: bool,
 ) -> Options:
-    lists = (tuple(given or ()) for given in (map_, label, constant, human, family, missing))
-    return Options(*lists, half_points, keep_copies)
+    def listed(given: list[str] | None) -> tuple[str, ...]:
+        return tuple(given or ())
+
+    return Options(
+        listed(map_),
+        listed(label),
+        listed(constant),
+        listed(human),
+        listed(family),
+        listed(missing),
+        half_points,
+        keep_copies,
+    )
 
 
 def read(path: Path, given: Options, command: Sequence[str]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from dpeer.eval.judge import calls, judge
 from dpeer.eval.plan import plan
 from dpeer.eval.questions.conversations import messages_of, prompt_text, so_far, turns
 from dpeer.eval.questions.prompting import Segment
-from dpeer.eval.responses import load_responses
+from dpeer.eval.responses import load_responses, planned_responses
 from dpeer.eval.store.parts import read_table
 from dpeer.eval.store.schema import RESPONSES
 from dpeer.model.lm import load_tokenizer
@@ -68,10 +69,12 @@ def parrot(request: dict[str, Any], state: Any) -> Any:
 
 def test_ids_of_single_prompts_are_those_of_before(tmp_path: Path) -> None:
     """Computed by the version before conversations existed."""
-    rows = [{"prompt": "Is 2 + 2 = 5?"}, {"prompt": [{"role": "user", "content": "Sort: b, a"}]}, {"prompt": "Grüße\r\n{}"}]
+    rows = [
+        {"prompt": "Is 2 + 2 = 5?"},
+        {"prompt": [{"role": "user", "content": "Sort: b, a"}]},
+        {"prompt": "Grüße\r\n{}"},
+    ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from dpeer.eval.responses import planned_responses
-
     values = {
         "name": "g",
         "output_dir": str(tmp_path),
@@ -154,7 +157,9 @@ def test_each_turn_reads_the_answers_before_it(tmp_path: Path, endpoint: tuple[A
     for row in pressed.itertuples():
         told = [(m.role, m.content) for m in messages_of(row.transcript)]
         assert told == [
-            step for k, text in enumerate(PRESSED) for step in (("user", text), ("assistant", f"{row.model} #{k}: {text}"))
+            step
+            for k, text in enumerate(PRESSED)
+            for step in (("user", text), ("assistant", f"{row.model} #{k}: {text}"))
         ]
         assert row.response == told[-1][1]
     for shorter, longer in pairwise(sorted({len(r["messages"]) for r in state.requests if "professor" in str(r)})):
@@ -210,7 +215,9 @@ def test_a_turn_without_an_answer_fails_the_response_and_is_asked_again(
     failed, cut = table.loc[("x", pressed)], table.loc[("y", pressed)]
     assert failed["status"] == "engine_error" and failed["error"].startswith("turn 2 of 3: ")
     assert pd.isna(failed["response"]) and pd.isna(failed["transcript"])
-    assert cut["status"] == "truncated" and "turn 1 was cut" in cut["error"] and len(messages_of(cut["transcript"])) == 6
+    assert (
+        cut["status"] == "truncated" and "turn 1 was cut" in cut["error"] and len(messages_of(cut["transcript"])) == 6
+    )
     state.decide, state.requests = (lambda request: parrot(request, state)), []
     again = read_table(generate(cfg, no_ray, retry_errors=True, console=QUIET), RESPONSES)
     assert (again["status"] == "ok").all() and set(again["response_id"]) == set(table["response_id"])
@@ -227,7 +234,9 @@ def test_two_system_messages_are_refused(tmp_path: Path) -> None:
 
 def test_an_engine_here_reads_the_same_chat(models: Path) -> None:
     tokenizer = load_tokenizer(str(models / "a"), None)
-    call = Call("0", "0", (Segment("Sure?", False),), "Be brief.", history=(("user", "Is it 5?"), ("assistant", "No, 4.")))
+    call = Call(
+        "0", "0", (Segment("Sure?", False),), "Be brief.", history=(("user", "Is it 5?"), ("assistant", "No, 4."))
+    )
     ids = encode(tokenizer, call, Method("sample", max_tokens=9))
     assert ids == encode_by_template(tokenizer)
 
@@ -269,8 +278,6 @@ def with_rate(cfg: EvalConfig, rate: str) -> EvalConfig:
 
 def marked(text: str) -> list[str]:
     """Roles on the lines that carry the tag, in order."""
-    import re
-
     tag = re.search(r"<conversation-(\w+)>", text)
     assert tag is not None
     return re.findall(rf"^<(\w+)-{tag[1]}>$", text, re.MULTILINE)
@@ -299,7 +306,8 @@ def test_ids_change_with_what_is_asked_and_only_then(answered: tuple[EvalConfig,
     kept = last.index.intersection(whole.index)
     assert set(last.loc[kept, "item"]) == {"alone"} and len(kept) == (last["item"] == "alone").sum()
     assert last["prompt_hash"].notna().all()
-    assert last.groupby("item")["prompt_hash"].agg(frozenset)["alone"].isdisjoint(whole.loc[whole["item"] == "given", "prompt_hash"])
+    alone = last.loc[last["item"] == "alone", "prompt_hash"]
+    assert set(alone).isdisjoint(whole.loc[whole["item"] == "given", "prompt_hash"])
 
 
 def test_judged_from_end_to_end(answered: tuple[EvalConfig, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`dpeer irt fit FILE` reads what `dpeer ratings import` reads, with the same options, and its errors print what works."""
+"""`dpeer irt fit FILE` reads what `dpeer ratings import` reads, by the same options; its errors print what works."""
 
 from __future__ import annotations
 
