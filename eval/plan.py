@@ -130,10 +130,11 @@ def planned_rows(
         "mode": cfg.judging.mode,
     }
     base = own | {"sampling": sampling_of(cfg, judge)}
-    questions: list[dict[str, Any]] = []
-    of: list[int] = []
+    told: dict[str, list[Any]] = {name: [] for name in ("rating_id", *ASKED, "asked", "of")}
     words: dict[Any, str] = {}
-    for place, response in enumerate(shuffled.to_dict("records")):
+    columns = [c for c in ("response_id", "prompt", "response", "transcript", "brief") if c in shuffled]
+    for place, values in enumerate(zip(*(shuffled[c] for c in columns), strict=True)):
+        response = dict(zip(columns, values, strict=True))
         content, spoken = text_id(response), spoken_of(rubric, response)
         for dimension, criterion, repeat, order in asked:
             shown = shown_of(cfg.judging, response, dimension)
@@ -146,10 +147,10 @@ def planned_rows(
                 words[key] = _wording(spoken, dimension, criterion, order, cfg.judging.mode, shown.form)
             question = dict(zip(ASKED, (dimension, criterion, repeat, order), strict=True)) | {"asked": words[key]}
             rating = content_id(**base, response_id=response["response_id"], content=content, **question)
-            questions.append({"rating_id": rating} | question)
-            of.append(place)
-    rows = shuffled.iloc[of][["response_id", "model", "item", "sample"]].reset_index(drop=True)
-    told = pd.DataFrame(questions, columns=["rating_id", *ASKED, "asked"])
+            for column, value in (question | {"rating_id": rating, "of": place}).items():
+                told[column].append(value)
+    of = np.array(told["of"], dtype=np.int64)
+    rows = shuffled[["response_id", "model", "item", "sample"]].iloc[of].reset_index(drop=True)
     rows.insert(0, "rating_id", told["rating_id"])
     for column in ASKED:
         rows[column] = told[column]
