@@ -234,9 +234,9 @@ def resources(job: Job) -> dict[str, float]:
 
 
 def cores_per_gpu(nodes: Iterable[Mapping[str, float]]) -> float:
-    """Cores that every node has per GPU when one is left for others; 1 at least, LOADING_THREADS at most."""
-    shares = ((n.get("CPU", 0) - 1) // n["GPU"] for n in nodes if n.get("GPU"))
-    return float(max(1, min((LOADING_THREADS, *shares))))
+    """Cores that every node with GPUs has per GPU when one is left for others; 1 at least, LOADING_THREADS at most."""
+    shares = [(n.get("CPU", 0) - 1) // n["GPU"] for n in nodes if n.get("GPU")]
+    return float(max(1, min(LOADING_THREADS, *shares))) if shares else 1.0
 
 
 def per_task(spec: config.Farm, job: Job, engines: int) -> int:
