@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Plan:
     """Those that are not on disk yet."""
     notes: tuple[str, ...]
     """What the person should know: warnings of the design, related judges, responses that cannot be rated."""
-    judging: Judging = field(default_factory=Judging)
+    judging: Judging
 
 
 def ratings_folder(cfg: EvalConfig) -> Path:
