@@ -33,9 +33,10 @@ def generate(cfg: EvalConfig, connect: Connect, retry_errors: bool = False, cons
     console = console or Console(highlight=False)
     folder = responses_folder(cfg)
     with lock(folder):
-        if retry_errors and (dropped := drop_rows(folder, ("engine_error", "truncated"), RESPONSES)):
-            console.print(f"{dropped} failed or truncated responses are asked for again.")
+        if retry_errors:
             drop_rows(turns.turns_folder(cfg), ("truncated",), RESPONSES)
+            if dropped := drop_rows(folder, ("engine_error", "truncated"), RESPONSES):
+                console.print(f"{dropped} failed or truncated responses are asked for again.")
         rows = planned_responses(cfg)
         _converse(cfg, rows, connect, console)
         todo, said = anti_join(rows, done_ids(folder, RESPONSES), ID), turns.Said.read(cfg)

@@ -170,7 +170,8 @@ def _read(
         raise data_error(source, faults)
     if not (table := pa.concat_tables([*tables, pa.Table.from_pylist(batch, schema=RATINGS)])):
         raise DataError(f"{source}: holds no ratings: every cell of the columns with scores is empty")
-    return table.to_pandas(), np.frombuffer(marks, dtype=np.int64)
+    tables.clear()
+    return table.to_pandas(split_blocks=True, self_destruct=True), np.frombuffer(marks, dtype=np.int64)
 
 
 # Rows to ratings

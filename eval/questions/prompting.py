@@ -64,8 +64,7 @@ def judge_segments(
     talk = shown.messages or (Message("user", prompt), Message("response", response))
     texts = [visible(message.content) for message in talk]
     reference = visible(shown.reference)
-    beside = [text for text in (reference, shown.criteria) if text]
-    tag = fence_tag((*texts, *beside), _TERSE_TAG if rubric.terse else _TAG)
+    tag = fence_tag([*texts, *([reference] if reference else [])], _TERSE_TAG if rubric.terse else _TAG)
     dividers, closing = _terse_fences(talk, tag) if rubric.terse else _fences(rubric, shown, talk, tag)
     pieces = [s for d, t in zip(dividers, texts, strict=True) for s in (Segment(d, True), Segment(t, False))]
     pieces.append(Segment(closing, True))

@@ -111,6 +111,7 @@ def test_criteria_of_an_item_stand_beside_or_in_place_of_the_rubrics(tmp_path: P
     rubric = load_rubric("persona")
     (question,) = {s[-1].text for s in asked(both, item="own", dimension="T", criterion="limits")}
     assert "judge also by this: Names the mayor." in question and rubric.criterion("T", "limits").question in question
+    assert len({s[:-1] for s in asked(both, item="own", model="x", judge="a")}) == 1, "read once for all dimensions"
     assert all("mayor" not in text(s) for s in asked(both, item="plain") + asked(both, item="own", dimension="A"))
     instead = plan(evaluation(tmp_path, PLAIN, own, item_criteria="instead"))
     (question,) = {s[-1].text for s in asked(instead, item="own", dimension="T")}
