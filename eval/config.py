@@ -38,6 +38,10 @@ class Judging(Section):
     """Read the log-probability of each rating token, or a JSON answer with a rationale."""
     score: Literal["most_likely", "sampled"] = "most_likely"
     """logprob: take the most probable score, or draw one from the judge's distribution (seeded by the rating's id)."""
+    rate: Literal["last", "conversation"] = "last"
+    """Of a conversation: rate the model's last message, or all of its messages together."""
+    item_criteria: Literal["also", "instead"] = "also"
+    """Criteria that a prompt brings (`prompts.rubric`) hold beside those of the rubric, or in their place."""
     repeats: int = Field(1, ge=1)
     """Ratings per judge, response and criterion; every second one lists the scale from the top."""
     min_mass: float = Field(0.5, ge=0, le=1)

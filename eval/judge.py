@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dpeer.escape import markup
+from dpeer.eval.asking import shown_of, spoken_of
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
@@ -153,12 +154,14 @@ def _proven(cfg: EvalConfig, planned: Plan, served: Served) -> bool:
 
 def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:
     """The requests behind planned rows, in their order."""
-    texts = planned.responses[["prompt", "response"]]
     columns = ["rating_id", "response_id", "dimension", "criterion", "order"]
     for response_id, group in rows[columns].groupby("response_id", sort=False):
-        prompt, response = texts.loc[response_id]
+        response = planned.responses.loc[response_id]
+        spoken = spoken_of(planned.rubric, response)
         for rating_id, _, dimension, criterion, order in group.itertuples(index=False, name=None):
-            segments = judge_segments(planned.rubric, prompt, response, dimension, criterion, order, mode)
+            shown = shown_of(planned.judging, response, dimension)
+            texts = (response["prompt"], response["response"])
+            segments = judge_segments(spoken, *texts, dimension, criterion, order, mode, shown)
             yield Call(rating_id, str(response_id), segments, seed=int(rating_id[:8], 16))
 
 

@@ -12,14 +12,16 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
+from dpeer.eval.asking import notes_on, shown_of, spoken_of, text_id
 from dpeer.eval.backends.families import family_of_name
 from dpeer.eval.backends.registry import BACKENDS, family, identity
-from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.config import EvalConfig, Judging, Served
 from dpeer.eval.irt import design
 from dpeer.eval.irt.linking import linked_design, planned_ratings
 from dpeer.eval.irt.types import Bools, Options
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import Rubric, load_rubric
+from dpeer.eval.questions.shown import OWN, Shown
 from dpeer.eval.responses import load_responses
 from dpeer.eval.store.parts import anti_join, content_id, done_ids
 
@@ -40,6 +42,7 @@ class Plan:
     """Those that are not on disk yet."""
     notes: tuple[str, ...]
     """What the person should know: warnings of the design, related judges, responses that cannot be rated."""
+    judging: Judging
 
 
 def ratings_folder(cfg: EvalConfig) -> Path:
@@ -57,6 +60,7 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
     rubric = load_rubric(cfg.judging.rubric)
     questions = asked(cfg, rubric)
     responses, notes = load_responses(cfg)
+    notes += notes_on(cfg.judging, rubric, responses, str(cfg.responses or cfg.prompts.path))
     notes += _relations(cfg, responses)
     chosen = _chosen(cfg, responses)
     judged = [planned_rows(cfg, rubric, j, questions, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
@@ -75,7 +79,7 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
             f"{stale} ratings in {ratings_folder(cfg)} are not of this plan (other judge, rubric, settings or "
             "responses); they stay there and are left out."
         )
-    return Plan(rubric, responses.set_index("response_id"), rows, anti_join(rows, done), tuple(notes))
+    return Plan(rubric, responses.set_index("response_id"), rows, anti_join(rows, done), tuple(notes), cfg.judging)
 
 
 def asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
@@ -125,35 +129,43 @@ def planned_rows(
         "rubric_hash": rubric.hash,
         "mode": cfg.judging.mode,
     }
-    content = [content_id(prompt=p, response=r) for p, r in zip(shuffled["prompt"], shuffled["response"], strict=True)]
     base = own | {"sampling": sampling_of(cfg, judge)}
-    keys = zip(shuffled["response_id"], content, strict=True)
-    questions = [
-        {"dimension": d, "criterion": c, "repeat": r, "order": o, "asked": _wording(rubric, d, c, o, cfg.judging.mode)}
-        for d, c, r, o in asked
-    ]
-    ids = [
-        content_id(**base, response_id=response, content=text, **question)
-        for response, text in keys
-        for question in questions
-    ]
-    repeated = shuffled.loc[shuffled.index.repeat(len(asked)), ["response_id", "model", "item", "sample"]]
-    rows = repeated.reset_index(drop=True)
-    rows.insert(0, "rating_id", ids)
-    for column, values in zip(ASKED, zip(*asked, strict=True), strict=True):
-        rows[column] = list(values) * len(shuffled)
-    lengths = shuffled["response"].str.len().to_numpy()
+    told: dict[str, list[Any]] = {name: [] for name in ("rating_id", *ASKED, "asked", "of")}
+    words: dict[Any, str] = {}
+    columns = [c for c in ("response_id", "prompt", "response", "transcript", "brief") if c in shuffled]
+    for place, values in enumerate(zip(*(shuffled[c] for c in columns), strict=True)):
+        response = dict(zip(columns, values, strict=True))
+        content, spoken = text_id(response), spoken_of(rubric, response)
+        for dimension, criterion, repeat, order in asked:
+            shown = shown_of(cfg.judging, response, dimension)
+            if shown.instead:
+                if criterion != next(iter(rubric.dimensions[dimension].criteria)):
+                    continue  # the item's own question is asked once
+                criterion = OWN
+            key = (spoken.language, shown.form, dimension, criterion, order)
+            if key not in words:
+                words[key] = _wording(spoken, dimension, criterion, order, cfg.judging.mode, shown.form)
+            question = dict(zip(ASKED, (dimension, criterion, repeat, order), strict=True)) | {"asked": words[key]}
+            rating = content_id(**base, response_id=response["response_id"], content=content, **question)
+            for column, value in (question | {"rating_id": rating, "of": place}).items():
+                told[column].append(value)
+    of = np.array(told["of"], dtype=np.int64)
+    rows = shuffled[["response_id", "model", "item", "sample"]].iloc[of].reset_index(drop=True)
+    rows.insert(0, "rating_id", told["rating_id"])
+    for column in ASKED:
+        rows[column] = told[column]
     return rows.assign(
         **own,
-        model_family=pd.Series(np.repeat(model_families(cfg, shuffled).to_numpy(), len(asked)), rows.index, object),
+        model_family=pd.Series(model_families(cfg, shuffled).to_numpy()[of], rows.index, object),
         judge_family=family(judge),
-        response_length=np.repeat(lengths, len(asked)),
+        response_length=shuffled["response"].str.len().to_numpy()[of],
+        prompt_hash=told["asked"],
     )
 
 
-def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: Any) -> str:
-    """What a judge reads around prompt and response: the rubric's words and dpeer's own."""
-    return content_id(texts=[s.text for s in judge_segments(rubric, "", "", dimension, criterion, order, mode)])
+def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: Any, shown: Shown) -> str:
+    """What a judge reads around prompt and response: the rubric's words, dpeer's own and those of the item."""
+    return content_id(texts=[s.text for s in judge_segments(rubric, "", "", dimension, criterion, order, mode, shown)])
 
 
 def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dpeer.errors import ConfigError, DataError
 from dpeer.eval.backends.registry import BACKENDS, family, identity
 from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.elsewhere.responses import read_responses
+from dpeer.eval.questions.conversations import messages_of
 from dpeer.eval.questions.prompts import load_prompts
 from dpeer.eval.store.parts import content_id, read_table
 from dpeer.eval.store.schema import RESPONSES
@@ -27,6 +28,12 @@ def planned_responses(cfg: EvalConfig) -> pd.DataFrame:
     if not cfg.models:
         raise ConfigError("models is empty: name at least one model under test (name, path).")
     prompts = load_prompts(cfg.prompts, cfg.seed)
+    own = [i for i, p in zip(prompts["item"], prompts["prompt"], strict=True) if messages_of(p)[0].role == "system"]
+    if own and cfg.generation.system:
+        raise ConfigError(
+            f"generation.system is set, and {len(own)} prompts begin with a system message of their own (the first: "
+            f"{own[0]}); leave one of the two out."
+        )
     return pd.concat([_planned(cfg, served, prompts) for served in cfg.models], ignore_index=True)
 
 
@@ -35,7 +42,8 @@ def _planned(cfg: EvalConfig, served: Served, prompts: pd.DataFrame) -> pd.DataF
     how = cfg.generation.model_dump(exclude={"samples"}) | {"seed": cfg.seed}
     how |= BACKENDS[served.backend].conditions(served, cfg.engine_of(served))
     own = {"model": served.name, "model_hash": identity(served)}
-    planned = prompts[["item", "prompt"]].loc[prompts.index.repeat(samples)].reset_index(drop=True)
+    columns = ["item", "prompt", *({"brief"} & {*prompts})]
+    planned = prompts[columns].loc[prompts.index.repeat(samples)].reset_index(drop=True)
     planned["sample"] = list(range(samples)) * len(prompts)
     keys = zip(planned["item"], planned["prompt"], planned["sample"], strict=True)
     planned.insert(0, ID, [content_id(**own, sampling=how, item=i, prompt=p, sample=s) for i, p, s in keys])
@@ -49,7 +57,7 @@ def load_responses(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
     name is not mixed in. Raises DataError where nothing is left, or where one model answers one item twice as the same
     sample.
     """
-    table, notes = (read_responses(cfg.responses), []) if cfg.responses else _generated(cfg)
+    table, notes = (read_responses(cfg.responses, cfg.prompts), []) if cfg.responses else _generated(cfg)
     path = cfg.responses or responses_folder(cfg)
     if twice := int(table.duplicated(KEY).sum()):
         first = table[table.duplicated(KEY)].iloc[0]
@@ -79,7 +87,7 @@ def _generated(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
     if table.empty:
         raise DataError(f"{folder}: no responses. Run `dpeer generate` first, or set `responses` to a file with some.")
     if not cfg.models:
-        return table, []
+        return _briefed(table, load_prompts(cfg.prompts, cfg.seed)) if cfg.prompts.path else table, []
     planned = planned_responses(cfg).set_index(ID)
     kept = table[table[ID].isin(planned.index)]
     if kept.empty:
@@ -95,4 +103,13 @@ def _generated(cfg: EvalConfig) -> tuple[pd.DataFrame, list[str]]:
         )
     if missing := len(planned) - len(kept):
         notes.append(f"{missing} of {len(planned)} planned responses are not there yet; `dpeer generate` makes them.")
-    return kept.assign(family=kept[ID].map(planned["family"])), notes
+    return _briefed(kept.assign(family=kept[ID].map(planned["family"])), planned), notes
+
+
+def _briefed(responses: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
+    """With what the prompts' rows bring for judges."""
+    if "brief" not in prompts:
+        return responses
+    briefs = prompts.drop_duplicates(["item", "prompt"]).set_index(["item", "prompt"])["brief"].to_dict()
+    keys = zip(responses["item"], responses["prompt"], strict=True)
+    return responses.assign(brief=pd.Series([briefs.get(key) for key in keys], responses.index, dtype=object))

@@ -163,7 +163,8 @@ def _evaluation(folder: Path) -> Iterator[Finding]:
     from dpeer.eval.store.parts import parts, read_sealed, read_table, unsealed
     from dpeer.eval.store.schema import RATINGS, RESPONSES
 
-    tables = [(part, schema) for name, schema in (("responses", RESPONSES), ("ratings", RATINGS))
+    kinds = (("responses", RESPONSES), ("turns", RESPONSES), ("ratings", RATINGS))
+    tables = [(part, schema) for name, schema in kinds
               for part in parts(folder / name)]  # fmt: skip
     union = folder / "ratings.parquet"
     tables += [(union, RATINGS)] if union.exists() else []
@@ -177,7 +178,7 @@ def _evaluation(folder: Path) -> Iterator[Finding]:
             reason = (str(error).splitlines() or ["cannot be read"])[0][:200]
             again = "`dpeer judge` makes it again from its parts" if path == union else PARTS_AGAIN
             yield Finding(path, "damaged", f"{reason}. {again}")
-    for name, schema in (("responses", RESPONSES), ("ratings", RATINGS)) if sound else ():
+    for name, schema in kinds if sound else ():
         try:
             read_table(folder / name, schema)
         except DpeerError as error:

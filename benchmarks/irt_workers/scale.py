@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpeer.eval.irt.agreement import agreement
+from dpeer.eval.irt.cards import judge_cards
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.tables import tabulate
@@ -130,6 +132,8 @@ def imported(job: dict[str, Any]) -> tuple[float, str, str]:
     ratings = encode(out)
     encoded = time.process_time() - start
     report = check(ratings, Options())
+    tables = agreement(ratings)
+    judge_cards(ratings, pd.DataFrame({"judge": ratings.judges}), tables["kappa"], None)
     words = f"read {read:.0f} s, written and encoded at {encoded:.0f} s; rank {report.rank['tone']}"
     return time.process_time() - start, f"{n:,} ratings", words
 

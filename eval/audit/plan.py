@@ -60,4 +60,4 @@ def audit_plan(cfg: EvalConfig, compared: Pairs) -> Plan:
         rows.append(every[pd.MultiIndex.from_frame(every[["response_id", "dimension"]]).isin(needed)])
     planned = pd.concat(rows, ignore_index=True)
     todo = anti_join(planned, done_ids(ratings_folder(cfg)))
-    return Plan(rubric, compared.responses.set_index("response_id"), planned, todo, notes=())
+    return Plan(rubric, compared.responses.set_index("response_id"), planned, todo, (), cfg.judging)

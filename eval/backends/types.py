@@ -26,6 +26,8 @@ class Call:
     segments: tuple[Segment, ...]
     system: str | None = None
     seed: int | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, text) of the messages before the one that the segments make up; free answers only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ def messages(call: Call, method: Method) -> list[dict[str, str]]:
     if method.mode != "sample":
         return chat_messages(call.segments)
     system = [{"role": "system", "content": call.system}] if call.system else []
-    return [*system, {"role": "user", "content": "".join(s.text for s in call.segments)}]
+    history = [{"role": role, "content": text} for role, text in call.history]
+    return [*system, *history, {"role": "user", "content": "".join(s.text for s in call.segments)}]
 
 
 def refused(call: Call, message: str, tokens: int | None, engine: str | None) -> Answer:
@@ -144,4 +147,5 @@ def refused(call: Call, message: str, tokens: int | None, engine: str | None) ->
 
 
 def characters(call: Call) -> int:
-    return sum(len(segment.text) for segment in call.segments) + len(call.system or "")
+    told = sum(len(text) for _, text in call.history)
+    return sum(len(segment.text) for segment in call.segments) + len(call.system or "") + told

@@ -170,7 +170,8 @@ def _read(
         raise data_error(source, faults)
     if not (table := pa.concat_tables([*tables, pa.Table.from_pylist(batch, schema=RATINGS)])):
         raise DataError(f"{source}: holds no ratings: every cell of the columns with scores is empty")
-    return table.to_pandas(), np.frombuffer(marks, dtype=np.int64)
+    tables.clear()
+    return table.to_pandas(split_blocks=True, self_destruct=True), np.frombuffer(marks, dtype=np.int64)
 
 
 # Rows to ratings
@@ -274,10 +275,16 @@ _RATED = ("judge", "response_id", "dimension", "criterion")
 
 def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
     """Number the repeats of each rating and give every row its content-addressed id."""
-    repeat = table.groupby([table[name] for name in _RATED], sort=False).cumcount()
-    keys = zip(repeat.tolist(), *(table[name].tolist() for name in _RATED), strict=True)
-    ids = [content_id(mode="import", repeat=again, **dict(zip(_RATED, names, strict=True))) for again, *names in keys]
-    return table.assign(repeat=repeat.astype("int32"), rating_id=ids)
+    repeat = table.groupby([table[name] for name in _RATED], sort=False).cumcount().astype("int32")
+    rated = table[list(_RATED)].assign(repeat=repeat)
+    ids = [_ids(rated.iloc[at : at + CHUNK]) for at in range(0, len(rated), CHUNK)]
+    return table.assign(repeat=repeat, rating_id=pd.concat(ids).array)
+
+
+def _ids(rated: pd.DataFrame) -> pd.Series:
+    keys = zip(*(rated[name].tolist() for name in (*_RATED, "repeat")), strict=True)
+    ids = [content_id(mode="import", repeat=again, **dict(zip(_RATED, names, strict=True))) for *names, again in keys]
+    return pd.Series(ids, dtype="str")
 
 
 def _with_families(table: pd.DataFrame, how: Reading, source: str) -> pd.DataFrame:

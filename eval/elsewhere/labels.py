@@ -29,6 +29,15 @@ from dpeer.eval.store.scores import (
 
 Labels = Mapping[str, int]
 
+
+class ScoreError(DataError):
+    """Labels that are no scores as they stand; `options` are those of a command that reads them, if one does."""
+
+    def __init__(self, problem: str, options: Sequence[str] = ()) -> None:
+        self.options = tuple(options)
+        super().__init__(problem)
+
+
 ALIKE = 0.8
 """An unknown label is warned of when it resembles a known one this much (difflib), or occurs in MANY rows."""
 SHOWN = 5
@@ -107,7 +116,8 @@ def judge_labels(ratings: pd.DataFrame, scale: Scale, source: str) -> None:
     """Refuse a table without a single known label, or with points between whole scores; warn of unknown labels that
     look like an oversight, and of scores that look like codes for none."""
     if scale.between:
-        raise DataError(f"{source}: {_between(ratings, scale)}")
+        problem, options = _between(ratings, scale)
+        raise ScoreError(f"{source}: {problem}", options)
     lost = ratings[ratings["status"] == "unparsed"]
     unknown = Counter(zip(lost["dimension"], lost["error"], strict=True))
     if len(lost) == len(ratings):
@@ -126,8 +136,8 @@ def judge_labels(ratings: pd.DataFrame, scale: Scale, source: str) -> None:
             warnings.warn(f"{source}: {told}. If it is one: {missing_options(codes)}", stacklevel=4)
 
 
-def _between(ratings: pd.DataFrame, scale: Scale) -> str:
-    """Why points between whole scores cannot be taken as they are, and how they can."""
+def _between(ratings: pd.DataFrame, scale: Scale) -> tuple[str, list[str]]:
+    """Why points between whole scores cannot be taken as they are, how they can, and the options of the first way."""
     met = ", ".join(f"{decimal(value)} ({n})" for value, n in scale.between.most_common(SHOWN))
     whole = {Fraction(int(score), scale.factor) for score in ratings["score"].dropna().unique()}
     steps = sorted({*whole, *scale.between})
@@ -135,16 +145,19 @@ def _between(ratings: pd.DataFrame, scale: Scale) -> str:
         f"{scale.between.total():,} of {len(ratings):,} ratings lie between whole scores: {met}. The rating model "
         f"takes ordered categories, at most {MOST_CATEGORIES}, numbered by whole scores"
     )
-    ways = []
+    ways: list[str] = []
+    options: list[str] = []
     if scale.factor == 1 and halves(steps) and 2 * (steps[-1] - steps[0]) < MOST_CATEGORIES:
         ways.append(f"--half-points (doubles every score: {decimal(steps[0])} to {decimal(steps[-1])} becomes "
                     f"{decimal(2 * steps[0])} to {decimal(2 * steps[-1])})")  # fmt: skip
+        options = ["--half-points"]
     if len(steps) <= MOST_CATEGORIES:
-        options = " ".join(f"--label {shlex.quote(f'{decimal(v)}={rank}')}" for rank, v in enumerate(steps, start=1))
-        ways.append(f"a category for each: {options}")
+        each = [word for rank, v in enumerate(steps, start=1) for word in ("--label", f"{decimal(v)}={rank}")]
+        ways.append(f"a category for each: {shlex.join(each)}")
+        options = options or each
     else:
         ways.append(f"{len(steps)} different values are too many: merge them with --label VALUE=SCORE for each")
-    return f"{problem}. Give {' or '.join(ways)}"
+    return f"{problem}. Give {' or '.join(ways)}", options
 
 
 def _warn_unknown(unknown: Counter[tuple[str, str]], scale: Scale, source: str) -> None:

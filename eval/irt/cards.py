@@ -20,7 +20,8 @@ def judge_cards(
     length: points that it scores higher than others do, per sd of log length
 
     and without: kappa_people, kappa_models (mean weighted kappa with people and with other models), moved (logits since
-    the earlier fit), tokens (read and written per rating). Intervals of effects: mean +- 2 standard errors.
+    the earlier fit), tokens (read and written per rating), price (of 1,000 usable ratings, in `currency`). Intervals of
+    effects: mean +- 2 standard errors.
 
     Descriptive: every judge is compared with the other judges of the same responses, no model is fitted.
     """
@@ -42,6 +43,7 @@ def judge_cards(
         row |= _effect("position", _difference(score[at], ratings.reversed[at], cell[at]))
         row |= _effect("length", _slope(gap[at], length[at]))
         row["tokens"] = ratings.tokens.get(name, np.nan)
+        row |= {"price": ratings.price.get(name, np.nan), "currency": ratings.currency}
         rows.append(row | _with_others(name, kappa, ratings.people))
     cards = pd.DataFrame(rows)
     fitted = [c for c in judges if c.startswith(("severity", "alpha", "infit"))]

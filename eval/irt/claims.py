@@ -86,7 +86,7 @@ def in_family(ratings: Ratings, base: str, wanted: Claims) -> Bools:
     found = {pattern: [fnmatchcase(name, pattern) for name in names] for pattern in wanted.family}
     if missing := [pattern for pattern, hits in found.items() if not any(hits)]:
         raise ConfigError(
-            f"family {missing[0]}: no contrast has this name; write MODEL/DIMENSION, * for all. There are "
+            f"claim {missing[0]}: no contrast has this name; write MODEL/DIMENSION, * for all. There are "
             f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
         )
     return np.asarray(np.any(list(found.values()), axis=0))

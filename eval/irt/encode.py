@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pandas as pd
 
 from dpeer.errors import DataError
 from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
+from dpeer.eval.store.ledger import prices_of_answers
 from dpeer.eval.store.schema import RATINGS, STATUSES
 from dpeer.eval.store.scores import MOST_CATEGORIES, missing_options, pasted, suspected, suspicion
 from dpeer.eval.store.scores import number as read_number
@@ -42,11 +45,12 @@ def encode(
     column.
     """
     frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
+    source = "FILE" if isinstance(table, pd.DataFrame) else shlex.quote(str(table))
     if missing := [c for c in (*NAMES, "score") if c not in frame.columns]:
         have = ", ".join(map(str, frame.columns))
         raise DataError(
             f"ratings: no column {', '.join(missing)}; a rating needs {', '.join(NAMES)}, score; found: {have}. "
-            "`dpeer ratings import` reads tables with other columns, delimiters or layouts"
+            f"`dpeer irt fit {source} --map THEIRS=OURS` reads tables with other columns, delimiters or layouts"
         )
     frame, notes = _without_copies(frame.reset_index(drop=True))
     texts = {name: _text(frame, name) for name in TEXTS}
@@ -58,7 +62,16 @@ def encode(
             raise DataError(f"ratings: no row has the dimension {', '.join(sorted(unknown))}; there are: {known}")
         kept = texts["dimension"].isin(list(dimensions)).to_numpy()
         frame, texts = frame[kept], {name: values[kept] for name, values in texts.items()}
-    return _encode(frame, texts, dimensions, scale, notes)
+    ratings = _encode(frame, texts, dimensions, scale, notes, source)
+    return ratings if isinstance(table, pd.DataFrame) else _priced(ratings, Path(table))
+
+
+def _priced(ratings: Ratings, table: Path) -> Ratings:
+    """With what usable ratings of each judge have cost; what is not usable has its price too."""
+    currency, prices = prices_of_answers(table)
+    asked = {judge: (sum(counts.values()), counts.get("ok", 0)) for judge, counts in ratings.status_by_judge.items()}
+    priced = {judge: n / ok * prices[judge] * 1000 for judge, (n, ok) in asked.items() if ok and judge in prices}
+    return replace(ratings, price=priced, currency=currency)
 
 
 def _encode(
@@ -67,8 +80,9 @@ def _encode(
     dimensions: Sequence[str] | None,
     scale: Sequence[int] | None,
     notes: tuple[str, ...],
+    source: str,
 ) -> Ratings:
-    score = _scores(frame)
+    score = _scores(frame, source)
     status = texts["status"].where(texts["status"] != "", np.where(score.isna(), "unparsed", "ok"))
     _refuse(~status.isin(STATUSES), frame, "status", f"is not one of {', '.join(STATUSES)}")
     _refuse((status == "ok") & score.isna(), frame, "score", "is empty although the status is ok")
@@ -76,8 +90,8 @@ def _encode(
     twice = texts["rating_id"].duplicated() & (texts["rating_id"] != "")
     _refuse(twice, frame, "rating_id", "occurs twice; each rating may be given once")
 
-    for name, source in SOURCES.items():
-        _one_source(texts[name], texts[source])
+    for name, stands_for in SOURCES.items():
+        _one_source(texts[name], texts[stands_for])
 
     counts = pd.crosstab(texts["judge"], status)
     ok = (status == "ok").to_numpy()
@@ -85,8 +99,8 @@ def _encode(
         listed = ", ".join(f"{n} {s}" for s, n in counts.sum().items()) or "no rows"
         raise DataError(f"ratings: no row has a usable score ({listed}); nothing can be fitted")
     text = {name: values[ok] for name, values in texts.items()}
-    possible = _scale(score[ok], frame[ok], scale)
-    if scale is None and (told := _suspicious(score[ok])):
+    possible = _scale(score[ok], frame[ok], scale, source)
+    if scale is None and (told := _suspicious(score[ok], source)):
         notes += (told,)
 
     models, model = _codes(text["model"])
@@ -120,6 +134,25 @@ def _encode(
         people=tuple(sorted(set(text["judge"][text["judge_family"] == HUMAN]))),
         tokens=_tokens(frame[ok], text["judge"]),
     )
+
+
+def own_form(path: Path) -> bool:
+    """Whether `encode` reads it: a folder, or a CSV or Parquet file with the columns of a table of ratings. What cannot
+    be read is left to that."""
+    if path.is_dir() or not path.exists():
+        return True
+    try:
+        if path.suffix.lower() == ".csv":
+            columns = list(pd.read_csv(path, nrows=0, dtype=str))
+        elif path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            columns = pq.read_schema(path).names
+        else:
+            return False
+    except (OSError, ValueError):  # Arrow's and the parser's are ValueErrors
+        return True
+    return {*NAMES, "score"} <= set(columns)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -197,12 +230,12 @@ def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     return frame[~copy].reset_index(drop=True), (note,)
 
 
-def _suspicious(score: pd.Series) -> str:
+def _suspicious(score: pd.Series, source: str) -> str:
     """What to say of scores that look like codes for none; nothing where there are none."""
     codes = suspected({int(value): int(n) for value, n in score.value_counts().items()})
     if not codes:
         return ""
-    return f"{suspicion(codes, len(score))}: if it is one, `dpeer ratings import` with {missing_options(codes)}"
+    return f"{suspicion(codes, len(score))}: if it is one, `dpeer irt fit {source} {missing_options(codes)}`"
 
 
 def _refuse(bad: pd.Series | Bools, frame: pd.DataFrame, column: str, why: str, count: bool = True) -> None:
@@ -224,7 +257,7 @@ def _one_source(names: pd.Series, sources: pd.Series) -> None:
         )
 
 
-def _scores(frame: pd.DataFrame) -> pd.Series:
+def _scores(frame: pd.DataFrame, source: str) -> pd.Series:
     number = pd.to_numeric(frame["score"], errors="coerce").astype(float)
     whole = np.isfinite(number) & (number == number.round())
     said = frame["score"].notna()
@@ -233,15 +266,14 @@ def _scores(frame: pd.DataFrame) -> pd.Series:
         between = labels[labels.map(lambda label: read_number(label) is not None)]
         advice = (
             f"is not a whole number, nor are {len(between) - 1:,} more of {said.sum():,} scores: "
-            "`dpeer ratings import FILE -o ratings.parquet --half-points` doubles them all, or --label VALUE=SCORE "
-            "says what each is worth"
+            f"`dpeer irt fit {source} --half-points` doubles them all, or --label VALUE=SCORE says what each is worth"
         )
         _refuse(frame.index.isin(between.index), frame, "score", advice, count=False)
     _refuse(said & ~whole, frame, "score", "is not a whole number")
     return number
 
 
-def _scale(score: pd.Series, frame: pd.DataFrame, given: Sequence[int] | None) -> tuple[int, ...]:
+def _scale(score: pd.Series, frame: pd.DataFrame, given: Sequence[int] | None, source: str) -> tuple[int, ...]:
     if given is None:
         possible = tuple(range(int(score.min()), int(score.max()) + 1))
     else:
@@ -249,10 +281,10 @@ def _scale(score: pd.Series, frame: pd.DataFrame, given: Sequence[int] | None) -
         _refuse(~score.isin(possible), frame, "score", f"is not on the scale {', '.join(map(str, possible))}")
     if not 2 <= len(possible) <= MOST_CATEGORIES:
         span = f"{possible[0]} to {possible[-1]}" if len(possible) > 1 else f"{possible[0]} only"
-        told = _suspicious(score) if given is None else ""
+        told = _suspicious(score, source) if given is None else ""
         raise DataError(
             f"ratings: the scores are {span}; the model takes 2 to {MOST_CATEGORIES} ordered categories: "
-            + (told or "merge scores, with `dpeer ratings import` and --label OLD=NEW for each")
+            + (told or f"merge scores, with `dpeer irt fit {source}` and --label OLD=NEW for each")
         )
     return possible
 

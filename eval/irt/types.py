@@ -47,6 +47,9 @@ class Ratings:
     """Judges that are people."""
     tokens: dict[str, float] = field(default_factory=dict)
     """Tokens that a judge reads and writes per usable rating, where the table says so."""
+    price: dict[str, float] = field(default_factory=dict)
+    """Of 1,000 usable ratings of a judge, in `currency`, where it is known."""
+    currency: str = ""
 
     @property
     def model(self) -> Ints:

@@ -13,8 +13,10 @@ from dpeer.data.parse import Invalid
 from dpeer.data.places import rows_of, splits
 from dpeer.data.read import Row
 from dpeer.errors import ConfigError
+from dpeer.eval.questions.briefs import brief_of
 from dpeer.eval.questions.config import Prompts
-from dpeer.eval.store.columns import column_value, identifier, prompt_text
+from dpeer.eval.questions.conversations import prompt_text
+from dpeer.eval.store.columns import column_value, identifier
 
 KEY_DIGITS = 16
 """Hex digits of the sha256 of a prompt that serve as its id."""
@@ -22,7 +24,8 @@ ADVICE = "name the column in prompts.prompt or prompts.id"
 
 
 def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
-    """One row per prompt, in the order of the file: columns item, prompt, and the file's others as meta_<name>.
+    """One row per prompt, in the order of the file: columns item, prompt, and the file's others as meta_<name>; and
+    where a row brings something for judges only, `brief` (a Brief, or None).
 
     The test split of a hub id or folder is taken where there is one. Without an id column equal prompts are one item:
     the first is kept and a warning counts the others. `limit` picks by seed and id, so that a larger one only adds.
@@ -56,7 +59,8 @@ def load_prompts(prompts: Prompts, seed: int) -> pd.DataFrame:
             "give each an id and name its column in prompts.id",
             stacklevel=2,
         )
-    return pd.DataFrame(_chosen(items.values(), prompts.limit, seed))
+    frame = pd.DataFrame(_chosen(items.values(), prompts.limit, seed))
+    return frame.assign(brief=frame["brief"].where(frame["brief"].notna(), None)) if "brief" in frame else frame
 
 
 def _chosen(items: Iterable[dict[str, object]], limit: int | None, seed: int) -> list[dict[str, object]]:
@@ -78,5 +82,7 @@ def _item(row: Row, prompts: Prompts) -> dict[str, object]:
         item = hashlib.sha256(prompt.encode()).hexdigest()[:KEY_DIGITS]
     else:
         item = identifier(column_value(row, prompts.id, ADVICE), prompts.id)
-    meta = {f"meta_{name}": value for name, value in row.fields.items() if name not in (prompts.prompt, prompts.id)}
-    return {"item": item, "prompt": prompt, **meta}
+    own = {prompts.prompt, prompts.id, prompts.reference, prompts.rubric, prompts.language}
+    meta = {f"meta_{name}": value for name, value in row.fields.items() if name not in own}
+    brief = brief_of(row, prompts)
+    return {"item": item, "prompt": prompt, **meta} | ({"brief": brief} if brief else {})

@@ -8,16 +8,18 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dpeer.data.faults import excerpt
 from dpeer.errors import ConfigError
+from dpeer.eval.questions.words import ENGLISH, Words, languages, read_words, words_of
 from dpeer.yaml_dialect import parse as parse_yaml
 
 SHIPPED = Path(__file__).parent / "rubrics"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CATEGORIES = range(2, 11)
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Rubric:
     """`scale`: the possible scores, ascending, consecutive. `terse`: shortest prompts, for tiny judges trained on them.
 
     White space inside a text and the order of keys carry no meaning: they change neither the prompts nor the hash.
+    language: of the texts. languages: the same rubric in others, by their codes; these have the hash of this one.
     """
 
     name: str
@@ -48,17 +51,33 @@ class Rubric:
     scale: tuple[int, ...]
     dimensions: dict[str, Dimension]
     terse: bool = False
-    hash: str = field(init=False)
-    """First 16 hex digits of the sha256 over all content."""
+    language: str = "en"
+    words: Words = ENGLISH
+    languages: dict[str, Rubric] = field(default_factory=dict)
+    hash: str = ""
+    """First 16 hex digits of the sha256 over all content but that of other languages."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hash", _hash(self))
+        object.__setattr__(self, "hash", self.hash or _hash(self))
+
+    def spoken(self, language: str) -> Rubric | None:
+        """The rubric in a language such as de-AT: else that in de; None where there is neither."""
+        for code in (language, language.partition("-")[0]):
+            if code == self.language:
+                return self
+            if code in self.languages:
+                return self.languages[code]
+        return None
+
+    def dimension(self, name: str) -> Dimension:
+        """Raises ConfigError that lists what there is."""
+        if name not in self.dimensions:
+            raise ConfigError(f"rubric {self.name} has no dimension {name!r}; it has {_listed(self.dimensions)}")
+        return self.dimensions[name]
 
     def criterion(self, dimension: str, criterion: str) -> Criterion:
         """Raises ConfigError that lists what there is."""
-        content = self.dimensions.get(dimension)
-        if content is None:
-            raise ConfigError(f"rubric {self.name} has no dimension {dimension!r}; it has {_listed(self.dimensions)}")
+        content = self.dimension(dimension)
         if criterion not in content.criteria:
             raise ConfigError(
                 f"rubric {self.name}: dimension {dimension} has no criterion {criterion!r}; "
@@ -137,7 +156,8 @@ def _laid_over(base: dict[str, object], changes: dict[str, object]) -> dict[str,
                 f"it has {_listed(inherited)}"
             )
     dimensions = {name: content for name, content in {**inherited, **changed}.items() if content is not None}
-    return {**base, **changes, "dimensions": dimensions}
+    own = {key: value for key, value in base.items() if key != "languages"}  # they say what the other rubric says
+    return {**own, **changes, "dimensions": dimensions}
 
 
 def _text_of(path: Path) -> str:
@@ -167,17 +187,82 @@ class _Invalid(Exception):
 
 
 def _rubric(tree: object) -> Rubric:
-    top = _section(tree, "", required=("name", "version", "scale", "dimensions"), optional=("role", "terse", "extends"))
+    optional = ("role", "terse", "extends", "language", "words", "languages")
+    top = _section(tree, "", required=("name", "version", "scale", "dimensions"), optional=optional)
     scale = _scale(top["scale"])
     dimensions = {k: _dimension(v, f"dimensions.{k}", scale) for k, v in _named(top["dimensions"], "dimensions")}
-    return Rubric(
+    language = _language(top.get("language", "en"), "language")
+    rubric = Rubric(
         name=_name(top["name"], "name"),
         version=_version(top["version"]),
         role=_text(top.get("role") or "", "role", empty=True),
         scale=scale,
         dimensions=dimensions,
         terse=_flag(top.get("terse", False), "terse"),
+        language=language,
+        words=_words(top, language, ""),
     )
+    if "languages" not in top:
+        return rubric
+    others = dict[str, Rubric]()
+    for code, content in _named(top["languages"], "languages"):
+        if code == language:
+            raise _Invalid(f"languages.{code}: is the language of the rubric itself; leave it out")
+        others[code] = _translation(content, rubric, _language(code, "languages"))
+    return replace(rubric, languages=others)
+
+
+def _translation(tree: object, rubric: Rubric, code: str) -> Rubric:
+    """The rubric in another language: all of its texts, and its names, scale and hash as they are."""
+    key = f"languages.{code}"
+    section = _section(tree, key, required=("dimensions",), optional=("role", "words"))
+    if rubric.role and not section.get("role"):
+        raise _Invalid(f"{key}: required key role is missing; the rubric has one, to be said in {code} too")
+    given = _named(section["dimensions"], f"{key}.dimensions")
+    _refuse_other_names(f"{key}.dimensions", [name for name, _ in given], rubric.dimensions)
+    dimensions = {k: _dimension(v, f"{key}.dimensions.{k}", rubric.scale) for k, v in given}
+    for name, dimension in rubric.dimensions.items():
+        own = dimensions[name]
+        place = f"{key}.dimensions.{name}"
+        _refuse_other_names(f"{place}.criteria", own.criteria, dimension.criteria)
+        for criterion, content in dimension.criteria.items():
+            if bool(content.anchors) != bool(own.criteria[criterion].anchors):
+                raise _Invalid(f"{place}.criteria.{criterion}.anchors: must be there in every language, or in none")
+    return replace(
+        rubric,
+        role=_text(section.get("role") or "", f"{key}.role", empty=True),
+        dimensions={name: dimensions[name] for name in rubric.dimensions},
+        language=code,
+        words=_words(section, code, key),
+    )
+
+
+def _refuse_other_names(key: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if differing := sorted(set(given).symmetric_difference(known)):
+        raise _Invalid(f"{key}: must be those of the rubric ({_listed(known)}); missing or unknown: {differing[0]}")
+
+
+def _language(value: object, key: str) -> str:
+    if not isinstance(value, str) or not LANGUAGE.fullmatch(value):
+        raise _Invalid(f"{key}: {excerpt(value)} given; must be the code of a language, such as en, de or pt-br")
+    return value
+
+
+def _words(section: dict[str, object], language: str, key: str) -> Words:
+    """dpeer's own words in a language: the rubric's, else the shipped ones."""
+    where = f"{key}.words" if key else "words"
+    if "words" in section:
+        try:
+            return read_words(section["words"])
+        except ValueError as error:
+            raise _Invalid(f"{where}: {error}") from None
+    known = words_of(language)
+    if known is None:
+        raise _Invalid(
+            f"{where}: is missing; dpeer's own sentences of a judge prompt are known in {_listed(languages())} only, "
+            f"so say them in {language}: questions/words/de.yaml has all keys"
+        )
+    return known
 
 
 def _dimension(tree: object, key: str, scale: tuple[int, ...]) -> Dimension:

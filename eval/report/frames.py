@@ -53,7 +53,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "confusion": ("dimension", "judge", "score", "other_score", "n"),
     "cards": (
         *("judge", "person", "n", *_with_bounds("severity", "alpha"), "infit", "kappa_people", "kappa_models"),
-        *(*_with_bounds("own_family", "own_model", "position", "length"), "moved", "tokens"),
+        *(*_with_bounds("own_family", "own_model", "position", "length"), "moved", "tokens", "price", "currency"),
     ),
     "connectivity": ("judge", "model", "dimension", "n"),
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from dpeer.eval.prices import money
 from dpeer.eval.report.data import term_words
 from dpeer.eval.report.judges import notable, p_words
 from dpeer.eval.report.picture import by_dimension
@@ -79,7 +80,9 @@ def ability(frames: Frames, claim: bool) -> Table:
             "All_at_once_n": lambda r: between(r.family_low, r.family_high) if r.model != base else "",
             "P_(better)_n": lambda r: probability(r.p_better) if r.model != base else "",
         }
-        if "verdict" in frame and frame["verdict"].str.contains(r"\d", na=False).any():  # a smallest effect was asked for
+        if (
+            "verdict" in frame and frame["verdict"].str.contains(r"\d", na=False).any()
+        ):  # a smallest effect was asked for
             compare["Verdict"] = lambda r: text(r.verdict)
     most = max(FOLD_FROM, MOST_LISTED // frame["dimension"].nunique())
     total: dict[str, Cell] = {"With_length_n": lambda r: bounded(r, "total")} if "total" in frame else {}
@@ -308,8 +311,16 @@ def cards(frames: Frames) -> Table:
         Longer_by_one_sd_n=lambda r: bounded(r, "length", signed),
         Moved_since_earlier_fit_n=lambda r: signed(r.moved),
         Tokens_per_rating_n=lambda r: count(r.tokens),
+        **{"Price_of_1,000_ratings_n": _price},
         Ratings_n=lambda r: count(r.n),
     )
+
+
+def _price(row: Any) -> str:
+    """Of a model's; the pay of people is not known here."""
+    if row.person is True:
+        return ""
+    return money(row.price, row.currency) if row.price == row.price else "unknown"
 
 
 def drift(frames: Frames) -> Table:

@@ -27,20 +27,6 @@ def identifier(value: object, column: str) -> str:
     return encodable(str(value).strip(), column)
 
 
-def prompt_text(value: object, column: str) -> str:
-    """The text of a prompt; a list of messages may hold a single user message."""
-    if isinstance(value, list):
-        roles = [m.get("role") if isinstance(m, dict) else None for m in value]
-        if roles != ["user"]:
-            raise Invalid(column, f"holds the messages {roles}; only a single user message is supported")
-        value = value[0].get("content")
-    if empty(value) or (isinstance(value, str) and not value.strip()):
-        raise Invalid(column, f"is empty ({excerpt(value)}); a prompt needs text")
-    if not isinstance(value, str):
-        raise Invalid(column, f"must be text, got {type(value).__name__} {excerpt(value)}")
-    return encodable(value, column)
-
-
 def encodable(text: str, column: str) -> str:
     try:
         text.encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 STATUSES = ("ok", "unparsed", "truncated", "low_mass", "refused", "engine_error")
-LATER = ("thoughts", "thought_tokens", "refused")
+LATER = ("thoughts", "thought_tokens", "refused", "transcript", "prompt_hash")
 """Columns that tables of earlier versions lack; they read as null."""
 
 RESPONSES = pa.schema(
@@ -24,6 +24,7 @@ RESPONSES = pa.schema(
         ("refused", pa.bool_()),  # the server marked the response as a refusal
         ("thoughts", pa.string()),  # what the model said before its response, which is no part of that
         ("thought_tokens", pa.int32()),  # of `tokens`, those of thoughts, where the server counts them
+        ("transcript", pa.string()),  # of several messages: all of them up to the response, as JSON; else null
     ]
 )
 
@@ -60,5 +61,6 @@ RATINGS = pa.schema(
         ("response_length", pa.int32()),  # characters
         ("thoughts", pa.string()),  # what the judge said before its answer
         ("thought_tokens", pa.int32()),
+        ("prompt_hash", pa.string()),  # hash of what the judge was asked, but for prompt and response
     ]
 )

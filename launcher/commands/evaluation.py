@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +11,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from dpeer.escape import markup
+from dpeer.launcher.commands import reading
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -122,83 +119,20 @@ def import_(
         Path, typer.Argument(help="CSV (any delimiter), Excel, JSONL or Parquet file with ratings made elsewhere.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
-    map_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="THEIRS=OURS",
-            help="Column mapping, e.g. annotator=judge, stars=score:E, Ann=judge:Ann; repeat. Default: columns that "
-            "have our names.",
-        ),
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="TEXT=SCORE", help="Score of a label; repeat.")
-    ] = None,
-    constant: Annotated[
-        list[str] | None, typer.Option("--constant", metavar="OURS=VALUE", help="Value that no column holds; repeat.")
-    ] = None,
-    human: Annotated[list[str] | None, typer.Option(help="A judge who is a person; repeat.")] = None,
-    family: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=FAMILY", help="Family of a model or judge; repeat.")
-    ] = None,
-    half_points: Annotated[
-        bool, typer.Option("--half-points", help="Scores come in halves: double them all, 3.5 to 7.")
-    ] = False,
-    missing: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL", help="A label that means no score, e.g. 99; repeat.")
-    ] = None,
-    keep_copies: Annotated[
-        bool, typer.Option("--keep-copies", help="Rows that are identical in every column are ratings of their own.")
-    ] = False,
+    map_: reading.Map = None,
+    label: reading.Label = None,
+    constant: reading.Constant = None,
+    human: reading.Human = None,
+    family: reading.Family = None,
+    half_points: reading.HalfPoints = False,
+    missing: reading.Missing = None,
+    keep_copies: reading.KeepCopies = False,
 ) -> None:
     """Bring ratings made elsewhere, by people or programs, into the form that `dpeer irt fit` reads."""
-    from dpeer.errors import ConfigError
-    from dpeer.eval.elsewhere.importer import import_ratings
-    from dpeer.eval.elsewhere.mapping import MappingError
-
     _check_output(output)
-    labels = {}
-    for text, score in _pairs(label, "--label").items():
-        try:
-            labels[text] = int(score)
-        except ValueError:
-            raise ConfigError(f"--label {text}={score}: the score must be a whole number") from None
-    try:
-        with _warnings_told():
-            table = import_ratings(
-                path,
-                _pairs(map_, "--map") or None,
-                labels or None,
-                constants=_pairs(constant, "--constant") or None,
-                humans=human or (),
-                families=_pairs(family, "--family") or None,
-                half_points=half_points,
-                missing=missing or (),
-                keep_copies=keep_copies,
-            )
-    except MappingError as error:
-        if not error.options:
-            raise
-        given = [("--constant", text) for text in constant or ()] + [("--human", name) for name in human or ()]
-        command = shlex.join([*(text for pair in given for text in pair), *error.options])
-        raise ConfigError(
-            f"{error.problem}. As its columns look, this reads it:\n"
-            f"  dpeer ratings import {shlex.quote(str(path))} -o {shlex.quote(str(output))} {command}"
-        ) from None
-    _write_ratings(table, output)
-
-
-@contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Warnings of the block as lines of the command, without the place in the code."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            console = Console(stderr=True, highlight=False, soft_wrap=True)
-            for warning in caught:
-                console.print(f"[yellow]warning:[/] {markup(warning.message)}")
+    given = reading.options(map_, label, constant, human, family, missing, half_points, keep_copies)
+    command = ["dpeer", "ratings", "import", str(path), "-o", str(output)]
+    _write_ratings(reading.read(path, given, command), output)
 
 
 def _benchmark(name: str) -> Any:
@@ -216,20 +150,6 @@ def _benchmark(name: str) -> Any:
         _write_ratings(BENCHMARKS[name](source), output)
 
     return typer.main.get_command(command)
-
-
-def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    from dpeer.errors import ConfigError
-
-    pairs = {}
-    for text in given or ():
-        left, equals, right = text.rpartition("=")
-        if not equals or not left or not right:
-            raise ConfigError(f"{option} {text}: write it as LEFT=RIGHT")
-        if left in pairs:
-            raise ConfigError(f"{option}: {left} is given twice")
-        pairs[left] = right
-    return pairs
 
 
 def _check_output(output: Path) -> None:

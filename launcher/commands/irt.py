@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dpeer.escape import markup
+from dpeer.launcher.commands import reading
 
 if TYPE_CHECKING:
     from dpeer.eval.irt.claims import Claims
+    import pandas as pd
+
     from dpeer.eval.irt.result import Result
     from dpeer.eval.irt.simulate import Spec
     from dpeer.eval.irt.types import Options, Ratings
@@ -31,7 +34,7 @@ Smallest = Annotated[
     float,
     typer.Option(min=0, help="Smallest effect of interest, in logits: also say what is larger, smaller or no worse."),
 ]
-Family = Annotated[
+Claim = Annotated[
     list[str] | None,
     typer.Option(help="Differences that are claimed together, MODEL/DIMENSION with * for all; repeat. Default: all."),
 ]
@@ -76,9 +79,20 @@ def fit(
         str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
     ] = None,
     smallest: Smallest = 0.0,
-    family: Family = None,
+    claim: Claim = None,
+    map_: reading.Map = None,
+    label: reading.Label = None,
+    constant: reading.Constant = None,
+    human: reading.Human = None,
+    family: reading.Family = None,
+    half_points: reading.HalfPoints = False,
+    missing: reading.Missing = None,
+    keep_copies: reading.KeepCopies = False,
 ) -> None:
-    """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html."""
+    """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html.
+
+    Tables made elsewhere are read as by `dpeer ratings import`, with its options.
+    """
     from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.types import Options
 
@@ -95,12 +109,23 @@ def fit(
         **_terms(terms),
     )
     console = Console(highlight=False)
-    wanted = Claims(smallest, tuple(family or ()))
-    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale), wanted), console)
+    given = reading.options(map_, label, constant, human, family, missing, half_points, keep_copies)
+    rated = _table(table, given, output)
+    wanted = Claims(smallest, tuple(claim or ()))
+    show(*run_fit(rated, output, options, base, tuple(dimension or ()), console, _scale(scale), wanted), console)
+
+
+def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFrame:
+    """The table itself, or what an import makes of it: where an option asks for one, or its columns are not ours."""
+    from dpeer.eval.irt.encode import own_form
+
+    if own_form(path) and not given.words():
+        return path
+    return reading.read(path, given, ["dpeer", "irt", "fit", str(path), "-o", str(output)])
 
 
 def run_fit(
-    table: Path,
+    table: Path | pd.DataFrame,
     output: Path,
     options: Options,
     base: str | None,
@@ -174,7 +199,7 @@ def report(
         Path | None, typer.Option(help="Folder of an earlier fit: show which judges and items have moved since.")
     ] = None,
     smallest: Smallest = 0.0,
-    family: Family = None,
+    claim: Claim = None,
 ) -> None:
     """Write tables, figures and report.html of a fit again."""
     from dpeer.eval.irt.claims import Claims
@@ -186,7 +211,7 @@ def report(
     if posterior.facts.get("design_checked", True):  # fits of earlier versions did not keep the warnings
         warnings = [str(w) for w in check(posterior.ratings, posterior.options).warnings]
         posterior = replace(posterior, facts=posterior.facts | {"design_warnings": warnings})
-    result = tabulate(posterior, base, load(before) if before else None, Claims(smallest, tuple(family or ())))
+    result = tabulate(posterior, base, load(before) if before else None, Claims(smallest, tuple(claim or ())))
     show(result, page_of(result, folder), Console(highlight=False))
 
 

@@ -134,8 +134,8 @@ def test_repeated_prompts_with_ids_are_kept_apart(tmp_path: Path) -> None:
         ({"prompt": 5}, ["row 2", "column prompt", "must be text", "int 5"]),
         ({"promt": "x"}, ["row 2", "column prompt", "is missing", "'promt' meant", "prompts.prompt"]),
         ({"prompt": "x\ud800"}, ["row 2", "surrogate"]),
-        ({"prompt": [{"role": "system", "content": "x"}]}, ["row 2", "['system']", "single user message"]),
-        ({"prompt": []}, ["row 2", "single user message"]),
+        ({"prompt": [{"role": "system", "content": "x"}]}, ["row 2", "ends with system", "a user message"]),
+        ({"prompt": []}, ["row 2", "ends with nothing"]),
     ],
 )
 def test_faults_name_file_row_and_column(tmp_path: Path, row: dict[str, Any], words: list[str]) -> None:

@@ -118,7 +118,7 @@ def test_every_text_stays_what_it_is(tmp_path: Path, text: str) -> None:
         ([GOOD | {"response": 42}], "row 1, column response: must be text"),
         ([GOOD | {"response": None}], "row 1, column response: must be text"),
         ([GOOD | {"prompt": " "}], "column prompt: is empty"),
-        ([GOOD | {"prompt": [{"role": "user", "content": "a"}] * 2}], "only a single user message"),
+        ([GOOD | {"prompt": [{"role": "user", "content": "a"}] * 2}], "the prompt has 2 turns"),
         ([GOOD | {"model": None}], "column model: must be text or a whole number"),
         ([GOOD | {"sample": -1}], "column sample: must be a whole number from 0 up"),
         ([GOOD, GOOD | {"sample": 0}], "1 responses repeat the model, item and sample"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ import ray
 
 from dpeer.eval import config
 from dpeer.eval.backends.types import Job, Method
-from dpeer.eval.backends.vllm.engine import environment, started
-from dpeer.eval.backends.vllm.farm import per_task, replicas
+from dpeer.eval.backends.vllm.engine import engine_kwargs, environment, started
+from dpeer.eval.backends.vllm.farm import capacity, per_task, replicas, resources
 from dpeer.eval.config import Served
 
 
@@ -50,6 +51,38 @@ def test_an_engine_on_a_gpu_has_a_process_and_its_workers_threads() -> None:
     assert "OMP_NUM_THREADS" not in variables[1] and variables[4]["OMP_NUM_THREADS"] == "4"
     cpu = environment(replace(on_gpu(), device="cpu"))
     assert cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and cpu["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cores"),
+    [
+        ([{"CPU": 96.0, "GPU": 8.0}], 4),
+        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 3),
+        ([{"CPU": 96.0, "GPU": 8.0}, {"CPU": 17.0, "GPU": 8.0}], 2),
+        ([{"CPU": 2.0, "GPU": 2.0}], 1),
+        ([{"CPU": 4.0}], 1),
+    ],
+)
+def test_an_engine_takes_cores_by_its_gpus_and_leaves_one(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], cores: int
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    for gpus in (1, 2):
+        assert resources(on_gpu(tensor_parallel=gpus)) == {"CPU": gpus * cores, "GPU": gpus}
+    assert resources(replace(on_gpu(), device="cpu")) == {"CPU": 1}
+    for node in nodes:
+        fitting = capacity(node, resources(on_gpu()))
+        assert fitting == node.get("GPU", 0), "cores never keep a GPU idle"
+
+
+def test_graphs_are_captured_where_many_tokens_are_written(models: Path) -> None:
+    def kwargs(mode: Any, **settings: Any) -> dict[str, Any]:
+        served = Served(name="a", path=str(models / "a"))
+        return engine_kwargs(Job(served, config.Engine(**settings), Method(mode, max_tokens=9), "gpu"))
+
+    chosen = {mode: kwargs(mode)["enforce_eager"] for mode in ("logprob", "structured", "sample")}
+    assert chosen == {"logprob": True, "structured": False, "sample": False}
+    assert kwargs("sample", eager=True)["enforce_eager"] and not kwargs("logprob", eager=False)["enforce_eager"]
 
 
 FULL = "Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired GPU memory utilization"

@@ -215,10 +215,17 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
         values |= {
             "tensor_parallel_size": settings.tensor_parallel,
             "gpu_memory_utilization": settings.gpu_memory,
+            "enforce_eager": eager(job),
         }
     if served.adapter:
         values |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(Path(served.adapter))}
     return values
+
+
+def eager(job: Job) -> bool:
+    """Whether an engine on a GPU runs without compiled code and captured graphs: these cost minutes at each start, and
+    pay where many tokens are written, not where one is."""
+    return job.method.mode == "logprob" if job.settings.eager is None else job.settings.eager
 
 
 def environment(job: Job) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from dpeer.errors import ClusterError, DpeerError
 from dpeer.eval.backends import config
 from dpeer.eval.backends.types import Answer, Call, Job, Say, refused
-from dpeer.eval.backends.vllm.engine import Engine, environment, started
+from dpeer.eval.backends.vllm.engine import LOADING_THREADS, Engine, environment, started
 
 Task = tuple[Call, ...]
 IN_FLIGHT = 2
@@ -226,8 +226,17 @@ def tasks_of(calls: Iterable[Call], per_task: int) -> Iterator[Task]:
 
 
 def resources(job: Job) -> dict[str, float]:
-    """What one engine takes of the cluster."""
-    return {"CPU": 1.0} | ({"GPU": float(job.settings.tensor_parallel)} if job.device == "gpu" else {})
+    """What one engine takes of the cluster: on GPUs also cores for what loads weights, tokenises and schedules."""
+    if job.device != "gpu":
+        return {"CPU": 1.0}
+    gpus = float(job.settings.tensor_parallel)
+    return {"CPU": gpus * cores_per_gpu(n["Resources"] for n in ray.nodes() if n["Alive"]), "GPU": gpus}
+
+
+def cores_per_gpu(nodes: Iterable[Mapping[str, float]]) -> float:
+    """Cores that every node with GPUs has per GPU when one is left for others; 1 at least, LOADING_THREADS at most."""
+    shares = [(n.get("CPU", 0) - 1) // n["GPU"] for n in nodes if n.get("GPU")]
+    return float(max(1, min(LOADING_THREADS, *shares))) if shares else 1.0
 
 
 def per_task(spec: config.Farm, job: Job, engines: int) -> int:

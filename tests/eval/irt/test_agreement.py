@@ -122,7 +122,10 @@ def test_people_and_notes_survive_a_saved_fit(tmp_path_factory: pytest.TempPathF
 
     made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
     posterior = made_up(models=2, items=3)
-    ratings = replace(posterior.ratings, people=("j0",), notes=("odd",), tokens={"j1": 3.5})
+    ratings = replace(
+        posterior.ratings, people=("j0",), notes=("odd",), tokens={"j1": 3.5}, price={"j1": 0.2}, currency="EUR"
+    )
     save(replace(posterior, ratings=ratings), folder := tmp_path_factory.mktemp("fit"))
     found = load(folder).ratings
     assert (found.people, found.notes, found.tokens) == (("j0",), ("odd",), {"j1": 3.5})
+    assert (found.price, found.currency) == ({"j1": 0.2}, "EUR")

@@ -59,7 +59,7 @@ def test_a_stated_family_is_narrower_and_the_rest_is_not_claimed(fitted: Posteri
 
 def test_a_wrong_family_is_told_before_sampling() -> None:
     table, _ = simulate(Spec(models=2, items=4, dimensions=1, judges=2), 0)
-    with pytest.raises(ConfigError, match=r"family nobody/\*: no contrast has this name.*There are model1/"):
+    with pytest.raises(ConfigError, match=r"claim nobody/\*: no contrast has this name.*There are model1/"):
         estimate(table, wanted=Claims(family=("nobody/*",)))
 
 

@@ -51,7 +51,7 @@ TABLES = {
     "alpha": "dimension who alpha alpha_low alpha_high units",
     "kappa": "dimension judge other people kappa kappa_low kappa_high exact units",
     "confusion": "dimension judge score other_score n",
-    "cards": "judge person n severity alpha infit kappa_people kappa_models own_family position length tokens",
+    "cards": "judge person n severity alpha infit kappa_people kappa_models own_family position length tokens price",
 }
 
 
