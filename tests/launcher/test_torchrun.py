@@ -150,6 +150,6 @@ def test_one_process_without_torchrun_fills_the_cache_itself(lab: Lab) -> None:
     assert lab.steps("alone") == 3 and (lab.run("alone") / "report.html").is_file()
 
 
-def test_a_group_of_reference_workers_is_refused(lab: Lab) -> None:
-    run = lab.launch("dpeer.launcher.torchrun", "recipe.yaml", "--set", "name=refused")
-    assert run.wait(200) == 1 and "Set it to colocated, or to cache" in run.output
+def test_a_group_of_reference_workers_is_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    assert torchrun.main([str(lab.folder / "recipe.yaml"), "--set", "name=refused"]) == 1
+    assert "Set it to colocated, or to cache" in capsys.readouterr().err
