@@ -84,7 +84,8 @@ class Launched:
         deadline = time.monotonic() + limit_s
         while self.process.poll() is None and time.monotonic() < deadline:
             self.look()
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # a look goes through all processes of the machine
         assert self.process.poll() is not None, f"still running after {limit_s:g} s:\n{self.output}"
         return self.process.returncode
 
