@@ -5,6 +5,8 @@ CACHE := $(or $(DPEER_CACHE),.cache)
 RUN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MPLCONFIGDIR ?= $(abspath $(CACHE))/matplotlib
+# Hundreds of processes of the tests would compile the package anew, each for itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first interpreter that runs and has a supported version (a version manager's shim may exist and not run).
 PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \

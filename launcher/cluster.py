@@ -62,7 +62,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     with scratch(PREFIX, SOCKETS) as folder, _token(folder):
         try:
-            with _signals_for_driver_only(), _loopback_only():
+            with _signals_for_driver_only(), _loopback_only(), _without_services():
                 _start(folder)
             yield
         finally:
@@ -174,6 +174,28 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _without_services() -> Iterator[None]:
+    """Around ray.init: no autoscaler, no forwarder of logs, no count of users, no web server in the node's agent.
+
+    A private cluster has no use for them, and each takes seconds of every start. The agent is that of a Ray without
+    its extra `default`.
+    """
+    from ray._private import node, utils
+
+    unused = ("start_monitor", "start_log_monitor", "start_api_server")
+    before = {(node.Node, name): getattr(node.Node, name) for name in unused}
+    before |= {(utils, "get_dashboard_dependency_error"): utils.get_dashboard_dependency_error}
+    try:
+        for name in unused:
+            setattr(node.Node, name, lambda *_, **__: None)
+        utils.get_dashboard_dependency_error = lambda: ImportError("not asked for")
+        yield
+    finally:
+        for (place, name), value in before.items():
+            setattr(place, name, value)
 
 
 @contextmanager

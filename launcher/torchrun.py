@@ -8,6 +8,8 @@ process.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import socket
@@ -240,6 +242,7 @@ def join(config: Config) -> world.World:
 
 
 def main(arguments: Sequence[str]) -> int:
+    atexit.register(gc.freeze)  # all memory goes back at the end: nothing is to be looked through for garbage
     parser = argparse.ArgumentParser(prog="torchrun ... -m dpeer.launcher.torchrun", description="Train without Ray.")
     parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="override")

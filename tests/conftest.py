@@ -12,12 +12,14 @@ settings.register_profile("dpeer", deadline=None)  # how long an example takes s
 settings.load_profile("dpeer")
 DEFAULT_LIMIT_S = 300.0  # `timeout` in pyproject.toml
 HARNESS = "tests/harness/"
+TOGETHER = {"tests/launcher/test_torchrun.py": "tests/launcher/test_train_ray.py"}
 
 
 def lane(nodeid: str) -> str:
-    """What must stay together for its fixtures: a file; of the harness, whose Slurm is shared, all."""
+    """What must stay together for its fixtures: a file; of the harness, whose Slurm is shared, all; two that share
+    trained runs."""
     file = nodeid.partition("::")[0]
-    return HARNESS if file.startswith(HARNESS) else file
+    return HARNESS if file.startswith(HARNESS) else TOGETHER.get(file, file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,6 +76,9 @@ def render(paint: Callable[[Figure], None], height_in: float, *formats: str) -> 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         paint(figure)
+        if engine := figure.get_layout_engine():  # once: each file would lay it out anew, and draw it twice for that
+            engine.execute(figure)
+            figure.set_layout_engine(None)
         return tuple(saved(kind) for kind in formats)
 
 

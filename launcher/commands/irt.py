@@ -14,9 +14,9 @@ from dpeer.escape import markup
 from dpeer.launcher.commands import reading
 
 if TYPE_CHECKING:
-    from dpeer.eval.irt.claims import Claims
     import pandas as pd
 
+    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.result import Result
     from dpeer.eval.irt.simulate import Spec
     from dpeer.eval.irt.types import Options, Ratings

@@ -102,6 +102,8 @@ def test_as_in_memory(
 ) -> None:
     monkeypatch.setattr(stream, "BLOCK", 3000)
     monkeypatch.setattr(stream, "ROWS", 7)
+    helpers = 1 if data else 2  # for each file anew, and each loads transformers
+    monkeypatch.setattr(pool, "cpus", lambda: helpers)
     jsonl(tmp_path / "train.jsonl", rows(120))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(40, 1, "AE")), tmp_path / "dual.parquet")
     with (tmp_path / "held.csv").open("w", newline="") as file:

@@ -84,7 +84,8 @@ class Launched:
         deadline = time.monotonic() + limit_s
         while self.process.poll() is None and time.monotonic() < deadline:
             self.look()
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # a look goes through all processes of the machine
         assert self.process.poll() is not None, f"still running after {limit_s:g} s:\n{self.output}"
         return self.process.returncode
 
@@ -151,7 +152,7 @@ def build_lab(folder: Path, n_train: int = 60, n_heldout: int = 20) -> Lab:
     return Lab(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = build_lab(tmp_path_factory.mktemp("lab"))
     yield lab
@@ -159,13 +160,21 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         launched.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def baseline(lab: Lab) -> Path:
     """An uninterrupted run: what every disturbed one must equal."""
     run = lab.train("baseline", "cluster.preflight=true")
     assert run.wait() == 0, run.output
     assert run.survivors() == []
     return lab.run("baseline")
+
+
+@pytest.fixture(scope="session")
+def colocated(lab: Lab) -> Launched:
+    """A run, `colocated`, whose policy workers are their own reference: what torchrun must equal."""
+    run = lab.train("colocated", "cluster.reference=colocated")
+    assert run.wait() == 0, run.output
+    return run
 
 
 def _parent(process: psutil.Process) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-from pathlib import Path
 
 import psutil
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from dpeer.errors import ConfigError
 from dpeer.launcher import torchrun
 from dpeer.launcher.recipe import training_config
-from tests.launcher.conftest import Lab
+from tests.launcher.conftest import Lab, Launched
 
 COLOCATED = "cluster.reference=colocated"
 FAULTY = "tests.launcher.faulty_rank"
@@ -53,17 +52,10 @@ def test_variables_are_those_of_torchrun_or_none(
         assert torchrun.join(config) == found  # type: ignore[comparison-overlap]
 
 
-@pytest.fixture(scope="module")
-def baseline(lab: Lab) -> Path:
-    """The same run under Ray."""
-    run = lab.train("ray", COLOCATED)
-    assert run.wait() == 0, run.output
-    return lab.run("ray")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ledger_and_files_are_those_of_a_run_under_ray(lab: Lab, baseline: Path) -> None:
+def test_ledger_and_files_are_those_of_a_run_under_ray(lab: Lab, colocated: Launched) -> None:
+    baseline = lab.run("colocated")
     run = lab.torchrun(2, "torch", COLOCATED)
     assert run.wait(300) == 0, run.output
     assert (lab.run("torch") / "ledger.jsonl").read_bytes() == (baseline / "ledger.jsonl").read_bytes()
@@ -84,27 +76,27 @@ def test_ledger_and_files_are_those_of_a_run_under_ray(lab: Lab, baseline: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_stopped_run_is_saved_and_goes_on(lab: Lab, baseline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_is_saved_and_goes_on(lab: Lab, colocated: Launched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pre-emption is told to rank 0; torchrun itself passes SIGTERM on to all ranks; the last stop is in no step."""
     for steps, number in ((5, signal.SIGUSR1), (12, signal.SIGTERM)):
-        run = lab.torchrun(2, "stopped", COLOCATED)
-        run.until(lambda steps=steps: lab.steps("stopped") > steps, 200)
+        run = lab.torchrun(2, "torch-stopped", COLOCATED)
+        run.until(lambda steps=steps: lab.steps("torch-stopped") > steps, 200)
         (drivers(lab)[0] if number == signal.SIGUSR1 else run.process).send_signal(number)
         assert run.wait(100) == 1, run.output
         assert "saved step" in run.output and run.survivors() == []
-        assert steps < lab.steps("stopped") < 24
+        assert steps < lab.steps("torch-stopped") < 24
     with monkeypatch.context() as patched:
         patched.setenv(
             "FAULT", "preempted"
         )  # the other ranks are in the middle of an order then, and hear no further one
-        run = lab.torchrun(2, "stopped", COLOCATED, module=FAULTY)
+        run = lab.torchrun(2, "torch-stopped", COLOCATED, module=FAULTY)
         assert run.wait(250) == 1, run.output
     assert "Stopped by a signal outside training" in run.output and "[rank" not in run.output, run.output
     assert run.survivors() == []
-    again = lab.torchrun(2, "stopped", COLOCATED)
+    again = lab.torchrun(2, "torch-stopped", COLOCATED)
     assert again.wait(300) == 0, again.output
     for name in ("ledger.jsonl", "certificate.json"):
-        assert (lab.run("stopped") / name).read_bytes() == (baseline / name).read_bytes()
+        assert (lab.run("torch-stopped") / name).read_bytes() == (lab.run("colocated") / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -121,7 +113,7 @@ def test_a_fault_of_one_rank_ends_all_with_its_message(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, fault: str, message: str, tracebacks: list[str]
 ) -> None:
     monkeypatch.setenv("FAULT", fault)
-    run = lab.torchrun(2, fault, COLOCATED, "cluster.timeout_s=20", module=FAULTY)
+    run = lab.torchrun(2, f"torch-{fault}", COLOCATED, "cluster.timeout_s=20", module=FAULTY)
     assert run.wait(200) == 1, run.output
     assert run.output.count(message) == 1, run.output
     assert re.findall(r"\[rank\d\]: Traceback", run.output) == tracebacks, run.output
@@ -131,10 +123,10 @@ def test_a_fault_of_one_rank_ends_all_with_its_message(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_second_driver_is_refused_and_a_killed_follower_ends_the_run(lab: Lab) -> None:
-    run = lab.torchrun(2, "killed", COLOCATED, "training.steps=5000")
-    run.until(lambda: lab.steps("killed") > 1, 200)
+    run = lab.torchrun(2, "torch-killed", COLOCATED, "training.steps=5000")
+    run.until(lambda: lab.steps("torch-killed") > 1, 200)
     follower = drivers(lab)[1]
-    second = lab.torchrun(1, "killed", COLOCATED, "training.steps=5000")
+    second = lab.torchrun(1, "torch-killed", COLOCATED, "training.steps=5000")
     assert second.wait(200) == 1 and "another driver" in second.output, second.output
     follower.kill()
     assert run.wait(100) == 1, run.output
@@ -144,12 +136,12 @@ def test_a_second_driver_is_refused_and_a_killed_follower_ends_the_run(lab: Lab)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_process_without_torchrun_fills_the_cache_itself(lab: Lab) -> None:
-    changes = ("name=alone", "cluster.reference=cache", "training.steps=3")
+    changes = ("name=alone", "cluster.reference=cache", "training.steps=3", "data.dual=50%")  # a split of its own
     run = lab.launch("dpeer.launcher.torchrun", "recipe.yaml", "--set", changes[0], *changes[1:])
     assert run.wait(200) == 0, run.output
     assert lab.steps("alone") == 3 and (lab.run("alone") / "report.html").is_file()
 
 
-def test_a_group_of_reference_workers_is_refused(lab: Lab) -> None:
-    run = lab.launch("dpeer.launcher.torchrun", "recipe.yaml", "--set", "name=refused")
-    assert run.wait(200) == 1 and "Set it to colocated, or to cache" in run.output
+def test_a_group_of_reference_workers_is_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    assert torchrun.main([str(lab.folder / "recipe.yaml"), "--set", "name=refused"]) == 1
+    assert "Set it to colocated, or to cache" in capsys.readouterr().err
