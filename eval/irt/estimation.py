@@ -22,6 +22,7 @@ def estimate(
     options: Options | None = None,
     dimensions: Sequence[str] | None = None,
     scale: Sequence[int] | None = None,
+    without: Sequence[str] = (),
     folder: Path | str | None = None,
     unchecked: bool = False,
     started: Callable[[Ratings], None] | None = None,
@@ -33,6 +34,7 @@ def estimate(
     table: frame, CSV or Parquet file or folder with the columns model, item, dimension, judge and score (see `encode`)
     base: model that the others are compared with; default: the first
     scale: the possible scores; default: all whole numbers from the least to the greatest score
+    without: judges whose ratings are left out
     folder: keep the draws there, for `dpeer irt report` and as an anchor of later fits
     unchecked: leave out the identification check; the gate of such a result is never green
     started, warn, progress: told the encoded ratings, each weakness of the design, and (what, fraction done)
@@ -41,7 +43,7 @@ def estimate(
     the ratings cannot tell the models apart, IrtError where there is nothing to estimate or sampling fails.
     """
     options = options or Options()
-    ratings = encode(table, dimensions or None, scale)
+    ratings = encode(table, dimensions or None, scale, without)
     if base is not None and base not in ratings.models:
         raise ConfigError(f"base {base} has no usable rating; choose one of {', '.join(ratings.models)}")
     if started:

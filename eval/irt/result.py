@@ -32,8 +32,13 @@ class Result:
     @property
     def contrasts(self) -> pd.DataFrame:
         """A row per dimension and model other than the base: ability minus the base's, in logits, with its 95 %
-        interval, and the probability of being better. Claims need a green gate."""
-        frame = self._columns("contrast", "contrast_low", "contrast_high", "p_better")
+        interval, and the probability of being better. Claims need a green gate.
+
+        About new prompts of this kind; where models answered prompts more than once, columns that end in `_these` are
+        about these prompts alone."""
+        names = ["contrast", "contrast_low", "contrast_high", "p_better"]
+        names += [c for c in self.tables["ability"] if "_these" in c]
+        frame = self._columns(*names)
         return frame[frame["model"] != self.facts["base"]].reset_index(drop=True)
 
     def to_inference_data(self) -> Any:

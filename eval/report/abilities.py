@@ -101,11 +101,14 @@ def _ability(
 
 def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, float] | None) -> Picture:
     part = part.sort_values("contrast", ascending=False, kind="stable")
-    rows = [
-        sided(row.model, row.contrast, row.contrast_low, row.contrast_high, f"P {probability(row.p_better)}")
-        for row in part.itertuples()
-    ]
-    sides = [clear(row.low, row.high) for row in rows]
+    rows, both = [], "contrast_these" in part
+    for row in part.itertuples():
+        remark = f"P {probability(row.p_better)}"
+        rows.append(sided(row.model, row.contrast, row.contrast_low, row.contrast_high, remark))
+        if both:
+            bounds = (row.contrast_these, row.contrast_these_low, row.contrast_these_high)
+            rows.append(Interval("these prompts", *bounds, GREY, "D"))
+    sides = [clear(row.contrast_low, row.contrast_high) for row in part.itertuples()]
     words = enumerated(
         [
             f"{label(row.model)} {estimate(row, 'contrast')}, P better {probability(row.p_better)}"
@@ -119,7 +122,8 @@ def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, 
         f"Dot plot of ability minus that of {label(base)} in logits with 95 % intervals. {words}.",
         intervals(rows, "ability minus base (logits)", xlim=xlim),
         rows_height(len(rows)),
-        "P: probability of being better than the base model. Triangles: the interval excludes zero.",
+        "P: probability of being better than the base model. Triangles: the interval excludes zero."
+        + " Colours: new prompts of this kind; grey: these prompts alone." * both,
     )
 
 

@@ -20,11 +20,25 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV or Parquet file.", metavar="RATINGS")]
-TERMS = {"halo": "halo", "length": "length", "order": "order", "own-family": "self_family", "own-model": "self_model"}
+TERMS = {
+    **{name: name for name in ("halo", "length", "order", "groups")},
+    **{"own-family": "self_family", "own-model": "self_model"},
+    **{"judge-model": "judge_model", "judge-item": "judge_item"},
+}
 Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {', '.join(TERMS)}; repeat.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Setting of the simulation, e.g. judges=5; repeat."),
+]
+ModelItem = Annotated[
+    bool | None,
+    typer.Option(
+        "--model-item/--no-model-item",
+        help="What a model does on one item, beyond both. Default: on where models answered items more than once.",
+    ),
+]
+Thresholds = Annotated[
+    str, typer.Option(help="Score steps: common (rating scale), judge (own deviations) or item (partial credit).")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the result; made if it is missing.")]
 
@@ -38,6 +52,9 @@ def fit(
         str | None, typer.Option(help="Model that the others are compared with; default: the first.")
     ] = None,
     dimension: Annotated[list[str] | None, typer.Option(help="Use this dimension; repeat. Default: all.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave out the ratings of this judge; repeat.", metavar="JUDGE")
+    ] = None,
     terms: Terms = None,
     response_effect: Annotated[
         bool | None,
@@ -45,6 +62,12 @@ def fit(
             "--response-effect/--no-response-effect", help="Default: on where responses are rated repeatedly."
         ),
     ] = None,
+    model_item: ModelItem = None,
+    thresholds: Thresholds = "judge",
+    severity_prior: Annotated[
+        str,
+        typer.Option(help="shrunken: uncertain severities are drawn to their mean; wide: not at all, as in FACETS."),
+    ] = "shrunken",
     chains: Annotated[int, typer.Option(min=1)] = 4,
     warmup: Annotated[int, typer.Option(min=10, help="Warm-up iterations per chain.")] = 1000,
     draws: Annotated[int, typer.Option(min=10, help="Draws per chain after warm-up.")] = 1000,
@@ -71,8 +94,11 @@ def fit(
     from dpeer.eval.irt.types import Options
 
     options = Options(
-        model=_model(model),
+        model=_choice("--model", model, ("gmfrm", "rasch")),
         response_effect=response_effect,
+        model_item=model_item,
+        thresholds=_choice("--thresholds", thresholds, ("common", "judge", "item")),
+        severity_prior=_choice("--severity-prior", severity_prior, ("shrunken", "wide")),
         chains=chains,
         warmup=warmup,
         draws=draws,
@@ -83,7 +109,8 @@ def fit(
         **_terms(terms),
     )
     console = Console(highlight=False)
-    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale)), console)
+    left_out = tuple(without or ())
+    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale), left_out), console)
 
 
 def run_fit(
@@ -94,6 +121,7 @@ def run_fit(
     dimensions: tuple[str, ...],
     console: Console,
     scale: tuple[int, ...] | None = None,
+    without: tuple[str, ...] = (),
 ) -> tuple[Result, Path]:
     """Estimate with progress on the console; returns the result and its page in `output`."""
     from dpeer.eval.irt.estimation import estimate
@@ -120,6 +148,7 @@ def run_fit(
             options=options,
             dimensions=dimensions,
             scale=scale,
+            without=without,
             folder=output,
             started=started,
             warn=lambda text: console.print(f"[yellow]warning:[/] {markup(text)}", soft_wrap=True),
@@ -143,6 +172,8 @@ def show(result: Result, page: Path, console: Console) -> None:
 
     for part in terminal(result):
         console.print(part)
+    for found in result.gate["biases"]:
+        console.print(f"[yellow]bias:[/] {markup(found)}", soft_wrap=True)
     for claim in claims(result):
         console.print(f"• {markup(claim)}", soft_wrap=True)
     console.print(f"report      {markup(page)}", soft_wrap=True)
@@ -197,6 +228,8 @@ def recover(
     model: Annotated[str, typer.Option(help="gmfrm or rasch.")] = "gmfrm",
     terms: Terms = None,
     response_effect: Annotated[bool | None, typer.Option("--response-effect/--no-response-effect")] = None,
+    model_item: ModelItem = None,
+    thresholds: Thresholds = "judge",
     chains: Annotated[int, typer.Option(min=1)] = 4,
     warmup: Annotated[int, typer.Option(min=10)] = 500,
     draws: Annotated[int, typer.Option(min=10)] = 500,
@@ -208,8 +241,10 @@ def recover(
     from dpeer.eval.irt.types import Options
 
     options = Options(
-        model=_model(model),
+        model=_choice("--model", model, ("gmfrm", "rasch")),
         response_effect=response_effect,
+        model_item=model_item,
+        thresholds=_choice("--thresholds", thresholds, ("common", "judge", "item")),
         chains=chains,
         warmup=warmup,
         draws=draws,
@@ -251,12 +286,12 @@ def _spec(given: list[str] | None) -> Spec:
     return Spec(**values)
 
 
-def _model(name: str) -> str:
+def _choice(option: str, given: str, known: tuple[str, ...]) -> str:
     from dpeer.errors import ConfigError
 
-    if name not in ("gmfrm", "rasch"):
-        raise ConfigError(f"--model {name}: must be gmfrm or rasch")
-    return name
+    if given not in known:
+        raise ConfigError(f"{option} {given}: must be {', '.join(known[:-1])} or {known[-1]}")
+    return given
 
 
 def _terms(given: list[str] | None) -> dict[str, Any]:
