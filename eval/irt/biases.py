@@ -21,7 +21,7 @@ from scipy import stats
 from dpeer.eval.irt.fit_statistics import LEAST_GAP, FitStatistics
 from dpeer.eval.irt.types import Floats, Ints, Posterior, Ratings
 
-LEVEL = 0.01
+LEVEL = 0.005
 LEAST_CLUSTERS = 20
 """Responses, or items, from which on residuals are compared."""
 LEAST_MISSING = 8
