@@ -3,10 +3,10 @@
     python benchmarks/severities_vs_ml.py                     # simulated ratings
     python benchmarks/severities_vs_ml.py --xstest FOLDER     # and XSTest, folder with prompts.csv and ratings.csv
 
-The model is the program's with equal discriminations: in logits ability - difficulty - severity + u - tau_k of
-neighbouring scores, where difficulties, response effects u and (item) one deviation of the steps per item and step are normal. They are
-integrated out by Gauss-Hermite quadrature, everything else is maximised; nothing of dpeer's fit is used. Steps of items
-are integrated for at most three scores. One dimension at a time.
+The model is the program's with equal discriminations, ability - difficulty - severity + u - tau_k in logits of adjacent
+scores. Difficulties, response effects u and (item) deviations of an item's steps are normal and integrated out by
+Gauss-Hermite quadrature, everything else is maximised; nothing of dpeer is used. Steps of items are integrated for
+at most three scores. One dimension at a time.
 """
 
 from __future__ import annotations

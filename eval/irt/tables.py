@@ -48,6 +48,7 @@ SCALES = (
     *("mu", "s_theta", "s_beta", "s_v", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo"),
     *("s_judge_model", "s_judge_item", "s_group", "s_item_step"),
 )
+EVERYBODY = "all judges"
 DISORDER = 0.95
 """Posterior probability from which a threshold counts as below the one before it."""
 
@@ -162,7 +163,8 @@ def _items(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
 
 
 def _thresholds(posterior: Posterior) -> pd.DataFrame:
-    """step: the score that the threshold leads to, from the next lower score that is in use.
+    """step: the score that the threshold leads to, from the next lower score that is in use. Thresholds that are shared
+    have rows of `EVERYBODY`.
 
     Where a score between is not used, the odds of the two change by the distance times the location, so that the place
     where they are even is tau over the distance.
@@ -171,8 +173,12 @@ def _thresholds(posterior: Posterior) -> pd.DataFrame:
     finite = np.isfinite(tau[0])
     below = np.where(used_categories(r, finite), np.arange(len(r.scale)), -1)
     distance = np.arange(1, len(r.scale)) - np.maximum.accumulate(below, axis=-1)[..., :-1]
-    tau = np.where(r.judge_rated[..., None], tau / np.where(finite, distance, 1), np.nan)
-    frame = _crossed("threshold", tau, judge=r.judges, dimension=r.dimensions, step=tuple(r.scale[1:]))
+    tau, judges = tau / np.where(finite, distance, 1), r.judges
+    if posterior.options.thresholds == "judge":
+        tau = np.where(r.judge_rated[..., None], tau, np.nan)
+    else:
+        tau, judges = tau[:, :1], (EVERYBODY,)
+    frame = _crossed("threshold", tau, judge=judges, dimension=r.dimensions, step=tuple(r.scale[1:]))
     disordered = []
     for thresholds in np.moveaxis(tau, 0, -1).reshape(-1, len(r.scale) - 1, len(tau)):
         used = thresholds[np.isfinite(thresholds[:, 0])]

@@ -54,7 +54,10 @@ def make_result(
             "p_better": (contrast > 0).mean(0).ravel(),
         }
     )
-    ability.loc[ability["model"] == models[0], ["contrast", "contrast_low", "contrast_high", "p_better"]] = np.nan
+    these = bounded("contrast_these", contrast.mean(0).ravel(), 0.3) | {"p_better_these": ability["p_better"]}
+    ability = ability.assign(**these)
+    of_base = [name for name in ability if name.startswith(("contrast", "p_better"))]
+    ability.loc[ability["model"] == models[0], of_base] = np.nan
 
     place = (-draws).argsort(axis=1).argsort(axis=1) + 1
     ranks = grid(model=models, dimension=dimensions, rank=range(1, M + 1))
@@ -168,6 +171,17 @@ def make_result(
         ),
         "misfit": misfit,
         "ppc": ppc,
+        "biases": pd.DataFrame(
+            {
+                "kind": ["halo", "missing"],
+                "judge": [judges[0], judges[-1]],
+                "model": "",
+                "size": [0.31, -0.4],
+                "z": [5.1, -6.2],
+                "finding": [f"{judges[0]} has a halo", f"{judges[-1]} left out poor answers"],
+                "advice": ["--with halo", f"have them rated again, or fit with --without {judges[-1]}"],
+            }
+        ),
         "effects": effects,
         "scales": scales,
         "correlation": correlation,
