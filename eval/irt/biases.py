@@ -72,7 +72,7 @@ def _favours(r: Ratings, residual: Floats, variance: Floats) -> Iterator[dict[st
         z = total / np.sqrt(np.maximum(information * of_judge * of_model, np.where(k > 1, between, 0) * of_judge))
         mean = total / n
     z = np.where((n > 0) & (of_judge > 0) & (of_model > 0) & (np.abs(mean) > LEAST_GAP), z, 0.0)
-    critical = stats.norm.isf(LEVEL / 2 / max(1, np.count_nonzero(n)))
+    critical = stats.norm.isf(LEVEL / 2 / max(1, int(np.count_nonzero(n))))
     for m in np.flatnonzero(np.abs(z).max(axis=0) > critical):
         j = int(np.abs(z[:, m]).argmax())
         word = "higher" if z[j, m] > 0 else "lower"

@@ -107,7 +107,7 @@ def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, 
         rows.append(sided(row.model, row.contrast, row.contrast_low, row.contrast_high, remark))
         if both:
             bounds = (row.contrast_these, row.contrast_these_low, row.contrast_these_high)
-            rows.append(Interval("these prompts", *bounds, GREY, "D"))
+            rows.append(Interval(f"{row.model}, these prompts", *bounds, GREY, "D"))
     sides = [clear(row.contrast_low, row.contrast_high) for row in part.itertuples()]
     words = enumerated(
         [
