@@ -146,7 +146,7 @@ def flags(result: Result, bias: str) -> dict[str, float]:
 
 
 def replicate(name: str, seed: int, options: Options, unit: float) -> dict[str, float]:
-    from dpeer.eval.irt.tables import claims
+    from dpeer.eval.irt.claims import claims
 
     table, truth = ratings(DESIGNS[name], seed)
     start = time.process_time()

@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpeer.eval.irt.claims import Claims as Claims
     from dpeer.eval.irt.estimation import estimate as estimate
     from dpeer.eval.irt.result import Result as Result
     from dpeer.eval.irt.types import Options as Options
 
-_PLACES = {"Options": "types", "Result": "result", "estimate": "estimation"}
-__all__ = ["Options", "Result", "estimate"]
+_PLACES = {"Claims": "claims", "Options": "types", "Result": "result", "estimate": "estimation"}
+__all__ = ["Claims", "Options", "Result", "estimate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dpeer.errors import ConfigError
+from dpeer.eval.irt.claims import Claims, in_family
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.fit import fit, save
 from dpeer.eval.irt.result import Result
@@ -20,6 +21,7 @@ def estimate(
     base: str | None = None,
     *,
     options: Options | None = None,
+    wanted: Claims | None = None,
     dimensions: Sequence[str] | None = None,
     scale: Sequence[int] | None = None,
     without: Sequence[str] = (),
@@ -33,6 +35,7 @@ def estimate(
 
     table: frame, CSV or Parquet file or folder with the columns model, item, dimension, judge and score (see `encode`)
     base: model that the others are compared with; default: the first
+    wanted: smallest effect of interest, and the contrasts that are claimed together; default: all, of any size
     scale: the possible scores; default: all whole numbers from the least to the greatest score
     without: judges whose ratings are left out
     folder: keep the draws there, for `dpeer irt report` and as an anchor of later fits
@@ -46,9 +49,10 @@ def estimate(
     ratings = encode(table, dimensions or None, scale, without)
     if base is not None and base not in ratings.models:
         raise ConfigError(f"base {base} has no usable rating; choose one of {', '.join(ratings.models)}")
+    in_family(ratings, base or ratings.models[0], wanted or Claims())  # a wrong name is told before hours of sampling
     if started:
         started(ratings)
     posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn)
     if folder is not None:
         save(posterior, Path(folder))
-    return tabulate(posterior, base)
+    return tabulate(posterior, base, wanted=wanted)

@@ -32,14 +32,11 @@ class Result:
     @property
     def contrasts(self) -> pd.DataFrame:
         """A row per dimension and model other than the base: ability minus the base's, in logits, with its 95 %
-        interval, and the probability of being better. Claims need a green gate.
+        interval, the bounds within which all of them hold at once, and probabilities. Claims need a green gate.
 
         About new prompts of this kind; where models answered prompts more than once, columns that end in `_these` are
         about these prompts alone."""
-        names = ["contrast", "contrast_low", "contrast_high", "p_better"]
-        names += [c for c in self.tables["ability"] if "_these" in c]
-        frame = self._columns(*names)
-        return frame[frame["model"] != self.facts["base"]].reset_index(drop=True)
+        return self.tables["contrasts"]
 
     def to_inference_data(self) -> Any:
         """The draws with named dimensions, as ArviZ takes them; see `dpeer.eval.irt.inference_data`."""

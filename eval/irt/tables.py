@@ -1,10 +1,10 @@
 """Every table of a fit, as files and on a terminal, and the claims that its diagnostics allow.
 
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
-ability, ranks, reliability, reversals (`irt.ability`); judges (`irt.judges`); severity, criteria, items,
-thresholds, item_thresholds, groups, judge_model; biases (`irt.biases`); models_fit, misfit, ppc
-(`irt.fit_statistics`); effects, scales, correlation, statuses, connectivity;
-diagnostics (`irt.diagnostics`); drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
+ability, ranks, reliability, reversals (`irt.ability`); contrasts, rank_sets (`irt.claims`); judges (`irt.judges`);
+severity, criteria, items, thresholds, item_thresholds, groups, judge_model; biases (`irt.biases`); models_fit, misfit,
+ppc (`irt.fit_statistics`); effects, scales, correlation, statuses, connectivity; diagnostics (`irt.diagnostics`);
+drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dpeer.eval.irt.ability import (
 from dpeer.eval.irt.agreement import agreement
 from dpeer.eval.irt.biases import biases
 from dpeer.eval.irt.cards import judge_cards
+from dpeer.eval.irt.claims import Claims, claims, contrast_table, rank_sets
 from dpeer.eval.irt.diagnostics import diagnostics, gate
 from dpeer.eval.irt.drift import drift
 from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
@@ -71,21 +72,27 @@ SPREADS = {
 """Terms whose effects are random: their standard deviation is reported."""
 
 
-def tabulate(posterior: Posterior, base: str | None = None, before: Posterior | None = None) -> Result:
+def tabulate(
+    posterior: Posterior, base: str | None = None, before: Posterior | None = None, wanted: Claims | None = None
+) -> Result:
     """All tables of a fit.
 
     base: the model that others are compared with (default: the first). before: a fit since which drift is shown.
+    wanted: what is to be claimed; default: every difference from the base, of any size.
     Where the data support no intervals (`facts["no_intervals"]`), all measures of uncertainty are blank.
     """
     r = posterior.ratings
     base = r.models[0] if base is None else base
     if base not in r.models:
         raise ConfigError(f"base {base} was not rated; choose one of {', '.join(r.models)}")
+    wanted = wanted or Claims()
     fair, statistics, converged = fair_averages(posterior), fit_statistics(posterior), diagnostics(posterior)
     found = biases(posterior, statistics)
     tables = {
         "ability": ability_table(posterior, base, fair),
+        "contrasts": contrast_table(posterior, base, wanted),
         "ranks": rank_table(posterior),
+        "rank_sets": rank_sets(posterior),
         "reliability": reliability_table(posterior),
         "reversals": reversal_table(posterior, fair),
         "judges": judge_table(posterior, statistics, found),
@@ -123,6 +130,8 @@ def tabulate(posterior: Posterior, base: str | None = None, before: Posterior | 
     options = asdict(posterior.options) | {"anchors": _anchored(posterior.options.anchors)}
     facts |= {
         "base": base,
+        "smallest_effect": wanted.smallest,
+        "family": list(wanted.family),
         "options": options,
         "ratings": len(r),
         "responses": len(np.unique(r.response)),
@@ -253,10 +262,10 @@ def connectivity(ratings: Ratings) -> pd.DataFrame:
 
 
 def _without_intervals(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    kept = {name: table.copy() for name, table in tables.items() if name not in ("ranks", "reliability")}
+    kept = {name: table.copy() for name, table in tables.items() if name not in ("ranks", "rank_sets", "reliability")}
     for name, table in kept.items():
         if name not in ("misfit", "ppc"):
-            blank = [c for c in table if c.endswith(("_low", "_high", "_sd")) or c == "p" or c.startswith("p_better")]
+            blank = [c for c in table if c.endswith(("_low", "_high", "_sd")) or c == "p" or c.startswith("p_")]
             table[blank] = np.nan
     return kept
 
@@ -287,28 +296,6 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
     if shrunk := shrinkage(posterior):
         notes.append(shrunk)
     return (*notes, FAIR)
-
-
-def claims(result: Result) -> list[str]:
-    """Sentences on models that differ from the base; none at all unless the gate is green (else read its reasons)."""
-    if not result.gate["green"]:
-        return []
-    sentences, misfit = [], result.tables["misfit"]
-    for row in result.tables["ability"].itertuples():
-        if row.contrast_low > 0 or row.contrast_high < 0:
-            word, p = ("better", row.p_better) if row.contrast > 0 else ("worse", 1 - row.p_better)
-            certainty = "P > 0.999" if p > 0.999 else f"P = {p:.3f}"
-            span = f"[{row.contrast_low:.2f}, {row.contrast_high:.2f}]"
-            where = f"{row.model} is {word} than {result.facts['base']} in {row.dimension}"
-            own = misfit[misfit["notable"] & (misfit["model"] == row.model) & (misfit["dimension"] == row.dimension)]
-            caveat = "".join(f"; but {_gap(cell)}" for cell in own.itertuples())
-            sentences.append(f"{where}: {row.contrast:+.2f} logits {span}, {certainty}{caveat}")
-    return sentences
-
-
-def _gap(cell: Any) -> str:
-    gap = cell.observed - cell.expected
-    return f"{cell.judge} scores it {abs(gap):.2f} {'higher' if gap > 0 else 'lower'} than the model of judging expects"
 
 
 def write_tables(result: Result, folder: Path) -> None:

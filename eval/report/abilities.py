@@ -54,13 +54,13 @@ def ability(frames: Frames) -> Iterator[Picture]:
     base = base_of(frame)
     spans = (
         shared_range(frame, "ability_low", "ability_high", "ability"),
-        shared_range(frame, "contrast_low", "contrast_high", "contrast"),
+        shared_range(frame, "family_low", "family_high", "contrast"),
     )
     for dimension, part in by_dimension(frame):
         part = part.sort_values("ability", ascending=False, kind="stable")
         yield _ability(dimension, part, base, spans[0], _leads(frames, dimension))
-        if base is not None:
-            yield _contrast(dimension, part[part["model"] != base], base, spans[1])
+        if base is not None and (drawn := _contrast(dimension, part[part["model"] != base], base, spans[1])):
+            yield drawn
 
 
 def _leads(frames: Frames, dimension: str) -> bool:
@@ -99,16 +99,19 @@ def _ability(
     )
 
 
-def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, float] | None) -> Picture:
+def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, float] | None) -> Picture | None:
+    """The contrasts that are claimed; None where none of the dimension is."""
     part = part.sort_values("contrast", ascending=False, kind="stable")
     rows, both = [], "contrast_these" in part
-    for row in part.itertuples():
+    for row in part[part["family_low"].notna()].itertuples():
         remark = f"P {probability(row.p_better)}"
-        rows.append(sided(row.model, row.contrast, row.contrast_low, row.contrast_high, remark))
+        rows.append(sided(row.model, row.contrast, row.family_low, row.family_high, remark))
         if both:
             bounds = (row.contrast_these, row.contrast_these_low, row.contrast_these_high)
             rows.append(Interval(f"{row.model}, these prompts", *bounds, GREY, "D"))
-    sides = [clear(row.contrast_low, row.contrast_high) for row in part.itertuples()]
+    if not rows:
+        return None
+    sides = [clear(row.low, row.high) for row in rows if row.marker != "D"]
     words = enumerated(
         [
             f"{label(row.model)} {estimate(row, 'contrast')}, P better {probability(row.p_better)}"
@@ -119,11 +122,13 @@ def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, 
         f"contrast_{slug(dimension)}",
         f"{dimension}: differences to {label(base)}",
         f"{dimension}: {_sides(sides, label(base))}",
-        f"Dot plot of ability minus that of {label(base)} in logits with 95 % intervals. {words}.",
+        f"Dot plot of ability minus that of {label(base)} in logits with simultaneous 95 % intervals. {words}.",
         intervals(rows, "ability minus base (logits)", xlim=xlim),
         rows_height(len(rows)),
-        "P: probability of being better than the base model. Triangles: the interval excludes zero."
-        + " Colours: new prompts of this kind; grey: these prompts alone." * both,
+        "Bars: all differences that are claimed, over all dimensions, lie within them at once with 95 % probability. "
+        "Triangles: the bar excludes zero. P: probability of being better than the base model."
+        + " Grey diamonds: on these prompts alone, each for itself; all else: on new prompts of this kind."
+        * both,
     )
 
 

@@ -17,6 +17,8 @@ def _with_bounds(*names: str) -> tuple[str, ...]:
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "ability": ("model", "dimension", *_with_bounds("ability", "fair", "contrast"), "p_better", "raw_mean", "n"),
+    "contrasts": ("model", "dimension", *_with_bounds("contrast"), "family_low", "family_high", "p_better", "verdict"),
+    "rank_sets": ("model", "dimension", "best_rank", "worst_rank"),
     "ranks": ("model", "dimension", "rank", "probability"),
     "reliability": ("dimension", "separation", "reliability", "sd"),
     "judges": (
@@ -69,7 +71,17 @@ def frames(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         if frame is not None and len(frame):
             more = [column for column in frame.columns if column not in expected]
             known[name] = frame.reindex(columns=[*expected, *more]).reset_index(drop=True)
+    if "ability" in known:
+        known["ability"] = _with_family(known["ability"], known.get("contrasts"))
     return known
+
+
+def _with_family(ability: pd.DataFrame, contrasts: pd.DataFrame | None) -> pd.DataFrame:
+    """With the bounds within which all contrasts hold at once; each for itself where nothing else is known."""
+    bounds, keys = ["family_low", "family_high"], ["model", "dimension"]
+    if contrasts is None:
+        return ability.assign(family_low=ability["contrast_low"], family_high=ability["contrast_high"])
+    return ability.merge(contrasts[[*keys, *bounds, "verdict"]], on=keys, how="left")
 
 
 def plain(value: Any) -> Any:

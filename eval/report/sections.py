@@ -54,7 +54,12 @@ def _models(frames: Frames, claim: bool) -> Iterator[Section]:
         ([tables.ability(frames, claim)] if "ability" in frames else []) + one(frames, "reliability"),
     )
     if claim:
-        yield Section("Ranks", "How sure the order of the models is.", _drawn(frames, abilities.ranks, "ranks"))
+        yield Section(
+            "Ranks",
+            "How sure the order of the models is.",
+            _drawn(frames, abilities.ranks, "ranks"),
+            one(frames, "rank_sets"),
+        )
     yield Section(
         "Fair averages and raw means",
         "A raw mean mixes what a model did with who judged it on what. The fair average is the score that an average "

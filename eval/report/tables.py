@@ -83,10 +83,15 @@ def ability(frames: Frames, claim: bool) -> Table:
     if claim and base is not None:
         compare = {
             "Difference_to_base_n": lambda r: "base" if r.model == base else bounded(r, "contrast", signed),
+            "All_at_once_n": lambda r: between(r.family_low, r.family_high) if r.model != base else "",
             "P_(better)_n": lambda r: probability(r.p_better) if r.model != base else "",
         }
         if "contrast_these" in frame:
             compare["On_these_prompts_n"] = lambda r: bounded(r, "contrast_these", signed) if r.model != base else ""
+        if (
+            "verdict" in frame and frame["verdict"].str.contains(r"\d", na=False).any()
+        ):  # a smallest effect was asked for
+            compare["Verdict"] = lambda r: text(r.verdict)
     most = max(FOLD_FROM, MOST_LISTED // frame["dimension"].nunique())
     total: dict[str, Cell] = {"With_length_n": lambda r: bounded(r, "total")} if "total" in frame else {}
     rows = [
@@ -112,6 +117,16 @@ def ability(frames: Frames, claim: bool) -> Table:
 def bounded(row: Any, name: str, form: Callable[[Any], str] = fixed) -> str:
     """An estimate above its 95 % interval."""
     return f"{form(getattr(row, name))}\n{between(getattr(row, f'{name}_low'), getattr(row, f'{name}_high'))}".rstrip()
+
+
+def rank_sets(frames: Frames) -> Table:
+    return build(
+        "Ranks that cannot be excluded, for all models and dimensions at once (95 %)",
+        (row for _, part in by_dimension(frames["rank_sets"]) for row in part.itertuples()),
+        Dimension=lambda r: str(r.dimension),
+        Model=lambda r: str(r.model),
+        Ranks_n=lambda r: str(r.best_rank) if r.best_rank == r.worst_rank else f"{r.best_rank} to {r.worst_rank}",
+    )
 
 
 def reliability(frames: Frames) -> Table:

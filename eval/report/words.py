@@ -141,7 +141,7 @@ def _against(ability: pd.DataFrame, base: str) -> str:
     better: dict[str, list[str]] = {m: [] for m in dict.fromkeys(others["model"])}
     worse: dict[str, list[str]] = {m: [] for m in better}
     for row in others.itertuples():
-        side = clear(row.contrast_low, row.contrast_high)
+        side = clear(row.family_low, row.family_high)
         if side:
             (better if side > 0 else worse)[row.model].append(str(row.dimension))
     means = others.groupby("model")["contrast"].mean()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from dpeer.escape import markup
 
 if TYPE_CHECKING:
+    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.result import Result
     from dpeer.eval.irt.simulate import Spec
     from dpeer.eval.irt.types import Options, Ratings
@@ -39,6 +40,14 @@ ModelItem = Annotated[
 ]
 Thresholds = Annotated[
     str, typer.Option(help="Score steps: common (rating scale), judge (own deviations) or item (partial credit).")
+]
+Smallest = Annotated[
+    float,
+    typer.Option(min=0, help="Smallest effect of interest, in logits: also say what is larger, smaller or no worse."),
+]
+Family = Annotated[
+    list[str] | None,
+    typer.Option(help="Differences that are claimed together, MODEL/DIMENSION with * for all; repeat. Default: all."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the result; made if it is missing.")]
 
@@ -89,8 +98,11 @@ def fit(
     scale: Annotated[
         str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
     ] = None,
+    smallest: Smallest = 0.0,
+    family: Family = None,
 ) -> None:
     """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html."""
+    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.types import Options
 
     options = Options(
@@ -109,8 +121,9 @@ def fit(
         **_terms(terms),
     )
     console = Console(highlight=False)
-    left_out = tuple(without or ())
-    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale), left_out), console)
+    wanted, left_out = Claims(smallest, tuple(family or ())), tuple(without or ())
+    scores = _scale(scale)
+    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, scores, wanted, left_out), console)
 
 
 def run_fit(
@@ -121,6 +134,7 @@ def run_fit(
     dimensions: tuple[str, ...],
     console: Console,
     scale: tuple[int, ...] | None = None,
+    wanted: Claims | None = None,
     without: tuple[str, ...] = (),
 ) -> tuple[Result, Path]:
     """Estimate with progress on the console; returns the result and its page in `output`."""
@@ -146,6 +160,7 @@ def run_fit(
             table,
             base,
             options=options,
+            wanted=wanted,
             dimensions=dimensions,
             scale=scale,
             without=without,
@@ -168,7 +183,8 @@ def page_of(result: Result, output: Path) -> Path:
 
 def show(result: Result, page: Path, console: Console) -> None:
     """The result on a terminal."""
-    from dpeer.eval.irt.tables import claims, terminal
+    from dpeer.eval.irt.claims import claims
+    from dpeer.eval.irt.tables import terminal
 
     for part in terminal(result):
         console.print(part)
@@ -188,8 +204,11 @@ def report(
     before: Annotated[
         Path | None, typer.Option(help="Folder of an earlier fit: show which judges and items have moved since.")
     ] = None,
+    smallest: Smallest = 0.0,
+    family: Family = None,
 ) -> None:
     """Write tables, figures and report.html of a fit again."""
+    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.design import check
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.tables import tabulate
@@ -198,7 +217,7 @@ def report(
     if posterior.facts.get("design_checked", True):  # fits of earlier versions did not keep the warnings
         warnings = [str(w) for w in check(posterior.ratings, posterior.options).warnings]
         posterior = replace(posterior, facts=posterior.facts | {"design_warnings": warnings})
-    result = tabulate(posterior, base, load(before) if before else None)
+    result = tabulate(posterior, base, load(before) if before else None, Claims(smallest, tuple(family or ())))
     show(result, page_of(result, folder), Console(highlight=False))
 
 

@@ -56,6 +56,18 @@ def make_result(
     )
     these = bounded("contrast_these", contrast.mean(0).ravel(), 0.3) | {"p_better_these": ability["p_better"]}
     ability = ability.assign(**these)
+    others = (contrast[:, 1:] - contrast[:, 1:].mean(0)) / contrast[:, 1:].std(0)
+    q = np.quantile(np.abs(others).max((1, 2), initial=0), 0.95)
+    contrasts = ability[ability["model"] != models[0]][["model", "dimension", "contrast", "p_better"]]
+    contrasts = contrasts.assign(
+        contrast_low=contrast_low[1:].ravel(),
+        contrast_high=contrast_high[1:].ravel(),
+        family_low=(contrast.mean(0) - q * contrast.std(0))[1:].ravel(),
+        family_high=(contrast.mean(0) + q * contrast.std(0))[1:].ravel(),
+        verdict="undecided",
+    )
+    contrasts.loc[contrasts["family_low"] > 0, "verdict"] = "better"
+    contrasts.loc[contrasts["family_high"] < 0, "verdict"] = "worse"
     of_base = [name for name in ability if name.startswith(("contrast", "p_better"))]
     ability.loc[ability["model"] == models[0], of_base] = np.nan
 
@@ -156,6 +168,7 @@ def make_result(
     )
     tables = {
         "ability": ability,
+        "contrasts": contrasts,
         "ranks": ranks,
         "reliability": pd.DataFrame({"dimension": dimensions, "separation": 4.9, "reliability": 0.96, "sd": 0.9}),
         "reversals": reversals,

@@ -16,9 +16,10 @@ from scipy.special import expit
 
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.ability import fair_averages, rank_table, raw_means, reliability_table, reversal_table
+from dpeer.eval.irt.claims import claims
 from dpeer.eval.irt.fit_statistics import category_offsets, probabilities
 from dpeer.eval.irt.result import Result
-from dpeer.eval.irt.tables import claims, tabulate, terminal, write_tables
+from dpeer.eval.irt.tables import tabulate, terminal, write_tables
 from dpeer.eval.irt.types import Options, Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
@@ -26,6 +27,9 @@ made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 TABLES = {
     "ability": "model dimension ability ability_sd ability_low ability_high fair fair_low fair_high raw_mean n "
     "contrast contrast_low contrast_high p_better",
+    "contrasts": "model dimension contrast contrast_low contrast_high family_low family_high p_better p_better_by "
+    "p_worse_by p_equivalent verdict",
+    "rank_sets": "model dimension best_rank worst_rank",
     "ranks": "model dimension rank probability",
     "reliability": "dimension separation reliability sd",
     "judges": "judge severity severity_low severity_high alpha alpha_low alpha_high infit infit_p outfit outfit_p n "
@@ -78,7 +82,11 @@ def test_every_table_has_its_columns(found: Result) -> None:
 def test_intervals_hold_their_estimates(found: Result) -> None:
     for name, table in found.tables.items():
         for low in (c for c in table if c.endswith("_low")):
-            middle, high = table[low.removesuffix("_low")], table[low.removesuffix("_low") + "_high"]
+            name_of = low.removesuffix("_low")
+            middle, high = (
+                table["contrast" if name_of == "family" else name_of],
+                table[low.removesuffix("_low") + "_high"],
+            )
             inside = (table[low] <= middle + 1e-9) & (middle <= high + 1e-9)
             assert (inside | middle.isna()).all(), f"{name}.{low}"
 
@@ -241,8 +249,8 @@ def test_judges_get_notes_in_words() -> None:
 def test_claims_are_made_only_behind_a_green_gate(found: Result, fitted: Posterior) -> None:
     assert found.gate["green"], found.gate["reasons"]
     sentences = claims(found)
-    ability = found.tables["ability"]
-    decided = ability[(ability["contrast_low"] > 0) | (ability["contrast_high"] < 0)]
+    contrasts = found.tables["contrasts"]
+    decided = contrasts[(contrasts["family_low"] > 0) | (contrasts["family_high"] < 0)]
     assert len(sentences) == len(decided) > 0
     row = decided.iloc[0]
     word = "better" if row["contrast"] > 0 else "worse"
@@ -312,7 +320,7 @@ def test_drift_stands_beside_the_other_tables(fitted: Posterior) -> None:
 def test_a_claim_carries_the_misfit_of_its_model(found: Result) -> None:
     misfit = found.tables["misfit"].copy()
     assert not any("; but" in sentence for sentence in claims(found))
-    decided = found.tables["ability"].query("contrast_low > 0 or contrast_high < 0").iloc[0]
+    decided = found.tables["contrasts"].query("family_low > 0 or family_high < 0").iloc[0]
     cell = (misfit["judge"] == "judge2") & (misfit["model"] == decided["model"])
     cell &= misfit["dimension"] == decided["dimension"]
     misfit.loc[cell, ["notable", "observed"]] = [True, misfit.loc[cell, "expected"].item() + 0.4]
