@@ -48,7 +48,7 @@ def _fair(posterior: Posterior, draws: Ints) -> Floats:
     r = posterior.ratings
     beta = posterior.flat("beta")[draws]
     variance = np.nanvar(beta, axis=1)
-    for name in ("s_u", "s_halo"):
+    for name in ("s_u", "s_v", "s_halo", "s_judge_item"):
         if name in posterior.draws:
             scale = posterior.flat(name)[draws]
             variance += np.square(scale if scale.ndim == 2 else scale[:, None])
@@ -88,7 +88,10 @@ def _average_offsets(posterior: Posterior, draws: Ints) -> Floats:
 
 
 def ability_table(posterior: Posterior, base: str, fair: Floats) -> pd.DataFrame:
-    """One row per model and dimension: see the contract of `dpeer.eval.irt.tables`."""
+    """One row per model and dimension: see the contract of `dpeer.eval.irt.tables`.
+
+    contrast is to the base on new prompts of this kind, contrast_these on those that were answered, where they differ.
+    """
     r, theta = posterior.ratings, posterior.flat("theta")
     M, D = len(r.models), len(r.dimensions)
     b = r.models.index(base)
@@ -97,13 +100,18 @@ def ability_table(posterior: Posterior, base: str, fair: Floats) -> pd.DataFrame
     raw, n = raw_means(r)
     columns |= {"raw_mean": raw.ravel(), "n": n.ravel()} | estimates("contrast", contrast)
     columns["p_better"] = (contrast > 0).mean(axis=0).ravel()
+    of_base = ["contrast", "contrast_low", "contrast_high", "p_better"]
+    if "theta_these" in posterior.draws:
+        these = posterior.flat("theta_these")
+        these = these - these[:, [b]]
+        columns |= estimates("contrast_these", these) | {"p_better_these": (these > 0).mean(axis=0).ravel()}
+        of_base += [f"contrast_these{end}" for end in ("", "_low", "_high")] + ["p_better_these"]
     if "length" in posterior.draws:
         mean_length = np.bincount(r.response_model, r.response_length, M) / np.maximum(
             np.bincount(r.response_model, minlength=M), 1
         )
         columns |= estimates("total", theta + posterior.flat("length")[:, None] * mean_length[:, None])
     frame = pd.DataFrame({"model": np.repeat(r.models, D), "dimension": np.tile(r.dimensions, M), **columns})
-    of_base = ["contrast", "contrast_low", "contrast_high", "p_better"]
     frame.loc[frame["model"] == base, of_base] = np.nan
     return frame
 

@@ -44,6 +44,7 @@ def anchors_from(
     spec: dict[str, Any] = {
         "model": "gmfrm" if "log_alpha" in posterior.draws else "rasch",
         "response_effect": bool(posterior.facts["response_effect"]),
+        "model_item": bool(posterior.facts.get("model_item", False)),
         "scale": list(ratings.scale),
         "scores": {d: _extremes(ratings, k) for k, d in enumerate(dimensions)},
         "mu": dict(zip(dimensions, posterior.flat("mu").mean(axis=0).tolist(), strict=True)),
@@ -67,7 +68,9 @@ def anchors_from(
     return spec
 
 
-def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool, response_effect: bool) -> Anchors:
+def check_anchors(
+    ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool, response_effect: bool, model_item: bool = False
+) -> Anchors:
     """Anchors as arrays over the elements of `ratings`; all nan without anchors.
 
     Abilities count from where difficulties and severities do. A dimension has the origin of the earlier fit only if
@@ -78,7 +81,7 @@ def check_anchors(ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool,
     fixed = Anchors(np.full((j, d, 2), np.nan), np.full((q, d, 2), np.nan), np.full((j, 2), np.nan), np.full(d, np.nan))
     if not anchors:
         return fixed
-    now = {"model": "gmfrm" if alpha else "rasch", "response_effect": response_effect}
+    now = {"model": "gmfrm" if alpha else "rasch", "response_effect": response_effect, "model_item": model_item}
     for name, value in now.items():
         if name in anchors and anchors[name] != value:
             raise ConfigError(

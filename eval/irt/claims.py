@@ -53,7 +53,8 @@ def contrast_table(posterior: Posterior, base: str, wanted: Claims) -> pd.DataFr
     """A row per model other than the base and dimension.
 
     contrast with its own 95 % interval; family_low, family_high: all contrasts of the family at once, nan outside it;
-    p_better; p_better_by, p_worse_by: beyond the smallest effect of interest; p_equivalent: within it; verdict.
+    p_better; p_better_by, p_worse_by: beyond the smallest effect of interest; p_equivalent: within it; verdict. All
+    about new prompts of this kind; contrast_these and p_better_these about those that were answered.
     """
     r, theta = posterior.ratings, posterior.flat("theta")
     others = [m for m, name in enumerate(r.models) if name != base]
@@ -75,6 +76,10 @@ def contrast_table(posterior: Posterior, base: str, wanted: Claims) -> pd.DataFr
             "p_equivalent": (np.abs(contrast) < limit).mean(axis=0),
         }
     )
+    if "theta_these" in posterior.draws:
+        these = posterior.flat("theta_these")
+        these = (these[:, others] - these[:, [r.models.index(base)]]).reshape(len(theta), -1)
+        frame = frame.assign(**estimates("contrast_these", these), p_better_these=(these > 0).mean(axis=0))
     return frame.assign(verdict=[verdict(a, b, limit) for a, b in zip(low, high, strict=True)])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpeer.eval.irt.types import AXES, Floats, Posterior, Ratings
+from dpeer.eval.irt.types import AXES, THINNED, Floats, Posterior, Ratings
 
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
@@ -20,7 +20,7 @@ MIN_EBFMI = 0.3
 MAX_MISFIT = 0.25
 """Largest share of judge x model cells whose mean score may lie notably off its posterior prediction."""
 
-NOT_GATED = ("beta", "u")
+NOT_GATED = ("beta", "judge_model", *THINNED)
 """Nuisance blocks with an element per item or response. No claim is about one of them, and their scales are gated."""
 
 LARGE_BLOCK = 2000
@@ -73,7 +73,7 @@ def diagnostics(posterior: Posterior) -> pd.DataFrame:
     """One row per parameter that is neither constant nor absent (nan): parameter, rhat, ess_bulk, ess_tail, gated."""
     frames = []
     for name, draws in posterior.draws.items():
-        if name == "u":
+        if name in THINNED:
             continue
         flat = draws.reshape(*draws.shape[:2], -1)
         varies = ~np.isnan(flat).all(axis=(0, 1)) & ~(flat == flat[:1, :1]).all(axis=(0, 1))
@@ -228,7 +228,7 @@ def _structural(posterior: Posterior, gated: pd.DataFrame) -> Faults:
     ):
         reasons.append("responses were rated more than once and have no response effect: intervals are far too narrow")
         advice.append("fit again without --no-response-effect")
-    broken = [n for n, draws in posterior.draws.items() if n != "u" and _partly_nan(draws)]
+    broken = [n for n, draws in posterior.draws.items() if n not in THINNED and _partly_nan(draws)]
     if broken:
         reasons.append(f"some draws of {', '.join(broken)} are not numbers")
         advice.append("look for extreme ratings (a judge or model with one single score), then fit again")

@@ -26,11 +26,13 @@ def drift(before: Posterior, now: Posterior, level: float = 0.05) -> pd.DataFram
     """
     if now.options.anchors:
         raise ConfigError(f"the later fit is anchored, so its anchors show no drift. {NOTE} Fit again without anchors.")
-    variants = [(p.options.model, "s_u" in p.draws, p.options.halo, p.options.length) for p in (before, now)]
+    variants = [
+        (p.options.model, "s_u" in p.draws, "s_v" in p.draws, p.options.halo, p.options.length) for p in (before, now)
+    ]
     if variants[0] != variants[1]:
         raise ConfigError(
-            f"the fits are of different models ({variants[0]}, {variants[1]}: model, response effect, halo, length), "
-            "so their logits are on different scales. Fit both with the same options."
+            f"the fits are of different models ({variants[0]}, {variants[1]}: model, response effect, model x item, "
+            "halo, length), so their logits are on different scales. Fit both with the same options."
         )
     frames = [_drift(kind, before, now, level) for kind in KINDS]
     return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)

@@ -20,10 +20,12 @@ from dpeer.eval.store.scores import number as read_number
 from dpeer.integrity import Damaged, verify
 
 NAMES = ("model", "item", "dimension", "judge")
+GROUP = "item_group"
+"""Column that says of which kind an item is; ratings of `dpeer judge` have none, tables made elsewhere may."""
 TEXTS = (
     *NAMES,
     *("rating_id", "response_id", "criterion", "status", "order"),
-    *("model_family", "judge_family", "model_hash", "judge_hash", "rubric_hash", "mode"),
+    *("model_family", "judge_family", "model_hash", "judge_hash", "rubric_hash", "mode", GROUP),
 )
 RATED = (*NAMES, "criterion", "sample", "response_id", "order")
 """What is alike in two ratings of the same thing."""
@@ -36,13 +38,16 @@ IDS = ("rating_id", "model_hash", "judge_hash", "rubric_hash", "mode", "status",
 
 
 def encode(
-    table: pd.DataFrame | Path | str, dimensions: Sequence[str] | None = None, scale: Sequence[int] | None = None
+    table: pd.DataFrame | Path | str,
+    dimensions: Sequence[str] | None = None,
+    scale: Sequence[int] | None = None,
+    without: Sequence[str] = (),
 ) -> Ratings:
     """Check a ratings table (frame, CSV or Parquet file, folder of Parquet parts) and turn it into index arrays.
 
     Needs the columns model, item, dimension, judge and score; `store.schema.RATINGS` lists the rest. `scale` holds the
-    possible scores; default: all whole numbers from the least to the greatest score. Raises DataError with row and
-    column.
+    possible scores; default: all whole numbers from the least to the greatest score. Ratings of judges `without`
+    are left out. Raises DataError with row and column.
     """
     frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
     source = "FILE" if isinstance(table, pd.DataFrame) else shlex.quote(str(table))
@@ -61,6 +66,12 @@ def encode(
             known = ", ".join(sorted(set(texts["dimension"])))
             raise DataError(f"ratings: no row has the dimension {', '.join(sorted(unknown))}; there are: {known}")
         kept = texts["dimension"].isin(list(dimensions)).to_numpy()
+        frame, texts = frame[kept], {name: values[kept] for name, values in texts.items()}
+    if unknown := set(without) - set(texts["judge"]):
+        known = ", ".join(sorted(set(texts["judge"])))
+        raise DataError(f"ratings: no row has the judge {', '.join(sorted(unknown))}; there are: {known}")
+    if without:
+        kept = ~texts["judge"].isin(list(without)).to_numpy()
         frame, texts = frame[kept], {name: values[kept] for name, values in texts.items()}
     ratings = _encode(frame, texts, dimensions, scale, notes, source)
     return ratings if isinstance(table, pd.DataFrame) else _priced(ratings, Path(table))
@@ -109,6 +120,7 @@ def _encode(
     names, dimension = _codes(text["dimension"], dimensions)
     pairs, criterion = _criteria(dimension, text["criterion"], names)
     response, response_model, response_item = _responses(frame[ok], text, model, item)
+    groups, item_group = _item_groups(frame[ok], text[GROUP], item, len(items))
     return Ratings(
         models=models,
         items=items,
@@ -131,6 +143,8 @@ def _encode(
         unrated={name: lost for name in NAMES if (lost := tuple(sorted(set(texts[name]) - set(text[name]))))},
         status_by_judge=dict(zip(counts.index.astype(str), counts.rename(columns=str).to_dict("records"), strict=True)),
         notes=notes,
+        groups=groups,
+        item_group=item_group,
         people=tuple(sorted(set(text["judge"][text["judge_family"] == HUMAN]))),
         tokens=_tokens(frame[ok], text["judge"]),
     )
@@ -336,6 +350,18 @@ def _one_name(text: dict[str, pd.Series], sample: pd.Series) -> None:
         )
 
 
+def _item_groups(frame: pd.DataFrame, group: pd.Series, item: Ints, n: int) -> tuple[tuple[str, ...], Ints]:
+    """Names of the kinds of items, and that of each item [Q]; empty where the table names none."""
+    if (group == "").all():
+        return (), np.zeros(0, np.int64)
+    _refuse(group == "", frame, GROUP, "is empty, though other rows name the kind of their item")
+    names, code = _codes(group)
+    of_item = np.zeros(n, np.int64)
+    of_item[item] = code
+    _refuse(pd.Series(of_item[item] != code, index=frame.index), frame, GROUP, "differs between rows of one item")
+    return names, of_item
+
+
 def _tokens(frame: pd.DataFrame, judge: pd.Series) -> dict[str, float]:
     """Mean tokens read and written per rating of each judge that says so."""
     known = [name for name in ("prompt_tokens", "output_tokens") if name in frame]
@@ -362,4 +388,4 @@ def _same(a: pd.Series, b: pd.Series) -> Bools:
     return np.asarray((a == b) & (a != ""), dtype=bool)
 
 
-assert {c for c in TEXTS if c != "model_hash"} <= set(RATINGS.names)
+assert {c for c in TEXTS if c not in ("model_hash", GROUP)} <= set(RATINGS.names)

@@ -24,6 +24,7 @@ def estimate(
     wanted: Claims | None = None,
     dimensions: Sequence[str] | None = None,
     scale: Sequence[int] | None = None,
+    without: Sequence[str] = (),
     folder: Path | str | None = None,
     unchecked: bool = False,
     started: Callable[[Ratings], None] | None = None,
@@ -36,6 +37,7 @@ def estimate(
     base: model that the others are compared with; default: the first
     wanted: smallest effect of interest, and the contrasts that are claimed together; default: all, of any size
     scale: the possible scores; default: all whole numbers from the least to the greatest score
+    without: judges whose ratings are left out
     folder: keep the draws there, for `dpeer irt report` and as an anchor of later fits
     unchecked: leave out the identification check; the gate of such a result is never green
     started, warn, progress: told the encoded ratings, each weakness of the design, and (what, fraction done)
@@ -44,7 +46,7 @@ def estimate(
     the ratings cannot tell the models apart, IrtError where there is nothing to estimate or sampling fails.
     """
     options = options or Options()
-    ratings = encode(table, dimensions or None, scale)
+    ratings = encode(table, dimensions or None, scale, without)
     if base is not None and base not in ratings.models:
         raise ConfigError(f"base {base} has no usable rating; choose one of {', '.join(ratings.models)}")
     in_family(ratings, base or ratings.models[0], wanted or Claims())  # a wrong name is told before hours of sampling

@@ -23,7 +23,8 @@ from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.scales import guessed, measured
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import metric, starts
-from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.irt.stan_terms import term_effects, uncentred
+from dpeer.eval.irt.types import THINNED, Floats, Ints, Options, Posterior, Ratings
 from dpeer.scratch import scratch
 
 __all__ = ["IrtError", "fit", "load", "save"]
@@ -38,14 +39,19 @@ KEPT_EFFECTS = 200
 """Draws, over all chains, of which the response effects are kept."""
 LARGE = 8000
 """Parameters from which on trees are kept shallower and steps longer: scales are sharp there, and steps dear."""
-SCALARS = ("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "order", "own_family", "own_model")
-VECTORS = ("mu", "s_theta", "s_beta", "s_u", "length")
+SCALARS = (
+    *("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "s_judge_model", "s_judge_item", "s_item_step"),
+    *("order", "own_family", "own_model"),
+)
+VECTORS = ("mu", "s_theta", "s_beta", "s_u", "s_v", "s_group", "length")
 WANTED = {
     *VECTORS,
     *(name for name in SCALARS if not name.startswith("own")),
     *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "kappa"),
-    "correlation",
+    *("correlation", "v_mean", "judge_model", "group"),
 }
+RAW = {f"{name}_raw" for name in THINNED}
+"""Stan's columns of the blocks that are thinned."""
 
 
 def fit(
@@ -123,14 +129,15 @@ def _sample(
     keep = max(1, KEPT_EFFECTS // options.chains)
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
     stan = _run(problem, options, executable, inverse_metric, sampling, kept, progress)
-    u_raw = stan.pop("u_raw", None)
+    raw = {name: stan.pop(name) for name in RAW & stan.keys()}
     sampler = {name.removesuffix("__"): stan.pop(name)[..., 0] for name in SAMPLER}
-    anchors = check_anchors(ratings, options.anchors, "log_alpha" in stan, problem.response_effect)
+    anchors = check_anchors(ratings, options.anchors, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
     draws = _named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "parameters": len(inverse_metric),
         "response_effect": problem.response_effect,
+        "model_item": "v_mean" in stan,
         "max_treedepth": sampling.max_treedepth,
         "adapt_delta": sampling.adapt_delta,
         "unused_categories": _unused(ratings, problem),
@@ -139,10 +146,14 @@ def _sample(
     }
     if problem.no_intervals:
         facts["no_intervals"] = problem.no_intervals
-    if u_raw is not None:
-        u = _response_effects(u_raw, {name: values[:, kept] for name, values in stan.items()}, problem)
-        shape = (len(ratings.response_model), len(ratings.dimensions))
-        draws["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
+    if raw:
+        thin = {name: values[:, kept] for name, values in stan.items()} | raw
+        effects = term_effects(problem.terms, ratings, thin, problem.data, problem.used, problem.item)
+        if "u_raw" in raw:
+            shape = (len(ratings.response_model), len(ratings.dimensions))
+            u = _response_effects(thin, effects, problem)
+            effects["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
+        draws |= effects
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings=ratings, options=options, draws=draws, sampler=sampler, facts=facts)
 
@@ -169,19 +180,25 @@ def _run(
             folder,
             progress,
         )
-        chains = [read_csv(f, WANTED | set(SAMPLER), {"u_raw"}, set(kept.tolist()), options.draws) for f in files]
+        chains = [read_csv(f, WANTED | set(SAMPLER), RAW, set(kept.tolist()), options.draws) for f in files]
     return {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
 
 
-def _response_effects(raw: Floats, draws: dict[str, Floats], problem: Problem) -> Floats:
+def _response_effects(draws: dict[str, Floats], effects: dict[str, Floats], problem: Problem) -> Floats:
     """u [chains, draws, E] of its partly centred form, see `model.stan`."""
-    data, d = problem.data, problem.cell_dimension
+    data, d, raw = problem.data, problem.cell_dimension, draws["u_raw"]
     ability = np.swapaxes(draws["theta"] + draws["mu"][..., None, :], -1, -2).reshape(*raw.shape[:2], -1)
     eta = ability[..., np.array(data["cell_ability"]) - 1] - draws["beta"][..., np.array(data["cell_item"]) - 1]
     if "length" in draws:
         eta += draws["length"][..., d] * np.array(data["cell_length"])
-    c = np.array(data["centre_u"])
-    return np.asarray(draws["s_u"][..., d] ** (1 - c) * (raw - c * eta))
+    if "v" in effects:
+        triples = problem.terms
+        v = effects["v"][..., triples.triple_model, triples.triple_item, triples.triple_dimension]
+        eta += v[..., triples.of_cell]
+    if "group" in draws:
+        by_group = np.swapaxes(draws["group"], -1, -2).reshape(*raw.shape[:2], -1)
+        eta += by_group[..., np.array(data["cell_group"]) - 1]
+    return uncentred(raw, eta, np.array(data["centre_u"]), draws["s_u"][..., d])
 
 
 def _children_cpu() -> float:
@@ -201,6 +218,13 @@ def _named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors:
     draws["beta"] = _spread(stan["beta"], (problem.item, problem.item_dimension), (q, d))
     if len(ratings.criteria) > d:
         draws["delta"] = stan["delta"][..., np.argsort(problem.criterion)]
+    if "judge_model" in stan:
+        m, j = len(ratings.models), len(ratings.judges)
+        pairs = problem.terms.judge_model
+        draws["judge_model"] = _spread(stan["judge_model"], (pairs // m, pairs % m), (j, m))
+    if "group" in stan:  # from (dimension, model) x group
+        by_dimension = stan["group"].reshape(*stan["group"].shape[:2], d, -1, problem.terms.groups)
+        draws["group"] = np.moveaxis(by_dimension, 2, -1)
     if d > 1:
         draws["correlation"] = stan["correlation"]
         draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
@@ -210,6 +234,8 @@ def _named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors:
         shift = np.where(moved, stan["mu"] - np.nan_to_num(anchors.mu), 0.0)
         draws["theta"] = stan["theta"] + shift[..., None, :]
         draws["mu"] = stan["mu"] - shift
+    if "v_mean" in stan:
+        draws["theta_these"] = draws["theta"] + stan["v_mean"]
     return draws
 
 

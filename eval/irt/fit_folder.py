@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.types import Options, Posterior, Ratings
+from dpeer.eval.irt.types import THINNED, Options, Posterior, Ratings
 from dpeer.files import SILENT_S, clear_temporary
 from dpeer.integrity import read_state, write_state
 
 FORMAT = 1
-SINGLE = ("u",)
+SINGLE = THINNED
 """Draws that are stored in single precision."""
 _NAMES = (
     *("models", "items", "judges", "dimensions", "criteria", "scale"),
-    *("statuses", "status_by_judge", "unrated", "notes", "people", "tokens", "price", "currency"),
+    *("statuses", "status_by_judge", "unrated", "notes", "people", "tokens", "price", "currency", "groups"),
 )
 
 
@@ -89,6 +89,7 @@ def load(folder: Path) -> Posterior:
         tokens=names.get("tokens", {}),
         price=names.get("price", {}),
         currency=names.get("currency", ""),
+        groups=tuple(names.get("groups", ())),
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}

@@ -2,7 +2,8 @@
 
 Written from the rating formula itself, not from the Stan program: P(k) is proportional to
 exp(alpha_j * sum over l <= k of (eta - tau_{j,d,l})) with
-eta = mu + theta - beta - severity - delta + u (response, dimension) + halo (judge, response) + covariates.
+eta = mu + theta - beta - severity - delta + group (model, group, dimension) + v (model, item, dimension)
+      + u (response, dimension) + halo (judge, response) + judge x model + judge x item + covariates.
 Mean squares as in Wright & Masters (1982), compared with replicated data as in Gelman, Meng & Stern (1996).
 """
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.sparse import csr_array
 
-from dpeer.eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
+from dpeer.eval.irt.types import THINNED, Bools, Floats, Ints, Posterior, Ratings
 
 NODES = 7
 """Gauss-Hermite nodes that integrate the halo, and a response effect whose draws were not kept."""
@@ -40,12 +41,15 @@ class FitStatistics:
     items: pd.DataFrame  # item, dimension, ...
     misfit: pd.DataFrame  # judge, model, dimension, observed, expected, expected_low, expected_high, p, z, n, notable
     ppc: pd.DataFrame  # judge, dimension, score, observed, expected, expected_low, expected_high, p
+    expected: Floats  # [N] posterior mean of the expected category
+    variance: Floats  # [N] and of its variance
 
 
 def thin(posterior: Posterior, count: int) -> tuple[Ints, Ints]:
-    """At most `count` evenly spaced draws: flat indices, and where they stand among the kept response effects."""
+    """At most `count` evenly spaced draws: flat indices, and where they stand among those kept of thinned blocks."""
     total = int(np.prod(posterior.draws["theta"].shape[:2]))
-    kept = np.asarray(posterior.facts["u_draws"]) if "u" in posterior.draws else np.arange(total)
+    thinned = set(THINNED) & posterior.draws.keys()
+    kept = np.asarray(posterior.facts["u_draws"]) if thinned else np.arange(total)
     place = np.unique(np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(np.int64))
     return kept[place].astype(np.int64), place
 
@@ -65,8 +69,15 @@ def predictor(posterior: Posterior, draws: Ints, place: Ints) -> Floats:
     eta -= last("severity")[r.judge, r.dimension]
     if (delta := effect("delta")) is not None:
         eta -= delta[r.criterion]
-    if (u := effect("u", place)) is not None:
-        eta += u[r.response, r.dimension]
+    for name, chosen, at in (
+        ("group", draws, (r.model, r.item_group[r.item] if r.groups else r.item, r.dimension)),
+        ("judge_model", draws, (r.judge, r.model)),
+        ("judge_item", place, (r.judge, r.item)),
+        ("v", place, (r.model, r.item, r.dimension)),
+        ("u", place, (r.response, r.dimension)),
+    ):
+        if (term := effect(name, chosen)) is not None:
+            eta += term[at]
     if (length := effect("length")) is not None:
         eta += length[r.dimension] * r.response_length[r.response, None]
     for name, where in (("order", r.reversed - 0.5), ("own_family", r.own_family), ("own_model", r.own_model)):
@@ -100,6 +111,15 @@ def category_offsets(posterior: Posterior, draws: Ints) -> Floats:
     cumulative = np.concatenate([np.zeros_like(tau[..., :1]), np.nan_to_num(tau).cumsum(axis=-1)], axis=-1)
     cumulative[:, ~used_categories(posterior.ratings, finite)] = np.inf
     return np.moveaxis(cumulative * discrimination(posterior, draws).T[:, :, None, None], 0, -1)
+
+
+def item_offsets(posterior: Posterior, place: Ints) -> Floats | None:
+    """What an item adds to the cumulative thresholds [Q, D, K, B]; None where it has no thresholds of its own."""
+    if "item_step" not in posterior.draws:
+        return None
+    steps = np.nan_to_num(posterior.flat("item_step")[place])
+    cumulative = np.concatenate([np.zeros_like(steps[..., :1]), steps.cumsum(axis=-1)], axis=-1)
+    return np.moveaxis(cumulative, 0, -1)
 
 
 def discrimination(posterior: Posterior, draws: Ints) -> Floats:
@@ -154,6 +174,8 @@ class _Chunk:
         eta = predictor(posterior, draws, place)
         alpha = discrimination(posterior, draws)[r.judge]
         offsets = np.moveaxis(category_offsets(posterior, draws)[r.judge, r.dimension], 1, 0)
+        if (own := item_offsets(posterior, place)) is not None:
+            offsets = offsets + alpha * np.moveaxis(own[r.item, r.dimension], 1, 0)
         s_u, s_halo = _spread(posterior, draws)
         if not (s_u.any() or s_halo.any()):
             self.p = probabilities(alpha * eta, offsets)
@@ -219,6 +241,7 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
     n = np.bincount(judge_model, minlength=J * M * D)
     expected_mean, expected_count = np.zeros(J * M * D), np.zeros((J * D, K))
     new_means, new_counts = [], []
+    expected, variance = np.zeros(len(r)), np.zeros(len(r))
 
     rng = np.random.default_rng(seed)
     index, place = thin(posterior, draws)
@@ -226,6 +249,8 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
     for start in range(0, len(index), size):
         chosen = slice(start, start + size)
         chunk = _Chunk(posterior, index[chosen], place[chosen], rng)
+        expected += chunk.expected.sum(axis=1)
+        variance += chunk.variance.sum(axis=1)
         observed = np.square(r.category[:, None] - chunk.expected)
         replicated = np.square(chunk.replicated - chunk.expected)
         for each in squares:
@@ -253,6 +278,8 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
         items=squares[2].frame(_grid(item=r.items, dimension=r.dimensions)),
         misfit=misfit,
         ppc=ppc,
+        expected=expected / len(index),
+        variance=variance / len(index),
     )
 
 

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 
 from dpeer.errors import DpeerError
-from dpeer.eval.irt.types import AXES, Posterior
+from dpeer.eval.irt.types import AXES, THINNED, Posterior
 
 SAMPLE_STATS = {"divergent": "diverging", "energy": "energy", "treedepth": "tree_depth", "stepsize": "step_size"}
 """Names of the sampler's columns: ours and ArviZ's."""
-THINNED = ("u",)
-"""Blocks that are kept for some draws only, and so have no place beside the others."""
 
 
 def inference_data(posterior: Posterior | None) -> Any:

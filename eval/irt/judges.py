@@ -15,8 +15,8 @@ FIT_RANGE = (0.5, 1.5)
 """Mean squares that are productive for measurement (Linacre, 2002)."""
 
 
-def judge_table(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
-    """judge, severity, alpha, infit, infit_p, outfit, outfit_p, n, mean_score, note."""
+def judge_table(posterior: Posterior, statistics: FitStatistics, found: pd.DataFrame) -> pd.DataFrame:
+    """`found`: biases. judge, severity, alpha, infit, infit_p, outfit, outfit_p, n, mean_score, note."""
     r = posterior.ratings
     J = len(r.judges)
     severity = posterior.draws.get("severity_judge")
@@ -27,10 +27,11 @@ def judge_table(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame
     frame = pd.DataFrame({"judge": r.judges, **estimates("severity", overall), **estimates("alpha", alpha)})
     frame = frame.merge(statistics.judges, on="judge", how="left")
     frame["n"], frame["mean_score"] = n, np.where(n, total / np.maximum(n, 1), np.nan)
-    return frame.assign(note=[_note(posterior, statistics, row) for row in frame.to_dict(orient="records")])
+    middle = set(found.loc[found["kind"] == "middle", "judge"])
+    return frame.assign(note=[_note(posterior, statistics, row, middle) for row in frame.to_dict(orient="records")])
 
 
-def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float]) -> str:
+def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float], middle: set[str]) -> str:
     """What stands out about a judge; empty if nothing does."""
     r = posterior.ratings
     given = np.unique(r.category[r.judge == r.judges.index(str(row["judge"]))])
@@ -42,7 +43,9 @@ def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float]
         words.append(f"noisy: varies more than the model expects (infit {row['infit']:.1f})")
     elif row["infit"] < low:
         words.append(f"too regular: varies less than the model expects (infit {row['infit']:.1f})")
-    if row["alpha_high"] < 1:
+    if str(row["judge"]) in middle:  # wide steps are what alpha shows then
+        words.append(f"keeps to the middle of the scale (alpha {row['alpha']:.1f} follows from its wide score steps)")
+    elif row["alpha_high"] < 1:
         words.append(f"agrees less with the others (alpha {row['alpha']:.1f})")
     elif row["alpha_low"] > 1 and row["alpha"] > LEADS:
         words.append(f"sets the consensus (alpha {row['alpha']:.1f}), which is not validity")

@@ -1,8 +1,10 @@
 // Many-facet partial credit model (Linacre 1989; with judge discriminations: Uto & Ueno 2020) for ratings of responses.
 //
 //   log P(category l) = const + alpha[j] * score[l] * (eta[cell] + halo - location) - kappa[j, d, 1] - ... - kappa[j, d, l - 1]
-//   eta[cell]         = mu[d] + theta[m, d] - beta[q, d] + u[response, d] + length[d] * response length
-//   kappa[j, d]       = alpha[j] * tau[d] + deviation[j, d]: thresholds of a judge in log odds, where its data speak
+//   eta[cell]         = mu[d] + theta[m, d] - beta[q, d] + group[m, g, d] + v[m, q, d] + u[response, d]
+//                       + length[d] * response length
+//   halo              = halo[j, response] + judge_model[j, m] + judge_item[j, q]: what a judge adds to a response
+//   kappa[j, d]       = alpha[j] * (tau[d] + item_step[q, d]) + deviation[j, d]: thresholds of a judge in log odds
 //   location          = severity[j, d] + delta[c] - order * (+-1/2) - own_family - own_model
 //
 // A cell is a response on one dimension. Ratings are sorted into groups that share judge, dimension, criterion and flags,
@@ -57,11 +59,17 @@ functions {
     return x;
   }
 
+  // Effects from their partly centred form, raw ~ normal(centre * middle, scale ^ centre).
+  vector uncentred(vector raw, vector middle, vector centre, vector scale) {
+    return exp((1 - centre) .* log(scale)) .* (raw - centre .* middle);
+  }
+
   // Log-likelihood of the groups `slice`, in the form that reduce_sum wants.
   real groups_lpdf_sum(array[] int slice, int from, int to, array[] int y, array[] int cell, array[] int pair,
                        array[] int first, array[] int last, array[] int judge, array[] int dim,
                        array[] int step_first, array[] int steps, array[] vector score, array[,] int levels,
-                       array[, , ] int level, vector eta, vector halo, vector location, vector alpha, matrix kappa) {
+                       array[, , ] int level, vector eta, vector halo, vector location, vector alpha, matrix kappa,
+                       array[] int group_item, matrix item_passed) {
     real total = 0;
     for (g in slice) {
       int n = last[g] - first[g] + 1;
@@ -73,6 +81,9 @@ functions {
       vector[l] s = alpha[j] * score[d][given];
       vector[l] passed = append_row(0, cumulative_sum(kappa[j, a : a + steps[d] - 1]'))[given];
       vector[n] x = eta[cell[first[g] : last[g]]];
+      if (size(group_item) > 0) {
+        passed += alpha[j] * item_passed[given, group_item[g]];
+      }
       if (rows(halo) > 0) {
         x += halo[pair[first[g] : last[g]]];
       }
@@ -92,7 +103,11 @@ data {
   int<lower=1> E; // cells, sorted by dimension
   int<lower=1> N; // ratings, sorted by group
   int<lower=1> G; // groups
-  int<lower=0> P; // judge x response pairs (halo), 0: none
+  int<lower=0> P; // judge x response pairs (halo, judge x model, judge x item), 0: none
+  int<lower=0> V; // model x item x dimension triples (v), 0: none
+  int<lower=0> X; // judge x model pairs, 0: none
+  int<lower=0> Z; // judge x item pairs, 0: none
+  int<lower=0> H; // groups of items, 0: none
 
   array[D] int<lower=1> steps; // used categories - 1
   array[D] vector[K] score; // distance of each used category from the lowest, then zeros
@@ -120,9 +135,19 @@ data {
   array[N] int<lower=1> y;
   array[N] int<lower=1, upper=E> cell;
   array[P > 0 ? N : 0] int<lower=1> pair;
+  array[X > 0 ? P : 0] int<lower=1, upper=X> pair_model;
+  array[Z > 0 ? P : 0] int<lower=1, upper=Z> pair_item;
+  array[V > 0 ? E : 0] int<lower=1, upper=V> cell_triple;
+  array[V] int<lower=1> triple_ability; // (d - 1) * M + m
+  array[V] int<lower=1, upper=B> triple_item;
+  array[V] int<lower=1, upper=D> triple_dim;
+  array[H > 0 ? E : 0] int<lower=1> cell_group; // ((g - 1) * D + d - 1) * M + m
+  int<lower=0, upper=1> use_item_steps;
+  array[use_item_steps ? G : 0] int<lower=1, upper=B> group_item;
 
   int<lower=0, upper=1> use_alpha;
   int<lower=0, upper=1> use_u;
+  int<lower=0, upper=1> use_halo;
   int<lower=0, upper=1> use_length;
   int<lower=0, upper=1> use_order;
   int<lower=0, upper=1> use_own_family;
@@ -138,6 +163,11 @@ data {
   real<lower=0, upper=1> centre_alpha;
   vector<lower=0, upper=1>[E] centre_u; // by cell: a centred effect of a cell that tells little would be a funnel
   real<lower=0, upper=1> centre_tau;
+  vector<lower=0, upper=1>[V] centre_v;
+  vector<lower=0, upper=1>[X] centre_judge_model;
+  vector<lower=0, upper=1>[Z] centre_judge_item;
+  vector[2] severity_prior; // mean and sd of log s_severity
+  vector[2] dev_prior;
 
   // Anchors: value = mean + sd * z, so sd 0 fixes it. Where a block has anchors it is not centred on zero.
   array[D] int<lower=0, upper=1> items_anchored;
@@ -161,11 +191,18 @@ transformed data {
   int has_main = J > 1 || judges_anchored;
   int has_deviation = (J > 1 && D > 1) || judges_anchored;
   int deviations = sum(to_array_1d(own_steps));
+  int most_steps = max(steps);
+  array[use_item_steps ? B : 0] int item_dim;
+  int item_steps = 0;
   for (g in 1 : G) {
     groups[g] = g;
   }
   for (d in 1 : D) {
     step_first[d] = sum(steps[1 : d - 1]) + 1;
+    if (use_item_steps) {
+      item_dim[item_first[d] : item_last[d]] = rep_array(d, item_last[d] - item_first[d] + 1);
+      item_steps += (steps[d] - 1) * (item_last[d] - item_first[d] + 1);
+    }
   }
 }
 parameters {
@@ -191,8 +228,18 @@ parameters {
   vector[use_order] order;
   vector[use_own_family] own_family_effect;
   vector[use_own_model] own_model_effect;
-  vector<lower=0>[P > 0] s_halo;
-  vector[P] halo_raw;
+  vector<lower=0>[V > 0 ? D : 0] s_v;
+  vector[V] v_raw;
+  vector<lower=0>[X > 0] s_judge_model;
+  vector[X] judge_model_raw;
+  vector<lower=0>[Z > 0] s_judge_item;
+  vector[Z] judge_item_raw;
+  vector<lower=0>[H > 0 ? D : 0] s_group;
+  vector[H > 0 ? D * (M - 1) * (H - 1) : 0] group_raw;
+  vector<lower=0>[item_steps > 0] s_item_step;
+  vector[item_steps] item_step_raw;
+  vector<lower=0>[use_halo] s_halo;
+  vector[use_halo ? P : 0] halo_raw;
   vector<lower=0>[use_u ? D : 0] s_u;
   vector[use_u ? E : 0] u_raw;
 }
@@ -205,6 +252,14 @@ transformed parameters {
   vector[S] tau; // common
   matrix[J, S] kappa = rep_matrix(0, J, S); // each at its upper category, from the next lower one that the judge gives
   vector[deviations] kappa_middle;
+  matrix[H > 0 ? M * D : 0, H] group; // rows as in to_vector(theta)
+  vector[X] judge_model = uncentred(judge_model_raw, rep_vector(0, X), centre_judge_model, rep_vector(X > 0 ? s_judge_model[1] : 1, X));
+  if (H > 0) {
+    int n = (M - 1) * (H - 1);
+    for (d in 1 : D) {
+      group[(d - 1) * M + 1 : d * M] = s_group[d] * sum_zero_both(group_raw[(d - 1) * n + 1 : d * n], M, H);
+    }
+  }
   {
     matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
     if (!centre_theta) {
@@ -293,10 +348,21 @@ model {
   vector[E] eta;
   vector[P] halo;
   vector[G] location;
+  matrix[use_item_steps ? most_steps + 1 : 0, use_item_steps ? B : 0] item_passed
+    = rep_matrix(0, use_item_steps ? most_steps + 1 : 0, use_item_steps ? B : 0);
   vector[J] alpha = use_alpha ? exp(log_alpha) : rep_vector(1, J);
   {
     vector[M * D] ability = to_vector(theta + rep_matrix(mu', M));
     eta = ability[cell_ability] - beta[cell_item];
+    if (H > 0) {
+      eta += to_vector(group)[cell_group];
+    }
+    if (V > 0) {
+      vector[V] middle = ability[triple_ability] - beta[triple_item];
+      vector[V] scale = s_v[triple_dim];
+      v_raw ~ normal(centre_v .* middle, exp(centre_v .* log(scale)));
+      eta += uncentred(v_raw, middle, centre_v, scale)[cell_triple];
+    }
     for (d in 1 : D) {
       int a = cell_first[d];
       int b = cell_last[d];
@@ -311,8 +377,24 @@ model {
       }
     }
   }
-  if (P > 0) {
-    halo = s_halo[1] * halo_raw;
+  halo = use_halo ? s_halo[1] * halo_raw : rep_vector(0, P);
+  if (X > 0) {
+    halo += judge_model[pair_model];
+    judge_model_raw ~ normal(0, exp(centre_judge_model * log(s_judge_model[1])));
+  }
+  if (Z > 0) {
+    vector[Z] scale = rep_vector(s_judge_item[1], Z);
+    halo += uncentred(judge_item_raw, rep_vector(0, Z), centre_judge_item, scale)[pair_item];
+    judge_item_raw ~ normal(0, exp(centre_judge_item * log(s_judge_item[1])));
+  }
+  {
+    int at = 1;
+    for (b in 1 : size(item_dim)) {
+      int n = steps[item_dim[b]];
+      vector[n] own = sum_zero(part(item_step_raw, at, n - 1));
+      item_passed[2 : n + 1, b] = s_item_step[1] * cumulative_sum(own);
+      at += n - 1;
+    }
   }
   for (g in 1 : G) {
     location[g] = severity[judge[g], dim[g]] + delta[criterion[g]];
@@ -328,10 +410,10 @@ model {
   }
   if (use_threads) {
     target += reduce_sum(groups_lpdf_sum, groups, 1, y, cell, pair, first, last, judge, dim, step_first, steps, score,
-                         levels, level, eta, halo, location, alpha, kappa);
+                         levels, level, eta, halo, location, alpha, kappa, group_item, item_passed);
   } else {
     target += groups_lpdf_sum(groups, 1, G, y, cell, pair, first, last, judge, dim, step_first, steps, score, levels, level,
-                              eta, halo, location, alpha, kappa);
+                              eta, halo, location, alpha, kappa, group_item, item_passed);
   }
 
   // Scales of blocks with few effects: a prior that avoids zero (Chung et al. 2013), where such a block has a funnel.
@@ -356,9 +438,9 @@ model {
       at += n;
     }
   }
-  s_severity ~ lognormal(log(0.5), 0.8);
+  s_severity ~ lognormal(severity_prior[1], severity_prior[2]);
   severity_raw ~ normal(0, has_main && !judges_anchored ? s_severity[1] ^ centre_severity : 1);
-  s_dev ~ lognormal(log(0.25), 0.7);
+  s_dev ~ lognormal(dev_prior[1], dev_prior[2]);
   dev_raw ~ normal(0, has_deviation && !judges_anchored ? s_dev[1] ^ centre_dev : 1);
   severity_mean ~ normal(0, 5);
   s_alpha ~ lognormal(log(0.35), 0.8);
@@ -371,10 +453,32 @@ model {
   order ~ std_normal();
   own_family_effect ~ std_normal();
   own_model_effect ~ std_normal();
+  s_v ~ student_t(4, 0, 1);
+  s_judge_model ~ lognormal(log(0.25), 0.8);
+  s_judge_item ~ lognormal(log(0.25), 0.8);
+  s_group ~ lognormal(log(0.25), 0.8);
+  group_raw ~ std_normal();
+  s_item_step ~ lognormal(log(0.5), 1);
+  item_step_raw ~ std_normal();
   s_halo ~ std_normal();
   halo_raw ~ std_normal();
   s_u ~ student_t(4, 0, 1);
 }
 generated quantities {
   matrix[D, D] correlation = multiply_lower_tri_self_transpose(L_theta);
+  matrix[V > 0 ? M : 0, D] v_mean; // of the items that a model answered: its ability on these is theta + v_mean
+  if (V > 0) {
+    vector[M * D] ability = to_vector(theta + rep_matrix(mu', M));
+    vector[V] v = uncentred(v_raw, ability[triple_ability] - beta[triple_item], centre_v, s_v[triple_dim]);
+    vector[M * D] total = rep_vector(0, M * D);
+    vector[M * D] n = rep_vector(0, M * D);
+    for (i in 1 : V) {
+      total[triple_ability[i]] += v[i];
+      n[triple_ability[i]] += 1;
+    }
+    for (i in 1 : M * D) {
+      total[i] /= fmax(n[i], 1);
+    }
+    v_mean = to_matrix(total, M, D);
+  }
 }

@@ -26,8 +26,14 @@ from dpeer.eval.irt.types import Floats, Options, Posterior
 from dpeer.files import write_text
 
 REPORTED = ("theta", "severity", "log_alpha", "own_family", "own_model", "order", "length", "s_halo")
-SCALES = ("s_theta", "s_beta", "s_u")
-LABELS = {"theta": "ability", "contrast": "ability contrast", "log_alpha": "log discrimination", "s_halo": "halo sd"}
+SCALES = ("s_theta", "s_beta", "s_v", "s_u")
+LABELS = {
+    "theta": "ability",
+    "contrast": "ability contrast",
+    "contrast_these": "contrast on these items",
+    "log_alpha": "log discrimination",
+    "s_halo": "halo sd",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +146,11 @@ def elements(posterior: Posterior, truth: dict[str, Floats]) -> dict[str, list[A
     known = dict(truth)
     draws["contrast"] = draws["theta"][:, 1:] - draws["theta"][:, :1]
     known["contrast"] = truth["theta"][1:] - truth["theta"][:1]
-    for name in sorted(draws, key=["theta", "contrast", *REPORTED[1:], *SCALES].index):
+    if "theta_these" in posterior.draws:
+        these = posterior.flat("theta_these")
+        draws["contrast_these"] = these[:, 1:] - these[:, :1]
+        known["contrast_these"] = truth["theta_these"][1:] - truth["theta_these"][:1]
+    for name in sorted(draws, key=["theta", "contrast", "contrast_these", *REPORTED[1:], *SCALES].index):
         values, target = draws[name].reshape(len(draws[name]), -1), known[name].ravel()
         low, low50, high50, high = np.quantile(values, [0.025, 0.25, 0.75, 0.975], axis=0)
         fields = {

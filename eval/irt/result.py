@@ -32,7 +32,10 @@ class Result:
     @property
     def contrasts(self) -> pd.DataFrame:
         """A row per dimension and model other than the base: ability minus the base's, in logits, with its 95 %
-        interval, the bounds within which all of them hold at once, and probabilities. Claims need a green gate."""
+        interval, the bounds within which all of them hold at once, and probabilities. Claims need a green gate.
+
+        About new prompts of this kind; where models answered prompts more than once, columns that end in `_these` are
+        about these prompts alone."""
         return self.tables["contrasts"]
 
     def to_inference_data(self) -> Any:

@@ -7,7 +7,7 @@ them, the time to reach it does: the best centring of a block follows from the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,9 @@ class Scales:
     dev: float = 0.25
     tau: float = 0.25
     alpha: float = 0.35
+    judge_model: float = 0.25
+    judge_item: float = 0.25
+    v: Floats = field(default_factory=lambda: np.zeros(0))  # [D]
 
 
 def by_response(ratings: Ratings, each: Floats) -> Floats:
@@ -46,7 +49,7 @@ def guessed(ratings: Ratings) -> Scales:
     spread = np.full(d, SPREAD)
     variance = np.array([np.var(ratings.category[ratings.dimension == i]) for i in range(d)])
     each = np.clip(0.5 * variance, 0.1, 2.0)[ratings.dimension]
-    return Scales(theta=spread, beta=spread, u=spread, information=by_response(ratings, each))
+    return Scales(theta=spread, beta=spread, u=spread, information=by_response(ratings, each), v=spread)
 
 
 def measured(pilot: Posterior, before: Scales) -> Scales:
@@ -60,6 +63,10 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         theta=mean("theta", before.theta),
         beta=mean("beta", before.beta),
         u=mean("u", before.u),
+        v=mean("v", before.v),
         information=by_response(pilot.ratings, information(pilot)),
-        **{name: float(mean(name, getattr(before, name))) for name in ("severity", "dev", "tau", "alpha")},
+        **{
+            name: float(mean(name, getattr(before, name)))
+            for name in ("severity", "dev", "tau", "alpha", "judge_model", "judge_item")
+        },
     )

@@ -2,8 +2,9 @@
 
 Adjacent-category logits (Masters 1982; many-facet: Linacre 1989; with judge discriminations: Uto & Ueno 2020):
 
-  log P(k) / P(k - 1) = alpha[j] * (mu[d] + theta[m, d] - beta[q, d] - severity[j, d] - delta[c] + u[r, d] + halo[j, r]
-                                    + length[d] * z[r] + order * (+-1/2) + own_family + own_model - tau[j, d, k])
+  log P(k) / P(k - 1) = alpha[j] * (mu[d] + theta[m, d] - beta[q, d] - severity[j, d] - delta[c] + v[m, q, d] + u[r, d]
+                                    + halo[j, r] + length[d] * z[r] + order * (+-1/2) + own_family + own_model
+                                    - tau[j, d, k])
 
 with the sum-to-zero rules of the fitted model, but none of its code: probabilities, category by category.
 """
@@ -50,6 +51,8 @@ class Spec:
     """Of abilities between any two dimensions."""
     s_beta: float = 0.8
     s_u: float = 0.8
+    s_v: float = 0.0
+    """Of model x item effects."""
     s_severity: float = 0.6
     s_dev: float = 0.2
     s_alpha: float = 0.25
@@ -77,7 +80,7 @@ class Spec:
             raise ConfigError(f"self_judges: {self.self_judges}; must be from 0 to the number of judges and of models")
         if not 0 <= self.missing < 1:
             raise ConfigError(f"missing: {self.missing}; must be from 0 to less than 1")
-        for name in ("s_theta", "s_beta", "s_u", "s_severity", "s_dev", "s_alpha", "s_delta", "s_tau", "s_halo"):
+        for name in ("s_theta", "s_beta", "s_u", "s_v", "s_severity", "s_dev", "s_alpha", "s_delta", "s_tau", "s_halo"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)}; a standard deviation is not negative")
         if not -1 / max(self.dimensions - 1, 1) < self.correlation < 1:
@@ -114,6 +117,7 @@ def simulate(spec: Spec, seed: int) -> tuple[pd.DataFrame, dict[str, Floats]]:
         - truth["severity"][j, d]
         - truth["delta"][d * spec.criteria + c]
         + truth["u"][r, d]
+        + truth["v"][m, q, d]
         + halo[j, r]
         + spec.length * z[r]
         + spec.order * (down - 0.5)
@@ -177,7 +181,9 @@ def _truth(spec: Spec, rng: np.random.Generator) -> dict[str, Floats]:
         "correlation": correlation,
         "length": np.full(d, spec.length),
     }
-    truth |= {name: np.full(d, getattr(spec, name)) for name in ("s_theta", "s_beta", "s_u")}
+    truth["v"] = spec.s_v * rng.standard_normal((m, q, d)) if spec.s_v else np.zeros((m, q, d))
+    truth["theta_these"] = truth["theta"] + truth["v"].mean(axis=1)
+    truth |= {name: np.full(d, getattr(spec, name)) for name in ("s_theta", "s_beta", "s_u", "s_v")}
     scalars = ("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "order", "own_family", "own_model")
     return truth | {name: np.asarray(getattr(spec, name), dtype=np.float64) for name in scalars}
 

@@ -13,6 +13,7 @@ from dpeer.eval.irt.categories import used_by_dimension, used_by_judge
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import LEAST, Scales
 from dpeer.eval.irt.stan_start import Blocks, blocks
+from dpeer.eval.irt.stan_terms import Terms, check_terms, term_data, term_precision, terms
 from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
@@ -39,8 +40,7 @@ class Problem:
     item: Ints  # [B]
     item_dimension: Ints  # [B]
     criterion: Ints  # [C] order in which Stan has the criteria
-    pair_judge: Ints  # [P]
-    pair_response: Ints  # [P]
+    terms: Terms
     response_effect: bool
     notes: tuple[str, ...]
     no_intervals: str | None
@@ -50,26 +50,25 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
     """Raises IrtError where the model has nothing to estimate, or an option asks for what the data do not hold."""
     _check(ratings, options)
     used = _used(ratings)
-    levels = used_by_judge(ratings, used)
+    levels = _levels(ratings, used, options)
     cells = _Cells.of(ratings)
-    r = len(ratings.response_model)
     response_effect = options.response_effect
     use_u = len(ratings) > len(cells.response) if response_effect is None else response_effect
     alpha, notes = _alpha(ratings, options)
-    anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u))
+    found = terms(ratings, options, cells.response, cells.dimension)
+    anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u), len(found.triple_item) > 0)
     dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
     criterion = np.argsort(dimension_of, kind="stable")
-    pairs, pair = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
-    pairs = pairs if options.halo else pairs[:0]
 
-    data = _sizes(ratings, cells) | {"P": len(pairs)}
-    data |= _categories(ratings, used, levels)
+    data = _sizes(ratings, cells)
+    data |= term_data(found, ratings, options, cells.items, cells.response, cells.dimension)
+    data |= _categories(ratings, used, levels, options)
     data |= _segments("criterion", dimension_of[criterion], data["D"])
     data |= _cell_data(ratings, cells)
-    data |= _rating_data(ratings, options, used, levels, cells.of_rating, criterion, pair if len(pairs) else None)
+    data |= _rating_data(ratings, options, used, levels, cells, criterion, found.of_rating)
     data |= {"use_alpha": alpha, "use_u": use_u} | _switches(options)
-    precision = _precision(data, scales, cells.response, cells.dimension)
-    data |= _centrings(precision, scales, cells.dimension)
+    precision = _precision(data, scales, cells, found)
+    data |= _centrings(precision, scales, cells.dimension, found)
     data |= _anchors(anchors, ratings, cells.items)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
@@ -82,12 +81,18 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
         item=cells.items % len(ratings.items),
         item_dimension=cells.items // len(ratings.items),
         criterion=criterion,
-        pair_judge=pairs // r,
-        pair_response=pairs % r,
+        terms=found,
         response_effect=bool(use_u),
         notes=(*notes, *_unused_notes(ratings, used, levels), *anchors.notes),
         no_intervals=_no_intervals(len(ratings.judges), bool(use_u)),
     )
+
+
+def _levels(ratings: Ratings, used: tuple[Ints, ...], options: Options) -> tuple[tuple[Ints, ...], ...]:
+    """[J][D] positions in `used` of the categories of a judge: all, where thresholds are not its own."""
+    if options.thresholds == "judge":
+        return used_by_judge(ratings, used)
+    return tuple(tuple(np.arange(len(categories)) for categories in used) for _ in ratings.judges)
 
 
 def _used(ratings: Ratings) -> tuple[Ints, ...]:
@@ -135,11 +140,13 @@ def _sizes(ratings: Ratings, cells: _Cells) -> dict[str, Any]:
     }
 
 
-def _categories(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[Ints, ...], ...]) -> dict[str, Any]:
+def _categories(
+    ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[Ints, ...], ...], options: Options
+) -> dict[str, Any]:
     """Which scores each dimension and each judge uses, and so which thresholds are free."""
     j, k = len(ratings.judges), len(ratings.scale)
-    rated = ratings.judge_rated
-    steps = [[max(len(own) - 2, 0) * int(rated[i, d] and j > 1) for d, own in enumerate(levels[i])] for i in range(j)]
+    own_steps = ratings.judge_rated & (j > 1 and options.thresholds == "judge")
+    steps = [[max(len(own) - 2, 0) * int(own_steps[i, d]) for d, own in enumerate(levels[i])] for i in range(j)]
     return {
         "steps": [len(c) - 1 for c in used],
         "score": [_padded(c - c[0], k) for c in used],
@@ -165,18 +172,18 @@ def _rating_data(
     options: Options,
     used: tuple[Ints, ...],
     levels: tuple[tuple[Ints, ...], ...],
-    cell: Ints,
+    cells: _Cells,
     criterion: Ints,
-    pair: Ints | None,
+    pair: Ints,
 ) -> dict[str, Any]:
     """The ratings in the order of their groups, and the groups."""
-    order, group = _groups(ratings, options, cell)
+    order, group = _groups(ratings, options, cells)
     return group | {
         "G": len(group["first"]),
         "criterion": np.argsort(criterion)[group["criterion"]] + 1,
         "y": _category_in_use(ratings, used, levels)[order] + 1,
-        "cell": cell[order] + 1,
-        "pair": [] if pair is None else pair[order] + 1,
+        "cell": cells.of_rating[order] + 1,
+        "pair": pair[order] + 1 if len(pair) else pair,
     }
 
 
@@ -190,11 +197,14 @@ def _switches(options: Options) -> dict[str, bool]:
     }
 
 
-def _centrings(precision: dict[str, Any], scales: Scales, cell_dimension: Ints) -> dict[str, Any]:
+def _centrings(precision: dict[str, Any], scales: Scales, cell_dimension: Ints, found: Terms) -> dict[str, Any]:
     """How far each block is centred, see `model.stan`."""
     centre = {f"centre_{block}": _centring(precision[block], getattr(scales, block)) for block in CENTRED}
     # Judges who differ much in discrimination leave the common scale loose: centred effects must all follow it.
     centre_u = _centring(precision["u"], scales.u[cell_dimension]) * min(1.0, (ALIKE / scales.alpha) ** 2)
+    for name in ("judge_model", "judge_item"):
+        centre[f"centre_{name}"] = _centring(precision[name], getattr(scales, name))
+    centre["centre_v"] = _centring(precision["v"], scales.v[found.triple_dimension])
     return centre | {"centre_u": centre_u, "centre_theta": bool(np.mean(centre["centre_theta"]) > 0.5)}
 
 
@@ -235,6 +245,7 @@ def _check(ratings: Ratings, options: Options) -> None:
     for name, (wanted, varies, why) in wants.items():
         if wanted and not varies:
             raise IrtError(f"{name} cannot be estimated: {why}; leave it out")
+    check_terms(ratings, options)
     if options.halo and len(np.unique(ratings.judge * len(ratings.response_model) + ratings.response)) == len(ratings):
         raise IrtError("halo cannot be estimated: no judge rated a response twice (on two dimensions); leave it out")
 
@@ -266,12 +277,14 @@ def _no_intervals(judges: int, response_effect: bool) -> str | None:
     )
 
 
-def _groups(ratings: Ratings, options: Options, cell: Ints) -> tuple[Ints, dict[str, Any]]:
+def _groups(ratings: Ratings, options: Options, cells: _Cells) -> tuple[Ints, dict[str, Any]]:
     """Order of the ratings by group, then cell; and the groups, cut into slices when there are threads."""
     n = len(ratings)
     reverse = ratings.reversed & options.order
     family, own = ratings.own_family & options.self_family, ratings.own_model & options.self_model
-    keys = (ratings.judge, ratings.dimension, ratings.criterion, reverse, family, own)
+    cell, by_item = cells.of_rating, options.thresholds == "item"
+    item = cells.item[cell] if by_item else np.zeros(n, np.int64)
+    keys = (ratings.judge, ratings.dimension, ratings.criterion, reverse, family, own, item)
     order = np.lexsort((cell, *reversed(keys)))
     table = np.stack([k[order].astype(np.int64) for k in keys])
     starts = np.flatnonzero(np.r_[True, (table[:, 1:] != table[:, :-1]).any(axis=0)])
@@ -279,7 +292,7 @@ def _groups(ratings: Ratings, options: Options, cell: Ints) -> tuple[Ints, dict[
         most = max(LEAST_SLICE, -(-n // (options.threads * SLICES_PER_THREAD)))
         ends = np.r_[starts[1:], n]
         starts = np.concatenate([np.arange(a, b, most) for a, b in zip(starts, ends, strict=True)])
-    judge, dimension, criterion, reverse_of, family_of, own_of = table[:, starts]
+    judge, dimension, criterion, reverse_of, family_of, own_of, item_of = table[:, starts]
     return order, {
         "first": starts + 1,
         "last": np.r_[starts[1:], n],
@@ -289,6 +302,7 @@ def _groups(ratings: Ratings, options: Options, cell: Ints) -> tuple[Ints, dict[
         "reversed": reverse_of - 0.5,
         "own_family": family_of.astype(float),
         "own_model": own_of.astype(float),
+        "group_item": item_of + 1 if by_item else item_of[:0],
     }
 
 
@@ -313,18 +327,24 @@ def _anchors(anchors: Anchors, ratings: Ratings, items: Ints) -> dict[str, Any]:
     }
 
 
-def _precision(data: dict[str, Any], scales: Scales, response: Ints, dimension: Ints) -> dict[str, Any]:
+def _precision(data: dict[str, Any], scales: Scales, cells: _Cells, found: Terms) -> dict[str, Any]:
     """What the ratings say about one effect of each block, other effects given: inverse variance in logits.
 
-    Of `response` and `dimension` of each cell; [D] for effects that have a spread per dimension, [E] for u.
+    [D] for effects that have a spread per dimension, [E] for u.
     """
     m, j, d = data["M"], data["J"], data["D"]
+    response, dimension = cells.response, cells.dimension
     items = np.subtract(data["item_last"], data["item_first"]) + 1
     of_cell = np.maximum(scales.information[response, dimension], LEAST)
     cell = 1 / (1 / of_cell + data["use_u"] * scales.u[dimension] ** 2)
-    per_dimension = np.bincount(dimension, cell, minlength=d)
     total = float(of_cell.sum())
-    return {
+    of_terms = term_precision(found, scales, cell, total)
+    if data["V"]:  # what is said of a model x item is said of its ability less what is particular to it
+        level = 1 / (1 / of_terms["v"] + scales.v[found.triple_dimension] ** 2)
+        per_dimension = np.bincount(found.triple_dimension, level, minlength=d)
+    else:
+        per_dimension = np.bincount(dimension, cell, minlength=d)
+    return of_terms | {
         "u": of_cell,
         "dimension": per_dimension,
         "theta": per_dimension / m,

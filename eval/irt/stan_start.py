@@ -58,6 +58,12 @@ def blocks(
     def judge_effects(block: str, size: int, anchored: bool) -> tuple[Floats, Floats]:
         return _effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], getattr(scales, block))
 
+    def _interaction(term: str, scale: Any) -> tuple[Floats, Floats]:
+        centring = np.asarray(data[f"centre_{term}"], float)
+        return _effects(np.ones(len(centring), int), precision[term], centring, scale)
+
+    by_group = d * (m - 1) * (data["H"] - 1) if data["H"] else 0
+    item_steps = int(np.sum((np.asarray(data["steps"]) - 1) * items)) * data["use_item_steps"]
     corr, deviations = d * (d - 1) // 2, int(np.sum(data["own_steps"]))
     use_u, use_alpha, beta_free = data["use_u"], data["use_alpha"], items - 1 + items_anchored
     of_cell = np.repeat(scales.u, cells)
@@ -87,8 +93,18 @@ def blocks(
         ("order", *_effects(data["use_order"], total / 4)),
         ("own_family_effect", *_effects(data["use_own_family"], total / 10)),
         ("own_model_effect", *_effects(data["use_own_model"], total / 20)),
-        ("s_halo", *_spread(SPREAD, data["P"] > 0, data["P"] / 10)),
-        ("halo_raw", *_effects(data["P"], total / max(data["P"], 1), 0.0)),
+        ("s_v", *_spread(scales.v, data["V"] > 0, data["V"] / (10 * d))),
+        ("v_raw", *_interaction("v", scales.v[np.asarray(data["triple_dim"], int) - 1])),
+        ("s_judge_model", *_spread(scales.judge_model, data["X"] > 0, data["X"])),
+        ("judge_model_raw", *_interaction("judge_model", scales.judge_model)),
+        ("s_judge_item", *_spread(scales.judge_item, data["Z"] > 0, data["Z"] / 10)),
+        ("judge_item_raw", *_interaction("judge_item", scales.judge_item)),
+        ("s_group", *_spread(0.25 * one, data["H"] > 0, m * data["H"])),
+        ("group_raw", *_effects(by_group, total / (d * m * max(data["H"], 1)), 0.0, 0.25)),
+        ("s_item_step", *_spread(0.5, item_steps > 0, item_steps / 10)),
+        ("item_step_raw", *_effects(item_steps, precision["tau"] * j / max(item_steps, 1), 0.0, 0.5)),
+        ("s_halo", *_spread(SPREAD, data["use_halo"], data["P"] / 10)),
+        ("halo_raw", *_effects(data["use_halo"] * data["P"], total / max(data["P"], 1), 0.0)),
         ("s_u", *_spread(scales.u, use_u, cells / 10)),
         (
             "u_raw",

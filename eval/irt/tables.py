@@ -2,9 +2,9 @@
 
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
 ability, ranks, reliability, reversals (`irt.ability`); contrasts, rank_sets (`irt.claims`); judges (`irt.judges`);
-severity, criteria, items, thresholds; models_fit, misfit, ppc (`irt.fit_statistics`); effects, scales, correlation,
-statuses, connectivity; diagnostics (`irt.diagnostics`); drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`);
-cards (`irt.cards`).
+severity, criteria, items, thresholds, item_thresholds, groups, judge_model; biases (`irt.biases`); models_fit, misfit,
+ppc (`irt.fit_statistics`); effects, scales, correlation, statuses, connectivity; diagnostics (`irt.diagnostics`);
+drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dpeer.eval.irt.ability import (
     reversal_table,
 )
 from dpeer.eval.irt.agreement import agreement
+from dpeer.eval.irt.biases import biases
 from dpeer.eval.irt.cards import judge_cards
 from dpeer.eval.irt.claims import Claims, claims, contrast_table, rank_sets
 from dpeer.eval.irt.diagnostics import diagnostics, gate
@@ -36,6 +37,7 @@ from dpeer.eval.irt.drift import drift
 from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
 from dpeer.eval.irt.judges import judge_table
 from dpeer.eval.irt.result import Result
+from dpeer.eval.irt.scope import THRESHOLDS, scope, shrinkage
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
 from dpeer.eval.irt.weaknesses import SHOWN, names_of
 from dpeer.files import write_text
@@ -43,7 +45,11 @@ from dpeer.files import write_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SCALES = ("mu", "s_theta", "s_beta", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo")
+SCALES = (
+    *("mu", "s_theta", "s_beta", "s_v", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo"),
+    *("s_judge_model", "s_judge_item", "s_group", "s_item_step"),
+)
+EVERYBODY = "all judges"
 DISORDER = 0.95
 """Posterior probability from which a threshold counts as below the one before it."""
 
@@ -57,6 +63,13 @@ EFFECT_NOTES = {
     "length": "per sd of log response length; positive = longer scores higher",
     "order": "scale listed from the top minus from the bottom",
 }
+SPREADS = {
+    "s_halo": ("halo", "sd of what a judge adds to all dimensions of one response"),
+    "s_judge_model": ("judge x model", "sd of what a judge adds to all responses of one model"),
+    "s_judge_item": ("judge x item", "sd of what a judge adds to all responses to one item"),
+    "s_group": ("model x group", "sd of what a model gains or loses on one group of items"),
+}
+"""Terms whose effects are random: their standard deviation is reported."""
 
 
 def tabulate(
@@ -74,6 +87,7 @@ def tabulate(
         raise ConfigError(f"base {base} was not rated; choose one of {', '.join(r.models)}")
     wanted = wanted or Claims()
     fair, statistics, converged = fair_averages(posterior), fit_statistics(posterior), diagnostics(posterior)
+    found = biases(posterior, statistics)
     tables = {
         "ability": ability_table(posterior, base, fair),
         "contrasts": contrast_table(posterior, base, wanted),
@@ -81,7 +95,7 @@ def tabulate(
         "rank_sets": rank_sets(posterior),
         "reliability": reliability_table(posterior),
         "reversals": reversal_table(posterior, fair),
-        "judges": judge_table(posterior, statistics),
+        "judges": judge_table(posterior, statistics, found),
         "severity": _severity(posterior),
         "criteria": _criteria(posterior),
         "items": _items(posterior, statistics),
@@ -89,6 +103,7 @@ def tabulate(
         "models_fit": statistics.models,
         "misfit": statistics.misfit,
         "ppc": statistics.ppc,
+        "biases": found,
         "effects": _effects(posterior),
         "scales": _scales(posterior),
         "correlation": _correlation(posterior),
@@ -96,6 +111,14 @@ def tabulate(
         "connectivity": connectivity(r),
         "diagnostics": converged,
     }
+    if "group" in posterior.draws:
+        tables["groups"] = _crossed(
+            "effect", posterior.flat("group"), model=r.models, group=r.groups, dimension=r.dimensions
+        )
+    if "judge_model" in posterior.draws:
+        tables["judge_model"] = _crossed("effect", posterior.flat("judge_model"), judge=r.judges, model=r.models)
+    if "item_step" in posterior.draws:
+        tables["item_thresholds"] = _item_thresholds(posterior)
     if before is not None:
         tables["drift"] = drift(before, posterior)
     tables |= (agreed := agreement(r))
@@ -114,7 +137,9 @@ def tabulate(
         "responses": len(np.unique(r.response)),
     }
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
-    return Result(tables, gate(posterior, converged, statistics.misfit), _notes(posterior, tables), facts, posterior)
+    verdict = gate(posterior, converged, statistics.misfit)
+    verdict["biases"] = [f"{row.finding}: {row.advice}" for row in found.itertuples()]
+    return Result(tables, verdict, _notes(posterior, tables), facts, posterior)
 
 
 def _anchored(anchors: dict[str, Any] | None) -> str | None:
@@ -147,7 +172,8 @@ def _items(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
 
 
 def _thresholds(posterior: Posterior) -> pd.DataFrame:
-    """step: the score that the threshold leads to, from the next lower score that is in use.
+    """step: the score that the threshold leads to, from the next lower score that is in use. Thresholds that are shared
+    have rows of `EVERYBODY`.
 
     Where a score between is not used, the odds of the two change by the distance times the location, so that the place
     where they are even is tau over the distance.
@@ -156,13 +182,25 @@ def _thresholds(posterior: Posterior) -> pd.DataFrame:
     finite = np.isfinite(tau[0])
     below = np.where(used_categories(r, finite), np.arange(len(r.scale)), -1)
     distance = np.arange(1, len(r.scale)) - np.maximum.accumulate(below, axis=-1)[..., :-1]
-    tau = np.where(r.judge_rated[..., None], tau / np.where(finite, distance, 1), np.nan)
-    frame = _crossed("threshold", tau, judge=r.judges, dimension=r.dimensions, step=tuple(r.scale[1:]))
+    tau, judges = tau / np.where(finite, distance, 1), r.judges
+    if posterior.options.thresholds == "judge":
+        tau = np.where(r.judge_rated[..., None], tau, np.nan)
+    else:
+        tau, judges = tau[:, :1], (EVERYBODY,)
+    frame = _crossed("threshold", tau, judge=judges, dimension=r.dimensions, step=tuple(r.scale[1:]))
     disordered = []
     for thresholds in np.moveaxis(tau, 0, -1).reshape(-1, len(r.scale) - 1, len(tau)):
         used = thresholds[np.isfinite(thresholds[:, 0])]
         disordered += [False] * bool(len(used)) + list((np.diff(used, axis=0) < 0).mean(axis=1) > DISORDER)
     return frame.assign(disordered=np.array(disordered, dtype=bool))
+
+
+def _item_thresholds(posterior: Posterior) -> pd.DataFrame:
+    """Thresholds of every item: those that are common plus its own deviation, at the draws that are kept."""
+    r = posterior.ratings
+    kept = np.asarray(posterior.facts["u_draws"])
+    tau = posterior.flat("tau_average")[kept][:, None] + posterior.flat("item_step")
+    return _crossed("threshold", tau, item=r.items, dimension=r.dimensions, step=tuple(r.scale[1:]))
 
 
 def _severity(posterior: Posterior) -> pd.DataFrame:
@@ -176,9 +214,9 @@ def _effects(posterior: Posterior) -> pd.DataFrame:
     for term, note in EFFECT_NOTES.items():
         if term in posterior.draws:
             rows += _rows(posterior, term, "term", note=note)
-    if "s_halo" in posterior.draws:
-        note = "what a judge adds to all dimensions of one response"
-        rows += [row | {"term": "halo"} for row in _rows(posterior, "s_halo", "term", note=note)]
+    for name, (term, note) in SPREADS.items():
+        if name in posterior.draws:
+            rows += [row | {"term": term} for row in _rows(posterior, name, "term", note=note)]
     columns = ["term", "dimension", "estimate", "estimate_low", "estimate_high", "note"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -234,7 +272,8 @@ def _without_intervals(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFram
 
 def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, ...]:
     """What a reader must know about this fit, most important first."""
-    notes = [str(note) for note in posterior.facts.get("notes", ())]
+    notes = [f"{row.finding}: {row.advice}." for row in tables["biases"].itertuples()]
+    notes += [str(note) for note in posterior.facts.get("notes", ())]
     odd = tables["judges"][tables["judges"]["note"] != ""]
     if len(odd) > SHOWN:
         notes.append(f"{len(odd):,} judges stand out, see the table of judges: {names_of(odd['judge'])}.")
@@ -253,6 +292,9 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
         notes.append(
             f"Adjusting turns the order of raw means in {least}{n} pair{'s' * (n > 1)} of models; see reversals."
         )
+    notes += [scope(posterior), THRESHOLDS[posterior.options.thresholds]]
+    if shrunk := shrinkage(posterior):
+        notes.append(shrunk)
     return (*notes, FAIR)
 
 

@@ -45,6 +45,9 @@ class Ratings:
     """What is odd about the table that they came from."""
     people: tuple[str, ...] = ()
     """Judges that are people."""
+    groups: tuple[str, ...] = ()
+    """Kinds of items, where the table names them."""
+    item_group: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [Q] index into groups; empty without
     tokens: dict[str, float] = field(default_factory=dict)
     """Tokens that a judge reads and writes per usable rating, where the table says so."""
     price: dict[str, float] = field(default_factory=dict)
@@ -78,6 +81,7 @@ class Ratings:
             "dimension": self.dimensions,
             "criterion": tuple(f"{d}/{c}" for d, c in self.criteria),
             "step": tuple(str(score) for score in self.scale[1:]),
+            "group": self.groups,
         }
 
     def __len__(self) -> int:
@@ -90,6 +94,9 @@ class Ratings:
 
 AXES = {
     "theta": ("model", "dimension"),
+    "theta_these": ("model", "dimension"),
+    "group": ("model", "group", "dimension"),
+    "judge_model": ("judge", "model"),
     "severity": ("judge", "dimension"),
     "severity_judge": ("judge",),
     "log_alpha": ("judge",),
@@ -103,8 +110,13 @@ AXES = {
     "s_theta": ("dimension",),
     "s_beta": ("dimension",),
     "s_u": ("dimension",),
+    "s_v": ("dimension",),
+    "s_group": ("dimension",),
 }
 """Axes of the blocks of draws, see `Posterior`; a block that is absent here is a single number."""
+
+THINNED = ("u", "v", "judge_item", "item_step")
+"""Blocks with an element per response or item, kept for the draws `facts["u_draws"]` only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +127,21 @@ class Options:
     """rasch: equal discrimination; gmfrm: a discrimination per judge."""
     response_effect: bool | None = None
     """None: on where a response is rated more than once per dimension."""
+    model_item: bool | None = None
+    """None: on where a model answered an item more than once."""
     halo: bool = False
+    judge_model: bool = False
+    judge_item: bool = False
+    groups: bool = False
+    """An effect of every model on every group of items."""
     length: bool = False
     order: bool = False
     self_family: bool = False
     self_model: bool = False
+    thresholds: str = "judge"
+    """common: one set per dimension (rating scale); judge, item: deviations per judge, or item (partial credit)."""
+    severity_prior: str = "shrunken"
+    """shrunken: severities are drawn towards their mean as far as they are uncertain; wide: they are not."""
     chains: int = 4
     warmup: int = 1000
     draws: int = 1000
@@ -136,12 +158,16 @@ class Options:
 class Posterior:
     """Draws [chains, draws, ...] by name, and what the sampler said.
 
-    theta [M, D] ability | mu [D] | severity [J, D] total of judge and judge x dimension | severity_judge [J]
+    theta [M, D] ability on new items, theta_these on those that the model answered (where both are known) | mu [D]
+    severity [J, D] total of judge and judge x dimension | severity_judge [J]
     log_alpha [J] | beta [Q, D] difficulty (nan where the item was not rated in d) | delta [C] criterion difficulty
     tau [J, D, K-1] thresholds (nan where a judge does not use the score), tau_average [D, K-1] of the average
     one | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau (of deviations in log odds),
     s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
-    | u [R, D] response effects, thinned, only where kept. Names of terms that are switched off are absent.
+    judge_model [J, M] (nan where a judge did not rate a model) | group [M, H, D], zero-sum over models and groups
+    s_v, s_group [D] | s_judge_model, s_judge_item, s_item_step []
+    Thinned: u [R, D] response effects | v [M, Q, D] model x item | judge_item [J, Q] | item_step [Q, D, K-1] deviations
+    of an item's thresholds. Names of terms that are switched off are absent.
     """
 
     ratings: Ratings

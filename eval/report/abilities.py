@@ -34,7 +34,6 @@ from dpeer.eval.report.words import (
     clear,
     estimate,
     fixed,
-    known,
     label,
     plural,
     probability,
@@ -103,14 +102,16 @@ def _ability(
 def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, float] | None) -> Picture | None:
     """The contrasts that are claimed; None where none of the dimension is."""
     part = part.sort_values("contrast", ascending=False, kind="stable")
-    rows = [
-        sided(row.model, row.contrast, row.family_low, row.family_high, f"P {probability(row.p_better)}")
-        for row in part.itertuples()
-        if known(row.family_low)
-    ]
+    rows, both = [], "contrast_these" in part
+    for row in part[part["family_low"].notna()].itertuples():
+        remark = f"P {probability(row.p_better)}"
+        rows.append(sided(row.model, row.contrast, row.family_low, row.family_high, remark))
+        if both:
+            bounds = (row.contrast_these, row.contrast_these_low, row.contrast_these_high)
+            rows.append(Interval(f"{row.model}, these prompts", *bounds, GREY, "D"))
     if not rows:
         return None
-    sides = [clear(row.low, row.high) for row in rows]
+    sides = [clear(row.low, row.high) for row in rows if row.marker != "D"]
     words = enumerated(
         [
             f"{label(row.model)} {estimate(row, 'contrast')}, P better {probability(row.p_better)}"
@@ -125,7 +126,9 @@ def _contrast(dimension: str, part: pd.DataFrame, base: str, xlim: tuple[float, 
         intervals(rows, "ability minus base (logits)", xlim=xlim),
         rows_height(len(rows)),
         "Bars: all differences that are claimed, over all dimensions, lie within them at once with 95 % probability. "
-        "Triangles: the bar excludes zero. P: probability of being better than the base model.",
+        "Triangles: the bar excludes zero. P: probability of being better than the base model."
+        + " Grey diamonds: on these prompts alone, each for itself; all else: on new prompts of this kind."
+        * both,
     )
 
 

@@ -97,7 +97,7 @@ def effects(frames: Frames) -> Iterator[Picture]:
     """Halo, self-preference, length and order, whichever were fitted."""
     frame = frames["effects"]
     rows = [decided(term_words(r), r.estimate, r.estimate_low, r.estimate_high) for r in frame.itertuples()]
-    shifts = [row for row in frame.itertuples() if "halo" not in str(row.term)]
+    shifts = [row for row in frame.itertuples() if "(sd)" not in term_words(row)]
     reliable = [row for row in shifts if clear(row.estimate_low, row.estimate_high)]
     if reliable:
         top = max(reliable, key=lambda row: abs(row.estimate))

@@ -110,10 +110,19 @@ def _judges(frames: Frames) -> Iterator[Section]:
         estimates=False,
     )
     yield Section(
+        "Biases of judges",
+        "Each judge was checked for favouring a model, for a halo over the dimensions of a response, for items that it "
+        "finds harder than other judges do, for leaving out poor or good answers, and for keeping to the middle of "
+        "the scale. All kinds together name somebody in fewer than one in twenty fits without any bias.",
+        [],
+        one(frames, "biases"),
+        estimates=False,
+    )
+    yield Section(
         "Side effects",
         "What else moves ratings, as far as it was fitted.",
         [*_drawn(frames, data.effects, "effects"), *_drawn(frames, data.correlation, "correlation")],
-        one(frames, "effects"),
+        [*one(frames, "effects"), *one(frames, "judge_model"), *one(frames, "groups")],
     )
 
 

@@ -31,6 +31,13 @@ FOLD_FROM = 31
 """Tables with at least this many rows are folded."""
 MOST_LISTED = 1000
 """Rows of a table on the page; the files beside it hold all."""
+BIASES = {
+    "favours": "favours or disfavours a model",
+    "halo": "halo",
+    "items": "finds other items hard",
+    "missing": "leaves answers out",
+    "middle": "central tendency",
+}
 EXTREME_ITEMS = (5, 3)
 """Of each end, with at most two dimensions and with more."""
 WORST_PARAMETERS = 15
@@ -80,6 +87,8 @@ def ability(frames: Frames, claim: bool) -> Table:
             "All_at_once_n": lambda r: between(r.family_low, r.family_high) if r.model != base else "",
             "P_(better)_n": lambda r: probability(r.p_better) if r.model != base else "",
         }
+        if "contrast_these" in frame:
+            compare["On_these_prompts_n"] = lambda r: bounded(r, "contrast_these", signed) if r.model != base else ""
         if (
             "verdict" in frame and frame["verdict"].str.contains(r"\d", na=False).any()
         ):  # a smallest effect was asked for
@@ -178,6 +187,40 @@ def models_fit(frames: Frames) -> Table:
         Remarks=fit_flags,
     )
     return replace(table, minor=True)
+
+
+def biases(frames: Frames) -> Table:
+    return build(
+        "Biases found, and what helps",
+        frames["biases"].itertuples(),
+        Judge=lambda r: str(r.judge),
+        Kind=lambda r: BIASES.get(r.kind, r.kind),
+        Finding=lambda r: text(r.finding),
+        What_helps=lambda r: text(r.advice),
+    )
+
+
+def judge_model(frames: Frames) -> Table:
+    frame = frames["judge_model"]
+    order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
+    return build(
+        "What judges add to single models, in logits; the rest of their judging is severity",
+        frame.reindex(order).itertuples(),
+        Judge=lambda r: str(r.judge),
+        Model=lambda r: str(r.model),
+        Effect_n=lambda r: bounded(r, "effect", signed),
+    )
+
+
+def groups(frames: Frames) -> Table:
+    return build(
+        "What models gain or lose on groups of items, in logits",
+        (row for _, part in by_dimension(frames["groups"]) for row in part.itertuples()),
+        Dimension=lambda r: str(r.dimension),
+        Model=lambda r: str(r.model),
+        Group=lambda r: str(r.group),
+        Effect_n=lambda r: bounded(r, "effect", signed),
+    )
 
 
 def misfit(frames: Frames) -> Table:

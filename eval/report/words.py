@@ -25,6 +25,9 @@ TERMS = {
     "length": "length (per sd)",
     "order": "listing order",
     "halo": "halo (sd)",
+    "judge x model": "judge x model (sd)",
+    "judge x item": "judge x item (sd)",
+    "model x group": "model x group of items (sd)",
 }
 PARAMETERS = {
     "mu": "mean level",
@@ -36,6 +39,11 @@ PARAMETERS = {
     "s_tau": "sd of judges' thresholds",
     "s_alpha": "sd of log discrimination",
     "s_halo": "sd of halo effects",
+    "s_v": "sd of model x item effects",
+    "s_judge_model": "sd of judge x model effects",
+    "s_judge_item": "sd of judge x item effects",
+    "s_group": "sd of model x group effects",
+    "s_item_step": "sd of items' thresholds",
 }
 
 

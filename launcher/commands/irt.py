@@ -24,11 +24,25 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV or Parquet file.", metavar="RATINGS")]
-TERMS = {"halo": "halo", "length": "length", "order": "order", "own-family": "self_family", "own-model": "self_model"}
+TERMS = {
+    **{name: name for name in ("halo", "length", "order", "groups")},
+    **{"own-family": "self_family", "own-model": "self_model"},
+    **{"judge-model": "judge_model", "judge-item": "judge_item"},
+}
 Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {', '.join(TERMS)}; repeat.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Setting of the simulation, e.g. judges=5; repeat."),
+]
+ModelItem = Annotated[
+    bool | None,
+    typer.Option(
+        "--model-item/--no-model-item",
+        help="What a model does on one item, beyond both. Default: on where models answered items more than once.",
+    ),
+]
+Thresholds = Annotated[
+    str, typer.Option(help="Score steps: common (rating scale), judge (own deviations) or item (partial credit).")
 ]
 Smallest = Annotated[
     float,
@@ -50,6 +64,9 @@ def fit(
         str | None, typer.Option(help="Model that the others are compared with; default: the first.")
     ] = None,
     dimension: Annotated[list[str] | None, typer.Option(help="Use this dimension; repeat. Default: all.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave out the ratings of this judge; repeat.", metavar="JUDGE")
+    ] = None,
     terms: Terms = None,
     response_effect: Annotated[
         bool | None,
@@ -57,6 +74,12 @@ def fit(
             "--response-effect/--no-response-effect", help="Default: on where responses are rated repeatedly."
         ),
     ] = None,
+    model_item: ModelItem = None,
+    thresholds: Thresholds = "judge",
+    severity_prior: Annotated[
+        str,
+        typer.Option(help="shrunken: uncertain severities are drawn to their mean; wide: not at all, as in FACETS."),
+    ] = "shrunken",
     chains: Annotated[int, typer.Option(min=1)] = 4,
     warmup: Annotated[int, typer.Option(min=10, help="Warm-up iterations per chain.")] = 1000,
     draws: Annotated[int, typer.Option(min=10, help="Draws per chain after warm-up.")] = 1000,
@@ -97,8 +120,11 @@ def fit(
     from dpeer.eval.irt.types import Options
 
     options = Options(
-        model=_model(model),
+        model=_choice("--model", model, ("gmfrm", "rasch")),
         response_effect=response_effect,
+        model_item=model_item,
+        thresholds=_choice("--thresholds", thresholds, ("common", "judge", "item")),
+        severity_prior=_choice("--severity-prior", severity_prior, ("shrunken", "wide")),
         chains=chains,
         warmup=warmup,
         draws=draws,
@@ -111,8 +137,9 @@ def fit(
     console = Console(highlight=False)
     given = reading.options(map_, label, constant, human, family, missing, half_points, keep_copies)
     rated = _table(table, given, output)
-    wanted = Claims(smallest, tuple(claim or ()))
-    show(*run_fit(rated, output, options, base, tuple(dimension or ()), console, _scale(scale), wanted), console)
+    wanted, left_out = Claims(smallest, tuple(claim or ())), tuple(without or ())
+    scores = _scale(scale)
+    show(*run_fit(rated, output, options, base, tuple(dimension or ()), console, scores, wanted, left_out), console)
 
 
 def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFrame:
@@ -133,6 +160,7 @@ def run_fit(
     console: Console,
     scale: tuple[int, ...] | None = None,
     wanted: Claims | None = None,
+    without: tuple[str, ...] = (),
 ) -> tuple[Result, Path]:
     """Estimate with progress on the console; returns the result and its page in `output`."""
     from dpeer.eval.irt.estimation import estimate
@@ -160,6 +188,7 @@ def run_fit(
             wanted=wanted,
             dimensions=dimensions,
             scale=scale,
+            without=without,
             folder=output,
             started=started,
             warn=lambda text: console.print(f"[yellow]warning:[/] {markup(text)}", soft_wrap=True),
@@ -184,6 +213,8 @@ def show(result: Result, page: Path, console: Console) -> None:
 
     for part in terminal(result):
         console.print(part)
+    for found in result.gate["biases"]:
+        console.print(f"[yellow]bias:[/] {markup(found)}", soft_wrap=True)
     for claim in claims(result):
         console.print(f"• {markup(claim)}", soft_wrap=True)
     console.print(f"report      {markup(page)}", soft_wrap=True)
@@ -241,6 +272,8 @@ def recover(
     model: Annotated[str, typer.Option(help="gmfrm or rasch.")] = "gmfrm",
     terms: Terms = None,
     response_effect: Annotated[bool | None, typer.Option("--response-effect/--no-response-effect")] = None,
+    model_item: ModelItem = None,
+    thresholds: Thresholds = "judge",
     chains: Annotated[int, typer.Option(min=1)] = 4,
     warmup: Annotated[int, typer.Option(min=10)] = 500,
     draws: Annotated[int, typer.Option(min=10)] = 500,
@@ -252,8 +285,10 @@ def recover(
     from dpeer.eval.irt.types import Options
 
     options = Options(
-        model=_model(model),
+        model=_choice("--model", model, ("gmfrm", "rasch")),
         response_effect=response_effect,
+        model_item=model_item,
+        thresholds=_choice("--thresholds", thresholds, ("common", "judge", "item")),
         chains=chains,
         warmup=warmup,
         draws=draws,
@@ -295,12 +330,12 @@ def _spec(given: list[str] | None) -> Spec:
     return Spec(**values)
 
 
-def _model(name: str) -> str:
+def _choice(option: str, given: str, known: tuple[str, ...]) -> str:
     from dpeer.errors import ConfigError
 
-    if name not in ("gmfrm", "rasch"):
-        raise ConfigError(f"--model {name}: must be gmfrm or rasch")
-    return name
+    if given not in known:
+        raise ConfigError(f"{option} {given}: must be {', '.join(known[:-1])} or {known[-1]}")
+    return given
 
 
 def _terms(given: list[str] | None) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def make_result(
             "p_better": (contrast > 0).mean(0).ravel(),
         }
     )
+    these = bounded("contrast_these", contrast.mean(0).ravel(), 0.3) | {"p_better_these": ability["p_better"]}
+    ability = ability.assign(**these)
     others = (contrast[:, 1:] - contrast[:, 1:].mean(0)) / contrast[:, 1:].std(0)
     q = np.quantile(np.abs(others).max((1, 2), initial=0), 0.95)
     contrasts = ability[ability["model"] != models[0]][["model", "dimension", "contrast", "p_better"]]
@@ -66,7 +68,8 @@ def make_result(
     )
     contrasts.loc[contrasts["family_low"] > 0, "verdict"] = "better"
     contrasts.loc[contrasts["family_high"] < 0, "verdict"] = "worse"
-    ability.loc[ability["model"] == models[0], ["contrast", "contrast_low", "contrast_high", "p_better"]] = np.nan
+    of_base = [name for name in ability if name.startswith(("contrast", "p_better"))]
+    ability.loc[ability["model"] == models[0], of_base] = np.nan
 
     place = (-draws).argsort(axis=1).argsort(axis=1) + 1
     ranks = grid(model=models, dimension=dimensions, rank=range(1, M + 1))
@@ -181,6 +184,17 @@ def make_result(
         ),
         "misfit": misfit,
         "ppc": ppc,
+        "biases": pd.DataFrame(
+            {
+                "kind": ["halo", "missing"],
+                "judge": [judges[0], judges[-1]],
+                "model": "",
+                "size": [0.31, -0.4],
+                "z": [5.1, -6.2],
+                "finding": [f"{judges[0]} has a halo", f"{judges[-1]} left out poor answers"],
+                "advice": ["--with halo", f"have them rated again, or fit with --without {judges[-1]}"],
+            }
+        ),
         "effects": effects,
         "scales": scales,
         "correlation": correlation,

@@ -103,6 +103,7 @@ def test_whole_report(written):
         "One ruler for models, items and judges",
         "Judges",
         "Judges who see a model differently",
+        "Biases of judges",
         "Side effects",
         "Items",
         "Does the fit reproduce the scores?",
@@ -138,11 +139,19 @@ def test_whole_report(written):
 def test_ability_table_shows_the_figures(written):
     found, _, page = written
     for row in found.tables["ability"].itertuples():
-        cells = next(c for c in page.rows if c[:2] == [row.dimension, row.model] and len(c) == 9)
+        cells = next(c for c in page.rows if c[:2] == [row.dimension, row.model] and len(c) == 10)
         low, high = (f"{x:.2f}".replace("-", "\u2212") for x in (row.ability_low, row.ability_high))
         assert cells[2].endswith(f"{low} to {high}")
         assert cells[3].startswith("base" if row.model == "base" else f"{row.contrast:+.2f}".replace("-", "\u2212"))
-        assert cells[7] == f"{row.raw_mean:.2f}" and cells[8] == "160"
+        if row.model != "base":
+            assert any(cell.startswith(f"{row.contrast_these:+.2f}".replace("-", "\u2212")) for cell in cells[4:7])
+        assert cells[8] == f"{row.raw_mean:.2f}" and cells[9] == "160"
+
+
+def test_biases_are_named_with_what_helps(written):
+    found, _, page = written
+    for row in found.tables["biases"].itertuples():
+        assert any(cells[0] == row.judge and row.finding in cells and row.advice in cells for cells in page.rows)
 
 
 def test_nothing_is_fetched_and_every_picture_has_a_text(written):

@@ -60,6 +60,8 @@ def test_plan_only_counts_calls_without_an_engine(tmp_path: Path) -> None:
         (("irt", "fit", "nowhere.parquet"), "nowhere.parquet"),
         (("irt", "fit", "nowhere.parquet", "--model", "3pl"), "must be gmfrm or rasch"),
         (("irt", "fit", "nowhere.parquet", "--with", "haloo"), "known: halo"),
+        (("irt", "fit", "nowhere.parquet", "--thresholds", "judges"), "common, judge or item"),
+        (("irt", "fit", "nowhere.parquet", "--severity-prior", "flat"), "shrunken or wide"),
         (("irt", "fit", "nowhere.parquet", "--scale", "5-1"), "e.g. 1-5"),
         (("irt", "fit", "nowhere.parquet", "--anchor-sd", "0"), "need --anchor FIT"),
         (("irt", "report", "nowhere"), "nowhere"),

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.linalg import helmert
 
 from dpeer.eval.irt.chains import read_csv
 from dpeer.eval.irt.cmdstan import compile_model
 from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import guessed
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.stan_data import Problem, build
@@ -32,7 +34,10 @@ NORMAL = {  # blocks that are moved, with the standard deviation of their prior,
     "own_family_effect": 1.0,
     "own_model_effect": 1.0,
     "halo_raw": 1.0,
+    "group_raw": 1.0,
+    "item_step_raw": 1.0,
 }
+PARTLY_CENTRED = ("u_raw", "v_raw", "kappa_raw", "judge_model_raw", "judge_item_raw")
 EFFECTS = {"halo": True, "length": True, "order": True, "self_family": True, "self_model": True}
 CASES = {
     "rasch, 2 categories": (Spec(models=3, items=4, dimensions=1, judges=2, categories=2), {"model": "rasch"}),
@@ -44,6 +49,27 @@ CASES = {
     ),
     "threads": (Spec(models=3, items=4, dimensions=2, judges=3), {"threads": 2}),
     "an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {}),
+    "model x item": (Spec(models=3, items=4, dimensions=2, judges=3, samples=2), {}),
+    "model x item without response effects": (
+        Spec(models=3, items=4, dimensions=2, judges=2, samples=3),
+        {"response_effect": False, "length": True},
+    ),
+    "judges and models, items": (
+        Spec(models=4, items=5, dimensions=2, judges=3, samples=2),
+        {"judge_model": True, "judge_item": True},
+    ),
+    "judges and models, halo": (Spec(models=3, items=5, dimensions=2, judges=3), {"judge_model": True, "halo": True}),
+    "groups of items": (Spec(models=4, items=9, dimensions=2, judges=2), {"groups": True}),
+    "common thresholds": (Spec(models=3, items=4, dimensions=2, judges=3), {"thresholds": "common"}),
+    "thresholds of items": (
+        Spec(models=3, items=4, dimensions=2, judges=3, criteria=2),
+        {"thresholds": "item", "threads": 2},
+    ),
+    "thresholds of items, an unused category": (
+        Spec(models=4, items=5, dimensions=2, judges=3, categories=4),
+        {"thresholds": "item", "model": "rasch"},
+    ),
+    "wide severities": (Spec(models=3, items=4, dimensions=2, judges=3), {"severity_prior": "wide"}),
     "a category that one judge never gives": (Spec(models=3, items=20, dimensions=2, judges=3, categories=4), {}),
 }
 
@@ -52,7 +78,9 @@ CASES = {
 def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_path: Path) -> None:
     spec, switches = CASES[case]
     table, _ = simulate(spec, 11)
-    if case == "an unused category":
+    if switches.get("groups"):
+        table["item_group"] = "g" + (table["item"].str[-1].astype(int) % 3).astype(str)
+    if case.endswith("an unused category"):
         table.loc[(table["score"] == 2) & (table["dimension"] == table["dimension"].iloc[0]), "score"] = 3
     if case == "a category that one judge never gives":
         table.loc[(table["score"] == 2) & (table["judge"] == table["judge"].iloc[0]), "score"] = 1
@@ -68,13 +96,14 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
         likelihood.append(log_likelihood(ratings, problem, options, {k: v[0] for k, v in found.items()}))
         draw = {k: v[0] for k, v in found.items()}
         prior.append(log_prior(start, problem) + log_prior_of_u(problem, draw) + log_prior_of_thresholds(problem, draw))
+        prior[-1] += log_prior_of_interactions(problem, draw)
     change = likelihood[1] - likelihood[0]
     assert abs(change) > 0.3
     assert density[1] - density[0] == pytest.approx(change + prior[1] - prior[0], rel=1e-6, abs=1e-4)
 
 
 def moved(name: str, value: Any, rng: np.random.Generator) -> Any:
-    if name not in NORMAL and name not in ("u_raw", "kappa_raw"):
+    if name not in NORMAL and name not in PARTLY_CENTRED:
         return value
     values = np.asarray(value, float)
     return (values + 0.7 * rng.standard_normal(values.shape)).tolist()
@@ -100,6 +129,51 @@ def log_prior_of_u(problem: Problem, found: dict[str, Floats]) -> float:
     return -0.5 * float(np.sum((effects(problem, found) / found["s_u"][problem.cell_dimension]) ** 2))
 
 
+def log_prior_of_interactions(problem: Problem, found: dict[str, Floats]) -> float:
+    total = 0.0
+    for name in ("judge_model", "judge_item"):
+        if f"{name}_raw" in found:
+            effect = interaction(problem, found, name)
+            total -= 0.5 * float(np.sum((effect / found[f"s_{name}"][0]) ** 2))
+    if "v_raw" in found:
+        total -= 0.5 * float(np.sum((model_item(problem, found) / found["s_v"][problem.terms.triple_dimension]) ** 2))
+    return total
+
+
+def interaction(problem: Problem, found: dict[str, Floats], name: str) -> Floats:
+    """Of a partly centred block without a middle."""
+    effect: Floats = found[f"{name}_raw"] * found[f"s_{name}"][0] ** (1 - np.array(problem.data[f"centre_{name}"]))
+    return effect
+
+
+def model_item(problem: Problem, found: dict[str, Floats]) -> Floats:
+    """v of each triple: its raw value less the share of what the model and the item say."""
+    v, terms = [], problem.terms
+    places = zip(terms.triple_model, terms.triple_item, terms.triple_dimension, strict=True)
+    for i, (m, q, d) in enumerate(places):
+        item = [*zip(problem.item, problem.item_dimension, strict=True)].index((q, d))
+        middle = found["mu"][d] + found["theta"][m, d] - found["beta"][item]
+        share = problem.data["centre_v"][i]
+        v.append((found["v_raw"][i] - share * middle) * found["s_v"][d] ** (1 - share))
+    return np.array(v)
+
+
+def of_triple(problem: Problem, found: dict[str, Floats]) -> dict[tuple[int, int, int], float]:
+    """v by model, item and dimension; nothing without it."""
+    if "v_raw" not in found:
+        return {}
+    terms = problem.terms
+    keys = zip(terms.triple_model, terms.triple_item, terms.triple_dimension, strict=True)
+    return dict(zip(keys, model_item(problem, found), strict=True))
+
+
+def of_group(problem: Problem, ratings: Ratings, found: dict[str, Floats], m: int, q: int, d: int) -> float:
+    if "group" not in found:
+        return 0.0
+    assert found["group"].sum(axis=1) == pytest.approx(0, abs=1e-6)
+    return float(found["group"][d * len(ratings.models) + m, ratings.item_group[q]])
+
+
 def log_prior_of_thresholds(problem: Problem, found: dict[str, Floats]) -> float:
     """Deviations of each judge's thresholds, in log odds, from the common ones: normal with sd s_tau, and no mean."""
     total, at = 0.0, 0
@@ -120,13 +194,18 @@ def log_prior_of_thresholds(problem: Problem, found: dict[str, Floats]) -> float
 
 def effects(problem: Problem, found: dict[str, Floats]) -> Floats:
     """u of each cell: its partly centred raw value less the share of the cell's expectation that was put into it."""
-    share, u = problem.data["centre_u"], []
+    share, u, triples = problem.data["centre_u"], [], of_triple(problem, found)
     models = len(found["theta"])
     for e, d in enumerate(problem.cell_dimension):
         m = (problem.data["cell_ability"][e] - 1) % models
         middle = found["mu"][d] + found["theta"][m, d] - found["beta"][problem.data["cell_item"][e] - 1]
         if "length" in found:
             middle += found["length"][d] * problem.data["cell_length"][e]
+        item = problem.item[problem.data["cell_item"][e] - 1]
+        middle += triples.get((m, item, d), 0.0)
+        if "group" in found:
+            row, column = np.unravel_index(problem.data["cell_group"][e] - 1, found["group"].shape, order="F")
+            middle += found["group"][row, column]
         u.append((found["u_raw"][e] - share[e] * middle) * found["s_u"][d] ** (1 - share[e]))
     return np.array(u)
 
@@ -154,7 +233,12 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
     """Sum over ratings of log P(score), from abilities, difficulties, severities and so on of one draw."""
     cell = {(r, d): e for e, (r, d) in enumerate(zip(problem.cell_response, problem.cell_dimension, strict=True))}
     item = {(q, d): b for b, (q, d) in enumerate(zip(problem.item, problem.item_dimension, strict=True))}
-    pair = {(j, r): p for p, (j, r) in enumerate(zip(problem.pair_judge, problem.pair_response, strict=True))}
+    responses, q = len(ratings.response_model), len(ratings.items)
+    pair = {(p // responses, p % responses): n for n, p in enumerate(problem.terms.pairs)}
+    triples = of_triple(problem, found)
+    by_model = {(x // len(ratings.models), x % len(ratings.models)): n for n, x in enumerate(problem.terms.judge_model)}
+    by_item = {(z // q, z % q): n for n, z in enumerate(problem.terms.judge_item)}
+    steps = item_steps(problem, found)
     criterion = np.argsort(problem.criterion)
     step_first = np.cumsum([0, *[len(c) - 1 for c in problem.used]])
     u = effects(problem, found) if problem.response_effect else None
@@ -168,6 +252,12 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
             place += u[cell[r, d]]
         if options.halo:
             place += found["s_halo"][0] * found["halo_raw"][pair[j, r]]
+        m, i = ratings.model[n], ratings.item[n]
+        place += triples.get((m, i, d), 0.0) + of_group(problem, ratings, found, m, i, d)
+        if options.judge_model:
+            place += interaction(problem, found, "judge_model")[by_model[j, m]]
+        if options.judge_item:
+            place += interaction(problem, found, "judge_item")[by_item[j, i]]
         if options.length:
             place += found["length"][d] * ratings.response_length[r]
         if options.order:
@@ -180,12 +270,47 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
         given = problem.levels[j][d]
         used = problem.used[d][given]
         logits = [0.0]
+        own = steps.get((i, d), np.zeros(len(problem.used[d]) - 1))
         for k in range(1, len(used)):
-            passed = found["kappa"][j, step_first[d] + given[k] - 1]
+            passed = found["kappa"][j, step_first[d] + given[k] - 1] + alpha * own[given[k] - 1]
             logits.append(logits[-1] + alpha * (used[k] - used[k - 1]) * place - passed)
         chosen = list(used).index(ratings.category[n])
         total += logits[chosen] - float(np.logaddexp.reduce(logits))
     return total
+
+
+def item_steps(problem: Problem, found: dict[str, Floats]) -> dict[tuple[int, int], Floats]:
+    """Deviations of the thresholds of an item in a dimension; nothing where they are common."""
+    if "item_step_raw" not in found:
+        return {}
+    own, at = {}, 0
+    for q, d in zip(problem.item, problem.item_dimension, strict=True):
+        n = len(problem.used[d]) - 1
+        own[q, d] = found["s_item_step"][0] * found["item_step_raw"][at : at + n - 1] @ helmert(n)
+        at += n - 1
+    return own
+
+
+def test_terms_that_are_off_leave_no_trace() -> None:
+    ratings = encode(simulate(CASES["gmfrm, 5 categories"][0], 11)[0])
+    data = build(ratings, Options(), guessed(ratings)).data
+    assert [data[name] for name in ("P", "V", "X", "Z", "H", "use_item_steps")] == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("spec", "switches", "said"),
+    [
+        (Spec(models=3, items=4), {"model_item": True}, "several samples"),
+        (Spec(models=3, items=4, judges=1, samples=2), {"judge_model": True}, "two judges"),
+        (Spec(models=3, items=4), {"groups": True}, "no column item_group"),
+        (Spec(models=3, items=4), {"thresholds": "judges"}, "common, judge or item"),
+        (Spec(models=3, items=4), {"severity_prior": "flat"}, "shrunken or wide"),
+    ],
+)
+def test_terms_that_the_ratings_cannot_hold_are_refused(spec: Spec, switches: dict[str, Any], said: str) -> None:
+    ratings = encode(simulate(spec, 1)[0])
+    with pytest.raises(IrtError, match=said):
+        build(ratings, Options(**switches), guessed(ratings))
 
 
 def test_tables_with_gaps_are_read_as_they_are() -> None:

@@ -41,6 +41,7 @@ TABLES = {
     "models_fit": "model dimension infit infit_p outfit outfit_p",
     "misfit": "judge model dimension observed expected expected_low expected_high p",
     "ppc": "judge dimension score observed expected expected_low expected_high p",
+    "biases": "kind judge model size z finding advice",
     "effects": "term dimension estimate estimate_low estimate_high note",
     "scales": "parameter dimension estimate estimate_low estimate_high",
     "correlation": "dimension other correlation correlation_low correlation_high",

@@ -1,0 +1,51 @@
+"""What an interval is about: these prompts, or new prompts of this kind."""
+
+from __future__ import annotations
+
+from dpeer.eval.irt.stan_terms import answered_repeatedly
+from dpeer.eval.irt.types import Posterior
+
+THRESHOLDS = {
+    "common": "Score steps are common to all judges and items of a dimension (rating scale model).",
+    "judge": "Score steps are common to the items; each judge has shrunken deviations of its own.",
+    "item": "Score steps are common to the judges; each item has shrunken deviations of its own (partial credit).",
+}
+
+
+def scope(posterior: Posterior) -> str:
+    """One paragraph for the reader of the abilities and contrasts."""
+    if "theta_these" in posterior.draws:
+        return (
+            "Abilities, ranks and contrasts are about new prompts of this kind: their intervals hold what a model does "
+            "better or worse on single prompts (model x item, s_v). Contrasts on these prompts leave that out: they "
+            "are narrower, and say nothing of other prompts."
+        )
+    if answered_repeatedly(posterior.ratings):
+        return (
+            "Contrasts are about these prompts only: models answered prompts more than once and the model x item "
+            "effect was left out, so that intervals are too narrow for new prompts."
+        )
+    if "s_u" in posterior.draws:
+        return (
+            "Every model answered every prompt once, so that what it does on a prompt and the luck of one response are "
+            "one effect (u). Contrasts are about new prompts of this kind, answered anew; contrasts on these very "
+            "prompts need several samples per prompt."
+        )
+    return (
+        "Every response has one rating per dimension: neither prompts nor responses vary beyond the judges' noise in "
+        "this model, so that intervals are too narrow for new prompts wherever they do."
+    )
+
+
+def shrinkage(posterior: Posterior) -> str | None:
+    """How far severities were drawn towards their mean: posterior over prior variance; None where they were not."""
+    options = posterior.options
+    if options.severity_prior != "shrunken" or "s_severity" not in posterior.draws or options.anchors:
+        return None
+    J = len(posterior.ratings.judges)
+    variance = posterior.flat("severity_judge").var(axis=0).mean() / max(1 - 1 / J, 1e-9)
+    share = min(float(variance / (posterior.flat("s_severity") ** 2).mean()), 1.0)
+    return (
+        f"Severities are drawn towards their mean by about {100 * share:.0f} %, as the judges' spread makes likely; "
+        "programs without such a prior (FACETS, TAM) do not, and neither does --severity-prior wide."
+    )

@@ -1,0 +1,203 @@
+"""Random interactions of `model.stan`: which pairs and triples have an effect of their own, and how far it is centred.
+
+Every effect belongs to something that was rated, so that sparse designs with many models, items and judges stay small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.scales import LEAST, Scales
+from dpeer.eval.irt.types import Floats, Ints, Options, Ratings
+
+THRESHOLDS = ("common", "judge", "item")
+SEVERITY_PRIORS = {"shrunken": ((np.log(0.5), 0.8), (np.log(0.25), 0.7)), "wide": ((np.log(5), 0.1), (np.log(5), 0.1))}
+"""(mean, sd) of the log sd of judges' severities, and of their deviations per dimension."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """Index arrays of the interactions; empty where a term is off."""
+
+    triple_model: Ints  # [V] sorted by dimension, model, item
+    triple_item: Ints  # [V]
+    triple_dimension: Ints  # [V]
+    of_cell: Ints  # [E] triple of a response x dimension
+    judge_model: Ints  # [X] judge * M + model
+    judge_item: Ints  # [Z] judge * Q + item
+    pairs: Ints  # [P] judge * R + response
+    of_rating: Ints  # [N] pair of a rating
+    groups: int  # H
+
+
+def answered_repeatedly(ratings: Ratings) -> bool:
+    """Some model answered some item more than once."""
+    pair = ratings.response_model * len(ratings.items) + ratings.response_item
+    return len(np.unique(pair)) < len(pair)
+
+
+def check_terms(ratings: Ratings, options: Options) -> None:
+    """Raises IrtError for an unknown choice, or a term that these ratings cannot hold."""
+    for name, given, known in (
+        ("thresholds", options.thresholds, THRESHOLDS),
+        ("severity prior", options.severity_prior, tuple(SEVERITY_PRIORS)),
+    ):
+        if given not in known:
+            raise IrtError(f"{name} {given} is unknown; give {', '.join(known[:-1])} or {known[-1]}")
+    if options.model_item and not answered_repeatedly(ratings):
+        raise IrtError(
+            "model x item cannot be estimated: every model answered every item once, so that what it does on an item "
+            "cannot be told from the luck of one response; draw several samples, or leave it out"
+        )
+    pair, item = ratings.judge * len(ratings.response_model) + ratings.response, ratings.judge * len(ratings.items)
+    pairs = np.unique(pair, return_index=True)[1]
+    if (options.judge_model or options.judge_item) and len(ratings.judges) < 2:
+        raise IrtError("judge x model and judge x item need two judges at least; leave them out")
+    if options.judge_item and len(np.unique((item + ratings.item)[pairs])) == len(pairs):
+        raise IrtError(
+            "judge x item cannot be estimated: no judge rated two responses to an item; leave it out, or let judges "
+            "rate several models' responses to the same items"
+        )
+    if options.groups and len(ratings.groups) < 2:
+        raise IrtError(
+            "groups cannot be estimated: the table has no column item_group with two groups of items at least; add it, "
+            "or leave the term out"
+        )
+
+
+def terms(ratings: Ratings, options: Options, cell_response: Ints, cell_dimension: Ints) -> Terms:
+    m, q, r = len(ratings.models), len(ratings.items), len(ratings.response_model)
+    none = np.zeros(0, np.int64)
+    triple, of_cell, judge_model, judge_item = none, none, none, none
+    on = answered_repeatedly(ratings) if options.model_item is None else options.model_item
+    if on:
+        key = (cell_dimension * m + ratings.response_model[cell_response]) * q + ratings.response_item[cell_response]
+        triple, of_cell = np.unique(key, return_inverse=True)
+    pairs, of_rating = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
+    if options.judge_model:
+        judge_model = np.unique(pairs // r * m + ratings.response_model[pairs % r])
+    if options.judge_item:
+        judge_item = np.unique(pairs // r * q + ratings.response_item[pairs % r])
+    if not (options.halo or options.judge_model or options.judge_item):
+        pairs, of_rating = none, none
+    return Terms(
+        triple_model=triple // q % m,
+        triple_item=triple % q,
+        triple_dimension=triple // (q * m),
+        of_cell=of_cell,
+        judge_model=judge_model,
+        judge_item=judge_item,
+        pairs=pairs,
+        of_rating=of_rating,
+        groups=len(ratings.groups) if options.groups else 0,
+    )
+
+
+def term_data(
+    found: Terms, ratings: Ratings, options: Options, items: Ints, cell_response: Ints, cell_dimension: Ints
+) -> dict[str, Any]:
+    """Sizes and index arrays of `model.stan`; `items` [B]: dimension * Q + item."""
+    m, q, r, d = len(ratings.models), len(ratings.items), len(ratings.response_model), len(ratings.dimensions)
+    judge, response = found.pairs // r, found.pairs % r
+    group: Ints = np.zeros(0, np.int64)
+    if found.groups:
+        of_item = ratings.item_group[ratings.response_item[cell_response]]
+        group = (of_item * d + cell_dimension) * m + ratings.response_model[cell_response] + 1
+    severity, dev = SEVERITY_PRIORS[options.severity_prior]
+    return {
+        "P": len(found.pairs),
+        "V": len(found.triple_item),
+        "X": len(found.judge_model),
+        "Z": len(found.judge_item),
+        "H": found.groups,
+        "pair_model": _place(found.judge_model, judge * m + ratings.response_model[response]),
+        "pair_item": _place(found.judge_item, judge * q + ratings.response_item[response]),
+        "cell_triple": found.of_cell + 1,
+        "triple_ability": found.triple_dimension * m + found.triple_model + 1,
+        "triple_item": np.searchsorted(items, found.triple_dimension * q + found.triple_item) + 1,
+        "triple_dim": found.triple_dimension + 1,
+        "cell_group": group,
+        "use_halo": options.halo,
+        "use_item_steps": options.thresholds == "item",
+        "severity_prior": list(severity),
+        "dev_prior": list(dev),
+    }
+
+
+def _place(sorted_keys: Ints, keys: Ints) -> Ints:
+    """From 1; empty where the term is off."""
+    return np.searchsorted(sorted_keys, keys) + 1 if len(sorted_keys) else np.zeros(0, np.int64)
+
+
+def term_precision(found: Terms, scales: Scales, of_response: Floats, total: float) -> dict[str, Floats]:
+    """What the ratings say about one effect of each term: inverse variance in logits.
+
+    `of_response` [E]: about the level of a response in a dimension.
+    """
+    return {
+        "v": np.maximum(np.bincount(found.of_cell, of_response, minlength=len(found.triple_item)), LEAST),
+        "judge_model": np.full(len(found.judge_model), total / max(len(found.judge_model), 1)),
+        "judge_item": np.full(len(found.judge_item), total / max(len(found.judge_item), 1)),
+    }
+
+
+def term_effects(
+    found: Terms, ratings: Ratings, stan: dict[str, Floats], data: dict[str, Any], used: tuple[Ints, ...], items: Ints
+) -> dict[str, Floats]:
+    """Draws [chains, draws, ...] by name of the interactions that Stan writes raw, see `Posterior`.
+
+    `used`: categories in use per dimension; `items` [B]: the item of each difficulty.
+    """
+    m, q, j, d = (len(x) for x in (ratings.models, ratings.items, ratings.judges, ratings.dimensions))
+    effects: dict[str, Floats] = {}
+    if "v_raw" in stan:
+        at = (found.triple_model, found.triple_item, found.triple_dimension)
+        ability = (stan["theta"] + stan["mu"][..., None, :])[..., at[0], at[2]]
+        middle = ability - stan["beta"][..., np.asarray(data["triple_item"]) - 1]
+        v = uncentred(stan["v_raw"], middle, np.asarray(data["centre_v"]), stan["s_v"][..., at[2]])
+        effects["v"] = _filled(v, at, (m, q, d))
+    if "judge_item_raw" in stan:
+        centre = np.asarray(data["centre_judge_item"])
+        z = uncentred(stan["judge_item_raw"], 0.0, centre, stan["s_judge_item"])
+        effects["judge_item"] = _filled(z, (found.judge_item // q, found.judge_item % q), (j, q))
+    if "item_step_raw" in stan:
+        steps = np.full((*stan["item_step_raw"].shape[:2], q, d, len(ratings.scale) - 1), np.nan)
+        at_raw, at_item = 0, 0
+        for dimension, categories in enumerate(used):
+            free = len(categories) - 2
+            for item in items[at_item : data["item_last"][dimension]]:
+                own = _sum_zero(stan["item_step_raw"][..., at_raw : at_raw + free])
+                steps[..., item, dimension, categories[1:] - 1] = stan["s_item_step"] * own
+                at_raw += free
+            at_item = data["item_last"][dimension]
+        effects["item_step"] = steps
+    return effects
+
+
+def uncentred(raw: Floats, middle: Floats | float, centre: Floats, scale: Floats) -> Floats:
+    """Effects from their partly centred form, see `model.stan`."""
+    return np.asarray(scale ** (1 - centre) * (raw - centre * middle))
+
+
+def _filled(values: Floats, at: tuple[Ints, ...], shape: tuple[int, ...]) -> Floats:
+    """values [..., n] at `at`, nan elsewhere: [..., *shape]."""
+    full = np.full((*values.shape[:-1], *shape), np.nan)
+    index: Any = (..., *at)
+    full[index] = values
+    return full
+
+
+def _sum_zero(z: Floats) -> Floats:
+    """n - 1 free values to n that sum to zero, as Stan's `sum_zero`: [..., n]."""
+    n = z.shape[-1] + 1
+    x, total = np.zeros((*z.shape[:-1], n)), np.zeros(z.shape[:-1])
+    for k in range(n - 1, 0, -1):
+        w = z[..., k - 1] / np.sqrt(k * (k + 1))
+        total = total + w
+        x[..., k - 1] += total
+        x[..., k] -= w * k
+    return x
