@@ -22,7 +22,7 @@ SINGLE = ("u",)
 """Draws that are stored in single precision."""
 _NAMES = (
     *("models", "items", "judges", "dimensions", "criteria", "scale"),
-    *("statuses", "status_by_judge", "unrated", "notes", "people", "tokens"),
+    *("statuses", "status_by_judge", "unrated", "notes", "people", "tokens", "sources"),
 )
 
 
@@ -87,6 +87,7 @@ def load(folder: Path) -> Posterior:
         notes=tuple(names.get("notes", ())),
         people=tuple(names.get("people", ())),
         tokens=names.get("tokens", {}),
+        sources=names.get("sources", {}),
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}

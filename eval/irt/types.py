@@ -47,6 +47,8 @@ class Ratings:
     """Judges that are people."""
     tokens: dict[str, float] = field(default_factory=dict)
     """Tokens that a judge reads and writes per usable rating, where the table says so."""
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What stands behind the names of models, judges and dimensions (hashes of weights and wording), where known."""
 
     @property
     def model(self) -> Ints:
