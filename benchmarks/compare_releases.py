@@ -27,7 +27,7 @@ from dpeer.eval.irt.types import Floats, Options, Posterior
 
 MODELS, DIMENSIONS, STEPS = ("base", "rival", "own"), ("T", "E"), np.array([-1.5, -0.5, 0.5, 1.5])
 ITEMS, SHARED, HARDER, S_U = 24, 8, 0.5, 0.6
-OPTIONS = Options(chains=2, warmup=250, draws=250)
+OPTIONS = Options(chains=2, warmup=200, draws=200)
 
 
 def rated(
@@ -41,7 +41,9 @@ def rated(
     logits = np.concatenate([np.zeros((len(eta), 1)), steps.cumsum(axis=1)], axis=1)
     score = 1 + (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
     names = {"model": MODELS, "item": items, "judge": [f"judge{i}" for i in range(len(severity))]}
-    columns = {name: np.array(values, dtype=object)[i] for (name, values), i in zip(names.items(), (m, q, j), strict=True)}
+    columns = {
+        name: np.array(values, dtype=object)[i] for (name, values), i in zip(names.items(), (m, q, j), strict=True)
+    }
     return pd.DataFrame(columns | {"dimension": np.array(DIMENSIONS, dtype=object)[d], "score": score})
 
 
@@ -52,7 +54,8 @@ def releases(judges: int, drifted: int, drift: float, seed: int) -> tuple[pd.Dat
     ability, change = rng.normal(0.2, 0.8, (3, D)), rng.normal(0, 0.5, D)
     difficulty = rng.normal(0, 0.7, (2 * ITEMS - SHARED, D))
     difficulty[ITEMS:] += HARDER
-    severity, alpha = rng.normal(0, 0.5, (judges, D)), np.exp(rng.normal(0, 0.25, judges))
+    severity, alpha = rng.normal(0, 0.5, (judges, D)), rng.normal(0, 0.25, judges)
+    alpha = np.exp(alpha - alpha.mean())  # in the unit of a fit, so that the true change is in its logits
     names = [f"item{i:02d}" for i in range(len(difficulty))]
     later, stricter = ability.copy(), severity.copy()
     later[2] += change
@@ -110,7 +113,13 @@ def main() -> None:
     for name, records in found.items():
         whole, share, square, half = (np.array(column, dtype=float) for column in zip(*records, strict=True))
         rows.append(
-            (name, f"{int(whole.sum())} of {len(whole)}", f"{share.mean():.0%}", f"{np.sqrt(square.mean()):.3f}", f"{half.mean():.3f}")
+            (
+                name,
+                f"{int(whole.sum())} of {len(whole)}",
+                f"{share.mean():.0%}",
+                f"{np.sqrt(square.mean()):.3f}",
+                f"{half.mean():.3f}",
+            )
         )
     print_table(
         f"{given.drifted} of {given.judges} judges stricter by {given.drift}",

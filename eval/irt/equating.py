@@ -104,7 +104,9 @@ def link(before: Posterior, now: Posterior, same: Sequence[str], seed: int = 0) 
     rng = np.random.default_rng(seed)
     count = min(MOST_DRAWS, *(p.draws["mu"].shape[0] * p.draws["mu"].shape[1] for p in (before, now)))
     unit, units = _unit(before, now, count, rng)
-    pools = tuple(_pool(kind, before, now, dimensions, same, unit, count, rng) for kind in ("models", "items", "judges"))
+    pools = tuple(
+        _pool(kind, before, now, dimensions, same, unit, count, rng) for kind in ("models", "items", "judges")
+    )
     models, items, judges = pools
     apart = np.array([_extremes(before.ratings, d) != _extremes(now.ratings, d) for d in dimensions])
     both = np.where(apart, np.nan, items.centre + judges.centre)
@@ -183,13 +185,11 @@ def _moved(shift: Floats, there: Bools) -> Bools:
     mean, sd = shift.mean(axis=0), shift.std(axis=0)
     critical = stats.norm.isf(LEVEL / 2 / max(1, there.sum()))
     moved = np.zeros(there.shape, bool)
-    for _ in range(len(there)):
-        stay = np.where(there & ~moved, mean, np.nan)
-        zero = np.array([np.median(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan for x in stay.T])
-        far = np.abs(np.where(there, mean, np.nan) - zero) > critical * sd
-        if (far == moved).all():
-            break
-        moved = far
+    for _ in range(2):  # the median of all, then of those that stayed
+        for d in range(there.shape[1]):
+            if (stay := there[:, d] & ~moved[:, d]).any():
+                zero = np.median(mean[stay, d])
+                moved[:, d] = there[:, d] & (np.abs(mean[:, d] - zero) > critical * sd[:, d])
     return moved
 
 

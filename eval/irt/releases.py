@@ -52,6 +52,7 @@ def compare(
     same: Sequence[str] = (),
     pairs: Sequence[tuple[str, str]] = (),
     seed: int = 0,
+    reasons: Sequence[str] | None = None,
 ) -> Comparison:
     """The later fit on the scale of the earlier one.
 
@@ -59,6 +60,7 @@ def compare(
         themselves
     pairs: (earlier name, later name) to compare; default: equal names that are not `same`, and the two models that are
         left where each fit has one model of its own
+    reasons: why the fits support no claim (`unsound`), where that is known already
 
     Raises ConfigError: unknown names, nothing left to compare, or nothing that links the fits (see `equating.link`).
     """
@@ -86,7 +88,9 @@ def compare(
         after=new[:, theirs],
         tables={name: table.assign(release=release) for name, table in tables.items()},
         notes=notes,
-        reasons=(*_reasons("the earlier fit", before), *_reasons("the later fit", now)),
+        reasons=(*unsound(before, "the earlier fit"), *unsound(now, "the later fit"))
+        if reasons is None
+        else (*reasons,),
     )
 
 
@@ -152,9 +156,7 @@ def changes(
     rows += [(m, None, "first only") for m in r.models if m not in later and m not in same]
     rows += [(None, m, "later only") for m in s.models if m not in first and m not in same]
     nothing = np.full((len(old), len(dimensions)), np.nan)
-    raw = [
-        p.flat("theta").mean(axis=0)[:, [p.ratings.dimensions.index(d) for d in dimensions]] for p in (before, now)
-    ]
+    raw = [p.flat("theta").mean(axis=0)[:, [p.ratings.dimensions.index(d) for d in dimensions]] for p in (before, now)]
     frames = []
     for a, b, role in rows:
         was = old[:, r.models.index(a)] - zero if a else nothing
@@ -258,5 +260,6 @@ def _programs(before: Posterior, now: Posterior) -> list[str]:
     ]
 
 
-def _reasons(which: str, posterior: Posterior) -> list[str]:
+def unsound(posterior: Posterior, which: str) -> list[str]:
+    """Why a fit supports no claim, by its gate; empty where it is green."""
     return [f"{which}: {reason}" for reason in gate(posterior, None, fit_statistics(posterior).misfit)["reasons"]]
