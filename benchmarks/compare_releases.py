@@ -2,7 +2,7 @@
 
 usage: python benchmarks/compare_releases.py [--replications 20] [--judges 5] [--drifted 1] [--drift 1.0] [--seed 0]
 
-Both releases rate a base model, a rival and an own one, of which only the own one changes. A third of the items is in
+Both releases rate a base model, another and an own one, of which only the own one changes. A third of the items is in
 both; the later release's new items are harder by 0.5 logits, and in it `drifted` judges are stricter by `drift` logits.
 Each release is fitted once, and the two are linked three ways: by the base model, by items and judges alone, and not at
 all (abilities as the two reports print them). Recovered: all dimensions of the true change lie in their intervals, at
@@ -25,7 +25,8 @@ from dpeer.eval.irt.fit import fit
 from dpeer.eval.irt.releases import compare
 from dpeer.eval.irt.types import Floats, Options, Posterior
 
-MODELS, DIMENSIONS, STEPS = ("base", "rival", "own"), ("T", "E"), np.array([-1.5, -0.5, 0.5, 1.5])
+# In alphabetical order, as a fit has them.
+MODELS, DIMENSIONS, STEPS = ("base", "other", "own"), ("A", "T"), np.array([-1.5, -0.5, 0.5, 1.5])
 ITEMS, SHARED, HARDER, S_U = 24, 8, 0.5, 0.6
 OPTIONS = Options(chains=2, warmup=200, draws=200)
 

@@ -1,8 +1,8 @@
 """Two fits on one scale: the shift and the unit between them, from what they have in common, with the linking error.
 
 Each fit sets its own zero: difficulties sum to zero over its items, severities over its judges. The position
-x = mu + theta of a model that stayed the same therefore differs between two fits by the mean difficulty of the items, by
-the mean severity of the judges and, where judges have discriminations, by a factor. Models that both fits rated show
+x = mu + theta of a model that stayed the same therefore differs between two fits by the mean difficulty of the items,
+by the mean severity of the judges and, where judges have discriminations, by a factor. Models that both fits rated show
 all of it at once; without any, items and judges that both share show the two parts (common-element equating: Kolen &
 Brennan 2014, chapter 4).
 
@@ -56,7 +56,7 @@ class Pool:
     @property
     def known(self) -> Bools:
         """[D]"""
-        return np.isfinite(self.centre).all(axis=0)
+        return all_known(self.centre)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +72,11 @@ class Link:
     """[D] by shared models; else by items and judges."""
     pools: tuple[Pool, ...]
     notes: tuple[str, ...]
+
+
+def all_known(draws: Floats) -> Bools:
+    """Cells of draws [S, ...] that no draw leaves open."""
+    return np.asarray(np.isfinite(draws).all(axis=0))
 
 
 def draws_of(posterior: Posterior, name: str, count: int) -> Floats:
@@ -162,7 +167,7 @@ def _pool(
 
 def _centred(kind: str, names: tuple[str, ...], shift: Floats, rng: np.random.Generator) -> Pool:
     """The mean of the elements [S, n, D] that moved together, with the linking error of their spread."""
-    there = np.isfinite(shift).all(axis=0)
+    there = all_known(shift)
     kept = there & ~_moved(shift, there)
     majority = kept.sum(axis=0) > there.sum(axis=0) / 2
     kept &= majority
@@ -243,7 +248,7 @@ def _why(pools: tuple[Pool, ...], d: int) -> str:
 
 
 def _lack(pool: Pool, d: int) -> str:
-    there = int(np.isfinite(pool.shift).all(axis=0)[:, d].sum())
+    there = int(all_known(pool.shift)[:, d].sum())
     if not there:
         return f"no {'model that is the same' if pool.kind == 'models' else pool.kind[:-1]} in both"
     return f"the {there} shared {pool.kind} contradict each other, with no majority"
@@ -253,8 +258,8 @@ def _unlinked(pools: tuple[Pool, ...], apart: bool) -> str:
     why = "other lowest or highest scores are in use" if apart else _why(pools, 0)
     return (
         f"nothing links the two fits ({why}), so a difference of their abilities would mean nothing. Cheapest repair: "
-        "let the judges of the later release rate the responses of one model of the earlier one as well, fit again, and "
-        "name it with --same; or give both releases prompts and judges in common"
+        "let the judges of the later release rate the responses of one model of the earlier one too, fit again, and name "
+        "it with --same; or give both releases prompts and judges in common"
     )
 
 
@@ -268,7 +273,7 @@ def moved_elements(made: Link, before: Posterior, now: Posterior) -> pd.DataFram
     for pool in made.pools:
         if pool.kind == "units" or not pool.names:
             continue
-        there = np.isfinite(pool.shift).all(axis=0)
+        there = all_known(pool.shift)
         share = np.where(pool.kept, 1.0, 0.0) / np.maximum(pool.kept.sum(axis=0), 1)
         share = np.where(pool.kept.any(axis=0), share, there / np.maximum(there.sum(axis=0), 1))
         zero = np.einsum("snd,nd->sd", np.where(there, pool.shift, 0.0), share)
@@ -282,7 +287,7 @@ def moved_elements(made: Link, before: Posterior, now: Posterior) -> pd.DataFram
                 "difference_low": low.ravel(),
                 "difference_high": high.ravel(),
                 "drifted": (there & ~pool.kept).ravel(),
-                "used": (pool.kept & linking & np.isfinite(made.shift).all(axis=0)).ravel(),
+                "used": (pool.kept & linking & all_known(made.shift)).ravel(),
             },
             index=grid,
         ).reset_index()

@@ -12,7 +12,7 @@ import pandas as pd
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.ability import estimates, interval
 from dpeer.eval.irt.diagnostics import gate
-from dpeer.eval.irt.equating import Link, draws_of, link, moved_elements, positions
+from dpeer.eval.irt.equating import Link, all_known, draws_of, link, moved_elements, positions
 from dpeer.eval.irt.fit_statistics import fit_statistics
 from dpeer.eval.irt.types import Floats, Posterior
 
@@ -67,7 +67,7 @@ def compare(
     same = _same(before, now, same)
     pairs = _pairs(before, now, same, pairs)
     made = link(before, now, same, seed)
-    kept = np.flatnonzero(np.isfinite(made.shift).all(axis=0))
+    kept = np.flatnonzero(all_known(made.shift))
     dimensions = tuple(made.dimensions[d] for d in kept)
     old = positions(before, dimensions, len(made.unit))
     new = positions(now, dimensions, len(made.unit)) / made.unit[:, None, None] + made.shift[:, None, kept]
@@ -188,9 +188,9 @@ def links(made: Link) -> pd.DataFrame:
     elements, dropped, spread (posterior mean of tau), used.
     """
     rows: list[dict[str, Any]] = []
-    linked = np.isfinite(made.shift).all(axis=0)
+    linked = all_known(made.shift)
     for pool in made.pools:
-        there = np.isfinite(pool.shift).all(axis=0)
+        there = all_known(pool.shift)
         dimensions = ("all",) if pool.kind == "units" else made.dimensions
         for d, name in enumerate(dimensions):
             draws = np.exp(pool.centre[:, d]) if pool.kind == "units" else pool.centre[:, d]

@@ -181,7 +181,7 @@ def simulate(
     from dpeer.eval.irt.simulate import simulate as run
     from dpeer.files import write_json
 
-    table, truth = run(_spec(set_), seed)
+    table, truth = run(spec_of(set_), seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(output, index=False)
     known = output.with_suffix(".truth.json")
@@ -218,11 +218,11 @@ def recover(
     console = Console(highlight=False)
     with Progress(TextColumn("replications"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=replications)
-        recovery = run(_spec(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
+        recovery = run(spec_of(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
     console.print(recovery_table(recovery))
 
 
-def _spec(given: list[str] | None) -> Spec:
+def spec_of(given: list[str] | None) -> Spec:
     """The simulation's settings, from NAME=VALUE pairs."""
     from dataclasses import fields
 
