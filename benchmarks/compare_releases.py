@@ -12,8 +12,8 @@ all (abilities as the two reports print them). Recovered: all dimensions of the 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd

@@ -89,9 +89,7 @@ def candidates(
     for j, r in product(judges, repeats):
         infos = [information(c, j, r * c.criteria) for c in components]
         for s in samples:
-            needed = [
-                items_needed(c, Design(1, j, s, r), sd, info) for c, info in zip(components, infos, strict=True)
-            ]
+            needed = [items_needed(c, Design(1, j, s, r), sd, info) for c, info in zip(components, infos, strict=True)]
             rows.append(_row(components, goal, costs, Design(max(needed), j, s, r), models))
     frame = pd.DataFrame(rows)
     fits = frame[frame["items"] <= most_items]

@@ -41,7 +41,9 @@ def plan(
     half_width: Annotated[
         float | None, typer.Option(min=0.01, help="Wanted: 95 % interval of a difference of two models, ± logits.")
     ] = None,
-    difference: Annotated[float | None, typer.Option(min=0.01, help="A true difference to be found, in logits.")] = None,
+    difference: Annotated[
+        float | None, typer.Option(min=0.01, help="A true difference to be found, in logits.")
+    ] = None,
     power: Annotated[
         float | None, typer.Option(min=0.5, max=0.999, help="Wanted: probability that its interval leaves out zero.")
     ] = None,
@@ -122,7 +124,16 @@ def _show(found: pd.DataFrame, shares: pd.DataFrame, asked: bool, known: int, co
     console.print(parts)
     table = Table(title="Designs, cheapest first", title_justify="left", box=None, pad_edge=False)
     priced, timed = bool(found["price"].any()), bool(found["hours"].any())
-    columns = ["judges", "repeats", "samples", "items", "ratings", *["price"] * priced, *["hours"] * timed, "half-width"]
+    columns = [
+        "judges",
+        "repeats",
+        "samples",
+        "items",
+        "ratings",
+        *["price"] * priced,
+        *["hours"] * timed,
+        "half-width",
+    ]
     for name in (*columns, *["power", "right order"] * asked, "reliability"):
         table.add_column(name, justify="right")
     for row in found.head(SHOWN).itertuples():

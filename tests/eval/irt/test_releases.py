@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.conditions import decide, parse
 from dpeer.eval.irt.fit import save
+from dpeer.eval.irt.inference_data import write_netcdf
 from dpeer.eval.irt.releases import Comparison, unsound
 from dpeer.eval.irt.releases import compare as compare_fits
 from dpeer.eval.irt.types import Options, Posterior
@@ -224,3 +226,27 @@ def test_names_of_users_stay_text_and_a_red_fit_makes_no_claim(
     assert "<b>model3" not in page and "&lt;b&gt;model3" in page
     assert finding([replace(made, reasons=("x",))]).startswith("No claim")
     assert "\\textless{}b\\textgreater{}" in (tmp_path / "tables" / "changes.tex").read_text()
+
+
+def test_a_fit_is_exported_for_papers_and_for_arviz(before: Posterior, tmp_path: Path) -> None:
+    save(before, tmp_path / "fit")
+    given = ["irt", "export", str(tmp_path / "fit"), "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, [*given, "--format", "docx"]).exit_code == 1
+    result = CliRunner().invoke(app, [*given, "--format", "tex", "--format", "md"])
+    assert result.exit_code == 0, result.output
+    rows = (tmp_path / "out" / "severity.md").read_text().splitlines()
+    assert rows[0] == "| judge | dimension | severity |" and len(rows) == 2 + 4 * 2
+    assert re.fullmatch(r"\| judge0 \| T \| -?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\] \|", rows[2])
+    lines = (tmp_path / "out" / "severity.tex").read_text().splitlines()
+    assert lines[0] == r"\begin{tabular}{llr}" and lines[4].startswith("judge0 & T & ") and lines[4].endswith(r"\\")
+
+
+def test_draws_come_back_from_netcdf(before: Posterior, tmp_path: Path) -> None:
+    pytest.importorskip("h5netcdf", reason="needs the extra arviz")
+    import xarray
+
+    with xarray.open_datatree(write_netcdf(before, tmp_path / "draws.nc"), engine="h5netcdf") as found:
+        theta = found["posterior"]["theta"]
+        assert theta.dims == ("chain", "draw", "model", "dimension")
+        assert np.array_equal(theta.values, before.draws["theta"])
+        assert list(theta.coords["model"].values) == list(before.ratings.models)
