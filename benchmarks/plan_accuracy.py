@@ -2,8 +2,8 @@
 
 usage: python benchmarks/plan_accuracy.py [--designs 20] [--seed 0] [--pilot]
 
-Each design draws its own numbers of models, items, judges, repeats and scores, and its own variances; it is simulated and
-fitted once, with the shipped program. Predicted: from the assumed variances, which are those of the simulation, never
+Each design draws its own numbers of models, items, judges, repeats and scores, and its own variances; it is simulated
+and fitted once, with the shipped program. Predicted: from the assumed variances, which are those of the simulation, never
 from what was drawn. With --pilot also from a pilot fit of a third of the items with other draws. Realised: root mean
 square over pairs of models and dimensions of the half-width of the 95 % interval of their difference.
 """

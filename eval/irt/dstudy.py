@@ -97,8 +97,8 @@ def candidates(
         least = frame.sort_values("items").iloc[0]
         raise ConfigError(
             f"no design with at most {most_items:,} items is that precise: with {least.judges} judges, {least.samples} "
-            f"samples and {least.repeats} repeats it takes {least['items']:,}. Allow more of them (--judges, --samples, "
-            "--repeats), more items, or ask for less"
+            f"samples and {least.repeats} repeats it takes {least['items']:,}. Allow more of them (--judges, "
+            "--samples, --repeats), more items, or ask for less"
         )
     order = ["price", "ratings", "responses", "samples", "repeats", "judges"]
     return fits.sort_values(order, kind="stable").reset_index(drop=True)

@@ -258,8 +258,8 @@ def _unlinked(pools: tuple[Pool, ...], apart: bool) -> str:
     why = "other lowest or highest scores are in use" if apart else _why(pools, 0)
     return (
         f"nothing links the two fits ({why}), so a difference of their abilities would mean nothing. Cheapest repair: "
-        "let the judges of the later release rate the responses of one model of the earlier one too, fit again, and name "
-        "it with --same; or give both releases prompts and judges in common"
+        "let the judges of the later release rate the responses of one model of the earlier one too, fit again, and "
+        "name it with --same; or give both releases prompts and judges in common"
     )
 
 

@@ -8,7 +8,7 @@ E[u | ratings] / s_u^2. So thresholds, ceilings and judges that hardly tell scor
   variance of a model's position = (s_v^2 + 1 / (samples * information)) / items
   variance of a difference       = the sum of the two, shrunken by the prior N(0, 2 s_theta^2)
 
-Severities and difficulties cancel where the same judges rate the same items of both models, as in every design of dpeer.
+Severities and difficulties cancel where the same judges rate the same items of both models, as in all designs of dpeer.
 Generalisability theory (Brennan 2001) calls the shares variance components, and choosing numbers by them a D-study.
 """
 

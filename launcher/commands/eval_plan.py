@@ -168,8 +168,8 @@ def show_precision(planned: Plan, config: EvalConfig, console: Console) -> None:
     width = Z95 * max(difference_sd(c, *parts) for c in components)
     each = f"{dimensions} dimension{'s' * (dimensions > 1)}, {criteria:g} criteri{'a' if criteria > 1 else 'on'} each"
     console.print(
-        f"Precision: a difference of two models to about ±{width:.2f} logits ({each}; by {markup(source)}). `dpeer eval "
-        "plan` says what a narrower one takes.",
+        f"Precision: a difference of two models to about ±{width:.2f} logits ({each}; by {markup(source)}). `dpeer "
+        "eval plan` says what a narrower one takes.",
         soft_wrap=True,
     )
 

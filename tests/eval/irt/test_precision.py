@@ -1,4 +1,4 @@
-"""Precision foretold: information against sums over all rating patterns, designs against what they promise, and fits."""
+"""Precision foretold: information against sums over all rating patterns, designs against their goals, and fits."""
 
 from __future__ import annotations
 
