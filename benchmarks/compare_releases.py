@@ -1,12 +1,12 @@
 """Is the difference between two releases recovered when judges have drifted, and what does not linking cost?
 
-usage: python benchmarks/compare_releases.py [--replications 20] [--judges 5] [--drifted 1] [--drift 1.0] [--seed 0]
+usage: python benchmarks/compare_releases.py [--replications 20] [--judges 4] [--drifted 1] [--drift 1.0] [--seed 0]
 
-Both releases rate a base model, another and an own one, of which only the own one changes. A third of the items is in
-both; the later release's new items are harder by 0.5 logits, and in it `drifted` judges are stricter by `drift` logits.
-Each release is fitted once, and the two are linked three ways: by the base model, by items and judges alone, and not at
-all (abilities as the two reports print them). Recovered: all dimensions of the true change lie in their intervals, at
-95 % together (Bonferroni); coverage: of plain 95 % intervals.
+Both releases rate a base model, another and an own one. In the later one the own model has changed, the other has become
+stronger by a logit, new items (more than half) are harder by 0.5 logits, and `drifted` judges are stricter by `drift`.
+Each release is fitted once, and the two are linked by the base model, by items and judges alone, or not at all: by level
+(mu + theta) and by ability (theta), as the two reports have them. Recovered: all dimensions of the true change lie in
+their intervals, at 95 % together (Bonferroni); coverage: of plain 95 % intervals.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import pandas as pd
 from common import print_table
 
 from dpeer.eval.irt.encode import encode
-from dpeer.eval.irt.equating import draws_of
+from dpeer.eval.irt.equating import draws_of, positions
 from dpeer.eval.irt.fit import fit
 from dpeer.eval.irt.releases import compare
 from dpeer.eval.irt.types import Floats, Options, Posterior
 
 # In alphabetical order, as a fit has them.
 MODELS, DIMENSIONS, STEPS = ("base", "other", "own"), ("A", "T"), np.array([-1.5, -0.5, 0.5, 1.5])
-ITEMS, SHARED, HARDER, S_U = 24, 8, 0.5, 0.6
+ITEMS, SHARED, HARDER, STRONGER, S_U = 14, 6, 0.5, 1.0, 0.6
 OPTIONS = Options(chains=2, warmup=200, draws=200)
 
 
@@ -59,7 +59,7 @@ def releases(judges: int, drifted: int, drift: float, seed: int) -> tuple[pd.Dat
     alpha = np.exp(alpha - alpha.mean())  # in the unit of a fit, so that the true change is in its logits
     names = [f"item{i:02d}" for i in range(len(difficulty))]
     later, stricter = ability.copy(), severity.copy()
-    later[2] += change
+    later[1:] += [np.full(D, STRONGER), change]
     stricter[:drifted] += drift
     old, new = slice(0, ITEMS), slice(ITEMS - SHARED, None)
     return (
@@ -76,7 +76,7 @@ def fitted(table: pd.DataFrame, seed: int) -> Posterior:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--replications", type=int, default=20)
-    parser.add_argument("--judges", type=int, default=5)
+    parser.add_argument("--judges", type=int, default=4)
     parser.add_argument("--drifted", type=int, default=1)
     parser.add_argument("--drift", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -95,7 +95,9 @@ def main() -> None:
                 drift = made.tables["drift"].query("kind == 'judges' and drifted")
                 flagged.append(drift.groupby("name").size().to_dict())
         count = len(draws["base model"])
-        draws["not linked"] = draws_of(now, "theta", count)[:, 2] - draws_of(before, "theta", count)[:, 2]
+        old, new = (positions(p, DIMENSIONS, count)[:, 2] for p in (before, now))
+        draws["none: levels"] = new - old
+        draws["none: abilities"] = draws_of(now, "theta", count)[:, 2] - draws_of(before, "theta", count)[:, 2]
         for name, values in draws.items():
             low, high = np.quantile(values, [alpha / 2, 1 - alpha / 2], axis=0)
             inner = np.quantile(values, [0.025, 0.975], axis=0)
