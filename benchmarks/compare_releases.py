@@ -2,11 +2,11 @@
 
 usage: python benchmarks/compare_releases.py [--replications 20] [--judges 4] [--drifted 1] [--drift 1.0] [--seed 0]
 
-Both releases rate a base model, another and an own one. In the later one the own model has changed, the other has become
-stronger by a logit, new items (more than half) are harder by 0.5 logits, and `drifted` judges are stricter by `drift`.
-Each release is fitted once, and the two are linked by the base model, by items and judges alone, or not at all: by level
-(mu + theta) and by ability (theta), as the two reports have them. Recovered: all dimensions of the true change lie in
-their intervals, at 95 % together (Bonferroni); coverage: of plain 95 % intervals.
+Both releases rate a base model, another and an own one. In the later one the own model has changed, the other has
+become stronger by a logit, new items (more than half) are harder by 0.5 logits, and `drifted` judges are stricter by
+`drift`. Each release is fitted once, and the two are linked by the base model, by items and judges alone, or not at
+all: by level (mu + theta) and by ability (theta), as the two reports have them. Recovered: all dimensions of the true
+change lie in their intervals, at 95 % together (Bonferroni); coverage: of plain 95 % intervals.
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ def how(found: Sequence[Comparison]) -> str:
     lead = words[bool((used["by"] == "models").any())]
     return (
         f"{lead} show how far the zero has moved: here {listing(parts)}. Shift: logits to add to the later fit; "
-        "spread: how far shared elements move each for itself, which is where the linking error comes from; units: the "
-        "factor between the logits of the two fits, from the discriminations of judges. Rows that are not used are shown "
-        "for comparison."
+        "spread: how far shared elements move each for itself, which is where the linking error comes from; "
+        "units: the factor between the logits of the two fits, from the discriminations of judges. Rows that are "
+        "not used are shown for comparison."
     )
 
 
