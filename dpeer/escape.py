@@ -47,6 +47,23 @@ def markdown(text: object) -> str:
     return re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", line)
 
 
+_LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # at the beginning of a row it would be an option of the line end before it
+    "]": "{]}",
+}
+
+
+def latex(text: object) -> str:
+    """For a cell of a LaTeX table."""
+    return "".join(_LATEX.get(c, c) for c in _one_line(text))
+
+
 def csv_cell(value: Any) -> Any:
     """For a CSV file that a spreadsheet may open: what it would run as a formula gets an apostrophe before it."""
     if not isinstance(value, str):

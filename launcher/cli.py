@@ -23,8 +23,10 @@ from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
+from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
+from dpeer.launcher.commands.eval_plan import app as eval_app
 from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.new import new
@@ -126,6 +128,8 @@ app.command()(eval_commands.judge)
 app.command()(slurm_commands.slurm)
 app.command(hidden=True)(slurm_commands.wait_for_nodes)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")
+app.add_typer(eval_app, name="eval", help="Plan an evaluation by the precision that it is to have.")
+app.command()(compare)
 app.command()(plan)
 app.command()(tolerance)
 app.add_typer(sweep_commands.app, name="sweep", help="Ablations: many runs from one sweep file.")

@@ -12,6 +12,9 @@ from dpeer.eval.irt.types import Floats, Posterior
 KINDS = {"judges": "severity", "items": "beta"}
 """What can be an anchor, and the name of its draws [S, n, D]."""
 
+TERMS = ("s_u", "s_v", "s_halo", "length")
+"""Draws of the terms that stretch the scale of a fit: effects of response, model x item and halo, and length."""
+
 NOTE = (
     "Drift must be estimated in a free fit: an anchored judge or item cannot move. Differences are relative to the "
     "median of the judges or items that both fits share, because each fit sets its own zero."
@@ -24,18 +27,25 @@ def drift(before: Posterior, now: Posterior, level: float = 0.05) -> pd.DataFram
     Columns: kind, name, dimension, before, now, difference, difference_low, difference_high (95 %), drifted (at `level`
     over all elements of a kind, by Bonferroni). Raises ConfigError for fits of different models or an anchored `now`.
     """
-    if now.options.anchors:
-        raise ConfigError(f"the later fit is anchored, so its anchors show no drift. {NOTE} Fit again without anchors.")
-    variants = [
-        (p.options.model, "s_u" in p.draws, "s_v" in p.draws, p.options.halo, p.options.length) for p in (before, now)
-    ]
-    if variants[0] != variants[1]:
-        raise ConfigError(
-            f"the fits are of different models ({variants[0]}, {variants[1]}: model, response effect, model x item, "
-            "halo, length), so their logits are on different scales. Fit both with the same options."
-        )
+    require_same_model(before, now)
     frames = [_drift(kind, before, now, level) for kind in KINDS]
     return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+
+
+def require_same_model(before: Posterior, now: Posterior) -> None:
+    """ConfigError: the later fit is anchored, or the logits of the two are of different models."""
+    if now.options.anchors:
+        raise ConfigError(f"the later fit is anchored, so its anchors show no drift. {NOTE} Fit again without anchors.")
+    variants = [(p.options.model, *(name in p.draws for name in TERMS)) for p in (before, now)]
+    if variants[0] != variants[1]:
+        raise ConfigError(
+            f"the fits are of different models ({_terms(before)}, {_terms(now)}), so their logits are on different "
+            "scales. Fit both with the same options and the same version of dpeer."
+        )
+
+
+def _terms(posterior: Posterior) -> str:
+    return " + ".join([posterior.options.model, *(name for name in TERMS if name in posterior.draws)])
 
 
 def _drift(kind: str, before: Posterior, now: Posterior, level: float) -> pd.DataFrame:

@@ -101,8 +101,7 @@ def _encode(
     twice = texts["rating_id"].duplicated() & (texts["rating_id"] != "")
     _refuse(twice, frame, "rating_id", "occurs twice; each rating may be given once")
 
-    for name, stands_for in SOURCES.items():
-        _one_source(texts[name], texts[stands_for])
+    sources = {name: _one_source(texts[name], texts[source]) for name, source in SOURCES.items()}
 
     counts = pd.crosstab(texts["judge"], status)
     ok = (status == "ok").to_numpy()
@@ -147,6 +146,7 @@ def _encode(
         item_group=item_group,
         people=tuple(sorted(set(text["judge"][text["judge_family"] == HUMAN]))),
         tokens=_tokens(frame[ok], text["judge"]),
+        sources={name: known for name, known in sources.items() if known},
     )
 
 
@@ -260,8 +260,9 @@ def _refuse(bad: pd.Series | Bools, frame: pd.DataFrame, column: str, why: str, 
         raise DataError(f"ratings, row {frame.index[rows[0]] + 1}, column {column}: {value[:80]} {why}{more}")
 
 
-def _one_source(names: pd.Series, sources: pd.Series) -> None:
-    """Two judges, models or rubrics under one name would be pooled as if they were one."""
+def _one_source(names: pd.Series, sources: pd.Series) -> dict[str, str]:
+    """What each name stands for, where that is known. DataError: two judges, models or rubrics under one name, which
+    would be pooled as if they were one."""
     known = sources != ""
     kinds = sources[known].groupby(names[known]).nunique()
     if len(twice := kinds[kinds > 1]):
@@ -269,6 +270,7 @@ def _one_source(names: pd.Series, sources: pd.Series) -> None:
             f"ratings: {names.name} {twice.index[0]} stands for {twice.iloc[0]} different ones ({sources.name}): rows "
             "of an earlier plan are among these. Fit the ratings.parquet that `dpeer judge` wrote, which holds one plan"
         )
+    return {str(name): str(source) for name, source in sources[known].groupby(names[known]).first().items()}
 
 
 def _scores(frame: pd.DataFrame, source: str) -> pd.Series:

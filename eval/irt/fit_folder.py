@@ -22,7 +22,7 @@ SINGLE = THINNED
 """Draws that are stored in single precision."""
 _NAMES = (
     *("models", "items", "judges", "dimensions", "criteria", "scale"),
-    *("statuses", "status_by_judge", "unrated", "notes", "people", "tokens", "price", "currency", "groups"),
+    *("statuses", "status_by_judge", "unrated", "notes", "people", "tokens", "price", "currency", "groups", "sources"),
 )
 
 
@@ -90,6 +90,7 @@ def load(folder: Path) -> Posterior:
         price=names.get("price", {}),
         currency=names.get("currency", ""),
         groups=tuple(names.get("groups", ())),
+        sources=names.get("sources", {}),
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}

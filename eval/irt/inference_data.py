@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,3 +35,22 @@ def inference_data(posterior: Posterior | None) -> Any:
     dims = {name: list(axes) for name, axes in AXES.items()}
     dims |= {"correlation": ["dimension", "dimension_"], "score": ["rating"]}  # no axis twice
     return from_dict(groups, coords={axis: list(names) for axis, names in coords.items()}, dims=dims)
+
+
+def write_netcdf(posterior: Posterior, path: Path) -> Path:
+    """The same as a netCDF file with a group each, which `arviz.from_netcdf` reads; returns the path.
+
+    Raises DpeerError where a package is missing.
+    """
+    try:
+        import h5netcdf  # noqa: F401
+    except ModuleNotFoundError:
+        raise DpeerError("netCDF files need the package h5netcdf: pip install 'dpeer[arviz]'") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        inference_data(posterior).to_netcdf(temporary, engine="h5netcdf")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

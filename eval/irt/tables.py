@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
-from dpeer.escape import csv_cell, markup, visible
+from dpeer.escape import markup, visible
 from dpeer.eval.irt.ability import (
     MOST_REVERSALS,
     ability_table,
@@ -38,6 +38,7 @@ from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_ca
 from dpeer.eval.irt.judges import judge_table
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.scope import THRESHOLDS, scope, shrinkage
+from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
 from dpeer.eval.irt.weaknesses import SHOWN, names_of
 from dpeer.files import write_text
@@ -300,10 +301,7 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
 
 def write_tables(result: Result, folder: Path) -> None:
     """Every table as CSV and JSON (records; null where unknown), with gate, notes, facts and claims as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in result.tables.items():
-        write_text(folder / f"{name}.csv", table.map(csv_cell).to_csv(index=False))
-        write_text(folder / f"{name}.json", str(table.to_json(orient="records", indent=1, double_precision=10)))
+    write_frames(result.tables, folder, ("csv", "json"))
     for name, value in (
         ("gate", result.gate),
         ("notes", result.notes),

@@ -53,6 +53,8 @@ class Ratings:
     price: dict[str, float] = field(default_factory=dict)
     """Of 1,000 usable ratings of a judge, in `currency`, where it is known."""
     currency: str = ""
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What stands behind the names of models, judges and dimensions (hashes of weights and wording), where known."""
 
     @property
     def model(self) -> Ints:

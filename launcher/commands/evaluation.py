@@ -99,9 +99,11 @@ def judge(
     elif plan_only:
         from dpeer.eval.judge import cost
         from dpeer.eval.plan import plan
+        from dpeer.launcher.commands.eval_plan import show_precision
 
         planned = plan(config)
         show_plan(planned, cost(config, planned, tokens_per_second), config)
+        show_precision(planned, config, Console(highlight=False))
     else:
         from dpeer.eval.judge import judge as run
 

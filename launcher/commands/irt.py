@@ -247,6 +247,36 @@ def report(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a fit.", metavar="FIT")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the files; made if it is missing.")],
+    format_: Annotated[
+        list[str] | None, typer.Option("--format", help="csv, json, md, tex or netcdf; repeat. Default: csv, md, tex.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model that the others are compared with; default: the first.")
+    ] = None,
+) -> None:
+    """Write every table of a fit for papers and other programs, and its draws for ArviZ (netcdf)."""
+    from dpeer.errors import ConfigError
+    from dpeer.eval.irt.fit import load
+    from dpeer.eval.irt.inference_data import write_netcdf
+    from dpeer.eval.irt.table_files import FORMATS, write_frames
+    from dpeer.eval.irt.tables import tabulate
+
+    formats = format_ or ["csv", "md", "tex"]
+    if unknown := [name for name in formats if name not in (*FORMATS, "netcdf")]:
+        raise ConfigError(f"--format {unknown[0]}: must be one of {', '.join(FORMATS)}, netcdf")
+    posterior = load(folder)
+    written = []
+    if "netcdf" in formats:
+        written.append(write_netcdf(posterior, output / "draws.nc"))
+    if tables := [name for name in formats if name != "netcdf"]:
+        written += write_frames(tabulate(posterior, base).tables, output, tables)
+    typer.echo(f"{output}: {len(written)} files")
+
+
+@app.command()
 def simulate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
     set_: Settings = None,
@@ -256,7 +286,7 @@ def simulate(
     from dpeer.eval.irt.simulate import simulate as run
     from dpeer.files import write_json
 
-    table, truth = run(_spec(set_), seed)
+    table, truth = run(spec_of(set_), seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(output, index=False)
     known = output.with_suffix(".truth.json")
@@ -297,11 +327,11 @@ def recover(
     console = Console(highlight=False)
     with Progress(TextColumn("replications"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=replications)
-        recovery = run(_spec(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
+        recovery = run(spec_of(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
     console.print(recovery_table(recovery))
 
 
-def _spec(given: list[str] | None) -> Spec:
+def spec_of(given: list[str] | None) -> Spec:
     """The simulation's settings, from NAME=VALUE pairs."""
     from dataclasses import fields
 

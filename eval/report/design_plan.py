@@ -1,0 +1,48 @@
+"""The picture of a D-study: precision against the number of items, for each number of judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpeer.eval.irt.precision import Z95, Components, Design, difference_sd
+from dpeer.report.plot import DASHES, LIMIT, PALETTE, legend, render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POINTS = 12
+
+
+def picture(
+    components: Sequence[Components], judges: Sequence[int], repeats: int, samples: int, chosen: int, half_width: float
+) -> tuple[bytes, ...]:
+    """Half-width of the worst dimension over items, as SVG and PNG; `chosen` items reach `half_width` at the best."""
+    items = np.unique(np.geomspace(max(2, chosen / 4), 4 * max(chosen, 2), POINTS).round().astype(int))
+    one = {j: [difference_sd(c, Design(1, j, samples, repeats)) for c in components] for j in judges}
+
+    def width(j: int, q: int) -> float:
+        return Z95 * max(_more(sd, c.s_theta, q) for sd, c in zip(one[j], components, strict=True))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for k, j in enumerate(judges):
+            label = f"{j} judge{'s' * (j > 1)}"
+            colour, dash = PALETTE[k % len(PALETTE)], DASHES[k % len(DASHES)]
+            axes.plot(items, [width(j, int(q)) for q in items], color=colour, linestyle=dash, label=label)
+        axes.axhline(half_width, **LIMIT)
+        axes.annotate("wanted", (1, half_width), ha="right", va="bottom", xycoords=("axes fraction", "data"))
+        axes.set(xlabel="items", ylabel="half-width of a difference (logits)", xscale="log", ylim=(0, None))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")
+        legend(axes, columns=3)
+
+    return render(paint, 3.0, "svg", "png")
+
+
+def _more(sd: float, s_theta: float, items: int) -> float:
+    """Sd with `items` in place of one: the data count so many times, the prior once."""
+    prior = 1 / (2 * s_theta**2) if s_theta > 0 else 0.0
+    return float((items * (1 / sd**2 - prior) + prior) ** -0.5)
