@@ -14,6 +14,8 @@ from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.tables import tabulate
 from dpeer.eval.irt.types import Options, Ratings
 
+CSV = "csv"
+
 
 def estimate(
     table: pd.DataFrame | Path | str,
@@ -23,6 +25,7 @@ def estimate(
     dimensions: Sequence[str] | None = None,
     scale: Sequence[int] | None = None,
     folder: Path | str | None = None,
+    keep_csv: bool = False,
     unchecked: bool = False,
     started: Callable[[Ratings], None] | None = None,
     warn: Callable[[str], None] | None = None,
@@ -34,19 +37,23 @@ def estimate(
     base: model that the others are compared with; default: the first
     scale: the possible scores; default: all whole numbers from the least to the greatest score
     folder: keep the draws there, for `dpeer irt report` and as an anchor of later fits
+    keep_csv: keep CmdStan's own files in the subfolder csv of `folder`, for `cmdstanpy.from_csv`
     unchecked: leave out the identification check; the gate of such a result is never green
     started, warn, progress: told the encoded ratings, each weakness of the design, and (what, fraction done)
 
     Raises DataError for a fault in the table, ConfigError for an unknown base, a DesignError (see `design.check`) where
     the ratings cannot tell the models apart, IrtError where there is nothing to estimate or sampling fails.
     """
+    if keep_csv and folder is None:
+        raise ConfigError("keep_csv has no place to keep the files; give `folder` too, or leave it out")
     options = options or Options()
     ratings = encode(table, dimensions or None, scale)
     if base is not None and base not in ratings.models:
         raise ConfigError(f"base {base} has no usable rating; choose one of {', '.join(ratings.models)}")
     if started:
         started(ratings)
-    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn)
+    csv = Path(folder) / CSV if folder is not None and keep_csv else None
+    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn, keep_csv=csv)
     if folder is not None:
         save(posterior, Path(folder))
     return tabulate(posterior, base)

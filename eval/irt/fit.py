@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from dpeer.eval.irt.anchors import Anchors, check_anchors
-from dpeer.eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
 from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.errors import IrtError
@@ -55,11 +54,13 @@ def fit(
     *,
     unchecked: bool = False,
     warn: Callable[[str], None] | None = None,
+    keep_csv: Path | None = None,
 ) -> Posterior:
     """Posterior draws of the many-facet model (see `model.stan` for the formula and the priors).
 
     `progress` gets what is being done and the fraction of it, `warn` each weakness of the design. Installs CmdStan and
     compiles the model on first use. `unchecked` leaves out the identification check; such a fit supports no claim.
+    CmdStan's own files go to the folder `keep_csv`, in place of those of an earlier fit.
     Raises a DesignError (see `check`) when the ratings cannot tell the models apart, and IrtError when they hold
     nothing to estimate, CmdStan cannot be had, or a chain fails.
     """
@@ -82,7 +83,7 @@ def fit(
     label = "sampling (approximate)" if options.approx else "sampling"
     for attempt, rate in enumerate(_steps(options, problem)):
         again = f" again, adapt_delta {rate}" if attempt else ""
-        posterior = _sample(ratings, options, problem, executable, partial(say, label + again), rate)
+        posterior = _sample(ratings, options, problem, executable, partial(say, label + again), rate, keep_csv)
         if not posterior.sampler["divergent"].any():
             break
     facts = {
@@ -109,30 +110,28 @@ def _sample(
     executable: Path,
     progress: Callable[[float], None],
     adapt_delta: float,
+    keep_csv: Path | None = None,
 ) -> Posterior:
     """Run the chains of one problem and read them."""
     inverse_metric = metric(problem.blocks)
-    sampling = Sampling(
-        warmup=options.warmup,
-        draws=options.draws,
-        adapt_delta=adapt_delta,
-        max_treedepth=8 if len(inverse_metric) > LARGE else 10,
-        seed=options.seed,
-        threads=options.threads,
-    )
+    nuts = {
+        "iter_warmup": options.warmup,
+        "iter_sampling": options.draws,
+        "adapt_delta": adapt_delta,
+        "max_treedepth": 8 if len(inverse_metric) > LARGE else 10,
+        "inv_metric": inverse_metric,
+    }
     keep = max(1, KEPT_EFFECTS // options.chains)
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
-    stan = _run(problem, options, executable, inverse_metric, sampling, kept, progress)
-    u_raw = stan.pop("u_raw", None)
-    sampler = {name.removesuffix("__"): stan.pop(name)[..., 0] for name in SAMPLER}
+    stan, sampler, u_raw = _run(problem, options, executable, nuts, kept, progress, keep_csv)
     anchors = check_anchors(ratings, options.anchors, "log_alpha" in stan, problem.response_effect)
     draws = _named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "parameters": len(inverse_metric),
         "response_effect": problem.response_effect,
-        "max_treedepth": sampling.max_treedepth,
-        "adapt_delta": sampling.adapt_delta,
+        "max_treedepth": nuts["max_treedepth"],
+        "adapt_delta": adapt_delta,
         "unused_categories": _unused(ratings, problem),
         "notes": list(problem.notes),
         "earlier_origin": [d for d, mu in zip(ratings.dimensions, anchors.mu, strict=True) if not np.isnan(mu)],
@@ -151,26 +150,35 @@ def _run(
     problem: Problem,
     options: Options,
     executable: Path,
-    inverse_metric: Floats,
-    sampling: Sampling,
+    nuts: dict[str, Any],
     kept: Ints,
     progress: Callable[[float], None],
-) -> dict[str, Floats]:
-    """Stan's draws by name, [chains, draws, ...]; of the response effects only the draws `kept`."""
+    keep_csv: Path | None,
+) -> tuple[dict[str, Floats], dict[str, Floats], Floats | None]:
+    """Stan's draws by name and the sampler's, [chains, draws, ...], and u_raw [chains, kept, E] if the model has u."""
+    from dpeer.eval.irt.chains import at_once, run_chains  # CmdStanPy: 0.4 CPU seconds that reports need not pay
+
     rng = np.random.default_rng(options.seed)
     with scratch("dpeer-irt-") as folder:
         (folder / "data.json").write_text(json.dumps(problem.data))
-        files = run_chains(
+        found, u_raw = run_chains(
             executable,
-            folder / "data.json",
-            [starts(problem.blocks, problem.data["D"], rng) for _ in range(options.chains)],
-            inverse_metric,
-            sampling,
-            folder,
+            WANTED,
+            kept,
             progress,
+            keep_csv,
+            data=str(folder / "data.json"),
+            inits=[starts(problem.blocks, problem.data["D"], rng) for _ in range(options.chains)],
+            chains=options.chains,
+            parallel_chains=at_once(options.chains, options.threads, problem.data["N"]),
+            threads_per_chain=options.threads,
+            seed=options.seed,
+            output_dir=str(folder),
+            **nuts,
         )
-        chains = [read_csv(f, WANTED | set(SAMPLER), {"u_raw"}, set(kept.tolist()), options.draws) for f in files]
-    return {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
+        blocks = found.stan_variables()  # by chain, then draw
+        sampler = {name.removesuffix("__"): values.T for name, values in found.method_variables().items()}
+    return {n: v.reshape(options.chains, options.draws, *v.shape[1:]) for n, v in blocks.items()}, sampler, u_raw
 
 
 def _response_effects(raw: Floats, draws: dict[str, Floats], problem: Problem) -> Floats:

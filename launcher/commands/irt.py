@@ -66,6 +66,9 @@ def fit(
     scale: Annotated[
         str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
     ] = None,
+    keep_csv: Annotated[
+        bool, typer.Option("--keep-csv", help="Keep CmdStan's own files in the subfolder csv, for CmdStanPy.")
+    ] = False,
 ) -> None:
     """Estimate abilities, severities and difficulties; write draws, tables, figures and report.html."""
     from dpeer.eval.irt.types import Options
@@ -83,7 +86,8 @@ def fit(
         **_terms(terms),
     )
     console = Console(highlight=False)
-    show(*run_fit(table, output, options, base, tuple(dimension or ()), console, _scale(scale)), console)
+    names = tuple(dimension or ())
+    show(*run_fit(table, output, options, base, names, console, _scale(scale), keep_csv=keep_csv), console)
 
 
 def run_fit(
@@ -94,6 +98,8 @@ def run_fit(
     dimensions: tuple[str, ...],
     console: Console,
     scale: tuple[int, ...] | None = None,
+    *,
+    keep_csv: bool = False,
 ) -> tuple[Result, Path]:
     """Estimate with progress on the console; returns the result and its page in `output`."""
     from dpeer.eval.irt.estimation import estimate
@@ -121,6 +127,7 @@ def run_fit(
             dimensions=dimensions,
             scale=scale,
             folder=output,
+            keep_csv=keep_csv,
             started=started,
             warn=lambda text: console.print(f"[yellow]warning:[/] {markup(text)}", soft_wrap=True),
             progress=progress,
