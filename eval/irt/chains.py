@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from cmdstanpy import CmdStanMCMC, CmdStanModel, disable_logging
 
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.types import Floats, Ints
+from dpeer.eval.irt.types import Floats
 
 Progress = Callable[[float], None]
 """Told the fraction done, of all chains together."""
@@ -36,6 +37,27 @@ CHAIN_MB, RATING_KB = 10, 0.3
 """Memory of one chain: 10 MB at 5,760 ratings and 32 MB at 88,000."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is read of a chain's file."""
+
+    blocks: frozenset[str] = frozenset()
+    rows: frozenset[int] = frozenset()
+    """Draws at which response effects are wanted too."""
+    last: tuple[str, ...] = ()
+    """Blocks that are wanted at the last draw."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rest:
+    """What a chain wrote beside the blocks of all draws."""
+
+    u_raw: Floats | None
+    """[rows, E]; None where the model has no response effects."""
+    last: dict[str, Floats]
+    """Values of each block at the last draw, in the order of its columns."""
+
+
 class Chains(CmdStanModel):
     """CmdStanPy's model of a compiled program, with a runner of single chains that does four things more.
 
@@ -46,10 +68,10 @@ class Chains(CmdStanModel):
     chain, which takes 1.4 GB and 27 CPU seconds; the wanted ones take 0.12 GB and 6.
     """
 
-    def __init__(self, executable: Path, wanted: set[str], kept: frozenset[int], progress: Progress) -> None:
+    def __init__(self, executable: Path, wanted: Wanted, progress: Progress) -> None:
         super().__init__(exe_file=str(executable))
-        self.wanted, self.kept, self.progress = wanted, kept, progress
-        self.thinned: dict[int, Floats] = {}
+        self.wanted, self.progress = wanted, progress
+        self.rest: dict[int, Rest] = {}
         self.done: dict[int, float] = {}
         self.running: dict[int, subprocess.Popen[str]] = {}
         self.failure: BaseException | None = None
@@ -85,7 +107,7 @@ class Chains(CmdStanModel):
             if code := process.wait():
                 raise IrtError(_ended(code, last))
             file = Path(runset.csv_files[idx])
-            self.thinned[idx] = narrow(file, file.rename(f"{file}{WIDE}"), self.wanted, self.kept)
+            self.rest[idx] = narrow(file, file.rename(f"{file}{WIDE}"), self.wanted)
             runset._set_retcode(idx, code)
         except BaseException as error:  # this thread's pool would drop it
             self._end(error)
@@ -117,14 +139,14 @@ class Chains(CmdStanModel):
 
 
 def run_chains(
-    executable: Path, wanted: set[str], kept: Ints, progress: Progress, keep: Path | None, **options: Any
-) -> tuple[CmdStanMCMC, Floats | None]:
-    """The fit of the blocks `wanted`, and u_raw [chains, kept, E] at the draws `kept`; None where the model has no u.
+    executable: Path, wanted: Wanted, progress: Progress, keep: Path | None, **options: Any
+) -> tuple[CmdStanMCMC, list[Rest]]:
+    """The fit of the blocks that are wanted, and the rest of each chain.
 
     `options` are those of CmdStanPy's `sample`. CmdStan's whole files are moved to `keep`, if it is given. Whatever
     ends this call ends the chains. Raises IrtError when a chain fails.
     """
-    model = Chains(executable, wanted, frozenset(kept.tolist()), progress)
+    model = Chains(executable, wanted, progress)
     fit = model.run(metric="diag_e", sig_figs=9, refresh=20, **options)
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
@@ -132,8 +154,7 @@ def run_chains(
             old.unlink()
         for file in map(Path, fit.runset.csv_files):
             shutil.move(f"{file}{WIDE}", keep / file.name)
-    u_raw = [model.thinned[i] for i in range(fit.chains)]
-    return fit, np.stack(u_raw) if u_raw[0].size else None
+    return fit, [model.rest[i] for i in range(fit.chains)]
 
 
 def at_once(chains: int, threads: int, ratings: int) -> int:
@@ -165,9 +186,9 @@ def _ended(code: int, last: deque[str]) -> str:
     return f"a chain of the sampler ended with {code}; its last lines:\n{lines}"
 
 
-def narrow(file: Path, wide: Path, wanted: set[str], kept: frozenset[int]) -> Floats:
-    """Write `file`, which is `wide` with the blocks `wanted` and the sampler's own alone; u_raw [kept, E] at the rows
-    `kept`, which has no columns where the model has no u."""
+def narrow(file: Path, wide: Path, wanted: Wanted) -> Rest:
+    """Write `file`, which is `wide` with the blocks that are wanted and the sampler's own columns alone."""
+    blocks: dict[str, slice] = {}
     u_raw: list[Floats] = []
     row = -1
     with wide.open("rb") as source, file.open("wb") as target:
@@ -178,11 +199,12 @@ def narrow(file: Path, wide: Path, wanted: set[str], kept: frozenset[int]) -> Fl
             fields = line.rstrip().split(b",")
             if row < 0:
                 names = [field.split(b".")[0].decode() for field in fields]
-                pick = itemgetter(*(i for i, name in enumerate(names) if name in wanted or name.endswith("__")))
-                first = names.index("u_raw") if "u_raw" in names else 0
-                effects = slice(first, first + names.count("u_raw"))
-            elif row in kept:
-                u_raw.append(np.array(fields[effects], dtype=np.float64))
+                pick = itemgetter(*(i for i, n in enumerate(names) if n in wanted.blocks or n.endswith("__")))
+                for name, size in Counter(names).items():
+                    blocks[name] = slice(names.index(name), names.index(name) + size)
+            elif row in wanted.rows and "u_raw" in blocks:
+                u_raw.append(np.array(fields[blocks["u_raw"]], dtype=np.float64))
             target.write(b",".join(pick(fields)) + b"\n")
             row += 1
-    return np.stack(u_raw) if u_raw else np.empty((0, 0))
+    last = {n: np.array(fields[blocks[n]], dtype=np.float64) for n in wanted.last if n in blocks and row > 0}
+    return Rest(np.stack(u_raw) if u_raw else None, last)

@@ -9,10 +9,10 @@ import pandas as pd
 
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.encode import encode
-from dpeer.eval.irt.fit import fit, save
+from dpeer.eval.irt.fit import fit, load, save
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.tables import tabulate
-from dpeer.eval.irt.types import Options, Ratings
+from dpeer.eval.irt.types import Options, Posterior, Ratings
 
 CSV = "csv"
 
@@ -25,6 +25,7 @@ def estimate(
     dimensions: Sequence[str] | None = None,
     scale: Sequence[int] | None = None,
     folder: Path | str | None = None,
+    start_from: Path | str | Posterior | None = None,
     keep_csv: bool = False,
     unchecked: bool = False,
     started: Callable[[Ratings], None] | None = None,
@@ -37,6 +38,8 @@ def estimate(
     base: model that the others are compared with; default: the first
     scale: the possible scores; default: all whole numbers from the least to the greatest score
     folder: keep the draws there, for `dpeer irt report` and as an anchor of later fits
+    start_from: an earlier fit of the same models, judges, dimensions and terms to fewer ratings, or its folder; chains
+        go on from there, which takes a fraction of the time; the posterior and the gate are the same
     keep_csv: keep CmdStan's own files in the subfolder csv of `folder`, for `cmdstanpy.from_csv`
     unchecked: leave out the identification check; the gate of such a result is never green
     started, warn, progress: told the encoded ratings, each weakness of the design, and (what, fraction done)
@@ -53,7 +56,8 @@ def estimate(
     if started:
         started(ratings)
     csv = Path(folder) / CSV if folder is not None and keep_csv else None
-    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn, keep_csv=csv)
+    start = load(Path(start_from)) if isinstance(start_from, Path | str) else start_from
+    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn, keep_csv=csv, start=start)
     if folder is not None:
         save(posterior, Path(folder))
     return tabulate(posterior, base)

@@ -66,6 +66,10 @@ def fit(
     scale: Annotated[
         str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
     ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an earlier fit to fewer ratings: go on from there, in less time.", metavar="FIT"),
+    ] = None,
     keep_csv: Annotated[
         bool, typer.Option("--keep-csv", help="Keep CmdStan's own files in the subfolder csv, for CmdStanPy.")
     ] = False,
@@ -86,8 +90,8 @@ def fit(
         **_terms(terms),
     )
     console = Console(highlight=False)
-    names = tuple(dimension or ())
-    show(*run_fit(table, output, options, base, names, console, _scale(scale), keep_csv=keep_csv), console)
+    names, more = tuple(dimension or ()), {"start_from": start_from, "keep_csv": keep_csv}
+    show(*run_fit(table, output, options, base, names, console, _scale(scale), **more), console)
 
 
 def run_fit(
@@ -98,10 +102,9 @@ def run_fit(
     dimensions: tuple[str, ...],
     console: Console,
     scale: tuple[int, ...] | None = None,
-    *,
-    keep_csv: bool = False,
+    **more: Any,
 ) -> tuple[Result, Path]:
-    """Estimate with progress on the console; returns the result and its page in `output`."""
+    """Estimate with progress on the console and `more` options of `estimate`; returns the result and its page."""
     from dpeer.eval.irt.estimation import estimate
 
     def started(ratings: Ratings) -> None:
@@ -127,7 +130,7 @@ def run_fit(
             dimensions=dimensions,
             scale=scale,
             folder=output,
-            keep_csv=keep_csv,
+            **more,
             started=started,
             warn=lambda text: console.print(f"[yellow]warning:[/] {markup(text)}", soft_wrap=True),
             progress=progress,

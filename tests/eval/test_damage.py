@@ -12,7 +12,7 @@ import pytest
 
 from dpeer.errors import DataError
 from dpeer.eval.irt import cmdstan
-from dpeer.eval.irt.chains import Chains
+from dpeer.eval.irt.chains import Chains, Wanted
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.judge import judge
@@ -99,5 +99,5 @@ def test_a_killed_chain_is_told_in_a_line(tmp_path: Path) -> None:
     program.write_text('#!/bin/sh\n[ "$1" = info ] || { for i in 1 2 3; do echo setting $i; done; kill -9 $$; }\n')
     program.chmod(0o755)
     with pytest.raises(IrtError, match=f"killed by signal {int(signal.SIGKILL)} .SIGKILL.*no memory left") as caught:
-        Chains(program, set(), frozenset(), lambda done: None).run(chains=1, output_dir=str(tmp_path))
+        Chains(program, Wanted(), lambda done: None).run(chains=1, output_dir=str(tmp_path))
     assert "\n" not in str(caught.value) and "setting" not in str(caught.value)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dpeer.eval.irt import cmdstan
-from dpeer.eval.irt.chains import Chains, at_once
+from dpeer.eval.irt.chains import Chains, Wanted, at_once
 from dpeer.eval.irt.diagnostics import gate
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
@@ -101,15 +101,15 @@ def test_a_chain_that_fails_is_an_error_with_its_last_words_and_ends_the_others(
     program = stand_in(tmp_path, f'[ "$1" = id=2 ] && {{ {words}; }}; exec sleep 60')
     begin = time.monotonic()
     with pytest.raises(IrtError, match=r"(?s)ended with 70.*not positive definite"):
-        Chains(program, set(), frozenset(), lambda done: None).run(chains=2, output_dir=str(tmp_path))
+        Chains(program, Wanted(), lambda done: None).run(chains=2, output_dir=str(tmp_path))
     assert time.monotonic() - begin < 30
 
 
 RUNS = """
 import pathlib, sys
-from dpeer.eval.irt.chains import Chains, at_once
+from dpeer.eval.irt.chains import Chains, Wanted, at_once
 here = pathlib.Path(sys.argv[1])
-Chains(here / "model", set(), frozenset(), print).run(chains=2, parallel_chains=2, output_dir=str(here))
+Chains(here / "model", Wanted(), print).run(chains=2, parallel_chains=2, output_dir=str(here))
 """
 
 
@@ -131,7 +131,7 @@ def test_a_fault_of_who_is_told_the_progress_ends_the_chains(tmp_path: Path) -> 
         raise OSError("the terminal has gone")
 
     with pytest.raises(OSError, match="terminal"):
-        Chains(program, set(), frozenset(), progress).run(chains=1, output_dir=str(tmp_path))
+        Chains(program, Wanted(), progress).run(chains=1, output_dir=str(tmp_path))
 
 
 def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
