@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from common import CACHE, BenchmarkError, machine, measure, peer_environment, print_table, spread
 from numpy.typing import NDArray
 
-from dpeer.eval.irt.chains import read_csv
 from dpeer.eval.irt.cmdstan import compile_model, version
 from dpeer.eval.irt.cmdstan import find_or_install as find_cmdstan
 from dpeer.eval.irt.diagnostics import convergence
@@ -181,8 +181,9 @@ def stan(setting: Setting, start: dict[str, Any], draws: int, *nuts: str) -> tup
         said = process.communicate()[1].decode()
         if process.returncode:
             raise BenchmarkError(f"{' '.join(command)} ended with {process.returncode}:\n{said}")
-        names = {"lp__", "n_leapfrog__"}
-        return read_csv(output, names, set(), set(), draws), found[2].ru_utime + found[2].ru_stime, peak
+        names = ["lp__", "n_leapfrog__"]
+        written = pd.read_csv(output, comment="#", usecols=names, float_precision="round_trip")
+        return {name: written[name].to_numpy(float) for name in names}, found[2].ru_utime + found[2].ru_stime, peak
 
 
 def _peak_mb(pid: int) -> float:
@@ -201,7 +202,7 @@ def stan_densities(setting: Setting, problem: Problem, points: list[dict[str, An
         draws, _, _ = stan(setting, point, 1, "max_depth=1", "stepsize=1e-14")
         scales = [np.asarray(value, float) for name, value in point.items() if name.startswith("s_")]
         change = sum(float(np.log(s).sum()) for s in scales) + _cholesky_volume(np.asarray(point["L_theta"]))
-        found.append(float(draws["lp__"][0, 0]) - change)
+        found.append(float(draws["lp__"][0]) - change)
     return found
 
 

@@ -30,6 +30,12 @@ WHEEL_VERSION = "2.27.0"
 STAMP = ".dpeer-complete"
 FLAGS = ("STAN_THREADS=TRUE", "PRECOMPILED_HEADERS=false")
 OLDEST = (2, 27)
+COMPILE = """
+import sys, cmdstanpy
+cmdstanpy.set_cmdstan_path(sys.argv[1])
+cmdstanpy.CmdStanModel(stan_file=sys.argv[2], cpp_options=dict(flag.split("=") for flag in sys.argv[3:]))
+"""
+"""In a process of its own, where a time limit ends it and its settings stay."""
 LEFT_OUT = ("/test/", "/doc/", "/docs/")
 """Parts of the source tree that no build needs."""
 BUILD_LIMIT_S = 3600
@@ -104,7 +110,8 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
         progress("CmdStan: compiling the model (about 1 minute)")
         with scratch("dpeer-stan-") as folder:  # make cannot handle spaces in paths
             shutil.copyfile(source, folder / "model.stan")
-            _run(["make", "-C", str(cmdstan), *FLAGS, str(folder / "model")], "compiling the model")
+            command = [sys.executable, "-c", COMPILE, str(cmdstan), str(folder / "model.stan"), *FLAGS]
+            _run(command, "compiling the model")
             write_bytes(final, seal((folder / "model").read_bytes() + BLANK.encode()), mode=0o755)
     return final
 

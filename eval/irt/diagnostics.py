@@ -97,6 +97,12 @@ def diagnostics(posterior: Posterior) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def mixing(posterior: Posterior) -> tuple[float, float]:
+    """The largest R-hat and the least bulk or tail ESS of what is gated; R-hat is 0 for a single chain."""
+    gated = (table := diagnostics(posterior))[table["gated"]]
+    return float(gated["rhat"].fillna(0).max()), float(gated[["ess_bulk", "ess_tail"]].min(axis=None))
+
+
 def ebfmi(energy: Floats) -> Floats:
     """Energy fraction of missing information per chain, of energies [chains, draws]."""
     fraction: Floats = np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1, ddof=1)

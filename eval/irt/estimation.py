@@ -10,10 +10,12 @@ import pandas as pd
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.claims import Claims, in_family
 from dpeer.eval.irt.encode import encode
-from dpeer.eval.irt.fit import fit, save
+from dpeer.eval.irt.fit import fit, load, save
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.tables import tabulate
-from dpeer.eval.irt.types import Options, Ratings
+from dpeer.eval.irt.types import Options, Posterior, Ratings
+
+CSV = "csv"
 
 
 def estimate(
@@ -26,6 +28,8 @@ def estimate(
     scale: Sequence[int] | None = None,
     without: Sequence[str] = (),
     folder: Path | str | None = None,
+    start_from: Path | str | Posterior | None = None,
+    keep_csv: bool = False,
     unchecked: bool = False,
     started: Callable[[Ratings], None] | None = None,
     warn: Callable[[str], None] | None = None,
@@ -39,12 +43,17 @@ def estimate(
     scale: the possible scores; default: all whole numbers from the least to the greatest score
     without: judges whose ratings are left out
     folder: keep the draws there, for `dpeer irt report` and as an anchor of later fits
+    start_from: an earlier fit of the same models, judges, dimensions and terms to fewer ratings, or its folder; chains
+        go on from there, which takes a fraction of the time; the posterior and the gate are the same
+    keep_csv: keep CmdStan's own files in the subfolder csv of `folder`, for `cmdstanpy.from_csv`
     unchecked: leave out the identification check; the gate of such a result is never green
     started, warn, progress: told the encoded ratings, each weakness of the design, and (what, fraction done)
 
     Raises DataError for a fault in the table, ConfigError for an unknown base, a DesignError (see `design.check`) where
     the ratings cannot tell the models apart, IrtError where there is nothing to estimate or sampling fails.
     """
+    if keep_csv and folder is None:
+        raise ConfigError("keep_csv has no place to keep the files; give `folder` too, or leave it out")
     options = options or Options()
     ratings = encode(table, dimensions or None, scale, without)
     if base is not None and base not in ratings.models:
@@ -52,7 +61,9 @@ def estimate(
     in_family(ratings, base or ratings.models[0], wanted or Claims())  # a wrong name is told before hours of sampling
     if started:
         started(ratings)
-    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn)
+    csv = Path(folder) / CSV if folder is not None and keep_csv else None
+    start = load(Path(start_from)) if isinstance(start_from, Path | str) else start_from
+    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn, keep_csv=csv, start=start)
     if folder is not None:
         save(posterior, Path(folder))
     return tabulate(posterior, base, wanted=wanted)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from dpeer.eval.irt.anchors import Anchors, check_anchors
-from dpeer.eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
 from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
+from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_ESS, mixing
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
+from dpeer.eval.irt.restart import begin, earlier, joined, left
 from dpeer.eval.irt.scales import guessed, measured
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import metric, starts
@@ -44,14 +45,22 @@ SCALARS = (
     *("order", "own_family", "own_model"),
 )
 VECTORS = ("mu", "s_theta", "s_beta", "s_u", "s_v", "s_group", "length")
-WANTED = {
-    *VECTORS,
-    *(name for name in SCALARS if not name.startswith("own")),
-    *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "kappa"),
-    *("correlation", "v_mean", "judge_model", "group"),
-}
-RAW = {f"{name}_raw" for name in THINNED}
+WANTED = frozenset(
+    {
+        *VECTORS,
+        *(name for name in SCALARS if not name.startswith("own")),
+        *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "kappa"),
+        *("correlation", "v_mean", "judge_model", "group"),
+    }
+)
+RAW = frozenset(f"{name}_raw" for name in THINNED)
 """Stan's columns of the blocks that are thinned."""
+Say = Callable[[str, float], None]
+APART = 1.05
+"""R-hat from which on chains that go on from an earlier fit are given up."""
+BURN_IN, LEAST_PART = 100, 50
+"""Iterations by which chains from an earlier fit reach the posterior of more ratings, and draws that are worth a start
+of CmdStan."""
 
 
 def fit(
@@ -61,11 +70,17 @@ def fit(
     *,
     unchecked: bool = False,
     warn: Callable[[str], None] | None = None,
+    keep_csv: Path | None = None,
+    start: Posterior | None = None,
 ) -> Posterior:
     """Posterior draws of the many-facet model (see `model.stan` for the formula and the priors).
 
     `progress` gets what is being done and the fraction of it, `warn` each weakness of the design. Installs CmdStan and
     compiles the model on first use. `unchecked` leaves out the identification check; such a fit supports no claim.
+    `start`: an earlier fit of the same models, judges and terms to fewer ratings. Chains go on from its last draws with
+    its metric and step size, and end as soon as they hold the effective draws that a claim needs; where a transition
+    diverges, or chains disagree after `options.draws`, the fit is made afresh.
+    CmdStan's own files go to the folder `keep_csv`, in place of those of an earlier fit.
     Raises a DesignError (see `check`) when the ratings cannot tell the models apart, and IrtError when they hold
     nothing to estimate, CmdStan cannot be had, or a chain fails.
     """
@@ -81,27 +96,75 @@ def fit(
     cmdstan = find_or_install(lambda text: say(text, 0.0))
     executable = compile_model(lambda text: say(text, 0.0), cmdstan)
     begin, cpu_before = time.perf_counter(), _children_cpu()
-    chains, warmup, draws = PILOT
-    short = replace(options, approx=True, chains=chains, warmup=warmup, draws=draws)
-    pilot = _sample(ratings, short, problem, executable, partial(say, "pilot chain"), STEPS_ROUGH[0])
-    problem = build(ratings, options, measured(pilot, scales))
-    label = "sampling (approximate)" if options.approx else "sampling"
-    for attempt, rate in enumerate(_steps(options, problem)):
-        again = f" again, adapt_delta {rate}" if attempt else ""
-        posterior = _sample(ratings, options, problem, executable, partial(say, label + again), rate)
-        if not posterior.sampler["divergent"].any():
-            break
+    posterior = start and _continued(start, ratings, options, executable, say, keep_csv)
+    if posterior is None:
+        posterior = _fresh(ratings, options, problem, executable, say, keep_csv)
     facts = {
         "cmdstan": version(cmdstan),
         "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
         "seconds": round(time.perf_counter() - begin, 2),
         "cpu_seconds": round(_children_cpu() - cpu_before, 2),
-        "pilot_leapfrogs": pilot.facts["leapfrogs"],
-        "runs_with_divergences_before": attempt,
+        "started_from_earlier": start is not None and "pilot_leapfrogs" not in posterior.facts,
         "design_checked": not unchecked,
         "design_warnings": warnings,
     }
     return replace(posterior, facts=facts | posterior.facts)
+
+
+def _fresh(
+    ratings: Ratings, options: Options, problem: Problem, executable: Path, say: Say, keep_csv: Path | None
+) -> Posterior:
+    """A pilot for the scales of `problem`, then all chains, anew with shorter steps after divergences."""
+    chains, warmup, draws = PILOT
+    short = replace(options, approx=True, chains=chains, warmup=warmup, draws=draws)
+    nuts = _nuts(problem, options) | {"adapt_delta": STEPS_ROUGH[0]}
+    pilot = _sample(ratings, short, problem, executable, partial(say, "pilot chain"), nuts)
+    problem = build(ratings, options, measured(pilot, problem.scales))
+    label = "sampling (approximate)" if options.approx else "sampling"
+    for attempt, rate in enumerate(_steps(options, problem)):
+        again = f" again, adapt_delta {rate}" if attempt else ""
+        nuts = _nuts(problem, options) | {"adapt_delta": rate}
+        posterior = _sample(ratings, options, problem, executable, partial(say, label + again), nuts, keep_csv)
+        if not posterior.sampler["divergent"].any():
+            break
+    facts = {"pilot_leapfrogs": pilot.facts["leapfrogs"], "runs_with_divergences_before": attempt}
+    return replace(posterior, facts=facts | posterior.facts)
+
+
+def _continued(
+    start: Posterior, ratings: Ratings, options: Options, executable: Path, say: Say, keep_csv: Path | None
+) -> Posterior | None:
+    """Chains that go on from the last draws of an earlier fit, with its metric and step size, until they hold the
+    effective draws that a claim needs, or `options.draws`; None where a transition diverged or chains disagree."""
+    scales, centres = earlier(start, ratings, options)
+    problem = build(ratings, options, scales, centres)
+    inits, inverse_metric, step = begin(start, ratings, problem, options.chains)
+    nuts = _nuts(problem, options) | {"inv_metric": inverse_metric, "step_size": step, "adapt_engaged": False}
+    parts: list[Posterior] = []
+    size, done = options.draws if keep_csv else max(options.draws // 4, min(LEAST_PART, options.draws)), 0
+    while True:
+        part = replace(options, warmup=0 if parts else BURN_IN, draws=size, seed=options.seed + len(parts))
+        label = partial(say, "sampling from the earlier fit" + ", more draws" * bool(parts))
+        parts.append(_sample(ratings, part, problem, executable, label, nuts | {"inits": inits}, keep_csv))
+        posterior, done = joined(parts, options), done + size
+        if posterior.sampler["divergent"].any():
+            return None
+        rhat, ess = mixing(posterior)
+        if rhat < MAX_RHAT and ess > MIN_ESS:
+            return posterior
+        if done == options.draws:
+            return posterior if rhat < APART else None
+        inits, *_ = begin(posterior, ratings, problem, options.chains)
+        size = min(options.draws - done, max(LEAST_PART, int(done * (1.1 * MIN_ESS / ess - 1))))
+
+
+def _nuts(problem: Problem, options: Options) -> dict[str, Any]:
+    """How the chains of a fresh fit move, in CmdStanPy's words."""
+    inverse_metric = metric(problem.blocks)
+    depth = 8 if len(inverse_metric) > LARGE else 10
+    rng = np.random.default_rng(options.seed)
+    inits = [starts(problem.blocks, problem.data["D"], rng) for _ in range(options.chains)]
+    return {"inv_metric": inverse_metric, "max_treedepth": depth, "inits": inits}
 
 
 def _steps(options: Options, problem: Problem) -> tuple[float, ...]:
@@ -114,32 +177,22 @@ def _sample(
     problem: Problem,
     executable: Path,
     progress: Callable[[float], None],
-    adapt_delta: float,
+    nuts: dict[str, Any],
+    keep_csv: Path | None = None,
 ) -> Posterior:
     """Run the chains of one problem and read them."""
-    inverse_metric = metric(problem.blocks)
-    sampling = Sampling(
-        warmup=options.warmup,
-        draws=options.draws,
-        adapt_delta=adapt_delta,
-        max_treedepth=8 if len(inverse_metric) > LARGE else 10,
-        seed=options.seed,
-        threads=options.threads,
-    )
     keep = max(1, KEPT_EFFECTS // options.chains)
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
-    stan = _run(problem, options, executable, inverse_metric, sampling, kept, progress)
-    raw = {name: stan.pop(name) for name in RAW & stan.keys()}
-    sampler = {name.removesuffix("__"): stan.pop(name)[..., 0] for name in SAMPLER}
+    stan, sampler, raw, remains = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
     anchors = check_anchors(ratings, options.anchors, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
     draws = _named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
-        "parameters": len(inverse_metric),
+        "parameters": len(nuts["inv_metric"]),
         "response_effect": problem.response_effect,
         "model_item": "v_mean" in stan,
-        "max_treedepth": sampling.max_treedepth,
-        "adapt_delta": sampling.adapt_delta,
+        "max_treedepth": nuts["max_treedepth"],
+        "adapt_delta": nuts.get("adapt_delta"),
         "unused_categories": _unused(ratings, problem),
         "notes": list(problem.notes),
         "earlier_origin": [d for d, mu in zip(ratings.dimensions, anchors.mu, strict=True) if not np.isnan(mu)],
@@ -155,33 +208,47 @@ def _sample(
             effects["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
         draws |= effects
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
-    return Posterior(ratings=ratings, options=options, draws=draws, sampler=sampler, facts=facts)
+    return Posterior(ratings, options, draws, sampler, facts, remains)
 
 
 def _run(
+    ratings: Ratings,
     problem: Problem,
     options: Options,
     executable: Path,
-    inverse_metric: Floats,
-    sampling: Sampling,
+    nuts: dict[str, Any],
     kept: Ints,
     progress: Callable[[float], None],
-) -> dict[str, Floats]:
-    """Stan's draws by name, [chains, draws, ...]; of the response effects only the draws `kept`."""
-    rng = np.random.default_rng(options.seed)
+    keep_csv: Path | None,
+) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, Floats], dict[str, Floats]]:
+    """Stan's draws by name and the sampler's, [chains, draws, ...], blocks of RAW [chains, kept, n], and what a later
+    fit starts from."""
+    from dpeer.eval.irt.chains import Wanted, at_once, run_chains  # CmdStanPy: 0.4 CPU s that reports need not pay
+
+    chains, draws = options.chains, options.draws
+    wanted = Wanted(WANTED, RAW, frozenset(kept.tolist()), tuple(name for name, *_ in problem.blocks))
     with scratch("dpeer-irt-") as folder:
         (folder / "data.json").write_text(json.dumps(problem.data))
-        files = run_chains(
+        found, rest = run_chains(
             executable,
-            folder / "data.json",
-            [starts(problem.blocks, problem.data["D"], rng) for _ in range(options.chains)],
-            inverse_metric,
-            sampling,
-            folder,
+            wanted,
             progress,
+            keep_csv,
+            data=str(folder / "data.json"),
+            chains=chains,
+            parallel_chains=at_once(chains, options.threads, problem.data["N"]),
+            threads_per_chain=options.threads,
+            iter_warmup=options.warmup,
+            iter_sampling=draws,
+            seed=options.seed,
+            output_dir=str(folder),
+            **nuts | {"inits": nuts["inits"][:chains]},
         )
-        chains = [read_csv(f, WANTED | set(SAMPLER), RAW, set(kept.tolist()), options.draws) for f in files]
-    return {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
+        stan = {n: v.reshape(chains, draws, *v.shape[1:]) for n, v in found.stan_variables().items()}
+        sampler = {n.removesuffix("__"): v.T for n, v in found.method_variables().items()}
+        last = {name: np.stack([chain.last[name] for chain in rest]) for name in rest[0].last}
+        remains = left(problem, ratings, last, np.mean(np.asarray(found.inv_metric), axis=0))
+    return stan, sampler, {n: np.stack([chain.thinned[n] for chain in rest]) for n in rest[0].thinned}, remains
 
 
 def _response_effects(draws: dict[str, Floats], effects: dict[str, Floats], problem: Problem) -> Floats:

@@ -35,6 +35,7 @@ def save(posterior: Posterior, folder: Path) -> None:
     for name, values in posterior.draws.items():
         arrays[f"draws.{name}"] = values.astype(np.float32) if name in SINGLE else values
     arrays |= {f"sampler.{name}": values for name, values in posterior.sampler.items()}
+    arrays |= {f"left.{name}": values for name, values in posterior.left.items()}
     draws, manifest = folder / "draws.npz", folder / "manifest.json"
     new_draws = draws.with_name(f".{draws.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -94,7 +95,8 @@ def load(folder: Path) -> Posterior:
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}
-    return Posterior(ratings, Options(**manifest_data["options"]), draws, part("sampler"), manifest_data["facts"])
+    options, facts = Options(**manifest_data["options"]), manifest_data["facts"]
+    return Posterior(ratings, options, draws, part("sampler"), facts, part("left"))
 
 
 def _sha256(path: Path) -> str:

@@ -31,6 +31,7 @@ class Problem:
 
     data: dict[str, Any]
     blocks: Blocks
+    scales: Scales
     used: tuple[Ints, ...]
     """Categories in use, per dimension."""
     levels: tuple[tuple[Ints, ...], ...]
@@ -46,8 +47,10 @@ class Problem:
     no_intervals: str | None
 
 
-def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
-    """Raises IrtError where the model has nothing to estimate, or an option asks for what the data do not hold."""
+def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str, Any] | None = None) -> Problem:
+    """`centres`: those of an earlier fit, which are kept, see `restart.earlier`.
+
+    Raises IrtError where the model has nothing to estimate, or an option asks for what the data do not hold."""
     _check(ratings, options)
     used = _used(ratings)
     levels = _levels(ratings, used, options)
@@ -69,11 +72,16 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
     data |= {"use_alpha": alpha, "use_u": use_u} | _switches(options)
     precision = _precision(data, scales, cells, found)
     data |= _centrings(precision, scales, cells.dimension, found)
+    if centres:
+        of_cell = centres["centre_u"][cells.response, cells.dimension]
+        kept = {n: v for n, v in centres.items() if n in data and np.shape(v) == np.shape(data[n])}
+        data |= kept | {"centre_u": np.where(np.isnan(of_cell), data["centre_u"], of_cell)}
     data |= _anchors(anchors, ratings, cells.items)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
         data=data,
         blocks=blocks(data, ratings, used, precision, scales),
+        scales=scales,
         used=used,
         levels=levels,
         cell_response=cells.response,

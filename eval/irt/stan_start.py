@@ -86,7 +86,7 @@ def blocks(
         ("s_alpha", *_spread(scales.alpha, use_alpha, j)),
         ("alpha_raw", *judge_effects("alpha", (j - 1 + data["alphas_anchored"]) * use_alpha, data["alphas_anchored"])),
         ("delta_raw", *_effects(data["C"] - d, total / data["C"])),
-        ("tau_raw", np.concatenate([_helmert(-x) for x in logits]), np.full(free, 1 / (1 + precision["tau"] * j))),
+        ("tau_raw", np.concatenate([helmert(-x) for x in logits]), np.full(free, 1 / (1 + precision["tau"] * j))),
         ("s_tau", *_spread(scales.tau, deviations > 0, deviations)),
         ("kappa_raw", *judge_effects("tau", deviations, False)),
         ("length", *_effects(one * data["use_length"], per_dimension)),
@@ -114,7 +114,7 @@ def blocks(
     return tuple((name, np.asarray(values, float), np.asarray(variances, float)) for name, values, variances in named)
 
 
-def _helmert(x: Floats) -> Floats:
+def helmert(x: Floats) -> Floats:
     """The free values that Stan's `sum_zero` turns into x - mean(x)."""
     i = np.arange(1, len(x))
     return np.asarray((np.cumsum(x)[:-1] - i * x[1:]) / np.sqrt(i * (i + 1)))

@@ -179,6 +179,8 @@ class Posterior:
     """divergent, energy, treedepth, stepsize: each [chains, draws]."""
     facts: dict[str, Any]
     """CmdStan version, seconds, model hash, unused categories, notes."""
+    left: dict[str, Floats] = field(default_factory=dict)
+    """What a fit of more ratings may start from, see `dpeer.eval.irt.restart`."""
 
     def flat(self, name: str) -> Floats:
         """Draws of all chains in one axis: [chains * draws, ...]."""

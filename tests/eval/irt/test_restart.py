@@ -1,0 +1,99 @@
+"""A fit of more ratings starts where the earlier one ended, finds the same, and refuses what it cannot start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.linalg import helmert
+
+from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.fit import fit, load, save
+from dpeer.eval.irt.restart import begin, earlier
+from dpeer.eval.irt.simulate import Spec, simulate
+from dpeer.eval.irt.stan_data import build
+from dpeer.eval.irt.types import Floats, Options, Posterior
+
+TABLE, _ = simulate(Spec(models=4, items=14, dimensions=2, judges=3), 3)
+LAST = sorted(TABLE["item"].unique())[-2:]
+OLD = TABLE[~TABLE["item"].isin(LAST)].iloc[5:]  # two items and five ratings come later
+OPTIONS = Options(chains=2, warmup=150, draws=100)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Posterior:
+    folder = tmp_path_factory.mktemp("fit")
+    save(fit(encode(OLD), OPTIONS), folder)
+    return load(folder)
+
+
+def test_chains_start_at_the_last_draws(before: Posterior) -> None:
+    ratings = encode(TABLE)
+    scales, centres = earlier(before, ratings, OPTIONS)
+    problem = build(ratings, OPTIONS, scales, centres)
+    starts, inverse_metric, step = begin(before, ratings, problem, 3)
+    assert len(inverse_metric) == sum(len(v) for _, _, v in problem.blocks) and (inverse_metric > 0).all()
+    assert step in before.sampler["stepsize"][:, -1] or step == np.mean(before.sampler["stepsize"][:, -1])
+    for chain, start in zip((0, 1, 0), starts, strict=True):
+        last = {name: draws[chain, -1] for name, draws in before.draws.items()}
+        s_theta, s_beta, s_u = (np.array(start[name]) for name in ("s_theta", "s_beta", "s_u"))
+        root = np.diag(s_theta) @ np.array(start["L_theta"])
+        free = np.reshape(start["theta_raw"], (2, 3)).T
+        theta = helmert(4).T @ (free if problem.data["centre_theta"] else free @ root.T)
+        assert np.allclose(theta, last["theta"], atol=1e-6)
+        centre = np.array(problem.data["centre_beta"])
+        beta = helmert(14).T @ np.reshape(start["beta_raw"], (2, 13)).T * s_beta ** (1 - centre)
+        assert np.allclose(beta[:12], last["beta"], atol=1e-6) and np.allclose(beta[12:], 0, atol=1e-6)
+        place = (theta + start["mu"])[ratings.response_model] - beta[ratings.response_item]  # [R, D]
+        at = problem.cell_response, problem.cell_dimension
+        c = np.array(problem.data["centre_u"])
+        u = np.full(place.shape, np.nan)
+        u[at] = s_u[at[1]] ** (1 - c) * (np.array(start["u_raw"]) - c * place[at])
+        rated = ~np.isnan(last["u"])
+        assert np.allclose(u[ratings.response_item < 12][rated], last["u"][rated], atol=1e-5)
+
+
+def test_a_fit_from_an_earlier_one_finds_what_a_fresh_one_finds(before: Posterior) -> None:
+    ratings = encode(TABLE)
+    options = replace(OPTIONS, draws=400)
+    warm, fresh = fit(ratings, options, start=before), fit(ratings, replace(options, seed=2))
+    assert warm.facts["started_from_earlier"] and not fresh.facts["started_from_earlier"]
+    assert warm.facts["leapfrogs"] < fresh.facts["leapfrogs"] * 1.5  # kept draws alone: the metric is as good
+    for name in ("theta", "severity", "beta", "mu"):
+        a, b = warm.flat(name), fresh.flat(name)
+        assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 0.5 * b.std(axis=0)).all(), name
+        assert 0.8 < np.median(a.std(axis=0) / b.std(axis=0)) < 1.25, name
+    assert warm.draws["u"].shape[1] == fresh.draws["u"].shape[1]
+    draws = warm.options.draws
+    assert warm.draws["theta"].shape[1] == draws and np.max(warm.facts["u_draws"]) == 2 * draws - 1
+
+
+def other_judge(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(judge=table["judge"].replace({sorted(table["judge"].unique())[0]: "new"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "state", "why"),
+    [
+        (other_judge, OPTIONS, True, "other judges"),
+        (lambda table: table, replace(OPTIONS, model="rasch"), True, "other terms"),
+        (lambda table: table, replace(OPTIONS, anchors={"items": {}}), True, "anchors"),
+        (lambda table: table, OPTIONS, False, "no state"),
+    ],
+)
+def test_what_it_cannot_start_from_is_refused(
+    before: Posterior, change: Callable[[pd.DataFrame], pd.DataFrame], options: Options, state: bool, why: str
+) -> None:
+    start = before if state else replace(before, left=dict[str, Floats]())
+    with pytest.raises(IrtError, match=why):
+        earlier(start, encode(change(TABLE)), options)
+
+
+def test_chains_that_diverge_are_run_afresh(before: Posterior) -> None:
+    far = before.left | {"last.s_theta": np.full((2, 2), 1e-3), "moved.u_raw": before.left["moved.u_raw"] * 1e4}
+    found = fit(encode(OLD), OPTIONS, start=replace(before, left=far))
+    assert not found.facts["started_from_earlier"] and found.facts["pilot_leapfrogs"]
