@@ -67,8 +67,8 @@ def replicate(kind: str, seed: int, stan: bool) -> dict[str, Any]:
     ability = truth(kind, rng)
     y = scores(ability, rng)
     m, q, j = (axis.ravel() for axis in np.indices(y.shape))
-    nothing, one = np.zeros(y.size, np.int64), np.ones(y.size)
-    design = Design(m, q, nothing, j, nothing, one.astype(np.int64), one, (M, Q, J, 1), 0)
+    nothing, one = np.zeros(y.size, np.int64), np.ones(y.size, np.int64)
+    design = Design(m, q, nothing, j, nothing, one, (M, Q, J, 1), 0)
     batch, began = y.size // 10, time.process_time()
     asked, looks, fits = opening(design, batch, seed), [], 0
     while True:

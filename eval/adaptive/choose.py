@@ -1,4 +1,4 @@
-"""Which ratings to ask next: those that narrow the open contrasts most per cost, foretold by a normal approximation.
+"""Which ratings to ask next: those that narrow the open contrasts most per rating, foretold by a normal approximation.
 
 A cell is what a model answered to an item, in one dimension. Its n ratings say as much about ability less difficulty as
 a normal observation of variance s_effect^2 + 1 / (n information); items are integrated out.
@@ -26,7 +26,6 @@ class Design:
     judge: Ints  # [U]
     dimension: Ints  # [U]
     size: Ints  # [U] ratings
-    cost: Floats  # [U] in any currency
     shape: tuple[int, int, int, int]
     """Models, items, judges, dimensions."""
     base: int
@@ -40,7 +39,12 @@ class Design:
     def counts(self, asked: Bools) -> Floats:
         """Ratings per cell [D, M, Q]."""
         M, Q, _, D = self.shape
-        return np.bincount(self.cell, np.where(asked, self.size, 0), D * M * Q).reshape(D, M, Q)
+        n = np.bincount(self.cell, np.where(asked, self.size, 0), D * M * Q)
+        return np.asarray(n, np.float64).reshape(D, M, Q)
+
+
+LEAST_ITEMS = 8
+"""Of the first batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,11 +82,8 @@ def opening(design: Design, ratings: int, seed: int) -> Bools:
     return np.isin(design.item, order[:items])
 
 
-LEAST_ITEMS = 8
-
-
 def variances(design: Design, counts: Floats, worth: list[Worth]) -> Floats:
-    """[D, M] of each model's contrast with the base, foretold for so many ratings per cell [D, M, Q]; 0 for the base."""
+    """[D, M] of the contrasts with the base, foretold for so many ratings per cell [D, M, Q]; 0 for the base itself."""
     found = [_covariance(_weights(n, w), w) for n, w in zip(counts, worth, strict=True)]
     b = design.base
     return np.array([c.diagonal() + c[b, b] - 2 * c[b] for c in found])
@@ -104,23 +105,23 @@ def next_batch(design: Design, asked: Bools, open_: Bools, worth: list[Worth], r
     """[U] units to ask now, about `ratings` ratings; fewer where no more would help.
 
     open_: [D, M] contrasts that are not decided; models without one are left out, except for the base. Greedy: the gain
-    is what the sum of the open contrasts' variances falls by, to first order, per cost. An item that is new is opened
+    is what the sum of the open contrasts' variances falls by, to first order, per rating. An item that is new is opened
     with all models that are in; elsewhere each model may get one rating more.
     """
-    M, Q, _, D = design.shape
+    Q = design.shape[1]
     turn = turns(design, seed)
     chosen = np.zeros(len(turn), bool)
     wanted = open_.copy()
     wanted[:, design.base] = open_.any(axis=1)
     waiting = ~asked & wanted[design.dimension, design.model]
-    shuffled = np.random.default_rng(seed).random((M, Q))  # which of equal items comes first
+    shuffled = np.random.default_rng(seed).random(Q)  # which of equal items comes first
     while ratings > 0 and (waiting & ~chosen).any():
         left = np.flatnonzero(waiting & ~chosen)
         left = left[np.lexsort((turn[left], design.cell[left]))]
         head = left[np.diff(design.cell[left], prepend=-1) > 0]  # next unit of each cell
         gain = _gains(design, design.counts(asked | chosen), open_, worth, head)
         quota = max(1, ratings // PASSES)
-        order = np.lexsort((shuffled[0][design.item[head]], -np.round(gain / gain.max(initial=1e-300), 9)))
+        order = np.lexsort((shuffled[design.item[head]], -np.round(gain / gain.max(initial=1e-300), 9)))
         taken = order[np.cumsum(design.size[head[order]]) - design.size[head[order]] < quota]
         chosen[head[taken]] = True
         ratings -= int(design.size[head[taken]].sum())
@@ -128,7 +129,7 @@ def next_batch(design: Design, asked: Bools, open_: Bools, worth: list[Worth], r
 
 
 def _gains(design: Design, counts: Floats, open_: Bools, worth: list[Worth], head: Ints) -> Floats:
-    """[len(head)] by how much each unit narrows the open contrasts of its dimension per cost; units that would open an
+    """[len(head)] by how much a unit narrows the open contrasts of its dimension per rating; units that would open an
     item share what they gain together."""
     gains = np.zeros(len(head))
     for d, known in enumerate(worth):
@@ -148,12 +149,12 @@ def _gains(design: Design, counts: Floats, open_: Bools, worth: list[Worth], hea
             """[..., Q] what items with these precisions [..., M, Q] take from the variances."""
             total = w.sum(axis=-2) + known.s_item**-2
             square = np.einsum("...mq,cm->...q", w, contrasts**2)
-            return square - (np.einsum("...mq,cm->...cq", w, contrasts) ** 2).sum(axis=-2) / total
+            return np.asarray(square - (np.einsum("...mq,cm->...cq", w, contrasts) ** 2).sum(axis=-2) / total)
 
         before = narrowed(weights)
-        cost = np.bincount(item, design.cost[unit], design.shape[1])
-        together = (narrowed(weights + more) - before) / np.maximum(cost, 1e-300)
+        ratings = np.bincount(item, design.size[unit], design.shape[1])
+        together = (narrowed(weights + more) - before) / np.maximum(ratings, 1)
         one = np.stack([narrowed(weights + more * (np.arange(len(more)) == m)[:, None]) for m in range(len(more))])
-        alone = (one - before)[model, item] / design.cost[unit]
+        alone = (one - before)[model, item] / design.size[unit]
         gains[here] = np.where(new[item], together[item], alone)
     return gains

@@ -54,9 +54,11 @@ def look(fits: Sequence[QuickFit], design: Design, asked: Bools, before: Sequenc
             time[at], limit[at], verdict[at] = (getattr(before[-1], x)[at] for x in ("time", "limit", "verdict"))
             continue
         times = [old.time[at] for old in before] + [time[at]]
-        limit[at] = boundary(times)
-        verdict[at] = judged(mean[at], sd[at], limit[at], contrast)
-        if verdict[at] == OPEN and chance(mean[at], sd[at], times, contrast) < FUTILE:
+        here, spread, limit[at] = float(mean[at]), float(sd[at]), boundary(times)
+        if not fits[at[0]].converged:
+            continue
+        verdict[at] = judged(here, spread, float(limit[at]), contrast)
+        if verdict[at] == OPEN and chance(here, spread, times, contrast) < FUTILE:
             verdict[at] = HOPELESS
     return Look(mean, sd, time, limit, verdict)
 
@@ -74,7 +76,7 @@ def judged(mean: float, sd: float, limit: float, contrast: float) -> str:
 
 
 def chance(mean: float, sd: float, times: Sequence[float], contrast: float) -> float:
-    """Probability that the contrast is decided once the whole design is rated, as it stands at the last of the times."""
+    """Probability that the whole design would decide the contrast, as it stands at the last of the times."""
     left = 1.0 - times[-1]
     end = boundary([*times, 1.0]) * sd * np.sqrt(times[-1])  # half width with the whole design
     spread = sd * np.sqrt(max(left, 1e-9))

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from dpeer.eval.irt.types import Floats
+
 ALPHA = 0.05
 SPENDING = 1.5
 """Power of the information time by which the error is spent (Kim & DeMets 1987): 1 is like Pocock's boundary, 3 like
@@ -32,16 +34,17 @@ def boundary(times: Sequence[float], alpha: float = ALPHA) -> float:
         if time - before < SAME:
             continue
         step, budget = np.sqrt(time - before), alpha * time**SPENDING - spent
-
-        def crossing(z: float, step: float = step, time: float = time) -> float:
-            edge = z * np.sqrt(time)
-            beyond = norm.sf((edge - paths) / step) + norm.cdf((-edge - paths) / step)
-            return float(mass @ beyond)
-
-        limit = _FAR if crossing(_FAR) >= budget else float(brentq(lambda z: crossing(z) - budget, 0.0, _FAR))
+        known = (budget, np.sqrt(time), step, paths, mass)
+        limit = _FAR if _excess(_FAR, *known) >= 0 else float(brentq(_excess, 0.0, _FAR, args=known))
         spent, before = spent + budget, time
         edge = limit * np.sqrt(time)
         here = edge * nodes
         density = norm.pdf((here[:, None] - paths) / step) / step
         paths, mass = here, edge * weights * (density @ mass)
     return limit
+
+
+def _excess(limit: float, budget: float, scale: float, step: float, paths: Floats, mass: Floats) -> float:
+    """Probability that a path crosses -limit or limit at this look for the first time, less the budget."""
+    edge = limit * scale
+    return float(mass @ (norm.sf((edge - paths) / step) + norm.cdf((-edge - paths) / step))) - budget

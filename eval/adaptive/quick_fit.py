@@ -19,8 +19,10 @@ S_STEP, S_DEVIATION, S_ALPHA, S_DELTA = 2.5, 0.6, 0.4, 1.0
 discriminations and of criteria."""
 LOG_SPREAD = (np.log(0.7), 0.7)
 """Prior mean and sd of the log spreads of effects and of items."""
-PASSES, HALVED, CONVERGED = 12, 5, 2e-3
-"""Steps of Newton's method, halvings of one, and the gain in log density below which nothing is left to gain."""
+PASSES, HALVED, LONGEST = 25, 8, 1.0
+"""Steps of Newton's method, halvings of one, and the longest, in any parameter."""
+NEAR, CONVERGED = 5.0, 5e-3
+"""Gains in log density from which on the spread of abilities is learned, and nothing is left to gain."""
 _DIFFERENCE, _LEAST = 1e-5, 1e-2
 
 
@@ -47,6 +49,7 @@ class QuickFit:
     s_ability: float
     information: float
     """Of one rating about ability, at known effects, in 1 / logits^2."""
+    converged: bool
 
 
 def quick_fit(observed: Observed) -> QuickFit:
@@ -58,8 +61,11 @@ def quick_fit(observed: Observed) -> QuickFit:
         if gain < CONVERGED:
             break
         x = marginal.down(x, step, gain)
+        if gain < NEAR:
+            marginal.learn(x, covariance)
     s_effect, s_item = np.exp(x[-2:]).tolist()
-    return QuickFit(x[:M], covariance[:M, :M], s_effect, s_item, marginal.s_ability, marginal.information(x))
+    spreads = (s_effect, s_item, marginal.s_ability)
+    return QuickFit(x[:M], covariance[:M, :M], *spreads, marginal.information(x), gain < CONVERGED)
 
 
 class _Marginal:
@@ -121,23 +127,28 @@ class _Marginal:
         slope = gradient[self.rest] + np.sum(volumes, axis=1) - across.T @ (by_item + gradient[self.items])
         values, vectors = np.linalg.eigh((inner + inner.T) / 2)
         inverse = (vectors / np.maximum(np.abs(values), _LEAST)) @ vectors.T
-        step, M = inverse @ slope, self.sizes[0]
-        centred = np.eye(M) - 1 / M
-        spread = np.square(centred @ x[:M]).sum() + np.trace(centred @ inverse[:M, :M])
-        self.s_ability = float(np.sqrt(spread / (M - 1)))
+        step = inverse @ slope
         return step, float(slope @ step), inverse
 
     def down(self, x: Floats, step: Floats, gain: float) -> Floats:
-        """The point that a step leads to, halved until it leads down."""
+        """The point that a step leads to, halved until it leads down; else the same."""
         before = self.value(x)
+        share = min(1.0, LONGEST / np.abs(step).max())
         for _ in range(HALVED):
             there = x.copy()
-            there[self.rest] -= step
+            there[self.rest] -= share * step
             there = self.settled(there)
-            if self.value(there) <= before - 0.1 * gain:
-                break
-            step, gain = step / 2, gain / 2
-        return there
+            if self.value(there) <= before - 0.05 * share * gain:
+                return there
+            share /= 2
+        return x
+
+    def learn(self, x: Floats, covariance: Floats) -> None:
+        """The spread of abilities from what is known of them."""
+        M = self.sizes[0]
+        centred = np.eye(M) - 1 / M
+        spread = np.square(centred @ x[:M]).sum() + np.trace(centred @ covariance[:M, :M])
+        self.s_ability = float(np.sqrt(spread / (M - 1)))
 
     def information(self, x: Floats) -> float:
         p, _, alpha, weight, _ = self._parts(x)
