@@ -18,7 +18,7 @@ from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served, Until
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
-from dpeer.eval.prices import load_prices, price_of
+from dpeer.eval.prices import FREE, load_prices, price_of
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length, visible
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
@@ -122,7 +122,7 @@ def _make_in_rounds(
     asked, facts = rounds.run(cfg, planned, until, make, console)
     left = planned.rows[~planned.rows["rating_id"].isin(asked.rows["rating_id"])]
     known = load_prices(cfg.prices)
-    if any(price_of(known, served) for served in cfg.judges):
+    if any(price_of(known, served) not in (None, FREE) for served in cfg.judges):
         facts["price_saved"] = float(cost(cfg, replace(planned, todo=left))["price"].sum())
     note_rounds(ratings_folder(cfg), facts)
     summary.show(facts, known.currency, console)

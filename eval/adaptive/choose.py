@@ -60,11 +60,9 @@ class Worth:
 def turns(design: Design, seed: int) -> Ints:
     """[U] whose turn it is within its cell: new responses before second judges, judges in an order that moves on from
     item to item, so that they share the ratings of every model and every batch evenly."""
-    _, Q, J, _ = design.shape
-    rng = np.random.default_rng(seed)
-    place = np.empty(Q, np.int64)
-    place[rng.permutation(Q)] = np.arange(Q)
-    rank = (rng.permutation(J)[design.judge] + place[design.item] + design.sample) % J
+    J = design.shape[2]
+    judge = np.random.default_rng(seed).permutation(J)[design.judge]
+    rank = (judge + _places(design, seed)[design.item] + design.sample) % J
     order = np.lexsort((design.sample, rank, design.cell))
     cell = design.cell[order]
     first = np.flatnonzero(np.diff(cell, prepend=-1))
@@ -73,13 +71,17 @@ def turns(design: Design, seed: int) -> Ints:
     return turn
 
 
+def _places(design: Design, seed: int) -> Ints:
+    """[Q] of the items in a random order: neighbours begin with other judges, so that every stretch is balanced."""
+    return np.argsort(np.random.default_rng(seed).permutation(design.shape[1]))
+
+
 def opening(design: Design, ratings: int, seed: int) -> Bools:
     """[U] the first batch: items in random order with all judges and models, about so many ratings, LEAST_ITEMS at
     least, so that severities and the spread of responses are known early."""
-    order = np.random.default_rng(seed).permutation(design.shape[1])
-    each = np.bincount(design.item, design.size, design.shape[1])[order]
-    items = max(LEAST_ITEMS, int(np.searchsorted(np.cumsum(each), ratings)) + 1)
-    return np.isin(design.item, order[:items])
+    place = _places(design, seed)[design.item]
+    total = np.cumsum(np.bincount(place, design.size, design.shape[1]))
+    return np.asarray(place < max(LEAST_ITEMS, int(np.searchsorted(total, ratings)) + 1))
 
 
 def variances(design: Design, counts: Floats, worth: list[Worth]) -> Floats:
@@ -108,20 +110,19 @@ def next_batch(design: Design, asked: Bools, open_: Bools, worth: list[Worth], r
     is what the sum of the open contrasts' variances falls by, to first order, per rating. An item that is new is opened
     with all models that are in; elsewhere each model may get one rating more.
     """
-    Q = design.shape[1]
     turn = turns(design, seed)
     chosen = np.zeros(len(turn), bool)
     wanted = open_.copy()
     wanted[:, design.base] = open_.any(axis=1)
     waiting = ~asked & wanted[design.dimension, design.model]
-    shuffled = np.random.default_rng(seed).random(Q)  # which of equal items comes first
+    place = _places(design, seed)[design.item]
     while ratings > 0 and (waiting & ~chosen).any():
         left = np.flatnonzero(waiting & ~chosen)
         left = left[np.lexsort((turn[left], design.cell[left]))]
         head = left[np.diff(design.cell[left], prepend=-1) > 0]  # next unit of each cell
         gain = _gains(design, design.counts(asked | chosen), open_, worth, head)
         quota = max(1, ratings // PASSES)
-        order = np.lexsort((shuffled[design.item[head]], -np.round(gain / gain.max(initial=1e-300), 9)))
+        order = np.lexsort((place[head], -np.round(gain / gain.max(initial=1e-300), 9)))
         taken = order[np.cumsum(design.size[head[order]]) - design.size[head[order]] < quota]
         chosen[head[taken]] = True
         ratings -= int(design.size[head[taken]].sum())

@@ -58,13 +58,8 @@ class Task:
 
 
 def task(cfg: EvalConfig, planned: Plan, until: Until) -> Task:
-    """Raises ConfigError where the plan leaves every contrast without an interval."""
+    """Raises ConfigError for a base that has no response."""
     rows = planned.rows
-    if rows["judge"].nunique() == 1 and not rows.duplicated(["response_id", "dimension"]).any():
-        raise ConfigError(
-            "judging.until: one judge, and each response is rated once per dimension, so that no contrast has an "
-            "interval and none can be decided. Add a judge, set judging.repeats to 2, or leave `until` out."
-        )
     names = {name: tuple(sorted(rows[name].unique())) for name in ("model", "item", "judge", "dimension")}
     base = cfg.base or (cfg.models[0].name if cfg.models else names["model"][0])
     if base not in names["model"]:
