@@ -13,7 +13,7 @@ from dpeer.eval.backends.config import NAME, Engine, Farm, Served
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.questions.config import Prompts
 
-__all__ = ["Design", "Engine", "EvalConfig", "Farm", "Generation", "Judging", "Prompts", "Served"]
+__all__ = ["Design", "Engine", "EvalConfig", "Farm", "Generation", "Judging", "Prompts", "Served", "Until"]
 
 
 class Generation(Section):
@@ -27,6 +27,14 @@ class Generation(Section):
     """Longest response, in tokens; a longer one is cut and marked."""
     system: str | None = None
     """System message before each prompt."""
+
+
+class Until(Section):
+    contrast: float = Field(0.3, gt=0, le=10)
+    """Smallest difference from the base that matters, in logits: a contrast is decided when its interval lies on one
+    side of 0, or between minus and plus this."""
+    batch: int | None = Field(None, ge=1)
+    """Ratings per round, about; default: a tenth of the design."""
 
 
 class Judging(Section):
@@ -50,6 +58,8 @@ class Judging(Section):
     """structured: longest answer with its rationale, in tokens."""
     allow_related: bool = False
     """Allow a judge that is the model under test or of its family; its ratings are marked for self-preference."""
+    until: Until | None = None
+    """Judge in rounds, each of which asks only what narrows contrasts that are not decided, until all are."""
 
 
 class Design(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from dpeer.escape import markup
+from dpeer.eval.adaptive import rounds, summary
 from dpeer.eval.asking import shown_of, spoken_of
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
-from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.config import EvalConfig, Served, Until
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
-from dpeer.eval.prices import load_prices, price_of
+from dpeer.eval.prices import FREE, load_prices, price_of
 from dpeer.eval.progress import show_statuses
 from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length, visible
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
 from dpeer.eval.run import Connect, Work, execute, read_rates, refuse_nothing_usable
+from dpeer.eval.spending import note_rounds
 from dpeer.eval.store.parts import (
     done_ids,
     drop_rows,
@@ -51,9 +54,10 @@ def judge(
 ) -> Path:
     """Make all planned ratings that are missing; returns the table of exactly the planned rows.
 
+    With `judging.until` only those that it takes to decide the contrasts, in rounds (see `eval.adaptive.rounds`).
     Raises ClusterError where a judge has no usable rating. The rest as `rate`.
     """
-    table = rate(cfg, connect, retry_errors, console)
+    table = rate(cfg, connect, retry_errors, console, in_rounds=cfg.judging.until)
     made = pd.read_parquet(table, columns=["judge", "status", "error"])
     refuse_nothing_usable(made.assign(usable=made["status"] == "ok"), "judge", "dpeer judge")
     return table
@@ -65,12 +69,13 @@ def rate(
     retry_errors: bool = False,
     console: Console | None = None,
     planner: Callable[[EvalConfig], Plan] = plan,
+    in_rounds: Until | None = None,
 ) -> Path:
     """Make all planned ratings that are missing; returns the table of exactly the planned rows, usable or not.
 
     `connect` gives a context in which Ray is initialised; it is entered only when something is missing. With
     `retry_errors`, rows with a status of RETRIED are taken out first and asked for again. `planner` says
-    which ratings are planned.
+    which ratings are planned; `in_rounds`, when enough of them are made.
     """
     console = console or Console(highlight=False)
     folder, table = ratings_folder(cfg), cfg.folder / "ratings.parquet"
@@ -80,23 +85,48 @@ def rate(
         planned = planner(cfg)
         for note in planned.notes:
             console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)
-        execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
-        refuse_off_scale(folder, planned.rubric.scale)
-        if old := unsealed(parts(folder)):
-            console.print(
-                f"[yellow]note:[/] {len(old)} part files in {folder} have no checksums (an earlier dpeer, or another "
-                "program, wrote them): damage to them would not be seen.",
-                soft_wrap=True,
-            )
-        if len(planned.todo) or not _holds(table, folder, planned, console):
-            ratings = read_table(folder).set_index("rating_id")
-            # What only marks a row, such as a family that was corrected since, is not part of its id.
-            marks = planned.rows.set_index("rating_id")[list(MARKS)]
-            ratings = ratings.loc[marks.index].assign(**marks)
-            write_table(table, ratings.reset_index()[RATINGS.names])
+        if in_rounds is None:
+            _make(cfg, planned, connect, table, console)
+        else:
+            _make_in_rounds(cfg, planned, in_rounds, connect, table, console)
     made = pd.read_parquet(table, columns=["judge", "status", "error"])
     show_statuses(made, "judge", console)
     return table
+
+
+def _make(cfg: EvalConfig, planned: Plan, connect: Connect, table: Path, console: Console) -> None:
+    """Make what is missing of a plan, and the table of exactly its rows."""
+    folder = ratings_folder(cfg)
+    execute(cfg, [work(cfg, planned, served) for served in cfg.judges], connect, folder, console)
+    refuse_off_scale(folder, planned.rubric.scale)
+    if old := unsealed(parts(folder)):
+        console.print(
+            f"[yellow]note:[/] {len(old)} part files in {folder} have no checksums (an earlier dpeer, or another "
+            "program, wrote them): damage to them would not be seen.",
+            soft_wrap=True,
+        )
+    if len(planned.todo) or not _holds(table, folder, planned, console):
+        ratings = read_table(folder).set_index("rating_id")
+        # What only marks a row, such as a family that was corrected since, is not part of its id.
+        marks = planned.rows.set_index("rating_id")[list(MARKS)]
+        ratings = ratings.loc[marks.index].assign(**marks)
+        write_table(table, ratings.reset_index()[RATINGS.names])
+
+
+def _make_in_rounds(
+    cfg: EvalConfig, planned: Plan, until: Until, connect: Connect, table: Path, console: Console
+) -> None:
+    def make(part: Plan) -> pd.DataFrame:
+        _make(cfg, part, connect, table, console)
+        return pd.read_parquet(table)
+
+    asked, facts = rounds.run(cfg, planned, until, make, console)
+    left = planned.rows[~planned.rows["rating_id"].isin(asked.rows["rating_id"])]
+    known = load_prices(cfg.prices)
+    if any(price_of(known, served) not in (None, FREE) for served in cfg.judges):
+        facts["price_saved"] = float(cost(cfg, replace(planned, todo=left))["price"].sum())
+    note_rounds(ratings_folder(cfg), facts)
+    summary.show(facts, known.currency, console)
 
 
 MARKS = ("model_family", "judge_family")

@@ -30,6 +30,10 @@ Connect = Callable[[], AbstractContextManager[Any]]
 RATES = "rates.json"
 
 
+class OverBudget(ClusterError):
+    """The budget does not bear the calls that are left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """The calls of one model that are still to be answered, conversation by conversation."""
@@ -133,7 +137,7 @@ def _execute_one(
         if streak.held:
             work.write(streak.released())
     if pending and calls.short:
-        raise ClusterError(
+        raise OverBudget(
             f"{work.served.name}: the budget of {money(books.budget or 0, books.table.currency)} does not bear more: "
             f"{money(books.spent, books.table.currency)} is spent and {len(pending):,} calls are left. What was "
             "answered is saved; raise `budget` and run the same command again."

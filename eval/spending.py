@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from dpeer.errors import CheckpointError, ConfigError
+from dpeer.errors import ConfigError
 from dpeer.eval import prices
 from dpeer.eval.backends.config import Served
 from dpeer.eval.backends.types import Answer, Call, Method, characters
@@ -36,6 +36,7 @@ class Books:
             spent_in(place) for place in (cfg.folder / "responses", cfg.folder / "ratings") if place != folder
         )
         self.models: dict[str, dict[str, Any]] = _read(self.path)
+        self.rounds = read_rounds(folder)
         self.lock = RLock()
 
     @property
@@ -79,21 +80,33 @@ class Books:
         return entry
 
     def _write(self) -> None:
-        write_state(
-            self.path, {"currency": self.table.currency, "spent": self.spent - self.others, "models": self.models}
-        )
+        fields = {"currency": self.table.currency, "spent": self.spent - self.others, "models": self.models}
+        write_state(self.path, fields | ({"rounds": self.rounds} if self.rounds else {}))
 
 
 def spent_in(folder: Path) -> float:
     return sum(entry["spent"] or 0.0 for entry in _read(folder / MANIFEST).values())
 
 
+def note_rounds(folder: Path, facts: dict[str, Any]) -> None:
+    """Keep in the manifest what adaptive judging asked and saved."""
+    write_state(folder / MANIFEST, _state(folder / MANIFEST) | {"rounds": facts})
+
+
+def read_rounds(folder: Path) -> dict[str, Any] | None:
+    """What the manifest says of adaptive judging; None where it says nothing."""
+    return _state(folder / MANIFEST).get("rounds")
+
+
 def _read(path: Path) -> dict[str, dict[str, Any]]:
+    models: dict[str, dict[str, Any]] = _state(path).get("models", {})
+    return models
+
+
+def _state(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    remedy = "It says what was spent: restore it from a copy, or delete it to count from nothing."
-    models: dict[str, dict[str, Any]] = read_state(path, remedy, CheckpointError)["models"]
-    return models
+    return read_state(path, "It says what was spent: restore it from a copy, or delete it to count from nothing.")
 
 
 class Affordable(Iterator[Call]):

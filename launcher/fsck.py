@@ -185,6 +185,8 @@ def _evaluation(folder: Path) -> Iterator[Finding]:
             yield Finding(folder / name, "damaged", str(error))
     for path in sorted(folder.rglob("rates.json")):
         yield _file(path, "It only foretells times: delete it", parse_state)
+    for path in sorted(folder.glob("rounds/*/*.json")):
+        yield _file(path, "It says what a round asked: restore it, or delete its folder", parse_state)
     for path in sorted(folder.glob("r*/manifest.json")):
         yield _file(path, "It says what was spent: restore it, or delete it to count from nothing", parse_state)
     for path in sorted(folder.glob("r*/batches-*.json")):

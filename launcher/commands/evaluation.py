@@ -104,6 +104,12 @@ def judge(
         planned = plan(config)
         show_plan(planned, cost(config, planned, tokens_per_second), config)
         show_precision(planned, config, Console(highlight=False))
+        if config.judging.until:
+            from dpeer.eval.adaptive.rounds import first_round
+
+            first = first_round(config, planned, config.judging.until)
+            typer.echo(f"That is the most that the rounds may ask. The first: {len(first.todo):,} ratings.")
+            show_price(cost(config, first, tokens_per_second), "judge", config, Console(highlight=False))
     else:
         from dpeer.eval.judge import judge as run
 

@@ -1,0 +1,1 @@
+"""Adaptive judging: which ratings narrow the open contrasts, and when to stop asking. Pure, but for `rounds`."""
