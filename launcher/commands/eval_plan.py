@@ -98,7 +98,7 @@ def _components(pilot: Path | None, set_: list[str] | None) -> list[Components]:
     from dpeer.errors import ConfigError
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.precision import assumed, components_of
-    from dpeer.launcher.commands.irt import spec_of
+    from dpeer.launcher.commands.irt_options import spec_of
 
     if pilot is not None and set_:
         raise ConfigError("--set is for plans without a pilot; with one, variances are the pilot's")

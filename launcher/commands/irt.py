@@ -12,46 +12,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from dpeer.escape import markup
 from dpeer.launcher.commands import reading
+from dpeer.launcher.commands.irt_options import (
+    Claim,
+    ModelItem,
+    Output,
+    Smallest,
+    Table,
+    Terms,
+    Thresholds,
+    anchors_of,
+    choice,
+    scale_of,
+    terms_of,
+)
+from dpeer.launcher.commands.irt_studies import recover, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dpeer.eval.irt.result import Result
-    from dpeer.eval.irt.simulate import Spec
     from dpeer.eval.irt.types import Options, Ratings
 
 app = typer.Typer(no_args_is_help=True)
-
-Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV or Parquet file.", metavar="RATINGS")]
-TERMS = {
-    **{name: name for name in ("halo", "length", "order", "groups")},
-    **{"own-family": "self_family", "own-model": "self_model"},
-    **{"judge-model": "judge_model", "judge-item": "judge_item"},
-}
-Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {', '.join(TERMS)}; repeat.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Setting of the simulation, e.g. judges=5; repeat."),
-]
-ModelItem = Annotated[
-    bool | None,
-    typer.Option(
-        "--model-item/--no-model-item",
-        help="What a model does on one item, beyond both. Default: on where models answered items more than once.",
-    ),
-]
-Thresholds = Annotated[
-    str, typer.Option(help="Score steps: common (rating scale), judge (own deviations) or item (partial credit).")
-]
-Smallest = Annotated[
-    float,
-    typer.Option(min=0, help="Smallest effect of interest, in logits: also say what is larger, smaller or no worse."),
-]
-Claim = Annotated[
-    list[str] | None,
-    typer.Option(help="Differences that are claimed together, MODEL/DIMENSION with * for all; repeat. Default: all."),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the result; made if it is missing.")]
 
 
 @app.command()
@@ -126,19 +108,19 @@ def fit(
     from dpeer.eval.irt.types import Options
 
     options = Options(
-        model=_choice("--model", model, ("gmfrm", "rasch")),
+        model=choice("--model", model, ("gmfrm", "rasch")),
         response_effect=response_effect,
         model_item=model_item,
-        thresholds=_choice("--thresholds", thresholds, ("common", "judge", "item")),
-        severity_prior=_choice("--severity-prior", severity_prior, ("shrunken", "wide")),
+        thresholds=choice("--thresholds", thresholds, ("common", "judge", "item")),
+        severity_prior=choice("--severity-prior", severity_prior, ("shrunken", "wide")),
         chains=chains,
         warmup=warmup,
         draws=draws,
         threads=threads,
         seed=seed,
         approx=approx,
-        anchors=_anchors(anchor, anchor_sd, tuple(not_anchor or ())),
-        **_terms(terms),
+        anchors=anchors_of(anchor, anchor_sd, tuple(not_anchor or ())),
+        **terms_of(terms),
     )
     console = Console(highlight=False)
     given = reading.options(map_, label, constant, human, family, missing, half_points, keep_copies)
@@ -149,7 +131,7 @@ def fit(
         base,
         tuple(dimension or ()),
         console,
-        _scale(scale),
+        scale_of(scale),
         wanted=Claims(smallest, tuple(claim or ())),
         without=tuple(without or ()),
         start_from=start_from,
@@ -290,134 +272,5 @@ def export(
     typer.echo(f"{output}: {len(written)} files")
 
 
-@app.command()
-def simulate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Ratings table to write (Parquet).")],
-    set_: Settings = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Write simulated ratings and, beside them, the truth as JSON."""
-    from dpeer.eval.irt.simulate import simulate as run
-    from dpeer.files import write_json
-
-    table, truth = run(spec_of(set_), seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(output, index=False)
-    known = output.with_suffix(".truth.json")
-    write_json(known, {name: values.tolist() for name, values in truth.items()})
-    typer.echo(f"{output}: {len(table):,} ratings; truth in {known}")
-
-
-@app.command()
-def recover(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; a stopped one goes on.")],
-    set_: Settings = None,
-    replications: Annotated[int, typer.Option(min=1)] = 20,
-    model: Annotated[str, typer.Option(help="gmfrm or rasch.")] = "gmfrm",
-    terms: Terms = None,
-    response_effect: Annotated[bool | None, typer.Option("--response-effect/--no-response-effect")] = None,
-    model_item: ModelItem = None,
-    thresholds: Thresholds = "judge",
-    chains: Annotated[int, typer.Option(min=1)] = 4,
-    warmup: Annotated[int, typer.Option(min=10)] = 500,
-    draws: Annotated[int, typer.Option(min=10)] = 500,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Simulate and fit again and again: how well the intervals cover the truth."""
-    from dpeer.eval.irt.recover import recover as run
-    from dpeer.eval.irt.recover import recovery_table
-    from dpeer.eval.irt.types import Options
-
-    options = Options(
-        model=_choice("--model", model, ("gmfrm", "rasch")),
-        response_effect=response_effect,
-        model_item=model_item,
-        thresholds=_choice("--thresholds", thresholds, ("common", "judge", "item")),
-        chains=chains,
-        warmup=warmup,
-        draws=draws,
-        **_terms(terms),
-    )
-    console = Console(highlight=False)
-    with Progress(TextColumn("replications"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=replications)
-        recovery = run(spec_of(set_), options, replications, seed, output, lambda n, of: bar.update(task, completed=n))
-    console.print(recovery_table(recovery))
-
-
-def spec_of(given: list[str] | None) -> Spec:
-    """The simulation's settings, from NAME=VALUE pairs."""
-    from dataclasses import fields
-
-    import yaml
-
-    from dpeer.errors import ConfigError
-    from dpeer.eval.irt.simulate import Spec
-
-    defaults = {field.name: field.default for field in fields(Spec)}
-    values = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or name not in defaults:
-            raise ConfigError(f"--set {text}: write it as NAME=VALUE with a name among {', '.join(defaults)}")
-        read = yaml.safe_load(value)
-        wanted = type(defaults[name])
-        if wanted is float and isinstance(read, int) and not isinstance(read, bool):
-            read = float(read)
-        if name == "linked" and isinstance(read, list) and len(read) == 2:
-            read = (int(read[0]), int(read[1]))
-        elif not isinstance(read, wanted) or isinstance(read, bool):
-            raise ConfigError(
-                f"--set {text}: must be {'two numbers, [anchors, judges]' if name == 'linked' else 'a number'}"
-            )
-        values[name] = read
-    return Spec(**values)
-
-
-def _choice(option: str, given: str, known: tuple[str, ...]) -> str:
-    from dpeer.errors import ConfigError
-
-    if given not in known:
-        raise ConfigError(f"{option} {given}: must be {', '.join(known[:-1])} or {known[-1]}")
-    return given
-
-
-def _terms(given: list[str] | None) -> dict[str, Any]:
-    from dpeer.errors import ConfigError
-
-    if unknown := [t for t in given or () if t not in TERMS]:
-        raise ConfigError(f"--with {unknown[0]}: no such term; known: {', '.join(TERMS)}")
-    return {TERMS[t]: True for t in given or ()}
-
-
-def _anchors(folder: Path | None, sd: float | None, without: tuple[str, ...]) -> dict[str, object] | None:
-    """All judges and items of the earlier fit but those `without`."""
-    from dpeer.errors import ConfigError
-
-    if folder is None:
-        if sd is not None or without:
-            raise ConfigError("--anchor-sd and --not-anchor need --anchor FIT, the earlier fit")
-        return None
-    from dpeer.eval.irt.anchors import anchors_from
-    from dpeer.eval.irt.fit import load
-
-    earlier = load(folder)
-    judges, items = earlier.ratings.judges, earlier.ratings.items
-    if unknown := sorted(set(without) - {*judges, *items}):
-        raise ConfigError(f"--not-anchor {unknown[0]}: the earlier fit has no judge or item of that name")
-    kept_judges, kept_items = ([name for name in names if name not in without] for names in (judges, items))
-    return anchors_from(earlier, kept_judges, kept_items, sd)
-
-
-def _scale(given: str | None) -> tuple[int, ...] | None:
-    """E.g. 1-5."""
-    import re
-
-    from dpeer.errors import ConfigError
-
-    if given is None:
-        return None
-    ends = re.fullmatch(r"(-?\d+)-(-?\d+)", given.strip())
-    if not ends or int(ends[1]) >= int(ends[2]):
-        raise ConfigError(f"--scale {given}: write the least and the greatest possible score, e.g. 1-5")
-    return tuple(range(int(ends[1]), int(ends[2]) + 1))
+app.command()(simulate)
+app.command()(recover)
