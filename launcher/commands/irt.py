@@ -193,13 +193,27 @@ def run_fit(
     finally:
         if bar.live.is_started:
             bar.stop()
-    return result, page_of(result, output)
+    return result, page_of(result, output, _rounds(table, result))
 
 
-def page_of(result: Result, output: Path) -> Path:
+def _rounds(table: Path, result: Result) -> tuple[str, ...]:
+    """What adaptive judging saved, where the table is the one that it made."""
+    from dpeer.eval.adaptive.summary import savings
+    from dpeer.eval.prices import load_prices
+    from dpeer.eval.spending import read_rounds
+
+    facts = read_rounds(table.parent / "ratings") if table.name == "ratings.parquet" else None
+    made = result.posterior.ratings if result.posterior else None
+    if not facts or not made or facts["ratings"] != sum(made.statuses.values()):
+        return ()
+    return (savings(facts, load_prices(None).currency),)
+
+
+def page_of(result: Result, output: Path, notes: tuple[str, ...] = ()) -> Path:
     from dpeer.eval.report.page import write_report
 
-    return write_report(result, output, title=output.name, notes=tuple(result.facts.get("design_warnings", ())))
+    warnings = tuple(result.facts.get("design_warnings", ()))
+    return write_report(result, output, title=output.name, notes=(*notes, *warnings))
 
 
 def show(result: Result, page: Path, console: Console) -> None:

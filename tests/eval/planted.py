@@ -21,7 +21,7 @@ from dpeer.eval.backends.types import Answer, Answers, Backend, Call, Job, Say
 from dpeer.eval.config import EvalConfig
 from dpeer.eval.store.parts import content_id
 
-ABILITY = {"base": 0.0, "same": 0.0, "better": 1.5}
+ABILITY = {"base": 0.0, "same": 0.0, "better": 2.0}
 SEVERITY = {"mild": -0.4, "stern": 0.4}
 THRESHOLDS = np.array([-1.5, -0.5, 0.5, 1.5])
 S_ITEM, S_EFFECT = 0.6, 0.5
@@ -81,7 +81,7 @@ def planted(folder: Path, responses: Path, **changes: Any) -> EvalConfig:
         "base": "base",
         "responses": str(responses),
         "judges": [{"name": name, "path": "planted", "backend": "planted"} for name in SEVERITY],
-        "judging": {"rubric": "toyworld", "dimensions": ["A"], "until": {"contrast": 0.8}},
+        "judging": {"rubric": "toyworld", "dimensions": ["A"], "until": {"contrast": 0.8, "batch": 84}},
     }
     return EvalConfig.model_validate(values | changes)
 
