@@ -127,12 +127,13 @@ def _together(judge: Ints, cluster: Ints, member: Ints, values: Floats, J: int) 
     kept = (per_pair[2] > 0) & (per_pair[3] > 0)
     excess = per_pair[0][kept] / per_pair[2][kept] - per_pair[1][kept] / per_pair[3][kept]
     of_judge = judge[first][kept]
-    found = []
-    for j in range(J):
-        mine = excess[of_judge == j]
-        if len(mine) >= LEAST_CLUSTERS and mine.std() > 0:
-            found.append((j, float(mine.mean()), float(mine.mean() / (mine.std(ddof=1) / np.sqrt(len(mine))))))
-    yield from (row for row in found if row[2] > stats.norm.isf(LEVEL / len(found)))
+    n, total, squares = (np.bincount(of_judge, w, J) for w in (np.ones_like(excess), excess, excess**2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = total / n
+        z = mean / np.sqrt((squares / n - mean**2) / (n - 1))
+    tested = (n >= LEAST_CLUSTERS) & np.isfinite(z)
+    critical = stats.norm.isf(LEVEL / max(1, int(tested.sum())))
+    yield from ((int(j), float(mean[j]), float(z[j])) for j in np.flatnonzero(tested & (z > critical)))
 
 
 def _missing(r: Ratings) -> Iterator[dict[str, object]]:
@@ -141,24 +142,29 @@ def _missing(r: Ratings) -> Iterator[dict[str, object]]:
     Other judges' scores count from their own mean in a dimension, and from the model's mean: a judge that was asked for
     other models has not dropped poor answers.
     """
-    J, D, R = len(r.judges), len(r.dimensions), len(r.response_model)
+    J, D, R, M = len(r.judges), len(r.dimensions), len(r.response_model), len(r.models)
     place = r.judge * D + r.dimension
-    usual = np.bincount(place, r.category, J * D) / np.maximum(np.bincount(place, None, J * D), 1)
+    usual = np.bincount(place, r.category, J * D) / np.maximum(np.bincount(place, minlength=J * D), 1)
     relative, found = r.category - usual[place], []
-    for j in range(J):
-        mine = r.judge == j
-        others = np.bincount(r.response[~mine], relative[~mine], R), np.bincount(r.response[~mine], None, R)
-        gave = np.bincount(r.response[mine], None, R)
-        asked = (others[1] > 0) & np.isin(r.response_item, r.item[mine]) & np.isin(r.response_model, r.model[mine])
-        each = np.bincount(r.response_model[asked], None, len(r.models))
-        share, mean = 1 - gave[asked] / float(gave.max()), others[0][asked] / others[1][asked]
+    total, count = np.bincount(r.response, relative, R), np.bincount(r.response, minlength=R)
+    pair, given = np.unique(r.response * J + r.judge, return_counts=True)
+    whole = np.zeros(R, np.int64)
+    np.maximum.at(whole, pair // J, given)  # scores of the judge who gave most
+    by_judge = np.split(np.argsort(r.judge, kind="stable"), np.cumsum(np.bincount(r.judge, minlength=J))[:-1])
+    for j, mine in enumerate(by_judge):
+        gave = np.bincount(r.response[mine], minlength=R)
+        items, models = np.bincount(r.item[mine], minlength=len(r.items)), np.bincount(r.model[mine], minlength=M)
+        asked = (count > gave) & (items[r.response_item] > 0) & (models[r.response_model] > 0)
+        share = 1 - gave[asked] / whole[asked]
         if min((share > 0).sum(), (share == 0).sum()) < LEAST_MISSING:
             continue
+        mean = (total - np.bincount(r.response[mine], relative[mine], R))[asked] / (count - gave)[asked]
         of_model = r.response_model[asked]
-        centred = [x - (np.bincount(of_model, x, len(each)) / np.maximum(each, 1))[of_model] for x in (share, mean)]
-        spread = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+        each = np.maximum(np.bincount(of_model, minlength=M), 1)
+        a, b = (x - (np.bincount(of_model, x, M) / each)[of_model] for x in (share, mean))
+        spread = np.sqrt((a**2).sum() * (b**2).sum())
         if spread > 0:
-            correlation = float((centred[0] * centred[1]).sum() / spread)
+            correlation = float((a * b).sum() / spread)
             z = correlation * np.sqrt(len(share) / max(1 - correlation**2, 1e-9))
             found.append((j, correlation, z, int((share > 0).sum())))
     for j, correlation, z, n in found:
@@ -179,19 +185,17 @@ def _middle(posterior: Posterior, statistics: FitStatistics) -> Iterator[dict[st
         return
     tau = posterior.flat("tau")
     whole = np.isfinite(tau[0]).all(axis=-1) & r.judge_rated  # [J, D]
-    span = np.where(whole, tau[..., -1] - tau[..., 0], np.nan)
-    for j, name in enumerate(r.judges):
-        shared = whole[j] & (whole.sum(axis=0) > 1)
-        if not shared.any():
-            continue
-        others = np.nanmean(np.delete(span, j, axis=1)[..., shared], axis=1).mean(axis=-1)
-        own = span[:, j, shared].mean(axis=-1)
-        ratio = float(own.mean() / others.mean())
-        if others.mean() > 0 and (own > WIDE * others).mean() > 1 - LEVEL / len(r.judges):
-            finding = f"{name} keeps to the middle of the scale: its score steps span {ratio:.1f} times those of the "
-            finding += "other judges, so that its discrimination is no sign of agreement"
-            advice = "--model rasch gives it no more weight than others; ask it to use the whole scale"
-            yield _row("middle", name, ratio, np.nan, finding, advice)
+    shared = whole & (whole.sum(axis=0) > 1)
+    span = np.where(shared, tau[..., -1] - tau[..., 0], 0.0)
+    others = (span.sum(axis=1, keepdims=True) - span) / np.maximum(whole.sum(axis=0) - 1, 1)
+    own, others = span.sum(axis=-1), np.where(shared, others, 0.0).sum(axis=-1)  # [S, J]
+    sure = ((own > WIDE * others) & (others > 0)).mean(axis=0)
+    for j in np.flatnonzero(sure > 1 - LEVEL / len(r.judges)):
+        name, ratio = r.judges[j], float(own[:, j].mean() / others[:, j].mean())
+        finding = f"{name} keeps to the middle of the scale: its score steps span {ratio:.1f} times those of the "
+        finding += "other judges, so that its discrimination is no sign of agreement"
+        advice = "--model rasch gives it no more weight than others; ask it to use the whole scale"
+        yield _row("middle", name, ratio, np.nan, finding, advice)
 
 
 def _ends(ppc: pd.DataFrame, r: Ratings) -> Iterator[dict[str, object]]:

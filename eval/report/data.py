@@ -103,7 +103,11 @@ def effects(frames: Frames) -> Iterator[Picture]:
         top = max(reliable, key=lambda row: abs(row.estimate))
         finding = f"{term_words(top)[0].upper()}{term_words(top)[1:]} shifts ratings by {signed(top.estimate)} logits"
     else:
-        finding = "No covariate shifts ratings reliably" if shifts else "Halo was measured"
+        finding = (
+            "No covariate shifts ratings reliably"
+            if shifts
+            else "How much single judges and models depart was measured"
+        )
     words = "; ".join(f"{term_words(row)} {estimate(row, 'estimate')}" for row in frame.itertuples())
     yield Picture(
         "effects",

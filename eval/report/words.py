@@ -27,7 +27,7 @@ TERMS = {
     "halo": "halo (sd)",
     "judge x model": "judge x model (sd)",
     "judge x item": "judge x item (sd)",
-    "model x group": "model x group of items (sd)",
+    "model x group": "model x group (sd)",
 }
 PARAMETERS = {
     "mu": "mean level",
