@@ -63,6 +63,7 @@ def plan(
 ) -> None:
     """Designs that are precise enough, cheapest first, from a pilot's variances or from assumed ones."""
     from dpeer.eval.irt.dstudy import Costs, Goal, candidates, variances
+    from dpeer.eval.irt.precision import Z95, Design
     from dpeer.eval.irt.table_files import write_frames
     from dpeer.eval.report.design_plan import picture
     from dpeer.files import write_bytes
@@ -84,7 +85,8 @@ def plan(
     shares = variances(components)
     write_frames({"designs": found, "variances": shares}, output)
     best = found.iloc[0]
-    drawn = picture(components, counts, int(best.repeats), int(best.samples), int(best["items"]), 1.96 * goal.sd())
+    chosen = Design(int(best["items"]), int(best.judges), int(best.samples), int(best.repeats))
+    drawn = picture(components, counts, chosen, Z95 * goal.sd())
     for kind, content in zip(("svg", "png"), drawn, strict=True):
         write_bytes(output / f"precision.{kind}", content)
     console = Console(highlight=False)
