@@ -151,27 +151,32 @@ def _show(found: pd.DataFrame, shares: pd.DataFrame, asked: bool, known: int, co
 def show_precision(planned: Plan, config: EvalConfig, console: Console) -> None:
     """How precise the planned ratings will be: by the fit of this evaluation if there is one, else by assumptions."""
     from dpeer.escape import markup
+    from dpeer.eval.irt.errors import IrtError
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.precision import Z95, assumed, components_of, difference_sd
     from dpeer.eval.irt.simulate import Spec
 
     rows = planned.rows
-    models, dimensions = rows["model"].nunique(), rows["dimension"].nunique()
+    models = rows["model"].nunique()
     if models < 2:
         return
+    spec = Spec(
+        models=models,
+        judges=max(2, rows["judge"].nunique()),
+        categories=len(planned.rubric.scale),
+        criteria=int(rows.groupby("dimension")["criterion"].nunique().min()),
+    )
+    components, source = [assumed(spec)], "usual variances, for want of a pilot"
     pilot = config.folder / "irt"
     if (pilot / "manifest.json").exists():
-        components, source = components_of(load(pilot)), f"the variances in {pilot}"
-    else:
-        spec = Spec(models=models, judges=max(2, rows["judge"].nunique()), categories=len(planned.rubric.scale))
-        components, source = [assumed(spec)], "usual variances, for want of a pilot"
-    criteria = rows.groupby("dimension")["criterion"].nunique().mean()
-    parts = parts_of(rows)
-    width = Z95 * max(difference_sd(c, *parts) for c in components)
-    each = f"{dimensions} dimension{'s' * (dimensions > 1)}, {criteria:g} criteri{'a' if criteria > 1 else 'on'} each"
+        try:
+            components, source = components_of(load(pilot)), f"the variances in {pilot}"
+        except IrtError as error:
+            console.print(f"[yellow]note:[/] {markup(error)}", soft_wrap=True)
+    width = Z95 * max(difference_sd(c, *parts_of(rows)) for c in components)
     console.print(
-        f"Precision: a difference of two models to about ±{width:.2f} logits ({each}; by {markup(source)}). `dpeer "
-        "eval plan` says what a narrower one takes.",
+        f"Precision: a difference of two models to about ±{width:.2f} logits per dimension (by {markup(source)}). "
+        "`dpeer eval plan` says what a narrower one takes.",
         soft_wrap=True,
     )
 
