@@ -6,10 +6,12 @@ by the mean severity of the judges and, where judges have discriminations, by a 
 all of it at once; without any, items and judges that both share show the two parts (common-element equating: Kolen &
 Brennan 2014, chapter 4).
 
-A shared element that moved against the others is found by its distance from their median and left out. The others may
-still have moved a little, each for itself: normal with a spread tau, as in a random-effects meta-analysis. What that
-leaves open about their mean is the linking error (Monseur & Berezner, Journal of Applied Measurement 8, 2007), and
-every draw carries it.
+A shared element that moved against the others is found by its distance from their median and left out. Where both fits
+share people among their judges, these are what the others are held against: a few ratings by people show a leniency
+that all models of a farm took on alike (cf. arXiv 2508.12792, which calibrates judges on few human labels). The others
+may still have moved a little, each for itself: normal with a spread tau, as in a random-effects meta-analysis. What
+that leaves open about their mean is the linking error (Monseur & Berezner, Journal of Applied Measurement 8, 2007),
+and every draw carries it.
 """
 
 from __future__ import annotations
@@ -130,7 +132,7 @@ def _unit(before: Posterior, now: Posterior, count: int, rng: np.random.Generato
     names = tuple(j for j in before.ratings.judges if j in now.ratings.judges)
     places = [[p.ratings.judges.index(j) for j in names] for p in (before, now)]
     shift = alphas[0][:, places[0]] - alphas[1][:, places[1]]
-    pool = _centred("units", names, shift[..., None], rng)
+    pool = _centred("units", names, shift[..., None], np.zeros(len(names), bool), rng)
     if pool.known[0]:
         return np.exp(pool.centre[:, 0]), (pool,)
     # No judge in common: both sets are drawn from judges at large.
@@ -162,14 +164,19 @@ def _pool(
     shared = set(getattr(now.ratings, kind)) & (set(same) if kind == "models" else set(getattr(before.ratings, kind)))
     names = tuple(name for name in getattr(before.ratings, kind) if name in shared)
     old, new = values(before, places[0], names), values(now, places[1], names)
-    return _centred(kind, names, old - new / unit[:, None, None], rng)
+    people = set(before.ratings.people) & set(now.ratings.people) if kind == "judges" else set()
+    firm = np.array([name in people for name in names], dtype=bool)
+    return _centred(kind, names, old - new / unit[:, None, None], firm, rng)
 
 
-def _centred(kind: str, names: tuple[str, ...], shift: Floats, rng: np.random.Generator) -> Pool:
-    """The mean of the elements [S, n, D] that moved together, with the linking error of their spread."""
+def _centred(kind: str, names: tuple[str, ...], shift: Floats, firm: Bools, rng: np.random.Generator) -> Pool:
+    """The mean of the elements [S, n, D] that moved together, with the linking error of their spread.
+
+    `firm` [n] are those against which the others are held: people, where both fits share some.
+    """
     there = all_known(shift)
-    kept = there & ~_moved(shift, there)
-    majority = kept.sum(axis=0) > there.sum(axis=0) / 2
+    kept = there & ~_moved(shift, there, firm)
+    majority = (kept.sum(axis=0) > there.sum(axis=0) / 2) | (there & firm[:, None]).any(axis=0)
     kept &= majority
     trusted = kind == "models" and len(names) < FEW_MODELS
     weight = np.zeros(len(GRID)) if trusted else _tau_weights(shift, kept, PRIOR_SPREAD[kind])
@@ -185,16 +192,17 @@ def _centred(kind: str, names: tuple[str, ...], shift: Floats, rng: np.random.Ge
     return Pool(kind, names, shift, kept, centre, spread)
 
 
-def _moved(shift: Floats, there: Bools) -> Bools:
-    """[n, D] elements too far from the median of those that are not."""
-    mean, sd = shift.mean(axis=0), shift.std(axis=0)
+def _moved(shift: Floats, there: Bools, firm: Bools) -> Bools:
+    """[n, D] elements too far from the median of those that are not, or of the firm ones, which never are."""
     critical = stats.norm.isf(LEVEL / 2 / max(1, there.sum()))
     moved = np.zeros(there.shape, bool)
     for _ in range(2):  # the median of all, then of those that stayed
         for d in range(there.shape[1]):
-            if (stay := there[:, d] & ~moved[:, d]).any():
-                zero = np.median(mean[stay, d])
-                moved[:, d] = there[:, d] & (np.abs(mean[:, d] - zero) > critical * sd[:, d])
+            fixed = there[:, d] & firm
+            stay = fixed if fixed.any() else there[:, d] & ~moved[:, d]
+            if stay.any():
+                away = shift[:, :, d] - np.median(shift[:, stay, d], axis=1)[:, None]
+                moved[:, d] = there[:, d] & ~firm & (np.abs(away.mean(axis=0)) > critical * away.std(axis=0))
     return moved
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +18,11 @@ POINTS = 12
 
 
 def picture(
-    components: Sequence[Components], judges: Sequence[int], repeats: int, samples: int, chosen: int, half_width: float
+    components: Sequence[Components], judges: Sequence[int], chosen: Design, half_width: float
 ) -> tuple[bytes, ...]:
-    """Half-width of the worst dimension over items, as SVG and PNG; `chosen` items reach `half_width` at the best."""
-    items = np.unique(np.geomspace(max(2, chosen / 4), 4 * max(chosen, 2), POINTS).round().astype(int))
-    one = {j: [difference_sd(c, Design(1, j, samples, repeats)) for c in components] for j in judges}
+    """Half-width of the worst dimension over items, as SVG and PNG; the chosen design reaches `half_width`."""
+    items = np.unique(np.geomspace(max(2, chosen.items / 4), 4 * max(chosen.items, 2), POINTS).round().astype(int))
+    one = {j: [difference_sd(c, replace(chosen, items=1, judges=j)) for c in components] for j in judges}
 
     def width(j: int, q: int) -> float:
         return Z95 * max(_more(sd, c.s_theta, q) for sd, c in zip(one[j], components, strict=True))
@@ -38,6 +39,8 @@ def picture(
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")
         legend(axes, columns=3)
+        words = f"{chosen.items:,} items and {chosen.judges} judges reach ±{half_width:.2f} logits"
+        figure.suptitle(words, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
     return render(paint, 3.0, "svg", "png")
 

@@ -63,6 +63,7 @@ def plan(
 ) -> None:
     """Designs that are precise enough, cheapest first, from a pilot's variances or from assumed ones."""
     from dpeer.eval.irt.dstudy import Costs, Goal, candidates, variances
+    from dpeer.eval.irt.precision import Z95, Design
     from dpeer.eval.irt.table_files import write_frames
     from dpeer.eval.report.design_plan import picture
     from dpeer.files import write_bytes
@@ -84,7 +85,8 @@ def plan(
     shares = variances(components)
     write_frames({"designs": found, "variances": shares}, output)
     best = found.iloc[0]
-    drawn = picture(components, counts, int(best.repeats), int(best.samples), int(best["items"]), 1.96 * goal.sd())
+    chosen = Design(int(best["items"]), int(best.judges), int(best.samples), int(best.repeats))
+    drawn = picture(components, counts, chosen, Z95 * goal.sd())
     for kind, content in zip(("svg", "png"), drawn, strict=True):
         write_bytes(output / f"precision.{kind}", content)
     console = Console(highlight=False)
@@ -149,27 +151,32 @@ def _show(found: pd.DataFrame, shares: pd.DataFrame, asked: bool, known: int, co
 def show_precision(planned: Plan, config: EvalConfig, console: Console) -> None:
     """How precise the planned ratings will be: by the fit of this evaluation if there is one, else by assumptions."""
     from dpeer.escape import markup
+    from dpeer.eval.irt.errors import IrtError
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.precision import Z95, assumed, components_of, difference_sd
     from dpeer.eval.irt.simulate import Spec
 
     rows = planned.rows
-    models, dimensions = rows["model"].nunique(), rows["dimension"].nunique()
+    models = rows["model"].nunique()
     if models < 2:
         return
+    spec = Spec(
+        models=models,
+        judges=max(2, rows["judge"].nunique()),
+        categories=len(planned.rubric.scale),
+        criteria=int(rows.groupby("dimension")["criterion"].nunique().min()),
+    )
+    components, source = [assumed(spec)], "usual variances, for want of a pilot"
     pilot = config.folder / "irt"
     if (pilot / "manifest.json").exists():
-        components, source = components_of(load(pilot)), f"the variances in {pilot}"
-    else:
-        spec = Spec(models=models, judges=max(2, rows["judge"].nunique()), categories=len(planned.rubric.scale))
-        components, source = [assumed(spec)], "usual variances, for want of a pilot"
-    criteria = rows.groupby("dimension")["criterion"].nunique().mean()
-    parts = parts_of(rows)
-    width = Z95 * max(difference_sd(c, *parts) for c in components)
-    each = f"{dimensions} dimension{'s' * (dimensions > 1)}, {criteria:g} criteri{'a' if criteria > 1 else 'on'} each"
+        try:
+            components, source = components_of(load(pilot)), f"the variances in {pilot}"
+        except IrtError as error:
+            console.print(f"[yellow]note:[/] {markup(error)}", soft_wrap=True)
+    width = Z95 * max(difference_sd(c, *parts_of(rows)) for c in components)
     console.print(
-        f"Precision: a difference of two models to about ±{width:.2f} logits ({each}; by {markup(source)}). `dpeer "
-        "eval plan` says what a narrower one takes.",
+        f"Precision: a difference of two models to about ±{width:.2f} logits per dimension (by {markup(source)}). "
+        "`dpeer eval plan` says what a narrower one takes.",
         soft_wrap=True,
     )
 

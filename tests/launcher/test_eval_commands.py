@@ -48,6 +48,7 @@ def test_plan_only_counts_calls_without_an_engine(tmp_path: Path) -> None:
     recipe.write_text(yaml.safe_dump({"name": "n", "output_dir": str(tmp_path), "judges": judges}))
     code, output = run("judge", recipe, "--plan-only", "--set", f"responses={responses}", "--tokens-per-second", 100)
     assert code == 0 and "96 ratings planned, 96 to make" in output and " 48 " in output, output
+    assert "a difference of two models to about ±1." in output
     rounds = ("--set", "judging.until={contrast: 0.3}", "--set", f"responses={responses}")
     code, output = run("judge", recipe, "--plan-only", *rounds)
     assert code == 0 and "96 ratings planned" in output and "the most that the rounds may ask. The first: " in output

@@ -118,6 +118,21 @@ def test_judges_who_all_moved_are_seen_through_a_model_that_stayed(before: Poste
     assert "judges or items have moved together" in " ".join(made.notes)
 
 
+def test_people_bridge_what_all_other_judges_took_on_alike(before: Posterior) -> None:
+    strict = release(LATER, slice(0, 16), slice(0, 4), np.array([1.0, 1.0, 1.0, 0, 0]), seed=2)
+    unit = np.exp(DISCRIMINATION[:4].mean())
+    misled, _ = own(compare(before, strict))  # the majority has moved, and judge3 passes for the odd one out
+    assert np.abs(misled - unit * CHANGE).max() > 0.5
+
+    def with_people(fit: Posterior) -> Posterior:
+        return replace(fit, ratings=replace(fit.ratings, people=("judge3",)))
+
+    made = compare(with_people(before), with_people(strict))
+    mean, sd = own(made)
+    assert np.abs(mean - unit * CHANGE).max() < 2.5 * sd.max() and sd.max() < 0.4
+    assert set(made.tables["drift"].query("drifted")["name"]) == {"judge0", "judge1", "judge2"}
+
+
 def test_the_linking_error_widens_what_shared_elements_say(before: Posterior) -> None:
     still = release(LATER, slice(0, 16), slice(0, 4), STILL, seed=3)
     uneven = release(LATER, slice(0, 16), slice(0, 4), np.array([0.25, -0.25, 0.2, -0.2, 0]), seed=3)
