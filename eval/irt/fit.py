@@ -53,7 +53,7 @@ Say = Callable[[str, float], None]
 APART = 1.05
 """R-hat from which on chains that go on from an earlier fit are given up."""
 CAUTION = 0.6
-"""Of the draws that seem to be missing: short chains understate their effective size (0.14 at 250 draws, 0.18 at 810)."""
+"""Of the draws that seem to be missing: short chains understate their effective size (0.14 at 250, 0.18 at 810)."""
 BURN_IN, LEAST_PART = 100, 50
 """Iterations by which chains from an earlier fit reach the posterior of more ratings, and draws that are worth a start
 of CmdStan."""
