@@ -122,6 +122,10 @@ def main() -> None:
                 print(f"   {name}: {str(error)[:90]}")
                 found.setdefault(name, []).append((False, np.nan, np.nan, np.nan))
                 continue
+            if made.dimensions != DIMENSIONS:
+                print(f"   {name}: {made.notes[0]}")
+                found.setdefault(name, []).append((False, np.nan, np.nan, np.nan))
+                continue
             draws[name] = made.difference[:, 0]
             if not same:
                 drift = made.tables["drift"].query("kind == 'judges' and drifted")

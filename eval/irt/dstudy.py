@@ -87,10 +87,9 @@ def candidates(
     sd, models = goal.sd(), len(components[0].position)
     rows = []
     for j, r in product(judges, repeats):
-        infos = [information(c, j, r * c.criteria) for c in components]
         for s in samples:
-            needed = [items_needed(c, Design(1, j, s, r), sd, info) for c, info in zip(components, infos, strict=True)]
-            rows.append(_row(components, goal, costs, Design(max(needed), j, s, r), models))
+            needed = max(items_needed(c, Design(1, j, s, r), sd) for c in components)
+            rows.append(_row(components, goal, costs, Design(needed, j, s, r), models))
     frame = pd.DataFrame(rows)
     fits = frame[frame["items"] <= most_items]
     if fits.empty:
@@ -137,7 +136,8 @@ def variances(components: Sequence[Components]) -> pd.DataFrame:
     """
     rows = []
     for c in components:
-        noise = 1 / float(information(replace(c, s_u=0.0), 1, 1).mean())
+        alone = replace(c, s_u=0.0)
+        noise = 1 / float(information(alone, 1, 1).mean())
         parts = (
             ("models", c.s_theta**2, "what is measured"),
             ("items", c.s_beta**2, "items; cancels in differences"),

@@ -193,16 +193,22 @@ def _centred(kind: str, names: tuple[str, ...], shift: Floats, firm: Bools, rng:
 
 
 def _moved(shift: Floats, there: Bools, firm: Bools) -> Bools:
-    """[n, D] elements too far from the median of those that are not, or of the firm ones, which never are."""
+    """[n, D] elements too far from the median of those that are not, or of the firm ones, which never are.
+
+    The farthest goes first, and the median is taken anew: what has moved drags it along.
+    """
     critical = stats.norm.isf(LEVEL / 2 / max(1, there.sum()))
     moved = np.zeros(there.shape, bool)
-    for _ in range(2):  # the median of all, then of those that stayed
-        for d in range(there.shape[1]):
-            fixed = there[:, d] & firm
+    for d in np.flatnonzero(there.any(axis=0)):
+        fixed = there[:, d] & firm
+        while True:
             stay = fixed if fixed.any() else there[:, d] & ~moved[:, d]
-            if stay.any():
-                away = shift[:, :, d] - np.median(shift[:, stay, d], axis=1)[:, None]
-                moved[:, d] = there[:, d] & ~firm & (np.abs(away.mean(axis=0)) > critical * away.std(axis=0))
+            away = shift[:, :, d] - np.median(shift[:, stay, d], axis=1)[:, None]
+            z = np.abs(away.mean(axis=0)) / np.maximum(away.std(axis=0), 1e-9)
+            far = np.where(there[:, d] & ~firm & ~moved[:, d], z, 0.0)
+            if far.max() <= critical:
+                break
+            moved[far.argmax(), d] = True
     return moved
 
 

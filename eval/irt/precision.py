@@ -1,12 +1,11 @@
 """How precise an evaluation will be, before it is made: the half-width of a difference of two models (a D-study).
 
-The variance of an estimated position comes from what is particular to the responses, from model x item effects and
-from the ratings themselves. What the ratings of one response tell about its place is their Fisher information under the
-shipped model, with the response's own effect u integrated out: the variance of the score function, which is
-E[u | ratings] / s_u^2. So thresholds, ceilings and judges that hardly tell scores apart count as they do in a fit:
-
-  variance of a model's position = (s_v^2 + 1 / (samples * information)) / items
-  variance of a difference       = the sum of the two, shrunken by the prior N(0, 2 s_theta^2)
+What the ratings of a response tell is the Fisher information of the shipped model in one dimension, with the response's
+own effect u integrated out: about the place of its model, and about all else that is estimated with it: severities,
+discriminations, thresholds, and the spread of u, which decides how long a logit is. It is the mean product of the score
+functions of simulated responses, so thresholds, ceilings and judges who hardly tell scores apart count as they do in a
+fit. Model x item effects and item difficulties are eliminated as random effects. Over all items, with the priors of the
+model, that gives the posterior covariance of the models' positions.
 
 Severities and difficulties cancel where the same judges rate the same items of both models, as in all designs of dpeer.
 Generalisability theory (Brennan 2001) calls the shares variance components, and choosing numbers by them a D-study.
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from scipy import stats
@@ -26,9 +26,11 @@ from dpeer.eval.irt.types import Floats, Ints, Posterior
 
 Z95 = 1.96
 DRAWS = 800
-"""Simulated responses per model behind an information; its Monte-Carlo error is about 3 %, of a half-width 1.5 %."""
-NODES = 41
+"""Simulated responses per model behind an information; its Monte-Carlo error is some 3 %, of a half-width 1.5 %."""
+NODES = 25
 """Of the response effect, over four standard deviations to either side."""
+FIRM = 1e4
+"""Precision with which a block sums to zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +51,11 @@ class Components:
     """[J] discrimination"""
     steps: Floats
     """[J, K - 1] thresholds; nan where a judge does not use a score."""
+    s_severity: float = 0.5
+    s_alpha: float = 0.35
+    """Of log discriminations; 0: they are all 1."""
+    s_tau: float = 0.25
+    """Of judges' deviations from the common thresholds, in log odds."""
     criteria: int = 1
     """Ratings of a judge per response, dimension and repeat."""
 
@@ -69,29 +76,60 @@ class Design:
                 raise ConfigError(f"{name}: {getattr(self, name)}; a design needs at least 1")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What the ratings of one response of each of M models tell, on average, about P parameters (see `_blocks`)."""
+
+    all: Floats
+    """[M, P, P] mean product of the scores."""
+    cross: Floats
+    """[M, P] the same with the score of the response's own place."""
+    place: Floats
+    """[M] information about that place alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rated:
+    """One rating of each simulated response: by which judge [n], and what is known of it at the nodes of u."""
+
+    judge: Ints
+    alpha: Floats
+    """[n]"""
+    steps: Floats
+    """[n, K - 1]"""
+    at: Floats
+    """[M, n] place less severity"""
+    score: Ints
+    """[M, n]"""
+    chance: Floats
+    """[M, n, nodes, K]"""
+
+
 def components_of(posterior: Posterior) -> list[Components]:
     """Variance components of a pilot fit, one per dimension, at posterior means."""
     r = posterior.ratings
 
-    def mean(name: str) -> Floats:
-        return np.asarray(posterior.flat(name).mean(axis=0))
+    def mean(name: str, absent: float = 0.0) -> Floats:
+        return np.asarray(posterior.flat(name).mean(axis=0) if name in posterior.draws else absent)
 
     position = mean("theta") + mean("mu")
-    alpha = np.exp(mean("log_alpha")) if "log_alpha" in posterior.draws else np.ones(len(r.judges))
+    alpha = np.exp(np.broadcast_to(mean("log_alpha"), len(r.judges)))
     found = []
     for d, name in enumerate(r.dimensions):
         mine = np.flatnonzero(r.judge_rated[:, d])
+        of_dimension = {s: float(np.broadcast_to(mean(s), len(r.dimensions))[d]) for s in ("s_theta", "s_u", "s_v")}
         found.append(
             Components(
                 dimension=name,
                 position=position[:, d],
-                s_theta=float(mean("s_theta")[d]),
+                **of_dimension,
                 s_beta=float(np.nanstd(mean("beta")[:, d])),
-                s_u=float(mean("s_u")[d]) if "s_u" in posterior.draws else 0.0,
-                s_v=float(mean("s_v")[d]) if "s_v" in posterior.draws else 0.0,
                 severity=mean("severity")[mine, d],
                 alpha=alpha[mine],
                 steps=mean("tau")[mine, d],
+                s_severity=max(0.1, float(np.hypot(mean("s_severity"), mean("s_dev")))),
+                s_alpha=float(mean("s_alpha")),
+                s_tau=max(0.1, float(mean("s_tau"))),
                 criteria=sum(dimension == name for dimension, _ in r.criteria),
             )
         )
@@ -109,7 +147,7 @@ def assumed(spec: Spec) -> Components:
         return np.asarray(values * (sd * np.sqrt((n - 1) / n) / values.std() if n > 1 and sd > 0 else 1.0))
 
     steps = spec.step * (np.arange(spec.categories - 1) - (spec.categories - 2) / 2)
-    severity = quantiles(spec.judges, float(np.hypot(spec.s_severity, spec.s_dev)))
+    s_severity = float(np.hypot(spec.s_severity, spec.s_dev))
     return Components(
         dimension="any",
         position=spec.mu + quantiles(spec.models, spec.s_theta),
@@ -117,52 +155,47 @@ def assumed(spec: Spec) -> Components:
         s_beta=spec.s_beta,
         s_u=spec.s_u,
         s_v=float(getattr(spec, "s_v", 0.0)),
-        severity=severity,
+        severity=quantiles(spec.judges, s_severity),
         alpha=np.exp(np.roll(quantiles(spec.judges, spec.s_alpha), 1)),
         steps=np.tile(steps, (spec.judges, 1)),
+        s_severity=max(0.1, s_severity),
+        s_alpha=spec.s_alpha,
+        s_tau=max(0.1, spec.s_tau),
         criteria=spec.criteria,
     )
 
 
-@lru_cache(maxsize=512)
-def information(c: Components, judges: int, ratings: int, seed: int = 0) -> Floats:
-    """Fisher information [M] that one response's ratings hold about its model's position, u integrated out.
+@lru_cache(maxsize=256)
+def told(c: Components, judges: int, ratings: int, pool: int, seed: int = 0) -> Told:
+    """From simulated responses, each rated by `judges` of `pool` judges, `ratings` times by each.
 
-    judges: of a response, chosen anew for each; more than there are stand for further judges of their kind
-    ratings: of each judge
+    Judges beyond those that are known are taken to be of their kind.
     """
     rng = np.random.default_rng(seed)
-    sel = _teams(len(c.alpha), judges, rng)  # [n, judges]
-    eta = c.position[:, None] - c.s_beta * rng.standard_normal((len(c.position), DRAWS))  # [M, n]
-    u = c.s_u * rng.standard_normal(eta.shape)
-    node = np.linspace(-4, 4, NODES) * c.s_u
-    log = np.broadcast_to(stats.norm.logpdf(np.linspace(-4, 4, NODES)), (*eta.shape, NODES)).copy()
-    fixed = np.zeros(eta.shape)
+    kind = np.arange(pool) % len(c.alpha)
+    team = rng.permuted(np.tile(np.arange(pool), (DRAWS, 1)), axis=1)[:, :judges]  # [n, judges]
+    place = c.position[:, None] - c.s_beta * rng.standard_normal((len(c.position), DRAWS))  # [M, n]
+    u = c.s_u * rng.standard_normal(place.shape)
+    z = np.linspace(-4, 4, NODES) if c.s_u > 0 else np.zeros(1)
+    log = np.broadcast_to(stats.norm.logpdf(z), (*place.shape, len(z))).copy()
+    seen = []
     for j in np.repeat(np.arange(judges), ratings):
-        alpha, steps = c.alpha[sel[:, j]], c.steps[sel[:, j]]
-        at = eta - c.severity[sel[:, j]]
+        who = kind[team[:, j]]
+        alpha, steps, at = c.alpha[who], c.steps[who], place - c.severity[who]
         logits = _log_odds(at + u, alpha, steps)
-        drawn = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)  # [M, n]
-        if c.s_u > 0:
-            around = _log_odds(at[..., None] + node, alpha[:, None], steps[:, None])  # [M, n, nodes, K]
-            around -= np.logaddexp.reduce(around, axis=-1, keepdims=True)
-            log += np.take_along_axis(around, drawn[..., None, None], axis=-1)[..., 0]
-        else:
-            p = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
-            score = np.arange(p.shape[-1])
-            fixed += alpha**2 * ((p * score**2).sum(axis=-1) - (p * score).sum(axis=-1) ** 2)
-    if c.s_u == 0:
-        return np.asarray(fixed.mean(axis=1))
+        score = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+        around = _log_odds(at[..., None] + c.s_u * z, alpha[:, None], steps[:, None])
+        around -= np.logaddexp.reduce(around, axis=-1, keepdims=True)
+        log += np.take_along_axis(around, score[..., None, None], axis=-1)[..., 0]
+        seen.append(_Rated(team[:, j], alpha, steps, at, score, np.exp(around)))
     weight = np.exp(log - log.max(axis=-1, keepdims=True))
-    expected = (weight * node).sum(axis=-1) / weight.sum(axis=-1)
-    return np.asarray((expected**2).mean(axis=1) / c.s_u**4)
-
-
-def _teams(known: int, judges: int, rng: np.random.Generator) -> Ints:
-    """[n, judges] which judges rate a response."""
-    if judges >= known:
-        return np.tile(np.arange(judges) % known, (DRAWS, 1))
-    return np.asarray(rng.permuted(np.tile(np.arange(known), (DRAWS, 1)), axis=1)[:, :judges])
+    weight /= weight.sum(axis=-1, keepdims=True)
+    scores, own = _scores(c, pool, weight, z, seen)
+    return Told(
+        np.einsum("mni,mnj->mij", scores, scores) / DRAWS,
+        np.einsum("mni,mn->mi", scores, own) / DRAWS,
+        np.asarray((own**2).mean(axis=1)),
+    )
 
 
 def _log_odds(eta: Floats, alpha: Floats, steps: Floats) -> Floats:
@@ -173,31 +206,102 @@ def _log_odds(eta: Floats, alpha: Floats, steps: Floats) -> Floats:
     return np.asarray(np.where(unused, -np.inf, total))
 
 
+def _blocks(c: Components, pool: int) -> list[slice]:
+    """Of the parameters: positions, log s_u, severities, log discriminations, thresholds, deviations per judge."""
+    steps = c.steps.shape[1]
+    ends = np.cumsum([0, len(c.position), 1, pool, pool, steps, pool * steps]).tolist()
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def _scores(c: Components, pool: int, weight: Floats, z: Floats, seen: list[_Rated]) -> tuple[Floats, Floats]:
+    """Scores of all parameters [M, n, P], and of the response's place [M, n]: means over u given the ratings.
+
+    weight: posterior of u on the nodes s_u * z, [M, n, nodes]
+    """
+    positions, spread, severity, log_alpha, common, deviation = _blocks(c, pool)
+    models, n = weight.shape[:2]
+    scores, own, rows = np.zeros((models, n, deviation.stop)), np.zeros((models, n)), np.arange(n)
+    for r in seen:
+        passed = np.flip(np.flip(r.chance, -1).cumsum(axis=-1), -1)[..., 1:]  # P(score >= k) at the nodes
+        over = (r.score[..., None, None] >= np.arange(1, r.chance.shape[-1])) - passed  # [M, n, nodes, K - 1]
+        over = np.where(np.isnan(r.steps)[:, None], 0.0, over)
+        above = np.einsum("mnu,mnuk->mnk", weight, over)
+        rest = r.score - np.einsum("mnu,mnuk,k->mn", weight, r.chance, np.arange(r.chance.shape[-1]))
+        nodes = (r.at[..., None] + c.s_u * z)[..., None] - np.nan_to_num(r.steps)[:, None]
+        own += r.alpha * rest
+        scores[:, rows, severity.start + r.judge] -= r.alpha * rest
+        scores[:, rows, log_alpha.start + r.judge] += r.alpha * np.einsum("mnu,mnuk,mnuk->mn", weight, over, nodes)
+        scores[..., common] -= r.alpha[:, None] * above
+        for k in range(above.shape[-1]):
+            scores[:, rows, deviation.start + r.judge * above.shape[-1] + k] -= above[..., k]
+    for m in range(models):
+        scores[m, :, positions.start + m] = own[m]
+    if c.s_u > 0:
+        scores[..., spread.start] = np.einsum("mnu,u->mn", weight, z**2) - 1
+    return scores, own
+
+
+def information(c: Components, judges: int, ratings: int, seed: int = 0) -> Floats:
+    """Fisher information [M] that one response's ratings hold about its model's place, all else being known."""
+    return told(c, judges, ratings, max(judges, len(c.alpha)), seed).place
+
+
+def _per_item(c: Components, design: Design, pool: int) -> Floats:
+    """Information [P, P] in one item, with model x item effects and its difficulty eliminated."""
+    t = told(c, design.judges, design.repeats * c.criteria, pool)
+    each, cross, place = (design.samples * x for x in (t.all, t.cross, t.place))
+    left = 1 / (1 + c.s_v**2 * place)  # [M]
+    each = each - np.einsum("mi,mj,m->mij", cross, cross, c.s_v**2 * left)
+    shared, common = (cross * left[:, None]).sum(axis=0), float((place * left).sum())
+    return np.asarray(each.sum(axis=0) - np.outer(shared, shared) * c.s_beta**2 / (1 + c.s_beta**2 * common))
+
+
+def _prior(c: Components, pool: int) -> Floats:
+    """Precision [P, P] of the priors in `model.stan`, at the components' scales, and what sums to zero."""
+    positions, spread, severity, log_alpha, common, deviation = _blocks(c, pool)
+    precision = np.zeros((deviation.stop, deviation.stop))
+    models = len(c.position)
+    precision[positions, positions] = 1 / (25 * models**2)  # of mu
+    if c.s_theta > 0:
+        precision[positions, positions] += (np.eye(models) - 1 / models) / c.s_theta**2
+    heavy = c.s_u**2 / 4  # s_u ~ student_t(4), seen on the log scale
+    precision[spread, spread] = 10 * heavy / (1 + heavy) ** 2 if c.s_u > 0 else 1.0
+    steps = c.steps.shape[1]
+    own = [slice(deviation.start + j * steps, deviation.start + (j + 1) * steps) for j in range(pool)]
+    scales = [(severity, c.s_severity), (log_alpha, max(c.s_alpha, 1e-3)), (common, 2.5), *((b, c.s_tau) for b in own)]
+    for block, sd in scales:
+        precision[block, block] = np.eye(block.stop - block.start) / sd**2 + FIRM
+    return precision
+
+
+def _sd(c: Components, precision: Floats) -> float:
+    """Root mean square over pairs of models of the sd of their difference."""
+    covariance = np.linalg.inv(precision)[: len(c.position), : len(c.position)]
+    apart = len(c.position) * np.trace(covariance) - covariance.sum()
+    return float(np.sqrt(2 * apart / (len(c.position) * (len(c.position) - 1))))
+
+
 def difference_sd(c: Components, *parts: Design) -> float:
     """Posterior sd of the difference of two models, in logits: root mean square over pairs.
 
     `parts` share the models and have items of their own, such as those that all judges rate and the others.
     """
-    told = np.zeros(len(c.position))
-    for part in parts:
-        info = information(c, part.judges, part.repeats * c.criteria)
-        told += part.items / (c.s_v**2 + 1 / (part.samples * info))
-    return _shrunken(c, 2 * float((1 / told).mean()))
+    pool = max(len(c.alpha), *(part.judges for part in parts))
+    total = np.sum([part.items * _per_item(c, part, pool) for part in parts], axis=0)
+    return _sd(c, total + _prior(c, pool))
 
 
-def _shrunken(c: Components, variance: float) -> float:
-    prior = 1 / (2 * c.s_theta**2) if c.s_theta > 0 else 0.0
-    return float((1 / variance + prior) ** -0.5)
-
-
-def items_needed(c: Components, design: Design, sd: float, info: Floats) -> int:
-    """Items from which the sd of a difference is at most `sd`, all else of the design being equal."""
-    prior = 1 / (2 * c.s_theta**2) if c.s_theta > 0 else 0.0
-    wanted = 1 / sd**2 - prior
-    if wanted <= 0:
-        return 1
-    each = 2 * float((c.s_v**2 + 1 / (design.samples * info)).mean())
-    return max(1, int(np.ceil(each * wanted - 1e-9)))
+def items_needed(c: Components, design: Design, sd: float, most: int = 10**7) -> int:
+    """Items from which the sd of a difference is at most `sd`, all else of the design being equal; at most `most`."""
+    pool = max(len(c.alpha), design.judges)
+    each, prior = _per_item(c, design, pool), _prior(c, pool)
+    low, high = 0, 1
+    while high < most and _sd(c, high * each + prior) > sd:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _sd(c, middle * each + prior) > sd else (low, middle)
+    return min(high, most)
 
 
 def reliability(c: Components, sd: float) -> float:

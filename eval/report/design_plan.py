@@ -22,10 +22,9 @@ def picture(
 ) -> tuple[bytes, ...]:
     """Half-width of the worst dimension over items, as SVG and PNG; the chosen design reaches `half_width`."""
     items = np.unique(np.geomspace(max(2, chosen.items / 4), 4 * max(chosen.items, 2), POINTS).round().astype(int))
-    one = {j: [difference_sd(c, replace(chosen, items=1, judges=j)) for c in components] for j in judges}
 
     def width(j: int, q: int) -> float:
-        return Z95 * max(_more(sd, c.s_theta, q) for sd, c in zip(one[j], components, strict=True))
+        return Z95 * max(difference_sd(c, replace(chosen, items=q, judges=j)) for c in components)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -43,9 +42,3 @@ def picture(
         figure.suptitle(words, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
     return render(paint, 3.0, "svg", "png")
-
-
-def _more(sd: float, s_theta: float, items: int) -> float:
-    """Sd with `items` in place of one: the data count so many times, the prior once."""
-    prior = 1 / (2 * s_theta**2) if s_theta > 0 else 0.0
-    return float((items * (1 / sd**2 - prior) + prior) ** -0.5)

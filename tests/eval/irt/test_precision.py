@@ -75,11 +75,15 @@ def pattern_information(c: Components) -> float:
     return total
 
 
+def informed(c: Components, judges: int, ratings: int) -> float:
+    """Over several seeds, as information is itself simulated."""
+    return float(np.mean([information(c, judges, ratings, seed)[0] for seed in range(12)]))
+
+
 @pytest.mark.parametrize(("position", "s_u"), [(0.3, 0.8), (2.0, 0.5)])
 def test_information_is_that_of_all_patterns(position: float, s_u: float) -> None:
     c = components(position, s_u)
-    found = np.mean([information(c, 2, 1, seed)[0] for seed in range(12)])
-    assert found == pytest.approx(pattern_information(c), rel=0.04)
+    assert informed(c, 2, 1) == pytest.approx(pattern_information(c), rel=0.04)
 
 
 def test_without_a_response_effect_ratings_add_up() -> None:
@@ -89,8 +93,8 @@ def test_without_a_response_effect_ratings_add_up() -> None:
         p = [chance(c, judge, k, 0.3) for k in range(3)]
         mean = sum(k * x for k, x in enumerate(p))
         expected += c.alpha[judge] ** 2 * sum(x * (k - mean) ** 2 for k, x in enumerate(p))
-    assert information(c, 2, 1)[0] == pytest.approx(expected)
-    assert information(c, 2, 3)[0] == pytest.approx(3 * expected)
+    assert informed(c, 2, 1) == pytest.approx(expected, rel=0.04)
+    assert informed(c, 2, 3) == pytest.approx(3 * expected, rel=0.04)
 
 
 def test_a_score_that_a_judge_never_gives_is_left_out() -> None:
@@ -100,7 +104,7 @@ def test_a_score_that_a_judge_never_gives_is_left_out() -> None:
         odds = np.exp(c.alpha[judge] * (2 * (0.3 - c.severity[judge]) - 0.2))  # from 0 straight to 2
         p = odds / (1 + odds)
         one = replace(without, alpha=c.alpha[[judge]], severity=c.severity[[judge]], steps=without.steps[[judge]])
-        assert information(one, 1, 1)[0] == pytest.approx(c.alpha[judge] ** 2 * 4 * p * (1 - p))
+        assert informed(one, 1, 1) == pytest.approx(c.alpha[judge] ** 2 * 4 * p * (1 - p), rel=0.04)
 
 
 def test_many_ratings_leave_the_spread_of_responses_and_of_model_by_item() -> None:
@@ -113,8 +117,7 @@ def test_many_ratings_leave_the_spread_of_responses_and_of_model_by_item() -> No
 def test_items_needed_are_just_enough_and_parts_add_up() -> None:
     c = assumed(Spec(judges=3))
     for design in (Design(1, 2), Design(1, 3, samples=2, repeats=2)):
-        info = information(c, design.judges, design.repeats)
-        n = items_needed(c, design, 0.2, info)
+        n = items_needed(c, design, 0.2)
         assert difference_sd(c, replace(design, items=n)) <= 0.2 < difference_sd(c, replace(design, items=n - 1))
     whole = difference_sd(c, Design(30, 2))
     assert difference_sd(c, Design(10, 2), Design(20, 2)) == pytest.approx(whole)
