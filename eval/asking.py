@@ -12,7 +12,7 @@ from dpeer.data.faults import Fault, data_error
 from dpeer.errors import ConfigError
 from dpeer.eval.config import Judging
 from dpeer.eval.questions.briefs import EVERY, Brief
-from dpeer.eval.questions.prompting import visible
+from dpeer.eval.questions.prompting import broken, visible
 from dpeer.eval.questions.rubric import LANGUAGE, Rubric
 from dpeer.eval.questions.shown import OWN, PLAIN, Shown, rated_messages
 from dpeer.eval.store.parts import content_id
@@ -26,7 +26,7 @@ def shown_of(judging: Judging, response: Mapping[str, Any], dimension: str) -> S
     if brief is None and not messages:
         return PLAIN
     brief = brief or Brief()
-    criteria = " ".join(visible(brief.criteria(dimension)).split())
+    criteria = broken(" ".join(visible(brief.criteria(dimension)).split()))
     instead = bool(criteria) and judging.item_criteria == "instead"
     return Shown(messages, whole and bool(messages), brief.reference, criteria, instead)
 

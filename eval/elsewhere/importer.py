@@ -126,7 +126,7 @@ def ratings_table(given: Iterable[Row], how: Reading, source: str = "ratings") -
     table, marks = _read(chain(sample, rows), planned, constants, scale, source)
     judge_labels(table, scale, source)
     table = _without_copies(table, marks, how.keep_copies, source)
-    return _with_families(_with_ids(table), how, source)[RATINGS.names]
+    return with_families(_with_ids(table), how.humans, how.families, source)[RATINGS.names]
 
 
 def _plan(how: Reading, sample: list[Row], constants: Mapping[str, str]) -> Plan:
@@ -287,13 +287,16 @@ def _ids(rated: pd.DataFrame) -> pd.Series:
     return pd.Series(ids, dtype="str")
 
 
-def _with_families(table: pd.DataFrame, how: Reading, source: str) -> pd.DataFrame:
-    judges, humans = list(dict.fromkeys(table["judge"])), [tidy(name) for name in how.humans]
+def with_families(
+    table: pd.DataFrame, humans: Collection[str], families: Mapping[str, str] | None, source: str
+) -> pd.DataFrame:
+    """With the families of models and judges that rows do not name; people are a family. ConfigError: no such judge."""
+    judges, humans = list(dict.fromkeys(table["judge"])), [tidy(name) for name in humans]
     if absent := [name for name in humans if name not in judges]:
         raise ConfigError(f"humans: {absent[0]!r} is no judge of {source}; its judges are {names_of(judges)}")
-    families = dict.fromkeys(humans, HUMAN) | {tidy(name): kin for name, kin in (how.families or {}).items()}
+    families = dict.fromkeys(humans, HUMAN) | {tidy(name): kin for name, kin in (families or {}).items()}
     for who in ("model", "judge"):
-        kin = table[f"{who}_family"]
+        kin = table.get(f"{who}_family", pd.Series(None, index=table.index, dtype=object))
         kin = kin.where(kin.notna(), table[who].map(families))
         table[f"{who}_family"] = kin.astype(object).where(kin.notna(), None).str.lower()  # "Qwen" and "qwen" are one
     return table

@@ -49,7 +49,7 @@ def encode(
     possible scores; default: all whole numbers from the least to the greatest score. Ratings of judges `without`
     are left out. Raises DataError with row and column.
     """
-    frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
+    frame = table if isinstance(table, pd.DataFrame) else read_ratings(Path(table))
     source = "FILE" if isinstance(table, pd.DataFrame) else shlex.quote(str(table))
     if missing := [c for c in (*NAMES, "score") if c not in frame.columns]:
         have = ", ".join(map(str, frame.columns))
@@ -169,7 +169,16 @@ def own_form(path: Path) -> bool:
     return {*NAMES, "score"} <= set(columns)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def judged(path: Path) -> bool:
+    """Whether `dpeer judge` or `dpeer ratings import` wrote it: a folder, or Parquet with an id for each rating."""
+    if path.is_dir() or path.suffix != ".parquet":
+        return path.is_dir()
+    import pyarrow.parquet as pq
+
+    return {"rating_id", "status"} <= set(pq.read_schema(path).names)
+
+
+def read_ratings(path: Path) -> pd.DataFrame:
     """Columns that matter of a file, or of all Parquet parts below a folder."""
     wanted = {*TEXTS, "score", "sample", "response_length", "prompt_tokens", "output_tokens"}
     if path.suffix.lower() == ".csv" and path.is_file():

@@ -27,11 +27,13 @@ def prompt_text(value: object, column: str) -> str:
     """
     if isinstance(value, str):
         value = messages_in(value, column)
-    if not isinstance(value, list):
-        return _content(value, column)
-    messages = tuple(_message(item, f"{column}[{k}]") for k, item in enumerate(value))
-    _refuse_order(messages, column)
-    return messages[0].content if [m.role for m in messages] == ["user"] else written(messages)
+    if isinstance(value, list):
+        messages = tuple(_message(item, f"{column}[{k}]") for k, item in enumerate(value))
+        _refuse_order(messages, column)
+    else:
+        messages = (Message("user", _content(value, column)),)
+    single = [m.role for m in messages] == ["user"] and not messages[0].content.startswith(MARK)
+    return messages[0].content if single else written(messages)  # what looks like a conversation stays one user's text
 
 
 def written(messages: Sequence[Message]) -> str:

@@ -186,10 +186,11 @@ def chat_messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
     There untrusted text that looks like a control token (`<|im_end|>`, `</s>`, `<think>`, `[INST]`) gets a
     zero-width U+2060 behind its first character, so that no tokenizer takes it for one.
     """
-    return [{"role": "user", "content": "".join(s.text if s.trusted else _broken(s.text) for s in segments)}]
+    return [{"role": "user", "content": "".join(s.text if s.trusted else broken(s.text) for s in segments)}]
 
 
-def _broken(text: str) -> str:
+def broken(text: str) -> str:
+    """With a U+2060 in what looks like a control token."""
     return _MARK.sub("\\g<0>\u2060", text)
 
 
@@ -260,7 +261,7 @@ def _marks_are_text(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) ->
 
 def _segment_ids(tokenizer: PreTrainedTokenizerBase, segment: Segment) -> tuple[int, ...]:
     if not segment.trusted and _marks_are_text(tokenizer, *_rendered(tokenizer)):
-        return _data_ids(tokenizer, _broken(segment.text))
+        return _data_ids(tokenizer, broken(segment.text))
     return _data_ids(tokenizer, segment.text)
 
 

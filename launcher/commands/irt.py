@@ -141,11 +141,23 @@ def fit(
 
 
 def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFrame:
-    """The table itself, or what an import makes of it: where an option asks for one, or its columns are not ours."""
-    from dpeer.eval.irt.encode import own_form
+    """The table itself, or what an import makes of it: where an option asks for one, or its columns are not ours.
+
+    ConfigError for options that would lose what `dpeer judge` wrote beside the scores."""
+    from dpeer.errors import ConfigError
+    from dpeer.eval.elsewhere.importer import with_families
+    from dpeer.eval.irt.encode import judged, own_form, read_ratings
 
     if own_form(path) and not given.words():
         return path
+    if path.exists() and judged(path):
+        if refused := given.words("human", "family"):
+            raise ConfigError(
+                f"{path} was written by dpeer, whose scores need no reading: {refused[0]} is for tables made elsewhere."
+                " Leave it out (--human and --family may stay)"
+            )
+        families = reading.pairs(given.family, "--family")
+        return with_families(read_ratings(path), given.human, families, str(path))
     return reading.read(path, given, ["dpeer", "irt", "fit", str(path), "-o", str(output)])
 
 

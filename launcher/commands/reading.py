@@ -6,7 +6,7 @@ import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,6 +64,14 @@ class Options:
         typed = [w for name in lists if name not in without for v in getattr(self, name) for w in (f"--{name}", v)]
         return [*typed, *(f"--{n.replace('_', '-')}" for n, on in flags.items() if on and n not in without)]
 
+    def but(self, better: Sequence[str], *without: str) -> list[str]:
+        """As typed, but for those of some names, then the better ones; what both say is said once."""
+        missing = [
+            v for v in self.missing if not any(better[i : i + 2] == ["--missing", v] for i in range(len(better)))
+        ]
+        half_points = self.half_points and "--half-points" not in better
+        return [*replace(self, missing=missing, half_points=half_points).words(*without), *better]
+
 
 def options(
     map_: list[str] | None,
@@ -114,14 +122,14 @@ def read(path: Path, given: Options, command: Sequence[str]) -> pd.DataFrame:
     except MappingError as error:
         if not error.options:
             raise
-        kept = given.words("map", "label", "missing", "half_points")
         told = f"{error.problem}. As its columns look, this reads it"
-        raise ConfigError(f"{told}:\n  {shlex.join([*command, *kept, *error.options])}") from None
+        raise ConfigError(f"{told}:\n  {shlex.join([*command, *given.but(error.options, 'map', 'label')])}") from None
     except ScoreError as error:
         if not error.options:
             raise
-        kept = given.words("label", "half_points")
-        raise DataError(f"{error}. This reads it:\n  {shlex.join([*command, *kept, *error.options])}") from None
+        raise DataError(
+            f"{error}. This reads it:\n  {shlex.join([*command, *given.but(error.options, 'label')])}"
+        ) from None
 
 
 def _labels(given: Sequence[str]) -> Mapping[str, int]:

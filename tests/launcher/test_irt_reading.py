@@ -94,3 +94,43 @@ def test_errors_print_a_command_that_works(
     (ratings,) = fitted
     assert len(ratings.judges) == 3 and len(ratings.scale) <= 11
     assert len(ratings) == len(LONG) - sum(s == 99 for s in table["score"])
+
+
+def test_a_printed_command_keeps_what_was_typed(tmp_path: Path, fitted: list[Ratings]) -> None:
+    """Without its --missing the command would count 0, "no score", as the lowest score."""
+    path = tmp_path / "stars.csv"
+    scores = [0 if k % 9 == 0 else s for k, s in enumerate(SCORES)]
+    LONG.assign(score=scores).rename(columns={"model": "system", "judge": "rater", "score": "stars"}).to_csv(
+        path, index=False
+    )
+    told = command_in(run(path, "--missing", "0"))
+    assert told.count("--missing") == 1 and told[told.index("--missing") + 1] == "0"
+    run(*told)
+    assert len(fitted[0]) == sum(map(bool, scores))
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_people_and_families_are_told_of_a_table_of_dpeers_own(
+    tmp_path: Path, fitted: list[Ratings], form: str
+) -> None:
+    """Nothing else that `dpeer judge` wrote is lost by it."""
+    table = import_ratings(write_csv(tmp_path, LONG))
+    table["order"] = pd.Series(["up", "down"] * (len(table) // 2), index=table.index)
+    table.loc[table.index[0], ["status", "score"]] = ["low_mass", None]
+    place = tmp_path / "kept"
+    place.mkdir()
+    table.to_parquet(place / "ratings.parquet", index=False)
+    path = place if form == "folder" else place / "ratings.parquet"
+    run(path, "--human", "ann", "--family", "x=qwen", "--family", "bob=Qwen")
+    (ratings,) = fitted
+    assert ratings.people == ("ann",) and ratings.statuses == {"ok": len(LONG) - 1, "low_mass": 1}
+    assert ratings.reversed.sum() == len(LONG) // 2 and ratings.own_family.sum() == 6
+    told = run(path, "--missing", "1")
+    assert told.exit_code == 1 and "scores need no reading: --missing is for tables made elsewhere" in " ".join(
+        told.stderr.split()
+    )
+
+
+def write_csv(folder: Path, table: pd.DataFrame) -> Path:
+    table.to_csv(folder / "written.csv", index=False)
+    return folder / "written.csv"
