@@ -80,7 +80,7 @@ def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, served: Serve
         rows=_rows(left),
         write=lambda rows: write_part(responses_folder(cfg) / f"model={served.name}", rows, RESPONSES),
         usable=lambda row: row["response"] is not None,
-        conversation="item",
+        conversation=("item",),
         done=int((rows["model"] == served.name).sum()) - len(left),
         proven=lambda: _proven(cfg, rows, served),
         saved=lambda: done_ids(responses_folder(cfg), RESPONSES),

@@ -18,6 +18,7 @@ from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.irt import design
 from dpeer.eval.irt.linking import linked_design, planned_ratings
 from dpeer.eval.irt.types import Bools, Options
+from dpeer.eval.pair_plan import CONVERSATION, pair_questions, planned_pairs
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import Rubric, load_rubric
 from dpeer.eval.responses import load_responses
@@ -41,6 +42,11 @@ class Plan:
     notes: tuple[str, ...]
     """What the person should know: warnings of the design, related judges, responses that cannot be rated."""
 
+    @property
+    def conversation(self) -> tuple[str, ...]:
+        """Columns that tell conversations apart."""
+        return CONVERSATION if "other_response_id" in self.rows else CONVERSATION[:1]
+
 
 def ratings_folder(cfg: EvalConfig) -> Path:
     return cfg.folder / "ratings"
@@ -59,7 +65,10 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
     responses, notes = load_responses(cfg)
     notes += _relations(cfg, responses)
     chosen = _chosen(cfg, responses)
-    judged = [planned_rows(cfg, rubric, j, questions, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
+    if cfg.judging.mode == "pairwise":
+        judged = [_pair_rows(cfg, rubric, j, questions, responses, chosen[:, j]) for j in range(len(cfg.judges))]
+    else:
+        judged = [planned_rows(cfg, rubric, j, questions, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
     rows = pd.concat(judged, ignore_index=True)
     if check_design:
         planned = planned_ratings(rows, rubric.scale)
@@ -79,7 +88,7 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
 
 
 def asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
-    """(dimension, criterion, repeat, order) of the calls of one conversation."""
+    """(dimension, criterion, repeat, order) of the calls about one response, or one pair of them."""
     judging = cfg.judging
     if unknown := [d for d in judging.dimensions if d not in rubric.dimensions]:
         raise ConfigError(
@@ -97,6 +106,8 @@ def asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
             "structured."
         )
     pairs = [(d, c) for d in judging.dimensions or rubric.dimensions for c in rubric.dimensions[d].criteria]
+    if judging.mode == "pairwise":
+        return pair_questions(cfg, pairs)
     return [(d, c, r, ORDERS[r % 2]) for (d, c), r in product(pairs, range(judging.repeats))]
 
 
@@ -119,17 +130,12 @@ def planned_rows(
     """Planned ratings of one judge, in an order of conversations that the seed decides."""
     judge = cfg.judges[index]
     shuffled = responses.iloc[np.random.default_rng([cfg.seed, index]).permutation(len(responses))]
-    own = {
-        "judge": judge.name,
-        "judge_hash": identity(judge),
-        "rubric_hash": rubric.hash,
-        "mode": cfg.judging.mode,
-    }
+    own = _own(cfg, rubric, judge)
     content = [content_id(prompt=p, response=r) for p, r in zip(shuffled["prompt"], shuffled["response"], strict=True)]
     base = own | {"sampling": sampling_of(cfg, judge)}
     keys = zip(shuffled["response_id"], content, strict=True)
     questions = [
-        {"dimension": d, "criterion": c, "repeat": r, "order": o, "asked": _wording(rubric, d, c, o, cfg.judging.mode)}
+        {"dimension": d, "criterion": c, "repeat": r, "order": o, "asked": _wording(rubric, d, c, o, cfg.judging.read)}
         for d, c, r, o in asked
     ]
     ids = [
@@ -148,7 +154,29 @@ def planned_rows(
         model_family=pd.Series(np.repeat(model_families(cfg, shuffled).to_numpy(), len(asked)), rows.index, object),
         judge_family=family(judge),
         response_length=np.repeat(lengths, len(asked)),
+        other_model_family=None,
     )
+
+
+def _own(cfg: EvalConfig, rubric: Rubric, judge: Served) -> dict[str, str]:
+    """What every row of a judge says of it and of how it is asked."""
+    return {
+        "judge": judge.name,
+        "judge_hash": identity(judge),
+        "rubric_hash": rubric.hash,
+        "mode": cfg.judging.mode,
+    }
+
+
+def _pair_rows(
+    cfg: EvalConfig, rubric: Rubric, index: int, asked: Sequence[tuple[str, str, int, str]], responses: pd.DataFrame,
+    chosen: Bools,
+) -> pd.DataFrame:  # fmt: skip
+    judge = cfg.judges[index]
+    known = responses.assign(model_family=model_families(cfg, responses))
+    own, sampling = _own(cfg, rubric, judge), sampling_of(cfg, judge)
+    rows = planned_pairs(cfg, rubric, own, sampling, index, asked, known, chosen)
+    return rows.assign(judge_family=family(judge))
 
 
 def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: Any) -> str:
@@ -161,15 +189,16 @@ def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
     judging = cfg.judging
     how: dict[str, Any] = (
         {"min_mass": judging.min_mass, "score": judging.score}
-        if judging.mode == "logprob"
+        if judging.read == "logprob"
         else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
     )
     return how | BACKENDS[judge.backend].conditions(judge, cfg.engine_of(judge))
 
 
 def temperature(cfg: EvalConfig) -> float:
-    """Structured answers are greedy, unless repeats go beyond the two orders of the scale: then they must vary."""
-    return 1.0 if cfg.judging.mode == "structured" and cfg.judging.repeats > len(ORDERS) else 0.0
+    """Structured answers are greedy, unless repeats ask the same question again: then they must vary."""
+    apart = 1 if cfg.judging.mode == "pairwise" else len(ORDERS)
+    return 1.0 if cfg.judging.read == "structured" and cfg.judging.repeats > apart else 0.0
 
 
 def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:

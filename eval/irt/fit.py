@@ -17,13 +17,14 @@ import numpy as np
 from dpeer.eval.irt.anchors import Anchors, check_anchors
 from dpeer.eval.irt.chains import SAMPLER, Sampling, read_csv, run_chains
 from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
+from dpeer.eval.irt.comparisons import gives_ties
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.scales import guessed, measured
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import metric, starts
-from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.irt.types import AXES, Floats, Ints, Options, Posterior, Ratings
 from dpeer.scratch import scratch
 
 __all__ = ["IrtError", "fit", "load", "save"]
@@ -39,12 +40,26 @@ KEPT_EFFECTS = 200
 LARGE = 8000
 """Parameters from which on trees are kept shallower and steps longer: scales are sharp there, and steps dear."""
 SCALARS = ("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "order", "own_family", "own_model")
+OF_COMPARISONS = ("position_mean", "s_position", "tie_mean", "s_tie", "log_scale")
+OF_RATINGS = (
+    "s_severity",
+    "s_dev",
+    "s_tau",
+    "severity",
+    "severity_judge",
+    "s_beta",
+    "mu",
+    "beta",
+    "tau",
+    "tau_average",
+)
+"""Draws that hold no more than the prior where nothing was rated."""
 VECTORS = ("mu", "s_theta", "s_beta", "s_u", "length")
 WANTED = {
     *VECTORS,
     *(name for name in SCALARS if not name.startswith("own")),
     *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "kappa"),
-    "correlation",
+    *("correlation", "position", "tie", *OF_COMPARISONS),
 }
 
 
@@ -205,11 +220,43 @@ def _named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors:
         draws["correlation"] = stan["correlation"]
         draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
     draws["tau"], draws["tau_average"] = _thresholds(stan, problem, k)
+    draws |= _comparisons(stan, ratings, problem)
     moved = ~np.isnan(anchors.mu)
     if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
         shift = np.where(moved, stan["mu"] - np.nan_to_num(anchors.mu), 0.0)
         draws["theta"] = stan["theta"] + shift[..., None, :]
         draws["mu"] = stan["mu"] - shift
+    return _without_prior_only(draws, ratings)
+
+
+def _comparisons(stan: dict[str, Floats], ratings: Ratings, problem: Problem) -> dict[str, Floats]:
+    """What is said of comparisons: preferences for a place and ties [chains, draws, J], and scalars."""
+    draws = {name: stan[name][..., 0] for name in OF_COMPARISONS if name in stan}
+    draws |= {
+        name: _spread(stan[name], (problem.comparer,), (len(ratings.judges),))
+        for name in ("position", "tie")
+        if name in stan
+    }
+    if "tie" in draws:
+        draws["tie"][..., ~gives_ties(ratings)] = np.nan
+    if "log_scale" in draws:
+        draws["comparison_scale"] = np.exp(draws.pop("log_scale"))
+    return draws
+
+
+def _without_prior_only(draws: dict[str, Floats], ratings: Ratings) -> dict[str, Floats]:
+    """Draws about ratings are nan in dimensions that hold comparisons only, and of judges who only compare."""
+    if not len(ratings.comparisons):
+        return draws
+    unrated, rates = ~ratings.rated, ratings.judge_rated
+    for name in OF_RATINGS:
+        if name in draws and "dimension" in (axes := AXES.get(name, ())):
+            at: Any = (..., unrated, *[slice(None)] * (len(axes) - 1 - axes.index("dimension")))
+            draws[name] = draws[name].copy()
+            draws[name][at] = np.nan
+        elif name in draws and unrated.all():
+            draws[name] = np.full_like(draws[name], np.nan)
+    draws["severity_judge"] = np.where(rates.any(axis=1), draws["severity_judge"], np.nan)
     return draws
 
 
@@ -252,6 +299,7 @@ def _spread(values: Floats, index: tuple[Ints, ...], shape: tuple[int, ...]) -> 
 def _unused(ratings: Ratings, problem: Problem) -> dict[str, list[int]]:
     unused = {
         name: [score for k, score in enumerate(ratings.scale) if k not in used]
-        for name, used in zip(ratings.dimensions, problem.used, strict=True)
+        for name, used, rated in zip(ratings.dimensions, problem.used, ratings.rated, strict=True)
+        if rated
     }
     return {name: scores for name, scores in unused.items() if scores}

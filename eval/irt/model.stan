@@ -8,6 +8,12 @@
 // A cell is a response on one dimension. Ratings are sorted into groups that share judge, dimension, criterion and flags,
 // so that a group is one categorical_logit_glm. Categories that nobody uses in a dimension, or that a judge never
 // gives, are left out of the softmax; the others keep their scores. Compiles on CmdStan 2.27: no sum_to_zero_vector, no tuples.
+//
+// A comparison of two responses is won by the other one, tied or won by this one, at -1, 0 and 1 of an adjacent-category
+// logit model (Agresti 1992), the ordinal form of Davidson's (1970) for ties; what both responses share cancels:
+//
+//   log P(tie) / P(other) = x + tie[h], log P(this) / P(tie) = x - tie[h]
+//   x = alpha[j] * scale * (eta[this] - eta[other] + position[h] * (+-1/2) + own_family + own_model)
 functions {
   // n values from `first` on; none where n is 0 (2.27 refuses to slice an empty vector).
   vector part(vector x, int first, int n) {
@@ -81,6 +87,17 @@ functions {
     }
     return total;
   }
+
+  // Log-likelihood of outcomes in -1, 0, 1. Ties are possible in the first rows only, those of `tie`.
+  real comparisons_lpdf(vector outcome, vector x, vector tie) {
+    int n = rows(tie);
+    vector[rows(x)] untied = log1p_exp(2 * x) - x; // log(exp(-x) + exp(x))
+    real total = dot_product(outcome, x) - sum(untied);
+    if (n > 0) {
+      total += sum((1 - square(outcome[1 : n])) .* tie - log1p_exp(tie - untied[1 : n]));
+    }
+    return total;
+  }
 }
 data {
   int<lower=2> M; // models
@@ -90,8 +107,8 @@ data {
   int<lower=2> K; // categories of the scale
   int<lower=1> B; // items x dimensions that were rated, sorted by dimension
   int<lower=1> E; // cells, sorted by dimension
-  int<lower=1> N; // ratings, sorted by group
-  int<lower=1> G; // groups
+  int<lower=0> N; // ratings, sorted by group
+  int<lower=0> G; // groups
   int<lower=0> P; // judge x response pairs (halo), 0: none
 
   array[D] int<lower=1> steps; // used categories - 1
@@ -152,6 +169,23 @@ data {
   array[J] int<lower=0, upper=1> alpha_anchored;
   vector[J] alpha_mean;
   vector<lower=0>[J] alpha_sd;
+
+  // Comparisons.
+  int<lower=0> V; // comparisons, those of judges that give ties first
+  int<lower=0, upper=V> ties; // how many these are
+  int<lower=0> H; // judges that compare
+  array[H] int<lower=1, upper=J> comparer; // which they are
+  array[V] int<lower=1, upper=H> compared_by;
+  array[V] int<lower=1, upper=E> cell_this;
+  array[V] int<lower=1, upper=E> cell_other;
+  vector<lower=-1, upper=1>[V] outcome;
+  vector[V] place; // +1/2: this one was shown first, -1/2: the other
+  vector[V] compared_family; // 1: this one is of the judge's family, -1: the other
+  vector[V] compared_model;
+  int<lower=0, upper=1> use_position;
+  int<lower=0, upper=1> use_scale; // ratings set the scale, comparisons follow it
+  real<lower=0, upper=1> centre_position;
+  real<lower=0, upper=1> centre_tie;
 }
 transformed data {
   array[G] int groups;
@@ -195,6 +229,13 @@ parameters {
   vector[P] halo_raw;
   vector<lower=0>[use_u ? D : 0] s_u;
   vector[use_u ? E : 0] u_raw;
+  vector[use_position] position_mean;
+  vector<lower=0>[use_position && H > 1] s_position;
+  vector[use_position && H > 1 ? H : 0] position_raw;
+  vector[ties > 0] tie_mean;
+  vector<lower=0>[ties > 0 && H > 1] s_tie;
+  vector[ties > 0 && H > 1 ? H : 0] tie_raw;
+  vector[use_scale] log_scale;
 }
 transformed parameters {
   matrix[M, D] theta;
@@ -205,6 +246,20 @@ transformed parameters {
   vector[S] tau; // common
   matrix[J, S] kappa = rep_matrix(0, J, S); // each at its upper category, from the next lower one that the judge gives
   vector[deviations] kappa_middle;
+  vector[use_position ? H : 0] position;
+  vector[ties > 0 ? H : 0] tie;
+  if (use_position) {
+    position = rep_vector(position_mean[1], H);
+    if (H > 1) {
+      position += s_position[1] ^ (1 - centre_position) * (position_raw - centre_position * position_mean[1]);
+    }
+  }
+  if (ties > 0) {
+    tie = rep_vector(tie_mean[1], H);
+    if (H > 1) {
+      tie += s_tie[1] ^ (1 - centre_tie) * (tie_raw - centre_tie * tie_mean[1]);
+    }
+  }
   {
     matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
     if (!centre_theta) {
@@ -333,6 +388,24 @@ model {
     target += groups_lpdf_sum(groups, 1, G, y, cell, pair, first, last, judge, dim, step_first, steps, score, levels, level,
                               eta, halo, location, alpha, kappa);
   }
+  if (V > 0) {
+    vector[V] x = eta[cell_this] - eta[cell_other];
+    if (use_position) {
+      x += position[compared_by] .* place;
+    }
+    if (use_own_family) {
+      x += own_family_effect[1] * compared_family;
+    }
+    if (use_own_model) {
+      x += own_model_effect[1] * compared_model;
+    }
+    x .*= alpha[comparer[compared_by]] * (use_scale ? exp(log_scale[1]) : 1);
+    if (ties > 0) {
+      target += comparisons_lpdf(outcome | x, tie[compared_by[1 : ties]]);
+    } else {
+      target += comparisons_lpdf(outcome | x, rep_vector(0, 0));
+    }
+  }
 
   // Scales of blocks with few effects: a prior that avoids zero (Chung et al. 2013), where such a block has a funnel.
   mu ~ normal(0, 5);
@@ -374,6 +447,20 @@ model {
   s_halo ~ std_normal();
   halo_raw ~ std_normal();
   s_u ~ student_t(4, 0, 1);
+
+  position_mean ~ std_normal();
+  s_position ~ lognormal(log(0.25), 0.8);
+  tie_mean ~ normal(0, 2);
+  s_tie ~ lognormal(log(0.35), 0.8);
+  if (H > 1) {
+    if (use_position) {
+      position_raw ~ normal(centre_position * position_mean[1], s_position[1] ^ centre_position);
+    }
+    if (ties > 0) {
+      tie_raw ~ normal(centre_tie * tie_mean[1], s_tie[1] ^ centre_tie);
+    }
+  }
+  log_scale ~ normal(0, 0.5);
 }
 generated quantities {
   matrix[D, D] correlation = multiply_lower_tri_self_transpose(L_theta);

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dpeer.eval.irt import comparisons
 from dpeer.eval.irt.fit_statistics import information
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
 
@@ -27,6 +28,7 @@ class Scales:
     beta: Floats  # [D]
     u: Floats  # [D]
     information: Floats  # [R, D] what its ratings tell of each response: inverse variance
+    compared: Floats  # [R, D] what its comparisons tell
     severity: float = 0.5
     dev: float = 0.25
     tau: float = 0.25
@@ -44,9 +46,16 @@ def by_response(ratings: Ratings, each: Floats) -> Floats:
 def guessed(ratings: Ratings) -> Scales:
     d = len(ratings.dimensions)
     spread = np.full(d, SPREAD)
-    variance = np.array([np.var(ratings.category[ratings.dimension == i]) for i in range(d)])
+    categories = (ratings.category[ratings.dimension == i] for i in range(d))
+    variance = np.array([np.var(given) if len(given) else 0.0 for given in categories])
     each = np.clip(0.5 * variance, 0.1, 2.0)[ratings.dimension]
-    return Scales(theta=spread, beta=spread, u=spread, information=by_response(ratings, each))
+    return Scales(
+        theta=spread,
+        beta=spread,
+        u=spread,
+        information=by_response(ratings, each),
+        compared=comparisons.information(ratings),
+    )
 
 
 def measured(pilot: Posterior, before: Scales) -> Scales:
@@ -61,5 +70,6 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         beta=mean("beta", before.beta),
         u=mean("u", before.u),
         information=by_response(pilot.ratings, information(pilot)),
+        compared=before.compared,
         **{name: float(mean(name, getattr(before, name))) for name in ("severity", "dev", "tau", "alpha")},
     )

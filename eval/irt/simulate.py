@@ -5,7 +5,8 @@ Adjacent-category logits (Masters 1982; many-facet: Linacre 1989; with judge dis
   log P(k) / P(k - 1) = alpha[j] * (mu[d] + theta[m, d] - beta[q, d] - severity[j, d] - delta[c] + u[r, d] + halo[j, r]
                                     + length[d] * z[r] + order * (+-1/2) + own_family + own_model - tau[j, d, k])
 
-with the sum-to-zero rules of the fitted model, but none of its code: probabilities, category by category.
+with the sum-to-zero rules of the fitted model, but none of its code: probabilities, category by category. Comparisons
+of the same responses (`irt.simulate_pairs`) may stand beside the ratings or in their place.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.linking import linked_design
+from dpeer.eval.irt.simulate_pairs import compare
 from dpeer.eval.irt.types import Bools, Floats, Ints
 
 
@@ -44,6 +46,18 @@ class Spec:
     """Anchor items and judges per response of a linked design; None: every judge rates everything."""
     missing: float = 0.0
     """Share of ratings that did not parse."""
+    rated: bool = True
+    """Whether responses are rated; without, there are comparisons only."""
+    compared: int = 0
+    """How often each judge compares every two models' responses to an item, each time in both orders."""
+    position: float = 0.0
+    """What being shown first adds in a comparison, mean over judges."""
+    s_position: float = 0.0
+    """Spread of that over judges."""
+    tie: float = 0.0
+    """Log odds of a tie between equals, over either of them winning."""
+    comparison_scale: float = 1.0
+    """Logits of a comparison per logit of a rating."""
     mu: float = 0.0
     s_theta: float = 1.0
     correlation: float = 0.3
@@ -77,7 +91,8 @@ class Spec:
             raise ConfigError(f"self_judges: {self.self_judges}; must be from 0 to the number of judges and of models")
         if not 0 <= self.missing < 1:
             raise ConfigError(f"missing: {self.missing}; must be from 0 to less than 1")
-        for name in ("s_theta", "s_beta", "s_u", "s_severity", "s_dev", "s_alpha", "s_delta", "s_tau", "s_halo"):
+        spreads = ("theta", "beta", "u", "severity", "dev", "alpha", "delta", "tau", "halo", "position")
+        for name in (f"s_{spread}" for spread in spreads):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)}; a standard deviation is not negative")
         if not -1 / max(self.dimensions - 1, 1) < self.correlation < 1:
@@ -155,7 +170,35 @@ def simulate(spec: Spec, seed: int) -> tuple[pd.DataFrame, dict[str, Floats]]:
     table.loc[~parsed, "score"] = pd.NA
     rating_id = table["response_id"] + ":" + table["judge"] + ":" + table["dimension"] + ":" + table["criterion"]
     table.insert(0, "rating_id", rating_id + ":" + table["repeat"].astype(str))
-    return table, truth
+    if not spec.compared:
+        return table, truth
+    favour = spec.own_family * (response_model[:, None] % spec.families == np.arange(spec.judges) % spec.families)
+    own = (response_model[:, None] == np.arange(spec.judges)) & (np.arange(spec.judges) < spec.self_judges)
+    favour = favour + spec.own_model * own
+    shown = pd.DataFrame(
+        {
+            "response_id": responses,
+            "model": models[response_model],
+            "item": items[response_item],
+            "sample": response_sample,
+            "model_family": families[response_model % spec.families],
+            "response_length": characters,
+            "z": z,
+            **{f"favour_{k}": column for k, column in enumerate(favour.T)},
+        }
+    )
+    pairs, known = compare(spec, truth, shown, _rated(spec, seed), rng)
+    judge, dimension, again = pairs["judge"], pairs["dimension"], pairs["repeat"].astype(str)
+    pairs = pairs.assign(
+        judge=judges[judge],
+        dimension=dimensions[dimension],
+        criterion=criteria[0],
+        judge_family=families[judge % spec.families],
+    )
+    keys = [pairs[name] for name in ("other_response_id", "judge", "dimension", "order")]
+    pairs["rating_id"] = pairs["response_id"].str.cat([*keys, again], ":")
+    kept = [table, pairs] if spec.rated else [pairs]
+    return pd.concat(kept, ignore_index=True), truth | known
 
 
 def _truth(spec: Spec, rng: np.random.Generator) -> dict[str, Floats]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from dpeer.eval.irt.anchors import Anchors, check_anchors
 from dpeer.eval.irt.categories import used_by_dimension, used_by_judge
+from dpeer.eval.irt.cells import Cells
+from dpeer.eval.irt.comparisons import SPREADS, notes_of, replicated, stan_comparisons
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import LEAST, Scales
 from dpeer.eval.irt.stan_start import Blocks, blocks
@@ -41,6 +43,7 @@ class Problem:
     criterion: Ints  # [C] order in which Stan has the criteria
     pair_judge: Ints  # [P]
     pair_response: Ints  # [P]
+    comparer: Ints  # [H] judges that compare
     response_effect: bool
     notes: tuple[str, ...]
     no_intervals: str | None
@@ -51,25 +54,28 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
     _check(ratings, options)
     used = _used(ratings)
     levels = used_by_judge(ratings, used)
-    cells = _Cells.of(ratings)
+    cells = Cells.of(ratings)
     r = len(ratings.response_model)
     response_effect = options.response_effect
-    use_u = len(ratings) > len(cells.response) if response_effect is None else response_effect
+    use_u = replicated(ratings) if response_effect is None else response_effect
     alpha, notes = _alpha(ratings, options)
     anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u))
     dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
     criterion = np.argsort(dimension_of, kind="stable")
     pairs, pair = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
     pairs = pairs if options.halo else pairs[:0]
+    compared, comparer = stan_comparisons(ratings, cells.of_comparison)
 
     data = _sizes(ratings, cells) | {"P": len(pairs)}
     data |= _categories(ratings, used, levels)
     data |= _segments("criterion", dimension_of[criterion], data["D"])
     data |= _cell_data(ratings, cells)
     data |= _rating_data(ratings, options, used, levels, cells.of_rating, criterion, pair if len(pairs) else None)
-    data |= {"use_alpha": alpha, "use_u": use_u} | _switches(options)
+    data |= compared | {"use_alpha": alpha, "use_u": use_u} | _switches(options)
+    data["use_threads"] &= len(ratings) > 0
     precision = _precision(data, scales, cells.response, cells.dimension)
     data |= _centrings(precision, scales, cells.dimension)
+    data |= {f"centre_{name}": _centring(precision["comparer"], spread) for name, spread in SPREADS.items()}
     data |= _anchors(anchors, ratings, cells.items)
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
@@ -84,15 +90,18 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
         criterion=criterion,
         pair_judge=pairs // r,
         pair_response=pairs % r,
+        comparer=comparer,
         response_effect=bool(use_u),
-        notes=(*notes, *_unused_notes(ratings, used, levels), *anchors.notes),
+        notes=(*notes, *_unused_notes(ratings, used, levels), *notes_of(ratings), *anchors.notes),
         no_intervals=_no_intervals(len(ratings.judges), bool(use_u)),
     )
 
 
 def _used(ratings: Ratings) -> tuple[Ints, ...]:
-    """Categories in use, per dimension. IrtError: a dimension has fewer than two."""
-    used = used_by_dimension(ratings)
+    """Categories in use, per dimension; where there are comparisons only, two. IrtError: a dimension has fewer."""
+    compared = np.bincount(ratings.comparisons.dimension, minlength=len(ratings.dimensions)) > 0
+    unrated = compared & ~ratings.rated
+    used = tuple(np.arange(2) if unrated[d] else given for d, given in enumerate(used_by_dimension(ratings)))
     for name, categories in zip(ratings.dimensions, used, strict=True):
         if len(categories) < 2:
             score = ratings.scale[int(categories[0])] if len(categories) else None
@@ -103,26 +112,7 @@ def _used(ratings: Ratings) -> tuple[Ints, ...]:
     return used
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cells:
-    """Response x dimension pairs that were rated, E of them sorted by dimension, and the B item x dimension pairs."""
-
-    dimension: Ints  # [E]
-    response: Ints  # [E]
-    of_rating: Ints  # [N]
-    items: Ints  # [B] dimension * Q + item
-    item: Ints  # [E] position in items
-
-    @staticmethod
-    def of(ratings: Ratings) -> _Cells:
-        r, q = len(ratings.response_model), len(ratings.items)
-        cells, of_rating = np.unique(ratings.dimension * r + ratings.response, return_inverse=True)
-        dimension, response = cells // r, cells % r
-        items, item = np.unique(dimension * q + ratings.response_item[response], return_inverse=True)
-        return _Cells(dimension, response, of_rating, items, item)
-
-
-def _sizes(ratings: Ratings, cells: _Cells) -> dict[str, Any]:
+def _sizes(ratings: Ratings, cells: Cells) -> dict[str, Any]:
     return {
         "M": len(ratings.models),
         "J": len(ratings.judges),
@@ -149,7 +139,7 @@ def _categories(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[In
     }
 
 
-def _cell_data(ratings: Ratings, cells: _Cells) -> dict[str, Any]:
+def _cell_data(ratings: Ratings, cells: Cells) -> dict[str, Any]:
     m, d, q = len(ratings.models), len(ratings.dimensions), len(ratings.items)
     return {
         **_segments("item", cells.items // q, d),
@@ -202,8 +192,8 @@ def _unused_notes(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[
     """What is said of scores that nobody, or some judge, never gives."""
     unused = [
         f"{name}: nobody gave {', '.join(str(s) for i, s in enumerate(ratings.scale) if i not in categories)}"
-        for name, categories in zip(ratings.dimensions, used, strict=True)
-        if len(categories) < len(ratings.scale)
+        for name, categories, rated in zip(ratings.dimensions, used, ratings.rated, strict=True)
+        if rated and len(categories) < len(ratings.scale)
     ]
     if unused:
         yield f"scores that are not used: {'; '.join(unused)}"
@@ -222,6 +212,7 @@ def _check(ratings: Ratings, options: Options) -> None:
         raise IrtError(f"model {options.model} is unknown; give rasch or gmfrm")
     if len(ratings.models) < 2:
         raise IrtError(f"only {ratings.models[0]} was rated; abilities are relative, so at least two models are needed")
+    c = ratings.comparisons
     wants = {
         "length": (
             options.length,
@@ -229,8 +220,16 @@ def _check(ratings: Ratings, options: Options) -> None:
             "the responses' lengths are unknown or equal",
         ),
         "order": (options.order, _varies(ratings.reversed), "the scale was always listed the same way"),
-        "self_family": (options.self_family, _varies(ratings.own_family), _ALL_OR_NONE.format("family")),
-        "self_model": (options.self_model, _varies(ratings.own_model), _ALL_OR_NONE.format("model")),
+        "self_family": (
+            options.self_family,
+            _varies(ratings.own_family) or c.own_family.any(),
+            _ALL_OR_NONE.format("family"),
+        ),
+        "self_model": (
+            options.self_model,
+            _varies(ratings.own_model) or c.own_model.any(),
+            _ALL_OR_NONE.format("model"),
+        ),
     }
     for name, (wanted, varies, why) in wants.items():
         if wanted and not varies:
@@ -251,7 +250,8 @@ def _alpha(ratings: Ratings, options: Options) -> tuple[bool, list[str]]:
         return False, []
     if len(ratings.judges) == 1:
         return False, ["one judge: its discrimination is fixed at 1"]
-    if len(ratings.judges) == 2 and len(ratings.scale) == 2:
+    categories = len(ratings.scale) if len(ratings) else 2 + (ratings.comparisons.outcome == 1).any()
+    if len(ratings.judges) == 2 and categories == 2:
         why = "two judges and two categories: discriminations cannot be told apart from the spread, fixed at 1"
         return False, [why]
     return True, []
@@ -274,15 +274,15 @@ def _groups(ratings: Ratings, options: Options, cell: Ints) -> tuple[Ints, dict[
     keys = (ratings.judge, ratings.dimension, ratings.criterion, reverse, family, own)
     order = np.lexsort((cell, *reversed(keys)))
     table = np.stack([k[order].astype(np.int64) for k in keys])
-    starts = np.flatnonzero(np.r_[True, (table[:, 1:] != table[:, :-1]).any(axis=0)])
-    if options.threads > 1:
+    starts = np.flatnonzero(np.r_[True, (table[:, 1:] != table[:, :-1]).any(axis=0)][:n])
+    if options.threads > 1 and n:
         most = max(LEAST_SLICE, -(-n // (options.threads * SLICES_PER_THREAD)))
         ends = np.r_[starts[1:], n]
         starts = np.concatenate([np.arange(a, b, most) for a, b in zip(starts, ends, strict=True)])
     judge, dimension, criterion, reverse_of, family_of, own_of = table[:, starts]
     return order, {
         "first": starts + 1,
-        "last": np.r_[starts[1:], n],
+        "last": np.r_[starts[1:], n][: len(starts)],
         "judge": judge + 1,
         "dim": dimension + 1,
         "criterion": criterion,
@@ -321,19 +321,21 @@ def _precision(data: dict[str, Any], scales: Scales, response: Ints, dimension: 
     m, j, d = data["M"], data["J"], data["D"]
     items = np.subtract(data["item_last"], data["item_first"]) + 1
     of_cell = np.maximum(scales.information[response, dimension], LEAST)
-    cell = 1 / (1 / of_cell + data["use_u"] * scales.u[dimension] ** 2)
-    per_dimension = np.bincount(dimension, cell, minlength=d)
+    told = of_cell + scales.compared[response, dimension]
+    noise = data["use_u"] * scales.u[dimension] ** 2
+    per_dimension = np.bincount(dimension, 1 / (1 / of_cell + noise), minlength=d)
     total = float(of_cell.sum())
     return {
-        "u": of_cell,
+        "u": told,
         "dimension": per_dimension,
-        "theta": per_dimension / m,
+        "theta": np.bincount(dimension, 1 / (1 / told + noise), minlength=d) / m,
         "beta": per_dimension / items,
         "total": total,
         "severity": total / j,
         "dev": total / (j * d),
         "tau": TAU_INFORMATION * data["N"] / (j * d),
-        "alpha": total / j,
+        "alpha": float(told.sum()) / j,
+        "comparer": TAU_INFORMATION * data["V"] / max(data["H"], 1),
     }
 
 

@@ -13,9 +13,34 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+_NO_INTS: Ints = np.zeros(0, np.int64)
+_NO_FLOATS: Floats = np.zeros(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparisons:
+    """V comparisons of a response with another one to the same item, as index arrays into the tuples of `Ratings`."""
+
+    response: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+    other: Ints = field(default_factory=lambda: _NO_INTS)  # [V] response
+    dimension: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+    judge: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+    outcome: Ints = field(
+        default_factory=lambda: _NO_INTS
+    )  # [V] 0: the other is better, 1: a tie, 2: this one is better
+    place: Floats = field(default_factory=lambda: _NO_FLOATS)  # [V] 1/2: shown first, -1/2: shown second, 0: not known
+    own_family: Ints = field(
+        default_factory=lambda: _NO_INTS
+    )  # [V] 1: this response is of the judge's family, -1: the other is, 0: both or none
+    own_model: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+
+    def __len__(self) -> int:
+        return len(self.outcome)
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Ratings:
-    """N ratings with status ok as index arrays into the name tuples; R responses."""
+    """N ratings and V comparisons with status ok as index arrays into the name tuples; R responses."""
 
     models: tuple[str, ...]
     items: tuple[str, ...]
@@ -47,6 +72,7 @@ class Ratings:
     """Judges that are people."""
     tokens: dict[str, float] = field(default_factory=dict)
     """Tokens that a judge reads and writes per usable rating, where the table says so."""
+    comparisons: Comparisons = field(default_factory=Comparisons)
 
     @property
     def model(self) -> Ints:
@@ -66,6 +92,11 @@ class Ratings:
         return rated
 
     @property
+    def rated(self) -> Bools:
+        """[D] dimensions with ratings; in the others there are comparisons only."""
+        return np.bincount(self.dimension, minlength=len(self.dimensions)) > 0
+
+    @property
     def names(self) -> dict[str, tuple[str, ...]]:
         """Names along each axis of `AXES`; a step is named by its upper score."""
         return {
@@ -82,7 +113,8 @@ class Ratings:
 
     def __repr__(self) -> str:
         sizes = (f"{len(getattr(self, name))} {name}" for name in ("models", "items", "judges", "dimensions"))
-        return f"Ratings({len(self):,} ratings: {', '.join(sizes)})"
+        compared = f", {len(self.comparisons):,} comparisons" if len(self.comparisons) else ""
+        return f"Ratings({len(self):,} ratings{compared}: {', '.join(sizes)})"
 
 
 AXES = {
@@ -100,6 +132,8 @@ AXES = {
     "s_theta": ("dimension",),
     "s_beta": ("dimension",),
     "s_u": ("dimension",),
+    "position": ("judge",),
+    "tie": ("judge",),
 }
 """Axes of the blocks of draws, see `Posterior`; a block that is absent here is a single number."""
 
@@ -138,6 +172,8 @@ class Posterior:
     tau [J, D, K-1] thresholds (nan where a judge does not use the score), tau_average [D, K-1] of the average
     one | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau (of deviations in log odds),
     s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
+    | position [J] what being shown first adds in a comparison, position_mean [], s_position [] | tie [J] log odds of a
+    tie between equals, tie_mean [], s_tie [] | comparison_scale [] logits of a comparison per logit of a rating
     | u [R, D] response effects, thinned, only where kept. Names of terms that are switched off are absent.
     """
 

@@ -28,7 +28,8 @@ Mode = Literal["logprob", "structured"]
 
 _LETTERS = "bcdfghjklmnpqrst"
 """One per hex digit: a tag without digits cannot be taken for a rating."""
-_TAG, _TERSE_TAG = 8, 3
+TAG, TERSE_TAG = 8, 3
+"""Letters of a fence's tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def judge_segments(
     question = _terse_question if rubric.terse else _question
     task = question(rubric, dimension, criterion, order, mode)
     prompt, response = visible(prompt), visible(response)
-    tag = fence_tag((prompt, response), _TERSE_TAG if rubric.terse else _TAG)
+    tag = fence_tag((prompt, response), TERSE_TAG if rubric.terse else TAG)
     opening, divider, closing = _terse_fences(tag) if rubric.terse else _fences(rubric.role, tag)
     return (
         Segment(opening, True),

@@ -25,6 +25,7 @@ TERMS = {
     "length": "length (per sd)",
     "order": "listing order",
     "halo": "halo (sd)",
+    "position_mean": "shown first",
 }
 PARAMETERS = {
     "mu": "mean level",
@@ -36,6 +37,10 @@ PARAMETERS = {
     "s_tau": "sd of judges' thresholds",
     "s_alpha": "sd of log discrimination",
     "s_halo": "sd of halo effects",
+    "s_position": "sd of judges' preference for a place",
+    "tie_mean": "log odds of a tie between equals",
+    "s_tie": "sd of judges' log odds of a tie",
+    "comparison_scale": "logits of a comparison per logit of a rating",
 }
 
 
