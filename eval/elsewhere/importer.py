@@ -145,7 +145,7 @@ def _plan(how: Reading, sample: list[Row], constants: Mapping[str, str]) -> Plan
             raise MappingError(f"there is no column {absent[0]!r}; the table has {excerpt(', '.join(header), 200)}")
         return planned
     except MappingError as error:
-        options = () if how.labels or error.final else suggestion(sample, constants)
+        options = error.options if how.labels or error.final else suggestion(sample, constants)
         if not options and planned is not None and not error.final:
             return planned  # the faults name the rows
         raise MappingError(error.problem, options, error.final) from None

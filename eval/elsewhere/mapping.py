@@ -42,7 +42,8 @@ WINNERS = re.compile(r"\[\[[abc]\]\]|(model|response|answer|system|assistant)[ _
 
 
 class MappingError(ConfigError):
-    """A mapping that cannot work; `options` are those of a command that can, where that is known; `final`: none can."""
+    """A mapping that cannot work; `options` are those of a command that can, where that is known; `final`: no
+    other reading of the same columns can."""
 
     def __init__(self, problem: str, options: Sequence[str] = (), final: bool = False) -> None:
         self.problem, self.options, self.final = problem, tuple(options), final
@@ -224,4 +225,5 @@ def refuse_pairs(plan: Plan, sample: Sequence[Row], constants: Collection[str]) 
         f"each row compares {model} with {other}: a comparison is no rating of a response, and read as one it would "
         f"forget the opponent. Map the columns to model, {OTHER} and {WINNER}",
         pair_options(sample, _alias, constants),
+        final=True,
     )

@@ -13,7 +13,6 @@ from scipy.sparse.linalg import lsmr
 
 from dpeer.eval.irt.categories import SURELY
 from dpeer.eval.irt.types import Bools, Comparisons, Floats, Ints, Ratings
-from dpeer.eval.store.schema import OTHERS
 
 ALIASED = 1e-8
 """Share of a covariate's squares that must be left unexplained by abilities."""
@@ -30,11 +29,15 @@ def sides(
     frame: pd.DataFrame, text: Mapping[str, pd.Series], compared: Bools
 ) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
     """The responses of all rows, then the other ones of comparisons: N + 2 V rows, and their names."""
-    there = [name for name in ("sample", "response_length") if name in frame]
-    own = frame.drop(columns=[c for c in OTHERS if c in frame])
-    others = frame[compared].reindex(columns=[f"other_{name}" for name in there]).set_axis(there, axis=1)
     swapped = {**text} | {name: text[f"other_{name}"] for name in ("model", "response_id")}
-    shown = pd.concat([own, others]) if compared.any() else own
+    shown = frame
+    if compared.any():
+        there = [name for name in ("response_id", "sample", "response_length") if name in frame]
+        others = frame[compared].reindex(columns=[f"other_{name}" for name in there]).set_axis(there, axis=1)
+        shown = pd.concat([frame[there].astype(object), others.astype(object)])
+        if "sample" in shown:  # a column with gaps holds floats
+            numbers = [int(x) if isinstance(x, float) and x.is_integer() else x for x in shown["sample"]]
+            shown["sample"] = pd.Series(numbers, shown.index, dtype=object)
     return shown, {
         name: pd.concat([text[name], swapped[name][compared]]) for name in ("model", "item", "response_id", "mode")
     }

@@ -59,11 +59,11 @@ def guessed(ratings: Ratings) -> Scales:
 
 
 def measured(pilot: Posterior, before: Scales) -> Scales:
-    """Means over the pilot's draws; what the model lacks stays as it was."""
+    """Means over the pilot's draws; what the model lacks, or nothing was rated for, stays as it was."""
 
     def mean(name: str, otherwise: Floats | float) -> Floats:
         spread = pilot.flat(f"s_{name}").mean(axis=0) if f"s_{name}" in pilot.draws else np.asarray(otherwise)
-        return np.asarray(np.maximum(spread, LEAST), dtype=np.float64)
+        return np.asarray(np.maximum(np.where(np.isnan(spread), otherwise, spread), LEAST), dtype=np.float64)
 
     return Scales(
         theta=mean("theta", before.theta),

@@ -32,6 +32,9 @@ NORMAL = {  # blocks that are moved, with the standard deviation of their prior,
     "own_family_effect": 1.0,
     "own_model_effect": 1.0,
     "halo_raw": 1.0,
+    "position_mean": 1.0,
+    "tie_mean": 2.0,
+    "log_scale": 0.5,
 }
 EFFECTS = {"halo": True, "length": True, "order": True, "self_family": True, "self_model": True}
 CASES = {
@@ -44,6 +47,12 @@ CASES = {
     ),
     "threads": (Spec(models=3, items=4, dimensions=2, judges=3), {"threads": 2}),
     "an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {}),
+    "comparisons beside ratings": (
+        Spec(models=4, items=4, dimensions=2, judges=3, self_judges=1, compared=1, position=0.5, tie=0.2, length=0.3),
+        {"length": True, "self_family": True, "self_model": True},
+    ),
+    "comparisons only": (Spec(models=4, items=4, dimensions=2, judges=3, compared=1, rated=False), {}),
+    "comparisons in which one judge gives no tie": (Spec(models=4, items=12, dimensions=1, judges=3, compared=1), {}),
     "a category that one judge never gives": (Spec(models=3, items=20, dimensions=2, judges=3, categories=4), {}),
 }
 
@@ -56,6 +65,9 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
         table.loc[(table["score"] == 2) & (table["dimension"] == table["dimension"].iloc[0]), "score"] = 3
     if case == "a category that one judge never gives":
         table.loc[(table["score"] == 2) & (table["judge"] == table["judge"].iloc[0]), "score"] = 1
+    if case == "comparisons in which one judge gives no tie":
+        of_one = table["other_model"].notna() & (table["judge"] == table["judge"].iloc[0])
+        table = table[~of_one | (table["score"] != 0)]
     options, ratings = Options(**switches), encode(table)
     problem = build(ratings, options, guessed(ratings))
     rng = np.random.default_rng(0)
@@ -65,16 +77,18 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
     for number, start in enumerate((first, second)):
         found = at_start(problem, start, options, tmp_path / str(number))
         density.append(float(found["lp__"][0, 0]))
-        likelihood.append(log_likelihood(ratings, problem, options, {k: v[0] for k, v in found.items()}))
         draw = {k: v[0] for k, v in found.items()}
+        rated = log_likelihood(ratings, problem, options, draw)
+        likelihood.append(rated + log_likelihood_of_comparisons(ratings, problem, options, draw))
         prior.append(log_prior(start, problem) + log_prior_of_u(problem, draw) + log_prior_of_thresholds(problem, draw))
+        prior[-1] += log_prior_of_comparing_judges(draw)
     change = likelihood[1] - likelihood[0]
     assert abs(change) > 0.3
     assert density[1] - density[0] == pytest.approx(change + prior[1] - prior[0], rel=1e-6, abs=1e-4)
 
 
 def moved(name: str, value: Any, rng: np.random.Generator) -> Any:
-    if name not in NORMAL and name not in ("u_raw", "kappa_raw"):
+    if name not in NORMAL and name not in ("u_raw", "kappa_raw", "position_raw", "tie_raw"):
         return value
     values = np.asarray(value, float)
     return (values + 0.7 * rng.standard_normal(values.shape)).tolist()
@@ -115,6 +129,46 @@ def log_prior_of_thresholds(problem: Problem, found: dict[str, Floats]) -> float
             if problem.data["own_steps"][j][d]:
                 total -= 0.5 * float(np.sum((deviation / found["s_tau"][0]) ** 2))
         at += len(used) - 1
+    return total
+
+
+def log_prior_of_comparing_judges(found: dict[str, Floats]) -> float:
+    """Preferences for a place and log odds of a tie: normal about their means."""
+    total = 0.0
+    for name in ("position", "tie"):
+        if f"s_{name}" in found:
+            total -= 0.5 * float(np.sum(((found[name] - found[f"{name}_mean"][0]) / found[f"s_{name}"][0]) ** 2))
+    return total
+
+
+def log_likelihood_of_comparisons(
+    ratings: Ratings, problem: Problem, options: Options, found: dict[str, Floats]
+) -> float:
+    """Sum over comparisons of log P(outcome): two steps of equal slope, from losing over a tie to winning."""
+    cell = {(r, d): e for e, (r, d) in enumerate(zip(problem.cell_response, problem.cell_dimension, strict=True))}
+    u = effects(problem, found) if problem.response_effect else None
+    c, total = ratings.comparisons, 0.0
+    ever = {j: bool((c.outcome[c.judge == j] == 1).any()) for j in set(c.judge.tolist())}
+    for v in range(len(c)):
+        j, d = c.judge[v], c.dimension[v]
+        h = list(problem.comparer).index(j)
+        place = found["position"][h] * c.place[v]
+        for r, sign in ((c.response[v], 1), (c.other[v], -1)):
+            worth = found["theta"][ratings.response_model[r], d]
+            if u is not None:
+                worth += u[cell[r, d]]
+            if options.length:
+                worth += found["length"][d] * ratings.response_length[r]
+            place += sign * worth
+        if options.self_family:
+            place += found["own_family_effect"][0] * c.own_family[v]
+        if options.self_model:
+            place += found["own_model_effect"][0] * c.own_model[v]
+        slope = np.exp(found["log_alpha"][j]) if "log_alpha" in found else 1.0
+        slope *= np.exp(found["log_scale"][0]) if "log_scale" in found else 1.0
+        steps = [slope * place - found["tie"][h], slope * place + found["tie"][h]]
+        logits = {2: steps[0] + steps[1], 0: 0.0} | ({1: steps[1]} if ever[j] else {})
+        total += logits[int(c.outcome[v])] - float(np.logaddexp.reduce(list(logits.values())))
     return total
 
 
