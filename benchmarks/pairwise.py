@@ -134,7 +134,9 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for seed in range(given.seed, given.seed + given.replications):
-        path = given.folder / f"{given.models}x{given.items}x{given.judges}x{given.dimensions}-{given.scale}-{seed}.json"
+        path = (
+            given.folder / f"{given.models}x{given.items}x{given.judges}x{given.dimensions}-{given.scale}-{seed}.json"
+        )
         if not path.exists():
             path.write_text(json.dumps({"spec": asdict(spec), "rows": replicate(spec, options, seed)}))
         parts.append(pd.DataFrame(json.loads(path.read_text())["rows"]))

@@ -59,7 +59,7 @@ def pairs_of(cfg: EvalConfig, responses: pd.DataFrame) -> Ints:
             f"judging.mode pairwise: no two models of {', '.join(models)} answered the same item as the "
             "same sample, so there is no pair to compare. Give responses of two models or more to the same prompts."
         )
-    return both[["at", "at_other"]].to_numpy(np.int64)
+    return np.asarray(both[["at", "at_other"]], dtype=np.int64)
 
 
 def planned_pairs(

@@ -161,8 +161,8 @@ def _alias(name: str) -> str | None:
 
 def suggestion(sample: Sequence[Row], constants: Collection[str]) -> tuple[str, ...]:
     """Options that read a table as its columns suggest; none where they leave doubt."""
-    if options := pair_options(sample, _alias, constants):
-        return options
+    if of_pairs := pair_options(sample, _alias, constants):
+        return of_pairs
     columns = {name: [row.fields.get(name) for row in sample] for row in sample[:1] for name in row.fields}
     roles: dict[str, str] = {}
     for name in columns:

@@ -79,7 +79,7 @@ def unexplained(ratings: Ratings, columns: Floats) -> Floats:
 def position_known(ratings: Ratings) -> bool:
     """Whether a preference for a place can be told from ability: not where a model always stood at the same place."""
     place = ratings.comparisons.place
-    return bool(place.any() and unexplained(ratings, place[:, None])[0] > ALIASED * (place @ place))
+    return bool(place.any()) and bool(unexplained(ratings, place[:, None])[0] > ALIASED * float(place @ place))
 
 
 def gives_ties(ratings: Ratings) -> Bools:
@@ -137,6 +137,7 @@ def stan_comparisons(ratings: Ratings, cell_of: Ints) -> tuple[dict[str, Any], I
     judges = np.unique(c.judge)
     this, other = cell_of[0][order] + 1, cell_of[1][order] + 1
     return {
+        "rated": ratings.rated.astype(float),
         "V": len(c),
         "ties": int(may_tie[c.judge].sum()),
         "H": len(judges),

@@ -170,7 +170,8 @@ data {
   vector[J] alpha_mean;
   vector<lower=0>[J] alpha_sd;
 
-  // Comparisons.
+  // Comparisons. Where there is nothing else, mu has no meaning and stays out of the centring of u.
+  vector<lower=0, upper=1>[D] rated;
   int<lower=0> V; // comparisons, those of judges that give ties first
   int<lower=0, upper=V> ties; // how many these are
   int<lower=0> H; // judges that compare
@@ -350,7 +351,7 @@ model {
   vector[G] location;
   vector[J] alpha = use_alpha ? exp(log_alpha) : rep_vector(1, J);
   {
-    vector[M * D] ability = to_vector(theta + rep_matrix(mu', M));
+    vector[M * D] ability = to_vector(theta + rep_matrix((mu .* rated)', M));
     eta = ability[cell_ability] - beta[cell_item];
     for (d in 1 : D) {
       int a = cell_first[d];

@@ -9,16 +9,13 @@ Adjacent-category logits of {other better, tie, this better} (Agresti 1992), out
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from dpeer.eval.irt.spec import Spec
 from dpeer.eval.irt.types import Bools, Floats
 from dpeer.eval.store.schema import OTHERS, OUTCOMES, PLACES
-
-if TYPE_CHECKING:
-    from dpeer.eval.irt.simulate import Spec
 
 
 def compare(

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SCALES = ("mu", "s_theta", "s_beta", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo")
-SCALES += ("s_position", "tie_mean", "s_tie", "comparison_scale")
+OF_COMPARISONS = ("s_position", "tie_mean", "s_tie", "comparison_scale")
 DISORDER = 0.95
 """Posterior probability from which a threshold counts as below the one before it."""
 
@@ -187,7 +187,12 @@ def _effects(posterior: Posterior) -> pd.DataFrame:
 
 
 def _scales(posterior: Posterior) -> pd.DataFrame:
-    rows = [row for name in SCALES if name in posterior.draws for row in _rows(posterior, name, "parameter")]
+    rows = [
+        row
+        for name in (*SCALES, *OF_COMPARISONS)
+        if name in posterior.draws
+        for row in _rows(posterior, name, "parameter")
+    ]
     return pd.DataFrame(rows, columns=["parameter", "dimension", "estimate", "estimate_low", "estimate_high"])
 
 
@@ -320,7 +325,7 @@ def terminal(result: Result) -> list[RenderableType]:
     title = "Judges: severity in logits, positive = stricter"
     severities = Table(*columns, *more, "note", title=title, title_justify="left")
     for row in judges.itertuples():
-        numbers = (_estimate(row, "severity"), f"{row.alpha:.2f}", f"{row.infit:.2f}", f"{row.n:,}")
+        numbers: tuple[str, ...] = (_estimate(row, "severity"), f"{row.alpha:.2f}", f"{row.infit:.2f}", f"{row.n:,}")
         if more:
             numbers = (*numbers, f"{row.comparisons:,}", f"{row.tie_share:.0%}", _estimate(row, "position"))
         severities.add_row(markup(row.judge), *numbers, markup(row.note))

@@ -58,7 +58,7 @@ def rating_token_ids(
     return _answer_ids(tokenizer, str(tokenizer.chat_template), tuple(map(str, rubric.scale)), "score")
 
 
-_OTHER_MODE = "set judging.mode (of pairwise: judging.pairwise_read) to structured, which reads a JSON answer instead"
+_OTHER_MODE = "set judging.mode to structured (of pairs: judging.pairwise_read), which reads a JSON answer instead"
 
 
 @lru_cache(maxsize=8)

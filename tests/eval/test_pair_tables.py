@@ -25,7 +25,13 @@ ARENA = {"model_a": "model", "model_b": "other_model", "winner": "winner", "ques
 def arena(*winners: str) -> list[dict[str, Any]]:
     names = [("x", "y"), ("y", "z"), ("z", "x")]
     return [
-        {"question_id": 80 + k, "model_a": names[k % 3][0], "model_b": names[k % 3][1], "winner": winner, "judge": "ann"}
+        {
+            "question_id": 80 + k,
+            "model_a": names[k % 3][0],
+            "model_b": names[k % 3][1],
+            "winner": winner,
+            "judge": "ann",
+        }
         for k, winner in enumerate(winners)
     ]
 
@@ -42,7 +48,10 @@ def _no_warnings() -> Iterator[None]:
     [
         *((label, 1) for label in ("model_a", "Model A", "A", "[[A]]", "left", "assistant_a", "response 1", "first")),
         *((label, -1) for label in ("model_b", "b", "[[B]]", "right", "Response 2", "the second", "model_b wins")),
-        *((label, 0) for label in ("tie", "tie (bothbad)", "tie (both bad)", "Tie", "[[C]]", "both_bad", "draw", "neither")),
+        *(
+            (label, 0)
+            for label in ("tie", "tie (bothbad)", "tie (both bad)", "Tie", "[[C]]", "both_bad", "draw", "neither")
+        ),
         *((label, None) for label in ("", "error", "model_c", "?", "3", "n/a")),
     ],
 )
@@ -68,7 +77,15 @@ def test_an_arena_table_becomes_comparisons_that_are_fitted(tmp_path: Path) -> N
 
 def test_texts_tell_responses_apart_and_join_those_of_ratings() -> None:
     rows = [
-        {"item": "q", "model": "x", "other_model": "y", "winner": w, "judge": "ann", "response": "Hi.", "other_response": o}
+        {
+            "item": "q",
+            "model": "x",
+            "other_model": "y",
+            "winner": w,
+            "judge": "ann",
+            "response": "Hi.",
+            "other_response": o,
+        }
         for w, o in (("a", "Hello."), ("b", "Hello!"))
     ]
     table = ratings_from(rows)

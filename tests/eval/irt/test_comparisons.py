@@ -29,7 +29,9 @@ def compared(
 ) -> pd.DataFrame:
     """Rows (model, other model, outcome), each about an item of its own."""
     frame = pd.DataFrame(rows, columns=["model", "other_model", "score"])
-    return frame.assign(item=[f"q{k}" for k in range(len(rows))], judge=judge, dimension=dimension, order=order, mode="import")
+    return frame.assign(
+        item=[f"q{k}" for k in range(len(rows))], judge=judge, dimension=dimension, order=order, mode="import"
+    )
 
 
 # Tables

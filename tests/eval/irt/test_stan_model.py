@@ -178,7 +178,11 @@ def effects(problem: Problem, found: dict[str, Floats]) -> Floats:
     models = len(found["theta"])
     for e, d in enumerate(problem.cell_dimension):
         m = (problem.data["cell_ability"][e] - 1) % models
-        middle = found["mu"][d] + found["theta"][m, d] - found["beta"][problem.data["cell_item"][e] - 1]
+        middle = (
+            found["mu"][d] * problem.data["rated"][d]
+            + found["theta"][m, d]
+            - found["beta"][problem.data["cell_item"][e] - 1]
+        )
         if "length" in found:
             middle += found["length"][d] * problem.data["cell_length"][e]
         u.append((found["u_raw"][e] - share[e] * middle) * found["s_u"][d] ** (1 - share[e]))
