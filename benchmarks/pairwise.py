@@ -65,7 +65,7 @@ def elements(name: str, draws: Floats, truth: Floats) -> list[dict[str, Any]]:
 
 
 def coverage(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per kind of fit and parameter: coverage of 95 % intervals, RMSE, bias, correlation with and slope on the truth."""
+    """Per kind of fit and parameter: coverage of 95 % intervals, RMSE, bias, width, correlation, slope on the truth."""
     found = []
     for (kind, name), part in rows.groupby(["kind", "parameter"], sort=False):
         inside = (part["low"] <= part["truth"]) & (part["truth"] <= part["high"])
@@ -134,9 +134,8 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for seed in range(given.seed, given.seed + given.replications):
-        path = (
-            given.folder / f"{given.models}x{given.items}x{given.judges}x{given.dimensions}-{given.scale}-{seed}.json"
-        )
+        design = f"{given.models}x{given.items}x{given.judges}x{given.dimensions}-{given.scale}"
+        path = given.folder / f"{design}-{seed}.json"
         if not path.exists():
             path.write_text(json.dumps({"spec": asdict(spec), "rows": replicate(spec, options, seed)}))
         parts.append(pd.DataFrame(json.loads(path.read_text())["rows"]))

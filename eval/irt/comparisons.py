@@ -109,7 +109,7 @@ def replicated(ratings: Ratings) -> bool:
     ends = np.concatenate([fixed, this]), np.concatenate([np.full(len(fixed), ground), other])
     graph = sparse.csr_array((np.ones(len(ends[0])), ends), shape=(ground + 1, ground + 1))
     rank = ground + 1 - connected_components(graph, directed=False)[0]
-    return len(ratings) + len(c) > rank
+    return bool(len(ratings) + len(c) > rank)
 
 
 def _models(ratings: Ratings) -> tuple[Ints, Ints]:

@@ -191,9 +191,8 @@ def _run(
 def _response_effects(raw: Floats, draws: dict[str, Floats], problem: Problem) -> Floats:
     """u [chains, draws, E] of its partly centred form, see `model.stan`."""
     data, d = problem.data, problem.cell_dimension
-    ability = np.swapaxes(draws["theta"] + (draws["mu"] * np.array(data["rated"]))[..., None, :], -1, -2).reshape(
-        *raw.shape[:2], -1
-    )
+    mu = draws["mu"] * np.array(data["rated"])
+    ability = np.swapaxes(draws["theta"] + mu[..., None, :], -1, -2).reshape(*raw.shape[:2], -1)
     eta = ability[..., np.array(data["cell_ability"]) - 1] - draws["beta"][..., np.array(data["cell_item"]) - 1]
     if "length" in draws:
         eta += draws["length"][..., d] * np.array(data["cell_length"])

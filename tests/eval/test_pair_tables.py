@@ -48,10 +48,7 @@ def _no_warnings() -> Iterator[None]:
     [
         *((label, 1) for label in ("model_a", "Model A", "A", "[[A]]", "left", "assistant_a", "response 1", "first")),
         *((label, -1) for label in ("model_b", "b", "[[B]]", "right", "Response 2", "the second", "model_b wins")),
-        *(
-            (label, 0)
-            for label in ("tie", "tie (bothbad)", "tie (both bad)", "Tie", "[[C]]", "both_bad", "draw", "neither")
-        ),
+        *((label, 0) for label in ("tie", "tie (bothbad)", "tie (both bad)", "Tie", "[[C]]", "both_bad", "draw")),
         *((label, None) for label in ("", "error", "model_c", "?", "3", "n/a")),
     ],
 )
