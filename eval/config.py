@@ -53,11 +53,6 @@ class Judging(Section):
     allow_related: bool = False
     """Allow a judge that is the model under test or of its family; its ratings are marked for self-preference."""
 
-    @property
-    def read(self) -> Literal["logprob", "structured"]:
-        """How an answer is read."""
-        return self.pairwise_read if self.mode == "pairwise" else self.mode
-
 
 class Design(Section):
     kind: Literal["full", "linked"] = "full"

@@ -15,6 +15,7 @@ from dpeer.escape import markup
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served
+from dpeer.eval.pair_plan import read_as
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
 from dpeer.eval.prices import load_prices, price_of
 from dpeer.eval.progress import show_statuses
@@ -133,8 +134,8 @@ def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
     """What is left for one judge."""
     todo = planned.todo[planned.todo["judge"] == served.name]
     method = Method(
-        cfg.judging.read,
-        max_tokens=1 if cfg.judging.read == "logprob" else cfg.judging.max_tokens,
+        read_as(cfg.judging),
+        max_tokens=1 if read_as(cfg.judging) == "logprob" else cfg.judging.max_tokens,
         temperature=temperature(cfg),
         rubric=planned.rubric,
         choices=CHOICES if cfg.judging.mode == "pairwise" else (),
@@ -143,7 +144,7 @@ def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
         served,
         method,
         ids=frozenset(todo["rating_id"]),
-        calls=lambda: calls(planned, todo, cfg.judging.read),
+        calls=lambda: calls(planned, todo, read_as(cfg.judging)),
         rows=_rows(cfg, planned, served, todo),
         write=lambda rows: write_part(ratings_folder(cfg) / f"judge={served.name}", rows),
         usable=lambda row: row["status"] == "ok",
@@ -230,7 +231,7 @@ def read(answer: Answer, cfg: EvalConfig, scale: Sequence[int], order: str = "up
     if answer.finish in ("error", "filtered"):
         return Reading("engine_error", error=answer.error)
     pairwise = cfg.judging.mode == "pairwise"
-    if cfg.judging.read == "logprob":
+    if read_as(cfg.judging) == "logprob":
         draw = int(answer.id[:16], 16) / 2**64 if cfg.judging.score == "sampled" else None  # an id is a uniform hash
         if pairwise:
             return read_pair_logprobs(answer.logprobs, order, cfg.judging.min_mass, draw)
@@ -252,10 +253,10 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
     costs = []
     for served in cfg.judges:
         todo = planned.todo[planned.todo["judge"] == served.name]
-        prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.read)
-        rate = rates.get(f"{served.name}/{cfg.judging.read}")
+        prompt, shared, exact = _tokens(served, planned, todo, read_as(cfg.judging))
+        rate = rates.get(f"{served.name}/{read_as(cfg.judging)}")
         longest = cfg.judging.max_tokens + served.reasoning_budget
-        output = len(todo) * (1 if cfg.judging.read == "logprob" else longest)
+        output = len(todo) * (1 if read_as(cfg.judging) == "logprob" else longest)
         price = price_of(table, served)
         computed = prompt - shared + output
         costs.append(

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
-from dpeer.eval.config import EvalConfig
+from dpeer.eval.config import EvalConfig, Judging
 from dpeer.eval.irt.types import Bools, Ints
 from dpeer.eval.questions.pairwise import pair_segments
+from dpeer.eval.questions.prompting import Mode
 from dpeer.eval.questions.rubric import Rubric
 from dpeer.eval.store.parts import content_id
 from dpeer.eval.store.schema import PLACES
@@ -22,13 +23,18 @@ CONVERSATION = ("response_id", "other_response_id", "order")
 Asked = tuple[str, str, int, str]
 
 
+def read_as(judging: Judging) -> Mode:
+    """How a judge's answer is read."""
+    return judging.pairwise_read if judging.mode == "pairwise" else judging.mode
+
+
 def pair_questions(cfg: EvalConfig, criteria: Sequence[tuple[str, str]]) -> list[Asked]:
     """(dimension, criterion, repeat, place of the response) of all calls about one pair, one order after the other.
 
     Raises ConfigError for repeats of a question that has one answer.
     """
     judging = cfg.judging
-    if judging.read == "logprob" and judging.score == "most_likely" and judging.repeats > 1:
+    if read_as(judging) == "logprob" and judging.score == "most_likely" and judging.repeats > 1:
         raise ConfigError(
             f"judging.repeats = {judging.repeats} with mode pairwise: every pair is asked in both orders, and by "
             "log-probability a repeat would be the same question with the same answer. Set repeats to 1, judging.score "
@@ -73,7 +79,7 @@ def planned_pairs(
     pairs = pairs_of(cfg, responses)
     pairs = pairs[chosen[pairs].all(axis=1)]
     pairs = pairs[np.random.default_rng([cfg.seed, index]).permutation(len(pairs))]
-    mode = cfg.judging.read
+    mode = read_as(cfg.judging)
     wordings = {
         (d, c): content_id(texts=[s.text for s in pair_segments(rubric, "", "", "", d, c, mode)])
         for d, c, _, _ in asked

@@ -18,7 +18,7 @@ from dpeer.eval.config import EvalConfig, Served
 from dpeer.eval.irt import design
 from dpeer.eval.irt.linking import linked_design, planned_ratings
 from dpeer.eval.irt.types import Bools, Options
-from dpeer.eval.pair_plan import CONVERSATION, pair_questions, planned_pairs
+from dpeer.eval.pair_plan import CONVERSATION, pair_questions, planned_pairs, read_as
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import Rubric, load_rubric
 from dpeer.eval.responses import load_responses
@@ -135,7 +135,13 @@ def planned_rows(
     base = own | {"sampling": sampling_of(cfg, judge)}
     keys = zip(shuffled["response_id"], content, strict=True)
     questions = [
-        {"dimension": d, "criterion": c, "repeat": r, "order": o, "asked": _wording(rubric, d, c, o, cfg.judging.read)}
+        {
+            "dimension": d,
+            "criterion": c,
+            "repeat": r,
+            "order": o,
+            "asked": _wording(rubric, d, c, o, read_as(cfg.judging)),
+        }
         for d, c, r, o in asked
     ]
     ids = [
@@ -189,7 +195,7 @@ def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
     judging = cfg.judging
     how: dict[str, Any] = (
         {"min_mass": judging.min_mass, "score": judging.score}
-        if judging.read == "logprob"
+        if read_as(judging) == "logprob"
         else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
     )
     return how | BACKENDS[judge.backend].conditions(judge, cfg.engine_of(judge))
@@ -198,7 +204,7 @@ def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
 def temperature(cfg: EvalConfig) -> float:
     """Structured answers are greedy, unless repeats ask the same question again: then they must vary."""
     apart = 1 if cfg.judging.mode == "pairwise" else len(ORDERS)
-    return 1.0 if cfg.judging.read == "structured" and cfg.judging.repeats > apart else 0.0
+    return 1.0 if read_as(cfg.judging) == "structured" and cfg.judging.repeats > apart else 0.0
 
 
 def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:

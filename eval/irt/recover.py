@@ -27,8 +27,14 @@ from dpeer.files import write_text
 
 REPORTED = ("theta", "severity", "log_alpha", "own_family", "own_model", "order", "length", "s_halo", "position")
 SCALES = ("s_theta", "s_beta", "s_u", "comparison_scale")
-LABELS = {"theta": "ability", "contrast": "ability contrast", "log_alpha": "log discrimination", "s_halo": "halo sd"}
-LABELS |= {"position": "shown first", "comparison_scale": "scale of comparisons"}
+LABELS = {
+    "theta": "ability",
+    "contrast": "ability contrast",
+    "log_alpha": "log discrimination",
+    "s_halo": "halo sd",
+    "position": "shown first",
+    "comparison_scale": "scale of comparisons",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
