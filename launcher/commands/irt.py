@@ -99,8 +99,9 @@ def run_fit(
     from dpeer.eval.irt.estimation import estimate
 
     def started(ratings: Ratings) -> None:
+        compared = f", {n:,} comparisons" if (n := len(ratings.comparisons)) else ""
         console.print(
-            f"{len(ratings):,} ratings: {len(ratings.models)} models, {len(ratings.items)} items, "
+            f"{len(ratings):,} ratings{compared}: {len(ratings.models)} models, {len(ratings.items)} items, "
             f"{len(ratings.judges)} judges, {len(ratings.dimensions)} dimensions"
         )
 
