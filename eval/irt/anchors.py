@@ -141,7 +141,7 @@ def _with_origins(fixed: Anchors, ratings: Ratings, anchors: dict[str, Any]) -> 
 def _extremes(ratings: Ratings, dimension: int) -> list[int]:
     """The least and the greatest score given."""
     given = ratings.category[ratings.dimension == dimension]
-    return [int(ratings.scale[given.min()]), int(ratings.scale[given.max()])]
+    return [int(ratings.scale[given.min()]), int(ratings.scale[given.max()])] if len(given) else []
 
 
 def _pair(kind: str, name: str, value: Any) -> tuple[float, float]:

@@ -30,7 +30,8 @@ Mode = Literal["logprob", "structured"]
 
 _LETTERS = "bcdfghjklmnpqrst"
 """One per hex digit: a tag without digits cannot be taken for a rating."""
-_TAG, _TERSE_TAG = 8, 3
+TAG, TERSE_TAG = 8, 3
+"""Letters of a fence's tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def judge_segments(
     talk = shown.messages or (Message("user", prompt), Message("response", response))
     texts = [visible(message.content) for message in talk]
     reference = visible(shown.reference)
-    tag = fence_tag([*texts, *([reference] if reference else [])], _TERSE_TAG if rubric.terse else _TAG)
+    tag = fence_tag([*texts, *([reference] if reference else [])], TERSE_TAG if rubric.terse else TAG)
     dividers, closing = _terse_fences(talk, tag) if rubric.terse else _fences(rubric, shown, talk, tag)
     pieces = [s for d, t in zip(dividers, texts, strict=True) for s in (Segment(d, True), Segment(t, False))]
     pieces.append(Segment(closing, True))

@@ -141,6 +141,13 @@ def _items(frames: Frames) -> Iterator[Section]:
         estimates=False,
     )
     yield Section(
+        "Does the fit reproduce the comparisons?",
+        "How every two models fared against each other, beside what the fitted model would give.",
+        [],
+        one(frames, "comparisons"),
+        estimates=False,
+    )
+    yield Section(
         "Score steps",
         "Where a judge passes from one score to the next. Steps out of order mean that a score in between is never "
         "the most likely one: the judge does not use it as the rubric asks.",

@@ -25,7 +25,7 @@ from dpeer.eval.report.words import (
     share_words,
     signed,
 )
-from dpeer.report.text import UNKNOWN
+from dpeer.report.text import UNKNOWN, percent
 
 FOLD_FROM = 31
 """Tables with at least this many rows are folded."""
@@ -166,6 +166,9 @@ def judges(frames: Frames) -> Table:
         Outfit_n=lambda r: mean_square(r, "outfit"),
         Mean_score_n=lambda r: fixed(r.mean_score),
         Ratings_n=lambda r: count(r.n),
+        Comparisons_n=lambda r: count(r.comparisons),
+        Ties_n=lambda r: percent(r.tie_share) if known(r.tie_share) else "",
+        Shown_first_n=lambda r: bounded(r, "position", signed),
         Remarks=lambda r: text(r.note) or fit_flags(r),
     )
 
@@ -352,10 +355,27 @@ def cards(frames: Frames) -> Table:
         Own_model_n=lambda r: bounded(r, "own_model", signed),
         Scale_from_the_top_n=lambda r: bounded(r, "position", signed),
         Longer_by_one_sd_n=lambda r: bounded(r, "length", signed),
+        **{"Shown_first_(logits)_n": lambda r: bounded(r, "shown_first", signed)},
+        Ties_n=lambda r: percent(r.tie_share) if known(r.tie_share) else "",
         Moved_since_earlier_fit_n=lambda r: signed(r.moved),
         Tokens_per_rating_n=lambda r: count(r.tokens),
         **{"Price_of_1,000_ratings_n": _price},
         Ratings_n=lambda r: count(r.n),
+        Comparisons_n=lambda r: count(r.comparisons),
+    )
+
+
+def comparisons(frames: Frames) -> Table:
+    return build(
+        "Comparisons: mean outcome from -1 (the other is better) to 1, and the 95 % interval that the fit expects",
+        frames["comparisons"].itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Pair=lambda r: f"{r.model} and {r.other}",
+        Better_n=lambda r: count(r.better),
+        Ties_n=lambda r: count(r.ties),
+        Worse_n=lambda r: count(r.worse),
+        Observed_n=lambda r: signed(r.observed),
+        Expected_n=lambda r: bounded(r, "expected", signed),
     )
 
 

@@ -142,7 +142,7 @@ def fit(
 
 def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFrame:
     """The table itself, or what an import makes of it: where an option asks for one, or its columns are not ours."""
-    from dpeer.eval.irt.encode import own_form
+    from dpeer.eval.irt.ratings_files import own_form
 
     if own_form(path) and not given.words():
         return path
@@ -163,8 +163,9 @@ def run_fit(
     from dpeer.eval.irt.estimation import estimate
 
     def started(ratings: Ratings) -> None:
+        compared = f", {n:,} comparisons" if (n := len(ratings.comparisons)) else ""
         console.print(
-            f"{len(ratings):,} ratings: {len(ratings.models)} models, {len(ratings.items)} items, "
+            f"{len(ratings):,} ratings{compared}: {len(ratings.models)} models, {len(ratings.items)} items, "
             f"{len(ratings.judges)} judges, {len(ratings.dimensions)} dimensions"
         )
 
