@@ -65,7 +65,14 @@ class Judging(Section):
     allow_related: bool = False
     """Allow a judge that is the model under test or of its family; its ratings are marked for self-preference."""
     until: Until | None = None
-    """Judge in rounds, each of which asks only what narrows contrasts that are not decided, until all are."""
+    """Judge in rounds, each of which asks only what narrows contrasts that are not decided, until all are. Not for
+    pairwise."""
+
+    @model_validator(mode="after")
+    def _rounds_are_of_ratings(self) -> Judging:
+        if self.until is not None and self.mode == "pairwise":
+            raise ValueError("until: rounds choose ratings, not comparisons; leave it out, or set mode to logprob")
+        return self
 
 
 class Design(Section):

@@ -208,15 +208,14 @@ def calls(planned: Plan, rows: pd.DataFrame, mode: Mode) -> Iterator[Call]:
 
 
 def _pair_calls(planned: Plan, rows: pd.DataFrame, mode: Mode) -> Iterator[Call]:
-    texts = planned.responses[["prompt", "response"]]
+    columns = ["rating_id", "dimension", "criterion"]
     for (mine, other, place), group in rows.groupby(list(planned.conversation), sort=False):
-        prompt, response = texts.loc[mine]
-        both = (response, texts.loc[other, "response"])
-        shown = both if place == PLACES[0] else both[::-1]
-        for rating_id, dimension, criterion in zip(
-            group["rating_id"], group["dimension"], group["criterion"], strict=True
-        ):
-            segments = pair_segments(planned.rubric, prompt, *shown, dimension, criterion, mode)
+        both = [planned.responses.loc[response_id] for response_id in (mine, other)]
+        first, second = both if place == PLACES[0] else both[::-1]
+        spoken, texts = spoken_of(planned.rubric, first), (first["prompt"], first["response"], second["response"])
+        for rating_id, dimension, criterion in group[columns].itertuples(index=False, name=None):
+            shown = (shown_of(planned.judging, first, dimension), shown_of(planned.judging, second, dimension))
+            segments = pair_segments(spoken, *texts, dimension, criterion, mode, shown)
             yield Call(rating_id, f"{mine}/{other}/{place}", segments, seed=int(rating_id[:8], 16))
 
 

@@ -10,17 +10,20 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
+from dpeer.eval.asking import shown_of, spoken_of, text_id
 from dpeer.eval.config import EvalConfig, Judging
 from dpeer.eval.irt.types import Bools, Ints
 from dpeer.eval.questions.pairwise import pair_segments
 from dpeer.eval.questions.prompting import Mode
 from dpeer.eval.questions.rubric import Rubric
+from dpeer.eval.questions.shown import OWN
 from dpeer.eval.store.parts import content_id
 from dpeer.eval.store.schema import PLACES
 
 CONVERSATION = ("response_id", "other_response_id", "order")
 """What calls of one conversation have in common."""
 Asked = tuple[str, str, int, str]
+ASKED = ("dimension", "criterion", "repeat", "order")
 
 
 def read_as(judging: Judging) -> Mode:
@@ -80,30 +83,41 @@ def planned_pairs(
     pairs = pairs[chosen[pairs].all(axis=1)]
     pairs = pairs[np.random.default_rng([cfg.seed, index]).permutation(len(pairs))]
     mode = read_as(cfg.judging)
-    wordings = {
-        (d, c): content_id(texts=[s.text for s in pair_segments(rubric, "", "", "", d, c, mode)])
-        for d, c, _, _ in asked
-    }
-    questions = [
-        {"dimension": d, "criterion": c, "repeat": r, "order": o, "asked": wordings[d, c]} for d, c, r, o in asked
-    ]
-    this, other = (responses.iloc[pairs[:, side]].reset_index(drop=True) for side in (0, 1))
-    texts = zip(this["prompt"], this["response"], other["response"], strict=True)
-    content = [content_id(prompt=prompt, response=mine, other=theirs) for prompt, mine, theirs in texts]
-    keys = zip(this["response_id"], other["response_id"], content, strict=True)
-    ids = [
-        content_id(**own, sampling=sampling, response_id=mine, other_response_id=theirs, content=text, **question)
-        for mine, theirs, text in keys
-        for question in questions
-    ]
+    told: dict[str, list[Any]] = {name: [] for name in ("rating_id", *ASKED, "asked", "of")}
+    words: dict[Any, str] = {}
+    columns = [c for c in ("response_id", "prompt", "response", "transcript", "brief") if c in responses]
+    known = responses[columns].to_dict("records")
+    texts = [text_id(response) for response in known]
+    for place, (i, j) in enumerate(pairs.tolist()):
+        mine, other = known[i], known[j]
+        spoken, content = spoken_of(rubric, mine), content_id(this=texts[i], other=texts[j])
+        for dimension, criterion, repeat, order in asked:
+            shown = (shown_of(cfg.judging, mine, dimension), shown_of(cfg.judging, other, dimension))
+            if shown[0].instead:
+                if criterion != next(iter(rubric.dimensions[dimension].criteria)):
+                    continue  # the item's own question is asked once
+                criterion = OWN
+            key = (spoken.language, *(s.form for s in shown), dimension, criterion)
+            if key not in words:
+                forms = (shown[0].form, shown[1].form)
+                segments = pair_segments(spoken, "", "", "", dimension, criterion, mode, forms)
+                words[key] = content_id(texts=[s.text for s in segments])
+            question = dict(zip(ASKED, (dimension, criterion, repeat, order), strict=True)) | {"asked": words[key]}
+            ids = {"response_id": mine["response_id"], "other_response_id": other["response_id"]}
+            rating = content_id(**own, sampling=sampling, **ids, content=content, **question)
+            for column, value in (question | {"rating_id": rating, "of": place}).items():
+                told[column].append(value)
+    of = np.array(told["of"], dtype=np.int64)
+    this, other_side = (responses.iloc[pairs[:, side]].reset_index(drop=True) for side in (0, 1))
     sides = {
         **{name: this[name] for name in ("response_id", "model", "item", "sample", "model_family")},
         "response_length": this["response"].str.len(),
-        **{f"other_{name}": other[name] for name in ("response_id", "model", "sample", "model_family")},
-        "other_response_length": other["response"].str.len(),
+        **{f"other_{name}": other_side[name] for name in ("response_id", "model", "sample", "model_family")},
+        "other_response_length": other_side["response"].str.len(),
     }
-    rows = pd.DataFrame(sides).loc[np.repeat(np.arange(len(pairs)), len(asked))].reset_index(drop=True)
-    rows.insert(0, "rating_id", pd.Series(ids, dtype=object))
-    for column, values in zip(("dimension", "criterion", "repeat", "order"), zip(*asked, strict=True), strict=True):
-        rows[column] = list(values) * len(pairs)
+    rows = pd.DataFrame(sides).iloc[of].reset_index(drop=True)
+    rows.insert(0, "rating_id", pd.Series(told["rating_id"], dtype=object))
+    for column in ASKED:
+        rows[column] = told[column]
+    rows["prompt_hash"] = told["asked"]
     return rows.assign(**own)

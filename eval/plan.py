@@ -19,7 +19,7 @@ from dpeer.eval.config import EvalConfig, Judging, Served
 from dpeer.eval.irt import design
 from dpeer.eval.irt.linking import linked_design, planned_ratings
 from dpeer.eval.irt.types import Bools, Options
-from dpeer.eval.pair_plan import CONVERSATION, pair_questions, planned_pairs, read_as
+from dpeer.eval.pair_plan import ASKED, CONVERSATION, pair_questions, planned_pairs, read_as
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import Rubric, load_rubric
 from dpeer.eval.questions.shown import OWN, Shown
@@ -27,7 +27,6 @@ from dpeer.eval.responses import load_responses
 from dpeer.eval.store.parts import anti_join, content_id, done_ids
 
 ORDERS = ("up", "down")
-ASKED = ("dimension", "criterion", "repeat", "order")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

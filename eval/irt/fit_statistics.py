@@ -297,8 +297,9 @@ def _nothing() -> FitStatistics:
         ("judge", "dimension", "score", *checked),
     ]
     frames = [pd.DataFrame(columns=list(names)).astype({n: float for n in names if n not in _KEYS}) for names in empty]
-    frames[3] = frames[3].astype({"notable": bool})
-    return FitStatistics(*frames, np.zeros(0), np.zeros(0))
+    judges, models, items, misfit, ppc = frames
+    misfit = misfit.astype({"notable": bool})
+    return FitStatistics(judges, models, items, misfit, ppc, expected=np.zeros(0), variance=np.zeros(0))
 
 
 _KEYS = ("judge", "model", "item", "dimension", "score")

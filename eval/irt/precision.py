@@ -21,6 +21,7 @@ import numpy as np
 from scipy import stats
 
 from dpeer.errors import ConfigError
+from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec
 from dpeer.eval.irt.types import Floats, Ints, Posterior
 
@@ -70,7 +71,9 @@ class Design:
 
 
 def components_of(posterior: Posterior) -> list[Components]:
-    """Variance components of a pilot fit, one per dimension, at posterior means."""
+    """Variance components of a pilot fit, one per dimension that was rated, at posterior means.
+
+    Raises IrtError for a fit of comparisons only."""
     r = posterior.ratings
 
     def mean(name: str) -> Floats:
@@ -78,8 +81,14 @@ def components_of(posterior: Posterior) -> list[Components]:
 
     position = mean("theta") + mean("mu")
     alpha = np.exp(mean("log_alpha")) if "log_alpha" in posterior.draws else np.ones(len(r.judges))
+    if not len(r):
+        raise IrtError(
+            "the pilot holds comparisons only, and designs of ratings need its thresholds and severities; take a fit "
+            "of ratings as the pilot"
+        )
     found = []
-    for d, name in enumerate(r.dimensions):
+    for d in np.flatnonzero(r.rated):
+        name = r.dimensions[d]
         mine = np.flatnonzero(r.judge_rated[:, d])
         found.append(
             Components(

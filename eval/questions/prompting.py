@@ -68,11 +68,15 @@ def judge_segments(
     tag = fence_tag([*texts, *([reference] if reference else [])], TERSE_TAG if rubric.terse else TAG)
     dividers, closing = _terse_fences(talk, tag) if rubric.terse else _fences(rubric, shown, talk, tag)
     pieces = [s for d, t in zip(dividers, texts, strict=True) for s in (Segment(d, True), Segment(t, False))]
-    pieces.append(Segment(closing, True))
-    if reference:
-        opening = f"\n{rubric.words.reference}\n\n<reference-{tag}>\n"
-        pieces += [Segment(opening, True), Segment(reference, False), Segment(f"\n</reference-{tag}>\n", True)]
-    return (*pieces, Segment(task, True))
+    return (*pieces, Segment(closing, True), *reference_segments(rubric, reference, tag), Segment(task, True))
+
+
+def reference_segments(rubric: Rubric, reference: str, tag: str) -> tuple[Segment, ...]:
+    """A reference answer between fences of its own; nothing where there is none."""
+    if not reference:
+        return ()
+    opening = f"\n{rubric.words.reference}\n\n<reference-{tag}>\n"
+    return Segment(opening, True), Segment(reference, False), Segment(f"\n</reference-{tag}>\n", True)
 
 
 def fence_tag(texts: Sequence[str], length: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dpeer.eval.report import abilities, agreement, data, judges, tables
 from dpeer.eval.report.picture import Picture
-from dpeer.eval.report.tables import Table
+from dpeer.eval.report.table import Table
 from dpeer.eval.report.words import Frames
 from dpeer.eval.report.wright import wright
 
