@@ -65,6 +65,7 @@ def build(ratings: Ratings, options: Options, scales: Scales) -> Problem:
     pairs, pair = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
     pairs = pairs if options.halo else pairs[:0]
     compared, comparer = stan_comparisons(ratings, cells.of_comparison)
+    compared["use_scale"] = options.comparison_scale
 
     data = _sizes(ratings, cells) | {"P": len(pairs)}
     data |= _categories(ratings, used, levels)
@@ -231,6 +232,8 @@ def _check(ratings: Ratings, options: Options) -> None:
             _ALL_OR_NONE.format("model"),
         ),
     }
+    both = "there must be ratings and comparisons, for a scale of the one in the other"
+    wants["comparison_scale"] = (options.comparison_scale, len(ratings) > 0 and len(c) > 0, both)
     for name, (wanted, varies, why) in wants.items():
         if wanted and not varies:
             raise IrtError(f"{name} cannot be estimated: {why}; leave it out")

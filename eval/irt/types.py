@@ -151,6 +151,8 @@ class Options:
     order: bool = False
     self_family: bool = False
     self_model: bool = False
+    comparison_scale: bool = False
+    """Comparisons beside ratings: estimate how much sharper they are. Without, judges discriminate alike in both."""
     chains: int = 4
     warmup: int = 1000
     draws: int = 1000
@@ -173,7 +175,8 @@ class Posterior:
     one | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau (of deviations in log odds),
     s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
     | position [J] what being shown first adds in a comparison, position_mean [], s_position [] | tie [J] log odds of a
-    tie between equals, tie_mean [], s_tie [] | comparison_scale [] logits of a comparison per logit of a rating
+    tie between equals, tie_mean [], s_tie [] | comparison_scale [] logits of a comparison per
+    logit of a rating
     | u [R, D] response effects, thinned, only where kept. Names of terms that are switched off are absent.
     """
 

@@ -250,9 +250,8 @@ def _write_ratings(table: pd.DataFrame, output: Path) -> None:
     found = {name: table[name].nunique() for name in ("item", "judge", "dimension")}
     found = {"model": len({*table["model"], *others})} | found
     sizes = (f"{count:,} {name}{'s' * (count != 1)}" for name, count in found.items())
-    typer.echo(
-        f"{output}: {len(table):,} {'comparisons' if len(others) else 'ratings'} ({counts}): {', '.join(sizes)}{repeats}"
-    )
+    kind = "comparisons" if len(others) else "ratings"
+    typer.echo(f"{output}: {len(table):,} {kind} ({counts}): {', '.join(sizes)}{repeats}")
 
 
 def evaluation_config(recipe: str, overrides: list[str] | None) -> EvalConfig:

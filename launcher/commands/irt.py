@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV or Parquet file.", metavar="RATINGS")]
-TERMS = {"halo": "halo", "length": "length", "order": "order", "own-family": "self_family", "own-model": "self_model"}
+TERMS = {
+    "halo": "halo",
+    "length": "length",
+    "order": "order",
+    "own-family": "self_family",
+    "own-model": "self_model",
+    "comparison-scale": "comparison_scale",
+}
 Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {', '.join(TERMS)}; repeat.")]
 Settings = Annotated[
     list[str] | None,

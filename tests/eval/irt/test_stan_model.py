@@ -49,7 +49,7 @@ CASES = {
     "an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {}),
     "comparisons beside ratings": (
         Spec(models=4, items=4, dimensions=2, judges=3, self_judges=1, compared=1, position=0.5, tie=0.2, length=0.3),
-        {"length": True, "self_family": True, "self_model": True},
+        {"length": True, "self_family": True, "self_model": True, "comparison_scale": True},
     ),
     "comparisons only": (Spec(models=4, items=4, dimensions=2, judges=3, compared=1, rated=False), {}),
     "comparisons in which one judge gives no tie": (Spec(models=4, items=12, dimensions=1, judges=3, compared=1), {}),
