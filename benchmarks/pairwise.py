@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from dpeer.eval.irt.types import Floats, Options
 KINDS = ("pairs", "ratings", "both")
 
 
-def replicate(spec: Spec, options: Options, seed: int) -> list[dict[str, Any]]:
+def replicate(spec: Spec, options: Options, free: bool, seed: int) -> list[dict[str, Any]]:
     """A row per kind of fit and parameter: truth, mean, low and high (95 %), sd."""
     table, truth = simulate(spec, seed)
     compared = table["other_model"].notna()
@@ -34,7 +34,7 @@ def replicate(spec: Spec, options: Options, seed: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         began = time.perf_counter()
-        posterior = fit(encode(parts[kind]), options)
+        posterior = fit(encode(parts[kind]), replace(options, comparison_scale=free and kind == "both"))
         facts = {
             "seed": seed,
             "kind": kind,
@@ -118,6 +118,7 @@ def main() -> None:
     for name, value in (("models", 6), ("items", 20), ("judges", 3), ("dimensions", 1), ("chains", 2), ("draws", 300)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--scale", type=float, default=1.0, help="logits of a comparison per logit of a rating")
+    parser.add_argument("--free", action="store_true", help="estimate that scale in the fit of both")
     given = parser.parse_args()
     spec = Spec(
         models=given.models,
@@ -134,10 +135,10 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for seed in range(given.seed, given.seed + given.replications):
-        design = f"{given.models}x{given.items}x{given.judges}x{given.dimensions}-{given.scale}"
+        design = f"{given.models}x{given.items}x{given.judges}x{given.dimensions}-{given.scale}{'-free' * given.free}"
         path = given.folder / f"{design}-{seed}.json"
         if not path.exists():
-            path.write_text(json.dumps({"spec": asdict(spec), "rows": replicate(spec, options, seed)}))
+            path.write_text(json.dumps({"spec": asdict(spec), "rows": replicate(spec, options, given.free, seed)}))
         parts.append(pd.DataFrame(json.loads(path.read_text())["rows"]))
         print(f"{len(parts)} of {given.replications}", flush=True)
     rows = pd.concat(parts, ignore_index=True)

@@ -157,7 +157,6 @@ def stan_comparisons(ratings: Ratings, cell_of: Ints, judge_model: Ints) -> tupl
         "compared_family": c.own_family[order].astype(float),
         "compared_model": c.own_model[order].astype(float),
         "use_position": len(c) > 0 and position_known(ratings),
-        "use_scale": len(c) > 0 and len(ratings) > 0,
     }, judges
 
 

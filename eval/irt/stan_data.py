@@ -59,6 +59,7 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     alpha, notes = _alpha(ratings, options)
     found = terms(ratings, options, cells)
     compared, comparer = stan_comparisons(ratings, cells.of_comparison, found.judge_model)
+    compared["use_scale"] = options.comparison_scale
     anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u), len(found.triple_item) > 0)
     dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
     criterion = np.argsort(dimension_of, kind="stable")
@@ -233,6 +234,8 @@ def _check(ratings: Ratings, options: Options) -> None:
             _ALL_OR_NONE.format("model"),
         ),
     }
+    both = "there must be ratings and comparisons, for a scale of the one in the other"
+    wants["comparison_scale"] = (options.comparison_scale, len(ratings) > 0 and len(c) > 0, both)
     for name, (wanted, varies, why) in wants.items():
         if wanted and not varies:
             raise IrtError(f"{name} cannot be estimated: {why}; leave it out")

@@ -62,8 +62,8 @@ FAIR = (
     "average criterion, averaged over the spread of the items, responses and halos."
 )
 COMPARED = (
-    "Comparisons: abilities differ by logits of a response's being better by one step of {worse, tie, better}; beside "
-    "ratings, by those of the ratings, and comparison_scale says how much sharper comparisons are."
+    "Comparisons: a logit of ability is a logit of each step from worse over tie to better, and beside ratings that of "
+    "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
 )
 EFFECT_NOTES = {
     "own_family": "a judge on models of its family; positive = favours them",
@@ -349,7 +349,7 @@ def terminal(result: Result) -> list[RenderableType]:
     title = "Judges: severity in logits, positive = stricter"
     severities = Table(*columns, *more, "note", title=title, title_justify="left")
     for row in judges.itertuples():
-        numbers: tuple[str, ...] = (_estimate(row, "severity"), f"{row.alpha:.2f}", f"{row.infit:.2f}", f"{row.n:,}")
+        numbers: tuple[str, ...] = (_estimate(row, "severity"), f"{row.alpha:.2f}", _fixed(row.infit), f"{row.n:,}")
         if more:
             numbers = (*numbers, f"{row.comparisons:,}", f"{row.tie_share:.0%}", _estimate(row, "position"))
         severities.add_row(markup(row.judge), *numbers, markup(row.note))
@@ -361,6 +361,10 @@ def terminal(result: Result) -> list[RenderableType]:
         ]
         verdict = [Text("Diagnostics: no claim can be made", style="yellow"), *(Text(visible(line)) for line in lines)]
     return [models, severities, *verdict]
+
+
+def _fixed(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else ""
 
 
 def _estimate(row: Any, name: str) -> str:

@@ -187,6 +187,8 @@ class Options:
     """common: one set per dimension (rating scale); judge, item: deviations per judge, or item (partial credit)."""
     severity_prior: str = "shrunken"
     """shrunken: severities are drawn towards their mean as far as they are uncertain; wide: they are not."""
+    comparison_scale: bool = False
+    """Comparisons beside ratings: estimate how much sharper they are. Without, judges discriminate alike in both."""
     chains: int = 4
     warmup: int = 1000
     draws: int = 1000

@@ -18,10 +18,10 @@ from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.tables import tabulate, terminal
 from dpeer.eval.irt.types import Floats, Options, Posterior
 
-BOTH = Spec(models=5, items=24, dimensions=2, judges=3, compared=1, position=0.5, s_position=0.3, tie=0.2)
+BOTH = Spec(models=4, items=12, dimensions=1, judges=3, compared=1, position=0.8, s_position=0.3, tie=0.2)
 PAIRS = replace(BOTH, rated=False)
 SEED = 3
-DRAWS = Options(chains=2, warmup=250, draws=250)
+DRAWS = Options(chains=2, warmup=200, draws=150)
 
 
 def compared(
@@ -48,7 +48,7 @@ def test_a_table_holds_both_and_each_row_is_one_of_them() -> None:
     assert (c.outcome - 1 == pairs["score"]).all() and (c.place == np.where(pairs["order"] == "first", 0.5, -0.5)).all()
     assert (ratings.response_item[c.response] == ratings.response_item[c.other]).all()
     alone = encode(pairs)
-    assert len(alone) == 0 and len(alone.response_model) == 5 * 24
+    assert len(alone) == 0 and len(alone.response_model) == 4 * 12
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,7 @@ def test_abilities_of_pairs_and_of_both_agree_within_their_intervals(fits: dict[
     pairs, both = (fits[kind].flat("theta") for kind in ("pairs", "both"))
     gap = (pairs.mean(axis=0) - both.mean(axis=0)) / np.hypot(pairs.std(axis=0), both.std(axis=0))
     assert np.abs(gap).max() < 2
-    scale = fits["both"].flat("comparison_scale")
-    assert np.quantile(scale, 0.005) < 1 < np.quantile(scale, 0.995)
+    assert "comparison_scale" not in fits["both"].draws
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ CASES = {
     "wide severities": (Spec(models=3, items=4, dimensions=2, judges=3), {"severity_prior": "wide"}),
     "comparisons beside ratings": (
         Spec(models=4, items=4, dimensions=2, judges=3, self_judges=1, compared=1, position=0.5, tie=0.2, length=0.3),
-        {"length": True, "self_family": True, "self_model": True},
+        {"length": True, "self_family": True, "self_model": True, "comparison_scale": True},
     ),
     "comparisons beside ratings, with interactions": (
         Spec(models=4, items=5, dimensions=2, judges=3, samples=2, compared=1),
