@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import pandas as pd
 import pytest
 from scipy.linalg import helmert
 
-from dpeer.eval.irt.cmdstan import compile_model
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import guessed
@@ -21,6 +17,7 @@ from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import starts
 from dpeer.eval.irt.types import Floats, Options, Ratings
+from tests.eval.irt.stan_at import at_start
 
 NORMAL = {  # blocks that are moved, with the standard deviation of their prior, or the parameter that holds it
     "mu": 5.0,
@@ -282,35 +279,6 @@ def effects(problem: Problem, ratings: Ratings, found: dict[str, Floats]) -> Flo
             middle += found["group"][row, column]
         u.append((found["u_raw"][e] - share[e] * middle) * found["s_u"][d] ** (1 - share[e]))
     return np.array(u)
-
-
-def at_start(problem: Problem, start: dict[str, Any], options: Options, folder: Path) -> dict[str, Floats]:
-    """Everything that the program writes at the given values: one draw, with steps too short to move."""
-    folder.mkdir()
-    (folder / "data.json").write_text(json.dumps(problem.data))
-    (folder / "start.json").write_text(json.dumps(start))
-    path = folder / "draw.csv"
-    command = [
-        str(compile_model(lambda text: None)),
-        *("id=1", "random", "seed=1", "data", f"file={folder / 'data.json'}", f"init={folder / 'start.json'}"),
-        *("output", f"file={path}", "sig_figs=12", "method=sample", "num_samples=1", "num_warmup=0"),
-        *("adapt", "engaged=0", "algorithm=hmc", "engine=nuts", "max_depth=1", "stepsize=1e-12"),
-    ]
-    environment = os.environ | {"STAN_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-500:] + done.stderr
-    return blocks_of(pd.read_csv(path, comment="#", float_precision="round_trip").iloc[0])
-
-
-def blocks_of(row: pd.Series) -> dict[str, Floats]:
-    """[1, ...] each; the columns of an array are named `block.i.j`."""
-    found: dict[str, Floats] = {}
-    for name, part in row.groupby([column.split(".")[0] for column in row.index], sort=False):
-        places = [tuple(int(i) - 1 for i in column.split(".")[1:]) or (0,) for column in part.index]
-        found[str(name)] = np.zeros((1, *(np.max(places, axis=0) + 1)))
-        for place, value in zip(places, part, strict=True):
-            found[str(name)][(0, *place)] = value
-    return found
 
 
 def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: dict[str, Floats]) -> float:
