@@ -3,7 +3,8 @@
 Adjacent-category logits of {other better, tie, this better} (Agresti 1992), outcome by outcome:
 
   log P(tie) / P(other) = x + tie, log P(this) / P(tie) = x - tie
-  x = alpha[j] * scale * (theta[m, d] + u[r, d] + length z[r] - the other's + position[j] * (+-1/2) + own_family ...)
+  x = alpha[j] * scale * (theta[m, d] + v[m, q, d] + u[r, d] + length z[r] - the other's + position[j] * (+-1/2)
+                          + own_family ...)
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def compare(
     z = responses["z"].to_numpy(float)
 
     def worth(response: np.ndarray) -> Floats:
-        ability = truth["theta"][response // (q * s), dimension] + truth["u"][response, dimension]
+        model = response // (q * s)
+        ability = truth["theta"][model, dimension] + truth["v"][model, item, dimension] + truth["u"][response, dimension]
         return np.asarray(ability + spec.length * z[response] + favour[response, judge])
 
     x = worth(this) - worth(other) + position[judge] * np.where(order == 0, 0.5, -0.5)
