@@ -41,7 +41,8 @@ def compare(
 
     def worth(response: np.ndarray) -> Floats:
         model = response // (q * s)
-        ability = truth["theta"][model, dimension] + truth["v"][model, item, dimension] + truth["u"][response, dimension]
+        ability = truth["theta"][model, dimension] + truth["v"][model, item, dimension]
+        ability = ability + truth["u"][response, dimension]
         return np.asarray(ability + spec.length * z[response] + favour[response, judge])
 
     x = worth(this) - worth(other) + position[judge] * np.where(order == 0, 0.5, -0.5)
