@@ -64,7 +64,7 @@ def reasons(faults: Iterable[tuple[str, str | None]]) -> str:
 
 ADVICE = {
     "unparsed": "it does not give the JSON that is asked for",
-    "low_mass": "it begins with something other than a score: mode (or pairwise_read) structured reads JSON instead",
+    "low_mass": "it begins with something else: judging.mode=structured (of pairs: pairwise_read) reads JSON instead",
     "truncated": "raise judging.max_tokens, or reasoning_budget where it thinks first",
     "refused": "it declines: another judge, or another `role` in the rubric",
 }
