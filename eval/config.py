@@ -42,8 +42,13 @@ class Judging(Section):
     """Name of a shipped rubric, or path of a YAML file."""
     dimensions: tuple[str, ...] = ()
     """Dimensions to rate; empty: all of the rubric."""
-    mode: Literal["logprob", "structured"] = "logprob"
-    """Read the log-probability of each rating token, or a JSON answer with a rationale."""
+    mode: Literal["logprob", "structured", "pairwise"] = "logprob"
+    """Rate each response by the log-probability of each rating token or by a JSON answer with a rationale; or compare
+    two responses at a time."""
+    pairs: Literal["all", "base"] = "all"
+    """pairwise: compare every two models, or each with the base only."""
+    pairwise_read: Literal["logprob", "structured"] = "logprob"
+    """pairwise: read the log-probability of A, B and C (a tie), or a JSON answer with a rationale."""
     score: Literal["most_likely", "sampled"] = "most_likely"
     """logprob: take the most probable score, or draw one from the judge's distribution (seeded by the rating's id)."""
     rate: Literal["last", "conversation"] = "last"
@@ -51,7 +56,8 @@ class Judging(Section):
     item_criteria: Literal["also", "instead"] = "also"
     """Criteria that a prompt brings (`prompts.rubric`) hold beside those of the rubric, or in their place."""
     repeats: int = Field(1, ge=1)
-    """Ratings per judge, response and criterion; every second one lists the scale from the top."""
+    """Ratings per judge, response and criterion; every second one lists the scale from the top. pairwise: how often a
+    pair is asked in each order."""
     min_mass: float = Field(0.5, ge=0, le=1)
     """Least probability on the rating tokens; less gives the status `low_mass`."""
     max_tokens: int = Field(512, ge=8)
@@ -59,7 +65,14 @@ class Judging(Section):
     allow_related: bool = False
     """Allow a judge that is the model under test or of its family; its ratings are marked for self-preference."""
     until: Until | None = None
-    """Judge in rounds, each of which asks only what narrows contrasts that are not decided, until all are."""
+    """Judge in rounds, each of which asks only what narrows contrasts that are not decided, until all are. Not for
+    pairwise."""
+
+    @model_validator(mode="after")
+    def _rounds_are_of_ratings(self) -> Judging:
+        if self.until is not None and self.mode == "pairwise":
+            raise ValueError("until: rounds choose ratings, not comparisons; leave it out, or set mode to logprob")
+        return self
 
 
 class Design(Section):

@@ -78,7 +78,7 @@ def _turn(cfg: EvalConfig, rows: pd.DataFrame, due: pd.DataFrame, said: turns.Sa
         rows=turns.rows_of(left, said, turn, _response),
         write=turns.write(cfg, served.name, left, turn),
         usable=lambda row: row["response"] is not None,
-        conversation="item",
+        conversation=("item",),
         proven=lambda: _proven(cfg, rows, served),
         saved=lambda: {*said.answers, *done_ids(responses_folder(cfg), RESPONSES)},
     )
@@ -124,7 +124,7 @@ def _work(cfg: EvalConfig, rows: pd.DataFrame, todo: pd.DataFrame, said: turns.S
         rows=_rows(left, said),
         write=lambda rows: write_part(responses_folder(cfg) / f"model={served.name}", rows, RESPONSES),
         usable=lambda row: row["response"] is not None,
-        conversation="item",
+        conversation=("item",),
         done=int((rows["model"] == served.name).sum()) - len(left),
         proven=lambda: _proven(cfg, rows, served),
         saved=lambda: done_ids(responses_folder(cfg), RESPONSES),

@@ -18,10 +18,18 @@ from dpeer.eval.asking import shown_of, spoken_of
 from dpeer.eval.backends.registry import BACKENDS
 from dpeer.eval.backends.types import Answer, Call, Method
 from dpeer.eval.config import EvalConfig, Served, Until
+from dpeer.eval.pair_plan import read_as
 from dpeer.eval.plan import Plan, plan, ratings_folder, temperature
 from dpeer.eval.prices import FREE, load_prices, price_of
 from dpeer.eval.progress import show_statuses
-from dpeer.eval.questions.prompting import encode_chat, judge_segments, prefix_length, visible
+from dpeer.eval.questions.pairwise import (
+    CHOICES,
+    lowest_first,
+    pair_segments,
+    read_pair_logprobs,
+    read_pair_structured,
+)
+from dpeer.eval.questions.prompting import Mode, encode_chat, judge_segments, prefix_length, visible
 from dpeer.eval.questions.readout import Reading, read_logprobs, read_structured
 from dpeer.eval.run import Connect, Work, execute, read_rates, refuse_nothing_usable
 from dpeer.eval.spending import note_rounds
@@ -37,7 +45,7 @@ from dpeer.eval.store.parts import (
     write_part,
     write_table,
 )
-from dpeer.eval.store.schema import RATINGS
+from dpeer.eval.store.schema import PLACES, RATINGS
 from dpeer.eval.streak import Row
 
 RETRIED = ("engine_error", "truncated", "unparsed", "refused")
@@ -129,7 +137,7 @@ def _make_in_rounds(
     summary.show(facts, known.currency, console)
 
 
-MARKS = ("model_family", "judge_family")
+MARKS = ("model_family", "judge_family", "other_model_family")
 ERROR_EXCERPT = 500
 
 
@@ -157,20 +165,21 @@ def work(cfg: EvalConfig, planned: Plan, served: Served) -> Work:
     """What is left for one judge."""
     todo = planned.todo[planned.todo["judge"] == served.name]
     method = Method(
-        cfg.judging.mode,
-        max_tokens=1 if cfg.judging.mode == "logprob" else cfg.judging.max_tokens,
+        read_as(cfg.judging),
+        max_tokens=1 if read_as(cfg.judging) == "logprob" else cfg.judging.max_tokens,
         temperature=temperature(cfg),
         rubric=planned.rubric,
+        choices=CHOICES if cfg.judging.mode == "pairwise" else (),
     )
     return Work(
         served,
         method,
         ids=frozenset(todo["rating_id"]),
-        calls=lambda: calls(planned, todo, cfg.judging.mode),
+        calls=lambda: calls(planned, todo, read_as(cfg.judging)),
         rows=_rows(cfg, planned, served, todo),
         write=lambda rows: write_part(ratings_folder(cfg) / f"judge={served.name}", rows),
         usable=lambda row: row["status"] == "ok",
-        conversation="response_id",
+        conversation=planned.conversation,
         done=int((planned.rows["judge"] == served.name).sum()) - len(todo),
         proven=lambda: _proven(cfg, planned, served),
         saved=lambda: done_ids(ratings_folder(cfg)),
@@ -182,8 +191,11 @@ def _proven(cfg: EvalConfig, planned: Plan, served: Served) -> bool:
     return bool((made.loc[made["rating_id"].isin(planned.rows["rating_id"]), "status"] == "ok").any())
 
 
-def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:
+def calls(planned: Plan, rows: pd.DataFrame, mode: Mode) -> Iterator[Call]:
     """The requests behind planned rows, in their order."""
+    if "other_response_id" in rows:
+        yield from _pair_calls(planned, rows, mode)
+        return
     columns = ["rating_id", "response_id", "dimension", "criterion", "order"]
     for response_id, group in rows[columns].groupby("response_id", sort=False):
         response = planned.responses.loc[response_id]
@@ -195,6 +207,18 @@ def calls(planned: Plan, rows: pd.DataFrame, mode: Any) -> Iterator[Call]:
             yield Call(rating_id, str(response_id), segments, seed=int(rating_id[:8], 16))
 
 
+def _pair_calls(planned: Plan, rows: pd.DataFrame, mode: Mode) -> Iterator[Call]:
+    columns = ["rating_id", "dimension", "criterion"]
+    for (mine, other, place), group in rows.groupby(list(planned.conversation), sort=False):
+        both = [planned.responses.loc[response_id] for response_id in (mine, other)]
+        first, second = both if place == PLACES[0] else both[::-1]
+        spoken, texts = spoken_of(planned.rubric, first), (first["prompt"], first["response"], second["response"])
+        for rating_id, dimension, criterion in group[columns].itertuples(index=False, name=None):
+            shown = (shown_of(planned.judging, first, dimension), shown_of(planned.judging, second, dimension))
+            segments = pair_segments(spoken, *texts, dimension, criterion, mode, shown)
+            yield Call(rating_id, f"{mine}/{other}/{place}", segments, seed=int(rating_id[:8], 16))
+
+
 def _rows(
     cfg: EvalConfig, planned: Plan, served: Served, todo: pd.DataFrame
 ) -> Callable[[Sequence[Answer]], list[Row]]:
@@ -204,20 +228,22 @@ def _rows(
 
     def rows(answers: Sequence[Answer]) -> list[Row]:
         known = by_id.loc[[a.id for a in answers]].to_dict("records")
-        return [row | common | rated(a, cfg, planned) for row, a in zip(known, answers, strict=True)]
+        return [row | common | rated(a, cfg, planned, row["order"]) for row, a in zip(known, answers, strict=True)]
 
     return rows
 
 
-def rated(answer: Answer, cfg: EvalConfig, planned: Plan) -> dict[str, Any]:
-    """The columns of the ratings table that an answer fills."""
-    reading = read(answer, cfg, planned.rubric.scale)
+def rated(answer: Answer, cfg: EvalConfig, planned: Plan, order: str = "up") -> dict[str, Any]:
+    """The columns of the ratings table that an answer fills; order: that of its row."""
+    reading = read(answer, cfg, planned.rubric.scale, order)
+    pairwise = cfg.judging.mode == "pairwise"
+    logprobs = lowest_first(answer.logprobs, order) if pairwise else answer.logprobs
     return {
         "status": reading.status,
         "score": reading.score,
         "expected": reading.expected,
         "mass": reading.mass,
-        "logprobs": list(answer.logprobs) or None,
+        "logprobs": list(logprobs) or None,
         "rationale": reading.rationale,
         "error": reading.error,
         "prompt_tokens": answer.prompt_tokens,
@@ -229,16 +255,21 @@ def rated(answer: Answer, cfg: EvalConfig, planned: Plan) -> dict[str, Any]:
     }
 
 
-def read(answer: Answer, cfg: EvalConfig, scale: Sequence[int]) -> Reading:
+def read(answer: Answer, cfg: EvalConfig, scale: Sequence[int], order: str = "up") -> Reading:
     if answer.finish == "too_long":
         return Reading("truncated", error=answer.error)
     if answer.finish == "refusal":
         return Reading("refused", error=visible(answer.text)[:ERROR_EXCERPT])
     if answer.finish in ("error", "filtered"):
         return Reading("engine_error", error=answer.error)
-    if cfg.judging.mode == "logprob":
+    pairwise = cfg.judging.mode == "pairwise"
+    if read_as(cfg.judging) == "logprob":
         draw = int(answer.id[:16], 16) / 2**64 if cfg.judging.score == "sampled" else None  # an id is a uniform hash
+        if pairwise:
+            return read_pair_logprobs(answer.logprobs, order, cfg.judging.min_mass, draw)
         return read_logprobs(answer.logprobs, scale, cfg.judging.min_mass, draw)
+    if pairwise:
+        return read_pair_structured(answer.text, answer.finish, order)
     return read_structured(answer.text, answer.finish, scale)
 
 
@@ -254,10 +285,10 @@ def cost(cfg: EvalConfig, planned: Plan, tokens_per_second: float | None = None)
     costs = []
     for served in cfg.judges:
         todo = planned.todo[planned.todo["judge"] == served.name]
-        prompt, shared, exact = _tokens(served, planned, todo, cfg.judging.mode)
-        rate = rates.get(f"{served.name}/{cfg.judging.mode}")
+        prompt, shared, exact = _tokens(served, planned, todo, read_as(cfg.judging))
+        rate = rates.get(f"{served.name}/{read_as(cfg.judging)}")
         longest = cfg.judging.max_tokens + served.reasoning_budget
-        output = len(todo) * (1 if cfg.judging.mode == "logprob" else longest)
+        output = len(todo) * (1 if read_as(cfg.judging) == "logprob" else longest)
         price = price_of(table, served)
         computed = prompt - shared + output
         costs.append(
@@ -285,16 +316,16 @@ def _seconds(calls: int, computed: float, tokens_per_second: float | None, rate:
     return calls * rate["seconds"] / rate["calls"] if rate and rate["calls"] else float("nan")
 
 
-def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tuple[float, float, bool]:
+def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Mode) -> tuple[float, float, bool]:
     """Prompt tokens, those in shared prefixes, and whether they were counted over all conversations."""
-    conversations = todo["response_id"].unique()
-    if not len(conversations):
+    conversation = todo.groupby(list(planned.conversation), sort=False).ngroup()
+    if todo.empty:
         return 0.0, 0.0, True
-    chosen = conversations[:SAMPLE]  # shuffled already: the first are a random sample
+    sampled = conversation < SAMPLE  # shuffled already: the first are a random sample
     tokenizer = BACKENDS[served.backend].tokenizer(served)
     prompt = shared = 0.0
     before = None
-    for call in calls(planned, todo[todo["response_id"].isin(chosen)], mode):
+    for call in calls(planned, todo[sampled], mode):
         if tokenizer is None:
             text = [s.text for s in call.segments]
             length, prefix = len("".join(text)) / BYTES_PER_TOKEN, len("".join(text[:-1])) / BYTES_PER_TOKEN
@@ -303,8 +334,8 @@ def _tokens(served: Served, planned: Plan, todo: pd.DataFrame, mode: Any) -> tup
         prompt += length
         shared += prefix if call.conversation == before else 0
         before = call.conversation
-    factor = len(todo) / int(todo["response_id"].isin(chosen).sum())
-    return prompt * factor, shared * factor, tokenizer is not None and len(chosen) == len(conversations)
+    factor = len(todo) / int(sampled.sum())
+    return prompt * factor, shared * factor, tokenizer is not None and bool(sampled.all())
 
 
 BYTES_PER_TOKEN = 4.0

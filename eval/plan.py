@@ -19,6 +19,7 @@ from dpeer.eval.config import EvalConfig, Judging, Served
 from dpeer.eval.irt import design
 from dpeer.eval.irt.linking import linked_design, planned_ratings
 from dpeer.eval.irt.types import Bools, Options
+from dpeer.eval.pair_plan import ASKED, CONVERSATION, pair_questions, planned_pairs, read_as
 from dpeer.eval.questions.prompting import judge_segments
 from dpeer.eval.questions.rubric import Rubric, load_rubric
 from dpeer.eval.questions.shown import OWN, Shown
@@ -26,7 +27,6 @@ from dpeer.eval.responses import load_responses
 from dpeer.eval.store.parts import anti_join, content_id, done_ids
 
 ORDERS = ("up", "down")
-ASKED = ("dimension", "criterion", "repeat", "order")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +43,11 @@ class Plan:
     notes: tuple[str, ...]
     """What the person should know: warnings of the design, related judges, responses that cannot be rated."""
     judging: Judging
+
+    @property
+    def conversation(self) -> tuple[str, ...]:
+        """Columns that tell conversations apart."""
+        return CONVERSATION if "other_response_id" in self.rows else CONVERSATION[:1]
 
 
 def ratings_folder(cfg: EvalConfig) -> Path:
@@ -63,7 +68,10 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
     notes += notes_on(cfg.judging, rubric, responses, str(cfg.responses or cfg.prompts.path))
     notes += _relations(cfg, responses)
     chosen = _chosen(cfg, responses)
-    judged = [planned_rows(cfg, rubric, j, questions, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
+    if cfg.judging.mode == "pairwise":
+        judged = [_pair_rows(cfg, rubric, j, questions, responses, chosen[:, j]) for j in range(len(cfg.judges))]
+    else:
+        judged = [planned_rows(cfg, rubric, j, questions, responses[chosen[:, j]]) for j in range(len(cfg.judges))]
     rows = pd.concat(judged, ignore_index=True)
     if check_design:
         planned = planned_ratings(rows, rubric.scale)
@@ -83,7 +91,7 @@ def plan(cfg: EvalConfig, check_design: bool = True) -> Plan:
 
 
 def asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
-    """(dimension, criterion, repeat, order) of the calls of one conversation."""
+    """(dimension, criterion, repeat, order) of the calls about one response, or one pair of them."""
     judging = cfg.judging
     if unknown := [d for d in judging.dimensions if d not in rubric.dimensions]:
         raise ConfigError(
@@ -101,6 +109,8 @@ def asked(cfg: EvalConfig, rubric: Rubric) -> list[tuple[str, str, int, str]]:
             "structured."
         )
     pairs = [(d, c) for d in judging.dimensions or rubric.dimensions for c in rubric.dimensions[d].criteria]
+    if judging.mode == "pairwise":
+        return pair_questions(cfg, pairs)
     return [(d, c, r, ORDERS[r % 2]) for (d, c), r in product(pairs, range(judging.repeats))]
 
 
@@ -123,12 +133,7 @@ def planned_rows(
     """Planned ratings of one judge, in an order of conversations that the seed decides."""
     judge = cfg.judges[index]
     shuffled = responses.iloc[np.random.default_rng([cfg.seed, index]).permutation(len(responses))]
-    own = {
-        "judge": judge.name,
-        "judge_hash": identity(judge),
-        "rubric_hash": rubric.hash,
-        "mode": cfg.judging.mode,
-    }
+    own = _own(cfg, rubric, judge)
     base = own | {"sampling": sampling_of(cfg, judge)}
     told: dict[str, list[Any]] = {name: [] for name in ("rating_id", *ASKED, "asked", "of")}
     words: dict[Any, str] = {}
@@ -144,7 +149,7 @@ def planned_rows(
                 criterion = OWN
             key = (spoken.language, shown.form, dimension, criterion, order)
             if key not in words:
-                words[key] = _wording(spoken, dimension, criterion, order, cfg.judging.mode, shown.form)
+                words[key] = _wording(spoken, dimension, criterion, order, read_as(cfg.judging), shown.form)
             question = dict(zip(ASKED, (dimension, criterion, repeat, order), strict=True)) | {"asked": words[key]}
             rating = content_id(**base, response_id=response["response_id"], content=content, **question)
             for column, value in (question | {"rating_id": rating, "of": place}).items():
@@ -160,7 +165,29 @@ def planned_rows(
         judge_family=family(judge),
         response_length=shuffled["response"].str.len().to_numpy()[of],
         prompt_hash=told["asked"],
+        other_model_family=None,
     )
+
+
+def _own(cfg: EvalConfig, rubric: Rubric, judge: Served) -> dict[str, str]:
+    """What every row of a judge says of it and of how it is asked."""
+    return {
+        "judge": judge.name,
+        "judge_hash": identity(judge),
+        "rubric_hash": rubric.hash,
+        "mode": cfg.judging.mode,
+    }
+
+
+def _pair_rows(
+    cfg: EvalConfig, rubric: Rubric, index: int, asked: Sequence[tuple[str, str, int, str]], responses: pd.DataFrame,
+    chosen: Bools,
+) -> pd.DataFrame:  # fmt: skip
+    judge = cfg.judges[index]
+    known = responses.assign(model_family=model_families(cfg, responses))
+    own, sampling = _own(cfg, rubric, judge), sampling_of(cfg, judge)
+    rows = planned_pairs(cfg, rubric, own, sampling, index, asked, known, chosen)
+    return rows.assign(judge_family=family(judge))
 
 
 def _wording(rubric: Rubric, dimension: str, criterion: str, order: Any, mode: Any, shown: Shown) -> str:
@@ -173,15 +200,16 @@ def sampling_of(cfg: EvalConfig, judge: Served) -> dict[str, Any]:
     judging = cfg.judging
     how: dict[str, Any] = (
         {"min_mass": judging.min_mass, "score": judging.score}
-        if judging.mode == "logprob"
+        if read_as(judging) == "logprob"
         else {"max_tokens": judging.max_tokens, "temperature": temperature(cfg)}
     )
     return how | BACKENDS[judge.backend].conditions(judge, cfg.engine_of(judge))
 
 
 def temperature(cfg: EvalConfig) -> float:
-    """Structured answers are greedy, unless repeats go beyond the two orders of the scale: then they must vary."""
-    return 1.0 if cfg.judging.mode == "structured" and cfg.judging.repeats > len(ORDERS) else 0.0
+    """Structured answers are greedy, unless repeats ask the same question again: then they must vary."""
+    apart = 1 if cfg.judging.mode == "pairwise" else len(ORDERS)
+    return 1.0 if read_as(cfg.judging) == "structured" and cfg.judging.repeats > apart else 0.0
 
 
 def model_families(cfg: EvalConfig, responses: pd.DataFrame) -> pd.Series:

@@ -47,8 +47,8 @@ class Work:
     write: Callable[[Sequence[Row]], object]
     usable: Callable[[Row], bool]
     """Whether a row holds what was asked for."""
-    conversation: str
-    """Column that tells conversations apart."""
+    conversation: tuple[str, ...]
+    """Columns that tell conversations apart."""
     done: int = 0
     """Rows of this model that are on disk already."""
     proven: Callable[[], bool] = lambda: False

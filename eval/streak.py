@@ -17,10 +17,10 @@ REASONS, REASON = 3, 160
 class Streak:
     """Holds rows back while nothing usable comes, so that a run that stops leaves them to be asked for again."""
 
-    def __init__(self, usable: Callable[[Row], bool], conversation: str) -> None:
+    def __init__(self, usable: Callable[[Row], bool], conversation: Sequence[str]) -> None:
         self.usable, self.conversation = usable, conversation
         self.held: list[Row] = []
-        self._conversations: set[str] = set()
+        self._conversations: set[tuple[str, ...]] = set()
 
     @property
     def broken(self) -> bool:
@@ -39,7 +39,7 @@ class Streak:
             if self.usable(row):
                 kept += self.released()
             else:
-                self._conversations.add(str(row[self.conversation]))
+                self._conversations.add(tuple(str(row[column]) for column in self.conversation))
         return kept
 
     def released(self) -> list[Row]:
@@ -64,7 +64,7 @@ def reasons(faults: Iterable[tuple[str, str | None]]) -> str:
 
 ADVICE = {
     "unparsed": "it does not give the JSON that is asked for",
-    "low_mass": "it begins with something other than a score: judging.mode=structured reads JSON instead",
+    "low_mass": "it begins with something else: judging.mode=structured (of pairs: pairwise_read) reads JSON instead",
     "truncated": "raise judging.max_tokens, or reasoning_budget where it thinks first",
     "refused": "it declines: another judge, or another `role` in the rubric",
 }

@@ -51,6 +51,11 @@ def audit_plan(cfg: EvalConfig, compared: Pairs) -> Plan:
     """The ratings of an audit, and which of them are missing. Raises ConfigError as `dpeer.eval.plan.plan` does."""
     if not cfg.judges:
         raise ConfigError("judges is empty: name at least one judge model (name, path).")
+    if cfg.judging.mode == "pairwise":
+        raise ConfigError(
+            "judging.mode is pairwise, but an audit rates both responses of an edge by themselves; set logprob or "
+            "structured."
+        )
     rubric = load_rubric(cfg.judging.rubric)
     ends = compared.edges.melt(["dimension"], ["better", "worse"], value_name="response_id")
     needed = pd.MultiIndex.from_frame(ends[["response_id", "dimension"]].drop_duplicates())

@@ -39,6 +39,8 @@ class Method:
     temperature: float = 0.0
     top_p: float = 1.0
     rubric: Rubric | None = None
+    choices: tuple[str, ...] = ()
+    """What a judge that compares answers with; empty: the scores of the rubric."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ from dpeer.eval.elsewhere.mapping import (
     DEFAULTS,
     JUDGE,
     OPTIONAL,
+    OTHER,
+    OTHERS,
     REQUIRED,
     MappingError,
     Plan,
@@ -36,13 +38,14 @@ from dpeer.eval.elsewhere.mapping import (
     tidy,
 )
 from dpeer.eval.elsewhere.sheets import stream
+from dpeer.eval.elsewhere.verdicts import outcome
 from dpeer.eval.irt.encode import HUMAN
 from dpeer.eval.irt.types import Ints
 from dpeer.eval.irt.weaknesses import names_of
 from dpeer.eval.questions.prompting import visible
 from dpeer.eval.store.columns import column_value, empty
 from dpeer.eval.store.parts import content_id
-from dpeer.eval.store.schema import RATINGS
+from dpeer.eval.store.schema import OUTCOMES, PLACES, RATINGS
 from dpeer.eval.store.scores import MANY, pasted
 
 SAMPLE = 500
@@ -62,7 +65,9 @@ class Reading:
     response_id (of a response that `dpeer generate` made: ratings of it by other judges are then of the same response),
     rationale, model_family, judge_family, and either `score` (one rating per row) or, with several scores in a row,
     `score:DIMENSION` or `score:DIMENSION/CRITERION` (a column per dimension), or `judge:NAME` or
-    `judge:NAME/DIMENSION` (a column per rater, where an empty cell is no rating). Default: each column that has one of
+    `judge:NAME/DIMENSION` (a column per rater, where an empty cell is no rating). A comparison of two models has
+    other_model and winner in place of a score (`verdicts.outcome` lists the forms), and if you like other_response,
+    other_response_id and other_model_family; model is the one that stood first. Default: each column that has one of
     our names holds just that.
     labels: label -> score, for all dimensions or per dimension; without it labels must be whole numbers, or with
     half_points multiples of a half, which are doubled. missing: labels that mean no score.
@@ -135,12 +140,12 @@ def _plan(how: Reading, sample: list[Row], constants: Mapping[str, str]) -> Plan
     planned = None
     try:
         planned = plan(mapping, constants)
-        refuse_pairs(planned, sample)
+        refuse_pairs(planned, sample, constants)
         if sample and (absent := [name for name in mapping if not any(name in row.fields for row in sample)]):
             raise MappingError(f"there is no column {absent[0]!r}; the table has {excerpt(', '.join(header), 200)}")
         return planned
     except MappingError as error:
-        options = () if how.labels or error.final else suggestion(sample, constants)
+        options = error.options if how.labels or error.final else suggestion(sample, constants)
         if not options and planned is not None and not error.final:
             return planned  # the faults name the rows
         raise MappingError(error.problem, options, error.final) from None
@@ -185,13 +190,17 @@ def _ratings(row: Row, planned: Plan, constants: Mapping[str, str], scale: Scale
     if not sample.isdecimal() or len(sample) > 9:
         raise Invalid(columns.get("sample", "sample"), f"must be a whole number from 0 up, got {excerpt(sample)}")
     response_id = names.get("response_id") or _response_id(names["model"], names["item"], int(sample), response)
+    other = _other(row, columns, constants, names, int(sample)) if planned.compared else {}
     for column, said in planned.scores.items():
         label = _label(column_value(row, column))
         if not label and JUDGE in said:
             continue  # a rater who has not seen this response
         who = names | said
         score = None if scale.absent(label) else scale.score(label, who["dimension"], column)
+        if other:
+            score = _outcome(label, score, who["model"], other[OTHER], scale, column)
         yield {
+            **other,
             "response_id": response_id,
             **{ours: who[ours] for ours in REQUIRED},
             **{ours: constants.get(ours) or texts.get(ours) for ours in ("model_family", "judge_family")},
@@ -208,6 +217,39 @@ def _ratings(row: Row, planned: Plan, constants: Mapping[str, str], scale: Scale
 
 
 _NAMES = (*REQUIRED, *DEFAULTS, "response_id")
+
+
+def _other(
+    row: Row, columns: Mapping[str, str], constants: Mapping[str, str], names: Mapping[str, str], sample: int
+) -> dict[str, Any]:
+    """What a row says of the response that the model's was compared with, which stood second."""
+    said = {ours: _text(row, columns[ours]) for ours in OTHERS if ours in columns}
+    model = constants.get(OTHER) or _name(row, columns[OTHER])
+    if model == names["model"]:
+        raise Invalid(
+            columns.get(OTHER, OTHER), f"compares {excerpt(model)} with itself; a comparison is of two models"
+        )
+    response = said.get("other_response")
+    return {
+        OTHER: model,
+        "other_response_id": said.get("other_response_id") or _response_id(model, names["item"], sample, response),
+        "other_sample": sample,
+        "other_model_family": constants.get("other_model_family") or said.get("other_model_family"),
+        "other_response_length": None if response is None else len(response),
+        "order": PLACES[0],
+    }
+
+
+def _outcome(label: str, score: int | None, this: str, other: str, scale: Scale, column: str) -> int | None:
+    """Who won, by the labels given, else by the words that are about."""
+    if scale.absent(label):
+        return None
+    if scale.common is None and scale.by_dimension is None:
+        return outcome(label, this, other)
+    if score is not None and score not in OUTCOMES:
+        told = ", ".join(map(str, OUTCOMES))
+        raise Invalid(column, f"label {excerpt(label)} is mapped to {score}; the outcomes of a comparison are {told}")
+    return score
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -270,21 +312,21 @@ def _without_copies(table: pd.DataFrame, marks: Ints, keep: bool, source: str) -
     return table
 
 
-_RATED = ("judge", "response_id", "dimension", "criterion")
+_RATED = ("judge", "response_id", "dimension", "criterion", "other_response_id")
 
 
 def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
     """Number the repeats of each rating and give every row its content-addressed id."""
-    repeat = table.groupby([table[name] for name in _RATED], sort=False).cumcount().astype("int32")
+    repeat = table.groupby([table[name] for name in _RATED], sort=False, dropna=False).cumcount().astype("int32")
     rated = table[list(_RATED)].assign(repeat=repeat)
     ids = [_ids(rated.iloc[at : at + CHUNK]) for at in range(0, len(rated), CHUNK)]
     return table.assign(repeat=repeat, rating_id=pd.concat(ids).array)
 
 
 def _ids(rated: pd.DataFrame) -> pd.Series:
-    keys = zip(*(rated[name].tolist() for name in (*_RATED, "repeat")), strict=True)
-    ids = [content_id(mode="import", repeat=again, **dict(zip(_RATED, names, strict=True))) for *names, again in keys]
-    return pd.Series(ids, dtype="str")
+    keys = zip(rated["repeat"].tolist(), *(rated[name].tolist() for name in _RATED), strict=True)
+    said = ((again, {n: v for n, v in zip(_RATED, names, strict=True) if v is not None}) for again, *names in keys)
+    return pd.Series([content_id(mode="import", repeat=again, **parts) for again, parts in said], dtype="str")
 
 
 def with_families(
@@ -295,7 +337,8 @@ def with_families(
     if absent := [name for name in humans if name not in judges]:
         raise ConfigError(f"humans: {absent[0]!r} is no judge of {source}; its judges are {names_of(judges)}")
     families = dict.fromkeys(humans, HUMAN) | {tidy(name): kin for name, kin in (families or {}).items()}
-    for who in ("model", "judge"):
+    compared = OTHER in table and table[OTHER].notna().any()
+    for who in ("model", "judge", OTHER) if compared else ("model", "judge"):
         kin = table.get(f"{who}_family", pd.Series(None, index=table.index, dtype=object))
         kin = kin.where(kin.notna(), table[who].map(families))
         table[f"{who}_family"] = kin.astype(object).where(kin.notna(), None).str.lower()  # "Qwen" and "qwen" are one

@@ -128,7 +128,7 @@ def judge_labels(ratings: pd.DataFrame, scale: Scale, source: str) -> None:
             "map another column to score"
         )
     _warn_unknown(unknown, scale, source)
-    if scale.common is None and scale.by_dimension is None:
+    if scale.common is None and scale.by_dimension is None and ratings["other_model"].isna().all():
         scores, counts = np.unique(ratings["score"].dropna().to_numpy(np.int64), return_counts=True)
         given = {Fraction(s, scale.factor): n for s, n in zip(scores.tolist(), counts.tolist(), strict=True)}
         if codes := suspected(given):

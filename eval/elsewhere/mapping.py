@@ -13,6 +13,7 @@ from fractions import Fraction
 from dpeer.data.read import Row
 from dpeer.errors import ConfigError
 from dpeer.eval.elsewhere.labels import sampled
+from dpeer.eval.elsewhere.verdicts import pair_options, twin
 from dpeer.eval.store.columns import empty
 from dpeer.eval.store.scores import halves, suspected
 
@@ -21,7 +22,10 @@ DEFAULTS = {"dimension": "overall", "criterion": "overall", "sample": "0"}
 """What a table may leave out, and what it means then."""
 OPTIONAL = (*DEFAULTS, "response_id", "model_family", "judge_family", "response", "rationale")
 SCORE, JUDGE = "score", "judge"
-KNOWN = (*REQUIRED, *OPTIONAL, SCORE)
+OTHER, WINNER = "other_model", "winner"
+OTHERS = (OTHER, "other_response", "other_response_id", "other_model_family")
+"""Of the response that one of `model` was compared with."""
+KNOWN = (*REQUIRED, *OPTIONAL, SCORE, *OTHERS, WINNER)
 ALIASES = {
     "model": ("system", "model_name", "assistant", "bot", "llm", "candidate"),
     "item": ("prompt", "question", "query", "instruction", "task", "prompt_id", "question_id", "item_id", "id"),
@@ -34,12 +38,12 @@ ALIASES = {
 """Names that tables made elsewhere use for our columns."""
 NUMERIC, MOST_SCORES = 0.6, 31
 """A column holds scores where this share of its labels are numbers, and they have at most so many values."""
-SIDES = re.compile(r"^(.*?)[ _.-]?(a|b|1|2|left|right)$", re.IGNORECASE)
 WINNERS = re.compile(r"\[\[[abc]\]\]|(model|response|answer|system|assistant)[ _]?(a|b|1|2)|tie\b.*", re.IGNORECASE)
 
 
 class MappingError(ConfigError):
-    """A mapping that cannot work; `options` are those of a command that can, where that is known; `final`: none can."""
+    """A mapping that cannot work; `options` are those of a command that can, where that is known; `final`: no
+    other reading of the same columns can."""
 
     def __init__(self, problem: str, options: Sequence[str] = (), final: bool = False) -> None:
         self.problem, self.options, self.final = problem, tuple(options), final
@@ -52,6 +56,11 @@ class Plan:
 
     columns: dict[str, str]
     scores: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> bool:
+        """Whether each row compares two models, and the column of scores says which of them won."""
+        return WINNER in self.columns
 
 
 def own_names(columns: Iterable[str]) -> dict[str, str]:
@@ -76,6 +85,12 @@ def plan(mapping: Mapping[str, str], constants: Collection[str]) -> Plan:
         _known(ours)
         if ours in columns:
             raise ConfigError(f"{ours} is given as a constant and as column {columns[ours]!r}; keep one")
+    if WINNER in columns:
+        scores[columns[WINNER]] = {}
+    if (WINNER in columns) != (OTHER in {*columns, *constants}) or (WINNER in columns and len(scores) > 1):
+        raise MappingError(
+            f"a comparison needs {OTHER} (the model compared with) and {WINNER} (who won), and no score; map both"
+        )
     given = {*columns, *constants, *(("judge",) if any("judge" in what for what in scores.values()) else ())}
     if missing := [ours for ours in REQUIRED if ours not in given]:
         raise MappingError(f"nothing is mapped to {missing[0]}; map a column to it or give it as a constant")
@@ -138,13 +153,20 @@ def present(mapping: Mapping[str, str], header: Iterable[str]) -> dict[str, str]
 # What to write instead
 
 
+def _alias(name: str) -> str | None:
+    """Ours for which a column's name stands."""
+    plain = re.sub(r"\W+", "_", tidy(name).casefold()).strip("_")
+    return next((ours for ours in KNOWN if plain == ours or plain in ALIASES.get(ours, ())), None)
+
+
 def suggestion(sample: Sequence[Row], constants: Collection[str]) -> tuple[str, ...]:
     """Options that read a table as its columns suggest; none where they leave doubt."""
+    if of_pairs := pair_options(sample, _alias, constants):
+        return of_pairs
     columns = {name: [row.fields.get(name) for row in sample] for row in sample[:1] for name in row.fields}
     roles: dict[str, str] = {}
     for name in columns:
-        plain = re.sub(r"\W+", "_", tidy(name).casefold()).strip("_")
-        ours = next((o for o in KNOWN if plain == o or plain in ALIASES.get(o, ())), None)
+        ours = _alias(name)
         if ours and ours not in roles and ours not in constants:
             roles[ours] = name
     numbers = {
@@ -187,26 +209,21 @@ def _text(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def refuse_pairs(plan: Plan, sample: Sequence[Row]) -> None:
+def refuse_pairs(plan: Plan, sample: Sequence[Row], constants: Collection[str]) -> None:
     """Comparisons of two models squeezed into ratings would forget the opponent: MappingError."""
-    if not sample or "model" not in plan.columns:
+    if not sample or "model" not in plan.columns or plan.compared:
         return
     model, names = plan.columns["model"], set(sample[0].fields)
     labels = {tidy(str(row.fields.get(column))) for row in sample for column in plan.scores}
-    side = SIDES.match(model)
     mine = {row.fields.get(model) for row in sample}
-    for other in names - {model, *plan.columns.values()}:
-        match = SIDES.match(other)
-        twin = side and match and side[1] == match[1] and side[2].lower() != match[2].lower()
-        if twin and mine & {row.fields.get(other) for row in sample}:
-            break
-    else:
+    other = twin(model, names - {model, *plan.columns.values()})
+    if other is None or not mine & {row.fields.get(other) for row in sample}:
         if len(labels) < 2 or not all(WINNERS.fullmatch(label) for label in labels):
             return
         other = "the other response"
     raise MappingError(
         f"each row compares {model} with {other}: a comparison is no rating of a response, and read as one it would "
-        "forget the opponent. The rating model takes one row per response, judge and score; fit comparisons with a "
-        "Bradley-Terry model, or have the responses rated one by one",
+        f"forget the opponent. Map the columns to model, {OTHER} and {WINNER}",
+        pair_options(sample, _alias, constants),
         final=True,
     )

@@ -33,7 +33,8 @@ def fair_averages(posterior: Posterior) -> Floats:
     """Expected score of every model at every draw, on the rating scale [S, M, D].
 
     For a judge of average severity, thresholds and discrimination, an average criterion and covariates at zero,
-    averaged over the spread of items, response effects and halos: AT an average item it would be too extreme.
+    averaged over the spread of items, response effects and halos: AT an average item it would be too extreme. nan in
+    dimensions without ratings.
     """
     theta = posterior.flat("theta")
     return np.concatenate(
@@ -46,7 +47,7 @@ def fair_averages(posterior: Posterior) -> Floats:
 
 def _fair(posterior: Posterior, draws: Ints) -> Floats:
     r = posterior.ratings
-    beta = posterior.flat("beta")[draws]
+    beta = np.where(r.rated, posterior.flat("beta")[draws], 0.0)  # mu is nan where nothing was rated, so all is
     variance = np.nanvar(beta, axis=1)
     for name in ("s_u", "s_v", "s_halo", "s_judge_item"):
         if name in posterior.draws:
@@ -82,6 +83,7 @@ def _average_offsets(posterior: Posterior, draws: Ints) -> Floats:
     r = posterior.ratings
     given = np.zeros((len(r.dimensions), len(r.scale)), bool)
     given[r.dimension, r.category] = True
+    given[~r.rated, 0] = True
     cumulative = np.concatenate([np.zeros_like(tau[..., :1]), np.nan_to_num(tau).cumsum(axis=-1)], axis=-1)
     cumulative[:, ~given] = np.inf
     return np.moveaxis(cumulative, -1, 0)[:, :, None, :]

@@ -33,6 +33,11 @@ def anchors_from(
     """
     ratings, dimensions = posterior.ratings, posterior.ratings.dimensions
     judges, items = tuple(judges), tuple(items)
+    if not len(ratings):
+        raise ConfigError(
+            "anchors: the earlier fit holds comparisons only, in which difficulties and severities cancel; take "
+            "anchors from a fit of ratings"
+        )
     for kind, asked, known in (("judge", judges, ratings.judges), ("item", items, ratings.items)):
         if unknown := sorted(set(asked) - set(known)):
             raise ConfigError(f"anchors: the earlier fit has no {kind} {unknown[0]}; it has {', '.join(known[:20])}")
@@ -41,13 +46,14 @@ def anchors_from(
         return [float(draws.mean()), float(draws.std()) if sd is None else sd]
 
     severity, beta = posterior.flat("severity"), posterior.flat("beta")
+    level = posterior.flat("mu").mean(axis=0).tolist()  # nan where there are comparisons only
     spec: dict[str, Any] = {
         "model": "gmfrm" if "log_alpha" in posterior.draws else "rasch",
         "response_effect": bool(posterior.facts["response_effect"]),
         "model_item": bool(posterior.facts.get("model_item", False)),
         "scale": list(ratings.scale),
         "scores": {d: _extremes(ratings, k) for k, d in enumerate(dimensions)},
-        "mu": dict(zip(dimensions, posterior.flat("mu").mean(axis=0).tolist(), strict=True)),
+        "mu": {d: mu for d, mu in zip(dimensions, level, strict=True) if np.isfinite(mu)},
         "judges": {
             j: {
                 d: pair(severity[:, ratings.judges.index(j), k])
@@ -141,7 +147,7 @@ def _with_origins(fixed: Anchors, ratings: Ratings, anchors: dict[str, Any]) -> 
 def _extremes(ratings: Ratings, dimension: int) -> list[int]:
     """The least and the greatest score given."""
     given = ratings.category[ratings.dimension == dimension]
-    return [int(ratings.scale[given.min()]), int(ratings.scale[given.max()])]
+    return [int(ratings.scale[given.min()]), int(ratings.scale[given.max()])] if len(given) else []
 
 
 def _pair(kind: str, name: str, value: Any) -> tuple[float, float]:

@@ -37,6 +37,8 @@ def biases(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:
     spans, or of end scores given to those expected (middle). z: against chance; nan for a span.
     """
     r, options = posterior.ratings, posterior.options
+    if not len(r):  # comparisons only
+        return pd.DataFrame(columns=list(COLUMNS))
     residual = r.category - statistics.expected
     standard = residual / np.sqrt(statistics.variance)
     rows: list[dict[str, object]] = []

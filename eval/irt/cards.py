@@ -18,10 +18,11 @@ def judge_cards(
         same gap on other models'
     position: points by which it scores higher with the scale listed from the top
     length: points that it scores higher than others do, per sd of log length
+    shown_first: of the fit, logits that being shown first adds in a comparison
 
     and without: kappa_people, kappa_models (mean weighted kappa with people and with other models), moved (logits since
-    the earlier fit), tokens (read and written per rating), price (of 1,000 usable ratings, in `currency`). Intervals of
-    effects: mean +- 2 standard errors.
+    the earlier fit), tokens (read and written per rating), price (of 1,000 usable ratings, in `currency`), comparisons
+    and tie_share. Intervals of effects: mean +- 2 standard errors.
 
     Descriptive: every judge is compared with the other judges of the same responses, no model is fitted.
     """
@@ -46,7 +47,9 @@ def judge_cards(
         row |= {"price": ratings.price.get(name, np.nan), "currency": ratings.currency}
         rows.append(row | _with_others(name, kappa, ratings.people))
     cards = pd.DataFrame(rows)
-    fitted = [c for c in judges if c.startswith(("severity", "alpha", "infit"))]
+    judges = judges.rename(columns=lambda name: name.replace("position", "shown_first"))
+    of_fit = ("severity", "alpha", "infit", "shown_first", "comparisons", "tie_share")
+    fitted = [c for c in judges if c.startswith(of_fit)]
     cards = cards.merge(judges[["judge", *fitted]], on="judge", how="left")
     if drift is not None:
         moved = drift[(drift["kind"] == "judge")].groupby("name")["difference"].mean()

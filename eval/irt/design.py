@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpeer.errors import DpeerError
-from dpeer.eval.irt import elimination
+from dpeer.eval.irt import comparisons, elimination
 from dpeer.eval.irt.elimination import Part
 from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
 from dpeer.eval.irt.weaknesses import FEW, DesignWarning, groups_of, names_of, weaknesses
@@ -143,17 +143,17 @@ def _anchored(names: Sequence[str], dimensions: Sequence[str], options: Options,
 
 
 def _together(part: Part, items: Bools, judges: Bools) -> Ints:
-    return elimination.linked((part.items_met, items), (part.judges_met, judges))
+    return elimination.joined(elimination.linked((part.items_met, items), (part.judges_met, judges)), part.compared)
 
 
 def _enough(ratings: Ratings, planned: bool) -> None:
-    if not len(ratings):
+    if not len(ratings) and not len(ratings.comparisons):
         raise NoRatings(f"none of {sum(ratings.statuses.values())} rows is a rating with status ok and a score")
     if len(ratings.models) < 2:
         raise TooFewModels(
             f"only {ratings.models[0]} was rated; ability is relative. Cheapest repair: rate a base model too"
         )
-    if len(ratings.judges) < 2:
+    if len(ratings.judges) < 2 and len(ratings):
         raise TooFewJudges(
             f"only {ratings.judges[0]} rated; its severity and noise cannot be told from ability. "
             f"Cheapest repair: a second judge on the same responses, {FEW} or more per model"
@@ -162,7 +162,10 @@ def _enough(ratings: Ratings, planned: bool) -> None:
         return
     for d, name in enumerate(ratings.dimensions):
         used = np.unique(ratings.category[ratings.dimension == d])
-        if len(used) == 1:
+        outcomes = ratings.comparisons.outcome[ratings.comparisons.dimension == d]
+        if not len(used) and (outcomes == 1).all():
+            raise ConstantScores(f"every comparison in {name} is a tie. Repair: leave the dimension out")
+        if len(used) == 1 and (outcomes == 1).all():
             raise ConstantScores(
                 f"every rating of {name} is {ratings.scale[used[0]]}. "
                 "Repair: leave the dimension out, or use harder prompts or a finer scale"
@@ -179,22 +182,28 @@ def _comparable(ratings: Ratings, parts: Sequence[Part], items: Bools, judges: B
 
 
 def _fault(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> tuple[type[DesignError], str, str] | None:
-    rated = part.counts[: len(ratings.models)] > 0
-    if not rated.all():
-        missing = [name for name, seen in zip(ratings.models, rated, strict=True) if not seen]
-        return (
-            DisconnectedDesign,
-            f"no usable rating of {names_of(missing)}",
-            "let the judges of the other models rate them",
-        )
-    labels = part.silent.labels(part.models)
+    labels = part.groups()
     if labels.max() == 0:
         return None
+    if not len(part.rows):
+        return DisconnectedDesign, f"{groups_of(ratings.models, labels)} are never compared", _bridge(ratings, labels)
+    if not part.linked_to_ratings.all():
+        missing = [name for name, seen in zip(ratings.models, part.linked_to_ratings, strict=True) if not seen]
+        compared = ", nor a comparison that links them to one that was rated" if len(ratings.comparisons) else ""
+        return (
+            DisconnectedDesign,
+            f"no usable rating of {names_of(missing)}{compared}",
+            "let the judges of the other models rate them",
+        )
+    by_items, by_judges, by_criteria = (
+        elimination.joined(elimination.linked(facet), part.compared)
+        for facet in ((part.items_met, items), (part.judges_met, judges), (part.criteria_met, None))
+    )
     reasons: tuple[tuple[Ints, type[DesignError], str], ...] = (
         (_together(part, items, judges), DisconnectedDesign, "share neither an item nor a judge"),
-        (elimination.linked((part.items_met, items)), DisjointItems, "answered disjoint items"),
-        (elimination.linked((part.judges_met, judges)), DisjointJudges, "were rated by disjoint judges"),
-        (elimination.linked((part.criteria_met, None)), DisjointCriteria, "were rated on disjoint criteria"),
+        (by_items, DisjointItems, "answered disjoint items"),
+        (by_judges, DisjointJudges, "were rated by disjoint judges"),
+        (by_criteria, DisjointCriteria, "were rated on disjoint criteria"),
     )
     error: type[DesignError] = RankDeficient
     groups, reason = labels, "are linked, but so that ability cannot be told from difficulty and severity"
@@ -205,13 +214,20 @@ def _fault(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> tuple[t
     return error, f"{groups_of(ratings.models, groups)} {reason}", _repair(ratings, part, labels)
 
 
+def _bridge(ratings: Ratings, labels: Ints) -> str:
+    """One comparison for every group of models beyond the first."""
+    groups = [[m for m, own in zip(ratings.models, labels, strict=True) if own == k] for k in range(labels.max() + 1)]
+    steps = [f"{ratings.judges[0]} compares {group[0]} with {groups[0][0]}" for group in groups[1:]]
+    return f"{names_of(steps, '; ')}, on items that both answered, {FEW} or more"
+
+
 def _repair(ratings: Ratings, part: Part, labels: Ints) -> str:
     """The fewest ratings that make all models comparable, of responses that exist where possible.
 
     A rating of model b in a cell (item, judge, criterion) where model a has one removes exactly one silent direction,
     along ability[b] - ability[a]; so it takes as many as there are directions that move models apart.
     """
-    silent = part.silent.sample(min(part.silent.nullity, MOST_REPAIRS))[part.models]
+    silent = part.silent.sample(min(part.silent.nullity, MOST_REPAIRS))[part.models][part.compared]
     model, judge, criterion = part.elements[0], ratings.judge[part.rows], ratings.criterion[part.rows]
     counts = np.bincount(model, minlength=len(ratings.models))
     hub = int(np.argmax(np.bincount(labels, weights=counts)))
@@ -243,8 +259,12 @@ def _covariates(ratings: Ratings, options: Options, parts: Sequence[Part], plann
     shared = {name: values.astype(np.float64) for name, (on, values) in wanted.items() if on}
     length = ratings.response_length[ratings.response]
     with_length = options.length and not (planned and not length.any())
-    left = np.zeros((len(shared), len(shared)))
-    for name, part in zip(ratings.dimensions, parts, strict=True):
+    left = np.diag(_left_by_comparisons(ratings, list(shared)))
+    for d, (name, part) in enumerate(zip(ratings.dimensions, parts, strict=True)):
+        if not len(part.rows):
+            if with_length:
+                _length_varies(ratings, d)
+            continue
         columns = [values[part.rows] for values in (*([length] if with_length else []), *shared.values())]
         if not columns:
             return
@@ -266,6 +286,27 @@ def _covariates(ratings: Ratings, options: Options, parts: Sequence[Part], plann
         if np.linalg.eigvalsh(left * scale[:, None] * scale)[0] < ALIASED:
             error = CollinearCovariate if "order" in shared else SelfPreferenceAliased
             raise error(f"{names_of(shared)} mark the same ratings and cannot be told apart. Repair: leave one out")
+
+
+def _left_by_comparisons(ratings: Ratings, names: Sequence[str]) -> Floats:
+    """What comparisons alone tell of each effect: squares that abilities leave unexplained."""
+    c = ratings.comparisons
+    none = np.zeros(len(c))
+    columns = {"own_family": c.own_family.astype(float), "own_model": c.own_model.astype(float)}
+    if not len(c) or not names:
+        return np.zeros(len(names))
+    return comparisons.unexplained(ratings, np.column_stack([columns.get(name, none) for name in names]))
+
+
+def _length_varies(ratings: Ratings, dimension: int) -> None:
+    c = ratings.comparisons
+    gap = ratings.response_length[c.response] - ratings.response_length[c.other]
+    gap = np.where(c.dimension == dimension, gap, 0.0)
+    if comparisons.unexplained(ratings, gap[:, None])[0] <= ALIASED * (gap @ gap):
+        raise ConstantCovariate(
+            f"length: in {ratings.dimensions[dimension]} not known, or not to be told from ability in its comparisons. "
+            "Repair: a table with response_length and other_response_length, or no length effect"
+        )
 
 
 def _undetermined(names: Sequence[str], dimension: str) -> DesignError:
@@ -328,8 +369,7 @@ def _self_aliased(ratings: Ratings, name: str, values: Floats) -> DesignError:
 def _random_effects(ratings: Ratings, options: Options) -> None:
     """Effects without a column of their own need replication of the right kind."""
     dimensions, judges = len(ratings.dimensions), len(ratings.judges)
-    cell = ratings.response * dimensions + ratings.dimension
-    repeated = len(np.unique(cell)) < len(cell)
+    repeated = comparisons.replicated(ratings)
     if options.response_effect and not repeated:
         raise ResponseEffectAliased(
             "every response was rated once per dimension, so that its effect cannot be told from noise. "
@@ -341,7 +381,7 @@ def _random_effects(ratings: Ratings, options: Options) -> None:
             f"no judge rated a response on two dimensions ({names_of(ratings.dimensions)}). "
             "Repair: rate the same responses on all dimensions, or no halo effect"
         )
-    binary = len(ratings.scale) == 2 and judges == 2 and len(seen) == len(ratings)
+    binary = len(ratings.scale) == 2 and judges == 2 and len(seen) == len(ratings) and not len(ratings.comparisons)
     if binary and options.model == "gmfrm" and options.response_effect is not False and repeated:
         raise DiscriminationAliased(
             f"{names_of(ratings.judges)} rated each response once on a two-point scale, so that discrimination "

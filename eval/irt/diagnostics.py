@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpeer.eval.irt.comparisons import replicated
 from dpeer.eval.irt.types import AXES, THINNED, Floats, Posterior, Ratings
 
 MAX_RHAT = 1.01
@@ -229,9 +230,7 @@ def _structural(posterior: Posterior, gated: pd.DataFrame) -> Faults:
         )
         advice.append("let a second judge rate the responses, or repeat the ratings")
     r = posterior.ratings
-    if posterior.options.response_effect is False and len(r) > len(
-        np.unique(r.response * len(r.dimensions) + r.dimension)
-    ):
+    if posterior.options.response_effect is False and replicated(r):
         reasons.append("responses were rated more than once and have no response effect: intervals are far too narrow")
         advice.append("fit again without --no-response-effect")
     broken = [n for n, draws in posterior.draws.items() if n not in THINNED and _partly_nan(draws)]
@@ -268,7 +267,7 @@ def _terms_to_drop(posterior: Posterior, gated: pd.DataFrame) -> list[str]:
     names = set(slow["parameter"].str.partition("[")[0])
     ratings = posterior.ratings
     cells = len(np.unique(ratings.response * len(ratings.dimensions) + ratings.dimension))
-    each = len(ratings) / cells
+    each = len(ratings) / cells if cells else np.inf
     advice = []
     if "s_u" in names and each < 3:
         advice.append(
@@ -277,7 +276,7 @@ def _terms_to_drop(posterior: Posterior, gated: pd.DataFrame) -> list[str]:
         )
     if "s_halo" in names:
         advice.append("fit without --with halo: the ratings hardly inform it")
-    if {"s_alpha", "log_alpha"} & names and (len(ratings.judges) < 3 or len(ratings.scale) == 2):
+    if {"s_alpha", "log_alpha"} & names and (len(ratings.judges) < 3 or (cells and len(ratings.scale) == 2)):
         advice.append(
             f"use --model rasch: {len(ratings.judges)} judges and {len(ratings.scale)} scores hardly inform alpha"
         )

@@ -36,7 +36,7 @@ def require_same_model(before: Posterior, now: Posterior) -> None:
     """ConfigError: the later fit is anchored, or the logits of the two are of different models."""
     if now.options.anchors:
         raise ConfigError(f"the later fit is anchored, so its anchors show no drift. {NOTE} Fit again without anchors.")
-    variants = [(p.options.model, *(name in p.draws for name in TERMS)) for p in (before, now)]
+    variants = [(p.options.model, bool(len(p.ratings)), *(name in p.draws for name in TERMS)) for p in (before, now)]
     if variants[0] != variants[1]:
         raise ConfigError(
             f"the fits are of different models ({_terms(before)}, {_terms(now)}), so their logits are on different "
@@ -45,7 +45,8 @@ def require_same_model(before: Posterior, now: Posterior) -> None:
 
 
 def _terms(posterior: Posterior) -> str:
-    return " + ".join([posterior.options.model, *(name for name in TERMS if name in posterior.draws)])
+    terms = [posterior.options.model, *(name for name in TERMS if name in posterior.draws)]
+    return " + ".join(terms if len(posterior.ratings) else [*terms, "comparisons only"])
 
 
 def _drift(kind: str, before: Posterior, now: Posterior, level: float) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import lsmr
 
+from dpeer.eval.irt import comparisons
 from dpeer.eval.irt.silence import Silence, silence
 from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
 
@@ -31,6 +32,7 @@ _CUT, _IMPRECISE = 7, 6
 class Part:
     """One dimension. P = models + judges + criteria, rated or not."""
 
+    dimension: int
     rows: Ints
     item: Ints  # [rows]
     elements: tuple[Ints, Ints, Ints]  # [rows] index into P of the model, the judge and the criterion
@@ -42,11 +44,24 @@ class Part:
     items_met: sparse.csr_array  # [Q, M] 1 where the model was rated on the item
     judges_met: sparse.csr_array  # [J, M]
     criteria_met: sparse.csr_array  # [C, M]
+    compared: Ints  # [M] label of the group of models that comparisons link
+
+    def groups(self) -> Ints:
+        """[M] models that no silent direction moves apart have the same label, from 0 up."""
+        labels = self.silent.labels(self.models)[self.compared]
+        return joined(np.where(self.linked_to_ratings, labels, labels.max() + 1 + self.compared))
+
+    @property
+    def linked_to_ratings(self) -> Bools:
+        """[M] models that were rated, or compared with one that was, or so on."""
+        rated = self.counts[: len(self.compared)] > 0
+        return np.asarray(np.isin(self.compared, self.compared[rated]))
 
     @property
     def columns(self) -> int:
-        """Models, judges and criteria that were rated."""
-        return int((self.counts > 0).sum())
+        """Models, judges and criteria that were rated; models that comparisons link are one."""
+        models = len(self.compared)
+        return len(np.unique(self.compared[self.counts[:models] > 0])) + int((self.counts[models:] > 0).sum())
 
     @property
     def rank(self) -> int:
@@ -63,9 +78,11 @@ def eliminate(ratings: Ratings, dimension: int, anchored_items: Bools, anchored_
     item, model = ratings.response_item[response], ratings.response_model[response]
     judge, criterion = ratings.judge[rows], ratings.criterion[rows]
     elements = (model, models + judge, models + judges + criterion)
+    compared = comparisons.linked(ratings, dimension)  # in a silent direction these do not move apart: one element
     nobody = (np.zeros(models, bool), np.zeros(criteria, bool))
     known = (anchored_items, nobody[0], anchored_judges, nobody[1])
     return Part(
+        dimension=dimension,
         rows=rows,
         item=item,
         elements=elements,
@@ -74,12 +91,13 @@ def eliminate(ratings: Ratings, dimension: int, anchored_items: Bools, anchored_
             start=np.zeros(models + judges + criteria, dtype=np.int64),
         ),
         anchored=np.concatenate(known).astype(np.float64),
-        silent=silence((item, model, judge, criterion), (items, models, judges, criteria), known),
+        silent=silence((item, compared[model], judge, criterion), (items, models, judges, criteria), known),
         models=slice(items, items + models),
         judges=slice(items + models, items + models + judges),
         items_met=_met(item, model, (items, models)),
         judges_met=_met(judge, model, (judges, models)),
         criteria_met=_met(criterion, model, (criteria, models)),
+        compared=compared,
     )
 
 
@@ -117,6 +135,20 @@ def _schur(design: sparse.csr_array, anchored: Floats, columns: Floats, items: i
     left = moments[items:] - across.T @ means
     inverse = _pseudo_inverse(schur, inner.diagonal())
     return np.asarray(columns.T @ columns - moments[:items].T @ means - left.T @ inverse @ left)
+
+
+def joined(*labels: Ints) -> Ints:
+    """[M] label, from 0 up, of the groups that result when those with a label in common are put together."""
+    models = len(labels[0])
+    edges = [
+        np.arange(models),
+        *(models * (k + 1) + np.unique(label, return_inverse=True)[1] for k, label in enumerate(labels)),
+    ]
+    ends = np.tile(edges[0], len(labels)), np.concatenate(edges[1:])
+    size = models * (len(labels) + 1)
+    graph = sparse.csr_array((np.ones(len(ends[0])), ends), shape=(size, size))
+    label = connected_components(graph, directed=False)[1][:models]
+    return np.asarray(np.unique(label, return_inverse=True)[1], dtype=np.int64)
 
 
 def linked(*facets: tuple[sparse.csr_array, Bools | None]) -> Ints:

@@ -12,22 +12,16 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import DataError
-from dpeer.eval.irt.types import Bools, Floats, Ints, Ratings
+from dpeer.eval.irt.comparisons import first_of_unrated
+from dpeer.eval.irt.comparisons import sides as sides_of
+from dpeer.eval.irt.ratings_files import GROUP, NAMES, TEXTS, read
+from dpeer.eval.irt.types import Bools, Comparisons, Floats, Ints, Ratings
 from dpeer.eval.store.ledger import prices_of_answers
-from dpeer.eval.store.schema import RATINGS, STATUSES
+from dpeer.eval.store.schema import OUTCOMES, PLACES, RATINGS, STATUSES
 from dpeer.eval.store.scores import MOST_CATEGORIES, missing_options, pasted, suspected, suspicion
 from dpeer.eval.store.scores import number as read_number
-from dpeer.integrity import Damaged, verify
 
-NAMES = ("model", "item", "dimension", "judge")
-GROUP = "item_group"
-"""Column that says of which kind an item is; ratings of `dpeer judge` have none, tables made elsewhere may."""
-TEXTS = (
-    *NAMES,
-    *("rating_id", "response_id", "criterion", "status", "order"),
-    *("model_family", "judge_family", "model_hash", "judge_hash", "rubric_hash", "mode", GROUP),
-)
-RATED = (*NAMES, "criterion", "sample", "response_id", "order")
+RATED = (*NAMES, "criterion", "sample", "response_id", "order", "other_model", "other_response_id")
 """What is alike in two ratings of the same thing."""
 HUMAN = "human"
 """The family of people who rate."""
@@ -45,11 +39,12 @@ def encode(
 ) -> Ratings:
     """Check a ratings table (frame, CSV or Parquet file, folder of Parquet parts) and turn it into index arrays.
 
-    Needs the columns model, item, dimension, judge and score; `store.schema.RATINGS` lists the rest. `scale` holds the
-    possible scores; default: all whole numbers from the least to the greatest score. Ratings of judges `without`
-    are left out. Raises DataError with row and column.
+    Needs the columns model, item, dimension, judge and score; `store.schema.RATINGS` lists the rest. Rows with an
+    `other_model` are comparisons, scored -1, 0 or 1. `scale` holds the possible scores of ratings; default: all whole
+    numbers from the least to the greatest score. Rows of judges `without` are left out. Raises DataError with row and
+    column.
     """
-    frame = table if isinstance(table, pd.DataFrame) else read_ratings(Path(table))
+    frame = table if isinstance(table, pd.DataFrame) else read(Path(table))
     source = "FILE" if isinstance(table, pd.DataFrame) else shlex.quote(str(table))
     if missing := [c for c in (*NAMES, "score") if c not in frame.columns]:
         have = ", ".join(map(str, frame.columns))
@@ -97,7 +92,9 @@ def _encode(
     status = texts["status"].where(texts["status"] != "", np.where(score.isna(), "unparsed", "ok"))
     _refuse(~status.isin(STATUSES), frame, "status", f"is not one of {', '.join(STATUSES)}")
     _refuse((status == "ok") & score.isna(), frame, "score", "is empty although the status is ok")
-    _refuse(~texts["order"].isin(["", "up", "down"]), frame, "order", "is neither up nor down")
+    compares = texts["other_model"] != ""
+    _refuse(~compares & ~texts["order"].isin(["", "up", "down"]), frame, "order", "is neither up nor down")
+    _refuse_comparisons(frame, texts, score, compares)
     twice = texts["rating_id"].duplicated() & (texts["rating_id"] != "")
     _refuse(twice, frame, "rating_id", "occurs twice; each rating may be given once")
 
@@ -109,17 +106,27 @@ def _encode(
         listed = ", ".join(f"{n} {s}" for s, n in counts.sum().items()) or "no rows"
         raise DataError(f"ratings: no row has a usable score ({listed}); nothing can be fitted")
     text = {name: values[ok] for name, values in texts.items()}
-    possible = _scale(score[ok], frame[ok], scale, source)
-    if scale is None and (told := _suspicious(score[ok], source)):
+    compared = compares[ok].to_numpy()
+    given = score[ok][~compared]
+    some = len(given) > 0
+    possible = _scale(given, frame[ok][~compared], scale, source) if some else tuple(sorted(set(scale or (0, 1))))
+    if scale is None and (told := _suspicious(given, source)):
         notes += (told,)
 
-    models, model = _codes(text["model"])
-    items, item = _codes(text["item"])
+    shown, sides = sides_of(frame[ok], text, compared)
+    models, model = _codes(sides["model"])
+    items, item = _codes(sides["item"])
     judges, judge = _codes(text["judge"])
     names, dimension = _codes(text["dimension"], dimensions)
-    pairs, criterion = _criteria(dimension, text["criterion"], names)
-    response, response_model, response_item = _responses(frame[ok], text, model, item)
-    groups, item_group = _item_groups(frame[ok], text[GROUP], item, len(items))
+    said = ~compared | first_of_unrated(dimension, compared)
+    pairs, criterion = _criteria(dimension[said], text["criterion"][said], names)
+    response, response_model, response_item = _responses(shown, sides, model, item)
+    groups, item_group = _item_groups(frame[ok], text[GROUP], item[: len(compared)], len(items))
+    rows, comparison = np.flatnonzero(~compared), np.flatnonzero(compared)
+    own_family = _same(text["model_family"], text["judge_family"])
+    own_model = (text["model"] == text["judge"]).to_numpy() | _same(text["model_hash"], text["judge_hash"])
+    others_family = _same(text["other_model_family"], text["judge_family"])
+    place = text["order"].map({PLACES[0]: 0.5, PLACES[1]: -0.5}).fillna(0.0).to_numpy(float)
     return Ratings(
         models=models,
         items=items,
@@ -129,17 +136,17 @@ def _encode(
         scale=possible,
         response_model=response_model,
         response_item=response_item,
-        response_length=_lengths(frame[ok], response, len(response_model)),
-        response=response,
-        dimension=dimension,
-        criterion=criterion,
-        judge=judge,
-        category=np.searchsorted(possible, score[ok].to_numpy(np.int64)).astype(np.int64),
-        reversed=(text["order"] == "down").to_numpy(),
-        own_family=_same(text["model_family"], text["judge_family"]),
-        own_model=(text["model"] == text["judge"]).to_numpy() | _same(text["model_hash"], text["judge_hash"]),
+        response_length=_lengths(shown, response, len(response_model)),
+        response=response[rows],
+        dimension=dimension[rows],
+        criterion=criterion[~compared[said]],
+        judge=judge[rows],
+        category=np.searchsorted(possible, given.to_numpy(np.int64)).astype(np.int64),
+        reversed=(text["order"] == "down").to_numpy()[rows],
+        own_family=own_family[rows],
+        own_model=own_model[rows],
         statuses={str(s): int(n) for s, n in counts.sum().items()},
-        unrated={name: lost for name in NAMES if (lost := tuple(sorted(set(texts[name]) - set(text[name]))))},
+        unrated=_unrated(texts, text),
         status_by_judge=dict(zip(counts.index.astype(str), counts.rename(columns=str).to_dict("records"), strict=True)),
         notes=notes,
         groups=groups,
@@ -147,72 +154,38 @@ def _encode(
         people=tuple(sorted(set(text["judge"][text["judge_family"] == HUMAN]))),
         tokens=_tokens(frame[ok], text["judge"]),
         sources={name: known for name, known in sources.items() if known},
+        comparisons=Comparisons(
+            response=response[comparison],
+            other=response[len(compared) :],
+            dimension=dimension[comparison],
+            judge=judge[comparison],
+            outcome=score[ok].to_numpy(float)[comparison].astype(np.int64) + 1,
+            place=place[comparison],
+            own_family=(own_family.astype(np.int64) - others_family)[comparison],
+            own_model=(own_model.astype(np.int64) - (text["other_model"] == text["judge"]).to_numpy())[comparison],
+        ),
     )
 
 
-def own_form(path: Path) -> bool:
-    """Whether `encode` reads it: a folder, or a CSV or Parquet file with the columns of a table of ratings. What cannot
-    be read is left to that."""
-    if path.is_dir() or not path.exists():
-        return True
-    try:
-        if path.suffix.lower() == ".csv":
-            columns = list(pd.read_csv(path, nrows=0, dtype=str))
-        elif path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            columns = pq.read_schema(path).names
-        else:
-            return False
-    except (OSError, ValueError):  # Arrow's and the parser's are ValueErrors
-        return True
-    return {*NAMES, "score"} <= set(columns)
+def _refuse_comparisons(
+    frame: pd.DataFrame, texts: dict[str, pd.Series], score: pd.Series, compares: pd.Series
+) -> None:
+    told = ", ".join(map(str, OUTCOMES))
+    off = compares & score.notna() & ~score.isin(OUTCOMES)
+    _refuse(off, frame, "score", f"is no outcome of a comparison; those are {told}")
+    itself = compares & (texts["model"] == texts["other_model"])
+    _refuse(itself, frame, "other_model", "is compared with itself, which says nothing about models")
+    _refuse(compares & ~texts["order"].isin(["", *PLACES]), frame, "order", "is neither first nor second")
 
 
-def judged(path: Path) -> bool:
-    """Whether `dpeer judge` or `dpeer ratings import` wrote it: a folder, or Parquet with an id for each rating."""
-    if path.is_dir() or path.suffix != ".parquet":
-        return path.is_dir()
-    import pyarrow.parquet as pq
-
-    return {"rating_id", "status"} <= set(pq.read_schema(path).names)
-
-
-def read_ratings(path: Path) -> pd.DataFrame:
-    """Columns that matter of a file, or of all Parquet parts below a folder."""
-    wanted = {*TEXTS, "score", "sample", "response_length", "prompt_tokens", "output_tokens"}
-    if path.suffix.lower() == ".csv" and path.is_file():
-        kinds, empty = dict.fromkeys(TEXTS, str), {"score": [""], "response_length": [""]}
-        try:
-            return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
-    files = sorted(path.rglob("[!.]*.parquet")) if path.is_dir() else [path]
-    if not path.exists() or not files:
-        raise DataError(f"{path}: no ratings here; give a CSV or Parquet file, or the ratings folder of `dpeer judge`")
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-    import pyarrow.parquet as pq
-
-    for file in files:
-        try:
-            verify(file.read_bytes())
-        except Damaged as error:
-            raise DataError(
-                f"{file} {error}. Restore it from a copy, or delete it: `dpeer judge RECIPE` makes it again, with any "
-                "ratings that are lost."
-            ) from error
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    try:
-        schema = pa.unify_schemas([pq.read_schema(file) for file in files], promote_options="permissive")
-        whole = set(NAMES) <= set(schema.names)  # or the names of folders say the rest
-        rows = ds.dataset(
-            files, format="parquet", schema=schema if whole else None, partitioning=None if whole else "hive"
-        )
-        return rows.to_table(columns=[c for c in rows.schema.names if c in wanted]).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+def _unrated(texts: dict[str, pd.Series], usable: dict[str, pd.Series]) -> dict[str, tuple[str, ...]]:
+    lost = {}
+    for name in NAMES:
+        known, used = set(texts[name]), set(usable[name])
+        if name == "model":
+            known, used = known | set(texts["other_model"]) - {""}, used | set(usable["other_model"])
+        lost[name] = tuple(sorted(known - used))
+    return {name: names for name, names in lost.items() if names}
 
 
 def _text(frame: pd.DataFrame, name: str) -> pd.Series:

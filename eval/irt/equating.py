@@ -108,6 +108,14 @@ def link(before: Posterior, now: Posterior, same: Sequence[str], seed: int = 0) 
             f"the fits have no dimension in common ({', '.join(before.ratings.dimensions)}; "
             f"{', '.join(now.ratings.dimensions)})"
         )
+    alone = [d for d in dimensions if any(d not in p.ratings.rated_dimensions for p in (before, now))]
+    dimensions = tuple(d for d in dimensions if d not in alone)
+    if not dimensions:
+        raise ConfigError(
+            f"the fits have comparisons only in {', '.join(alone)}: their abilities count from the mean of the models "
+            "compared, in units of comparisons, which nothing links to another fit. Fit both releases' comparisons as "
+            "one table, or let judges rate responses of both"
+        )
     rng = np.random.default_rng(seed)
     count = min(MOST_DRAWS, *(p.draws["mu"].shape[0] * p.draws["mu"].shape[1] for p in (before, now)))
     unit, units = _unit(before, now, count, rng)
@@ -118,7 +126,7 @@ def link(before: Posterior, now: Posterior, same: Sequence[str], seed: int = 0) 
     apart = np.array([_extremes(before.ratings, d) != _extremes(now.ratings, d) for d in dimensions])
     both = np.where(apart, np.nan, items.centre + judges.centre)
     shift = np.where(models.known, models.centre, both)
-    made = Link(dimensions, shift, unit, models.known, (*pools, *units), _notes(dimensions, models, both, pools))
+    made = Link(dimensions, shift, unit, models.known, (*pools, *units), _notes(dimensions, models, both, pools, alone))
     if not np.isfinite(shift).any():
         raise ConfigError(_unlinked(pools, bool(apart.all())))
     return made
@@ -241,8 +249,10 @@ def _extremes(ratings: Ratings, dimension: str) -> tuple[int, int]:
     return int(given.min()), int(given.max())
 
 
-def _notes(dimensions: tuple[str, ...], models: Pool, both: Floats, pools: tuple[Pool, ...]) -> tuple[str, ...]:
-    notes = []
+def _notes(
+    dimensions: tuple[str, ...], models: Pool, both: Floats, pools: tuple[Pool, ...], alone: list[str]
+) -> tuple[str, ...]:
+    notes = [f"{name} is left out: one of the fits has comparisons only there, on a scale of its own" for name in alone]
     for d, name in enumerate(dimensions):
         if models.known[d] and np.isfinite(both[:, d]).all():
             gap = both[:, d] - models.centre[:, d]

@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from dpeer.eval.irt.anchors import Anchors, check_anchors
+from dpeer.eval.irt.anchors import check_anchors
 from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_ESS, mixing
+from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.restart import begin, earlier, joined, left
 from dpeer.eval.irt.scales import guessed, measured
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import metric, starts
-from dpeer.eval.irt.stan_terms import term_effects, uncentred
-from dpeer.eval.irt.types import THINNED, Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.irt.stan_terms import term_effects
+from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
 from dpeer.scratch import scratch
 
 __all__ = ["IrtError", "fit", "load", "save"]
@@ -40,21 +41,6 @@ KEPT_EFFECTS = 200
 """Draws, over all chains, of which the response effects are kept."""
 LARGE = 8000
 """Parameters from which on trees are kept shallower and steps longer: scales are sharp there, and steps dear."""
-SCALARS = (
-    *("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "s_judge_model", "s_judge_item", "s_item_step"),
-    *("order", "own_family", "own_model"),
-)
-VECTORS = ("mu", "s_theta", "s_beta", "s_u", "s_v", "s_group", "length")
-WANTED = frozenset(
-    {
-        *VECTORS,
-        *(name for name in SCALARS if not name.startswith("own")),
-        *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "kappa"),
-        *("correlation", "v_mean", "judge_model", "group"),
-    }
-)
-RAW = frozenset(f"{name}_raw" for name in THINNED)
-"""Stan's columns of the blocks that are thinned."""
 Say = Callable[[str, float], None]
 APART = 1.05
 """R-hat from which on chains that go on from an earlier fit are given up."""
@@ -188,7 +174,7 @@ def _sample(
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
     stan, sampler, raw, remains = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
     anchors = check_anchors(ratings, options.anchors, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
-    draws = _named(stan, ratings, problem, anchors)
+    draws = named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "parameters": len(nuts["inv_metric"]),
@@ -207,8 +193,8 @@ def _sample(
         effects = term_effects(problem.terms, ratings, thin, problem.data, problem.used, problem.item)
         if "u_raw" in raw:
             shape = (len(ratings.response_model), len(ratings.dimensions))
-            u = _response_effects(thin, effects, problem)
-            effects["u"] = _spread(u, (problem.cell_response, problem.cell_dimension), shape)
+            u = response_effects(thin, effects, problem)
+            effects["u"] = spread(u, (problem.cell_response, problem.cell_dimension), shape)
         draws |= effects
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings, options, draws, sampler, facts, remains)
@@ -254,100 +240,15 @@ def _run(
     return stan, sampler, {n: np.stack([chain.thinned[n] for chain in rest]) for n in rest[0].thinned}, remains
 
 
-def _response_effects(draws: dict[str, Floats], effects: dict[str, Floats], problem: Problem) -> Floats:
-    """u [chains, draws, E] of its partly centred form, see `model.stan`."""
-    data, d, raw = problem.data, problem.cell_dimension, draws["u_raw"]
-    ability = np.swapaxes(draws["theta"] + draws["mu"][..., None, :], -1, -2).reshape(*raw.shape[:2], -1)
-    eta = ability[..., np.array(data["cell_ability"]) - 1] - draws["beta"][..., np.array(data["cell_item"]) - 1]
-    if "length" in draws:
-        eta += draws["length"][..., d] * np.array(data["cell_length"])
-    if "v" in effects:
-        triples = problem.terms
-        v = effects["v"][..., triples.triple_model, triples.triple_item, triples.triple_dimension]
-        eta += v[..., triples.of_cell]
-    if "group" in draws:
-        by_group = np.swapaxes(draws["group"], -1, -2).reshape(*raw.shape[:2], -1)
-        eta += by_group[..., np.array(data["cell_group"]) - 1]
-    return uncentred(raw, eta, np.array(data["centre_u"]), draws["s_u"][..., d])
-
-
 def _children_cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: Anchors) -> dict[str, Floats]:
-    """Stan's blocks [chains, draws, ...] under the names and shapes of `Posterior`."""
-    q, d, k = (len(x) for x in (ratings.items, ratings.dimensions, ratings.scale))
-    draws = {name: stan[name] for name in (*VECTORS, "theta", "severity", "log_alpha") if name in stan}
-    for name in SCALARS:
-        column = f"{name}_effect" if name.startswith("own") else name
-        if column in stan:
-            draws[name] = stan[column][..., 0]
-    draws["severity_judge"] = stan["severity"].mean(axis=-1)
-    draws["beta"] = _spread(stan["beta"], (problem.item, problem.item_dimension), (q, d))
-    if len(ratings.criteria) > d:
-        draws["delta"] = stan["delta"][..., np.argsort(problem.criterion)]
-    if "judge_model" in stan:
-        m, j = len(ratings.models), len(ratings.judges)
-        pairs = problem.terms.judge_model
-        draws["judge_model"] = _spread(stan["judge_model"], (pairs // m, pairs % m), (j, m))
-    if "group" in stan:  # from (dimension, model) x group
-        by_dimension = stan["group"].reshape(*stan["group"].shape[:2], d, -1, problem.terms.groups)
-        draws["group"] = np.moveaxis(by_dimension, 2, -1)
-    if d > 1:
-        draws["correlation"] = stan["correlation"]
-        draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
-    draws["tau"], draws["tau_average"] = _thresholds(stan, problem, k)
-    moved = ~np.isnan(anchors.mu)
-    if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
-        shift = np.where(moved, stan["mu"] - np.nan_to_num(anchors.mu), 0.0)
-        draws["theta"] = stan["theta"] + shift[..., None, :]
-        draws["mu"] = stan["mu"] - shift
-    if "v_mean" in stan:
-        draws["theta_these"] = draws["theta"] + stan["v_mean"]
-    return draws
-
-
-def _thresholds(stan: dict[str, Floats], problem: Problem, k: int) -> tuple[Floats, Floats]:
-    """Thresholds of each judge [chains, draws, J, D, K-1] and of the average one [chains, draws, D, K-1].
-
-    Each stands at its upper score and counts from the next lower one in use; nan elsewhere. The average is taken in log
-    odds over the judges that give all scores, so that one who hardly tells scores apart hardly counts; where there is
-    none it is the model's common thresholds.
-    """
-    kappa, tau = stan["kappa"], stan["tau"]  # [..., J, S], [..., S]
-    alpha = np.exp(stan["log_alpha"]) if "log_alpha" in stan else np.ones(kappa.shape[:-1])  # [..., J]
-    lead, d = kappa.shape[:-1], len(problem.used)
-    own, average = np.full((*lead, d, k - 1), np.nan), np.full((*lead[:-1], d, k - 1), np.nan)
-    judges = kappa / alpha[..., None]
-    at = 0
-    for i, used in enumerate(problem.used):
-        steps = slice(at, at + len(used) - 1)
-        whole = [j for j, judge in enumerate(problem.levels) if len(judge[i]) == len(used)]
-        if whole:
-            weight = alpha[..., whole].sum(axis=-1)[..., None]
-            average[..., i, used[1:] - 1] = kappa[..., whole, steps].sum(axis=-2) / weight
-        else:
-            average[..., i, used[1:] - 1] = tau[..., steps]
-        for j, judge in enumerate(problem.levels):
-            upper = judge[i][1:]
-            own[..., j, i, used[upper] - 1] = judges[..., j, at + upper - 1]
-        at = steps.stop
-    return own, average
-
-
-def _spread(values: Floats, index: tuple[Ints, ...], shape: tuple[int, ...]) -> Floats:
-    """values [chains, draws, n] into [chains, draws, *shape] at `index`; nan elsewhere."""
-    stan = np.full((*values.shape[:2], *shape), np.nan)
-    at: Any = (slice(None), slice(None), *index)
-    stan[at] = values
-    return stan
-
-
 def _unused(ratings: Ratings, problem: Problem) -> dict[str, list[int]]:
     unused = {
         name: [score for k, score in enumerate(ratings.scale) if k not in used]
-        for name, used in zip(ratings.dimensions, problem.used, strict=True)
+        for name, used, rated in zip(ratings.dimensions, problem.used, ratings.rated, strict=True)
+        if rated
     }
     return {name: scores for name, scores in unused.items() if scores}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.types import THINNED, Options, Posterior, Ratings
+from dpeer.eval.irt.types import THINNED, Comparisons, Options, Posterior, Ratings
 from dpeer.files import SILENT_S, clear_temporary
 from dpeer.integrity import read_state, write_state
 
@@ -31,7 +31,9 @@ def save(posterior: Posterior, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporary(folder, silent_s=SILENT_S)
     ratings = posterior.ratings
-    arrays = {f"ratings.{f.name}": getattr(ratings, f.name) for f in fields(Ratings) if f.name not in _NAMES}
+    apart = (*_NAMES, "comparisons")
+    arrays = {f"ratings.{f.name}": getattr(ratings, f.name) for f in fields(Ratings) if f.name not in apart}
+    arrays |= {f"comparisons.{f.name}": getattr(ratings.comparisons, f.name) for f in fields(Comparisons)}
     for name, values in posterior.draws.items():
         arrays[f"draws.{name}"] = values.astype(np.float32) if name in SINGLE else values
     arrays |= {f"sampler.{name}": values for name, values in posterior.sampler.items()}
@@ -92,6 +94,7 @@ def load(folder: Path) -> Posterior:
         currency=names.get("currency", ""),
         groups=tuple(names.get("groups", ())),
         sources=names.get("sources", {}),
+        comparisons=Comparisons(**part("comparisons")),
         **part("ratings"),
     )
     draws = {n: v.astype(np.float64) for n, v in part("draws").items()}

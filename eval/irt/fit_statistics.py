@@ -232,6 +232,8 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
     M, J, Q, D, K = (len(x) for x in (r.models, r.judges, r.items, r.dimensions, r.scale))
     scale = np.asarray(r.scale, dtype=float)
     judge_dimension, judge_model = r.judge * D + r.dimension, (r.judge * M + r.model) * D + r.dimension
+    if not len(r):
+        return _nothing()
     squares = [
         _MeanSquares(r.judge, J),
         _MeanSquares(r.model * D + r.dimension, M * D),
@@ -283,9 +285,31 @@ def fit_statistics(posterior: Posterior, draws: int = 200, seed: int = 0) -> Fit
     )
 
 
+def _nothing() -> FitStatistics:
+    """Of a fit without ratings."""
+    mean_squares = ("infit", "infit_p", "outfit", "outfit_p")
+    checked = ("observed", "expected", "expected_low", "expected_high", "p")
+    empty = [
+        ("judge", *mean_squares),
+        ("model", "dimension", *mean_squares),
+        ("item", "dimension", *mean_squares),
+        ("judge", "model", "dimension", *checked, "z", "n", "notable"),
+        ("judge", "dimension", "score", *checked),
+    ]
+    frames = [pd.DataFrame(columns=list(names)).astype({n: float for n in names if n not in _KEYS}) for names in empty]
+    judges, models, items, misfit, ppc = frames
+    misfit = misfit.astype({"notable": bool})
+    return FitStatistics(judges, models, items, misfit, ppc, expected=np.zeros(0), variance=np.zeros(0))
+
+
+_KEYS = ("judge", "model", "item", "dimension", "score")
+
+
 def information(posterior: Posterior, draws: int = 10) -> Floats:
     """alpha^2 x variance of the score, mean over draws [N]: what each rating tells of its response (Fisher)."""
     r = posterior.ratings
+    if not len(r):
+        return np.zeros(0)
     index, place = thin(posterior, draws)
     chunk = _Chunk(posterior, index, place, np.random.default_rng(0))
     information: Floats = (discrimination(posterior, index)[r.judge] ** 2 * chunk.variance).mean(axis=1)

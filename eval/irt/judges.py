@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dpeer.eval.irt.ability import estimates
+from dpeer.eval.irt.comparison_fit import of_judges
 from dpeer.eval.irt.fit_statistics import FitStatistics
 from dpeer.eval.irt.types import Posterior
 
@@ -16,7 +17,8 @@ FIT_RANGE = (0.5, 1.5)
 
 
 def judge_table(posterior: Posterior, statistics: FitStatistics, found: pd.DataFrame) -> pd.DataFrame:
-    """`found`: biases. judge, severity, alpha, infit, infit_p, outfit, outfit_p, n, mean_score, note."""
+    """`found`: biases. judge, severity, alpha, infit, infit_p, outfit, outfit_p, n, mean_score, note; with comparisons
+    also their number, tie_share and position."""
     r = posterior.ratings
     J = len(r.judges)
     severity = posterior.draws.get("severity_judge")
@@ -27,6 +29,8 @@ def judge_table(posterior: Posterior, statistics: FitStatistics, found: pd.DataF
     frame = pd.DataFrame({"judge": r.judges, **estimates("severity", overall), **estimates("alpha", alpha)})
     frame = frame.merge(statistics.judges, on="judge", how="left")
     frame["n"], frame["mean_score"] = n, np.where(n, total / np.maximum(n, 1), np.nan)
+    if len(r.comparisons):
+        frame = frame.assign(**of_judges(posterior))
     middle = set(found.loc[found["kind"] == "middle", "judge"])
     return frame.assign(note=[_note(posterior, statistics, row, middle) for row in frame.to_dict(orient="records")])
 
@@ -49,6 +53,9 @@ def _note(posterior: Posterior, statistics: FitStatistics, row: dict[str, float]
         words.append(f"agrees less with the others (alpha {row['alpha']:.1f})")
     elif row["alpha_low"] > 1 and row["alpha"] > LEADS:
         words.append(f"sets the consensus (alpha {row['alpha']:.1f}), which is not validity")
+    if row.get("position_low", np.nan) > 0 or row.get("position_high", np.nan) < 0:
+        side = "first" if row["position"] > 0 else "second"
+        words.append(f"prefers what is shown {side} (by {abs(row['position']):.2f} logits)")
     return "; ".join(words)
 
 

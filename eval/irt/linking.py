@@ -69,4 +69,5 @@ def planned_ratings(plan: pd.DataFrame, scale: Sequence[int]) -> Ratings:
 
     For `dpeer.eval.irt.design.check(..., planned=True)`. Raises DataError as `encode` does.
     """
-    return encode(plan.assign(status="ok", score=scale[0]), scale=scale)
+    score = 0 if "other_model" in plan else scale[0]  # a comparison's: a tie
+    return encode(plan.assign(status="ok", score=score), scale=scale)

@@ -10,6 +10,13 @@
 // A cell is a response on one dimension. Ratings are sorted into groups that share judge, dimension, criterion and flags,
 // so that a group is one categorical_logit_glm. Categories that nobody uses in a dimension, or that a judge never
 // gives, are left out of the softmax; the others keep their scores. Compiles on CmdStan 2.27: no sum_to_zero_vector, no tuples.
+//
+// A comparison of two responses is won by the other one, tied or won by this one, at -1, 0 and 1 of an adjacent-category
+// logit model (Agresti 1992), the ordinal form of Davidson's (1970) for ties; what both responses share cancels:
+//
+//   log P(tie) / P(other) = x + tie[h], log P(this) / P(tie) = x - tie[h]
+//   x = alpha[j] * scale * (eta[this] - eta[other] + judge_model[j, this] - judge_model[j, other]
+//                           + position[h] * (+-1/2) + own_family + own_model)
 functions {
   // n values from `first` on; none where n is 0 (2.27 refuses to slice an empty vector).
   vector part(vector x, int first, int n) {
@@ -92,6 +99,17 @@ functions {
     }
     return total;
   }
+
+  // Log-likelihood of outcomes in -1, 0, 1. Ties are possible in the first rows only, those of `tie`.
+  real comparisons_lpdf(vector outcome, vector x, vector tie) {
+    int n = rows(tie);
+    vector[rows(x)] untied = log1p_exp(2 * x) - x; // log(exp(-x) + exp(x))
+    real total = dot_product(outcome, x) - sum(untied);
+    if (n > 0) {
+      total += sum((1 - square(outcome[1 : n])) .* tie - log1p_exp(tie - untied[1 : n]));
+    }
+    return total;
+  }
 }
 data {
   int<lower=2> M; // models
@@ -101,8 +119,8 @@ data {
   int<lower=2> K; // categories of the scale
   int<lower=1> B; // items x dimensions that were rated, sorted by dimension
   int<lower=1> E; // cells, sorted by dimension
-  int<lower=1> N; // ratings, sorted by group
-  int<lower=1> G; // groups
+  int<lower=0> N; // ratings, sorted by group
+  int<lower=0> G; // groups
   int<lower=0> P; // judge x response pairs (halo, judge x model, judge x item), 0: none
   int<lower=0> V; // model x item x dimension triples (v), 0: none
   int<lower=0> X; // judge x model pairs, 0: none
@@ -182,6 +200,26 @@ data {
   array[J] int<lower=0, upper=1> alpha_anchored;
   vector[J] alpha_mean;
   vector<lower=0>[J] alpha_sd;
+
+  // Comparisons. Where there is nothing else, mu has no meaning and stays out of the centring of u.
+  vector<lower=0, upper=1>[D] rated;
+  int<lower=0> comparisons; // those of judges that give ties first
+  int<lower=0, upper=comparisons> ties; // how many these are
+  int<lower=0> comparers; // judges that compare
+  array[comparers] int<lower=1, upper=J> comparer; // which they are
+  array[comparisons] int<lower=1, upper=comparers> compared_by;
+  array[comparisons] int<lower=1, upper=E> cell_this;
+  array[comparisons] int<lower=1, upper=E> cell_other;
+  array[X > 0 ? comparisons : 0] int<lower=1, upper=X> judge_model_this;
+  array[X > 0 ? comparisons : 0] int<lower=1, upper=X> judge_model_other;
+  vector<lower=-1, upper=1>[comparisons] outcome;
+  vector[comparisons] place; // +1/2: this one was shown first, -1/2: the other
+  vector[comparisons] compared_family; // 1: this one is of the judge's family, -1: the other
+  vector[comparisons] compared_model;
+  int<lower=0, upper=1> use_position;
+  int<lower=0, upper=1> use_scale; // ratings set the scale, comparisons follow it
+  real<lower=0, upper=1> centre_position;
+  real<lower=0, upper=1> centre_tie;
 }
 transformed data {
   array[G] int groups;
@@ -242,6 +280,13 @@ parameters {
   vector[use_halo ? P : 0] halo_raw;
   vector<lower=0>[use_u ? D : 0] s_u;
   vector[use_u ? E : 0] u_raw;
+  vector[use_position] position_mean;
+  vector<lower=0>[use_position && comparers > 1] s_position;
+  vector[use_position && comparers > 1 ? comparers : 0] position_raw;
+  vector[ties > 0] tie_mean;
+  vector<lower=0>[ties > 0 && comparers > 1] s_tie;
+  vector[ties > 0 && comparers > 1 ? comparers : 0] tie_raw;
+  vector[use_scale] log_scale;
 }
 transformed parameters {
   matrix[M, D] theta;
@@ -254,10 +299,24 @@ transformed parameters {
   vector[deviations] kappa_middle;
   matrix[H > 0 ? M * D : 0, H] group; // rows as in to_vector(theta)
   vector[X] judge_model = uncentred(judge_model_raw, rep_vector(0, X), centre_judge_model, rep_vector(X > 0 ? s_judge_model[1] : 1, X));
+  vector[use_position ? comparers : 0] position;
+  vector[ties > 0 ? comparers : 0] tie;
   if (H > 0) {
     int n = (M - 1) * (H - 1);
     for (d in 1 : D) {
       group[(d - 1) * M + 1 : d * M] = s_group[d] * sum_zero_both(group_raw[(d - 1) * n + 1 : d * n], M, H);
+    }
+  }
+  if (use_position) {
+    position = rep_vector(position_mean[1], comparers);
+    if (comparers > 1) {
+      position += s_position[1] ^ (1 - centre_position) * (position_raw - centre_position * position_mean[1]);
+    }
+  }
+  if (ties > 0) {
+    tie = rep_vector(tie_mean[1], comparers);
+    if (comparers > 1) {
+      tie += s_tie[1] ^ (1 - centre_tie) * (tie_raw - centre_tie * tie_mean[1]);
     }
   }
   {
@@ -352,7 +411,7 @@ model {
     = rep_matrix(0, use_item_steps ? most_steps + 1 : 0, use_item_steps ? B : 0);
   vector[J] alpha = use_alpha ? exp(log_alpha) : rep_vector(1, J);
   {
-    vector[M * D] ability = to_vector(theta + rep_matrix(mu', M));
+    vector[M * D] ability = to_vector(theta + rep_matrix((mu .* rated)', M));
     eta = ability[cell_ability] - beta[cell_item];
     if (H > 0) {
       eta += to_vector(group)[cell_group];
@@ -387,7 +446,7 @@ model {
     halo += uncentred(judge_item_raw, rep_vector(0, Z), centre_judge_item, scale)[pair_item];
     judge_item_raw ~ normal(0, exp(centre_judge_item * log(s_judge_item[1])));
   }
-  {
+  if (item_steps > 0) {
     int at = 1;
     for (b in 1 : size(item_dim)) {
       int n = steps[item_dim[b]];
@@ -414,6 +473,27 @@ model {
   } else {
     target += groups_lpdf_sum(groups, 1, G, y, cell, pair, first, last, judge, dim, step_first, steps, score, levels, level,
                               eta, halo, location, alpha, kappa, group_item, item_passed);
+  }
+  if (comparisons > 0) {
+    vector[comparisons] x = eta[cell_this] - eta[cell_other];
+    if (X > 0) {
+      x += judge_model[judge_model_this] - judge_model[judge_model_other];
+    }
+    if (use_position) {
+      x += position[compared_by] .* place;
+    }
+    if (use_own_family) {
+      x += own_family_effect[1] * compared_family;
+    }
+    if (use_own_model) {
+      x += own_model_effect[1] * compared_model;
+    }
+    x .*= alpha[comparer[compared_by]] * (use_scale ? exp(log_scale[1]) : 1);
+    if (ties > 0) {
+      target += comparisons_lpdf(outcome | x, tie[compared_by[1 : ties]]);
+    } else {
+      target += comparisons_lpdf(outcome | x, rep_vector(0, 0));
+    }
   }
 
   // Scales of blocks with few effects: a prior that avoids zero (Chung et al. 2013), where such a block has a funnel.
@@ -463,12 +543,26 @@ model {
   s_halo ~ std_normal();
   halo_raw ~ std_normal();
   s_u ~ student_t(4, 0, 1);
+
+  position_mean ~ std_normal();
+  s_position ~ lognormal(log(0.25), 0.8);
+  tie_mean ~ normal(0, 2);
+  s_tie ~ lognormal(log(0.35), 0.8);
+  if (comparers > 1) {
+    if (use_position) {
+      position_raw ~ normal(centre_position * position_mean[1], s_position[1] ^ centre_position);
+    }
+    if (ties > 0) {
+      tie_raw ~ normal(centre_tie * tie_mean[1], s_tie[1] ^ centre_tie);
+    }
+  }
+  log_scale ~ normal(0, 0.5);
 }
 generated quantities {
   matrix[D, D] correlation = multiply_lower_tri_self_transpose(L_theta);
   matrix[V > 0 ? M : 0, D] v_mean; // of the items that a model answered: its ability on these is theta + v_mean
   if (V > 0) {
-    vector[M * D] ability = to_vector(theta + rep_matrix(mu', M));
+    vector[M * D] ability = to_vector(theta + rep_matrix((mu .* rated)', M));
     vector[V] v = uncentred(v_raw, ability[triple_ability] - beta[triple_item], centre_v, s_v[triple_dim]);
     vector[M * D] total = rep_vector(0, M * D);
     vector[M * D] n = rep_vector(0, M * D);

@@ -21,6 +21,7 @@ import numpy as np
 from scipy import stats
 
 from dpeer.errors import ConfigError
+from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec
 from dpeer.eval.irt.types import Floats, Ints, Posterior
 
@@ -106,16 +107,24 @@ class _Rated:
 
 
 def components_of(posterior: Posterior) -> list[Components]:
-    """Variance components of a pilot fit, one per dimension, at posterior means."""
+    """Variance components of a pilot fit, one per dimension that was rated, at posterior means.
+
+    Raises IrtError for a fit of comparisons only."""
     r = posterior.ratings
 
     def mean(name: str, absent: float = 0.0) -> Floats:
         return np.asarray(posterior.flat(name).mean(axis=0) if name in posterior.draws else absent)
 
     position = mean("theta") + mean("mu")
+    if not len(r):
+        raise IrtError(
+            "the pilot holds comparisons only, and designs of ratings need its thresholds and severities; take a fit "
+            "of ratings as the pilot"
+        )
     alpha = np.exp(np.broadcast_to(mean("log_alpha"), len(r.judges)))
     found = []
-    for d, name in enumerate(r.dimensions):
+    for d in np.flatnonzero(r.rated):
+        name = r.dimensions[d]
         mine = np.flatnonzero(r.judge_rated[:, d])
         of_dimension = {s: float(np.broadcast_to(mean(s), len(r.dimensions))[d]) for s in ("s_theta", "s_u", "s_v")}
         found.append(

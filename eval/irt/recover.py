@@ -25,14 +25,16 @@ from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.types import Floats, Options, Posterior
 from dpeer.files import write_text
 
-REPORTED = ("theta", "severity", "log_alpha", "own_family", "own_model", "order", "length", "s_halo")
-SCALES = ("s_theta", "s_beta", "s_v", "s_u")
+REPORTED = ("theta", "severity", "log_alpha", "own_family", "own_model", "order", "length", "s_halo", "position")
+SCALES = ("s_theta", "s_beta", "s_v", "s_u", "comparison_scale")
 LABELS = {
     "theta": "ability",
     "contrast": "ability contrast",
     "contrast_these": "contrast on these items",
     "log_alpha": "log discrimination",
     "s_halo": "halo sd",
+    "position": "shown first",
+    "comparison_scale": "scale of comparisons",
 }
 
 
@@ -143,6 +145,7 @@ def elements(posterior: Posterior, truth: dict[str, Floats]) -> dict[str, list[A
     """How each reported parameter lies to its truth, in columns; contrasts are to the first model."""
     columns: dict[str, list[Any]] = {}
     draws = {name: posterior.flat(name) for name in (*REPORTED, *SCALES) if name in posterior.draws}
+    draws = {name: values for name, values in draws.items() if not np.isnan(values).all()}  # of ratings, without any
     known = dict(truth)
     draws["contrast"] = draws["theta"][:, 1:] - draws["theta"][:, :1]
     known["contrast"] = truth["theta"][1:] - truth["theta"][:1]
@@ -185,7 +188,7 @@ def _replicate(spec: Spec, options: Options, seed: int) -> dict[str, Any]:
     verdict = gate(posterior)
     run = {
         "seed": seed,
-        "ratings": len(ratings),
+        "ratings": len(ratings) + len(ratings.comparisons),
         "seconds": round(seconds, 1),
         "green": bool(verdict["green"]),
         "rhat_max": verdict["rhat_max"],

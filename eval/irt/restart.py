@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dpeer.eval.irt import comparisons
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_statistics import information
 from dpeer.eval.irt.scales import Scales, by_response
@@ -18,7 +19,8 @@ from dpeer.eval.irt.stan_data import Problem
 from dpeer.eval.irt.stan_start import helmert, metric
 from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
 
-SAME = ("models", "judges", "dimensions", "criteria", "scale", "groups")
+SAME = ("models", "judges", "dimensions", "criteria", "scale", "groups", "comparers", "rated_dimensions")
+"""Comparing judges and rated dimensions decide which blocks there are."""
 HOW = ("chains", "warmup", "draws", "seed", "threads", "approx")
 """Options that may differ: how the model is sampled, not what it is."""
 
@@ -57,6 +59,7 @@ def earlier(previous: Posterior, ratings: Ratings, options: Options) -> tuple[Sc
     for name in SAME:
         if getattr(before, name) != getattr(ratings, name):
             was, now = (", ".join(map(str, getattr(r, name))) for r in (before, ratings))
+            name = name.replace("_", " ")
             raise IrtError(f"the earlier fit has other {name} ({was}) than these ratings ({now}); fit without it")
     model = replace(previous.options, **{name: getattr(options, name) for name in HOW})
     if model != options:
@@ -68,14 +71,15 @@ def earlier(previous: Posterior, ratings: Ratings, options: Options) -> tuple[Sc
     cell = before.judge * shape[1] + before.dimension
     count = np.bincount(cell, minlength=shape[0] * shape[1])
     typical = np.bincount(cell, each, minlength=len(count)) / np.maximum(count, 1)
-    guess = np.where(count, typical, each.mean())[ratings.judge * shape[1] + ratings.dimension]
+    guess = np.where(count, typical, each.mean() if len(each) else 0.0)[ratings.judge * shape[1] + ratings.dimension]
     counts_before, counts = by_response(before, np.ones(len(before))), by_response(ratings, np.ones(len(ratings)))
     known = _of(state["scales.information"] / np.maximum(counts_before, 1), old) * counts
     told = np.where(np.isnan(known) | (known <= 0), by_response(ratings, guess), known)
     kept = {f.name: state[f"scales.{f.name}"] for f in fields(Scales)}
     scales: dict[str, Any] = {n: v if v.ndim else float(v) for n, v in kept.items()}
     centres = {n: v for n, v in state.items() if n.startswith("centre_")}
-    return Scales(**scales | {"information": told}), centres | {"centre_u": _of(centres["centre_u"], old)}
+    own = {"information": told, "compared": comparisons.information(ratings)}
+    return Scales(**scales | own), centres | {"centre_u": _of(centres["centre_u"], old)}
 
 
 def begin(
@@ -149,6 +153,8 @@ def _difficulties(last: Floats, before: Ratings, ratings: Ratings, problem: Prob
     rated = [np.unique(before.item[before.dimension == d]) for d in range(len(before.dimensions))]
     at = 0
     for d, items in enumerate(rated):
+        if not len(items):  # comparisons only: one difficulty, which is fixed
+            continue
         effects = _sum_zero(last[:, at : at + len(items) - 1])
         at += len(items) - 1
         was |= {(d, before.items[q]): effects[:, i] for i, q in enumerate(items)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dpeer.eval.irt import comparisons
 from dpeer.eval.irt.fit_statistics import information
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
 
@@ -27,6 +28,7 @@ class Scales:
     beta: Floats  # [D]
     u: Floats  # [D]
     information: Floats  # [R, D] what its ratings tell of each response: inverse variance
+    compared: Floats  # [R, D] what its comparisons tell
     severity: float = 0.5
     dev: float = 0.25
     tau: float = 0.25
@@ -47,17 +49,25 @@ def by_response(ratings: Ratings, each: Floats) -> Floats:
 def guessed(ratings: Ratings) -> Scales:
     d = len(ratings.dimensions)
     spread = np.full(d, SPREAD)
-    variance = np.array([np.var(ratings.category[ratings.dimension == i]) for i in range(d)])
+    categories = (ratings.category[ratings.dimension == i] for i in range(d))
+    variance = np.array([np.var(given) if len(given) else 0.0 for given in categories])
     each = np.clip(0.5 * variance, 0.1, 2.0)[ratings.dimension]
-    return Scales(theta=spread, beta=spread, u=spread, information=by_response(ratings, each), v=spread)
+    return Scales(
+        theta=spread,
+        beta=spread,
+        u=spread,
+        information=by_response(ratings, each),
+        compared=comparisons.information(ratings),
+        v=spread,
+    )
 
 
 def measured(pilot: Posterior, before: Scales) -> Scales:
-    """Means over the pilot's draws; what the model lacks stays as it was."""
+    """Means over the pilot's draws; what the model lacks, or nothing was rated for, stays as it was."""
 
     def mean(name: str, otherwise: Floats | float) -> Floats:
         spread = pilot.flat(f"s_{name}").mean(axis=0) if f"s_{name}" in pilot.draws else np.asarray(otherwise)
-        return np.asarray(np.maximum(spread, LEAST), dtype=np.float64)
+        return np.asarray(np.maximum(np.where(np.isnan(spread), otherwise, spread), LEAST), dtype=np.float64)
 
     return Scales(
         theta=mean("theta", before.theta),
@@ -65,6 +75,7 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         u=mean("u", before.u),
         v=mean("v", before.v),
         information=by_response(pilot.ratings, information(pilot)),
+        compared=before.compared,
         **{
             name: float(mean(name, getattr(before, name)))
             for name in ("severity", "dev", "tau", "alpha", "judge_model", "judge_item")

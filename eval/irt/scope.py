@@ -31,8 +31,9 @@ def scope(posterior: Posterior) -> str:
             "one effect (u). Contrasts are about new prompts of this kind, answered anew; contrasts on these very "
             "prompts need several samples per prompt."
         )
+    said = "has one rating per dimension" if len(posterior.ratings) else "was compared no more often than links it"
     return (
-        "Every response has one rating per dimension: neither prompts nor responses vary beyond the judges' noise in "
+        f"Every response {said}: neither prompts nor responses vary beyond the judges' noise in "
         "this model, so that intervals are too narrow for new prompts wherever they do."
     )
 
@@ -42,8 +43,10 @@ def shrinkage(posterior: Posterior) -> str | None:
     options = posterior.options
     if options.severity_prior != "shrunken" or "s_severity" not in posterior.draws or options.anchors:
         return None
-    J = len(posterior.ratings.judges)
-    variance = posterior.flat("severity_judge").var(axis=0).mean() / max(1 - 1 / J, 1e-9)
+    rates = posterior.ratings.judge_rated.any(axis=1)
+    if rates.sum() < 2:
+        return None
+    variance = posterior.flat("severity_judge")[:, rates].var(axis=0).mean() / (1 - 1 / rates.sum())
     share = min(float(variance / (posterior.flat("s_severity") ** 2).mean()), 1.0)
     return (
         f"Severities are drawn towards their mean by about {100 * share:.0f} %, as the judges' spread makes likely; "

@@ -61,6 +61,9 @@ def silence(facets: Sequence[Ints], sizes: Sequence[int], anchored: Sequence[Boo
     is no direction). anchored: [size] per facet.
     """
     start = np.concatenate([[0], np.cumsum(sizes)])
+    if not len(facets[0]):
+        n = int(start[-1])
+        return Silence(0, np.full(n, -1), np.zeros(0, bool), np.zeros(n), sparse.csr_array((n, 0)))
     nodes = _distinct(facets, sizes) + start[:-1]  # [E, facets]
     fixed = np.flatnonzero(np.concatenate(anchored))
     present = np.zeros(start[-1], dtype=bool)

@@ -6,85 +6,22 @@ Adjacent-category logits (Masters 1982; many-facet: Linacre 1989; with judge dis
                                     + halo[j, r] + length[d] * z[r] + order * (+-1/2) + own_family + own_model
                                     - tau[j, d, k])
 
-with the sum-to-zero rules of the fitted model, but none of its code: probabilities, category by category.
+with the sum-to-zero rules of the fitted model, but none of its code: probabilities, category by category. Comparisons
+of the same responses (`irt.simulate_pairs`) may stand beside the ratings or in their place.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dpeer.errors import ConfigError
 from dpeer.eval.irt.linking import linked_design
+from dpeer.eval.irt.simulate_pairs import compare
+from dpeer.eval.irt.spec import Spec
 from dpeer.eval.irt.types import Bools, Floats, Ints
 
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """A design and the truth behind it. Spreads and effects are in logits; 0 switches a term off."""
-
-    models: int = 8
-    items: int = 60
-    dimensions: int = 4
-    judges: int = 3
-    categories: int = 5
-    samples: int = 1
-    """Responses per model and item."""
-    repeats: int = 1
-    """Ratings per judge, response and criterion; every second one lists the scale from the top."""
-    criteria: int = 1
-    """Per dimension."""
-    families: int = 4
-    """Model m is of family m modulo this number; so is judge j."""
-    self_judges: int = 0
-    """So many judges are models under test: judge j is model j."""
-    linked: tuple[int, int] | None = None
-    """Anchor items and judges per response of a linked design; None: every judge rates everything."""
-    missing: float = 0.0
-    """Share of ratings that did not parse."""
-    mu: float = 0.0
-    s_theta: float = 1.0
-    correlation: float = 0.3
-    """Of abilities between any two dimensions."""
-    s_beta: float = 0.8
-    s_u: float = 0.8
-    s_v: float = 0.0
-    """Of model x item effects."""
-    s_severity: float = 0.6
-    s_dev: float = 0.2
-    s_alpha: float = 0.25
-    """Of log discrimination; 0 is the many-facet Rasch model."""
-    s_delta: float = 0.3
-    s_tau: float = 0.2
-    """Of a judge's deviations from the common thresholds."""
-    step: float = 1.0
-    """Distance of neighbouring thresholds."""
-    s_halo: float = 0.0
-    length: float = 0.0
-    """Per standard deviation of log response length."""
-    order: float = 0.0
-    own_family: float = 0.0
-    own_model: float = 0.0
-
-    def __post_init__(self) -> None:
-        sizes = ("models", "items", "dimensions", "judges", "samples", "repeats", "criteria", "families")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)}; must be at least 1")
-        if not 2 <= self.categories <= 10:
-            raise ConfigError(f"categories: {self.categories}; must be from 2 to 10")
-        if not 0 <= self.self_judges <= min(self.judges, self.models):
-            raise ConfigError(f"self_judges: {self.self_judges}; must be from 0 to the number of judges and of models")
-        if not 0 <= self.missing < 1:
-            raise ConfigError(f"missing: {self.missing}; must be from 0 to less than 1")
-        for name in ("s_theta", "s_beta", "s_u", "s_v", "s_severity", "s_dev", "s_alpha", "s_delta", "s_tau", "s_halo"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: {getattr(self, name)}; a standard deviation is not negative")
-        if not -1 / max(self.dimensions - 1, 1) < self.correlation < 1:
-            raise ConfigError(f"correlation: {self.correlation}; not possible between {self.dimensions} dimensions")
+__all__ = ["Spec", "simulate"]
 
 
 def simulate(spec: Spec, seed: int) -> tuple[pd.DataFrame, dict[str, Floats]]:
@@ -159,7 +96,35 @@ def simulate(spec: Spec, seed: int) -> tuple[pd.DataFrame, dict[str, Floats]]:
     table.loc[~parsed, "score"] = pd.NA
     rating_id = table["response_id"] + ":" + table["judge"] + ":" + table["dimension"] + ":" + table["criterion"]
     table.insert(0, "rating_id", rating_id + ":" + table["repeat"].astype(str))
-    return table, truth
+    if not spec.compared:
+        return table, truth
+    favour = spec.own_family * (response_model[:, None] % spec.families == np.arange(spec.judges) % spec.families)
+    own = (response_model[:, None] == np.arange(spec.judges)) & (np.arange(spec.judges) < spec.self_judges)
+    favour = favour + spec.own_model * own
+    shown = pd.DataFrame(
+        {
+            "response_id": responses,
+            "model": models[response_model],
+            "item": items[response_item],
+            "sample": response_sample,
+            "model_family": families[response_model % spec.families],
+            "response_length": characters,
+            "z": z,
+            **{f"favour_{k}": column for k, column in enumerate(favour.T)},
+        }
+    )
+    pairs, known = compare(spec, truth, shown, _rated(spec, seed), rng)
+    judge, dimension, again = pairs["judge"], pairs["dimension"], pairs["repeat"].astype(str)
+    pairs = pairs.assign(
+        judge=judges[judge],
+        dimension=dimensions[dimension],
+        criterion=criteria[0],
+        judge_family=families[judge % spec.families],
+    )
+    keys = [pairs[name] for name in ("other_response_id", "judge", "dimension", "order")]
+    pairs["rating_id"] = pairs["response_id"].str.cat([*keys, again], ":")
+    kept = [table, pairs] if spec.rated else [pairs]
+    return pd.concat(kept, ignore_index=True), truth | known
 
 
 def _truth(spec: Spec, rng: np.random.Generator) -> dict[str, Floats]:

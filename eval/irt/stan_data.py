@@ -10,19 +10,17 @@ import numpy as np
 
 from dpeer.eval.irt.anchors import Anchors, check_anchors
 from dpeer.eval.irt.categories import used_by_dimension, used_by_judge
+from dpeer.eval.irt.cells import Cells
+from dpeer.eval.irt.centring import centrings, precision_of
+from dpeer.eval.irt.comparisons import notes_of, replicated, stan_comparisons
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.scales import LEAST, Scales
+from dpeer.eval.irt.scales import Scales
 from dpeer.eval.irt.stan_start import Blocks, blocks
-from dpeer.eval.irt.stan_terms import Terms, check_terms, term_data, term_precision, terms
+from dpeer.eval.irt.stan_terms import Terms, check_terms, term_data, terms
 from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
-CENTRED = ("theta", "beta", "severity", "dev", "tau", "alpha")
-ALIKE = 0.35
-"""Spread of log discriminations up to which judges count as alike."""
-TAU_INFORMATION = 0.15
-"""Of one rating about a threshold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +40,7 @@ class Problem:
     item_dimension: Ints  # [B]
     criterion: Ints  # [C] order in which Stan has the criteria
     terms: Terms
+    comparer: Ints  # judges that compare
     response_effect: bool
     notes: tuple[str, ...]
     no_intervals: str | None
@@ -54,24 +53,27 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     _check(ratings, options)
     used = _used(ratings)
     levels = _levels(ratings, used, options)
-    cells = _Cells.of(ratings)
+    cells = Cells.of(ratings)
     response_effect = options.response_effect
-    use_u = len(ratings) > len(cells.response) if response_effect is None else response_effect
+    use_u = replicated(ratings) if response_effect is None else response_effect
     alpha, notes = _alpha(ratings, options)
-    found = terms(ratings, options, cells.response, cells.dimension)
+    found = terms(ratings, options, cells)
+    compared, comparer = stan_comparisons(ratings, cells.of_comparison, found.judge_model)
+    compared["use_scale"] = options.comparison_scale
     anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u), len(found.triple_item) > 0)
     dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
     criterion = np.argsort(dimension_of, kind="stable")
 
     data = _sizes(ratings, cells)
-    data |= term_data(found, ratings, options, cells.items, cells.response, cells.dimension)
+    data |= term_data(found, ratings, options, cells)
     data |= _categories(ratings, used, levels, options)
     data |= _segments("criterion", dimension_of[criterion], data["D"])
     data |= _cell_data(ratings, cells)
     data |= _rating_data(ratings, options, used, levels, cells, criterion, found.of_rating)
-    data |= {"use_alpha": alpha, "use_u": use_u} | _switches(options)
-    precision = _precision(data, scales, cells, found)
-    data |= _centrings(precision, scales, cells.dimension, found)
+    data |= compared | {"use_alpha": alpha, "use_u": use_u} | _switches(options)
+    data["use_threads"] &= len(ratings) > 0
+    precision = precision_of(data, scales, cells, found)
+    data |= centrings(precision, scales, cells.dimension, found)
     if centres:
         of_cell = centres["centre_u"][cells.response, cells.dimension]
         kept = {n: v for n, v in centres.items() if n in data and np.shape(v) == np.shape(data[n])}
@@ -90,8 +92,9 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
         item_dimension=cells.items // len(ratings.items),
         criterion=criterion,
         terms=found,
+        comparer=comparer,
         response_effect=bool(use_u),
-        notes=(*notes, *_unused_notes(ratings, used, levels), *anchors.notes),
+        notes=(*notes, *_unused_notes(ratings, used, levels), *notes_of(ratings), *anchors.notes),
         no_intervals=_no_intervals(len(ratings.judges), bool(use_u)),
     )
 
@@ -104,8 +107,10 @@ def _levels(ratings: Ratings, used: tuple[Ints, ...], options: Options) -> tuple
 
 
 def _used(ratings: Ratings) -> tuple[Ints, ...]:
-    """Categories in use, per dimension. IrtError: a dimension has fewer than two."""
-    used = used_by_dimension(ratings)
+    """Categories in use, per dimension; where there are comparisons only, two. IrtError: a dimension has fewer."""
+    compared = np.bincount(ratings.comparisons.dimension, minlength=len(ratings.dimensions)) > 0
+    unrated = compared & ~ratings.rated
+    used = tuple(np.arange(2) if unrated[d] else given for d, given in enumerate(used_by_dimension(ratings)))
     for name, categories in zip(ratings.dimensions, used, strict=True):
         if len(categories) < 2:
             score = ratings.scale[int(categories[0])] if len(categories) else None
@@ -116,26 +121,7 @@ def _used(ratings: Ratings) -> tuple[Ints, ...]:
     return used
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cells:
-    """Response x dimension pairs that were rated, E of them sorted by dimension, and the B item x dimension pairs."""
-
-    dimension: Ints  # [E]
-    response: Ints  # [E]
-    of_rating: Ints  # [N]
-    items: Ints  # [B] dimension * Q + item
-    item: Ints  # [E] position in items
-
-    @staticmethod
-    def of(ratings: Ratings) -> _Cells:
-        r, q = len(ratings.response_model), len(ratings.items)
-        cells, of_rating = np.unique(ratings.dimension * r + ratings.response, return_inverse=True)
-        dimension, response = cells // r, cells % r
-        items, item = np.unique(dimension * q + ratings.response_item[response], return_inverse=True)
-        return _Cells(dimension, response, of_rating, items, item)
-
-
-def _sizes(ratings: Ratings, cells: _Cells) -> dict[str, Any]:
+def _sizes(ratings: Ratings, cells: Cells) -> dict[str, Any]:
     return {
         "M": len(ratings.models),
         "J": len(ratings.judges),
@@ -164,7 +150,7 @@ def _categories(
     }
 
 
-def _cell_data(ratings: Ratings, cells: _Cells) -> dict[str, Any]:
+def _cell_data(ratings: Ratings, cells: Cells) -> dict[str, Any]:
     m, d, q = len(ratings.models), len(ratings.dimensions), len(ratings.items)
     return {
         **_segments("item", cells.items // q, d),
@@ -180,7 +166,7 @@ def _rating_data(
     options: Options,
     used: tuple[Ints, ...],
     levels: tuple[tuple[Ints, ...], ...],
-    cells: _Cells,
+    cells: Cells,
     criterion: Ints,
     pair: Ints,
 ) -> dict[str, Any]:
@@ -205,23 +191,12 @@ def _switches(options: Options) -> dict[str, bool]:
     }
 
 
-def _centrings(precision: dict[str, Any], scales: Scales, cell_dimension: Ints, found: Terms) -> dict[str, Any]:
-    """How far each block is centred, see `model.stan`."""
-    centre = {f"centre_{block}": _centring(precision[block], getattr(scales, block)) for block in CENTRED}
-    # Judges who differ much in discrimination leave the common scale loose: centred effects must all follow it.
-    centre_u = _centring(precision["u"], scales.u[cell_dimension]) * min(1.0, (ALIKE / scales.alpha) ** 2)
-    for name in ("judge_model", "judge_item"):
-        centre[f"centre_{name}"] = _centring(precision[name], getattr(scales, name))
-    centre["centre_v"] = _centring(precision["v"], scales.v[found.triple_dimension])
-    return centre | {"centre_u": centre_u, "centre_theta": bool(np.mean(centre["centre_theta"]) > 0.5)}
-
-
 def _unused_notes(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[Ints, ...], ...]) -> Iterator[str]:
     """What is said of scores that nobody, or some judge, never gives."""
     unused = [
         f"{name}: nobody gave {', '.join(str(s) for i, s in enumerate(ratings.scale) if i not in categories)}"
-        for name, categories in zip(ratings.dimensions, used, strict=True)
-        if len(categories) < len(ratings.scale)
+        for name, categories, rated in zip(ratings.dimensions, used, ratings.rated, strict=True)
+        if rated and len(categories) < len(ratings.scale)
     ]
     if unused:
         yield f"scores that are not used: {'; '.join(unused)}"
@@ -240,6 +215,7 @@ def _check(ratings: Ratings, options: Options) -> None:
         raise IrtError(f"model {options.model} is unknown; give rasch or gmfrm")
     if len(ratings.models) < 2:
         raise IrtError(f"only {ratings.models[0]} was rated; abilities are relative, so at least two models are needed")
+    c = ratings.comparisons
     wants = {
         "length": (
             options.length,
@@ -247,9 +223,19 @@ def _check(ratings: Ratings, options: Options) -> None:
             "the responses' lengths are unknown or equal",
         ),
         "order": (options.order, _varies(ratings.reversed), "the scale was always listed the same way"),
-        "self_family": (options.self_family, _varies(ratings.own_family), _ALL_OR_NONE.format("family")),
-        "self_model": (options.self_model, _varies(ratings.own_model), _ALL_OR_NONE.format("model")),
+        "self_family": (
+            options.self_family,
+            _varies(ratings.own_family) or c.own_family.any(),
+            _ALL_OR_NONE.format("family"),
+        ),
+        "self_model": (
+            options.self_model,
+            _varies(ratings.own_model) or c.own_model.any(),
+            _ALL_OR_NONE.format("model"),
+        ),
     }
+    both = "there must be ratings and comparisons, for a scale of the one in the other"
+    wants["comparison_scale"] = (options.comparison_scale, len(ratings) > 0 and len(c) > 0, both)
     for name, (wanted, varies, why) in wants.items():
         if wanted and not varies:
             raise IrtError(f"{name} cannot be estimated: {why}; leave it out")
@@ -270,7 +256,8 @@ def _alpha(ratings: Ratings, options: Options) -> tuple[bool, list[str]]:
         return False, []
     if len(ratings.judges) == 1:
         return False, ["one judge: its discrimination is fixed at 1"]
-    if len(ratings.judges) == 2 and len(ratings.scale) == 2:
+    categories = len(ratings.scale) if len(ratings) else 2 + (ratings.comparisons.outcome == 1).any()
+    if len(ratings.judges) == 2 and categories == 2:
         why = "two judges and two categories: discriminations cannot be told apart from the spread, fixed at 1"
         return False, [why]
     return True, []
@@ -285,7 +272,7 @@ def _no_intervals(judges: int, response_effect: bool) -> str | None:
     )
 
 
-def _groups(ratings: Ratings, options: Options, cells: _Cells) -> tuple[Ints, dict[str, Any]]:
+def _groups(ratings: Ratings, options: Options, cells: Cells) -> tuple[Ints, dict[str, Any]]:
     """Order of the ratings by group, then cell; and the groups, cut into slices when there are threads."""
     n = len(ratings)
     reverse = ratings.reversed & options.order
@@ -295,15 +282,15 @@ def _groups(ratings: Ratings, options: Options, cells: _Cells) -> tuple[Ints, di
     keys = (ratings.judge, ratings.dimension, ratings.criterion, reverse, family, own, item)
     order = np.lexsort((cell, *reversed(keys)))
     table = np.stack([k[order].astype(np.int64) for k in keys])
-    starts = np.flatnonzero(np.r_[True, (table[:, 1:] != table[:, :-1]).any(axis=0)])
-    if options.threads > 1:
+    starts = np.flatnonzero(np.r_[True, (table[:, 1:] != table[:, :-1]).any(axis=0)][:n])
+    if options.threads > 1 and n:
         most = max(LEAST_SLICE, -(-n // (options.threads * SLICES_PER_THREAD)))
         ends = np.r_[starts[1:], n]
         starts = np.concatenate([np.arange(a, b, most) for a, b in zip(starts, ends, strict=True)])
     judge, dimension, criterion, reverse_of, family_of, own_of, item_of = table[:, starts]
     return order, {
         "first": starts + 1,
-        "last": np.r_[starts[1:], n],
+        "last": np.r_[starts[1:], n][: len(starts)],
         "judge": judge + 1,
         "dim": dimension + 1,
         "criterion": criterion,
@@ -333,41 +320,6 @@ def _anchors(anchors: Anchors, ratings: Ratings, items: Ints) -> dict[str, Any]:
         "alpha_mean": np.nan_to_num(log_alpha[:, 0]),
         "alpha_sd": np.nan_to_num(log_alpha[:, 1]),
     }
-
-
-def _precision(data: dict[str, Any], scales: Scales, cells: _Cells, found: Terms) -> dict[str, Any]:
-    """What the ratings say about one effect of each block, other effects given: inverse variance in logits.
-
-    [D] for effects that have a spread per dimension, [E] for u.
-    """
-    m, j, d = data["M"], data["J"], data["D"]
-    response, dimension = cells.response, cells.dimension
-    items = np.subtract(data["item_last"], data["item_first"]) + 1
-    of_cell = np.maximum(scales.information[response, dimension], LEAST)
-    cell = 1 / (1 / of_cell + data["use_u"] * scales.u[dimension] ** 2)
-    total = float(of_cell.sum())
-    of_terms = term_precision(found, scales, cell, total)
-    if data["V"]:  # what is said of a model x item is said of its ability less what is particular to it
-        level = 1 / (1 / of_terms["v"] + scales.v[found.triple_dimension] ** 2)
-        per_dimension = np.bincount(found.triple_dimension, level, minlength=d)
-    else:
-        per_dimension = np.bincount(dimension, cell, minlength=d)
-    return of_terms | {
-        "u": of_cell,
-        "dimension": per_dimension,
-        "theta": per_dimension / m,
-        "beta": per_dimension / items,
-        "total": total,
-        "severity": total / j,
-        "dev": total / (j * d),
-        "tau": TAU_INFORMATION * data["N"] / (j * d),
-        "alpha": total / j,
-    }
-
-
-def _centring(precision: Any, scale: Any) -> Any:
-    """How far to centre a block: the square of the data's share in the posterior precision (measured: mixes best)."""
-    return (precision / (precision + 1 / scale**2)) ** 2
 
 
 def _segments(name: str, dimension: Ints, d: int) -> dict[str, Ints]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dpeer.eval.irt.comparisons import SPREADS
 from dpeer.eval.irt.scales import SPREAD, Scales
 from dpeer.eval.irt.types import Floats, Ints, Ratings
 
@@ -52,8 +53,9 @@ def blocks(
     free = sum(data["steps"]) - d
     items_anchored, judges_anchored = np.array(data["items_anchored"], int), data["judges_anchored"]
     cells, items = (np.subtract(data[f"{x}_last"], data[f"{x}_first"]) + 1 for x in ("cell", "item"))
-    counts = [np.bincount(ratings.category[ratings.dimension == i])[c] for i, c in enumerate(used)]
-    logits = [np.diff(np.log(c)) for c in counts]  # log P(l) / P(l - 1) over all ratings of the dimension
+    k = len(ratings.scale)
+    counts = [np.bincount(ratings.category[ratings.dimension == i], minlength=k)[c] for i, c in enumerate(used)]
+    logits = [np.diff(np.log(np.maximum(c, 1))) for c in counts]  # log P(l) / P(l - 1) over ratings of the dimension
 
     def judge_effects(block: str, size: int, anchored: bool) -> tuple[Floats, Floats]:
         return _effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], getattr(scales, block))
@@ -110,8 +112,24 @@ def blocks(
             "u_raw",
             *_effects(use_u * np.ones(len(u), int), precision["u"], data["centre_u"], of_cell),
         ),
+        *_of_comparisons(data, precision),
     ]
     return tuple((name, np.asarray(values, float), np.asarray(variances, float)) for name, values, variances in named)
+
+
+def _of_comparisons(data: dict[str, Any], precision: dict[str, Any]) -> list[tuple[str, Floats, Floats]]:
+    """Judges' preferences for a place and ties, and the scale of comparisons."""
+    h, told = data["comparers"], precision["comparer"]
+    named = []
+    for name, there in (("position", data["use_position"]), ("tie", data["ties"] > 0)):
+        spread, there = SPREADS[name], bool(there)
+        several = there and h > 1
+        named += [
+            (f"{name}_mean", *_effects(int(there), told * max(h, 1), 1.0, 1.0)),
+            (f"s_{name}", *_spread(spread, several, h)),
+            (f"{name}_raw", *_effects(h * several, told, data[f"centre_{name}"], spread)),
+        ]
+    return [*named, ("log_scale", *_effects(int(data["use_scale"]), data["comparisons"] / 10, 1.0, 0.5))]
 
 
 def helmert(x: Floats) -> Floats:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dpeer.eval.irt.cells import Cells
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import LEAST, Scales
 from dpeer.eval.irt.types import Floats, Ints, Options, Ratings
@@ -26,6 +27,7 @@ class Terms:
     triple_model: Ints  # [V] sorted by dimension, model, item
     triple_item: Ints  # [V]
     triple_dimension: Ints  # [V]
+    difficulty: Ints  # [V] position among those of `Cells.items`
     of_cell: Ints  # [E] triple of a response x dimension
     judge_model: Ints  # [X] judge * M + model
     judge_item: Ints  # [Z] judge * Q + item
@@ -69,17 +71,21 @@ def check_terms(ratings: Ratings, options: Options) -> None:
         )
 
 
-def terms(ratings: Ratings, options: Options, cell_response: Ints, cell_dimension: Ints) -> Terms:
+def terms(ratings: Ratings, options: Options, cells: Cells) -> Terms:
     m, q, r = len(ratings.models), len(ratings.items), len(ratings.response_model)
     none = np.zeros(0, np.int64)
-    triple, of_cell, judge_model, judge_item = none, none, none, none
+    triple, of_cell, item_of_triple, judge_model, judge_item = none, none, none, none, none
     on = answered_repeatedly(ratings) if options.model_item is None else options.model_item
     if on:
-        key = (cell_dimension * m + ratings.response_model[cell_response]) * q + ratings.response_item[cell_response]
-        triple, of_cell = np.unique(key, return_inverse=True)
+        response = cells.response
+        key = (cells.dimension * m + ratings.response_model[response]) * q + ratings.response_item[response]
+        triple, first, of_cell = np.unique(key, return_index=True, return_inverse=True)
+        item_of_triple = cells.item[first]
     pairs, of_rating = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
     if options.judge_model:
-        judge_model = np.unique(pairs // r * m + ratings.response_model[pairs % r])
+        c = ratings.comparisons
+        met = np.concatenate([pairs, *(c.judge * r + shown for shown in (c.response, c.other))])
+        judge_model = np.unique(met // r * m + ratings.response_model[met % r])
     if options.judge_item:
         judge_item = np.unique(pairs // r * q + ratings.response_item[pairs % r])
     if not (options.halo or options.judge_model or options.judge_item):
@@ -88,6 +94,7 @@ def terms(ratings: Ratings, options: Options, cell_response: Ints, cell_dimensio
         triple_model=triple // q % m,
         triple_item=triple % q,
         triple_dimension=triple // (q * m),
+        difficulty=item_of_triple,
         of_cell=of_cell,
         judge_model=judge_model,
         judge_item=judge_item,
@@ -97,16 +104,14 @@ def terms(ratings: Ratings, options: Options, cell_response: Ints, cell_dimensio
     )
 
 
-def term_data(
-    found: Terms, ratings: Ratings, options: Options, items: Ints, cell_response: Ints, cell_dimension: Ints
-) -> dict[str, Any]:
-    """Sizes and index arrays of `model.stan`; `items` [B]: dimension * Q + item."""
+def term_data(found: Terms, ratings: Ratings, options: Options, cells: Cells) -> dict[str, Any]:
+    """Sizes and index arrays of `model.stan`."""
     m, q, r, d = len(ratings.models), len(ratings.items), len(ratings.response_model), len(ratings.dimensions)
     judge, response = found.pairs // r, found.pairs % r
     group: Ints = np.zeros(0, np.int64)
     if found.groups:
-        of_item = ratings.item_group[ratings.response_item[cell_response]]
-        group = (of_item * d + cell_dimension) * m + ratings.response_model[cell_response] + 1
+        of_item = ratings.item_group[ratings.response_item[cells.response]]
+        group = (of_item * d + cells.dimension) * m + ratings.response_model[cells.response] + 1
     severity, dev = SEVERITY_PRIORS[options.severity_prior]
     return {
         "P": len(found.pairs),
@@ -118,7 +123,7 @@ def term_data(
         "pair_item": _place(found.judge_item, judge * q + ratings.response_item[response]),
         "cell_triple": found.of_cell + 1,
         "triple_ability": found.triple_dimension * m + found.triple_model + 1,
-        "triple_item": np.searchsorted(items, found.triple_dimension * q + found.triple_item) + 1,
+        "triple_item": found.difficulty + 1,
         "triple_dim": found.triple_dimension + 1,
         "cell_group": group,
         "use_halo": options.halo,
@@ -156,7 +161,8 @@ def term_effects(
     effects: dict[str, Floats] = {}
     if "v_raw" in stan:
         at = (found.triple_model, found.triple_item, found.triple_dimension)
-        ability = (stan["theta"] + stan["mu"][..., None, :])[..., at[0], at[2]]
+        mu = stan["mu"] * np.asarray(data["rated"])
+        ability = (stan["theta"] + mu[..., None, :])[..., at[0], at[2]]
         middle = ability - stan["beta"][..., np.asarray(data["triple_item"]) - 1]
         v = uncentred(stan["v_raw"], middle, np.asarray(data["centre_v"]), stan["s_v"][..., at[2]])
         effects["v"] = _filled(v, at, (m, q, d))

@@ -3,8 +3,8 @@
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
 ability, ranks, reliability, reversals (`irt.ability`); contrasts, rank_sets (`irt.claims`); judges (`irt.judges`);
 severity, criteria, items, thresholds, item_thresholds, groups, judge_model; biases (`irt.biases`); models_fit, misfit,
-ppc (`irt.fit_statistics`); effects, scales, correlation, statuses, connectivity; diagnostics (`irt.diagnostics`);
-drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
+ppc (`irt.fit_statistics`); comparisons (`irt.comparison_fit`); effects, scales, correlation, statuses, connectivity;
+diagnostics (`irt.diagnostics`); drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from dpeer.eval.irt.agreement import agreement
 from dpeer.eval.irt.biases import biases
 from dpeer.eval.irt.cards import judge_cards
 from dpeer.eval.irt.claims import Claims, claims, contrast_table, rank_sets
+from dpeer.eval.irt.comparison_fit import comparison_table
+from dpeer.eval.irt.comparisons import replicated
 from dpeer.eval.irt.diagnostics import diagnostics, gate
 from dpeer.eval.irt.drift import drift
 from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 SCALES = (
     *("mu", "s_theta", "s_beta", "s_v", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo"),
     *("s_judge_model", "s_judge_item", "s_group", "s_item_step"),
+    *("s_position", "tie_mean", "s_tie", "comparison_scale"),
 )
 EVERYBODY = "all judges"
 DISORDER = 0.95
@@ -58,11 +61,16 @@ FAIR = (
     "Fair averages are expected scores for a judge of average severity, thresholds and discrimination (alpha 1) and an "
     "average criterion, averaged over the spread of the items, responses and halos."
 )
+COMPARED = (
+    "Comparisons: a logit of ability is a logit of each step from worse over tie to better, and beside ratings that of "
+    "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
+)
 EFFECT_NOTES = {
     "own_family": "a judge on models of its family; positive = favours them",
     "own_model": "a judge on its own responses; positive = favours them",
     "length": "per sd of log response length; positive = longer scores higher",
     "order": "scale listed from the top minus from the bottom",
+    "position_mean": "shown first in a comparison, mean over judges; positive = preferred",
 }
 SPREADS = {
     "s_halo": ("halo", "sd of what a judge adds to all dimensions of one response"),
@@ -123,8 +131,11 @@ def tabulate(
     if before is not None:
         tables["drift"] = drift(before, posterior)
     tables |= (agreed := agreement(r))
-    if "kappa" in agreed:
-        tables["cards"] = judge_cards(r, tables["judges"], agreed["kappa"], tables.get("drift"))
+    if "kappa" in agreed or len(r.comparisons):
+        kappa = agreed.get("kappa", pd.DataFrame(columns=["judge", "other", "kappa", "units"]))
+        tables["cards"] = judge_cards(r, tables["judges"], kappa, tables.get("drift"))
+    if len(r.comparisons):
+        tables["comparisons"] = comparison_table(posterior)
     if posterior.facts.get("no_intervals"):
         tables = _without_intervals(tables)
     facts = {key: value for key, value in posterior.facts.items() if key != "u_draws"}
@@ -135,7 +146,8 @@ def tabulate(
         "family": list(wanted.family),
         "options": options,
         "ratings": len(r),
-        "responses": len(np.unique(r.response)),
+        "comparisons": len(r.comparisons),
+        "responses": len(r.response_model),
     }
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
     verdict = gate(posterior, converged, statistics.misfit)
@@ -286,17 +298,19 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
             f"Thresholds are out of order for {judges}: a score between is never the likeliest. A finding, no error."
         )
     r = posterior.ratings
-    if "s_u" not in posterior.draws and len(r) > len(np.unique(r.response * len(r.dimensions) + r.dimension)):
+    if "s_u" not in posterior.draws and replicated(r):
         notes.append("No response effect, although responses are rated more than once: all intervals are too narrow.")
     if n := len(tables["reversals"]):
         least = "at least " * (n >= MOST_REVERSALS)
         notes.append(
             f"Adjusting turns the order of raw means in {least}{n} pair{'s' * (n > 1)} of models; see reversals."
         )
-    notes += [scope(posterior), THRESHOLDS[posterior.options.thresholds]]
+    notes.append(scope(posterior))
+    if len(r):
+        notes.append(THRESHOLDS[posterior.options.thresholds])
     if shrunk := shrinkage(posterior):
         notes.append(shrunk)
-    return (*notes, FAIR)
+    return (*notes, *[FAIR] * bool(len(r)), *[COMPARED] * bool(len(r.comparisons)))
 
 
 def write_tables(result: Result, folder: Path) -> None:
@@ -330,10 +344,14 @@ def terminal(result: Result) -> list[RenderableType]:
     for model, rows in ability.groupby("model", sort=False):
         cells = {row.dimension: _estimate(row, "ability") for row in rows.itertuples()}
         models.add_row(markup(model), *(cells[d] for d in dimensions))
-    columns = ("judge", "severity", "alpha", "infit", "ratings", "note")
-    severities = Table(*columns, title="Judges: severity in logits, positive = stricter", title_justify="left")
+    columns: tuple[str, ...] = ("judge", "severity", "alpha", "infit", "ratings")
+    more = ("comparisons", "ties", "shown first") if "comparisons" in judges else ()
+    title = "Judges: severity in logits, positive = stricter"
+    severities = Table(*columns, *more, "note", title=title, title_justify="left")
     for row in judges.itertuples():
-        numbers = (_estimate(row, "severity"), f"{row.alpha:.2f}", f"{row.infit:.2f}", f"{row.n:,}")
+        numbers: tuple[str, ...] = (_estimate(row, "severity"), f"{row.alpha:.2f}", _fixed(row.infit), f"{row.n:,}")
+        if more:
+            numbers = (*numbers, f"{row.comparisons:,}", f"{row.tie_share:.0%}", _estimate(row, "position"))
         severities.add_row(markup(row.judge), *numbers, markup(row.note))
     if result.gate["green"]:
         verdict = [Text("Diagnostics: green", style="green")]
@@ -345,6 +363,12 @@ def terminal(result: Result) -> list[RenderableType]:
     return [models, severities, *verdict]
 
 
+def _fixed(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else ""
+
+
 def _estimate(row: Any, name: str) -> str:
     value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
+    if not np.isfinite(value):
+        return ""
     return f"{value:+.2f}" + (f" ({low:.2f} to {high:.2f})" if np.isfinite(low) else "")

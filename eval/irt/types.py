@@ -13,9 +13,34 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+_NO_INTS: Ints = np.zeros(0, np.int64)
+_NO_FLOATS: Floats = np.zeros(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparisons:
+    """V comparisons of a response with another one to the same item, as index arrays into the tuples of `Ratings`."""
+
+    response: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+    other: Ints = field(default_factory=lambda: _NO_INTS)  # [V] response
+    dimension: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+    judge: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+    outcome: Ints = field(
+        default_factory=lambda: _NO_INTS
+    )  # [V] 0: the other is better, 1: a tie, 2: this one is better
+    place: Floats = field(default_factory=lambda: _NO_FLOATS)  # [V] 1/2: shown first, -1/2: shown second, 0: not known
+    own_family: Ints = field(
+        default_factory=lambda: _NO_INTS
+    )  # [V] 1: this response is of the judge's family, -1: the other is, 0: both or none
+    own_model: Ints = field(default_factory=lambda: _NO_INTS)  # [V]
+
+    def __len__(self) -> int:
+        return len(self.outcome)
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Ratings:
-    """N ratings with status ok as index arrays into the name tuples; R responses."""
+    """N ratings and V comparisons with status ok as index arrays into the name tuples; R responses."""
 
     models: tuple[str, ...]
     items: tuple[str, ...]
@@ -55,6 +80,7 @@ class Ratings:
     currency: str = ""
     sources: dict[str, dict[str, str]] = field(default_factory=dict)
     """What stands behind the names of models, judges and dimensions (hashes of weights and wording), where known."""
+    comparisons: Comparisons = field(default_factory=Comparisons)
 
     @property
     def model(self) -> Ints:
@@ -74,6 +100,20 @@ class Ratings:
         return rated
 
     @property
+    def comparers(self) -> tuple[str, ...]:
+        """Judges who compare."""
+        return tuple(self.judges[j] for j in np.unique(self.comparisons.judge))
+
+    @property
+    def rated_dimensions(self) -> tuple[str, ...]:
+        return tuple(name for name, rated in zip(self.dimensions, self.rated, strict=True) if rated)
+
+    @property
+    def rated(self) -> Bools:
+        """[D] dimensions with ratings; in the others there are comparisons only."""
+        return np.bincount(self.dimension, minlength=len(self.dimensions)) > 0
+
+    @property
     def names(self) -> dict[str, tuple[str, ...]]:
         """Names along each axis of `AXES`; a step is named by its upper score."""
         return {
@@ -91,7 +131,8 @@ class Ratings:
 
     def __repr__(self) -> str:
         sizes = (f"{len(getattr(self, name))} {name}" for name in ("models", "items", "judges", "dimensions"))
-        return f"Ratings({len(self):,} ratings: {', '.join(sizes)})"
+        compared = f", {len(self.comparisons):,} comparisons" if len(self.comparisons) else ""
+        return f"Ratings({len(self):,} ratings{compared}: {', '.join(sizes)})"
 
 
 AXES = {
@@ -114,6 +155,8 @@ AXES = {
     "s_u": ("dimension",),
     "s_v": ("dimension",),
     "s_group": ("dimension",),
+    "position": ("judge",),
+    "tie": ("judge",),
 }
 """Axes of the blocks of draws, see `Posterior`; a block that is absent here is a single number."""
 
@@ -144,6 +187,8 @@ class Options:
     """common: one set per dimension (rating scale); judge, item: deviations per judge, or item (partial credit)."""
     severity_prior: str = "shrunken"
     """shrunken: severities are drawn towards their mean as far as they are uncertain; wide: they are not."""
+    comparison_scale: bool = False
+    """Comparisons beside ratings: estimate how much sharper they are. Without, judges discriminate alike in both."""
     chains: int = 4
     warmup: int = 1000
     draws: int = 1000
@@ -166,8 +211,10 @@ class Posterior:
     tau [J, D, K-1] thresholds (nan where a judge does not use the score), tau_average [D, K-1] of the average
     one | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau (of deviations in log odds),
     s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
-    judge_model [J, M] (nan where a judge did not rate a model) | group [M, H, D], zero-sum over models and groups
+    judge_model [J, M] (nan where a judge did not meet a model) | group [M, H, D], zero-sum over models and groups
     s_v, s_group [D] | s_judge_model, s_judge_item, s_item_step []
+    | position [J] what being shown first adds in a comparison, position_mean [], s_position [] | tie [J] log odds of a
+    tie between equals, tie_mean [], s_tie [] | comparison_scale [] logits of a comparison per logit of a rating
     Thinned: u [R, D] response effects | v [M, Q, D] model x item | judge_item [J, Q] | item_step [Q, D, K-1] deviations
     of an item's thresholds. Names of terms that are switched off are absent.
     """

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from dpeer.eval.irt import elimination
+from dpeer.eval.irt import comparisons, elimination
 from dpeer.eval.irt.elimination import Part
 from dpeer.eval.irt.types import Bools, Ints, Ratings
 
@@ -21,7 +21,7 @@ SHOWN = 6
 class DesignWarning:
     kind: str
     """table, unrated, single_ratings, bridge, few_ratings, few_judges, nested_judges, unused_category, constant_judge,
-    extreme_only or common_leniency."""
+    extreme_only, common_leniency or comparisons."""
     text: str
 
     def __str__(self) -> str:
@@ -48,14 +48,15 @@ def weaknesses(
     for kind, lost in ratings.unrated.items():
         many = f"{kind}s" if len(lost) > 1 else kind
         yield DesignWarning("unrated", f"{many} without any usable rating, left out: {names_of(lost)}")
-    cells = ratings.response * len(ratings.dimensions) + ratings.dimension
-    if len(np.unique(cells)) == len(cells):
+    for note in comparisons.notes_of(ratings):
+        yield DesignWarning("comparisons", note)
+    if not comparisons.replicated(ratings):
         yield DesignWarning(
             "single_ratings",
             "every response was rated once per dimension: what is particular to a response cannot be told from a "
             "judge's noise, so logits are too close to zero; have some responses rated twice",
         )
-    if not judges.any():
+    if not judges.any() and len(ratings):
         yield DesignWarning(
             "common_leniency",
             "a leniency that all judges share cannot be seen in their ratings, only with human or anchored judges",
@@ -69,7 +70,9 @@ def weaknesses(
     for warning, dimensions in gathered.items():
         yield DesignWarning(warning.kind, f"in {names_of(dimensions)}: {warning.text}")
     per_judge = np.bincount(ratings.judge, minlength=len(ratings.judges))
-    if few := [f"judge {name} ({n})" for name, n in zip(ratings.judges, per_judge, strict=True) if n < FEW]:
+    compares = np.isin(np.arange(len(ratings.judges)), ratings.comparisons.judge)
+    rates = zip(ratings.judges, per_judge, compares, strict=True)
+    if few := [f"judge {name} ({n})" for name, n, compared in rates if n < FEW and (n or not compared)]:
         yield DesignWarning("few_ratings", f"fewer than {FEW} ratings by {names_of(few)}: severities will be wide")
     if not planned:
         yield from _category_warnings(ratings)
@@ -87,8 +90,11 @@ def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> It
         seen = [name for name, on in zip(ratings.judges, rated, strict=True) if on]
         text = f"the severities of {groups_of(seen, labels)} cannot be compared (disjoint items)"
         yield DesignWarning("nested_judges", text)
-    if few := [f"{name} ({n:.0f})" for name, n in zip(ratings.models, counts[:models], strict=True) if n < FEW]:
-        yield DesignWarning("few_ratings", f"fewer than {FEW} ratings of {names_of(few)}: abilities will be wide")
+    n_of, kind = _counts(ratings, part, counts[:models])
+    if few := [f"{name} ({n:.0f})" for name, n in zip(ratings.models, n_of, strict=True) if n < FEW]:
+        yield DesignWarning("few_ratings", f"fewer than {FEW} {kind} of {names_of(few)}: abilities will be wide")
+    if part.compared.max() == 0:
+        return
     for facet, names, met, anchored in (
         ("item", ratings.items, part.items_met, items),
         ("judge", ratings.judges, part.judges_met, judges),
@@ -99,13 +105,23 @@ def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> It
             yield DesignWarning("bridge", text)
 
 
+def _counts(ratings: Ratings, part: Part, rated: Ints) -> tuple[Ints, str]:
+    """[M] ratings of each model, with its comparisons where there are some."""
+    c = ratings.comparisons
+    here = c.dimension == part.dimension
+    if not here.any():
+        return rated, "ratings"
+    models = ratings.response_model[np.concatenate([c.response[here], c.other[here]])]
+    return rated + np.bincount(models, minlength=len(rated)), "ratings and comparisons"
+
+
 def _category_warnings(ratings: Ratings) -> Iterator[DesignWarning]:
     judges, dimensions, categories = len(ratings.judges), len(ratings.dimensions), len(ratings.scale)
     cell = (ratings.judge * dimensions + ratings.dimension) * categories + ratings.category
     counts = np.bincount(cell, minlength=judges * dimensions * categories).reshape(judges, dimensions, categories)
     for d, name in enumerate(ratings.dimensions):
         unused = [str(ratings.scale[k]) for k in np.flatnonzero(counts[:, d].sum(axis=0) == 0)]
-        if unused:
+        if unused and ratings.rated[d]:
             yield DesignWarning(
                 "unused_category", f"in {name}: no judge gave {names_of(unused)}; its threshold is not estimated"
             )
@@ -116,7 +132,8 @@ def _category_warnings(ratings: Ratings) -> Iterator[DesignWarning]:
 def _extremes(ratings: Ratings) -> Iterator[DesignWarning]:
     """Models and items with nothing but the lowest, or the highest, score: no rating bounds them on the other side."""
     for kind, names, index in (("model", ratings.models, ratings.model), ("item", ratings.items, ratings.item)):
-        for d, dimension in enumerate(ratings.dimensions):
+        for d in np.flatnonzero(ratings.rated):
+            dimension = ratings.dimensions[d]
             rows = ratings.dimension == d
             low, high = np.full(len(names), len(ratings.scale)), np.full(len(names), -1)
             np.minimum.at(low, index[rows], ratings.category[rows])
@@ -143,7 +160,7 @@ def _judges_categories(ratings: Ratings, counts: Ints) -> Iterator[DesignWarning
             where = names_of([ratings.dimensions[d] for d in np.flatnonzero(alone)])
             constant.setdefault(where, []).append(name)
         unused = [str(ratings.scale[k]) for k in np.flatnonzero((counts[j].sum(axis=0) == 0) & others)]
-        if unused and not alone.all():
+        if unused and counts[j].any() and not alone.all():
             never.setdefault(names_of(unused), []).append(name)
     for where, names in constant.items():
         what = "it tells" if len(names) == 1 else "they tell"

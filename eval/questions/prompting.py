@@ -30,7 +30,8 @@ Mode = Literal["logprob", "structured"]
 
 _LETTERS = "bcdfghjklmnpqrst"
 """One per hex digit: a tag without digits cannot be taken for a rating."""
-_TAG, _TERSE_TAG = 8, 3
+TAG, TERSE_TAG = 8, 3
+"""Letters of a fence's tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,18 @@ def judge_segments(
     talk = shown.messages or (Message("user", prompt), Message("response", response))
     texts = [visible(message.content) for message in talk]
     reference = visible(shown.reference)
-    tag = fence_tag([*texts, *([reference] if reference else [])], _TERSE_TAG if rubric.terse else _TAG)
+    tag = fence_tag([*texts, *([reference] if reference else [])], TERSE_TAG if rubric.terse else TAG)
     dividers, closing = _terse_fences(talk, tag) if rubric.terse else _fences(rubric, shown, talk, tag)
     pieces = [s for d, t in zip(dividers, texts, strict=True) for s in (Segment(d, True), Segment(t, False))]
-    pieces.append(Segment(closing, True))
-    if reference:
-        opening = f"\n{rubric.words.reference}\n\n<reference-{tag}>\n"
-        pieces += [Segment(opening, True), Segment(reference, False), Segment(f"\n</reference-{tag}>\n", True)]
-    return (*pieces, Segment(task, True))
+    return (*pieces, Segment(closing, True), *reference_segments(rubric, reference, tag), Segment(task, True))
+
+
+def reference_segments(rubric: Rubric, reference: str, tag: str) -> tuple[Segment, ...]:
+    """A reference answer between fences of its own; nothing where there is none."""
+    if not reference:
+        return ()
+    opening = f"\n{rubric.words.reference}\n\n<reference-{tag}>\n"
+    return Segment(opening, True), Segment(reference, False), Segment(f"\n</reference-{tag}>\n", True)
 
 
 def fence_tag(texts: Sequence[str], length: int) -> str:

@@ -36,35 +36,44 @@ class Reading:
     mass: float | None = None
     rationale: str | None = None
     error: str | None = None
+    choice: str | None = None
+    """What a comparison chose, where JSON said it."""
 
 
-def rating_token_ids(tokenizer: PreTrainedTokenizerBase, rubric: Rubric) -> tuple[int, ...]:
-    """The token id of each score, lowest first, as it would follow the chat template's generation prompt.
+def rating_token_ids(
+    tokenizer: PreTrainedTokenizerBase, rubric: Rubric, choices: tuple[str, ...] = ()
+) -> tuple[int, ...]:
+    """The token id of each score, lowest first, or of each choice, as it would follow the chat template's generation
+    prompt.
 
-    Raises ConfigError where a score is not exactly one token there.
+    Raises ConfigError where one is not exactly one token there.
     """
+    if choices:
+        return _answer_ids(tokenizer, str(tokenizer.chat_template), choices, "choice")
     if rubric.scale[-1] > 9:
         raise ConfigError(
             f"rubric {rubric.name}: the scale ends at {rubric.scale[-1]}, but log-probabilities are read from one "
             f"digit; use a scale within 0 to 9, or {_OTHER_MODE}"
         )
-    return _digit_ids(tokenizer, str(tokenizer.chat_template), rubric.scale)
+    return _answer_ids(tokenizer, str(tokenizer.chat_template), tuple(map(str, rubric.scale)), "score")
 
 
-_OTHER_MODE = "set judging.mode to structured, which reads a JSON answer instead"
+_OTHER_MODE = "set judging.mode to structured (of pairs: judging.pairwise_read), which reads a JSON answer instead"
 
 
 @lru_cache(maxsize=8)
-def _digit_ids(tokenizer: PreTrainedTokenizerBase, template: str, scale: tuple[int, ...]) -> tuple[int, ...]:
+def _answer_ids(
+    tokenizer: PreTrainedTokenizerBase, template: str, answers: tuple[str, ...], kind: str
+) -> tuple[int, ...]:
     start = generation_ids(tokenizer)
     ids = []
-    for score in scale:
-        whole = generation_ids(tokenizer, str(score))
+    for answer in answers:
+        whole = generation_ids(tokenizer, answer)
         added = whole[len(start) :]
         if whole[: len(start)] != start or len(added) != 1 or added[0] == tokenizer.unk_token_id:
             raise ConfigError(
                 f"judge {tokenizer.name_or_path or 'without a name'}: after the generation prompt of its chat template "
-                f"the score {score} is not one token of its own but {tokenizer.convert_ids_to_tokens(added)}; "
+                f"the {kind} {answer} is not one token of its own but {tokenizer.convert_ids_to_tokens(added)}; "
                 f"{_OTHER_MODE}"
             )
         ids.append(added[0])
@@ -108,25 +117,30 @@ def read_logprobs(
     return Reading("ok", score=scale[chosen], expected=expected, mass=mass)
 
 
-def json_schema(rubric: Rubric) -> dict[str, Any]:
-    """JSON schema of a structured answer, rationale before score."""
+def json_schema(rubric: Rubric, choices: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON schema of a structured answer, rationale before score, or before the better one of choices."""
+    key, of = (BETTER, "string") if choices else (SCORE, "integer")
     return {
         "type": "object",
         "properties": {
             "rationale": {"type": "string"},
-            "score": {"type": "integer", "enum": list(rubric.scale)},
+            key: {"type": of, "enum": list(choices or rubric.scale)},
         },
-        "required": ["rationale", "score"],
+        "required": ["rationale", key],
         "additionalProperties": False,
     }
 
 
-def read_structured(text: str | None, finish_reason: str | None, scale: Sequence[int]) -> Reading:
+SCORE, BETTER = "score", "better"
+
+
+def read_structured(text: str | None, finish_reason: str | None, scale: Sequence[int] | Sequence[str]) -> Reading:
     """Reading of a JSON answer; never raises.
 
     ok: the whole text, but for a Markdown fence around it, is one JSON object with exactly the keys rationale (text)
     and score (a JSON integer on the scale; 5.0, "5" and true are not). Else truncated where the engine stopped at its
-    token limit, engine_error where it gave up, and unparsed otherwise, with the start of the text in `error`.
+    token limit, engine_error where it gave up, and unparsed otherwise, with the start of the text in `error`. With
+    choices in place of a scale the second key is `better`, and the reading has a `choice` instead of a score.
     """
     answer = text if isinstance(text, str) else ""
     try:
@@ -137,20 +151,24 @@ def read_structured(text: str | None, finish_reason: str | None, scale: Sequence
         why = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
         stop = f" (finish reason {finish_reason})" if finish_reason not in (None, "stop") else ""
         return Reading(status, error=f"{visible(why)}{stop}: {excerpt(answer, RAW_EXCERPT)}")
+    if isinstance(score, str):
+        return Reading("ok", choice=score, rationale=visible(rationale))
     return Reading("ok", score=score, rationale=visible(rationale))
 
 
-def _structured(text: str, scale: Sequence[int]) -> tuple[str, int]:
+def _structured(text: str, scale: Sequence[int] | Sequence[str]) -> tuple[str, int | str]:
     """Raises ValueError or RecursionError that says what is wrong."""
     fenced = _FENCED.fullmatch(text)
     value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_unique)
-    if not isinstance(value, dict) or value.keys() != {"rationale", "score"}:
-        raise ValueError("not an object with the keys rationale and score only")
-    rationale, score = value["rationale"], value["score"]
+    kind = type(scale[0])
+    key = BETTER if kind is str else SCORE
+    if not isinstance(value, dict) or value.keys() != {"rationale", key}:
+        raise ValueError(f"not an object with the keys rationale and {key} only")
+    rationale, score = value["rationale"], value[key]
     if not isinstance(rationale, str):
         raise ValueError("the rationale is not text")
-    if type(score) is not int or score not in scale:
-        raise ValueError(f"the score is not one of {', '.join(map(str, scale))}")
+    if type(score) is not kind or score not in scale:
+        raise ValueError(f"the {key} is not one of {', '.join(map(str, scale))}")
     return rationale, score
 
 

@@ -24,6 +24,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "judges": (
         *("judge", *_with_bounds("severity", "alpha")),
         *("infit", "infit_p", "outfit", "outfit_p", "n", "mean_score", "note"),
+        *("comparisons", "tie_share", *_with_bounds("position")),
     ),
     "severity": ("judge", "dimension", *_with_bounds("severity")),
     "criteria": ("dimension", "criterion", *_with_bounds("difficulty"), "n"),
@@ -57,6 +58,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "cards": (
         *("judge", "person", "n", *_with_bounds("severity", "alpha"), "infit", "kappa_people", "kappa_models"),
         *(*_with_bounds("own_family", "own_model", "position", "length"), "moved", "tokens", "price", "currency"),
+        *("comparisons", "tie_share", *_with_bounds("shown_first")),
+    ),
+    "comparisons": (
+        *("dimension", "model", "other", "n", "better", "ties", "worse", "observed"),
+        *_with_bounds("expected"),
     ),
     "connectivity": ("judge", "model", "dimension", "n"),
 }

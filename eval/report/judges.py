@@ -60,7 +60,11 @@ SEVERITY = "severity (logits; positive = stricter)"
 
 def severity(frames: Frames) -> Iterator[Picture]:
     """Overall severity of the judges, and severity in each dimension where there are several."""
-    parts = [frame for name in ("judges", "severity") if (frame := frames.get(name)) is not None]
+    rated = {name: frames[name].dropna(subset=["severity"]) for name in ("judges", "severity") if name in frames}
+    frames = {**frames} | rated  # who only compares has no severity
+    parts = [frame for name in rated if len(frame := frames[name])]
+    if not parts:
+        return
     columns = ["severity_low", "severity_high", "severity"]
     xlim = shared_range(pd.concat([part[columns] for part in parts]), *columns)
     several = "severity" in frames and frames["severity"]["dimension"].nunique() > 1

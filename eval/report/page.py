@@ -16,7 +16,7 @@ from dpeer.eval.report import words
 from dpeer.eval.report.frames import frames, plain
 from dpeer.eval.report.picture import Picture
 from dpeer.eval.report.sections import one, sections
-from dpeer.eval.report.tables import Table
+from dpeer.eval.report.table import Table
 from dpeer.files import write_bytes, write_json, write_text
 from dpeer.report.page import templates
 from dpeer.report.plot import Plot, render, svg_uri

@@ -21,7 +21,7 @@ from dpeer.eval.report.picture import (
     shared_range,
     sided,
 )
-from dpeer.eval.report.tables import Table, bounded, build
+from dpeer.eval.report.table import Table, bounded, build
 from dpeer.eval.report.words import clear, count, fixed, label, probability, signed
 from dpeer.files import write_text
 from dpeer.report.page import templates

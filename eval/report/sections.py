@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dpeer.eval.report import abilities, agreement, data, judges, tables
 from dpeer.eval.report.picture import Picture
-from dpeer.eval.report.tables import Table
+from dpeer.eval.report.table import Table
 from dpeer.eval.report.words import Frames
 from dpeer.eval.report.wright import wright
 
@@ -138,6 +138,13 @@ def _items(frames: Frames) -> Iterator[Section]:
         "Scores that were given, beside those that the fitted model would give: where they part, the model is wrong "
         "about that judge.",
         _drawn(frames, judges.predictive, "ppc"),
+        estimates=False,
+    )
+    yield Section(
+        "Does the fit reproduce the comparisons?",
+        "How every two models fared against each other, beside what the fitted model would give.",
+        [],
+        one(frames, "comparisons"),
         estimates=False,
     )
     yield Section(

@@ -1,9 +1,8 @@
-"""Tables of the page, as text in rows; the files beside the page hold every figure in full."""
+"""Tables of the page; the files beside it hold every figure in full."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +11,7 @@ from dpeer.eval.prices import money
 from dpeer.eval.report.data import term_words
 from dpeer.eval.report.judges import notable, p_words
 from dpeer.eval.report.picture import by_dimension
+from dpeer.eval.report.table import FOLD_FROM, MOST_LISTED, Cell, Table, bounded, build, text
 from dpeer.eval.report.words import (
     PARAMETERS,
     Frames,
@@ -25,12 +25,8 @@ from dpeer.eval.report.words import (
     share_words,
     signed,
 )
-from dpeer.report.text import UNKNOWN
+from dpeer.report.text import percent
 
-FOLD_FROM = 31
-"""Tables with at least this many rows are folded."""
-MOST_LISTED = 1000
-"""Rows of a table on the page; the files beside it hold all."""
 BIASES = {
     "favours": "favours or disfavours a model",
     "halo": "halo",
@@ -42,38 +38,6 @@ EXTREME_ITEMS = (5, 3)
 """Of each end, with at most two dimensions and with more."""
 WORST_PARAMETERS = 15
 WORST_GAPS = 10
-
-Cell = Callable[[Any], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """`head`: (name, whether its column holds numbers). `rows`: one text per column."""
-
-    title: str
-    head: tuple[tuple[str, bool], ...]
-    rows: tuple[tuple[str, ...], ...]
-    minor: bool = False
-    """Folded whatever its size."""
-
-    @property
-    def folded(self) -> bool:
-        return self.minor or len(self.rows) >= FOLD_FROM
-
-
-def text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def build(title: str, rows: Iterable[Any], **columns: Cell) -> Table:
-    """One column per keyword; a name that ends in `_n` holds numbers. Columns without content are left out."""
-    rows = list(rows)
-    title += f"; the first {MOST_LISTED:,} of {len(rows):,}" if len(rows) > MOST_LISTED else ""
-    rows = rows[:MOST_LISTED]
-    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
-    kept = {name: column for name, column in cells.items() if any(x not in ("", UNKNOWN) for x in column)}
-    head = tuple((name.removesuffix("_n").replace("_", " "), name.endswith("_n")) for name in kept)
-    return Table(title, head, tuple(zip(*kept.values(), strict=True)))
 
 
 def ability(frames: Frames, claim: bool) -> Table:
@@ -113,11 +77,6 @@ def ability(frames: Frames, claim: bool) -> Table:
         Raw_mean_n=lambda r: fixed(r.raw_mean),
         Ratings_n=lambda r: count(r.n),
     )
-
-
-def bounded(row: Any, name: str, form: Callable[[Any], str] = fixed) -> str:
-    """An estimate above its 95 % interval."""
-    return f"{form(getattr(row, name))}\n{between(getattr(row, f'{name}_low'), getattr(row, f'{name}_high'))}".rstrip()
 
 
 def rank_sets(frames: Frames) -> Table:
@@ -166,6 +125,9 @@ def judges(frames: Frames) -> Table:
         Outfit_n=lambda r: mean_square(r, "outfit"),
         Mean_score_n=lambda r: fixed(r.mean_score),
         Ratings_n=lambda r: count(r.n),
+        Comparisons_n=lambda r: count(r.comparisons),
+        Ties_n=lambda r: percent(r.tie_share) if known(r.tie_share) else "",
+        Shown_first_n=lambda r: bounded(r, "position", signed),
         Remarks=lambda r: text(r.note) or fit_flags(r),
     )
 
@@ -352,10 +314,27 @@ def cards(frames: Frames) -> Table:
         Own_model_n=lambda r: bounded(r, "own_model", signed),
         Scale_from_the_top_n=lambda r: bounded(r, "position", signed),
         Longer_by_one_sd_n=lambda r: bounded(r, "length", signed),
+        **{"Shown_first_(logits)_n": lambda r: bounded(r, "shown_first", signed)},
+        Ties_n=lambda r: percent(r.tie_share) if known(r.tie_share) else "",
         Moved_since_earlier_fit_n=lambda r: signed(r.moved),
         Tokens_per_rating_n=lambda r: count(r.tokens),
         **{"Price_of_1,000_ratings_n": _price},
         Ratings_n=lambda r: count(r.n),
+        Comparisons_n=lambda r: count(r.comparisons),
+    )
+
+
+def comparisons(frames: Frames) -> Table:
+    return build(
+        "Comparisons: mean outcome from -1 (the other is better) to 1, and the 95 % interval that the fit expects",
+        frames["comparisons"].itertuples(),
+        Dimension=lambda r: str(r.dimension),
+        Pair=lambda r: f"{r.model} and {r.other}",
+        Better_n=lambda r: count(r.better),
+        Ties_n=lambda r: count(r.ties),
+        Worse_n=lambda r: count(r.worse),
+        Observed_n=lambda r: signed(r.observed),
+        Expected_n=lambda r: bounded(r, "expected", signed),
     )
 
 

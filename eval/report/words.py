@@ -28,6 +28,7 @@ TERMS = {
     "judge x model": "judge x model (sd)",
     "judge x item": "judge x item (sd)",
     "model x group": "model x group (sd)",
+    "position_mean": "shown first",
 }
 PARAMETERS = {
     "mu": "mean level",
@@ -44,6 +45,10 @@ PARAMETERS = {
     "s_judge_item": "sd of judge x item effects",
     "s_group": "sd of model x group effects",
     "s_item_step": "sd of items' thresholds",
+    "s_position": "sd of judges' preference for a place",
+    "tie_mean": "log odds of a tie between equals",
+    "s_tie": "sd of judges' log odds of a tie",
+    "comparison_scale": "logits of a comparison per logit of a rating",
 }
 
 

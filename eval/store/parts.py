@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dpeer.disk import GONE, disk_fault, remedy
 from dpeer.errors import DataError
-from dpeer.eval.store.schema import LATER, RATINGS
+from dpeer.eval.store.schema import LATER, OUTCOMES, RATINGS
 from dpeer.files import clear_temporary, write_bytes
 from dpeer.integrity import BLANK, TAIL, seal, verify
 
@@ -194,8 +194,9 @@ def _end(path: Path) -> bytes:
 def refuse_off_scale(folder: Path, scale: Collection[int]) -> None:
     """DataError for a usable rating that is no score of the rubric: names part file and row."""
     for path in parts(folder):
-        table = _read(path, RATINGS).select(["rating_id", "status", "score"]).to_pylist()
-        wrong = [row for row in table if row["status"] == "ok" and row["score"] not in scale]
+        table = _read(path, RATINGS).select(["rating_id", "status", "score", "other_model"]).to_pylist()
+        rated = [row for row in table if row["status"] == "ok"]
+        wrong = [row for row in rated if row["score"] not in (scale if row["other_model"] is None else OUTCOMES)]
         if wrong:
             raise DataError(
                 f"{path}: {len(wrong)} ratings have scores that the rubric does not know, such as {wrong[0]['score']} "

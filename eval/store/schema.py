@@ -5,7 +5,13 @@ from __future__ import annotations
 import pyarrow as pa
 
 STATUSES = ("ok", "unparsed", "truncated", "low_mass", "refused", "engine_error")
-LATER = ("thoughts", "thought_tokens", "refused", "transcript", "prompt_hash")
+OTHERS = ("other_model", "other_response_id", "other_sample", "other_model_family", "other_response_length")
+"""Of the response that a pairwise row compares with that of `model`; null in a rating."""
+OUTCOMES = (-1, 0, 1)
+"""Scores of a pairwise row: the other response is better, a tie, this one is better."""
+PLACES = ("first", "second")
+"""Where the response of `model` stood in a pairwise row."""
+LATER = ("thoughts", "thought_tokens", "refused", "transcript", "prompt_hash", *OTHERS)
 """Columns that tables of earlier versions lack; they read as null."""
 
 RESPONSES = pa.schema(
@@ -41,10 +47,10 @@ RATINGS = pa.schema(
         ("judge_hash", pa.string()),
         ("rubric_hash", pa.string()),
         ("repeat", pa.int32()),
-        ("order", pa.string()),  # "up" or "down": how the scale was listed
-        ("mode", pa.string()),  # logprob, structured, import
+        ("order", pa.string()),  # "up" or "down": how the scale was listed; pairwise: where this response stood, PLACES
+        ("mode", pa.string()),  # logprob, structured, pairwise, import
         ("status", pa.string()),
-        ("score", pa.int32()),  # on the rubric's scale; null unless ok
+        ("score", pa.int32()),  # on the rubric's scale, pairwise one of OUTCOMES; null unless ok
         ("expected", pa.float64()),  # logprob: mean score under the renormalised rating distribution
         ("mass", pa.float64()),  # logprob: probability on the rating tokens
         ("logprobs", pa.list_(pa.float64())),  # logprob: raw log-probability of each score, lowest first
@@ -62,5 +68,10 @@ RATINGS = pa.schema(
         ("thoughts", pa.string()),  # what the judge said before its answer
         ("thought_tokens", pa.int32()),
         ("prompt_hash", pa.string()),  # hash of what the judge was asked, but for prompt and response
+        ("other_model", pa.string()),  # pairwise: whose response stood beside it
+        ("other_response_id", pa.string()),
+        ("other_sample", pa.int32()),
+        ("other_model_family", pa.string()),
+        ("other_response_length", pa.int32()),  # characters
     ]
 )

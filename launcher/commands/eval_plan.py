@@ -158,7 +158,7 @@ def show_precision(planned: Plan, config: EvalConfig, console: Console) -> None:
 
     rows = planned.rows
     models = rows["model"].nunique()
-    if models < 2:
+    if models < 2 or planned.judging.mode == "pairwise":  # what is known is how precise ratings are
         return
     spec = Spec(
         models=models,

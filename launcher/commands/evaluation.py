@@ -174,9 +174,12 @@ def _write_ratings(table: pd.DataFrame, output: Path) -> None:
     counts = ", ".join(f"{count:,} {status}" for status, count in table["status"].value_counts().items())
     again = int((table["repeat"] > 0).sum())
     repeats = f"; {again:,} of them repeats of a rating by the same judge" if again else ""
-    found = {name: table[name].nunique() for name in ("model", "item", "judge", "dimension")}
+    others = table["other_model"].dropna()
+    found = {name: table[name].nunique() for name in ("item", "judge", "dimension")}
+    found = {"model": len({*table["model"], *others})} | found
     sizes = (f"{count:,} {name}{'s' * (count != 1)}" for name, count in found.items())
-    typer.echo(f"{output}: {len(table):,} ratings ({counts}): {', '.join(sizes)}{repeats}")
+    kind = "comparisons" if len(others) else "ratings"
+    typer.echo(f"{output}: {len(table):,} {kind} ({counts}): {', '.join(sizes)}{repeats}")
 
 
 def evaluation_config(recipe: str, overrides: list[str] | None) -> EvalConfig:

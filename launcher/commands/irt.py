@@ -146,7 +146,7 @@ def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFr
     ConfigError for options that would lose what `dpeer judge` wrote beside the scores."""
     from dpeer.errors import ConfigError
     from dpeer.eval.elsewhere.importer import with_families
-    from dpeer.eval.irt.encode import judged, own_form, read_ratings
+    from dpeer.eval.irt.ratings_files import judged, own_form, read
 
     if own_form(path) and not given.words():
         return path
@@ -157,7 +157,7 @@ def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFr
                 " Leave it out (--human and --family may stay)"
             )
         families = reading.pairs(given.family, "--family")
-        return with_families(read_ratings(path), given.human, families, str(path))
+        return with_families(read(path), given.human, families, str(path))
     return reading.read(path, given, ["dpeer", "irt", "fit", str(path), "-o", str(output)])
 
 
@@ -175,8 +175,9 @@ def run_fit(
     from dpeer.eval.irt.estimation import estimate
 
     def started(ratings: Ratings) -> None:
+        compared = f", {n:,} comparisons" if (n := len(ratings.comparisons)) else ""
         console.print(
-            f"{len(ratings):,} ratings: {len(ratings.models)} models, {len(ratings.items)} items, "
+            f"{len(ratings):,} ratings{compared}: {len(ratings.models)} models, {len(ratings.items)} items, "
             f"{len(ratings.judges)} judges, {len(ratings.dimensions)} dimensions"
         )
 

@@ -14,7 +14,7 @@ Table = Annotated[Path, typer.Argument(help="Folder of ratings, or one CSV or Pa
 TERMS = {
     **{name: name for name in ("halo", "length", "order", "groups")},
     **{"own-family": "self_family", "own-model": "self_model"},
-    **{"judge-model": "judge_model", "judge-item": "judge_item"},
+    **{"judge-model": "judge_model", "judge-item": "judge_item", "comparison-scale": "comparison_scale"},
 }
 Terms = Annotated[list[str] | None, typer.Option("--with", help=f"Add a term: {', '.join(TERMS)}; repeat.")]
 Settings = Annotated[

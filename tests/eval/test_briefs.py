@@ -252,7 +252,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("languages/DE", TRANSLATED["languages"]["de"], "must be the code of a language"),
         ("languages/fr", TRANSLATED["languages"]["de"], "languages.fr.words: is missing"),
         ("languages/de/words", {"exchange": "x"}, "languages.de.words: must map each of"),
-        ("languages/de/words", dict.fromkeys(NAMES, "x"), "must be a text with {tag} to fill in"),
+        ("languages/de/words", dict.fromkeys(NAMES, "x"), "must be a text with {title} to fill in"),
         ("languages/de/scale", [1, 2], "unknown key 'scale'"),
     ],
 )

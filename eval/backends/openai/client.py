@@ -73,7 +73,7 @@ class Client:
     def mute(self) -> ConfigError:
         return ConfigError(
             f"{self.served.name}: the endpoint {self.served.base_url} gives no log-probabilities (top_logprobs). Set "
-            "judging.mode=structured, which reads a JSON answer instead."
+            "judging.mode=structured (of pairwise: judging.pairwise_read), which reads a JSON answer instead."
         )
 
 

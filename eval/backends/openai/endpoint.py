@@ -253,8 +253,9 @@ class Endpoint:
     def _rated(self, reply: Reply) -> tuple[str, str | None, tuple[float, ...]]:
         """(finish, error, log-probability of each score) of a reply from which log-probabilities are read."""
         if reply.top:
-            scale = self.job.method.rubric.scale if self.job.method.rubric else ()
-            return reply.finish, None, score_logprobs(reply.top, scale)
+            method = self.job.method
+            answers = method.choices or (method.rubric.scale if method.rubric else ())
+            return reply.finish, None, score_logprobs(reply.top, answers)
         with self.lock:
             self.silent_answers += 1
             if not self.answered and self.silent_answers >= MUTE:
@@ -262,9 +263,9 @@ class Endpoint:
         return "error", "the endpoint gave no log-probabilities for this answer", ()
 
 
-def score_logprobs(top: Sequence[tuple[str, float]], scale: Sequence[int]) -> tuple[float, ...]:
-    """Log-probability of each score; -inf for one that is not among the likeliest tokens. ` 5` counts as `5`, also
-    where blanks are shown as the vocabulary's marks for them."""
+def score_logprobs(top: Sequence[tuple[str, float]], scale: Sequence[int] | Sequence[str]) -> tuple[float, ...]:
+    """Log-probability of each score or choice; -inf for one that is not among the likeliest tokens. ` 5` counts as `5`,
+    also where blanks are shown as the vocabulary's marks for them."""
     logprobs = []
     for score in scale:
         same = [math.exp(logprob) for token, logprob in top if token.translate(_MARKS).strip() == str(score)]

@@ -48,7 +48,7 @@ def body(job: Job, call: Call, dialect: Dialect = Dialect()) -> dict[str, Any]:
     elif method.mode == "structured" and method.rubric and dialect.form != "plain":
         values["response_format"] = {"type": dialect.form}
         if dialect.form == "json_schema":
-            schema = {"name": "rating", "strict": True, "schema": json_schema(method.rubric)}
+            schema = {"name": "rating", "strict": True, "schema": json_schema(method.rubric, method.choices)}
             values["response_format"]["json_schema"] = schema
     kept = {key: value for key, value in values.items() if key not in dialect.dropped} | job.served.request
     return {key: value for key, value in kept.items() if value is not None}

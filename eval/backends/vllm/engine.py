@@ -146,8 +146,10 @@ def opening(method: Method, tokenizer: Any) -> str:
 
 
 def rating_ids(method: Method, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of the scores where log-probabilities are read, else none."""
-    return rating_token_ids(tokenizer, method.rubric) if method.mode == "logprob" and method.rubric else ()
+    """Token ids of the scores or choices where log-probabilities are read, else none."""
+    if method.mode != "logprob" or method.rubric is None:
+        return ()
+    return rating_token_ids(tokenizer, method.rubric, method.choices)
 
 
 def room(method: Method, prompt: int, longest: int) -> int:
@@ -182,7 +184,7 @@ def sampling(method: Method, ratings: tuple[int, ...], call: Call, prompt: int, 
         "seed": call.seed if method.temperature > 0 else None,
     }
     if method.mode == "structured" and method.rubric:
-        values["structured_outputs"] = {"json": json.dumps(json_schema(method.rubric))}
+        values["structured_outputs"] = {"json": json.dumps(json_schema(method.rubric, method.choices))}
     return values
 
 

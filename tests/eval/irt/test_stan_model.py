@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import pandas as pd
 import pytest
 from scipy.linalg import helmert
 
-from dpeer.eval.irt.cmdstan import compile_model
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import guessed
@@ -21,6 +17,7 @@ from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import starts
 from dpeer.eval.irt.types import Floats, Options, Ratings
+from tests.eval.irt.stan_at import at_start
 
 NORMAL = {  # blocks that are moved, with the standard deviation of their prior, or the parameter that holds it
     "mu": 5.0,
@@ -35,8 +32,14 @@ NORMAL = {  # blocks that are moved, with the standard deviation of their prior,
     "halo_raw": 1.0,
     "group_raw": 1.0,
     "item_step_raw": 1.0,
+    "position_mean": 1.0,
+    "tie_mean": 2.0,
+    "log_scale": 0.5,
 }
-PARTLY_CENTRED = ("u_raw", "v_raw", "kappa_raw", "judge_model_raw", "judge_item_raw")
+PARTLY_CENTRED = (
+    *("u_raw", "v_raw", "kappa_raw", "judge_model_raw", "judge_item_raw"),
+    *("position_raw", "tie_raw"),
+)
 EFFECTS = {"halo": True, "length": True, "order": True, "self_family": True, "self_model": True}
 CASES = {
     "rasch, 2 categories": (Spec(models=3, items=4, dimensions=1, judges=2, categories=2), {"model": "rasch"}),
@@ -69,6 +72,20 @@ CASES = {
         {"thresholds": "item", "model": "rasch"},
     ),
     "wide severities": (Spec(models=3, items=4, dimensions=2, judges=3), {"severity_prior": "wide"}),
+    "comparisons beside ratings": (
+        Spec(models=4, items=4, dimensions=2, judges=3, self_judges=1, compared=1, position=0.5, tie=0.2, length=0.3),
+        {"length": True, "self_family": True, "self_model": True, "comparison_scale": True},
+    ),
+    "comparisons beside ratings, with interactions": (
+        Spec(models=4, items=5, dimensions=2, judges=3, samples=2, compared=1),
+        {"judge_model": True, "groups": True, "thresholds": "item"},
+    ),
+    "comparisons only, with interactions": (
+        Spec(models=4, items=4, dimensions=2, judges=3, samples=2, compared=1, rated=False),
+        {"judge_model": True},
+    ),
+    "comparisons only": (Spec(models=4, items=4, dimensions=2, judges=3, compared=1, rated=False), {}),
+    "comparisons in which one judge gives no tie": (Spec(models=4, items=12, dimensions=1, judges=3, compared=1), {}),
     "a category that one judge never gives": (Spec(models=3, items=20, dimensions=2, judges=3, categories=4), {}),
 }
 
@@ -83,6 +100,9 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
         table.loc[(table["score"] == 2) & (table["dimension"] == table["dimension"].iloc[0]), "score"] = 3
     if case == "a category that one judge never gives":
         table.loc[(table["score"] == 2) & (table["judge"] == table["judge"].iloc[0]), "score"] = 1
+    if case == "comparisons in which one judge gives no tie":
+        of_one = table["other_model"].notna() & (table["judge"] == table["judge"].iloc[0])
+        table = table[~of_one | (table["score"] != 0)]
     options, ratings = Options(**switches), encode(table)
     problem = build(ratings, options, guessed(ratings))
     rng = np.random.default_rng(0)
@@ -92,10 +112,13 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
     for number, start in enumerate((first, second)):
         found = at_start(problem, start, options, tmp_path / str(number))
         density.append(float(found["lp__"][0, 0]))
-        likelihood.append(log_likelihood(ratings, problem, options, {k: v[0] for k, v in found.items()}))
         draw = {k: v[0] for k, v in found.items()}
-        prior.append(log_prior(start, problem) + log_prior_of_u(problem, draw) + log_prior_of_thresholds(problem, draw))
-        prior[-1] += log_prior_of_interactions(problem, draw)
+        rated = log_likelihood(ratings, problem, options, draw)
+        likelihood.append(rated + log_likelihood_of_comparisons(ratings, problem, options, draw))
+        prior.append(
+            log_prior(start, problem) + log_prior_of_u(problem, ratings, draw) + log_prior_of_thresholds(problem, draw)
+        )
+        prior[-1] += log_prior_of_interactions(problem, draw) + log_prior_of_comparing_judges(draw)
     change = likelihood[1] - likelihood[0]
     assert abs(change) > 0.3
     assert density[1] - density[0] == pytest.approx(change + prior[1] - prior[0], rel=1e-6, abs=1e-4)
@@ -122,10 +145,10 @@ def log_prior(start: dict[str, Any], problem: Problem) -> float:
     return total
 
 
-def log_prior_of_u(problem: Problem, found: dict[str, Floats]) -> float:
+def log_prior_of_u(problem: Problem, ratings: Ratings, found: dict[str, Floats]) -> float:
     if not problem.response_effect:
         return 0.0
-    return -0.5 * float(np.sum((effects(problem, found) / found["s_u"][problem.cell_dimension]) ** 2))
+    return -0.5 * float(np.sum((effects(problem, ratings, found) / found["s_u"][problem.cell_dimension]) ** 2))
 
 
 def log_prior_of_interactions(problem: Problem, found: dict[str, Floats]) -> float:
@@ -150,8 +173,9 @@ def model_item(problem: Problem, found: dict[str, Floats]) -> Floats:
     v, terms = [], problem.terms
     places = zip(terms.triple_model, terms.triple_item, terms.triple_dimension, strict=True)
     for i, (m, q, d) in enumerate(places):
-        item = [*zip(problem.item, problem.item_dimension, strict=True)].index((q, d))
-        middle = found["mu"][d] + found["theta"][m, d] - found["beta"][item]
+        known = [*zip(problem.item, problem.item_dimension, strict=True)]
+        item = known.index((q, d)) if (q, d) in known else [*problem.item_dimension].index(d)
+        middle = found["mu"][d] * problem.data["rated"][d] + found["theta"][m, d] - found["beta"][item]
         share = problem.data["centre_v"][i]
         v.append((found["v_raw"][i] - share * middle) * found["s_v"][d] ** (1 - share))
     return np.array(v)
@@ -191,51 +215,70 @@ def log_prior_of_thresholds(problem: Problem, found: dict[str, Floats]) -> float
     return total
 
 
-def effects(problem: Problem, found: dict[str, Floats]) -> Floats:
+def log_prior_of_comparing_judges(found: dict[str, Floats]) -> float:
+    """Preferences for a place and log odds of a tie: normal about their means."""
+    total = 0.0
+    for name in ("position", "tie"):
+        if f"s_{name}" in found:
+            total -= 0.5 * float(np.sum(((found[name] - found[f"{name}_mean"][0]) / found[f"s_{name}"][0]) ** 2))
+    return total
+
+
+def log_likelihood_of_comparisons(
+    ratings: Ratings, problem: Problem, options: Options, found: dict[str, Floats]
+) -> float:
+    """Sum over comparisons of log P(outcome): two steps of equal slope, from losing over a tie to winning."""
+    cell = {(r, d): e for e, (r, d) in enumerate(zip(problem.cell_response, problem.cell_dimension, strict=True))}
+    u = effects(problem, ratings, found) if problem.response_effect else None
+    triples = of_triple(problem, found)
+    tastes = dict(zip(problem.terms.judge_model, found.get("judge_model", []), strict=True))
+    c, total = ratings.comparisons, 0.0
+    ever = {j: bool((c.outcome[c.judge == j] == 1).any()) for j in set(c.judge.tolist())}
+    for v in range(len(c)):
+        j, d = c.judge[v], c.dimension[v]
+        h = list(problem.comparer).index(j)
+        place = found["position"][h] * c.place[v]
+        for r, sign in ((c.response[v], 1), (c.other[v], -1)):
+            m, q = ratings.response_model[r], ratings.response_item[r]
+            worth = found["theta"][m, d] + triples.get((m, q, d), 0.0) + of_group(problem, ratings, found, m, q, d)
+            worth += tastes.get(j * len(ratings.models) + m, 0.0)
+            if u is not None:
+                worth += u[cell[r, d]]
+            if options.length:
+                worth += found["length"][d] * ratings.response_length[r]
+            place += sign * worth
+        if options.self_family:
+            place += found["own_family_effect"][0] * c.own_family[v]
+        if options.self_model:
+            place += found["own_model_effect"][0] * c.own_model[v]
+        slope = np.exp(found["log_alpha"][j]) if "log_alpha" in found else 1.0
+        slope *= np.exp(found["log_scale"][0]) if "log_scale" in found else 1.0
+        steps = [slope * place - found["tie"][h], slope * place + found["tie"][h]]
+        logits = {2: steps[0] + steps[1], 0: 0.0} | ({1: steps[1]} if ever[j] else {})
+        total += logits[int(c.outcome[v])] - float(np.logaddexp.reduce(list(logits.values())))
+    return total
+
+
+def effects(problem: Problem, ratings: Ratings, found: dict[str, Floats]) -> Floats:
     """u of each cell: its partly centred raw value less the share of the cell's expectation that was put into it."""
     share, u, triples = problem.data["centre_u"], [], of_triple(problem, found)
     models = len(found["theta"])
     for e, d in enumerate(problem.cell_dimension):
         m = (problem.data["cell_ability"][e] - 1) % models
-        middle = found["mu"][d] + found["theta"][m, d] - found["beta"][problem.data["cell_item"][e] - 1]
+        middle = (
+            found["mu"][d] * problem.data["rated"][d]
+            + found["theta"][m, d]
+            - found["beta"][problem.data["cell_item"][e] - 1]
+        )
         if "length" in found:
             middle += found["length"][d] * problem.data["cell_length"][e]
-        item = problem.item[problem.data["cell_item"][e] - 1]
+        item = ratings.response_item[problem.cell_response[e]]
         middle += triples.get((m, item, d), 0.0)
         if "group" in found:
             row, column = np.unravel_index(problem.data["cell_group"][e] - 1, found["group"].shape, order="F")
             middle += found["group"][row, column]
         u.append((found["u_raw"][e] - share[e] * middle) * found["s_u"][d] ** (1 - share[e]))
     return np.array(u)
-
-
-def at_start(problem: Problem, start: dict[str, Any], options: Options, folder: Path) -> dict[str, Floats]:
-    """Everything that the program writes at the given values: one draw, with steps too short to move."""
-    folder.mkdir()
-    (folder / "data.json").write_text(json.dumps(problem.data))
-    (folder / "start.json").write_text(json.dumps(start))
-    path = folder / "draw.csv"
-    command = [
-        str(compile_model(lambda text: None)),
-        *("id=1", "random", "seed=1", "data", f"file={folder / 'data.json'}", f"init={folder / 'start.json'}"),
-        *("output", f"file={path}", "sig_figs=12", "method=sample", "num_samples=1", "num_warmup=0"),
-        *("adapt", "engaged=0", "algorithm=hmc", "engine=nuts", "max_depth=1", "stepsize=1e-12"),
-    ]
-    environment = os.environ | {"STAN_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-500:] + done.stderr
-    return blocks_of(pd.read_csv(path, comment="#", float_precision="round_trip").iloc[0])
-
-
-def blocks_of(row: pd.Series) -> dict[str, Floats]:
-    """[1, ...] each; the columns of an array are named `block.i.j`."""
-    found: dict[str, Floats] = {}
-    for name, part in row.groupby([column.split(".")[0] for column in row.index], sort=False):
-        places = [tuple(int(i) - 1 for i in column.split(".")[1:]) or (0,) for column in part.index]
-        found[str(name)] = np.zeros((1, *(np.max(places, axis=0) + 1)))
-        for place, value in zip(places, part, strict=True):
-            found[str(name)][(0, *place)] = value
-    return found
 
 
 def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: dict[str, Floats]) -> float:
@@ -250,7 +293,7 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
     steps = item_steps(problem, found)
     criterion = np.argsort(problem.criterion)
     step_first = np.cumsum([0, *[len(c) - 1 for c in problem.used]])
-    u = effects(problem, found) if problem.response_effect else None
+    u = effects(problem, ratings, found) if problem.response_effect else None
     total = 0.0
     for n in range(len(ratings)):
         r, d, j = ratings.response[n], ratings.dimension[n], ratings.judge[n]
