@@ -3,9 +3,11 @@
 usage: python benchmarks/plan_accuracy.py [--designs 20] [--seed 0]
 
 Each design draws its own numbers of models, items, judges, repeats and scores, and its own variances; it is simulated
-and fitted once, with the shipped program. Predicted from assumptions: from the variances of the simulation, never from
-what was drawn; from its own variances: from those that the fit found, as from a pilot of the same size. Realised: root
-mean square over pairs of models and dimensions of the half-width of the 95 % interval of their difference.
+and fitted once, with the shipped program. Predicted from assumptions: from
+the variances that the simulation was told, with abilities and judges at the quantiles of their distributions; from the
+truth: with the abilities and judges that were drawn; from its own variances: from what the fit found, as a pilot of the
+same size does. Realised: root mean square over pairs of models and dimensions of the half-width of the 95 % interval of
+their difference.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.fit import fit
 from dpeer.eval.irt.precision import Z95, Components, Design, assumed, components_of, difference_sd
 from dpeer.eval.irt.simulate import Spec, simulate
-from dpeer.eval.irt.types import Options, Posterior
+from dpeer.eval.irt.types import Floats, Options, Posterior
 
+SOURCES = ("from assumptions", "from the truth", "from its own variances")
 OPTIONS = Options(chains=2, warmup=200, draws=200)
 
 
@@ -63,6 +66,20 @@ def predicted(components: list[Components], spec: Spec) -> float:
     return float(Z95 * np.sqrt(np.mean([difference_sd(c, *designs) ** 2 for c in components])))
 
 
+def known(spec: Spec, truth: dict[str, Floats]) -> list[Components]:
+    """The components that were drawn, per dimension."""
+    return [
+        replace(
+            assumed(spec),
+            position=truth["mu"][d] + truth["theta"][:, d],
+            severity=truth["severity"][:, d],
+            alpha=np.exp(truth["log_alpha"]),
+            steps=truth["tau"][:, d],
+        )
+        for d in range(spec.dimensions)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--designs", type=int, default=20)
@@ -71,16 +88,18 @@ def main() -> None:
     rows, ratios = [], []
     for seed in range(given.seed, given.seed + given.designs):
         spec = drawn(np.random.default_rng(seed))
-        posterior = fit(encode(simulate(spec, seed)[0]), replace(OPTIONS, seed=seed + 1))
+        table, truth = simulate(spec, seed)
+        posterior = fit(encode(table), replace(OPTIONS, seed=seed + 1))
         real = realised(posterior)
-        ratios.append([predicted(source, spec) / real for source in ([assumed(spec)], components_of(posterior))])
+        sources = ([assumed(spec)], known(spec, truth), components_of(posterior))
+        ratios.append([predicted(source, spec) / real for source in sources])
         sizes = f"{spec.models} x {spec.items} x {spec.judges} x {spec.repeats}, K = {spec.categories}"
         rows.append((f"{sizes}{', linked' * bool(spec.linked)}", f"{real:.3f}", *(f"{r:.2f}" for r in ratios[-1])))
         print(rows[-1], flush=True)
     within = (np.abs(np.array(ratios) - 1) <= 0.15).sum(axis=0)
     print_table(
-        f"Within 15 %: {within[0]} of {len(rows)} from assumptions, {within[1]} from the fit's own variances",
-        ("models x items x judges x repeats", "realised", "from assumptions", "from its own variances"),
+        f"Within 15 % of {len(rows)}: {', '.join(f'{n} {name}' for n, name in zip(within, SOURCES, strict=True))}",
+        ("models x items x judges x repeats", "realised", *SOURCES),
         rows,
         "half-widths of 95 % intervals in logits; the other columns are predicted / realised",
     )
