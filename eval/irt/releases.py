@@ -17,6 +17,8 @@ from dpeer.eval.irt.fit_statistics import fit_statistics
 from dpeer.eval.irt.types import Floats, Posterior
 
 ABSENT = "\u2013"
+ROUNDING = 1e-9
+"""Logits up to which the change of a model that alone sets the zero differs from none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +30,8 @@ class Comparison:
     """(model of the first fit, model of the later one) whose difference is asked for."""
     dimensions: tuple[str, ...]
     """Those that are linked."""
+    unlinked: tuple[str, ...]
+    """Those that both fits have and nothing links."""
     before: Floats
     """[S, P, D] positions mu + theta in the first fit."""
     after: Floats
@@ -84,6 +88,7 @@ def compare(
         release=release,
         pairs=pairs,
         dimensions=dimensions,
+        unlinked=tuple(d for d in made.dimensions if d not in dimensions),
         before=old[:, mine],
         after=new[:, theirs],
         tables={name: table.assign(release=release) for name, table in tables.items()},
@@ -145,8 +150,8 @@ def changes(
     """A row per pair and dimension, then per model that only one fit has, then per model that links.
 
     Columns: model, later_model, dimension, before, now (ability in logits of the first fit), difference, each with
-    _low and _high (95 %), p_down (posterior probability that it fell), unlinked (what the two abilities would
-    differ by without linking), role (compared, first only, later only, link).
+    _low and _high (95 %), p_down (posterior probability that it fell; nan where the model alone sets the zero),
+    unlinked (what the two abilities would differ by without linking), role (compared, first only, later only, link).
     """
     r, s = before.ratings, now.ratings
     zero = draws_of(before, "mu", len(old))[:, [r.dimensions.index(d) for d in dimensions]]
@@ -162,7 +167,7 @@ def changes(
         was = old[:, r.models.index(a)] - zero if a else nothing
         is_ = new[:, s.models.index(b)] - zero if b else nothing
         change = is_ - was
-        known = bool(a and b)
+        moves = np.abs(change).max(axis=0) > ROUNDING
         frames.append(
             pd.DataFrame(
                 {
@@ -172,7 +177,7 @@ def changes(
                     **estimates("before", was),
                     **estimates("now", is_),
                     **estimates("difference", change),
-                    "p_down": (change < 0).mean(axis=0) if known else np.nan,
+                    "p_down": np.where(moves, (change < 0).mean(axis=0), np.nan),
                     "unlinked": raw[1][s.models.index(b)] - raw[0][r.models.index(a)] if a and b else np.nan,
                     "role": role,
                 }

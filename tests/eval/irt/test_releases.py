@@ -198,6 +198,33 @@ def test_conditions_are_strict_and_mean_what_they_say(before: Posterior, now: Po
     assert all(decide(parse(text, made.dimensions), red, 0.95).met for text in ("A down", "gate"))
 
 
+def test_what_nothing_links_is_undecided_and_counts_as_met(before: Posterior, now: Posterior) -> None:
+    raised = np.maximum(now.ratings.category, now.ratings.dimension)  # in A the lowest score is in use no more
+    made = compare(before, replace(now, ratings=replace(now.ratings, category=raised)))
+    assert made.dimensions == ("T",) and made.unlinked == ("A",)
+    for text in ("worst dimension down by 9", "any dimension down by 9", "A down by 9"):
+        verdict = decide(parse(text, ("T", "A")), made, 0.95)
+        assert verdict.met and "undecided" in verdict.why and verdict.why.endswith("in A"), verdict
+    assert not decide(parse("T down by 9", ("T", "A")), made, 0.95).met
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_drift_of_judges_is_undecided_where_none_can_be_held_against_another(before: Posterior, shared: int) -> None:
+    later = release(LATER, slice(0, 16), slice(0, 4), STILL, seed=3)
+    names = tuple(f"other{i}" if i >= shared else f"judge{i}" for i in range(4))
+    made = compare(before, replace(later, ratings=replace(later.ratings, judges=names)), same=("model0",))
+    verdict = decide(parse("judges drifted", made.dimensions), made, 0.95)
+    assert verdict.met and "fewer than two judges" in verdict.why
+    whole = compare(before, later, same=("model0",))
+    assert not decide(parse("judges drifted", whole.dimensions), whole, 0.95).met
+
+
+def test_a_model_that_alone_sets_the_zero_has_no_probability_of_a_fall(before: Posterior, now: Posterior) -> None:
+    for same, known in ((("model0",), False), (("model0", "model1"), True)):
+        rows = compare(before, now, same=same).tables["changes"].query("role == 'link'")
+        assert rows["p_down"].notna().eq(known).all() and np.isfinite(rows["difference"]).all()
+
+
 def test_many_looks_take_more_than_one(before: Posterior) -> None:
     """No change at all: of 40 pairs of fits hardly any fails, although 8 differences are looked at in each."""
     failed = 0
