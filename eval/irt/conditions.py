@@ -55,7 +55,8 @@ def parse(text: str, dimensions: Sequence[str]) -> Condition:
         return Condition(words, what.partition(" ")[0], margin=margin)
     if what not in dimensions:
         raise ConfigError(
-            f"--fail-if {text!r}: no dimension {what} in both fits; there are {', '.join(dimensions)}. Conditions: {FORMS}"
+            f"--fail-if {text!r}: no dimension {what} in both fits; there are {', '.join(dimensions)}. Conditions: "
+            f"{FORMS}"
         )
     return Condition(words, "one", what, margin)
 

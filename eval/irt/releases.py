@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from dpeer.eval.irt.ability import estimates, interval
 from dpeer.eval.irt.diagnostics import gate
 from dpeer.eval.irt.equating import Link, all_known, draws_of, link, moved_elements, positions
 from dpeer.eval.irt.fit_statistics import fit_statistics
-from dpeer.eval.irt.types import Floats, Posterior
+from dpeer.eval.irt.types import Floats, Options, Posterior
+from dpeer.eval.irt.variant import variant_of
 
 ABSENT = "\u2013"
 ROUNDING = 1e-9
@@ -239,8 +240,8 @@ def _facts(posterior: Posterior) -> list[tuple[str, Any]]:
         (f"unusable ratings of {judge}", f"{1 - counts.get('ok', 0) / max(1, sum(counts.values())):.1%}")
         for judge, counts in r.status_by_judge.items()
     ]
-    names = ("model", "halo", "length", "order", "self_family", "self_model", "chains", "draws", "approx")
-    found += [(f"option {name}", getattr(options, name)) for name in names]
+    chosen = {f.name: getattr(options, f.name) for f in fields(Options)} | variant_of(posterior)
+    found += [(f"option {name}", value if name != "anchors" else bool(value)) for name, value in chosen.items()]
     found += [(name, posterior.facts[name]) for name in ("cmdstan", "unused_categories") if name in posterior.facts]
     found += [("program", str(posterior.facts.get("model_sha256", ABSENT))[:12])]
     return found

@@ -59,7 +59,7 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     use_u = len(ratings) > len(cells.response) if response_effect is None else response_effect
     alpha, notes = _alpha(ratings, options)
     found = terms(ratings, options, cells.response, cells.dimension)
-    anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u), len(found.triple_item) > 0)
+    anchors = check_anchors(ratings, options, alpha, bool(use_u), len(found.triple_item) > 0)
     dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
     criterion = np.argsort(dimension_of, kind="stable")
 

@@ -155,8 +155,15 @@ def test_fits_that_share_nothing_are_refused_with_the_repair(before: Posterior) 
 
 
 def test_fits_of_other_models_or_scales_are_refused(before: Posterior, now: Posterior) -> None:
-    with pytest.raises(ConfigError, match=r"different models \(gmfrm, rasch\)"):
+    with pytest.raises(ConfigError, match=r"different models \(model gmfrm and rasch\)"):
         compare(before, replace(now, options=Options(model="rasch")))
+    with pytest.raises(ConfigError, match=r"different models \(thresholds judge and item\)"):
+        compare(before, replace(now, options=Options(thresholds="item")))
+    listed = compare(before, replace(now, options=Options(seed=3, warmup=500))).tables["settings"].set_index("what")
+    assert listed.loc[["option seed", "option warmup"], ["before", "now"]].to_numpy().tolist() == [
+        ["1", "3"],
+        ["1000", "500"],
+    ]
     with pytest.raises(ConfigError, match="scales 1 to 5 and 0 to 4"):
         compare(before, replace(now, ratings=replace(now.ratings, scale=(0, 1, 2, 3, 4))))
     with pytest.raises(ConfigError, match="no such model"):
