@@ -295,7 +295,7 @@ def _per_item(c: Components, design: Design, pool: int) -> Floats:
 
 
 def _judge_model(c: Components, pool: int) -> Floats:
-    """[M, P + M J, P] adds the scores of judge x model effects: of one model alone, the severity of a judge reversed."""
+    """[M, P + M J, P] adds the scores of judge x model effects: a severity reversed, of one model alone."""
     severity, deviation = _blocks(c, pool)[2], _blocks(c, pool)[-1]
     models, p = len(c.position), deviation.stop
     within = np.zeros((models, p + models * pool, p))
