@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from dpeer.errors import ConfigError
-from dpeer.eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.types import Floats, Options, Posterior, Ratings
+from dpeer.eval.irt.variant import differing, variant, variant_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +49,7 @@ def anchors_from(
     severity, beta = posterior.flat("severity"), posterior.flat("beta")
     level = posterior.flat("mu").mean(axis=0).tolist()  # nan where there are comparisons only
     spec: dict[str, Any] = {
-        "model": "gmfrm" if "log_alpha" in posterior.draws else "rasch",
-        "response_effect": bool(posterior.facts["response_effect"]),
-        "model_item": bool(posterior.facts.get("model_item", False)),
+        **variant_of(posterior),
         "scale": list(ratings.scale),
         "scores": {d: _extremes(ratings, k) for k, d in enumerate(dimensions)},
         "mu": {d: mu for d, mu in zip(dimensions, level, strict=True) if np.isfinite(mu)},
@@ -75,9 +74,11 @@ def anchors_from(
 
 
 def check_anchors(
-    ratings: Ratings, anchors: dict[str, Any] | None, alpha: bool, response_effect: bool, model_item: bool = False
+    ratings: Ratings, options: Options, alpha: bool, response_effect: bool, model_item: bool = False
 ) -> Anchors:
-    """Anchors as arrays over the elements of `ratings`; all nan without anchors.
+    """`options.anchors` as arrays over the elements of `ratings`; all nan without.
+
+    alpha, response_effect, model_item: whether the fit to these ratings has these terms.
 
     Abilities count from where difficulties and severities do. A dimension has the origin of the earlier fit only if
     some of its items and some of its judges are anchored and its lowest and highest score are those of then, on which
@@ -85,15 +86,14 @@ def check_anchors(
     """
     j, q, d = len(ratings.judges), len(ratings.items), len(ratings.dimensions)
     fixed = Anchors(np.full((j, d, 2), np.nan), np.full((q, d, 2), np.nan), np.full((j, 2), np.nan), np.full(d, np.nan))
+    anchors = options.anchors
     if not anchors:
         return fixed
-    now = {"model": "gmfrm" if alpha else "rasch", "response_effect": response_effect, "model_item": model_item}
-    for name, value in now.items():
-        if name in anchors and anchors[name] != value:
-            raise ConfigError(
-                f"anchors: the earlier fit has {name} {anchors[name]}, this one {value}; their logits are not on one "
-                "scale, so fit both in the same way"
-            )
+    if others := differing(anchors, variant(options, alpha, response_effect, model_item)):
+        raise ConfigError(
+            f"anchors: the earlier fit and this one are of different models ({others}); their logits are not on one "
+            "scale, so fit both in the same way"
+        )
     if tuple(anchors.get("scale", ratings.scale)) != ratings.scale:
         then, here = (" to ".join(str(s[i]) for i in (0, -1)) for s in (anchors["scale"], ratings.scale))
         raise ConfigError(

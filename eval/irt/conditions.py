@@ -6,7 +6,8 @@
     judges drifted                a judge that both fits share has moved against the others
     gate                          a fit has not passed its diagnostics
 
-"down" means: with posterior probability of at least P, by more than X logits (default 0).
+"down" means: with posterior probability of at least P, by more than X logits (default 0). What cannot be decided counts
+as met: a fit that has not passed its diagnostics, dimensions that nothing links, fewer than two shared judges.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Verdict:
 
 
 def parse(text: str, dimensions: Sequence[str]) -> Condition:
-    """A condition on the given dimensions; ConfigError for any other text."""
+    """A condition on the given dimensions, which both fits have; ConfigError for any other text."""
     words = " ".join(text.split())
     if words in ("gate", "judges drifted"):
         return Condition(words, "gate" if words == "gate" else "drift")
@@ -54,15 +55,16 @@ def parse(text: str, dimensions: Sequence[str]) -> Condition:
         return Condition(words, what.partition(" ")[0], margin=margin)
     if what not in dimensions:
         raise ConfigError(
-            f"--fail-if {text!r}: no linked dimension {what}; there are {', '.join(dimensions)}. Conditions: {FORMS}"
+            f"--fail-if {text!r}: no dimension {what} in both fits; there are {', '.join(dimensions)}. Conditions: "
+            f"{FORMS}"
         )
     return Condition(words, "one", what, margin)
 
 
 def decide(condition: Condition, comparison: Comparison, probability: float) -> Verdict:
-    """Whether a condition is met. Without a green gate of both fits nothing is known, and that counts as met."""
-    if comparison.reasons:
-        return Verdict(condition.text, True, f"undecided, so it counts as met: {comparison.reasons[0]}")
+    """Whether a condition is met; what is not known counts as met."""
+    if reason := _undecided(condition, comparison):
+        return Verdict(condition.text, True, f"undecided, so it counts as met: {reason}")
     if condition.kind == "gate":
         return Verdict(condition.text, False, "both fits passed their diagnostics")
     if condition.kind == "drift":
@@ -76,6 +78,19 @@ def decide(condition: Condition, comparison: Comparison, probability: float) -> 
         bool(chance[top] >= needed),
         f"{labels[top]}: P = {chance[top]:.3f}, {needed:.4g} needed",
     )
+
+
+def _undecided(condition: Condition, made: Comparison) -> str | None:
+    """Why nothing is known of what is asked for."""
+    if made.reasons:
+        return made.reasons[0]
+    if condition.kind == "drift":
+        judges = made.tables["drift"].query("kind == 'judges'")
+        if not (judges.groupby("dimension").size() > 1).any():  # one can only be held against others
+            return "the fits share fewer than two judges, so that none can be seen to have moved"
+    asked = {"worst": made.unlinked, "any": made.unlinked, "one": (condition.dimension,)}.get(condition.kind, ())
+    lost = [d for d in asked if d in made.unlinked]
+    return f"nothing links the two fits in {', '.join(lost)}" if lost else None
 
 
 def _chances(condition: Condition, made: Comparison, probability: float) -> tuple[list[str], Floats, float]:

@@ -8,12 +8,10 @@ from scipy import stats
 
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.types import Floats, Posterior
+from dpeer.eval.irt.variant import differing, variant_of
 
 KINDS = {"judges": "severity", "items": "beta"}
 """What can be an anchor, and the name of its draws [S, n, D]."""
-
-TERMS = ("s_u", "s_v", "s_halo", "length")
-"""Draws of the terms that stretch the scale of a fit: effects of response, model x item and halo, and length."""
 
 NOTE = (
     "Drift must be estimated in a free fit: an anchored judge or item cannot move. Differences are relative to the "
@@ -36,17 +34,11 @@ def require_same_model(before: Posterior, now: Posterior) -> None:
     """ConfigError: the later fit is anchored, or the logits of the two are of different models."""
     if now.options.anchors:
         raise ConfigError(f"the later fit is anchored, so its anchors show no drift. {NOTE} Fit again without anchors.")
-    variants = [(p.options.model, bool(len(p.ratings)), *(name in p.draws for name in TERMS)) for p in (before, now)]
-    if variants[0] != variants[1]:
+    if others := differing(variant_of(before), variant_of(now)):
         raise ConfigError(
-            f"the fits are of different models ({_terms(before)}, {_terms(now)}), so their logits are on different "
-            "scales. Fit both with the same options and the same version of dpeer."
+            f"the fits are of different models ({others}), so their logits are on different scales. Fit both with the "
+            "same options and the same version of dpeer."
         )
-
-
-def _terms(posterior: Posterior) -> str:
-    terms = [posterior.options.model, *(name for name in TERMS if name in posterior.draws)]
-    return " + ".join(terms if len(posterior.ratings) else [*terms, "comparisons only"])
 
 
 def _drift(kind: str, before: Posterior, now: Posterior, level: float) -> pd.DataFrame:

@@ -173,7 +173,7 @@ def _sample(
     keep = max(1, KEPT_EFFECTS // options.chains)
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
     stan, sampler, raw, remains = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
-    anchors = check_anchors(ratings, options.anchors, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
+    anchors = check_anchors(ratings, options, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
     draws = named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),

@@ -7,7 +7,11 @@ functions of simulated responses, so thresholds, ceilings and judges who hardly 
 fit. Model x item effects and item difficulties are eliminated as random effects. Over all items, with the priors of the
 model, that gives the posterior covariance of the models' positions.
 
-Severities and difficulties cancel where the same judges rate the same items of both models, as in all designs of dpeer.
+Severities, difficulties and judge x item effects cancel where the same judges rate the same items of both models, as in
+all designs of dpeer. Judge x model effects do not: they stay with the mean of the judges, however many the items.
+
+The prior of abilities narrows the posterior, but draws the estimate to zero as much: it is no evidence of a difference.
+What is said of a true difference d therefore rests on the sd without it (`unshrunken`).
 Generalisability theory (Brennan 2001) calls the shares variance components, and choosing numbers by them a D-study.
 """
 
@@ -30,6 +34,10 @@ DRAWS = 800
 """Simulated responses per model behind an information; its Monte-Carlo error is some 3 %, of a half-width 1.5 %."""
 NODES = 25
 """Of the response effect, over four standard deviations to either side."""
+HALO_NODES = 5
+"""Of a judge's halo on a response (Gauss-Hermite)."""
+NEVER = 10**7
+"""Items from which on nobody looks for more."""
 FIRM = 1e4
 """Precision with which a block sums to zero."""
 
@@ -59,6 +67,9 @@ class Components:
     """Of judges' deviations from the common thresholds, in log odds."""
     criteria: int = 1
     """Ratings of a judge per response, dimension and repeat."""
+    s_judge_model: float = 0.0
+    s_halo: float = 0.0
+    """Of what a judge adds to all its ratings of a response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +102,20 @@ class Told:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rated:
-    """One rating of each simulated response: by which judge [n], and what is known of it at the nodes of u."""
+    """A judge's ratings of each simulated response: by whom [n], and sums over them at the nodes of u.
+
+    Over: 1 where a score reaches k, less the probability of that, with the judge's halo integrated out.
+    """
 
     judge: Ints
     alpha: Floats
     """[n]"""
-    steps: Floats
-    """[n, K - 1]"""
-    at: Floats
-    """[M, n] place less severity"""
-    score: Ints
-    """[M, n]"""
-    chance: Floats
-    """[M, n, nodes, K]"""
+    over: Floats
+    """[M, n, nodes, K - 1]"""
+    rest: Floats
+    """[M, n, nodes] scores less their means"""
+    stretch: Floats
+    """[M, n, nodes] over times distance from the threshold"""
 
 
 def components_of(posterior: Posterior) -> list[Components]:
@@ -140,6 +152,8 @@ def components_of(posterior: Posterior) -> list[Components]:
                 s_alpha=float(mean("s_alpha")),
                 s_tau=max(0.1, float(mean("s_tau"))),
                 criteria=sum(dimension == name for dimension, _ in r.criteria),
+                s_judge_model=float(mean("s_judge_model")),
+                s_halo=float(mean("s_halo")),
             )
         )
     return found
@@ -163,7 +177,7 @@ def assumed(spec: Spec) -> Components:
         s_theta=spec.s_theta,
         s_beta=spec.s_beta,
         s_u=spec.s_u,
-        s_v=float(getattr(spec, "s_v", 0.0)),
+        s_v=spec.s_v,
         severity=quantiles(spec.judges, s_severity),
         alpha=np.exp(np.roll(quantiles(spec.judges, spec.s_alpha), 1)),
         steps=np.tile(steps, (spec.judges, 1)),
@@ -171,6 +185,7 @@ def assumed(spec: Spec) -> Components:
         s_alpha=spec.s_alpha,
         s_tau=max(0.1, spec.s_tau),
         criteria=spec.criteria,
+        s_halo=spec.s_halo,
     )
 
 
@@ -187,24 +202,45 @@ def told(c: Components, judges: int, ratings: int, pool: int, seed: int = 0) -> 
     u = c.s_u * rng.standard_normal(place.shape)
     z = np.linspace(-4, 4, NODES) if c.s_u > 0 else np.zeros(1)
     log = np.broadcast_to(stats.norm.logpdf(z), (*place.shape, len(z))).copy()
+    halo, share = np.polynomial.hermite_e.hermegauss(HALO_NODES if c.s_halo > 0 else 1)
     seen = []
-    for j in np.repeat(np.arange(judges), ratings):
+    for j in range(judges):
         who = kind[team[:, j]]
         alpha, steps, at = c.alpha[who], c.steps[who], place - c.severity[who]
-        logits = _log_odds(at + u, alpha, steps)
-        score = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
-        around = _log_odds(at[..., None] + c.s_u * z, alpha[:, None], steps[:, None])
+        own = c.s_halo * rng.standard_normal(place.shape) if c.s_halo > 0 else 0.0
+        logits = _log_odds(at + u + own, alpha, steps)
+        scores = [(logits + rng.gumbel(size=logits.shape)).argmax(axis=-1) for _ in range(ratings)]
+        eta = at[..., None, None] + c.s_u * z[:, None] + c.s_halo * halo  # [M, n, nodes, halo nodes]
+        around = _log_odds(eta, alpha[:, None, None], steps[:, None, None])
         around -= np.logaddexp.reduce(around, axis=-1, keepdims=True)
-        log += np.take_along_axis(around, score[..., None, None], axis=-1)[..., 0]
-        seen.append(_Rated(team[:, j], alpha, steps, at, score, np.exp(around)))
+        joint = np.log(share / share.sum()) + sum(
+            np.take_along_axis(around, score[..., None, None, None], axis=-1)[..., 0] for score in scores
+        )
+        each = np.logaddexp.reduce(joint, axis=-1)
+        log += each
+        seen.append(_rated(team[:, j], alpha, steps, scores, eta, np.exp(around), np.exp(joint - each[..., None])))
     weight = np.exp(log - log.max(axis=-1, keepdims=True))
     weight /= weight.sum(axis=-1, keepdims=True)
-    scores, own = _scores(c, pool, weight, z, seen)
+    score, place_score = _scores(c, pool, weight, z, seen)
     return Told(
-        np.einsum("mni,mnj->mij", scores, scores) / DRAWS,
-        np.einsum("mni,mn->mi", scores, own) / DRAWS,
-        np.asarray((own**2).mean(axis=1)),
+        np.einsum("mni,mnj->mij", score, score) / DRAWS,
+        np.einsum("mni,mn->mi", score, place_score) / DRAWS,
+        np.asarray((place_score**2).mean(axis=1)),
     )
+
+
+def _rated(
+    judge: Ints, alpha: Floats, steps: Floats, scores: list[Ints], eta: Floats, chance: Floats, halo: Floats
+) -> _Rated:
+    """eta, halo (its posterior): [M, n, nodes, halo nodes]; chance: [..., K]."""
+    reached = sum(score[..., None] >= np.arange(1, chance.shape[-1]) for score in scores)  # [M, n, K - 1]
+    passed = np.flip(np.flip(chance, -1).cumsum(axis=-1), -1)[..., 1:]
+    over = np.asarray(reached)[..., None, None, :] - len(scores) * passed
+    rest = np.einsum("mnuh,mnuhk->mnu", halo, over)
+    over = np.where(np.isnan(steps)[:, None, None], 0.0, over)
+    at = np.einsum("mnuh,mnuhk->mnuk", halo, over)
+    stretch = np.einsum("mnuh,mnuh,mnuhk->mnu", halo, eta, over) - np.einsum("mnuk,nk->mnu", at, np.nan_to_num(steps))
+    return _Rated(judge, alpha, at, rest, stretch)
 
 
 def _log_odds(eta: Floats, alpha: Floats, steps: Floats) -> Floats:
@@ -231,15 +267,11 @@ def _scores(c: Components, pool: int, weight: Floats, z: Floats, seen: list[_Rat
     models, n = weight.shape[:2]
     scores, own, rows = np.zeros((models, n, deviation.stop)), np.zeros((models, n)), np.arange(n)
     for r in seen:
-        passed = np.flip(np.flip(r.chance, -1).cumsum(axis=-1), -1)[..., 1:]  # P(score >= k) at the nodes
-        over = (r.score[..., None, None] >= np.arange(1, r.chance.shape[-1])) - passed  # [M, n, nodes, K - 1]
-        over = np.where(np.isnan(r.steps)[:, None], 0.0, over)
-        above = np.einsum("mnu,mnuk->mnk", weight, over)
-        rest = r.score - np.einsum("mnu,mnuk,k->mn", weight, r.chance, np.arange(r.chance.shape[-1]))
-        nodes = (r.at[..., None] + c.s_u * z)[..., None] - np.nan_to_num(r.steps)[:, None]
+        above = np.einsum("mnu,mnuk->mnk", weight, r.over)
+        rest = np.einsum("mnu,mnu->mn", weight, r.rest)
         own += r.alpha * rest
         scores[:, rows, severity.start + r.judge] -= r.alpha * rest
-        scores[:, rows, log_alpha.start + r.judge] += r.alpha * np.einsum("mnu,mnuk,mnuk->mn", weight, over, nodes)
+        scores[:, rows, log_alpha.start + r.judge] += r.alpha * np.einsum("mnu,mnu->mn", weight, r.stretch)
         scores[..., common] -= r.alpha[:, None] * above
         for k in range(above.shape[-1]):
             scores[:, rows, deviation.start + r.judge * above.shape[-1] + k] -= above[..., k]
@@ -256,20 +288,41 @@ def information(c: Components, judges: int, ratings: int, seed: int = 0) -> Floa
 
 
 def _per_item(c: Components, design: Design, pool: int) -> Floats:
-    """Information [P, P] in one item, with model x item effects and its difficulty eliminated."""
+    """Information [P, P] in one item, with model x item effects and its difficulty eliminated.
+
+    Judge x model effects [M, J], where there are any, come after the parameters of `_blocks`.
+    """
     t = told(c, design.judges, design.repeats * c.criteria, pool)
     each, cross, place = (design.samples * x for x in (t.all, t.cross, t.place))
+    if c.s_judge_model > 0:
+        within = _judge_model(c, pool)
+        each, cross = within @ each @ within.swapaxes(1, 2), np.einsum("mqp,mp->mq", within, cross)
     left = 1 / (1 + c.s_v**2 * place)  # [M]
     each = each - np.einsum("mi,mj,m->mij", cross, cross, c.s_v**2 * left)
     shared, common = (cross * left[:, None]).sum(axis=0), float((place * left).sum())
     return np.asarray(each.sum(axis=0) - np.outer(shared, shared) * c.s_beta**2 / (1 + c.s_beta**2 * common))
 
 
+def _judge_model(c: Components, pool: int) -> Floats:
+    """[M, P + M J, P] adds the scores of judge x model effects: a severity reversed, of one model alone."""
+    severity, deviation = _blocks(c, pool)[2], _blocks(c, pool)[-1]
+    models, p = len(c.position), deviation.stop
+    within = np.zeros((models, p + models * pool, p))
+    within[:, :p] = np.eye(p)
+    for m in range(models):
+        within[m, p + m * pool : p + (m + 1) * pool, severity] = -np.eye(pool)
+    return within
+
+
 def _prior(c: Components, pool: int) -> Floats:
     """Precision [P, P] of the priors in `model.stan`, at the components' scales, and what sums to zero."""
     positions, spread, severity, log_alpha, common, deviation = _blocks(c, pool)
-    precision = np.zeros((deviation.stop, deviation.stop))
     models = len(c.position)
+    size = deviation.stop + (models * pool if c.s_judge_model > 0 else 0)
+    precision = np.zeros((size, size))
+    if c.s_judge_model > 0:
+        effects = slice(deviation.stop, size)
+        precision[effects, effects] = np.eye(models * pool) / c.s_judge_model**2
     precision[positions, positions] = 1 / (25 * models**2)  # of mu
     if c.s_theta > 0:
         precision[positions, positions] += (np.eye(models) - 1 / models) / c.s_theta**2
@@ -300,7 +353,7 @@ def difference_sd(c: Components, *parts: Design) -> float:
     return _sd(c, total + _prior(c, pool))
 
 
-def items_needed(c: Components, design: Design, sd: float, most: int = 10**7) -> int:
+def items_needed(c: Components, design: Design, sd: float, most: int = NEVER) -> int:
     """Items from which the sd of a difference is at most `sd`, all else of the design being equal; at most `most`."""
     pool = max(len(c.alpha), design.judges)
     each, prior = _per_item(c, design, pool), _prior(c, pool)
@@ -314,16 +367,26 @@ def items_needed(c: Components, design: Design, sd: float, most: int = 10**7) ->
 
 
 def reliability(c: Components, sd: float) -> float:
-    """Generalisability coefficient: share of the variance of estimated abilities that is not error."""
-    error = sd**2 / 2
-    return float(c.s_theta**2 / (c.s_theta**2 + error)) if c.s_theta > 0 else 0.0
+    """Generalisability coefficient: share of the variance of unshrunken abilities that is not error."""
+    return unshrunken(sd, c.s_theta)[1] if c.s_theta > 0 else 0.0
 
 
-def power(sd: float, difference: float) -> float:
+def unshrunken(sd: float, s_theta: float) -> tuple[float, float]:
+    """(se, w) of a difference with posterior sd `sd`: its sd without the prior of abilities, and its weight against it.
+
+    The posterior mean is w times the unshrunken estimate, sd^2 = w se^2, w = 2 s_theta^2 / (2 s_theta^2 + se^2).
+    s_theta: 0 where there is no such prior
+    """
+    weight = max(1 - sd**2 / (2 * s_theta**2), 1e-12) if s_theta > 0 else 1.0
+    return float(sd / np.sqrt(weight)), float(weight)
+
+
+def power(sd: float, difference: float, s_theta: float) -> float:
     """Probability that the 95 % interval of a true difference leaves out zero, on the right side."""
-    return float(stats.norm.cdf(difference / sd - Z95))
+    se, weight = unshrunken(sd, s_theta)
+    return float(stats.norm.cdf(difference / se - Z95 / np.sqrt(weight)))
 
 
-def right_order(sd: float, difference: float) -> float:
+def right_order(sd: float, difference: float, s_theta: float) -> float:
     """Probability that two models which truly differ by this much are put in the right order."""
-    return float(stats.norm.cdf(difference / sd))
+    return float(stats.norm.cdf(difference / unshrunken(sd, s_theta)[0]))

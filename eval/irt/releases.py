@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from dpeer.eval.irt.ability import estimates, interval
 from dpeer.eval.irt.diagnostics import gate
 from dpeer.eval.irt.equating import Link, all_known, draws_of, link, moved_elements, positions
 from dpeer.eval.irt.fit_statistics import fit_statistics
-from dpeer.eval.irt.types import Floats, Posterior
+from dpeer.eval.irt.types import Floats, Options, Posterior
+from dpeer.eval.irt.variant import variant_of
 
 ABSENT = "\u2013"
+ROUNDING = 1e-9
+"""Logits up to which the change of a model that alone sets the zero differs from none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +31,8 @@ class Comparison:
     """(model of the first fit, model of the later one) whose difference is asked for."""
     dimensions: tuple[str, ...]
     """Those that are linked."""
+    unlinked: tuple[str, ...]
+    """Those that both fits have and nothing links."""
     before: Floats
     """[S, P, D] positions mu + theta in the first fit."""
     after: Floats
@@ -84,6 +89,7 @@ def compare(
         release=release,
         pairs=pairs,
         dimensions=dimensions,
+        unlinked=tuple(d for d in made.dimensions if d not in dimensions),
         before=old[:, mine],
         after=new[:, theirs],
         tables={name: table.assign(release=release) for name, table in tables.items()},
@@ -145,8 +151,8 @@ def changes(
     """A row per pair and dimension, then per model that only one fit has, then per model that links.
 
     Columns: model, later_model, dimension, before, now (ability in logits of the first fit), difference, each with
-    _low and _high (95 %), p_down (posterior probability that it fell), unlinked (what the two abilities would
-    differ by without linking), role (compared, first only, later only, link).
+    _low and _high (95 %), p_down (posterior probability that it fell; nan where the model alone sets the zero),
+    unlinked (what the two abilities would differ by without linking), role (compared, first only, later only, link).
     """
     r, s = before.ratings, now.ratings
     zero = draws_of(before, "mu", len(old))[:, [r.dimensions.index(d) for d in dimensions]]
@@ -162,7 +168,7 @@ def changes(
         was = old[:, r.models.index(a)] - zero if a else nothing
         is_ = new[:, s.models.index(b)] - zero if b else nothing
         change = is_ - was
-        known = bool(a and b)
+        moves = np.abs(change).max(axis=0) > ROUNDING
         frames.append(
             pd.DataFrame(
                 {
@@ -172,7 +178,7 @@ def changes(
                     **estimates("before", was),
                     **estimates("now", is_),
                     **estimates("difference", change),
-                    "p_down": (change < 0).mean(axis=0) if known else np.nan,
+                    "p_down": np.where(moves, (change < 0).mean(axis=0), np.nan),
                     "unlinked": raw[1][s.models.index(b)] - raw[0][r.models.index(a)] if a and b else np.nan,
                     "role": role,
                 }
@@ -234,8 +240,8 @@ def _facts(posterior: Posterior) -> list[tuple[str, Any]]:
         (f"unusable ratings of {judge}", f"{1 - counts.get('ok', 0) / max(1, sum(counts.values())):.1%}")
         for judge, counts in r.status_by_judge.items()
     ]
-    names = ("model", "halo", "length", "order", "self_family", "self_model", "chains", "draws", "approx")
-    found += [(f"option {name}", getattr(options, name)) for name in names]
+    chosen = {f.name: getattr(options, f.name) for f in fields(Options)} | variant_of(posterior)
+    found += [(f"option {name}", value if name != "anchors" else bool(value)) for name, value in chosen.items()]
     found += [(name, posterior.facts[name]) for name in ("cmdstan", "unused_categories") if name in posterior.facts]
     found += [("program", str(posterior.facts.get("model_sha256", ABSENT))[:12])]
     return found

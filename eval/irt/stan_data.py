@@ -60,7 +60,7 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     found = terms(ratings, options, cells)
     compared, comparer = stan_comparisons(ratings, cells.of_comparison, found.judge_model)
     compared["use_scale"] = options.comparison_scale
-    anchors = check_anchors(ratings, options.anchors, alpha, bool(use_u), len(found.triple_item) > 0)
+    anchors = check_anchors(ratings, options, alpha, bool(use_u), len(found.triple_item) > 0)
     dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])
     criterion = np.argsort(dimension_of, kind="stable")
 

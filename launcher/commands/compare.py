@@ -72,7 +72,8 @@ def compare(
         for name, now in zip(names[1:], others, strict=True)
     ]
     last = found[-1]
-    verdicts = [decide(parse(text, last.dimensions), last, probability) for text in fail_if or ()]
+    shared = (*last.dimensions, *last.unlinked)
+    verdicts = [decide(parse(text, shared), last, probability) for text in fail_if or ()]
     page = write_page(found, names[0], output, verdicts, probability)
     console = Console(highlight=False)
     if not console.is_terminal:

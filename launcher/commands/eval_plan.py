@@ -62,8 +62,9 @@ def plan(
     ),
 ) -> None:
     """Designs that are precise enough, cheapest first, from a pilot's variances or from assumed ones."""
+    from dpeer.escape import markup
     from dpeer.eval.irt.dstudy import Costs, Goal, candidates, variances
-    from dpeer.eval.irt.precision import Z95, Design
+    from dpeer.eval.irt.precision import Design
     from dpeer.eval.irt.table_files import write_frames
     from dpeer.eval.report.design_plan import picture
     from dpeer.files import write_bytes
@@ -86,13 +87,18 @@ def plan(
     write_frames({"designs": found, "variances": shares}, output)
     best = found.iloc[0]
     chosen = Design(int(best["items"]), int(best.judges), int(best.samples), int(best.repeats))
-    drawn = picture(components, counts, chosen, Z95 * goal.sd())
+    wanted = float(best.half_width) if goal.half_width is None or goal.difference is not None else goal.half_width
+    drawn = picture(components, counts, chosen, wanted)
     for kind, content in zip(("svg", "png"), drawn, strict=True):
         write_bytes(output / f"precision.{kind}", content)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
     _show(found, shares, goal.difference is not None, known, console)
+    if free := [c.dimension for c in components if goal.met_by_prior(c.s_theta)]:
+        console.print(
+            f"Abilities spread so little that nothing is needed for this half-width in {markup(', '.join(free))}."
+        )
     console.print(f"designs     {output / 'designs.csv'}\npicture     {output / 'precision.svg'}", soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ import pytest
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.anchors import anchors_from, check_anchors
 from dpeer.eval.irt.drift import drift
-from dpeer.eval.irt.types import Posterior
+from dpeer.eval.irt.types import Options, Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 
@@ -54,34 +54,42 @@ def test_unknown_anchors_are_refused(earlier: Posterior) -> None:
 def test_anchors_find_their_place_in_other_ratings(earlier: Posterior) -> None:
     anchors = anchors_from(earlier, judges=["judge2"], items=["item3"], sd=0.0)
     later = replace(earlier.ratings, judges=("new", "judge2", "judge0"))
-    found = check_anchors(later, anchors, alpha=True, response_effect=False)
+    found = check_anchors(later, Options(anchors=anchors), alpha=True, response_effect=False)
     assert found.judges[1, :, 0] == pytest.approx(earlier.flat("severity")[:, 2].mean(axis=0))
     assert np.isnan(found.judges[[0, 2]]).all() and np.isfinite(found.items[3]).all()
-    with pytest.raises(ConfigError, match="response_effect"):
-        check_anchors(later, anchors, alpha=True, response_effect=True)
+    with pytest.raises(ConfigError, match="response_effect off and on"):
+        check_anchors(later, Options(anchors=anchors), alpha=True, response_effect=True)
+
+
+@pytest.mark.parametrize("other", [{"thresholds": "common"}, {"judge_model": True}, {"severity_prior": "wide"}])
+def test_anchors_of_a_fit_with_other_terms_are_refused(earlier: Posterior, other: dict[str, object]) -> None:
+    anchors = anchors_from(earlier, earlier.ratings.judges)
+    check_anchors(earlier.ratings, Options(anchors=anchors, seed=7, chains=2), True, False)
+    with pytest.raises(ConfigError, match=f"different models .{next(iter(other))} "):
+        check_anchors(earlier.ratings, Options(anchors=anchors, **other), True, False)
 
 
 def test_abilities_have_the_earlier_origin_only_where_judges_and_items_link(earlier: Posterior) -> None:
     now, names = earlier.ratings, {"judges": earlier.ratings.judges[:2], "items": earlier.ratings.items[:3]}
-    found = check_anchors(now, anchors_from(earlier, **names), True, False)
+    found = check_anchors(now, Options(anchors=anchors_from(earlier, **names)), True, False)
     assert np.isfinite(found.mu).all() and found.notes == ()
-    found = check_anchors(now, anchors_from(earlier, judges=names["judges"]), True, False)
+    found = check_anchors(now, Options(anchors=anchors_from(earlier, judges=names["judges"])), True, False)
     assert np.isnan(found.mu).all() and "T: none of its items is anchored" in found.notes[0]
-    found = check_anchors(now, anchors_from(earlier, items=names["items"]), True, False)
+    found = check_anchors(now, Options(anchors=anchors_from(earlier, items=names["items"])), True, False)
     assert np.isnan(found.mu).all() and "none of its judges is anchored" in found.notes[1]
 
     anchors = anchors_from(earlier, **names)
     for judge in anchors["judges"].values():
         del judge["A"]
     with pytest.raises(ConfigError, match="judges are anchored in T but none in A"):
-        check_anchors(now, anchors, True, False)
+        check_anchors(now, Options(anchors=anchors), True, False)
 
 
 def test_fits_of_other_scores_have_another_origin(earlier: Posterior) -> None:
     anchors = anchors_from(earlier, earlier.ratings.judges, earlier.ratings.items)
     later = replace(earlier.ratings, category=np.maximum(earlier.ratings.category, earlier.ratings.dimension == 1))
-    found = check_anchors(later, anchors, True, False)
+    found = check_anchors(later, Options(anchors=anchors), True, False)
     assert np.isfinite(found.mu[0]) and np.isnan(found.mu[1])
     assert "A: its scores run from 2 to 5, then from 1 to 5" in found.notes[0]
     with pytest.raises(ConfigError, match="the earlier fit has the scale 1 to 5, this one 0 to 4"):
-        check_anchors(replace(earlier.ratings, scale=(0, 1, 2, 3, 4)), anchors, True, False)
+        check_anchors(replace(earlier.ratings, scale=(0, 1, 2, 3, 4)), Options(anchors=anchors), True, False)

@@ -46,5 +46,17 @@ def test_drift_is_refused_between_different_models_and_in_anchored_fits() -> Non
     before = made_up(items=5)
     with pytest.raises(ConfigError, match="different models"):
         drift(before, replace(before, options=Options(model="rasch")))
+    others = (
+        {"judge_model": True}, {"judge_item": True}, {"groups": True}, {"thresholds": "common"}, {"halo": True},
+        {"severity_prior": "wide"}, {"self_family": True},
+    )  # fmt: skip
+    for other in others:
+        with pytest.raises(ConfigError, match=f"different models .{next(iter(other))} "):
+            drift(before, replace(before, options=Options(**other)))
+    effects = {name: np.ones((4, 150, 2)) for name in ("s_u", "s_v")}
+    with pytest.raises(ConfigError, match="response_effect off and on, model_item off and on"):
+        drift(before, replace(before, draws=before.draws | effects))
+    with_sampling = Options(response_effect=False, chains=2, seed=5, threads=2)
+    assert len(drift(before, replace(before, options=with_sampling)))  # off by wish as it was for want of ratings
     with pytest.raises(ConfigError, match="free fit"):
         drift(before, replace(before, options=Options(anchors={"judges": {"judge0": {"T": [0.0, 0.0]}}})))

@@ -27,6 +27,7 @@ from dpeer.eval.irt.precision import (
     items_needed,
     power,
     right_order,
+    unshrunken,
 )
 from dpeer.eval.irt.simulate import Spec
 from dpeer.eval.irt.types import Posterior
@@ -136,9 +137,10 @@ def test_the_forecast_is_near_the_intervals_of_a_fit(posterior: Posterior) -> No
 
 def test_goals_are_what_they_say_and_contradictions_are_refused() -> None:
     assert Goal(half_width=0.4).sd() == pytest.approx(0.4 / 1.96)
-    sd = Goal(difference=0.5, power=0.8).sd()
-    assert power(sd, 0.5) == pytest.approx(0.8) and sd < Goal(difference=0.5, order=0.9).sd()
-    assert right_order(Goal(difference=0.5, order=0.9).sd(), 0.5) == pytest.approx(0.9)
+    for s in (0.0, 0.15, 1.0):
+        sd = Goal(difference=0.5, power=0.8).sd(s)
+        assert power(sd, 0.5, s) == pytest.approx(0.8) and sd < Goal(difference=0.5, order=0.9).sd(s)
+        assert right_order(Goal(difference=0.5, order=0.9).sd(s), 0.5, s) == pytest.approx(0.9)
     for goal, shown in (
         (Goal(), "--half-width"),
         (Goal(power=0.8), "need --difference"),
@@ -146,6 +148,73 @@ def test_goals_are_what_they_say_and_contradictions_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=shown):
             goal.sd()
+
+
+@pytest.mark.parametrize(("s_theta", "se"), [(0.1, 0.12), (0.3, 0.33), (1.0, 0.25), (0.3, 2.0)])
+def test_power_and_order_are_those_of_shrunken_estimates_of_a_true_difference(s_theta: float, se: float) -> None:
+    """Two models with normal errors and a normal prior of their abilities, by simulation."""
+    rng, difference = np.random.default_rng(1), 0.5
+    seen = difference + se * rng.standard_normal(200_000)
+    precision = 1 / se**2 + 1 / (2 * s_theta**2)
+    mean, sd = seen / se**2 / precision, precision**-0.5
+    for told, real in (
+        (power(sd, difference, s_theta), (mean - 1.96 * sd > 0).mean()),
+        (right_order(sd, difference, s_theta), (mean > 0).mean()),
+    ):
+        assert told == pytest.approx(real, abs=0.004)
+
+
+def test_a_narrow_prior_is_no_evidence_of_a_difference() -> None:
+    narrow = [assumed(Spec(s_theta=0.1, judges=3))]
+    one = difference_sd(narrow[0], Design(1, 3))
+    assert power(one, 0.5, 0.1) < 1e-60 and right_order(one, 0.5, 0.1) < 0.75
+    goal = Goal(difference=0.5, power=0.8)
+    found = candidates(narrow, goal, Costs(), judges=[3]).iloc[0]
+    wide = candidates([assumed(Spec(s_theta=1.0, judges=3))], goal, Costs(), judges=[3]).iloc[0]
+    assert found["items"] > wide["items"] > 20 and found["power"] >= 0.8
+    assert found["reliability"] < 0.95
+    with pytest.raises(ConfigError, match=r"within ±0\.28 before anything is rated"):
+        candidates(narrow, Goal(half_width=0.3), Costs(), judges=[3])
+
+
+def test_judge_by_model_effects_are_lowered_by_judges_alone() -> None:
+    s = 0.4
+    for judges in (3, 6):
+        c = replace(assumed(Spec(judges=judges, s_theta=3.0)), s_judge_model=s)
+        endless = difference_sd(c, Design(10**6, judges))
+        assert unshrunken(endless, 3.0)[0] == pytest.approx(np.sqrt(2 * s**2 / judges), rel=0.01)
+    plain, few = replace(c, s_judge_model=0.0), Design(40, 6)
+    added = unshrunken(difference_sd(c, few), 3.0)[0] ** 2 - unshrunken(difference_sd(plain, few), 3.0)[0] ** 2
+    assert added == pytest.approx(2 * s**2 / 6, rel=0.1)
+    with pytest.raises(ConfigError, match="no number of items"):
+        candidates([c], Goal(half_width=0.3), Costs(), judges=[5, 6])
+
+
+def test_a_halo_is_noise_of_each_judge_on_each_response() -> None:
+    c = replace(components(), s_halo=0.7)
+    x, w = np.polynomial.hermite_e.hermegauss(21)
+    w = w / w.sum()
+    nodes = list(zip(x, w, strict=True))
+
+    def likelihood(pattern: tuple[int, ...], eta: float) -> float:
+        given = np.ones(len(x))
+        for j, k in enumerate(pattern):
+            given *= [sum(b * chance(c, j, k, eta + c.s_u * u + c.s_halo * h) for h, b in nodes) for u in x]
+        return float(w @ given)
+
+    expected, h = 0.0, 1e-3
+    for pattern in product(range(3), repeat=2):
+        slope = (likelihood(pattern, 0.3 + h) - likelihood(pattern, 0.3 - h)) / (2 * h)
+        expected += slope**2 / likelihood(pattern, 0.3)
+    assert informed(c, 2, 1) == pytest.approx(expected, rel=0.04) and expected < 0.9 * pattern_information(components())
+    assert informed(c, 2, 25) < 1 / (c.s_u**2 + c.s_halo**2 / 2) * 1.05  # repeats of a judge share its halo
+
+
+def test_a_pilot_hands_on_judge_by_model_effects_and_halo(posterior: Posterior) -> None:
+    more = {"s_judge_model": np.full((4, 5), 0.3), "s_halo": np.full((4, 5), 0.6)}
+    for c in components_of(replace(posterior, draws=posterior.draws | more)):
+        assert (c.s_judge_model, c.s_halo) == (pytest.approx(0.3), pytest.approx(0.6))
+    assert {(c.s_judge_model, c.s_halo) for c in components_of(posterior)} == {(0.0, 0.0)}
 
 
 def test_designs_meet_the_goal_cheapest_first() -> None:

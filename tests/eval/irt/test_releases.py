@@ -155,8 +155,15 @@ def test_fits_that_share_nothing_are_refused_with_the_repair(before: Posterior) 
 
 
 def test_fits_of_other_models_or_scales_are_refused(before: Posterior, now: Posterior) -> None:
-    with pytest.raises(ConfigError, match=r"different models \(gmfrm, rasch\)"):
+    with pytest.raises(ConfigError, match=r"different models \(model gmfrm and rasch\)"):
         compare(before, replace(now, options=Options(model="rasch")))
+    with pytest.raises(ConfigError, match=r"different models \(thresholds judge and item\)"):
+        compare(before, replace(now, options=Options(thresholds="item")))
+    listed = compare(before, replace(now, options=Options(seed=3, warmup=500))).tables["settings"].set_index("what")
+    assert listed.loc[["option seed", "option warmup"], ["before", "now"]].to_numpy().tolist() == [
+        ["1", "3"],
+        ["1000", "500"],
+    ]
     with pytest.raises(ConfigError, match="scales 1 to 5 and 0 to 4"):
         compare(before, replace(now, ratings=replace(now.ratings, scale=(0, 1, 2, 3, 4))))
     with pytest.raises(ConfigError, match="no such model"):
@@ -196,6 +203,33 @@ def test_conditions_are_strict_and_mean_what_they_say(before: Posterior, now: Po
     red = replace(made, reasons=tuple(unsound(approximate, "v2")))
     assert red.reasons[0].startswith("v2: the fit is approximate")
     assert all(decide(parse(text, made.dimensions), red, 0.95).met for text in ("A down", "gate"))
+
+
+def test_what_nothing_links_is_undecided_and_counts_as_met(before: Posterior, now: Posterior) -> None:
+    raised = np.maximum(now.ratings.category, now.ratings.dimension)  # in A the lowest score is in use no more
+    made = compare(before, replace(now, ratings=replace(now.ratings, category=raised)))
+    assert made.dimensions == ("T",) and made.unlinked == ("A",)
+    for text in ("worst dimension down by 9", "any dimension down by 9", "A down by 9"):
+        verdict = decide(parse(text, ("T", "A")), made, 0.95)
+        assert verdict.met and "undecided" in verdict.why and verdict.why.endswith("in A"), verdict
+    assert not decide(parse("T down by 9", ("T", "A")), made, 0.95).met
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_drift_of_judges_is_undecided_where_none_can_be_held_against_another(before: Posterior, shared: int) -> None:
+    later = release(LATER, slice(0, 16), slice(0, 4), STILL, seed=3)
+    names = tuple(f"other{i}" if i >= shared else f"judge{i}" for i in range(4))
+    made = compare(before, replace(later, ratings=replace(later.ratings, judges=names)), same=("model0",))
+    verdict = decide(parse("judges drifted", made.dimensions), made, 0.95)
+    assert verdict.met and "fewer than two judges" in verdict.why
+    whole = compare(before, later, same=("model0",))
+    assert not decide(parse("judges drifted", whole.dimensions), whole, 0.95).met
+
+
+def test_a_model_that_alone_sets_the_zero_has_no_probability_of_a_fall(before: Posterior, now: Posterior) -> None:
+    for same, known in ((("model0",), False), (("model0", "model1"), True)):
+        rows = compare(before, now, same=same).tables["changes"].query("role == 'link'")
+        assert rows["p_down"].notna().eq(known).all() and np.isfinite(rows["difference"]).all()
 
 
 def test_many_looks_take_more_than_one(before: Posterior) -> None:
