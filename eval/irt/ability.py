@@ -34,7 +34,8 @@ def fair_averages(posterior: Posterior) -> Floats:
 
     For a judge of average severity, thresholds and discrimination, an average criterion and covariates at zero,
     averaged over the spread of items, response effects and halos: AT an average item it would be too extreme. nan in
-    dimensions without ratings.
+    dimensions without ratings. Thresholds are the common ones, also where items have their own (those are kept for few
+    draws).
     """
     theta = posterior.flat("theta")
     return np.concatenate(

@@ -171,7 +171,9 @@ def _free() -> float:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = [2**10 * float(lines["MemAvailable"].split()[0])]
         group = Path("/sys/fs/cgroup")
-        free.append(float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
+        limit, used = (float((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free.append(limit - used + float(held["inactive_file"]))  # cached files give way
     except (OSError, KeyError, ValueError):  # not Linux, no such group, or "max"
         pass
     return min(free)

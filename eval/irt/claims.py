@@ -168,8 +168,10 @@ def _against(said: str, base: str) -> str:
 def _certainty(row: Any) -> str:
     """Probability of what the verdict says, each contrast for itself."""
     said = row.verdict
-    if said.startswith("equivalent") or "less than" in said:
+    if said.startswith("equivalent"):
         p = row.p_equivalent
+    elif "less than" in said:
+        p = row.p_better - row.p_better_by if said.startswith("better") else 1 - row.p_better - row.p_worse_by
     elif "more than" in said:
         p = row.p_better_by if said.startswith("better") else row.p_worse_by
     elif said.startswith("no worse"):

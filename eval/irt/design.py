@@ -16,7 +16,7 @@ from dpeer.errors import DpeerError
 from dpeer.eval.irt import comparisons, elimination
 from dpeer.eval.irt.elimination import Part
 from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
-from dpeer.eval.irt.weaknesses import FEW, DesignWarning, groups_of, names_of, weaknesses
+from dpeer.eval.irt.weaknesses import FEW, DesignWarning, groups_of, names_of, terms_at_risk, weaknesses
 
 ALIASED = 1e-8
 """Share of a covariate's squares that must be left unexplained by models, items, judges and criteria."""
@@ -128,7 +128,7 @@ def check(ratings: Ratings, options: Options, planned: bool = False) -> DesignRe
     _random_effects(ratings, options)
     named = dict(zip(ratings.dimensions, parts, strict=True))
     return DesignReport(
-        warnings=tuple(weaknesses(ratings, named, items, judges, planned)),
+        warnings=(*weaknesses(ratings, named, items, judges, planned), *terms_at_risk(ratings, options)),
         ratings={name: len(part.rows) for name, part in named.items()},
         rank={name: part.rank for name, part in named.items()},
         columns={name: part.columns for name, part in named.items()},

@@ -9,7 +9,7 @@ import numpy as np
 from dpeer.eval.irt.anchors import Anchors
 from dpeer.eval.irt.comparisons import gives_ties
 from dpeer.eval.irt.stan_data import Problem
-from dpeer.eval.irt.stan_terms import uncentred
+from dpeer.eval.irt.stan_terms import item_shares, on_this_mix, uncentred
 from dpeer.eval.irt.types import AXES, THINNED, Floats, Ints, Ratings
 
 SCALARS = (
@@ -52,7 +52,8 @@ def named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: 
         draws["judge_model"] = spread(stan["judge_model"], (pairs // m, pairs % m), (j, m))
     if "group" in stan:  # from (dimension, model) x group
         by_dimension = stan["group"].reshape(*stan["group"].shape[:2], d, -1, problem.terms.groups)
-        draws["group"] = np.moveaxis(by_dimension, 2, -1)
+        share, answered = item_shares(ratings)
+        draws["theta"], draws["group"] = on_this_mix(stan["theta"], np.moveaxis(by_dimension, 2, -1), share)
     if d > 1:
         draws["correlation"] = stan["correlation"]
         draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
@@ -61,10 +62,12 @@ def named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: 
     moved = ~np.isnan(anchors.mu)
     if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
         shift = np.where(moved, stan["mu"] - np.nan_to_num(anchors.mu), 0.0)
-        draws["theta"] = stan["theta"] + shift[..., None, :]
+        draws["theta"] = draws["theta"] + shift[..., None, :]
         draws["mu"] = stan["mu"] - shift
     if "v_mean" in stan:
         draws["theta_these"] = draws["theta"] + stan["v_mean"]
+        if "group" in draws:
+            draws["theta_these"] += (draws["group"] * answered).sum(axis=-2)
     return _without_prior_only(draws, ratings)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from dpeer.eval.irt.anchors import check_anchors
 from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
-from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_ESS, mixing
+from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_EBFMI, MIN_ESS, ebfmi, mixing
 from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
@@ -43,7 +43,7 @@ LARGE = 8000
 """Parameters from which on trees are kept shallower and steps longer: scales are sharp there, and steps dear."""
 Say = Callable[[str, float], None]
 APART = 1.05
-"""R-hat from which on chains that go on from an earlier fit are given up."""
+"""R-hat from which on approximate chains that go on from an earlier fit are given up; others must pass the gate."""
 CAUTION = 0.6
 """Of the draws that seem to be missing: short chains understate their effective size (0.14 at 250, 0.18 at 810)."""
 BURN_IN, LEAST_PART = 100, 50
@@ -67,7 +67,7 @@ def fit(
     compiles the model on first use. `unchecked` leaves out the identification check; such a fit supports no claim.
     `start`: an earlier fit of the same models, judges and terms to fewer ratings. Chains go on from its last draws with
     its metric and step size, and end as soon as they hold the effective draws that a claim needs; where a transition
-    diverges, or chains disagree after `options.draws`, the fit is made afresh.
+    diverges, or `options.draws` do not suffice for the gate, the fit is made afresh.
     CmdStan's own files go to the folder `keep_csv`, in place of those of an earlier fit.
     Raises a DesignError (see `check`) when the ratings cannot tell the models apart, and IrtError when they hold
     nothing to estimate, CmdStan cannot be had, or a chain fails.
@@ -123,7 +123,7 @@ def _continued(
     start: Posterior, ratings: Ratings, options: Options, executable: Path, say: Say, keep_csv: Path | None
 ) -> Posterior | None:
     """Chains that go on from the last draws of an earlier fit, with its metric and step size, until they hold the
-    effective draws that a claim needs, or `options.draws`; None where a transition diverged or chains disagree."""
+    effective draws that a claim needs; None where a transition diverged or `options.draws` do not pass the gate."""
     scales, centres = earlier(start, ratings, options)
     problem = build(ratings, options, scales, centres)
     inits, inverse_metric, step = begin(start, ratings, problem, options.chains)
@@ -138,10 +138,10 @@ def _continued(
         if posterior.sampler["divergent"].any():
             return None
         rhat, ess = mixing(posterior)
-        if rhat < MAX_RHAT and ess > MIN_ESS:
+        if rhat < MAX_RHAT and ess > MIN_ESS and (ebfmi(posterior.sampler["energy"]) > MIN_EBFMI).all():
             return posterior
         if done == options.draws:
-            return posterior if rhat < APART else None
+            return posterior if options.approx and rhat < APART else None
         inits, *_ = begin(posterior, ratings, problem, options.chains)
         more = CAUTION * done * (1.1 * MIN_ESS / ess - 1)
         size = min(options.draws - done, max(LEAST_PART, int(more)))

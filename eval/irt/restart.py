@@ -17,7 +17,7 @@ from dpeer.eval.irt.fit_statistics import information
 from dpeer.eval.irt.scales import Scales, by_response
 from dpeer.eval.irt.stan_data import Problem
 from dpeer.eval.irt.stan_start import helmert, metric
-from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.irt.types import THINNED, Floats, Ints, Options, Posterior, Ratings
 
 SAME = ("models", "judges", "dimensions", "criteria", "scale", "groups", "comparers", "rated_dimensions")
 """Comparing judges and rated dimensions decide which blocks there are."""
@@ -92,7 +92,7 @@ def begin(
     variances = []
     for name, start, guess in problem.blocks:
         last, moved = state[f"last.{name}"], state[f"moved.{name}"]
-        if name == "u_raw" and len(guess):
+        if name == "u_raw" and len(guess) and last.ndim == 3:  # else the earlier fit had none
             last, moved = _of(last, old)[..., *at], _of(moved, old)[at]
         elif name == "beta_raw" and previous.ratings.items != ratings.items:
             last, moved = _difficulties(last, previous.ratings, ratings, problem), moved[:0]
@@ -111,17 +111,18 @@ def begin(
 
 
 def joined(parts: list[Posterior], options: Options) -> Posterior:
-    """One fit of runs whose chains go on from each other; of response effects as many draws as one run keeps."""
+    """One fit of runs whose chains go on from each other; of blocks that are thinned as many draws as one run keeps."""
     last, sizes = parts[-1], [part.options.draws for part in parts]
     draws = {n: np.concatenate([p.draws[n] for p in parts], axis=1) for n in last.draws}
     sampler = {n: np.concatenate([p.sampler[n] for p in parts], axis=1) for n in last.sampler}
     facts = last.facts | {"leapfrogs": sum(p.facts["leapfrogs"] for p in parts)}
-    if "u" in draws:
+    if thinned := draws.keys() & set(THINNED):
         rows = [np.reshape(p.facts["u_draws"], (options.chains, -1))[0] for p in parts]
         places = np.concatenate([r + at for r, at in zip(rows, np.cumsum([0, *sizes]), strict=False)])
         chosen = np.unique(np.linspace(0, len(places) - 1, len(rows[0])).round().astype(np.int64))
-        draws["u"] = draws["u"][:, chosen]
+        draws |= {name: draws[name][:, chosen] for name in thinned}
         facts["u_draws"] = (np.arange(options.chains)[:, None] * sum(sizes) + places[chosen]).ravel().tolist()
+        assert all(np.prod(draws[name].shape[:2]) == len(facts["u_draws"]) for name in thinned)
     return Posterior(last.ratings, replace(options, draws=sum(sizes)), draws, sampler, facts, last.left)
 
 

@@ -34,7 +34,7 @@ class Result:
         """A row per dimension and model other than the base: ability minus the base's, in logits, with its 95 %
         interval, the bounds within which all of them hold at once, and probabilities. Claims need a green gate.
 
-        About new prompts of this kind; where models answered prompts more than once, columns that end in `_these` are
+        About new prompts of this kind; where models answered enough prompts again, columns that end in `_these` are
         about these prompts alone."""
         return self.tables["contrasts"]
 

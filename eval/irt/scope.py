@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dpeer.eval.irt.stan_terms import answered_repeatedly
+import numpy as np
+
+from dpeer.eval.irt.stan_terms import answered_repeatedly, repeated_enough
 from dpeer.eval.irt.types import Posterior
+from dpeer.eval.irt.weaknesses import names_of
 
 THRESHOLDS = {
     "common": "Score steps are common to all judges and items of a dimension (rating scale model).",
@@ -14,20 +17,33 @@ THRESHOLDS = {
 
 def scope(posterior: Posterior) -> str:
     """One paragraph for the reader of the abilities and contrasts."""
+    return _prompts(posterior) + (_mix(posterior) if "group" in posterior.draws else "")
+
+
+def _mix(posterior: Posterior) -> str:
+    r = posterior.ratings
+    share = np.bincount(r.item_group, minlength=len(r.groups)) / len(r.item_group)
+    kinds = names_of(f"{100 * part:.0f} % {name}" for name, part in zip(r.groups, share, strict=True))
+    return f" Abilities, contrasts and fair averages are over the mix of these prompts, each counted once: {kinds}."
+
+
+def _prompts(posterior: Posterior) -> str:
     if "theta_these" in posterior.draws:
         return (
             "Abilities, ranks and contrasts are about new prompts of this kind: their intervals hold what a model does "
             "better or worse on single prompts (model x item, s_v). Contrasts on these prompts leave that out: they "
             "are narrower, and say nothing of other prompts."
         )
-    if answered_repeatedly(posterior.ratings):
+    if repeated_enough(posterior.ratings):
         return (
             "Contrasts are about these prompts only: models answered prompts more than once and the model x item "
             "effect was left out, so that intervals are too narrow for new prompts."
         )
     if "s_u" in posterior.draws:
+        few = "Hardly any prompt was answered more than once by a model"
+        once = few if answered_repeatedly(posterior.ratings) else "Every model answered every prompt once"
         return (
-            "Every model answered every prompt once, so that what it does on a prompt and the luck of one response are "
+            f"{once}, so that what it does on a prompt and the luck of one response are "
             "one effect (u). Contrasts are about new prompts of this kind, answered anew; contrasts on these very "
             "prompts need several samples per prompt."
         )

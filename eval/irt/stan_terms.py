@@ -18,6 +18,9 @@ from dpeer.eval.irt.types import Floats, Ints, Options, Ratings
 THRESHOLDS = ("common", "judge", "item")
 SEVERITY_PRIORS = {"shrunken": ((np.log(0.5), 0.8), (np.log(0.25), 0.7)), "wide": ((np.log(5), 0.1), (np.log(5), 0.1))}
 """(mean, sd) of the log sd of judges' severities, and of their deviations per dimension."""
+MIN_REPEATED, MIN_REPEATED_SHARE = 20, 0.1
+"""Pairs of model and item, and share of them, that must be answered more than once in every dimension for an effect of
+model x item by default: its spread would else rest on a handful of pairs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +43,18 @@ def answered_repeatedly(ratings: Ratings) -> bool:
     """Some model answered some item more than once."""
     pair = ratings.response_model * len(ratings.items) + ratings.response_item
     return len(np.unique(pair)) < len(pair)
+
+
+def repeated_enough(ratings: Ratings) -> bool:
+    """In every dimension enough pairs of model and item were answered more than once to tell what a model does on an
+    item from the luck of a response."""
+    pair = ratings.response_model * len(ratings.items) + ratings.response_item
+    for d in range(len(ratings.dimensions)):
+        rated = np.unique(ratings.response[ratings.dimension == d])
+        _, answers = np.unique(pair[rated], return_counts=True)
+        if (answers > 1).sum() < max(MIN_REPEATED, MIN_REPEATED_SHARE * len(answers)):
+            return False
+    return True
 
 
 def check_terms(ratings: Ratings, options: Options) -> None:
@@ -75,7 +90,7 @@ def terms(ratings: Ratings, options: Options, cells: Cells) -> Terms:
     m, q, r = len(ratings.models), len(ratings.items), len(ratings.response_model)
     none = np.zeros(0, np.int64)
     triple, of_cell, item_of_triple, judge_model, judge_item = none, none, none, none, none
-    on = answered_repeatedly(ratings) if options.model_item is None else options.model_item
+    on = repeated_enough(ratings) if options.model_item is None else options.model_item
     if on:
         response = cells.response
         key = (cells.dimension * m + ratings.response_model[response]) * q + ratings.response_item[response]
@@ -182,6 +197,25 @@ def term_effects(
             at_item = data["item_last"][dimension]
         effects["item_step"] = steps
     return effects
+
+
+def item_shares(ratings: Ratings) -> tuple[Floats, Floats]:
+    """Share of each group among the items [H, D] that were rated in a dimension, and among those that a model answered
+    [M, H, D]; every item counts once."""
+    shape = len(ratings.models), len(ratings.items), len(ratings.dimensions)
+    answered = np.zeros(shape)
+    answered[ratings.model, ratings.item, ratings.dimension] = 1
+    member = np.eye(len(ratings.groups))[ratings.item_group]  # [Q, H]
+    own = np.einsum("mqd,qh->mhd", answered, member)
+    every = np.einsum("qd,qh->hd", answered.max(axis=0), member)
+    return every / np.maximum(every.sum(axis=0), 1), own / np.maximum(own.sum(axis=1, keepdims=True), 1)
+
+
+def on_this_mix(theta: Floats, group: Floats, share: Floats) -> tuple[Floats, Floats]:
+    """Abilities [..., M, D] on items of which `share` [H, D] are of each group, and what a model gains on each group
+    [..., M, H, D] from there, where both were given for an equal mix. Their sum stays."""
+    gain = (group * share).sum(axis=-2)
+    return theta + gain, group - gain[..., None, :]
 
 
 def uncentred(raw: Floats, middle: Floats | float, centre: Floats, scale: Floats) -> Floats:

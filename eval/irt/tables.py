@@ -40,6 +40,7 @@ from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_ca
 from dpeer.eval.irt.judges import judge_table
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.scope import THRESHOLDS, scope, shrinkage
+from dpeer.eval.irt.stan_terms import item_shares
 from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
 from dpeer.eval.irt.weaknesses import SHOWN, names_of
@@ -59,12 +60,18 @@ DISORDER = 0.95
 
 FAIR = (
     "Fair averages are expected scores for a judge of average severity, thresholds and discrimination (alpha 1) and an "
-    "average criterion, averaged over the spread of the items, responses and halos."
+    "average criterion, averaged over the spread of the items, responses and halos"
 )
 COMPARED = (
     "Comparisons: a logit of ability is a logit of each step from worse over tie to better, and beside ratings that of "
     "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
 )
+FAIR_TERMS = {
+    "item_step": "with the thresholds common to all items, not each item's own",
+    "judge_model": "without what single judges add to single models",
+    "group": "on the mix of groups that these items have",
+}
+"""What fair averages make of a term that is in the model."""
 EFFECT_NOTES = {
     "own_family": "a judge on models of its family; positive = favours them",
     "own_model": "a judge on its own responses; positive = favours them",
@@ -121,9 +128,7 @@ def tabulate(
         "diagnostics": converged,
     }
     if "group" in posterior.draws:
-        tables["groups"] = _crossed(
-            "effect", posterior.flat("group"), model=r.models, group=r.groups, dimension=r.dimensions
-        )
+        tables["groups"] = _groups(posterior)
     if "judge_model" in posterior.draws:
         tables["judge_model"] = _crossed("effect", posterior.flat("judge_model"), judge=r.judges, model=r.models)
     if "item_step" in posterior.draws:
@@ -164,6 +169,15 @@ def _crossed(name: str, draws: Floats, **axes: tuple[str, ...] | tuple[int, ...]
     """A row per cell of draws [S, *axes] that was estimated."""
     index = pd.MultiIndex.from_product(axes.values(), names=list(axes))
     return pd.DataFrame(estimates(name, draws), index=index).dropna().reset_index()
+
+
+def _groups(posterior: Posterior) -> pd.DataFrame:
+    """A row per model, group of items and dimension; nan where the model answered no such item."""
+    r = posterior.ratings
+    frame = _crossed("effect", posterior.flat("group"), model=r.models, group=r.groups, dimension=r.dimensions)
+    answered = item_shares(r)[1].ravel() > 0
+    columns = ["effect", "effect_low", "effect_high"]
+    return frame.assign(**{c: frame[c].where(answered) for c in columns})
 
 
 def _criteria(posterior: Posterior) -> pd.DataFrame:
@@ -280,6 +294,8 @@ def _without_intervals(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFram
         if name not in ("misfit", "ppc"):
             blank = [c for c in table if c.endswith(("_low", "_high", "_sd")) or c == "p" or c.startswith("p_")]
             table[blank] = np.nan
+    kept["contrasts"]["verdict"] = "undecided"
+    kept["reversals"]["why"] = kept["reversals"]["why"].str.replace(r" \(P = [\d.]+\)", "", regex=True)
     return kept
 
 
@@ -310,7 +326,8 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
         notes.append(THRESHOLDS[posterior.options.thresholds])
     if shrunk := shrinkage(posterior):
         notes.append(shrunk)
-    return (*notes, *[FAIR] * bool(len(r)), *[COMPARED] * bool(len(r.comparisons)))
+    fair = "; ".join([FAIR, *(words for name, words in FAIR_TERMS.items() if name in posterior.draws)]) + "."
+    return (*notes, *[fair] * bool(len(r)), *[COMPARED] * bool(len(r.comparisons)))
 
 
 def write_tables(result: Result, folder: Path) -> None:

@@ -173,7 +173,7 @@ class Options:
     response_effect: bool | None = None
     """None: on where a response is rated more than once per dimension."""
     model_item: bool | None = None
-    """None: on where a model answered an item more than once."""
+    """None: on where enough pairs of model and item were answered more than once, see `stan_terms.repeated_enough`."""
     halo: bool = False
     judge_model: bool = False
     judge_item: bool = False
@@ -211,7 +211,8 @@ class Posterior:
     tau [J, D, K-1] thresholds (nan where a judge does not use the score), tau_average [D, K-1] of the average
     one | s_theta, s_beta, s_u [D] | s_severity, s_dev, s_tau (of deviations in log odds),
     s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
-    judge_model [J, M] (nan where a judge did not meet a model) | group [M, H, D], zero-sum over models and groups
+    judge_model [J, M] (nan where a judge did not meet a model) | group [M, H, D], zero-sum over models, and
+    over groups weighted by their items
     s_v, s_group [D] | s_judge_model, s_judge_item, s_item_step []
     | position [J] what being shown first adds in a comparison, position_mean [], s_position [] | tie [J] log odds of a
     tie between equals, tie_mean [], s_tie [] | comparison_scale [] logits of a comparison per logit of a rating

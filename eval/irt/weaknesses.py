@@ -10,7 +10,8 @@ import numpy as np
 
 from dpeer.eval.irt import comparisons, elimination
 from dpeer.eval.irt.elimination import Part
-from dpeer.eval.irt.types import Bools, Ints, Ratings
+from dpeer.eval.irt.stan_terms import MIN_REPEATED, MIN_REPEATED_SHARE, item_shares, repeated_enough
+from dpeer.eval.irt.types import Bools, Ints, Options, Ratings
 
 FEW = 30
 """Ratings per element below which its estimate is too wide to be of use."""
@@ -21,7 +22,7 @@ SHOWN = 6
 class DesignWarning:
     kind: str
     """table, unrated, single_ratings, bridge, few_ratings, few_judges, nested_judges, unused_category, constant_judge,
-    extreme_only, common_leniency or comparisons."""
+    extreme_only, common_leniency, one_group, few_repeats or comparisons."""
     text: str
 
     def __str__(self) -> str:
@@ -76,6 +77,25 @@ def weaknesses(
         yield DesignWarning("few_ratings", f"fewer than {FEW} ratings by {names_of(few)}: severities will be wide")
     if not planned:
         yield from _category_warnings(ratings)
+
+
+def terms_at_risk(ratings: Ratings, options: Options) -> Iterator[DesignWarning]:
+    """Terms that were asked for and that these ratings hardly tell from others."""
+    if options.groups and len(ratings.groups) > 1:
+        for d, name in enumerate(ratings.dimensions):
+            met = (item_shares(ratings)[1][..., d] > 0).sum(axis=1)
+            if alone := [model for model, n in zip(ratings.models, met, strict=True) if n == 1]:
+                yield DesignWarning(
+                    "one_group",
+                    f"in {name}: {names_of(alone)} answered items of one group only; how able they are on the mix of "
+                    "all groups rests on the prior of the model x group effects",
+                )
+    if options.model_item and not repeated_enough(ratings):
+        yield DesignWarning(
+            "few_repeats",
+            f"model x item was asked for, but in some dimension fewer than {MIN_REPEATED} pairs of model and item, or "
+            f"less than {MIN_REPEATED_SHARE:.0%} of them, were answered more than once: its spread rests on few pairs",
+        )
 
 
 def _weak_parts(ratings: Ratings, part: Part, items: Bools, judges: Bools) -> Iterator[DesignWarning]:

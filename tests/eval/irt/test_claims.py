@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from dpeer.errors import ConfigError
-from dpeer.eval.irt.claims import Claims, claims, contrast_table, rank_sets, simultaneous, verdict
+from dpeer.eval.irt.claims import Claims, _certainty, claims, contrast_table, rank_sets, simultaneous, verdict
 from dpeer.eval.irt.estimation import estimate
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.tables import tabulate
@@ -90,6 +90,16 @@ def test_sentences_carry_the_size_and_its_probability() -> None:
     table, said = found.tables["contrasts"], claims(found)
     assert found.gate["green"] and len(said) == (table["verdict"] != "undecided").sum() > 0
     assert any("than model0 by more than 0.2 in" in sentence and "all 4 at once" in sentence for sentence in said)
+
+
+def test_a_small_difference_has_the_probability_of_being_small_and_of_its_sign() -> None:
+    """Uniform draws of the contrast: what share of them lies between 0 and the smallest effect is known."""
+    p = made_up(models=2, dimensions=1, items=2, draws=250)
+    for low, said in ((-0.1, "better"), (-0.35, "worse")):
+        contrast = low + 0.0005 * (np.arange(1000) + 0.5)  # 400 of them between 0 and 0.2 to the side that is said
+        p.draws["theta"] = np.stack([np.zeros(1000), contrast], axis=-1).reshape(4, 250, 2, 1)
+        row = next(contrast_table(p, "model0", Claims(0.2)).itertuples())
+        assert _certainty(row._replace(verdict=f"{said} by less than 0.2")) == "P = 0.400"
 
 
 def test_rank_sets_hold_the_true_ranks_and_narrow_with_certainty() -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.linalg import helmert
 
+from dpeer.eval.irt.diagnostics import mixing
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit import fit, load, save
-from dpeer.eval.irt.restart import begin, earlier
+from dpeer.eval.irt.restart import begin, earlier, joined
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.stan_data import build
 from dpeer.eval.irt.types import Floats, Options, Posterior
 
+made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 TABLE, _ = simulate(Spec(models=4, items=14, dimensions=2, judges=3), 3)
 LAST = sorted(TABLE["item"].unique())[-2:]
 OLD = TABLE[~TABLE["item"].isin(LAST)].iloc[5:]  # two items and five ratings come later
@@ -57,12 +61,43 @@ def test_chains_start_at_the_last_draws(before: Posterior) -> None:
         assert np.allclose(u[ratings.response_item < 12][rated], last["u"][rated], atol=1e-5)
 
 
+def test_effects_that_the_earlier_fit_lacked_start_as_in_a_fresh_one(before: Posterior) -> None:
+    none = {"last.u_raw": np.empty((2, 0)), "moved.u_raw": np.empty(0)}
+    ratings = encode(TABLE)
+    problem = build(ratings, OPTIONS, *earlier(before, ratings, OPTIONS))
+    starts, inverse_metric, _ = begin(replace(before, left=before.left | none), ratings, problem, 2)
+    fresh = {name: start for name, start, _ in problem.blocks}
+    assert len(fresh["u_raw"]) > 0 and np.array_equal(starts[1]["u_raw"], fresh["u_raw"])
+    assert np.isfinite(inverse_metric).all() and len(inverse_metric) == sum(len(v) for _, _, v in problem.blocks)
+
+
+@pytest.mark.parametrize("names", [("u", "v", "item_step"), ("v", "judge_item"), ()])
+def test_kept_effects_of_joined_runs_stand_with_their_draws(names: tuple[str, ...]) -> None:
+    """Every value names its draw: what is kept of an effect must name the draw that `u_draws` says."""
+    sizes, keeps, parts = (25, 60, 40), (20, 20, 10), []
+    for k, (size, keep) in enumerate(zip(sizes, keeps, strict=True)):
+        p = made_up(items=2, draws=size, chains=2)
+        mark = np.arange(2)[:, None] * 1000.0 + sum(sizes[:k]) + np.arange(size)
+        kept = np.unique(np.linspace(0, size - 1, keep).round().astype(int))
+        facts = {"leapfrogs": 1, "u_draws": (np.arange(2)[:, None] * size + kept).ravel().tolist()}
+        draws = {"mu": mark[..., None]} | dict.fromkeys(names, mark[:, kept, None, None])
+        parts.append(replace(p, draws=draws, facts=facts, options=Options(chains=2, draws=size)))
+    whole = joined(parts, parts[0].options)
+    assert whole.draws["mu"].shape[1] == sum(sizes)
+    for name in names:
+        assert whole.draws[name].shape[:2] == (2, 20)
+        assert np.array_equal(whole.flat(name)[:, 0, 0], whole.flat("mu")[whole.facts["u_draws"], 0]), name
+
+
 def test_a_fit_from_an_earlier_one_finds_what_a_fresh_one_finds(before: Posterior) -> None:
     ratings = encode(TABLE)
-    options = replace(OPTIONS, draws=400)
-    warm, fresh = fit(ratings, options, start=before), fit(ratings, replace(options, seed=2))
+    most = replace(OPTIONS, draws=2000)  # the fit ends as soon as it passes the gate
+    warm, fresh = fit(ratings, most, start=before), fit(ratings, replace(OPTIONS, draws=400, seed=2))
     assert warm.facts["started_from_earlier"] and not fresh.facts["started_from_earlier"]
-    assert warm.facts["leapfrogs"] < fresh.facts["leapfrogs"] * 1.5  # kept draws alone: the metric is as good
+    each = [p.facts["leapfrogs"] / p.options.draws for p in (warm, fresh)]
+    assert each[0] < each[1] * 1.5  # the metric is as good
+    rhat, ess = mixing(warm)
+    assert rhat < 1.01 and ess > 400 and warm.options.draws < 2000
     for name in ("theta", "severity", "beta", "mu"):
         a, b = warm.flat(name), fresh.flat(name)
         assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 0.5 * b.std(axis=0)).all(), name
@@ -95,5 +130,14 @@ def test_what_it_cannot_start_from_is_refused(
 
 def test_chains_that_diverge_are_run_afresh(before: Posterior) -> None:
     far = before.left | {"last.s_theta": np.full((2, 2), 1e-3), "moved.u_raw": before.left["moved.u_raw"] * 1e4}
-    found = fit(encode(OLD), OPTIONS, start=replace(before, left=far))
+    said: set[str] = set()
+    found = fit(encode(OLD), OPTIONS, lambda what, done: said.add(what), start=replace(before, left=far))
+    assert "sampling from the earlier fit" in said and not any("more draws" in what for what in said)
     assert not found.facts["started_from_earlier"] and found.facts["pilot_leapfrogs"]
+
+
+def test_chains_that_the_gate_would_stop_are_run_afresh(before: Posterior) -> None:
+    """200 draws hardly hold 400 effective ones of every parameter."""
+    said: set[str] = set()
+    found = fit(encode(OLD), replace(OPTIONS, warmup=100), lambda what, done: said.add(what), start=before)
+    assert "sampling from the earlier fit, more draws" in said and not found.facts["started_from_earlier"]

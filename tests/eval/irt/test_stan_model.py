@@ -51,10 +51,10 @@ CASES = {
     ),
     "threads": (Spec(models=3, items=4, dimensions=2, judges=3), {"threads": 2}),
     "an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {}),
-    "model x item": (Spec(models=3, items=4, dimensions=2, judges=3, samples=2), {}),
+    "model x item": (Spec(models=3, items=4, dimensions=2, judges=3, samples=2), {"model_item": True}),
     "model x item without response effects": (
         Spec(models=3, items=4, dimensions=2, judges=2, samples=3),
-        {"response_effect": False, "length": True},
+        {"response_effect": False, "length": True, "model_item": True},
     ),
     "judges and models, items": (
         Spec(models=4, items=5, dimensions=2, judges=3, samples=2),

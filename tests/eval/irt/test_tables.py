@@ -199,9 +199,12 @@ def test_an_uncertain_reversal_says_so() -> None:
     p = made_up(models=2, items=40, dimensions=1, theta=np.array([[0.4], [-0.4]]))
     # Draws that put the order the other way round, by little and with much noise.
     theta = np.random.default_rng(0).normal([[-0.02], [0.02]], 0.5, (4, 150, 2, 1))
-    row = reversal_table(replace(p, draws=p.draws | {"theta": theta}), fair_averages(p)).iloc[0]
+    unsure = replace(p, draws=p.draws | {"theta": theta})
+    row = reversal_table(unsure, fair_averages(p)).iloc[0]
     assert "not certain (P = 0.5" in row["why"]
     assert "met the same judges and items" in row["why"]
+    (why,) = tabulate(replace(unsure, facts={"no_intervals": True})).tables["reversals"]["why"]
+    assert why == row["why"].split(" (P")[0] + "."
 
 
 def test_raw_means_use_the_scores_of_the_scale() -> None:
@@ -270,6 +273,7 @@ def test_without_support_no_interval_is_shown(fitted: Posterior) -> None:
     alone = tabulate(replace(fitted, facts=fitted.facts | {"no_intervals": "one judge"}))
     ability = alone.tables["ability"]
     assert ability[["ability_low", "ability_sd", "fair_high", "contrast_low", "p_better"]].isna().all().all()
+    assert set(alone.tables["contrasts"]["verdict"]) == {"undecided"}
     assert ability["ability"].notna().all() and not {"ranks", "reliability"} & alone.tables.keys()
     assert claims(alone) == [] and " to " not in shown(alone).split("Diagnostics")[0]
 
