@@ -70,7 +70,7 @@ def replicate(kind: str, seed: int, stan: bool) -> dict[str, Any]:
     nothing, one = np.zeros(y.size, np.int64), np.ones(y.size, np.int64)
     design = Design(m, q, nothing, j, nothing, one, (M, Q, J, 1), 0)
     batch, began = y.size // 10, time.process_time()
-    asked, looks, fits = opening(design, batch, seed), [], 0
+    asked, looks, fits = opening(design, batch // 2, seed), [], 0
     while True:
         rated = (m[asked], q[asked], j[asked])
         found = quick_fit(Observed(*rated, nothing[asked], y.ravel()[asked], (M, Q, J, 1)))

@@ -32,11 +32,11 @@ class Record:
             self.asked.append(set(state["rating_ids"]))
             if state["look"]:
                 self.looks.append(_look(state["look"]))
-        self.ended = self.end.exists()
+        self.ended = False
         self.against_claims: list[str] = []
         """What the diagnostics of the last posterior say."""
-        if self.ended:
-            state = read_state(self.end, REMEDY)
+        if self.end.exists() and (state := read_state(self.end, REMEDY))["rounds"] == len(self.asked):
+            self.ended = True
             self.looks.append(_look(state["look"]))
             self.against_claims = state["against_claims"]
 
@@ -53,11 +53,11 @@ class Record:
         self.asked.append(set(ids))
         fields = {"rating_ids": sorted(self.asked[-1]), "look": _fields(seen) if seen else None}
         write_state(self._path(len(self.asked)), fields)
-        self.end.unlink(missing_ok=True)
         self.ended = False
 
     def finish(self) -> None:
-        write_state(self.end, {"look": _fields(self.looks[-1]), "against_claims": self.against_claims})
+        fields = {"rounds": len(self.asked), "against_claims": self.against_claims}
+        write_state(self.end, fields | {"look": _fields(self.looks[-1])})
         self.ended = True
 
 

@@ -31,7 +31,9 @@ Make = Callable[[Plan], pd.DataFrame]
 def first_round(cfg: EvalConfig, planned: Plan, until: Until) -> Plan:
     """The part of a plan that the first round asks."""
     what = task(cfg, planned, until)
-    return _part(planned, what.rows(planned, opening(what.design, what.batch, what.seed)), planned.todo["rating_id"])
+    return _part(
+        planned, what.rows(planned, opening(what.design, what.batch // 2, what.seed)), planned.todo["rating_id"]
+    )
 
 
 def _part(planned: Plan, rows: pd.DataFrame, missing: Any) -> Plan:
