@@ -26,8 +26,6 @@ from dpeer.eval.adaptive.quick_fit import Observed, QuickFit, quick_fit
 from dpeer.eval.adaptive.record import Record
 from dpeer.eval.adaptive.rounds import first_round
 from dpeer.eval.adaptive.task import task
-from dpeer.eval.backends.registry import BACKENDS
-from dpeer.eval.backends.types import Answer, Call
 from dpeer.eval.config import Until
 from dpeer.eval.irt.design import ConstantScores
 from dpeer.eval.irt.encode import encode
@@ -37,7 +35,7 @@ from dpeer.eval.judge import judge
 from dpeer.eval.plan import plan
 from dpeer.eval.store.parts import read_table
 from tests.eval.evaluations import no_ray, write_responses
-from tests.eval.planted import ABILITY, Planted, planted, registered
+from tests.eval.planted import ABILITY, planted, registered
 
 ROOT = Path(__file__).parents[2]
 
@@ -318,7 +316,7 @@ def test_an_end_holds_for_the_ratings_that_led_to_it(tmp_path: Path, responses: 
     ratings = full.rows.head(8).assign(status=["ok"] * 7 + ["engine_error"], score=3)
     late = ratings.assign(status="ok")
     design, asked = crossed(3, 50, 2), opening(crossed(3, 50, 2), 60, 0)
-    first = look([fitted(2.0, 0.0, sd=0.1)], design, asked, [], 0.3)
+    first = look([fitted(2.0, 0.0, sd=0.05)], design, asked, [], 0.3)
     assert first.verdict[0, 1:].tolist() == ["higher", "equivalent"]
     record = read()
     record.begin(ratings["rating_id"])
@@ -338,13 +336,11 @@ def test_an_end_holds_for_the_ratings_that_led_to_it(tmp_path: Path, responses: 
     assert not other.looks and other.others == [record.folder]
 
 
-class Alike(Planted):
-    def answer(self, call: Call, severity: float) -> Answer:
-        return replace(super().answer(call, severity), logprobs=tuple(np.log([0.96, 0.01, 0.01, 0.01, 0.01])))
-
-
-def test_scores_that_are_all_alike_are_asked_on_and_refused_at_the_end(tmp_path: Path) -> None:
-    BACKENDS.register("planted", backend := Alike())
+def test_scores_that_are_all_alike_are_asked_on_and_refused_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.eval.planted.THRESHOLDS", np.full(4, 40.0))
+    backend = registered()
     cfg = planted(tmp_path, write_responses(tmp_path / "few.jsonl", 12, tuple(ABILITY)))
     said = StringIO()
     with pytest.raises(ConstantScores):

@@ -94,3 +94,14 @@ def test_errors_print_a_command_that_works(
     (ratings,) = fitted
     assert len(ratings.judges) == 3 and len(ratings.scale) <= 11
     assert len(ratings) == len(LONG) - sum(s == 99 for s in table["score"])
+
+
+def test_a_table_with_other_names_is_fitted_to_its_page(tmp_path: Path) -> None:
+    path, folder = tmp_path / "labels.csv", tmp_path / "fit"
+    LONG.rename(columns={"model": "System", "judge": "Rater"}).to_csv(path, index=False)
+    short = ["--chains", "2", "--warmup", "60", "--draws", "40"]
+    named = {"System": "model", "Rater": "judge", **{n: n for n in ("item", "dimension", "score")}}
+    more = [word for pair in named.items() for word in ("--map", "=".join(pair))]
+    told = run(path, "-o", folder, *more, *short)
+    assert told.exit_code == 0, told.output
+    assert (folder / "report.html").stat().st_size > 10_000
