@@ -1,8 +1,10 @@
 """Adaptive judging against the full design, on simulated ratings with a known truth.
 
-usage: python benchmarks/adaptive.py [--replications 20] [--abilities mixed|random] [--stan 2] [--json FILE]
+usage: python benchmarks/adaptive.py [--replications 20] [--abilities mixed|random|equal] [--models 8] [--stan 2]
+                                      [--json FILE]
 
-8 models, 200 items, 3 judges, one rating each. Interim looks and, but for the replications with Stan, the last one are
+8 models, 200 items, 3 judges, one rating each. `--abilities equal --models 2` counts what is claimed of models without
+a difference. Interim looks and, but for the replications with Stan, the last one are
 those of the quick fit. `--stan N` lets `model.stan` decide in the first N replications, as `dpeer judge` does.
 """
 
@@ -23,23 +25,27 @@ from dpeer.eval.adaptive.choose import Design, next_batch, opening
 from dpeer.eval.adaptive.decide import confirmed, look, open_contrasts, worth_of
 from dpeer.eval.adaptive.quick_fit import Observed, quick_fit
 
-M, Q, J, K = 8, 200, 3, 5
+Q, J, K = 200, 3, 5
 CONTRAST = 0.3
 S_EFFECT, S_ITEM, S_SEVERITY, S_ALPHA, S_STEP = 0.8, 0.8, 0.6, 0.25, 0.2
 PLANTED = (0.0, 0.0, 0.0, 0.3, -0.3, 0.6, -0.6, 1.2)
 
 
-def truth(kind: str, rng: np.random.Generator) -> Any:
-    """Abilities [M], the base's first: planted ones, or normal ones of spread 1 of which two are equal to the base."""
+def truth(kind: str, models: int, rng: np.random.Generator) -> Any:
+    """Abilities [M], the base's first: planted ones, normal ones of spread 1 of which two are equal to the base, or
+    equal ones."""
     if kind == "mixed":
-        return np.array(PLANTED)
-    ability = rng.standard_normal(M)
+        return np.array(PLANTED[:models])
+    if kind == "equal":
+        return np.zeros(models)
+    ability = rng.standard_normal(models)
     ability[1:3] = ability[0]
     return ability
 
 
 def scores(ability: Any, rng: np.random.Generator) -> Any:
     """[M, Q, J] drawn from the adjacent-category model, category by category."""
+    M = len(ability)
     item, effect = S_ITEM * rng.standard_normal(Q), S_EFFECT * rng.standard_normal((M, Q))
     severity, log_alpha = S_SEVERITY * rng.standard_normal(J), S_ALPHA * rng.standard_normal(J)
     thresholds = np.arange(K - 1) - (K - 2) / 2 + S_STEP * rng.standard_normal((J, K - 1))
@@ -62,21 +68,22 @@ def stan_posterior(model: Any, item: Any, judge: Any, category: Any) -> tuple[An
     return contrasts.mean(axis=0)[None], contrasts.std(axis=0)[None]
 
 
-def replicate(kind: str, seed: int, stan: bool) -> dict[str, Any]:
+def replicate(kind: str, M: int, seed: int, stan: bool) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    ability = truth(kind, rng)
+    ability = truth(kind, M, rng)
     y = scores(ability, rng)
     m, q, j = (axis.ravel() for axis in np.indices(y.shape))
     nothing, one = np.zeros(y.size, np.int64), np.ones(y.size, np.int64)
     design = Design(m, q, nothing, j, nothing, one, (M, Q, J, 1), 0)
     batch, began = y.size // 10, time.process_time()
-    asked, looks, fits = opening(design, batch, seed), [], 0
+    asked, looks, fits = opening(design, batch // 2, seed), [], 0
     while True:
         rated = (m[asked], q[asked], j[asked])
         found = quick_fit(Observed(*rated, nothing[asked], y.ravel()[asked], (M, Q, J, 1)))
         seen = look([found], design, asked, looks, CONTRAST)
         if stan and (not open_contrasts(seen).any() or asked.all()):
-            seen, fits = confirmed(seen, *stan_posterior(*rated, y.ravel()[asked]), CONTRAST), fits + 1
+            posterior, fits = stan_posterior(*rated, y.ravel()[asked]), fits + 1
+            seen = confirmed(seen, *posterior, design, asked, looks, CONTRAST)
         looks.append(seen)
         new = next_batch(design, asked, open_contrasts(seen), [worth_of(found)], batch, seed)
         if not new.any():
@@ -107,19 +114,21 @@ def replicate(kind: str, seed: int, stan: bool) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Calls that adaptive judging saves, and what it claims wrongly.")
     parser.add_argument("--replications", type=int, default=20)
-    parser.add_argument("--abilities", choices=("mixed", "random"), default="mixed")
+    parser.add_argument("--abilities", choices=("mixed", "random", "equal"), default="mixed")
+    parser.add_argument("--models", type=int, choices=range(2, 9), default=8, metavar="2-8")
     parser.add_argument("--stan", type=int, default=0, help="replications in which model.stan decides")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     given = parser.parse_args()
     rows = []
     for number in range(given.replications):
-        rows.append(replicate(given.abilities, given.seed + number, number < given.stan))
+        rows.append(replicate(given.abilities, given.models, given.seed + number, number < given.stan))
         print(rows[-1], file=sys.stderr, flush=True)
     f = pd.DataFrame(rows)
     total = f.sum()
     print_table(
-        f"Adaptive judging, {given.abilities} abilities: {M} models x {Q} items x {J} judges, contrast {CONTRAST}",
+        f"Adaptive judging, {given.abilities} abilities: {given.models} models x {Q} items x {J} judges, "
+        f"contrast {CONTRAST}",
         ["figure", "value"],
         [
             ["calls against the full design, median", f"{f['calls'].median():.2f}"],

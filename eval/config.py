@@ -34,7 +34,7 @@ class Until(Section):
     """Smallest difference from the base that matters, in logits: a contrast is decided when its interval lies on one
     side of 0, or between minus and plus this."""
     batch: int | None = Field(None, ge=1)
-    """Ratings per round, about; default: a tenth of the design."""
+    """Ratings per round, about; fewer in the first and towards the end. Default: a tenth of the design."""
 
 
 class Judging(Section):

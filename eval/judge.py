@@ -128,13 +128,16 @@ def _make_in_rounds(
         _make(cfg, part, connect, table, console)
         return pd.read_parquet(table)
 
-    asked, facts = rounds.run(cfg, planned, until, make, console)
-    left = planned.rows[~planned.rows["rating_id"].isin(asked.rows["rating_id"])]
-    known = load_prices(cfg.prices)
-    if any(price_of(known, served) not in (None, FREE) for served in cfg.judges):
-        facts["price_saved"] = float(cost(cfg, replace(planned, todo=left))["price"].sum())
-    note_rounds(ratings_folder(cfg), facts)
-    summary.show(facts, known.currency, console)
+    def keep(asked: Plan, facts: dict[str, Any]) -> None:
+        known = load_prices(cfg.prices)
+        left = planned.rows[~planned.rows["rating_id"].isin(asked.rows["rating_id"])]
+        if any(price_of(known, served) not in (None, FREE) for served in cfg.judges):
+            facts["price_saved"] = float(cost(cfg, replace(planned, todo=left))["price"].sum())
+            facts["currency"] = known.currency
+        note_rounds(ratings_folder(cfg), facts)
+        summary.show(facts, console)
+
+    rounds.run(cfg, planned, until, make, keep, console)
 
 
 MARKS = ("model_family", "judge_family", "other_model_family")

@@ -43,6 +43,9 @@ class Design:
         return np.asarray(n, np.float64).reshape(D, M, Q)
 
 
+FINER = 4
+"""Towards the end a batch is what is left to ask over this, but no less than the usual one over this: the last rounds
+shall not ask for much more than it takes."""
 LEAST_ITEMS = 8
 """Of the first batch."""
 
@@ -104,7 +107,7 @@ def _covariance(weights: Floats, worth: Worth) -> Floats:
 
 
 def next_batch(design: Design, asked: Bools, open_: Bools, worth: list[Worth], ratings: int, seed: int) -> Bools:
-    """[U] units to ask now, about `ratings` ratings; fewer where no more would help.
+    """[U] units to ask now, about `ratings` ratings; fewer towards the end, none where no more would help.
 
     open_: [D, M] contrasts that are not decided; models without one are left out, except for the base. Greedy: the gain
     is what the sum of the open contrasts' variances falls by, to first order, per rating. An item that is new is opened
@@ -116,6 +119,7 @@ def next_batch(design: Design, asked: Bools, open_: Bools, worth: list[Worth], r
     wanted[:, design.base] = open_.any(axis=1)
     waiting = ~asked & wanted[design.dimension, design.model]
     place = _places(design, seed)[design.item]
+    ratings = max(min(ratings, int(design.size[waiting].sum()) // FINER), ratings // FINER, 1)
     while ratings > 0 and (waiting & ~chosen).any():
         left = np.flatnonzero(waiting & ~chosen)
         left = left[np.lexsort((turn[left], design.cell[left]))]

@@ -16,6 +16,9 @@ from dpeer.eval.adaptive.quick_fit import QuickFit
 from dpeer.eval.irt.types import Bools, Floats
 
 HIGHER, LOWER, EQUIVALENT, HOPELESS, OPEN = "higher", "lower", "equivalent", "hopeless", "open"
+TYPICAL = Worth(s_ability=100.0)
+"""By which information is counted. It is the same at every look and has no prior of abilities to speak of, so that time
+is a matter of what was asked and not of what was answered: the error is spent as planned, and time never goes back."""
 FUTILE = 0.1
 """Probability that the whole design decides a contrast, below which it is given up."""
 
@@ -38,14 +41,14 @@ class Look:
 
 
 def look(fits: Sequence[QuickFit], design: Design, asked: Bools, before: Sequence[Look], contrast: float) -> Look:
-    """The next look, given those before. What was decided stays so, with the limit of that look."""
+    """The next look, given those before. What was decided stays so, with the limit of that look.
+
+    A fit that has not converged decides nothing, and is no look: its contrasts stay at the time of the one before.
+    """
     b = design.base
     mean = np.array([f.ability - f.ability[b] for f in fits])
     sd = np.sqrt(np.array([np.diag(f.covariance) + f.covariance[b, b] - 2 * f.covariance[b] for f in fits]))
-    worth = [worth_of(f) for f in fits]
-    now = variances(design, design.counts(asked), worth)
-    whole = variances(design, design.counts(np.ones_like(asked)), worth)
-    time = np.minimum(np.divide(whole, now, out=np.ones_like(now), where=now > 0), 1.0)
+    time = times_of(design, asked)
     limit, verdict = np.zeros_like(mean), np.full(mean.shape, OPEN, dtype="U10")
     for at in np.ndindex(mean.shape):
         if at[1] == b:
@@ -53,7 +56,9 @@ def look(fits: Sequence[QuickFit], design: Design, asked: Bools, before: Sequenc
         if before and before[-1].verdict[at] not in (OPEN, HOPELESS):
             time[at], limit[at], verdict[at] = (getattr(before[-1], x)[at] for x in ("time", "limit", "verdict"))
             continue
-        times = [old.time[at] for old in before] + [time[at]]
+        if not fits[at[0]].converged:
+            time[at] = before[-1].time[at] if before else 0.0
+        times = [*(float(old.time[at]) for old in before), float(time[at])]
         here, spread, limit[at] = float(mean[at]), float(sd[at]), boundary(times)
         if not fits[at[0]].converged:
             continue
@@ -61,6 +66,14 @@ def look(fits: Sequence[QuickFit], design: Design, asked: Bools, before: Sequenc
         if verdict[at] == OPEN and chance(here, spread, times, contrast) < FUTILE:
             verdict[at] = HOPELESS
     return Look(mean, sd, time, limit, verdict)
+
+
+def times_of(design: Design, asked: Bools) -> Floats:
+    """[D, M] information about each contrast over that of the whole design; 1 for the base itself."""
+    worth = [TYPICAL] * design.shape[3]
+    now = variances(design, design.counts(asked), worth)
+    whole = variances(design, design.counts(np.ones_like(asked)), worth)
+    return np.asarray(np.minimum(np.divide(whole, now, out=np.ones_like(now), where=now > 0), 1.0))
 
 
 def worth_of(fit: QuickFit) -> Worth:
@@ -86,14 +99,25 @@ def chance(mean: float, sd: float, times: Sequence[float], contrast: float) -> f
     return float(beyond + inside)
 
 
-def confirmed(seen: Look, mean: Floats, sd: Floats, contrast: float) -> Look:
+def confirmed(
+    seen: Look, mean: Floats, sd: Floats, design: Design, asked: Bools, before: Sequence[Look], contrast: float
+) -> Look:
     """The look with the means and standard deviations [D, M] of another posterior; what that one does not decide with
-    the same limits is open."""
-    verdict = seen.verdict.copy()
+    the same limits is open. Where the quick fit had not converged, this is the look."""
+    verdict, time, limit = seen.verdict.copy(), seen.time.copy(), seen.limit.copy()
+    now = times_of(design, asked)
     for at in zip(*np.nonzero(seen.limit > 0), strict=True):
-        if verdict[at] != HOPELESS or judged(mean[at], sd[at], seen.limit[at], contrast) != OPEN:
-            verdict[at] = judged(mean[at], sd[at], seen.limit[at], contrast)
-    return replace(seen, mean=mean, sd=sd, verdict=verdict)
+        if verdict[at] == OPEN:
+            time[at], limit[at] = now[at], boundary([*(float(old.time[at]) for old in before), float(now[at])])
+        found = judged(mean[at], sd[at], limit[at], contrast)
+        if verdict[at] != HOPELESS or found != OPEN:
+            verdict[at] = found
+    return Look(mean, sd, time, limit, verdict)
+
+
+def undecided(seen: Look) -> Look:
+    """The look with all contrasts open."""
+    return replace(seen, verdict=np.where(seen.limit > 0, OPEN, seen.verdict))
 
 
 def open_contrasts(seen: Look) -> Bools:

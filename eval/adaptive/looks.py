@@ -11,7 +11,7 @@ from scipy.stats import norm
 from dpeer.eval.irt.types import Floats
 
 ALPHA = 0.05
-SPENDING = 1.5
+SPENDING = 2.0
 """Power of the information time by which the error is spent (Kim & DeMets 1987): 1 is like Pocock's boundary, 3 like
 O'Brien and Fleming's."""
 SAME = 1e-3

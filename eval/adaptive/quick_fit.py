@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 
 from dpeer.eval.irt.types import Floats, Ints
 
@@ -19,6 +20,8 @@ S_STEP, S_DEVIATION, S_ALPHA, S_DELTA = 2.5, 0.6, 0.4, 1.0
 discriminations and of criteria."""
 LOG_SPREAD = (np.log(0.7), 0.7)
 """Prior mean and sd of the log spreads of effects and of items."""
+S_ABILITY = 0.8
+"""Prior sd of the log spread of abilities, whose prior median is 1, as in `model.stan`."""
 PASSES, HALVED, LONGEST = 25, 8, 1.0
 """Steps of Newton's method, halvings of one, and the longest, in any parameter."""
 NEAR, CONVERGED = 5.0, 5e-3
@@ -53,7 +56,12 @@ class QuickFit:
 
 
 def quick_fit(observed: Observed) -> QuickFit:
-    """Abilities [M] with their posterior covariance, and the spreads that say what another rating is worth."""
+    """Abilities [M] with their posterior covariance, and the spreads that say what another rating is worth.
+
+    Ratings of fewer than two categories say nothing yet: the prior, which has not converged.
+    """
+    if len(np.unique(observed.category)) < 2:
+        return _prior(observed.sizes[0])
     marginal, M = _Marginal(observed), observed.sizes[0]
     x = marginal.settled(marginal.start())
     for _ in range(PASSES):
@@ -66,6 +74,11 @@ def quick_fit(observed: Observed) -> QuickFit:
     s_effect, s_item = np.exp(x[-2:]).tolist()
     spreads = (s_effect, s_item, marginal.s_ability)
     return QuickFit(x[:M], covariance[:M, :M], *spreads, marginal.information(x), gain < CONVERGED)
+
+
+def _prior(models: int) -> QuickFit:
+    spread = float(np.exp(LOG_SPREAD[0]))
+    return QuickFit(np.zeros(models), np.eye(models), spread, spread, 1.0, 1.0, False)
 
 
 class _Marginal:
@@ -144,11 +157,16 @@ class _Marginal:
         return x
 
     def learn(self, x: Floats, covariance: Floats) -> None:
-        """The spread of abilities from what is known of them."""
+        """The spread of abilities from what is known of them, and its prior: without one it would fall to zero where
+        the models are equal."""
         M = self.sizes[0]
         centred = np.eye(M) - 1 / M
         spread = np.square(centred @ x[:M]).sum() + np.trace(centred @ covariance[:M, :M])
-        self.s_ability = float(np.sqrt(spread / (M - 1)))
+
+        def slope(log: float) -> float:
+            return float(spread * np.exp(-2 * log) - (M - 1) - log / S_ABILITY**2)
+
+        self.s_ability = float(np.exp(brentq(slope, -10.0, 10.0)))
 
     def information(self, x: Floats) -> float:
         p, _, alpha, weight, _ = self._parts(x)

@@ -27,8 +27,7 @@ def decided(seen: Look) -> str:
 def summary(what: Task, record: Record, ratings: int, whole: int) -> dict[str, Any]:
     """Ratings asked for and planned, a row per round, and the verdict on each contrast."""
     sizes = np.cumsum([len(ids) for ids in record.asked]).tolist()
-    last = record.looks[-1]
-    looks = [*record.looks[: len(sizes) - 1], last]
+    looks = dict(zip(record.rounds, record.looks, strict=True))  # the last one of each round
     contrasts = [
         {
             "model": what.models[m],
@@ -37,11 +36,17 @@ def summary(what: Task, record: Record, ratings: int, whole: int) -> dict[str, A
             "contrast": float(last.mean[d, m]),
             "half_width": float(last.half_width[d, m]),
         }
+        for last in record.looks[-1:]
         for d, m in zip(*np.nonzero(last.limit > 0), strict=True)
     ]
     rounds = [
-        {"ratings": size, "decided": decided(seen), "widest": _widest(seen)}
-        for size, seen in zip(sizes, looks, strict=True)
+        {
+            "ratings": sizes[number - 1],
+            "decided": decided(seen),
+            "widest": _widest(seen),
+            "failure": record.failures.get(number),
+        }
+        for number, seen in looks.items()
     ]
     against = record.against_claims
     return {"ratings": ratings, "of": whole, "rounds": rounds, "contrasts": contrasts, "against_claims": against}
@@ -52,7 +57,7 @@ def _widest(seen: Look) -> float | None:
     return float(seen.half_width[left].max()) if left.any() else None
 
 
-def show(facts: Mapping[str, Any], currency: str, console: Console) -> None:
+def show(facts: Mapping[str, Any], console: Console) -> None:
     table = Table(title="Rounds of adaptive judging", title_justify="left")
     for name in ("round", "ratings", "contrasts decided", "widest open interval"):
         table.add_column(name, justify="right")
@@ -60,7 +65,7 @@ def show(facts: Mapping[str, Any], currency: str, console: Console) -> None:
         widest = "" if row["widest"] is None else f"±{row['widest']:.2f}"
         table.add_row(str(number), f"{row['ratings']:,}", row["decided"], widest)
     console.print(table)
-    console.print(markup(savings(facts, currency)), soft_wrap=True)
+    console.print(markup(savings(facts)), soft_wrap=True)
     for verdict in dict.fromkeys(WORDS.values()):
         named = [
             f"{c['model']} on {c['dimension']} ({c['contrast']:+.2f} ±{c['half_width']:.2f})"
@@ -76,12 +81,12 @@ def show(facts: Mapping[str, Any], currency: str, console: Console) -> None:
         )
 
 
-def savings(facts: Mapping[str, Any], currency: str) -> str:
+def savings(facts: Mapping[str, Any]) -> str:
     """A sentence."""
     ratings, whole = facts["ratings"], facts["of"]
+    asked = f"Adaptive judging asked for {ratings:,} of {whole:,} planned ratings ({100 * ratings / whole:.0f} %)"
+    if facts["provisional"]:
+        return f"{asked} until {facts['provisional']}: what it has decided is provisional."
     price = facts.get("price_saved")
-    saved = f", and at most about {money(price, currency)}" if price else ""
-    return (
-        f"Adaptive judging asked for {ratings:,} of {whole:,} planned ratings ({100 * ratings / whole:.0f} %): it "
-        f"saved {whole - ratings:,} ratings{saved}."
-    )
+    saved = f", and at most about {money(price, facts['currency'])}" if price else ""
+    return f"{asked}: it saved {whole - ratings:,} ratings{saved}."

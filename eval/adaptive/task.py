@@ -15,7 +15,7 @@ from dpeer.eval.irt.types import Bools, Ints
 from dpeer.eval.plan import Plan
 
 SHARE = 10
-"""The first batch, and each later one by default, is the whole design over this."""
+"""A batch is the whole design over this, by default; the first is half of one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

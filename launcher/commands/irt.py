@@ -209,17 +209,18 @@ def run_fit(
     return result, page_of(result, output, _rounds(table, result))
 
 
-def _rounds(table: Path, result: Result) -> tuple[str, ...]:
+def _rounds(table: Path | pd.DataFrame, result: Result) -> tuple[str, ...]:
     """What adaptive judging saved, where the table is the one that it made."""
     from dpeer.eval.adaptive.summary import savings
-    from dpeer.eval.prices import load_prices
     from dpeer.eval.spending import read_rounds
 
+    if not isinstance(table, Path):
+        return ()
     facts = read_rounds(table.parent / "ratings") if table.name == "ratings.parquet" else None
     made = result.posterior.ratings if result.posterior else None
     if not facts or not made or facts["ratings"] != sum(made.statuses.values()):
         return ()
-    return (savings(facts, load_prices(None).currency),)
+    return (savings(facts),)
 
 
 def page_of(result: Result, output: Path, notes: tuple[str, ...] = ()) -> Path:

@@ -20,12 +20,16 @@ from rich.console import Console
 
 from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.eval.adaptive.choose import Design, Worth, next_batch, opening, turns, variances
-from dpeer.eval.adaptive.decide import chance, confirmed, judged, look, open_contrasts
+from dpeer.eval.adaptive.decide import chance, confirmed, judged, look, open_contrasts, worth_of
 from dpeer.eval.adaptive.looks import boundary
 from dpeer.eval.adaptive.quick_fit import Observed, QuickFit, quick_fit
+from dpeer.eval.adaptive.record import Record
 from dpeer.eval.adaptive.rounds import first_round
+from dpeer.eval.adaptive.task import task
 from dpeer.eval.config import Until
+from dpeer.eval.irt.design import ConstantScores
 from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.judge import judge
 from dpeer.eval.plan import plan
@@ -92,6 +96,51 @@ def test_foretold_variances_are_those_of_the_linear_model() -> None:
     contrasts = np.eye(M) - np.eye(M)[0]
     expected = np.diag(contrasts @ posterior @ contrasts.T)
     assert variances(crossed(M, Q, 1), n, [known])[0] == pytest.approx(expected)
+
+
+def test_fewer_than_two_categories_leave_everything_open() -> None:
+    design, few = crossed(3, 20, 2), np.arange(6)
+    asked = np.ones(len(few), np.int64)
+    alike = Observed(few % 3, few, few % 2, 0 * few, 4 * asked, (3, 20, 2, 1))
+    none = Observed(*[few[:0]] * 5, (3, 20, 2, 1))
+    for observed in (alike, none):
+        fit = quick_fit(observed)
+        assert not fit.converged and not fit.ability.any()
+        seen = look([fit], design, opening(design, 20, 0), [], 0.3)
+        assert open_contrasts(seen)[0].tolist() == [False, True, True]
+        assert next_batch(design, opening(design, 20, 0), open_contrasts(seen), [worth_of(fit)], 20, 0).any()
+
+
+@pytest.fixture(scope="module")
+def equal() -> list[tuple[float, Design, Any, QuickFit]]:
+    """Shares of a crossed design, whole items first, and the fits to two equal models' ratings of five."""
+    rng = np.random.default_rng(7)
+    design = crossed(2, 60, 3)
+    cell = (0.8 * rng.standard_normal((2, 60)) - 0.8 * rng.standard_normal(60))[design.model, design.item]
+    logits = np.cumsum(cell[:, None] - np.array([-1.5, -0.5, 0.5, 1.5]), axis=1)
+    score = (np.c_[np.zeros(len(cell)), logits] + rng.gumbel(size=(len(cell), 5))).argmax(axis=1)
+    found = []
+    for share in (0.2, 0.5, 0.8):
+        asked = opening(design, round(share * len(cell)) - 1, 0)
+        rated = [a[asked] for a in (design.model, design.item, design.judge)]
+        fit = quick_fit(Observed(*rated, 0 * rated[0], score[asked], (2, 60, 3, 1)))
+        found.append((asked.mean(), design, asked, fit))
+    return found
+
+
+def test_time_is_the_share_of_a_crossed_design_where_all_models_are_equal(equal: Any) -> None:
+    looks: list[Any] = []
+    for share, design, asked, fit in equal:
+        assert fit.converged
+        looks.append(look([fit], design, asked, looks, 0.0))
+        assert looks[-1].time[0, 1] == pytest.approx(share, abs=0.1)
+    assert looks[0].limit[0, 1] > 2.6, "a fifth of the ratings spends little of the error"
+
+
+def test_the_spread_of_equal_models_keeps_its_prior(equal: Any) -> None:
+    """Oracle: where the likelihood says that there is none, (log s)^2 / 2 0.8^2 + log s is least at s = exp(-0.64)."""
+    for _, _, _, fit in equal:
+        assert fit.s_ability > 0.95 * np.exp(-0.64)
 
 
 # The choice
@@ -166,10 +215,17 @@ def test_decisions_and_what_stays_decided() -> None:
     assert first.verdict[0, 1:].tolist() == ["higher", "open", "open"] and not open_contrasts(first)[0, 0]
     second = look([fitted(0.1, 0.2, 0.0, sd=0.3)], design, asked, [first], 0.3)
     assert second.verdict[0, 1] == "higher" and second.limit[0, 1] == first.limit[0, 1]
-    other = confirmed(second, np.array([[0.0, 0.1, 0.2, 0.0]]), np.full((1, 4), 0.3), 0.3)
+    other = confirmed(second, np.array([[0.0, 0.1, 0.2, 0.0]]), np.full((1, 4), 0.3), design, asked, [first], 0.3)
     assert other.verdict[0, 1] == "open", "the shipped model has the last word"
     doubtful = replace(fitted(2.0, 0.2, 0.0, sd=0.3), converged=False)
-    assert set(look([doubtful], design, asked, [], 0.3).verdict[0]) == {"open"}
+    unclear = look([doubtful], design, asked, [], 0.3)
+    assert set(unclear.verdict[0]) == {"open"} and not unclear.time[0, 1:].any(), "no look, and nothing spent"
+    late = look([doubtful], design, np.ones_like(asked), [first], 0.3)
+    assert late.time[0, 1:].tolist() == first.time[0, 1:].tolist()
+    final = (np.array([[0.0, 2.0, 0.7, 0.0]]), np.full((1, 4), 0.3), design, np.ones_like(asked))
+    whole = confirmed(unclear, *final, [], 0.3)
+    assert whole.verdict[0, 1:].tolist() == ["higher", "higher", "open"], "the last fit is a look of its own"
+    assert whole.limit[0, 2] == pytest.approx(1.96, abs=0.001)
 
 
 def test_the_chance_of_a_decision_is_that_of_simulated_ends() -> None:
@@ -210,16 +266,108 @@ def test_a_spent_budget_names_what_is_left_and_a_damaged_round_is_refused(tmp_pa
     made = set(read_table(cfg.folder / "ratings")["rating_id"])
     (first,) = (cfg.folder / "rounds").rglob("round-001.json")
     assert len(made) > 0 and made < set(json.loads(first.read_text())["rating_ids"])
+    assert set(pd.read_parquet(cfg.folder / "ratings.parquet")["rating_id"]) == made, "a table of what was answered"
+    facts = json.loads((cfg.folder / "ratings" / "manifest.json").read_text())["rounds"]
+    assert facts["ratings"] == len(made) and facts["currency"] == "USD" and facts["contrasts"] == []
+    assert facts["provisional"] == "the budget ended"
     before = len(backend.asked)
     with pytest.raises(ClusterError, match="Cannot be decided"):
         judge(cfg, no_ray, console=quiet)
     assert set(read_table(cfg.folder / "ratings")["rating_id"]) >= made
     assert not set(backend.asked[before:]) & made, "nothing is paid for twice"
-    first.write_bytes(first.read_bytes().replace(b'"look"', b'"lool"'))
+    first.write_bytes(first.read_bytes().replace(b'"looks"', b'"loots"'))
     with pytest.raises(
         CheckpointError, match=r"round-001\.json does not match its checksum.*the rounds then begin anew"
     ):
         judge(cfg, no_ray, console=quiet)
+
+
+def test_a_budget_that_ends_between_rounds_leaves_a_table_and_says_what_is_provisional(
+    tmp_path: Path, responses: Path
+) -> None:
+    registered()
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(yaml.safe_dump({"currency": "EUR", "models": {"planted": {"input": 1e4, "output": 0.0}}}))
+    cfg = planted(tmp_path, responses, prices=str(prices), budget=76.0)
+    said = StringIO()
+    with pytest.raises(ClusterError, match=r"Cannot be decided at this budget: .*same - base on A") as stopped:
+        judge(cfg, no_ray, console=Console(file=said, width=300))
+    made = set(read_table(cfg.folder / "ratings")["rating_id"])
+    facts = json.loads((cfg.folder / "ratings" / "manifest.json").read_text())["rounds"]
+    assert [r["ratings"] for r in facts["rounds"]] == [48] and 48 < len(made) == facts["ratings"]
+    assert set(pd.read_parquet(cfg.folder / "ratings.parquet")["rating_id"]) == made
+    decided = {c["model"]: c["verdict"] in ("higher", "lower", "equivalent") for c in facts["contrasts"]}
+    for model in ("same", "better"):
+        told = str(stopped.value).partition("Decided provisionally")[decided[model] * 2]
+        assert f"{model} - base on A" in told
+    assert "what it has decided is provisional" in said.getvalue() and facts["currency"] == "EUR"
+
+
+def test_an_end_holds_for_the_ratings_that_led_to_it(tmp_path: Path, responses: Path) -> None:
+    """A round, an end, a failed rating asked for again, and another contrast; each read back as after a kill."""
+    registered()
+    cfg = planted(tmp_path, responses)
+    full, until = plan(cfg), Until(contrast=0.3)
+    what = task(cfg, full, until)
+
+    def read(until: Until = until) -> Record:
+        return Record(tmp_path / "rounds", what, full, until)
+
+    ratings = full.rows.head(8).assign(status=["ok"] * 7 + ["engine_error"], score=3)
+    late = ratings.assign(status="ok")
+    design, asked = crossed(3, 50, 2), opening(crossed(3, 50, 2), 60, 0)
+    first = look([fitted(2.0, 0.0, sd=0.05)], design, asked, [], 0.3)
+    assert first.verdict[0, 1:].tolist() == ["higher", "equivalent"]
+    record = read()
+    record.begin(ratings["rating_id"])
+    record.add(first)
+    assert not read().ended(ratings), "killed during the last fit"
+    record.finish(ratings)
+    assert read().ended(ratings) and not read().ended(late)
+    assert not read(Until(contrast=0.2)).ended(ratings)
+    assert read(Until(contrast=0.2)).looks[0].verdict[0, 1:].tolist() == ["higher", "open"]
+    assert read(Until(contrast=0.2)).looks[0].time.tolist() == first.time.tolist(), "the error is spent once"
+    again = read()
+    again.add(first)
+    again.begin(full.rows["rating_id"].iloc[8:20])
+    assert not read().ended(ratings) and len(read().looks) == 2, "the look at the end was one, too"
+    assert read().rounds == [1, 1]
+    other = Record(tmp_path / "rounds", what, replace(full, rows=full.rows.head(20)), until)
+    assert not other.looks and other.others == [record.folder]
+
+
+def test_scores_that_are_all_alike_are_asked_on_and_refused_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.eval.planted.THRESHOLDS", np.full(4, 40.0))
+    backend = registered()
+    cfg = planted(tmp_path, write_responses(tmp_path / "few.jsonl", 12, tuple(ABILITY)))
+    said = StringIO()
+    with pytest.raises(ConstantScores):
+        judge(cfg, no_ray, console=Console(file=said, width=300))
+    assert len(backend.asked) == len(plan(cfg).rows) and "did not converge on A" in said.getvalue()
+    facts = json.loads((cfg.folder / "ratings" / "manifest.json").read_text())["rounds"]
+    assert facts["provisional"] == "the last fit failed" and facts["rounds"][-1]["failure"]
+
+
+def test_a_last_fit_that_fails_asks_for_more_ratings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise IrtError("the sampler failed: planted")
+
+    monkeypatch.setattr("dpeer.eval.adaptive.rounds.estimate", failing)
+    backend = registered()
+    cfg = planted(
+        tmp_path,
+        write_responses(tmp_path / "few.jsonl", 24, tuple(ABILITY)),
+        judging={"rubric": "toyworld", "dimensions": ["A"], "until": {"contrast": 9.0, "batch": 60}},
+    )
+    said = StringIO()
+    with pytest.raises(IrtError, match="planted"):
+        judge(cfg, no_ray, console=Console(file=said, width=300))
+    assert len(backend.asked) == len(plan(cfg).rows) and "more are asked for: the sampler failed" in said.getvalue()
+    second = json.loads(next((cfg.folder / "rounds").rglob("round-002.json")).read_text())
+    assert second["failure"] == "the sampler failed: planted"
+    assert set(np.ravel(second["looks"][0]["verdict"])) == {"open"}, "nothing is decided"
 
 
 @pytest.mark.slow

@@ -134,3 +134,14 @@ def test_people_and_families_are_told_of_a_table_of_dpeers_own(
 def write_csv(folder: Path, table: pd.DataFrame) -> Path:
     table.to_csv(folder / "written.csv", index=False)
     return folder / "written.csv"
+
+
+def test_a_table_with_other_names_is_fitted_to_its_page(tmp_path: Path) -> None:
+    path, folder = tmp_path / "labels.csv", tmp_path / "fit"
+    LONG.rename(columns={"model": "System", "judge": "Rater"}).to_csv(path, index=False)
+    short = ["--chains", "2", "--warmup", "60", "--draws", "40"]
+    named = {"System": "model", "Rater": "judge", **{n: n for n in ("item", "dimension", "score")}}
+    more = [word for pair in named.items() for word in ("--map", "=".join(pair))]
+    told = run(path, "-o", folder, *more, *short)
+    assert told.exit_code == 0, told.output
+    assert (folder / "report.html").stat().st_size > 10_000
