@@ -234,8 +234,8 @@ def test_the_chance_of_a_decision_is_that_of_simulated_ends() -> None:
     ends = mean + sd * np.sqrt(0.3) * rng.standard_normal(100_000)
     half = boundary([*times, 1.0]) * sd * np.sqrt(0.7)
     decided = (np.abs(ends) > half) | (np.abs(ends) + half < contrast)
-    assert chance(mean, sd, times, contrast) == pytest.approx(decided.mean(), abs=0.005)
-    assert chance(0.0, 2.0, [0.9], contrast) < 0.1, "ratings that run out before anything is known"
+    assert chance(mean, sd, times, contrast, 0.7) == pytest.approx(decided.mean(), abs=0.005)
+    assert chance(0.0, 2.0, [0.9], contrast, 0.9) < 0.1, "ratings that run out before anything is known"
 
 
 # Rounds
