@@ -17,9 +17,9 @@ from dpeer.eval.irt.types import Bools, Floats
 
 HIGHER, LOWER, EQUIVALENT, HOPELESS, OPEN = "higher", "lower", "equivalent", "hopeless", "open"
 TYPICAL = Worth(s_effect=0.2, s_ability=100.0)
-"""By which information is counted: nearly the share of the ratings. It is the same at every look, so that time never goes
-back and does not depend on what was answered. Where effects spread more, time runs late, and less error is spent than
-may be."""
+"""By which information is counted: nearly the share of the ratings. It is the same at every look, so that time never
+goes back and does not depend on what was answered. Where effects spread more, time runs late, and less error is spent
+than may be."""
 FUTILE = 0.1
 """Probability that the whole design decides a contrast, below which it is given up."""
 
