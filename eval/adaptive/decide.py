@@ -16,9 +16,10 @@ from dpeer.eval.adaptive.quick_fit import QuickFit
 from dpeer.eval.irt.types import Bools, Floats
 
 HIGHER, LOWER, EQUIVALENT, HOPELESS, OPEN = "higher", "lower", "equivalent", "hopeless", "open"
-TYPICAL = Worth(s_ability=100.0)
-"""By which information is counted. It is the same at every look and has no prior of abilities to speak of, so that time
-is a matter of what was asked and not of what was answered: the error is spent as planned, and time never goes back."""
+TYPICAL = Worth(s_effect=0.2, s_ability=100.0)
+"""By which information is counted: nearly the share of the ratings. It is the same at every look, so that time never
+goes back and does not depend on what was answered. Where effects spread more, time runs late, and less error is spent
+than may be."""
 FUTILE = 0.1
 """Probability that the whole design decides a contrast, below which it is given up."""
 
@@ -48,7 +49,7 @@ def look(fits: Sequence[QuickFit], design: Design, asked: Bools, before: Sequenc
     b = design.base
     mean = np.array([f.ability - f.ability[b] for f in fits])
     sd = np.sqrt(np.array([np.diag(f.covariance) + f.covariance[b, b] - 2 * f.covariance[b] for f in fits]))
-    time = times_of(design, asked)
+    time, share = times_of(design, asked), _shares(design, asked, [worth_of(f) for f in fits])
     limit, verdict = np.zeros_like(mean), np.full(mean.shape, OPEN, dtype="U10")
     for at in np.ndindex(mean.shape):
         if at[1] == b:
@@ -63,14 +64,18 @@ def look(fits: Sequence[QuickFit], design: Design, asked: Bools, before: Sequenc
         if not fits[at[0]].converged:
             continue
         verdict[at] = judged(here, spread, float(limit[at]), contrast)
-        if verdict[at] == OPEN and chance(here, spread, times, contrast) < FUTILE:
+        if verdict[at] == OPEN and chance(here, spread, times, contrast, float(share[at])) < FUTILE:
             verdict[at] = HOPELESS
     return Look(mean, sd, time, limit, verdict)
 
 
 def times_of(design: Design, asked: Bools) -> Floats:
     """[D, M] information about each contrast over that of the whole design; 1 for the base itself."""
-    worth = [TYPICAL] * design.shape[3]
+    return _shares(design, asked, [TYPICAL] * design.shape[3])
+
+
+def _shares(design: Design, asked: Bools, worth: list[Worth]) -> Floats:
+    """[D, M] variance of each contrast when all is asked over that of now."""
     now = variances(design, design.counts(asked), worth)
     whole = variances(design, design.counts(np.ones_like(asked)), worth)
     return np.asarray(np.minimum(np.divide(whole, now, out=np.ones_like(now), where=now > 0), 1.0))
@@ -88,11 +93,11 @@ def judged(mean: float, sd: float, limit: float, contrast: float) -> str:
     return EQUIVALENT if -contrast < low and high < contrast else OPEN
 
 
-def chance(mean: float, sd: float, times: Sequence[float], contrast: float) -> float:
-    """Probability that the whole design would decide the contrast, as it stands at the last of the times."""
-    left = 1.0 - times[-1]
-    end = boundary([*times, 1.0]) * sd * np.sqrt(times[-1])  # half width with the whole design
-    spread = sd * np.sqrt(max(left, 1e-9))
+def chance(mean: float, sd: float, times: Sequence[float], contrast: float, share: float) -> float:
+    """Probability that the whole design would decide the contrast, as it stands at the last of the times; share: of its
+    variance that the whole design would leave."""
+    end = boundary([*times, 1.0]) * sd * np.sqrt(share)  # half width with the whole design
+    spread = sd * np.sqrt(max(1.0 - share, 1e-9))
     beyond = norm.sf((end - mean) / spread) + norm.cdf((-end - mean) / spread)
     room = contrast - end
     inside = norm.cdf((room - mean) / spread) - norm.cdf((-room - mean) / spread) if room > 0 else 0.0

@@ -1,21 +1,47 @@
-"""Adaptive judging: the choice of ratings, the looks and the decisions."""
+"""Adaptive judging: the choice of ratings, the looks, and rounds that are killed and go on."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from rich.console import Console
 
+from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.eval.adaptive.choose import Design, Worth, next_batch, opening, turns, variances
 from dpeer.eval.adaptive.decide import chance, confirmed, judged, look, open_contrasts, worth_of
 from dpeer.eval.adaptive.looks import boundary
 from dpeer.eval.adaptive.quick_fit import Observed, QuickFit, quick_fit
+from dpeer.eval.adaptive.record import Record
+from dpeer.eval.adaptive.rounds import first_round
+from dpeer.eval.adaptive.task import task
+from dpeer.eval.config import Until
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.simulate import Spec, simulate
-from tests.eval.made_designs import crossed, fitted
+from dpeer.eval.judge import judge
+from dpeer.eval.plan import plan
+from dpeer.eval.store.parts import read_table
+from tests.eval.evaluations import no_ray, write_responses
+from tests.eval.planted import ABILITY, planted, registered
+
+ROOT = Path(__file__).parents[2]
+
+
+def crossed(models: int, items: int, judges: int, dimensions: int = 1, samples: int = 1) -> Design:
+    m, q, s, j, d = (a.ravel() for a in np.indices((models, items, samples, judges, dimensions)))
+    return Design(m, q, s, j, d, np.ones(len(m), np.int64), (models, items, judges, dimensions), 0)
+
 
 # Looks
 
@@ -109,6 +135,23 @@ def test_time_is_the_share_of_a_crossed_design_where_all_models_are_equal(equal:
     assert looks[0].limit[0, 1] > 2.6, "a fifth of the ratings spends little of the error"
 
 
+@pytest.mark.parametrize("s_effect", [0.3, 0.8, 1.5])
+def test_rounds_make_no_more_false_claims_than_one_look_whatever_the_spread_of_effects(s_effect: float) -> None:
+    """Paths of a contrast that is 0, whose increments have the variances that the linear model gives the batches."""
+    design, open_ = crossed(2, 100, 3), np.array([[False, True]])
+    known, flat = Worth(s_effect), Worth(s_effect, s_ability=100.0)
+    asked, looks, variance, new = opening(design, 30, 0), [], [], np.ones(1, bool)
+    while new.any():
+        looks.append(look([fitted(0.0, sd=1.0)], design, asked, looks, 0.0))
+        variance.append(variances(design, design.counts(asked), [flat])[0, 1])
+        new = next_batch(design, asked, open_, [known], 60, 0)
+        asked = asked | new
+    true = variance[-1] / np.array(variance)
+    steps = np.random.default_rng(0).standard_normal((100_000, len(true))) * np.sqrt(np.diff(true, prepend=0.0))
+    crossed_ = np.abs(np.cumsum(steps, axis=1)) > np.sqrt(true) * [seen.limit[0, 1] for seen in looks]
+    assert 0.02 < crossed_.any(axis=1).mean() < 0.053 and len(looks) > 8
+
+
 def test_the_spread_of_equal_models_keeps_its_prior(equal: Any) -> None:
     """Oracle: where the likelihood says that there is none, (log s)^2 / 2 0.8^2 + log s is least at s = exp(-0.64)."""
     for _, _, _, fit in equal:
@@ -168,6 +211,12 @@ def test_new_samples_come_before_second_judges() -> None:
 # Decisions
 
 
+def fitted(*contrasts: float, sd: float) -> QuickFit:
+    M = 1 + len(contrasts)
+    covariance = np.eye(M) * sd**2 / 2
+    return QuickFit(np.array([0.0, *contrasts]), covariance, 0.8, 0.8, 1.0, 0.9, True)
+
+
 def test_decisions_and_what_stays_decided() -> None:
     assert [judged(mean, 0.1, 2.0, 0.3) for mean in (0.25, -0.25, 0.05, 0.15)] == [
         "higher",
@@ -200,8 +249,121 @@ def test_the_chance_of_a_decision_is_that_of_simulated_ends() -> None:
     ends = mean + sd * np.sqrt(0.3) * rng.standard_normal(100_000)
     half = boundary([*times, 1.0]) * sd * np.sqrt(0.7)
     decided = (np.abs(ends) > half) | (np.abs(ends) + half < contrast)
-    assert chance(mean, sd, times, contrast) == pytest.approx(decided.mean(), abs=0.005)
-    assert chance(0.0, 2.0, [0.9], contrast) < 0.1, "ratings that run out before anything is known"
+    assert chance(mean, sd, times, contrast, 0.7) == pytest.approx(decided.mean(), abs=0.005)
+    assert chance(0.0, 2.0, [0.9], contrast, 0.9) < 0.1, "ratings that run out before anything is known"
 
 
 # Rounds
+
+
+@pytest.fixture
+def responses(tmp_path: Path) -> Path:
+    return write_responses(tmp_path / "responses.jsonl", 70, tuple(ABILITY))
+
+
+def test_a_base_without_responses_is_refused(tmp_path: Path, responses: Path) -> None:
+    registered()
+    cfg = planted(tmp_path, responses, base="bse")
+    with pytest.raises(ConfigError, match=r"judging\.until: base bse has no response.*base, better, same"):
+        first_round(cfg, plan(cfg), Until())
+
+
+def test_a_spent_budget_names_what_is_left_and_a_damaged_round_is_refused(tmp_path: Path, responses: Path) -> None:
+    backend = registered()
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(yaml.safe_dump({"models": {"planted": {"input": 1e4, "output": 0.0}}}))
+    cfg = planted(tmp_path, responses, prices=str(prices), budget=20.0)
+    quiet = Console(file=StringIO())
+    with pytest.raises(
+        ClusterError, match=r"raise `budget`.*Cannot be decided at this budget: better - base on A, same"
+    ):
+        judge(cfg, no_ray, console=quiet)
+    made = set(read_table(cfg.folder / "ratings")["rating_id"])
+    (first,) = (cfg.folder / "rounds").rglob("round-001.json")
+    assert len(made) > 0 and made < set(json.loads(first.read_text())["rating_ids"])
+    assert set(pd.read_parquet(cfg.folder / "ratings.parquet")["rating_id"]) == made, "a table of what was answered"
+    facts = json.loads((cfg.folder / "ratings" / "manifest.json").read_text())["rounds"]
+    assert facts["ratings"] == len(made) and facts["currency"] == "USD" and facts["contrasts"] == []
+    assert facts["provisional"] == "the budget ended"
+    before = len(backend.asked)
+    with pytest.raises(ClusterError, match="Cannot be decided"):
+        judge(cfg, no_ray, console=quiet)
+    assert set(read_table(cfg.folder / "ratings")["rating_id"]) >= made
+    assert not set(backend.asked[before:]) & made, "nothing is paid for twice"
+    first.write_bytes(first.read_bytes().replace(b'"looks"', b'"loots"'))
+    with pytest.raises(
+        CheckpointError, match=r"round-001\.json does not match its checksum.*the rounds then begin anew"
+    ):
+        judge(cfg, no_ray, console=quiet)
+
+
+def test_an_end_holds_for_the_ratings_that_led_to_it(tmp_path: Path, responses: Path) -> None:
+    """A round, an end, a failed rating asked for again, and another contrast; each read back as after a kill."""
+    registered()
+    cfg = planted(tmp_path, responses)
+    full, until = plan(cfg), Until(contrast=0.3)
+    what = task(cfg, full, until)
+
+    def read(until: Until = until) -> Record:
+        return Record(tmp_path / "rounds", what, full, until)
+
+    ratings = full.rows.head(8).assign(status=["ok"] * 7 + ["engine_error"], score=3)
+    late = ratings.assign(status="ok")
+    design, asked = crossed(3, 50, 2), opening(crossed(3, 50, 2), 60, 0)
+    first = look([fitted(2.0, 0.0, sd=0.05)], design, asked, [], 0.3)
+    assert first.verdict[0, 1:].tolist() == ["higher", "equivalent"]
+    record = read()
+    record.begin(ratings["rating_id"])
+    record.add(first)
+    assert not read().ended(ratings), "killed during the last fit"
+    record.finish(ratings)
+    assert read().ended(ratings) and not read().ended(late)
+    assert not read(Until(contrast=0.2)).ended(ratings)
+    assert read(Until(contrast=0.2)).looks[0].verdict[0, 1:].tolist() == ["higher", "open"]
+    assert read(Until(contrast=0.2)).looks[0].time.tolist() == first.time.tolist(), "the error is spent once"
+    again = read()
+    again.add(first)
+    again.begin(full.rows["rating_id"].iloc[8:20])
+    assert not read().ended(ratings) and len(read().looks) == 2, "the look at the end was one, too"
+    assert read().rounds == [1, 1]
+    other = Record(tmp_path / "rounds", what, replace(full, rows=full.rows.head(20)), until)
+    assert not other.looks and other.others == [record.folder]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_goes_on_with_the_same_ratings_and_saves_what_it_says(tmp_path: Path, responses: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    backend, said = registered(), StringIO()
+    cfg = planted(whole, responses)
+    table = pd.read_parquet(judge(cfg, no_ray, console=Console(file=said, width=300)))
+    full = plan(cfg)
+    assert cfg.judging.until
+    first = set(first_round(cfg, full, cfg.judging.until).rows["rating_id"])
+    assert len(backend.asked) == len(set(backend.asked)) == len(table) < 0.8 * len(full.rows)
+    assert first < set(table["rating_id"]) < set(full.rows["rating_id"])
+    per_model = table["model"].value_counts()
+    assert per_model["better"] <= per_model["same"] <= per_model["base"]
+    facts = json.loads((cfg.folder / "ratings" / "manifest.json").read_text())["rounds"]
+    assert facts["ratings"] == len(table) and facts["of"] == len(full.rows) and len(facts["rounds"]) > 1
+    verdicts = {c["model"]: c["verdict"] for c in facts["contrasts"]}
+    assert verdicts["better"] == "higher" and verdicts["same"] != "higher"
+    share = f"asked for {len(table)} of {len(full.rows)} planned ratings ({100 * len(table) / len(full.rows):.0f} %)"
+    assert share in said.getvalue()
+
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.eval.planted", str(cut), str(responses), str(len(first) + 30)]
+    died = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert died.returncode == -9, died.stderr
+    made = read_table(cut / "test" / "ratings")
+    assert len(first) < len(made) < len(table) and not (cut / "test" / "rounds" / "end.json").exists()
+    backend = registered()
+    again = pd.read_parquet(judge(planted(cut, responses), no_ray, console=Console(file=StringIO())))
+    assert not set(backend.asked) & set(made["rating_id"]) and len(backend.asked) == len(table) - len(made)
+    keys = ["rating_id", "score"]
+    assert again[keys].sort_values("rating_id").equals(table[keys].sort_values("rating_id"))
+    names = [p.relative_to(whole) for p in sorted((whole / "test" / "rounds").rglob("*.json"))]
+    assert all((cut / name).read_bytes() == (whole / name).read_bytes() for name in names) and len(names) > 2
+    asked = len(backend.asked)
+    judge(planted(cut, responses), no_ray, console=Console(file=StringIO()))
+    assert len(backend.asked) == asked
