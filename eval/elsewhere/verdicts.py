@@ -13,7 +13,7 @@ _FIRST, _SECOND = ("a", "1", "left", "first"), ("b", "2", "right", "second")
 _SIDE = re.compile(
     r"(?:the )?(?:model|response|answer|system|assistant|candidate|option)?[ _-]?(\w+)(?: is better| wins)?"
 )
-_TIE = re.compile(r"tie\b.*|draw|equal(?:ly good)?|same|neither|both|(?:both)? ?(?:are )?(?:good|bad)|c")
+_TIE = re.compile(r"tie\b.*|draw|equal(?:ly good)?|same|neither|both(?: ?(?:are )?(?:good|bad))?|c")
 WINNERS = ("winner", "preferred", "preference", "verdict", "choice", "better", "vote", "label")
 """Names of columns that say who won."""
 
