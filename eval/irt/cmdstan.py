@@ -107,7 +107,7 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
     with _lock("compile", progress):
         if _sound(final, progress):
             return final
-        progress("CmdStan: compiling the model (about 1 minute)")
+        progress("CmdStan: compiling the model (about 2 minutes)")
         with scratch("dpeer-stan-") as folder:  # make cannot handle spaces in paths
             shutil.copyfile(source, folder / "model.stan")
             command = [sys.executable, "-c", COMPILE, str(cmdstan), str(folder / "model.stan"), *FLAGS]
