@@ -131,12 +131,13 @@ def test_what_lacks_is_what_the_error_names(
 
 
 def test_graphs_are_captured_where_many_tokens_are_written(models: Path) -> None:
-    def kwargs(mode: Any, **settings: Any) -> dict[str, Any]:
+    def kwargs(mode: Any, device: Any = "gpu", **settings: Any) -> dict[str, Any]:
         served = Served(name="a", path=str(models / "a"))
-        return engine_kwargs(Job(served, config.Engine(**settings), Method(mode, max_tokens=9), "gpu"))
+        return engine_kwargs(Job(served, config.Engine(**settings), Method(mode, max_tokens=9), device))
 
     chosen = {mode: kwargs(mode)["enforce_eager"] for mode in ("logprob", "structured", "sample")}
     assert chosen == {"logprob": True, "structured": False, "sample": False}
+    assert all(kwargs(mode, "cpu", eager=False)["enforce_eager"] for mode in chosen)
     assert kwargs("sample", eager=True)["enforce_eager"] and not kwargs("logprob", eager=False)["enforce_eager"]
 
 

@@ -18,6 +18,7 @@ from dpeer.eval.backends import config
 from dpeer.eval.backends.types import Answer, Job
 from dpeer.eval.backends.vllm.engine import (
     context_length,
+    eager,
     encode,
     engine_kwargs,
     environment,
@@ -58,7 +59,7 @@ def answers(
 
     try:
         for block in blocks(answered, spec.timeout_s):
-            yield [_answer(row) for row in block.to_pylist()]
+            yield [_answer(row, eager(job)) for row in block.to_pylist()]
     except RayError as error:
         raise _given_up(job, error) from error
     except Silence:
@@ -197,8 +198,8 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(row: dict[str, Any]) -> Answer:
+def _answer(row: dict[str, Any], eager: bool) -> Answer:
     if not row[ERROR]:
-        return Answer(**{name: row[name] for name in KEPT} | {"logprobs": tuple(row["logprobs"])})
+        return Answer(**{name: row[name] for name in KEPT}, logprobs=tuple(row["logprobs"]), eager=eager)
     finish = "too_long" if row[ERROR].startswith(TOO_LONG) else "error"
     return Answer(row["id"], finish, error=row[ERROR], prompt_tokens=row["prompt_tokens"])
