@@ -253,6 +253,7 @@ def rated(answer: Answer, cfg: EvalConfig, planned: Plan, order: str = "up") -> 
         "cached_tokens": answer.cached_tokens,
         "output_tokens": answer.output_tokens,
         "engine": answer.engine,
+        "eager": answer.eager,
         "thoughts": visible(answer.thoughts) if answer.thoughts else None,
         "thought_tokens": answer.thought_tokens,
     }

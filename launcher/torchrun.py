@@ -242,7 +242,6 @@ def join(config: Config) -> world.World:
 
 
 def main(arguments: Sequence[str]) -> int:
-    atexit.register(gc.freeze)  # all memory goes back at the end: nothing is to be looked through for garbage
     parser = argparse.ArgumentParser(prog="torchrun ... -m dpeer.launcher.torchrun", description="Train without Ray.")
     parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="override")
@@ -276,4 +275,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # all memory goes back at the end: nothing is to be looked through for garbage
     sys.exit(main(sys.argv[1:]))

@@ -65,7 +65,7 @@ class Line:
 
 def render(paint: Callable[[Figure], None], height_in: float, *formats: str) -> tuple[bytes, ...]:
     """What `paint` puts on a fresh figure, as a file of each format (svg, png); equal input gives equal bytes."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     def saved(kind: str) -> bytes:
@@ -73,12 +73,12 @@ def render(paint: Callable[[Figure], None], height_in: float, *formats: str) -> 
         figure.savefig(file, format=kind, dpi=200, metadata={"Date" if kind == "svg" else "Software": None})
         return file.getvalue()
 
-    with matplotlib.rc_context(STYLE):
+    with style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         paint(figure)
         if engine := figure.get_layout_engine():  # once: each file would lay it out anew, and draw it twice for that
             engine.execute(figure)
-            figure.set_layout_engine(None)
+            figure.set_layout_engine("none")
         return tuple(saved(kind) for kind in formats)
 
 

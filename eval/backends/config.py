@@ -30,7 +30,8 @@ class Engine(Section):
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """Share of GPU memory that an engine may take."""
     eager: bool | None = None
-    """GPU: leave out compiled code and captured graphs; default: where one token is read (mode logprob)."""
+    """GPU: leave out compiled code and captured graphs; default: where one token is read (mode logprob). Results may
+    differ by rounding from those with them; recorded with each rating, which keeps its id."""
     cpu_cache_gib: int = Field(1, ge=1)
     """KV cache per engine on CPU, in GiB."""
     batch_invariant: bool = False

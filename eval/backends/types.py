@@ -82,6 +82,8 @@ class Answer:
     engine: str | None = None
     thoughts: str | None = None
     thought_tokens: int | None = None
+    eager: bool | None = None
+    """vLLM: whether it ran without compiled code, which rounds differently."""
 
 
 class Useless(BaseException):

@@ -11,7 +11,7 @@ OUTCOMES = (-1, 0, 1)
 """Scores of a pairwise row: the other response is better, a tie, this one is better."""
 PLACES = ("first", "second")
 """Where the response of `model` stood in a pairwise row."""
-LATER = ("thoughts", "thought_tokens", "refused", "transcript", "prompt_hash", *OTHERS)
+LATER = ("thoughts", "thought_tokens", "refused", "transcript", "prompt_hash", "eager", *OTHERS)
 """Columns that tables of earlier versions lack; they read as null."""
 
 RESPONSES = pa.schema(
@@ -62,6 +62,7 @@ RATINGS = pa.schema(
         ("engine", pa.string()),  # e.g. "vllm 0.32.0"
         ("dtype", pa.string()),
         ("batch_invariant", pa.bool_()),
+        ("eager", pa.bool_()),  # vLLM without compiled code; null where none answered
         ("model_family", pa.string()),
         ("judge_family", pa.string()),
         ("response_length", pa.int32()),  # characters

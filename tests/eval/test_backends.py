@@ -81,7 +81,7 @@ def test_a_registered_backend_rates_and_ray_is_not_started(tmp_path: Path, remem
     scores = json.loads((tmp_path / "one.json").read_text())
     first = ok[(ok["judge"] == "one") & (ok["dimension"] == "A")]
     assert sorted(first["score"]) == sorted(scores.values())
-    assert table["dtype"].isna().all() and table["batch_invariant"].isna().all()
+    assert table[["dtype", "batch_invariant", "eager"]].isna().all(axis=None)
     judge(cfg, no_ray)
     assert remembered.jobs == 2, "nothing is asked twice"
 

@@ -269,7 +269,7 @@ def test_logprobs_are_those_of_transformers_and_the_conversation_is_read_once(fa
         assert [found[c.id].prompt_tokens for c in conversation] == [
             len(encode(tokenizer, c, LOGPROB)) for c in conversation
         ]
-    assert {a.engine for a in found.values()} == {next(iter(found.values())).engine}
+    assert {(a.engine, a.eager) for a in found.values()} == {(next(iter(found.values())).engine, True)}
     assert str(next(iter(found.values())).engine).startswith("vllm")
 
 
@@ -351,6 +351,7 @@ def test_ray_data_gives_the_same_answers(farm: Farm, models: Path) -> None:
     assert set(found) == ids(calls)
     assert {i for i, a in found.items() if a.finish == "too_long"} == ids(chats([11]))
     assert found["11-A"].prompt_tokens and found["11-A"].prompt_tokens > 512
+    assert all(a.eager for a in found.values() if a.finish != "too_long")
     assert_close(found, reference(models / "a", chats(range(11))))
 
 

@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -27,7 +29,7 @@ from dpeer.eval.config import EvalConfig
 from dpeer.eval.judge import cost, judge, rated
 from dpeer.eval.plan import plan
 from dpeer.eval.questions.rubric import load_rubric
-from dpeer.eval.store.parts import read_table
+from dpeer.eval.store.parts import read_table, write_part
 from dpeer.eval.store.schema import RATINGS, RESPONSES
 from tests.eval.evaluations import evaluation, no_ray
 
@@ -51,6 +53,20 @@ def test_every_answer_becomes_a_row(tmp_path: Path, models: Path, answer: Answer
     assert row["status"] == status
     assert (row["score"] is None) == (status != "ok")
     assert row["error"] is not None or status == "ok"
+    assert row["eager"] is None and rated(replace(answer, eager=True), cfg, plan(cfg))["eager"] is True
+
+
+def test_compiled_code_is_recorded_and_asks_nothing_anew(tmp_path: Path, models: Path) -> None:
+    """A rating keeps its id whether or not its engine was compiled, and tables from before the column are read."""
+    ids = [
+        plan(evaluation(tmp_path, models, judging={"rubric": "toyworld"}, engine={"eager": eager})).rows["rating_id"]
+        for eager in (None, True, False)
+    ]
+    assert len(ids[0]) and ids[0].equals(ids[1]) and ids[0].equals(ids[2])
+    before = pa.schema([field for field in RATINGS if field.name != "eager"])
+    write_part(tmp_path / "old", [dict.fromkeys(before.names) | {"rating_id": "1", "status": "ok"}], before)
+    write_part(tmp_path / "old", [dict.fromkeys(RATINGS.names) | {"rating_id": "2", "status": "ok", "eager": True}])
+    assert read_table(tmp_path / "old").set_index("rating_id")["eager"].to_dict() == {"1": None, "2": True}
 
 
 # An endpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import pytest
 import ray
 
+from dpeer.errors import ClusterError
 from dpeer.eval import config
 from dpeer.eval.backends.types import Job, Method
 from dpeer.eval.backends.vllm.engine import engine_kwargs, environment, started
-from dpeer.eval.backends.vllm.farm import capacity, per_task, replicas, resources
+from dpeer.eval.backends.vllm.farm import capacity, check_feasible, per_task, replicas, resources
 from dpeer.eval.config import Served
 
 
@@ -24,17 +24,47 @@ def on_gpu(count: int = 0, tensor_parallel: int = 1) -> Job:
     )
 
 
+def on_nodes(monkeypatch: pytest.MonkeyPatch, *nodes: tuple[float, float]) -> None:
+    """A cluster of nodes with so many cores and GPUs, besides one that is dead."""
+    known = [{"Alive": True, "Resources": node} for node in held(*nodes)]
+    monkeypatch.setattr(ray, "nodes", lambda: [*known, {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 64.0}}])
+
+
+def held(*nodes: tuple[float, float]) -> list[dict[str, float]]:
+    """As Ray tells it: a kind that a node has none of is left out."""
+    return [{k: v for k, v in (("CPU", cpus), ("GPU", gpus)) if v} for cpus, gpus in nodes]
+
+
 @pytest.mark.parametrize(
-    ("free", "tensor_parallel", "engines"), [(math.inf, 1, 8), (5, 1, 5), (5, 2, 2), (1, 2, 1), (0, 1, 1)]
+    ("free", "tensor_parallel", "engines", "cores"),
+    [
+        (None, 1, 8, 3),
+        ([(16, 4), (4, 1)], 1, 5, 3),
+        ([(16, 4), (4, 1)], 2, 2, 7),
+        ([(16, 3), (16, 1)], 2, 1, 7),
+        ([(6, 4), (16, 4)], 1, 8, 1),
+        ([(2.5, 4), (16, 2)], 1, 4, 1),
+        ([(0, 4), (16, 4)], 1, 4, 3),
+        ([(9, 4), (0, 4)], 4, 1, 8),
+        ([(0, 4), (0, 4)], 1, 1, 1),
+        ([(16, 1), (0, 0)], 2, 1, 1),
+        ([(16, 0), (16, 0)], 1, 1, 1),
+    ],
 )
-def test_engines_follow_the_free_gpus(
-    monkeypatch: pytest.MonkeyPatch, free: float, tensor_parallel: int, engines: int
+def test_engines_and_their_cores_follow_what_others_leave(
+    monkeypatch: pytest.MonkeyPatch,
+    free: list[tuple[float, float]] | None,
+    tensor_parallel: int,
+    engines: int,
+    cores: int,
 ) -> None:
     """Two nodes of four GPUs, of which a training may hold some; one engine waits where none is free."""
-    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}}
-    monkeypatch.setattr(ray, "nodes", lambda: [node, node, node | {"Alive": False}])
-    assert replicas(config.Farm(), on_gpu(tensor_parallel=tensor_parallel), free) == engines
-    assert replicas(config.Farm(replicas=3), on_gpu(), free) == 3
+    on_nodes(monkeypatch, (16, 4), (16, 4))
+    job, left = on_gpu(tensor_parallel=tensor_parallel), None if free is None else held(*free)
+    assert replicas(config.Farm(), job, left) == engines
+    assert resources(job, left) == {"CPU": cores, "GPU": tensor_parallel}
+    assert replicas(config.Farm(replicas=3), job, left) == 3
+    check_feasible(8 // tensor_parallel, resources(job, left), "a")
 
 
 def test_tasks_are_large_on_a_gpu_unless_engines_would_have_none() -> None:
@@ -56,32 +86,58 @@ def test_an_engine_on_a_gpu_has_a_process_and_its_workers_threads() -> None:
 @pytest.mark.parametrize(
     ("nodes", "cores"),
     [
-        ([{"CPU": 96.0, "GPU": 8.0}], 4),
-        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 3),
-        ([{"CPU": 96.0, "GPU": 8.0}, {"CPU": 17.0, "GPU": 8.0}], 2),
-        ([{"CPU": 2.0, "GPU": 2.0}], 1),
-        ([{"CPU": 4.0}], 1),
+        ([(96, 8)], [4, 8, 16]),
+        ([(16, 4), (64, 0)], [3, 7, 15]),
+        ([(96, 8), (17, 8)], [2, 4, 8]),
+        ([(96, 8), (2, 1)], [1, 8, 16]),
+        ([(2, 4)], [1, 1, 1]),
+        ([(4, 8)], [1, 1, 1]),
+        ([(7, 8)], [1, 1, 3]),
+        ([(4, 0)], [1, 1, 1]),
     ],
 )
 def test_an_engine_takes_cores_by_its_gpus_and_leaves_one(
-    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], cores: int
+    monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[float, float]], cores: list[int]
 ) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-    for gpus in (1, 2):
-        assert resources(on_gpu(tensor_parallel=gpus)) == {"CPU": gpus * cores, "GPU": gpus}
+    on_nodes(monkeypatch, *nodes)
     assert resources(replace(on_gpu(), device="cpu")) == {"CPU": 1}
-    for node in nodes:
-        fitting = capacity(node, resources(on_gpu()))
-        assert fitting == node.get("GPU", 0), "cores never keep a GPU idle"
+    for gpus, taken in zip((1, 2, 4), cores, strict=True):
+        wanted = resources(on_gpu(tensor_parallel=gpus))
+        assert wanted == {"CPU": taken, "GPU": gpus}
+        for node in nodes:
+            most = min(node[0], node[1] // gpus)
+            assert capacity(*held(node), wanted) == most, "cores keep no GPU idle but where they are fewer than engines"
+
+
+def test_a_node_of_few_cores_runs_an_engine_on_all_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_nodes(monkeypatch, (4, 8))
+    check_feasible(1, resources(on_gpu(tensor_parallel=8)), "a")
+
+
+@pytest.mark.parametrize(
+    ("node", "tensor_parallel", "advice"),
+    [
+        ((4, 8), 1, "Set farm.replicas=4"),
+        ((4, 1), 2, "Set engine.device=cpu .*, lower engine.tensor_parallel"),
+        ((0, 8), 1, "Start the node's Ray with a core more"),
+    ],
+)
+def test_what_lacks_is_what_the_error_names(
+    monkeypatch: pytest.MonkeyPatch, node: tuple[float, float], tensor_parallel: int, advice: str
+) -> None:
+    on_nodes(monkeypatch, node)
+    with pytest.raises(ClusterError, match=advice):
+        check_feasible(8, resources(on_gpu(tensor_parallel=tensor_parallel)), "a")
 
 
 def test_graphs_are_captured_where_many_tokens_are_written(models: Path) -> None:
-    def kwargs(mode: Any, **settings: Any) -> dict[str, Any]:
+    def kwargs(mode: Any, device: Any = "gpu", **settings: Any) -> dict[str, Any]:
         served = Served(name="a", path=str(models / "a"))
-        return engine_kwargs(Job(served, config.Engine(**settings), Method(mode, max_tokens=9), "gpu"))
+        return engine_kwargs(Job(served, config.Engine(**settings), Method(mode, max_tokens=9), device))
 
     chosen = {mode: kwargs(mode)["enforce_eager"] for mode in ("logprob", "structured", "sample")}
     assert chosen == {"logprob": True, "structured": False, "sample": False}
+    assert all(kwargs(mode, "cpu", eager=False)["enforce_eager"] for mode in chosen)
     assert kwargs("sample", eager=True)["enforce_eager"] and not kwargs("logprob", eager=False)["enforce_eager"]
 
 

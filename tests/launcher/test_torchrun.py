@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import re
 import signal
+from typing import Any
 
 import psutil
 import pytest
@@ -142,6 +145,12 @@ def test_one_process_without_torchrun_fills_the_cache_itself(lab: Lab) -> None:
     assert lab.steps("alone") == 3 and (lab.run("alone") / "report.html").is_file()
 
 
-def test_a_group_of_reference_workers_is_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_group_of_reference_workers_is_refused(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever calls the command from a program of their own has that program's exit left as it was."""
+    registered = list[Any]()
+    monkeypatch.setattr(atexit, "register", registered.append)
     assert torchrun.main([str(lab.folder / "recipe.yaml"), "--set", "name=refused"]) == 1
     assert "Set it to colocated, or to cache" in capsys.readouterr().err
+    assert gc.freeze not in registered

@@ -6,11 +6,12 @@ import base64
 import json
 import re
 
+import matplotlib
 import numpy as np
 import pytest
 
 from dpeer.report import figures
-from dpeer.report.plot import MOST_POINTS, Line, line_plot, smooth, thin
+from dpeer.report.plot import MOST_POINTS, Line, line_plot, render, smooth, thin
 from dpeer.report.run import read_run
 
 
@@ -156,3 +157,16 @@ def test_equal_input_gives_equal_bytes_and_dollar_signs_are_plain_text():
     first, second = (line_plot(steps, lines, "loss", "t") for _ in range(2))
     assert first == second
     assert {"$x", "a_$b"} <= set(labels(first))
+
+
+@pytest.mark.parametrize(
+    "own", [{"figure.autolayout": True}, {"figure.dpi": 300}, {"lines.linewidth": 9, "savefig.bbox": "tight"}]
+)
+def test_the_users_matplotlibrc_does_not_matter(own):
+    def files():
+        return render(lambda figure: figure.add_subplot().plot([1, 3, 2]), 2.7, "svg", "png")
+
+    plain = files()
+    with matplotlib.rc_context(own):
+        assert files() == plain
+        assert matplotlib.rcParams[next(iter(own))] == next(iter(own.values()))

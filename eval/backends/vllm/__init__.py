@@ -50,20 +50,20 @@ class VLLM(Backend):
         from dpeer.eval.backends.vllm import ray_data
         from dpeer.eval.backends.vllm.engine import choose_device
         from dpeer.eval.backends.vllm.farm import Farm as Engines
-        from dpeer.eval.backends.vllm.farm import free_gpus, per_task, replicas, tasks_of
+        from dpeer.eval.backends.vllm.farm import free_nodes, per_task, replicas, tasks_of
 
-        gpus = free_gpus()
-        with Engines(farm, say, gpus=gpus) as engines:
+        free = free_nodes()
+        with Engines(farm, say, free=free) as engines:
 
             def answers(job: Job, calls: Iterable[Call]) -> Iterator[list[Answer]]:
                 device = choose_device(job.settings, ray.cluster_resources().get("GPU", 0))
                 job = replace(job, served=with_whole_paths(job.served), device=device)
-                count = replicas(farm, job, gpus)
+                count = replicas(farm, job, free)
                 tasks = tasks_of(calls, per_task(farm, job, count))
                 if runner(farm, job.count) == "actors":
                     return engines.run(job, tasks)
                 engines.make_room()
-                return ray_data.answers(job, tasks, farm, gpus)
+                return ray_data.answers(job, tasks, farm, free)
 
             yield answers
 

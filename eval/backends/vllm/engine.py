@@ -112,6 +112,7 @@ class Engine:
             cached_tokens=output.num_cached_tokens,
             output_tokens=len(completion.token_ids),
             engine=self.version,
+            eager=eager(self.job),
         )
 
 
@@ -197,6 +198,7 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
         "tokenizer_revision": served.revision,
         "trust_remote_code": False,
         "dtype": settings.dtype,
+        "enforce_eager": eager(job),
         "max_model_len": context_length(job),
         "max_num_seqs": settings.max_num_seqs,
         "seed": 0,
@@ -207,7 +209,6 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
     }
     if job.device == "cpu":
         values |= {
-            "enforce_eager": True,
             "block_size": CPU_BLOCK,
             # vLLM 0.32 dies on CPU when it divides the prompt of a request that has a seed.
             "enable_chunked_prefill": False,
@@ -217,7 +218,6 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
         values |= {
             "tensor_parallel_size": settings.tensor_parallel,
             "gpu_memory_utilization": settings.gpu_memory,
-            "enforce_eager": eager(job),
         }
     if served.adapter:
         values |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(Path(served.adapter))}
@@ -225,8 +225,10 @@ def engine_kwargs(job: Job) -> dict[str, Any]:
 
 
 def eager(job: Job) -> bool:
-    """Whether an engine on a GPU runs without compiled code and captured graphs: these cost minutes at each start, and
-    pay where many tokens are written, not where one is."""
+    """Whether an engine runs without compiled code and captured graphs, as on CPU. On a GPU these cost minutes at each
+    start, and pay where many tokens are written, not where one is."""
+    if job.device == "cpu":
+        return True
     return job.method.mode == "logprob" if job.settings.eager is None else job.settings.eager
 
 

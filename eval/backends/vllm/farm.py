@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError, RayTaskError
 
 from dpeer.errors import ClusterError, DpeerError
@@ -19,6 +19,8 @@ from dpeer.eval.backends.types import Answer, Call, Job, Say, refused
 from dpeer.eval.backends.vllm.engine import LOADING_THREADS, Engine, environment, started
 
 Task = tuple[Call, ...]
+Node = Mapping[str, float]
+"""Cores and GPUs."""
 IN_FLIGHT = 2
 """Tasks per engine: one being answered, one waiting beside it, so that the engine never idles."""
 LIVES = 2
@@ -69,9 +71,13 @@ class Farm:
     """Answers the calls of one model after another. Use as a context: leaving it ends all engines."""
 
     def __init__(
-        self, spec: config.Farm, say: Say = lambda line: None, worker: type = Worker, gpus: float = math.inf
+        self,
+        spec: config.Farm,
+        say: Say = lambda line: None,
+        worker: type = Worker,
+        free: Sequence[Node] | None = None,
     ) -> None:
-        self.spec, self.say, self.worker, self.gpus = spec, say, worker, gpus
+        self.spec, self.say, self.worker, self.free = spec, say, worker, free
         self.restarts = 0
         self._idle: list[tuple[dict[str, str], Any]] = []
         self._replicas: list[_Replica] = []
@@ -94,10 +100,10 @@ class Farm:
         Raises ClusterError when the engines cannot fit the cluster, cannot start, or died more than max_restarts times.
         """
         source = map(_Attempt, tasks)
-        waiting = deque(islice(source, replicas(self.spec, job, self.gpus)))
+        waiting = deque(islice(source, replicas(self.spec, job, self.free)))
         if not waiting:
             return
-        check_feasible(len(waiting), resources(job), job.served.name)
+        check_feasible(len(waiting), resources(job, self.free), job.served.name)
         self.restarts = 0
         self._replicas = [self._hire(job) for _ in waiting]
         try:
@@ -195,7 +201,7 @@ class Farm:
         else:
             if not fresh:
                 self.make_room()
-            wanted = resources(job)
+            wanted = resources(job, self.free)
             actor = (
                 ray.remote(self.worker)
                 .options(
@@ -225,18 +231,23 @@ def tasks_of(calls: Iterable[Call], per_task: int) -> Iterator[Task]:
         yield task
 
 
-def resources(job: Job) -> dict[str, float]:
-    """What one engine takes of the cluster: on GPUs also cores for what loads weights, tokenises and schedules."""
+def resources(job: Job, free: Sequence[Node] | None = None) -> dict[str, float]:
+    """What one engine takes of the cluster: on GPUs also cores for what loads weights, tokenises and schedules.
+
+    free: what others leave of each node; None: everything.
+    """
     if job.device != "gpu":
         return {"CPU": 1.0}
-    gpus = float(job.settings.tensor_parallel)
-    return {"CPU": gpus * cores_per_gpu(n["Resources"] for n in ray.nodes() if n["Alive"]), "GPU": gpus}
+    gpus = job.settings.tensor_parallel
+    cores = min(cores_beside(gpus, nodes) for nodes in (all_nodes(), free) if nodes is not None)
+    return {"CPU": cores, "GPU": float(gpus)}
 
 
-def cores_per_gpu(nodes: Iterable[Mapping[str, float]]) -> float:
-    """Cores that every node with GPUs has per GPU when one is left for others; 1 at least, LOADING_THREADS at most."""
-    shares = [(n.get("CPU", 0) - 1) // n["GPU"] for n in nodes if n.get("GPU")]
-    return float(max(1, min(LOADING_THREADS, *shares))) if shares else 1.0
+def cores_beside(gpus: int, nodes: Iterable[Node]) -> float:
+    """Cores of an engine on so many GPUs, so that every node that has room for one fills all its GPUs and keeps a core
+    for others; LOADING_THREADS per GPU at most. One at least, also where a node has fewer cores than engines."""
+    shares = [(n["CPU"] - 1) * gpus // n["GPU"] for n in nodes if capacity(n, {"CPU": 1, "GPU": gpus})]
+    return float(max(1, min(LOADING_THREADS * gpus, *shares))) if shares else 1.0
 
 
 def per_task(spec: config.Farm, job: Job, engines: int) -> int:
@@ -248,31 +259,37 @@ def per_task(spec: config.Farm, job: Job, engines: int) -> int:
     return min(usual, max(PER_TASK["cpu"], share))
 
 
-def free_gpus() -> float:
-    """GPUs of the cluster that nobody holds now. Asked before a farm's first engine: ended ones return theirs late."""
-    return float(ray.available_resources().get("GPU", 0))
+def all_nodes() -> list[Node]:
+    return [n["Resources"] for n in ray.nodes() if n["Alive"]]
 
 
-def replicas(spec: config.Farm, job: Job, gpus: float = math.inf) -> int:
-    """Engines of one model at once: as the recipe says, else one on CPU and on GPU all that the cluster can place on
-    so many free ones; one at least, which waits."""
+def free_nodes() -> list[Node]:
+    """What nobody holds now of each node. Asked before a farm's first engine: ended ones return theirs late."""
+    return list(available_resources_per_node().values())
+
+
+def replicas(spec: config.Farm, job: Job, free: Sequence[Node] | None = None) -> int:
+    """Engines of one model at once: as the recipe says, else one on CPU and on GPU all that fit what is free of each
+    node (None: everything); one at least, which waits."""
     if spec.replicas is not None:
         return spec.replicas
     if job.device != "gpu":
         return 1
-    places = sum(capacity(n["Resources"], resources(job)) for n in ray.nodes() if n["Alive"])
-    return max(1, int(min(places, gpus / job.settings.tensor_parallel)))
+    wanted = resources(job, free)
+    return max(1, sum(capacity(n, wanted) for n in (all_nodes() if free is None else free)))
 
 
 def check_feasible(count: int, wanted: Mapping[str, float], name: str) -> None:
     """ClusterError when so many engines cannot fit the cluster even if it were idle."""
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    nodes = all_nodes()
     places = sum(capacity(node, wanted) for node in nodes)
     if places >= count:
         return
     available = "; ".join(_readable({k: n.get(k, 0) for k in wanted}) for n in nodes) or "no node"
     advice = f"Set farm.replicas={places}"
-    if not places:  # one core is everywhere: it is the GPUs that lack
+    if not places and any(n.get("GPU", 0) >= wanted.get("GPU", 0) for n in nodes):
+        advice = "Start the node's Ray with a core more (ray start --num-cpus)"
+    elif not places:
         advice = "Set engine.device=cpu (or DPEER_DEVICE=cpu), lower engine.tensor_parallel"
     raise ClusterError(
         f"{name}: wanted {count} engine{'s' * (count > 1)} of {_readable(wanted)} each; available per node: "
@@ -280,7 +297,7 @@ def check_feasible(count: int, wanted: Mapping[str, float], name: str) -> None:
     )
 
 
-def capacity(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+def capacity(node: Node, wanted: Mapping[str, float]) -> int:
     """Engines that fit a node."""
     return min(int(node.get(k, 0) / v + 1e-9) for k, v in wanted.items() if v)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from dpeer.eval.backends import config
 from dpeer.eval.backends.types import Answer, Job
 from dpeer.eval.backends.vllm.engine import (
     context_length,
+    eager,
     encode,
     engine_kwargs,
     environment,
@@ -28,7 +29,7 @@ from dpeer.eval.backends.vllm.engine import (
     too_long_reason,
     vllm_version,
 )
-from dpeer.eval.backends.vllm.farm import Task, check_feasible, conversations, per_task, replicas, resources
+from dpeer.eval.backends.vllm.farm import Node, Task, check_feasible, conversations, per_task, replicas, resources
 
 ERROR = "__inference_error__"  # rows that carry it pass Ray's engine stage untouched
 TOO_LONG = "too long: "
@@ -37,7 +38,9 @@ TOKENIZING = 0.1
 """Cores that a tokenizing task claims; an engine leaves as much, so that the two never wait for each other."""
 
 
-def answers(job: Job, tasks: Iterable[Task], spec: config.Farm, gpus: float = math.inf) -> Iterator[list[Answer]]:
+def answers(
+    job: Job, tasks: Iterable[Task], spec: config.Farm, free: Sequence[Node] | None = None
+) -> Iterator[list[Answer]]:
     """Answers, block by block as they finish. A conversation is one input row, so it stays on one engine.
 
     What is not yet handed out is lost with the driver and asked for again by the next run. Engines that die are
@@ -45,8 +48,8 @@ def answers(job: Job, tasks: Iterable[Task], spec: config.Farm, gpus: float = ma
     does not come through. Raises ClusterError as `Farm.run` does, and when nothing has come for timeout_s.
     """
     rows = [{"calls": conversation} for task in tasks for conversation in conversations(task)]
-    wanted = resources(job)
-    engines = min(replicas(spec, job, gpus), max(1, len(rows)))
+    wanted = resources(job, free)
+    engines = min(replicas(spec, job, free), max(1, len(rows)))
     check_feasible(engines, wanted, job.served.name)
 
     def answered() -> Any:
@@ -56,7 +59,7 @@ def answers(job: Job, tasks: Iterable[Task], spec: config.Farm, gpus: float = ma
 
     try:
         for block in blocks(answered, spec.timeout_s):
-            yield [_answer(row) for row in block.to_pylist()]
+            yield [_answer(row, eager(job)) for row in block.to_pylist()]
     except RayError as error:
         raise _given_up(job, error) from error
     except Silence:
@@ -195,8 +198,8 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(row: dict[str, Any]) -> Answer:
+def _answer(row: dict[str, Any], eager: bool) -> Answer:
     if not row[ERROR]:
-        return Answer(**{name: row[name] for name in KEPT} | {"logprobs": tuple(row["logprobs"])})
+        return Answer(**{name: row[name] for name in KEPT}, logprobs=tuple(row["logprobs"]), eager=eager)
     finish = "too_long" if row[ERROR].startswith(TOO_LONG) else "error"
     return Answer(row["id"], finish, error=row[ERROR], prompt_tokens=row["prompt_tokens"])
