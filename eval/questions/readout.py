@@ -91,8 +91,8 @@ def read_logprobs(
 
     expected: mean score under the distribution renormalised over the scale. mass: probability of all rating tokens
     together; below `min_mass` the status is low_mass. score: the most probable one, of equals the lowest, or
-    `undecided` where that is given; with `draw` in [0, 1) the one at that quantile of the renormalised distribution. -inf is probability 0; a missing, NaN
-    or positive value is no reading and gives engine_error.
+    `undecided` where that is given; with `draw` in [0, 1) the one at that quantile of the renormalised distribution.
+    -inf is probability 0; a missing, NaN or positive value is no reading and gives engine_error.
     """
     if logprobs is None or len(logprobs) != len(scale):
         returned = "none" if logprobs is None else str(len(logprobs))
