@@ -47,8 +47,8 @@ def pair_questions(cfg: EvalConfig, criteria: Sequence[tuple[str, str]]) -> list
 
 
 def pairs_of(cfg: EvalConfig, responses: pd.DataFrame) -> Ints:
-    """[P, 2] positions of the responses to compare: of one item and sample, by two models; the base's stands last, so
-    that the pairs with the base are among all pairs.
+    """[P, 2] positions of the responses to compare: of one item and sample, by two models in the order of their names,
+    whichever is the base: a pair that was answered stays the same pair.
 
     Raises ConfigError where there are none.
     """
@@ -56,13 +56,11 @@ def pairs_of(cfg: EvalConfig, responses: pd.DataFrame) -> Ints:
     base = cfg.base or (cfg.models[0].name if cfg.models else models[0])
     if base not in models:
         raise ConfigError(f"base {base} has no response, so nothing can be compared with it; there are {models}")
-    names = [*sorted(name for name in models if name != base), base]
-    rank = responses["model"].map({name: k for k, name in enumerate(names)})
-    side = responses[["item", "sample"]].assign(rank=rank.to_numpy(), at=np.arange(len(responses)))
+    side = responses[["item", "sample", "model"]].assign(at=np.arange(len(responses)))
     both = side.merge(side, on=["item", "sample"], suffixes=("", "_other"))
-    both = both[both["rank"] < both["rank_other"]]
+    both = both[both["model"] < both["model_other"]]
     if cfg.judging.pairs == "base":
-        both = both[both["rank_other"] == len(names) - 1]
+        both = both[(both["model"] == base) | (both["model_other"] == base)]
     if both.empty:
         raise ConfigError(
             f"judging.mode pairwise: no two models of {', '.join(models)} answered the same item as the "

@@ -38,7 +38,7 @@ from dpeer.eval.elsewhere.mapping import (
     tidy,
 )
 from dpeer.eval.elsewhere.sheets import stream
-from dpeer.eval.elsewhere.verdicts import outcome
+from dpeer.eval.elsewhere.verdicts import outcomes
 from dpeer.eval.irt.encode import HUMAN
 from dpeer.eval.irt.types import Ints
 from dpeer.eval.irt.weaknesses import names_of
@@ -53,6 +53,8 @@ SAMPLE = 500
 CHUNK = 50_000
 """Ratings that are held as Python objects at once."""
 MOST_FAULTS = 10_000
+EMPTY = "empty"
+"""What stands in `error` where there is no label."""
 REMEMBERED = 1 << 14
 """Names and ids that are not worked out again: most of them stand in many rows."""
 
@@ -66,7 +68,7 @@ class Reading:
     rationale, model_family, judge_family, and either `score` (one rating per row) or, with several scores in a row,
     `score:DIMENSION` or `score:DIMENSION/CRITERION` (a column per dimension), or `judge:NAME` or
     `judge:NAME/DIMENSION` (a column per rater, where an empty cell is no rating). A comparison of two models has
-    other_model and winner in place of a score (`verdicts.outcome` lists the forms), and if you like other_response,
+    other_model and winner in place of a score (`verdicts.outcomes` lists the forms), and if you like other_response,
     other_response_id and other_model_family; model is the one that stood first. Default: each column that has one of
     our names holds just that.
     labels: label -> score, for all dimensions or per dimension; without it labels must be whole numbers, or with
@@ -129,6 +131,8 @@ def ratings_table(given: Iterable[Row], how: Reading, source: str = "ratings") -
     planned = _plan(how, sample, constants)
     scale = Scale(how.labels, how.half_points, how.missing)
     table, marks = _read(chain(sample, rows), planned, constants, scale, source)
+    if planned.compared and not scale.labelled:
+        table = _decided(table, scale, f"{source}, column {next(iter(planned.scores))}")
     judge_labels(table, scale, source)
     table = _without_copies(table, marks, how.keep_copies, source)
     return with_families(_with_ids(table), how.humans, how.families, source)[RATINGS.names]
@@ -198,7 +202,7 @@ def _ratings(row: Row, planned: Plan, constants: Mapping[str, str], scale: Scale
         who = names | said
         score = None if scale.absent(label) else scale.score(label, who["dimension"], column)
         if other:
-            score = _outcome(label, score, who["model"], other[OTHER], scale, column)
+            score = _outcome(label, score, scale, column)
         yield {
             **other,
             "response_id": response_id,
@@ -210,7 +214,7 @@ def _ratings(row: Row, planned: Plan, constants: Mapping[str, str], scale: Scale
             "mode": "import",
             "status": "unparsed" if score is None else "ok",
             "score": score,
-            "error": (label or "empty") if score is None else None,
+            "error": (label or EMPTY) if score is None else None,
             "rationale": texts.get("rationale"),
             "response_length": None if response is None else len(response),
         }
@@ -240,12 +244,10 @@ def _other(
     }
 
 
-def _outcome(label: str, score: int | None, this: str, other: str, scale: Scale, column: str) -> int | None:
-    """Who won, by the labels given, else by the words that are about."""
-    if scale.absent(label):
+def _outcome(label: str, score: int | None, scale: Scale, column: str) -> int | None:
+    """Who won, by the labels given; without them the whole column decides, see `_decided`."""
+    if not scale.labelled:
         return None
-    if scale.common is None and scale.by_dimension is None:
-        return outcome(label, this, other)
     if score is not None and score not in OUTCOMES:
         told = ", ".join(map(str, OUTCOMES))
         raise Invalid(column, f"label {excerpt(label)} is mapped to {score}; the outcomes of a comparison are {told}")
@@ -285,6 +287,16 @@ def _clean(text: str) -> str:
 
 
 # The whole table
+
+
+def _decided(table: pd.DataFrame, scale: Scale, where: str) -> pd.DataFrame:
+    """With who won, where no labels were given, by the words and numbers that are about."""
+    labels = ["" if label == EMPTY or scale.absent(label) else label for label in table["error"]]
+    won = outcomes(list(zip(labels, table["model"], table[OTHER], strict=True)), where)
+    score = pd.Series(won, index=table.index, dtype=float)
+    ok = score.notna()
+    error = table["error"].astype(object).where(~ok, None)
+    return table.assign(score=score, status=table["status"].mask(ok, "ok"), error=error)
 
 
 def _without_copies(table: pd.DataFrame, marks: Ints, keep: bool, source: str) -> pd.DataFrame:

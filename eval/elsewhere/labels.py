@@ -39,7 +39,8 @@ class ScoreError(DataError):
 
 
 ALIKE = 0.8
-"""An unknown label is warned of when it resembles a known one this much (difflib), or occurs in MANY rows."""
+"""An unknown label is warned of when it resembles a known one this much (difflib), or occurs in MANY rows; of
+comparisons, where those lost may all be of one kind, every one is."""
 SHOWN = 5
 
 
@@ -70,6 +71,11 @@ class Scale:
             self.by_dimension = {str(d): _scores(inner) for d, inner in nested.items()}
         else:
             raise ConfigError("labels: give one mapping label -> score, or one per dimension, not a mixture")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it was said which score each label means."""
+        return self.common is not None or self.by_dimension is not None
 
     def known(self, dimension: str) -> dict[str, int] | None:
         """Labels of a dimension; None: any whole number."""
@@ -127,8 +133,8 @@ def judge_labels(ratings: pd.DataFrame, scale: Scale, source: str) -> None:
             f"{source}: none of the {len(ratings)} labels means a score: {listed}. Give the scores of the labels, or "
             "map another column to score"
         )
-    _warn_unknown(unknown, scale, source)
-    if scale.common is None and scale.by_dimension is None and ratings["other_model"].isna().all():
+    _warn_unknown(unknown, scale, source, compared=ratings["other_model"].notna().any())
+    if not scale.labelled and ratings["other_model"].isna().all():
         scores, counts = np.unique(ratings["score"].dropna().to_numpy(np.int64), return_counts=True)
         given = {Fraction(s, scale.factor): n for s, n in zip(scores.tolist(), counts.tolist(), strict=True)}
         if codes := suspected(given):
@@ -160,19 +166,23 @@ def _between(ratings: pd.DataFrame, scale: Scale) -> tuple[str, list[str]]:
     return f"{problem}. Give {' or '.join(ways)}", options
 
 
-def _warn_unknown(unknown: Counter[tuple[str, str]], scale: Scale, source: str) -> None:
+def _warn_unknown(unknown: Counter[tuple[str, str]], scale: Scale, source: str, compared: bool) -> None:
     suspects = []
     for (dimension, label), count in unknown.most_common():
         if scale.absent(label):
             continue
         near = _resembling(label, scale.known(dimension) or {})
-        if near or count >= MANY:
+        if near or compared or count >= MANY:
             suspects.append(f"{excerpt(label)} in {count} rows" + (f" (like {near!r})" if near else ""))
     if suspects:
         rest = f"; and {len(suspects) - SHOWN} more" if len(suspects) > SHOWN else ""
+        advice = (
+            "If they say who won, give --label for every label; if they say nothing, --missing"
+            if compared
+            else "If they mean a score, add them to the labels"
+        )
         warnings.warn(
-            f"{source}: unknown labels, kept as unparsed: {'; '.join(suspects[:SHOWN])}{rest}. If they mean a score, "
-            "add them to the labels",
+            f"{source}: unknown labels, kept as unparsed: {'; '.join(suspects[:SHOWN])}{rest}. {advice}",
             stacklevel=5,
         )
 

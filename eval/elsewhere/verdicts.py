@@ -3,36 +3,92 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
 
 from dpeer.data.read import Row
+from dpeer.errors import DataError
 from dpeer.eval.store.columns import empty
+from dpeer.eval.store.scores import decimal, number
 
 SIDES = re.compile(r"^(.*?)[ _.-]?(a|b|1|2|left|right)$", re.IGNORECASE)
 _FIRST, _SECOND = ("a", "1", "left", "first"), ("b", "2", "right", "second")
 _SIDE = re.compile(
-    r"(?:the )?(?:model|response|answer|system|assistant|candidate|option)?[ _-]?(\w+)(?: is better| wins)?"
+    r"(?:the )?(?:(?:model|response|answer|system|assistant|candidate|option)[ -]?)?(\w+)"
+    r"(?: (?:is )?(?:much |slightly |significantly )?better| wins| won)?"
 )
-_TIE = re.compile(r"tie\b.*|draw|equal(?:ly good)?|same|neither|both(?: ?(?:are )?(?:good|bad))?|c")
+_TIE = re.compile(
+    r"tied?\b.*|draw|(?:about )?(?:the )?same|equal(?:ly (?:good|bad))?|no (?:preference|difference|winner)|c"
+    r"|neither(?: (?:is |are )?(?:good|better))?|both(?: ?(?:are )?(?:equally )?(?:good|bad))?"
+)
+_AROUND = "[]() ."
+_RELATION = re.compile(r"(.+?)\s*(>>?|<<?|==?)\s*(.+)")
 WINNERS = ("winner", "preferred", "preference", "verdict", "choice", "better", "vote", "label")
 """Names of columns that say who won."""
+SHOWN = 5
 
 
 def outcome(label: str, this: str = "", other: str = "") -> int | None:
     """1: this one is better, the first of the two; -1: the other; 0: a tie; None: not known.
 
-    Knows the forms of Chatbot Arena and MT-bench (model_a, tie, "tie (bothbad)", [[A]]), left and right, first and
-    second, and the models' own names.
+    Knows the forms of Chatbot Arena and MT-bench (model_a, tie, "tie (bothbad)", [[A]], [[A>>B]]), left and right,
+    first and second, and the models' own names. What a bare number says depends on the others of its column: `outcomes`.
     """
+    if (side := _side(label, this, other)) is not None:
+        return None if _number(label) is not None and label not in (this, other) else side
+    if _TIE.fullmatch(_plain(label)):
+        return 0
+    if relation := _RELATION.fullmatch(label.strip(_AROUND)):
+        sides = (_side(relation[1], this, other), _side(relation[3], this, other))
+        if set(sides) == {1, -1}:
+            return {">": sides[0], "<": sides[1], "=": 0}[relation[2][0]]
+    return None
+
+
+def _number(label: str) -> Fraction | None:
+    return number(label.strip(_AROUND))
+
+
+def _plain(label: str) -> str:
+    return " ".join(re.sub(r"[\[\]()._]", " ", label.casefold()).split())
+
+
+def _side(label: str, this: str, other: str) -> int | None:
+    """1: the label stands for the first of the two; -1: for the second; None: for neither."""
     if this != other and label in (this, other):
         return 1 if label == this else -1
-    said = label.casefold().strip("[]() .").replace("_", " ")
-    if _TIE.fullmatch(said):
-        return 0
-    side = _SIDE.fullmatch(said)
-    if side is None:
-        return None
-    return 1 if side[1] in _FIRST else -1 if side[1] in _SECOND else None
+    side = _SIDE.fullmatch(_plain(label))
+    return None if side is None else 1 if side[1] in _FIRST else -1 if side[1] in _SECOND else None
+
+
+def outcomes(said: Sequence[tuple[str, str, str]], where: str) -> list[int | None]:
+    """`outcome` of each (label, this, other) of a whole column; an empty label says nothing.
+
+    Numbers are outcomes where a -1 is among them, or where 0 stands beside words for either side; 1 and 2 are the
+    first and the second where nothing else but words for ties is there. DataError, beginning with `where`: numbers
+    that leave doubt.
+    """
+    known = {each: outcome(*each) if each[0] else None for each in set(said)}
+    values = {each: _number(each[0]) for each, meant in known.items() if each[0] and meant is None}
+    numbers = Counter(value for each in said if (value := values.get(each)) is not None)
+    if not numbers:
+        return [known[each] for each in said]
+    sides = any(known.values())
+    alone = not sides and None not in values.values()
+    if numbers.keys() <= {-1, 0, 1} and (-1 in numbers or (1 not in numbers and sides)):
+        meaning = {-1: -1, 0: 0, 1: 1}
+    elif numbers.keys() <= {1, 2} and alone:
+        meaning = {1: 1, 2: -1}
+    else:
+        listed = ", ".join(f"{decimal(value)} in {n:,} rows" for value, n in numbers.most_common(SHOWN))
+        raise DataError(
+            f"{where}: who won is said by numbers ({listed}) that may be meant in several ways; 1, 0 and -1 are "
+            "understood where there is a -1, and 1 and 2 beside words for ties only. Say what every label means, 1 "
+            "for the first, -1 for the second and 0 for a tie, as in --label 1=1 --label 0=-1, and name those that "
+            "mean nothing with --missing"
+        )
+    return [known[each] if (value := values.get(each)) is None else meaning[int(value)] for each in said]
 
 
 def twin(model: str, columns: Collection[str]) -> str | None:
@@ -60,7 +116,8 @@ def pair_options(
         (
             n
             for n in names
-            if n.casefold().strip() in WINNERS and labels[n] and any(outcome(v) is not None for v in labels[n])
+            if n.casefold().strip() in WINNERS
+            and any(outcome(v) is not None or _number(v) in (-1, 1, 2) for v in labels[n])
         ),
         None,
     )

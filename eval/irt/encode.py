@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def _encode(
     groups, item_group = _item_groups(frame[ok], text[GROUP], item[: len(compared)], len(items))
     rows, comparison = np.flatnonzero(~compared), np.flatnonzero(compared)
     own_family = _same(text["model_family"], text["judge_family"])
-    own_model = (text["model"] == text["judge"]).to_numpy() | _same(text["model_hash"], text["judge_hash"])
+    own_model, others_model = (_themselves(text[who], text, sources["model"]) for who in ("model", "other_model"))
     others_family = _same(text["other_model_family"], text["judge_family"])
     place = text["order"].map({PLACES[0]: 0.5, PLACES[1]: -0.5}).fillna(0.0).to_numpy(float)
     return Ratings(
@@ -162,7 +162,7 @@ def _encode(
             outcome=score[ok].to_numpy(float)[comparison].astype(np.int64) + 1,
             place=place[comparison],
             own_family=(own_family.astype(np.int64) - others_family)[comparison],
-            own_model=(own_model.astype(np.int64) - (text["other_model"] == text["judge"]).to_numpy())[comparison],
+            own_model=(own_model.astype(np.int64) - others_model)[comparison],
         ),
     )
 
@@ -366,6 +366,13 @@ def _lengths(frame: pd.DataFrame, response: Ints, n: int) -> Floats:
     log = np.log1p(given)
     spread = float(log.std())
     return np.asarray((log - log.mean()) / spread if spread > 0 else np.zeros(n))
+
+
+def _themselves(models: pd.Series, text: Mapping[str, pd.Series], hashes: Mapping[str, str]) -> Bools:
+    """Where a model is its own judge: by name, or by the weights that any row names for it."""
+    return (models == text["judge"]).to_numpy() | _same(
+        models.map(lambda name: hashes.get(name, "")), text["judge_hash"]
+    )
 
 
 def _same(a: pd.Series, b: pd.Series) -> Bools:

@@ -366,9 +366,9 @@ def terminal(result: Result) -> list[RenderableType]:
     title = "Judges: severity in logits, positive = stricter"
     severities = Table(*columns, *more, "note", title=title, title_justify="left")
     for row in judges.itertuples():
-        numbers: tuple[str, ...] = (_estimate(row, "severity"), f"{row.alpha:.2f}", _fixed(row.infit), f"{row.n:,}")
+        numbers: tuple[str, ...] = (_estimate(row, "severity"), _fixed(row.alpha), _fixed(row.infit), f"{row.n:,}")
         if more:
-            numbers = (*numbers, f"{row.comparisons:,}", f"{row.tie_share:.0%}", _estimate(row, "position"))
+            numbers = (*numbers, f"{row.comparisons:,}", _fixed(row.tie_share, ".0%"), _estimate(row, "position"))
         severities.add_row(markup(row.judge), *numbers, markup(row.note))
     if result.gate["green"]:
         verdict = [Text("Diagnostics: green", style="green")]
@@ -380,8 +380,8 @@ def terminal(result: Result) -> list[RenderableType]:
     return [models, severities, *verdict]
 
 
-def _fixed(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else ""
+def _fixed(value: float, form: str = ".2f") -> str:
+    return f"{value:{form}}" if np.isfinite(value) else ""
 
 
 def _estimate(row: Any, name: str) -> str:

@@ -110,8 +110,9 @@ def lowest_first(logprobs: Sequence[float], place: str) -> tuple[float, ...]:
 
 
 def read_pair_logprobs(logprobs: Sequence[float], place: str, min_mass: float, draw: float | None = None) -> Reading:
-    """Reading of the log-probability of each of CHOICES, for the response that stood at `place`."""
-    return read_logprobs(lowest_first(logprobs, place), OUTCOMES, min_mass, draw)
+    """Reading of the log-probability of each of CHOICES, for the response that stood at `place`. Where several are
+    equally the most probable the score is a tie, whichever response is asked about."""
+    return read_logprobs(lowest_first(logprobs, place), OUTCOMES, min_mass, draw, undecided=0)
 
 
 def read_pair_structured(text: str | None, finish_reason: str | None, place: str) -> Reading:

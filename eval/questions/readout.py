@@ -81,14 +81,18 @@ def _answer_ids(
 
 
 def read_logprobs(
-    logprobs: Sequence[float | None] | None, scale: Sequence[int], min_mass: float, draw: float | None = None
+    logprobs: Sequence[float | None] | None,
+    scale: Sequence[int],
+    min_mass: float,
+    draw: float | None = None,
+    undecided: int | None = None,
 ) -> Reading:
     """Reading of the raw log-probability (nats) of each score, lowest first.
 
     expected: mean score under the distribution renormalised over the scale. mass: probability of all rating tokens
-    together; below `min_mass` the status is low_mass. score: the most probable one, of equals the lowest; with
-    `draw` in [0, 1) the one at that quantile of the renormalised distribution. -inf is probability 0; a missing, NaN
-    or positive value is no reading and gives engine_error.
+    together; below `min_mass` the status is low_mass. score: the most probable one, of equals the lowest, or
+    `undecided` where that is given; with `draw` in [0, 1) the one at that quantile of the renormalised distribution.
+    -inf is probability 0; a missing, NaN or positive value is no reading and gives engine_error.
     """
     if logprobs is None or len(logprobs) != len(scale):
         returned = "none" if logprobs is None else str(len(logprobs))
@@ -110,11 +114,13 @@ def read_logprobs(
         return Reading(
             "low_mass", expected=expected, mass=mass, error=f"{mass:.2g} of the probability is on rating tokens"
         )
-    if draw is None:
-        chosen = weights.index(max(weights))
+    if draw is not None:
+        score = scale[bisect.bisect_right(list(itertools.accumulate(weights))[:-1], draw * sum(weights))]
+    elif undecided is not None and values.count(highest) > 1:
+        score = undecided
     else:
-        chosen = bisect.bisect_right(list(itertools.accumulate(weights))[:-1], draw * sum(weights))
-    return Reading("ok", score=scale[chosen], expected=expected, mass=mass)
+        score = scale[values.index(highest)]
+    return Reading("ok", score=score, expected=expected, mass=mass)
 
 
 def json_schema(rubric: Rubric, choices: Sequence[str] = ()) -> dict[str, Any]:

@@ -49,11 +49,50 @@ def _no_warnings() -> Iterator[None]:
         *((label, 1) for label in ("model_a", "Model A", "A", "[[A]]", "left", "assistant_a", "response 1", "first")),
         *((label, -1) for label in ("model_b", "b", "[[B]]", "right", "Response 2", "the second", "model_b wins")),
         *((label, 0) for label in ("tie", "tie (bothbad)", "tie (both bad)", "Tie", "[[C]]", "both_bad", "draw")),
-        *((label, None) for label in ("", "error", "model_c", "?", "3", "n/a")),
+        *((label, 0) for label in ("both (bad)", "no preference", "neither is good", "A=B", "[[A=B]]", "tied")),
+        *((label, 1) for label in ("A>B", "[[A>>B]]", "B<A", "model_a > model_b", "x > y", "A is much better")),
+        *((label, -1) for label in ("B>A", "[[B>>A]]", "A<B", "A<<B", "y>x")),
+        *((label, None) for label in ("", "error", "model_c", "?", "3", "n/a", "A>C", "A>A")),
+        *((label, None) for label in ("1", "2", "0", "-1", "-2", "1.0", "[1]", "-a")),
     ],
 )
 def test_who_won_is_read_in_the_words_that_are_about(label: str, meant: int | None) -> None:
     assert outcome(label, "x", "y") == meant
+
+
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [
+        ((1, -1, 0, 1), [1, -1, 0, 1]),
+        ((1, -1), [1, -1]),
+        (("1.0", "-1.0", "tie"), [1, -1, 0]),
+        (("model_a", 0, "model_b"), [1, 0, -1]),
+        ((1, 2, "tie", 1, "both (bad)"), [1, -1, 0, 1, 0]),
+        (("response 1", "response-2"), [1, -1]),
+    ],
+)
+def test_a_column_decides_what_its_numbers_mean(column: tuple[Any, ...], meant: list[int]) -> None:
+    assert ratings_from(arena(*column), ARENA)["score"].tolist() == meant
+
+
+@pytest.mark.parametrize(
+    "column", [(0, 1, 1), (0, 0), (1, 0, "tie"), (1, 2, "model_a"), (1, 2, 3), (-2, -1, 1, 2), (0, 1, 2), (1, 2, "n/a")]
+)
+def test_numbers_that_leave_doubt_are_refused(column: tuple[Any, ...]) -> None:
+    with pytest.raises(DataError, match=r"column winner: who won is said by numbers .*--label 1=1 --label 0=-1"):
+        ratings_from(arena(*column), ARENA)
+
+
+def test_labels_say_what_numbers_mean() -> None:
+    assert ratings_from(arena(0, 1, 1), ARENA, {"1": 1, "0": -1})["score"].tolist() == [-1, 1, 1]
+    table = ratings_from(arena(1, 2, "n/a"), ARENA, missing=["n/a"])
+    assert table["score"].tolist()[:2] == [1, -1] and table["status"].tolist() == ["ok", "ok", "unparsed"]
+
+
+@pytest.mark.parametrize("labels", [None, {"model_a": 1, "model_b": -1}])
+def test_every_label_that_is_lost_is_warned_of(labels: dict[str, int] | None) -> None:
+    with pytest.warns(UserWarning, match=r"'?unclear'? in 1 rows\. If they say who won, give --label"):
+        ratings_from(arena("model_a", "unclear", "model_b"), ARENA, labels)
 
 
 def test_a_models_own_name_is_a_verdict_too() -> None:
@@ -62,7 +101,8 @@ def test_a_models_own_name_is_a_verdict_too() -> None:
 
 def test_an_arena_table_becomes_comparisons_that_are_fitted(tmp_path: Path) -> None:
     rows = arena("model_a", "model_b", "tie", "tie (bothbad)", "model_a", "unclear")
-    table = ratings_from(rows, ARENA)
+    with pytest.warns(UserWarning, match="unknown labels, kept as unparsed: .*unclear"):
+        table = ratings_from(rows, ARENA)
     assert table["score"].tolist()[:5] == [1, -1, 0, 0, 1] and table["score"].isna().tolist()[5]
     assert table["status"].tolist() == ["ok"] * 5 + ["unparsed"] and table["error"].tolist()[5] == "unclear"
     assert table["other_model"].tolist() == ["y", "z", "x"] * 2 and set(table["order"]) == {"first"}

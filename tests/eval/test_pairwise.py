@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dpeer.eval.config import EvalConfig
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.judge import calls, cost, judge, rated
 from dpeer.eval.plan import plan
-from dpeer.eval.questions.pairwise import CHOICES, pair_segments, read_pair_structured
+from dpeer.eval.questions.pairwise import CHOICES, pair_segments, read_pair_logprobs, read_pair_structured
 from dpeer.eval.questions.readout import json_schema, rating_token_ids
 from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.store.parts import drop_rows, parts
@@ -110,6 +111,16 @@ def test_json_names_the_better_one_and_nothing_else_does() -> None:
         assert read_pair_structured(text, "stop", "first").status == "unparsed"
 
 
+def test_no_response_profits_from_equal_probabilities() -> None:
+    for a, b, c in product((-1.9, -2.5, -10.0), repeat=3):
+        given, swapped = [
+            [read_pair_logprobs(logprobs, place, 0.0).score for place in ("first", "second")]
+            for logprobs in ((a, b, c), (b, a, c))
+        ]
+        meant = 1 if a > max(b, c) else -1 if b > max(a, c) else 0
+        assert given == [meant, -meant] and swapped == [-meant, meant]
+
+
 # Plans
 
 
@@ -125,9 +136,17 @@ def test_every_pair_is_planned_in_both_orders_and_pairs_with_the_base_are_among_
     base = pairwise(tmp_path, models, judging={"pairs": "base"})
     some = plan(base).rows
     assert len(some) == len(rows) * 2 / 3 and set(some["rating_id"]) < set(rows["rating_id"])
-    assert set(some["other_model"]) == {"x"}
+    assert ((some["model"] == "x") != (some["other_model"] == "x")).all()
     again = pairwise(tmp_path, models, judging={"pairwise_read": "structured", "repeats": 2})
     assert not set(plan(again).rows["rating_id"]) & set(rows["rating_id"]) and len(plan(again).rows) == 2 * len(rows)
+
+
+def test_another_base_asks_nothing_anew(tmp_path: Path, models: Path) -> None:
+    ids = [set(plan(pairwise(tmp_path, models, base=base)).rows["rating_id"]) for base in (None, "x", "y", "z")]
+    assert all(known == ids[0] for known in ids)
+    some = plan(pairwise(tmp_path, models, base="y", judging={"pairs": "base"})).rows
+    assert set(map(tuple, some[["model", "other_model"]].to_numpy())) == {("x", "y"), ("y", "z")}
+    assert set(some["rating_id"]) < ids[0]
 
 
 def test_calls_of_a_pair_stand_together_and_show_the_responses_in_the_order_of_the_row(

@@ -51,6 +51,15 @@ def test_a_table_holds_both_and_each_row_is_one_of_them() -> None:
     assert len(alone) == 0 and len(alone.response_model) == 4 * 12
 
 
+def test_a_model_that_judges_itself_is_known_by_its_weights_on_either_side() -> None:
+    frame = compared(("x", "y", 1), ("y", "x", -1), ("x", "z", 0), judge="ann").assign(
+        model_hash=["w1", "w2", "w1"], judge_hash="w2"
+    )
+    assert encode(frame).comparisons.own_model.tolist() == [-1, 1, 0]
+    named = compared(("x", "y", 1), ("y", "x", -1), judge="y")
+    assert encode(named).comparisons.own_model.tolist() == [-1, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -285,6 +285,14 @@ def test_terminal_shows_abilities_and_severities(found: Result) -> None:
     assert all(name in text for name in ("model3", "judge2", "severity"))
 
 
+def test_judges_who_only_rate_have_no_share_of_ties(found: Result) -> None:
+    unknown = dict.fromkeys(("tie_share", "position", "position_low", "position_high"), np.nan)
+    judges = found.tables["judges"].assign(comparisons=0, **unknown)
+    judges.loc[0, ["comparisons", "tie_share"]] = [8, 0.25]
+    text = shown(replace(found, tables=found.tables | {"judges": judges}))
+    assert "25%" in text and "nan" not in text
+
+
 def test_names_are_not_markup(fitted: Posterior) -> None:
     named = replace(fitted, ratings=replace(fitted.ratings, models=("[red]x[/]", "model1", "a[/b]", "model3")))
     assert "[red]x[/]" in shown(tabulate(named))
