@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from dpeer.eval.irt.design import check
+from dpeer.eval.irt.anchors import check_anchors
+from dpeer.eval.irt.design import TooFewJudges, check
+from dpeer.eval.irt.draws import named
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.scales import guessed
 from dpeer.eval.irt.simulate import Spec, simulate
@@ -34,3 +37,44 @@ def test_items_that_were_compared_count_in_the_mix_of_groups() -> None:
     for rows in (table[pairs], table[pairs | ~hard]):  # nothing rated; hard items compared only
         share, answered = item_shares(encode(rows))
         assert np.allclose(share[:, 0], [0.75, 0.25]) and np.allclose(answered[..., 0], [0.75, 0.25])
+
+
+def with_comparers(raters: int) -> pd.DataFrame:
+    """Ratings by some judges, comparisons by others."""
+    rated, _ = simulate(Spec(models=3, items=8, dimensions=2, judges=raters), 1)
+    pairs, _ = simulate(Spec(models=3, items=8, dimensions=2, judges=6, compared=1, rated=False), 1)
+    return pd.concat([rated, pairs.assign(judge="who compares " + pairs["judge"])])
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_severities_count_from_the_mean_of_those_who_rate(anchored: bool) -> None:
+    table = with_comparers(3)
+    table = table[~((table["judge"] == "rater2") & (table["dimension"] == "dimension1") & table["other_model"].isna())]
+    ratings = encode(table)
+    anchors = {"judges": {"rater0": {d: [0.3, 0.1] for d in ratings.dimensions}}, "log_alpha": {}}
+    options = Options(model="rasch", thresholds="common", anchors=anchors if anchored else None)
+    problem = build(ratings, options, guessed(ratings))
+    rng, data = np.random.default_rng(0), problem.data
+    shapes = {"severity": (9, 2), "mu": (2,), "theta": (3, 2), "beta": (data["B"],), "correlation": (2, 2)}
+    steps = sum(data["steps"])
+    stan = {
+        n: rng.normal(size=(2, 50, *shape)) for n, shape in (shapes | {"tau": (steps,), "kappa": (9, steps)}).items()
+    }
+    stan["severity"] -= stan["severity"].mean(axis=2, keepdims=True)
+    kept = {name: values.copy() for name, values in stan.items()}
+    found = named(stan, ratings, problem, check_anchors(ratings, options, False, problem.response_effect))
+    assert all(np.array_equal(stan[n], kept[n]) for n in ("severity", "mu"))  # effects are read with Stan's own
+    gap = found["mu"][:, :, None] - found["severity"]
+    assert np.allclose(gap, kept["mu"][:, :, None] - kept["severity"])
+    means = [found["severity"][:, :, :n, d].mean(axis=-1) for d, n in enumerate((3, 2))]
+    assert np.allclose(means, 0) is not anchored
+    assert np.isnan(found["severity_judge"][0, 0]).sum() == 6
+
+
+def test_who_only_compares_is_no_second_rater() -> None:
+    with pytest.raises(TooFewJudges, match="only rater0 rated"):
+        check(one := encode(with_comparers(1)), Options())
+    assert build(one, Options(response_effect=False), guessed(one)).no_intervals
+    two = encode(with_comparers(2))
+    check(two, Options())
+    assert not build(two, Options(response_effect=False), guessed(two)).no_intervals
