@@ -79,7 +79,7 @@ def _around_raters(stan: dict[str, Floats], ratings: Ratings, anchors: Anchors) 
     free = np.isnan(anchors.judges).all() and np.isnan(anchors.items).all()
     if not (free and len(ratings) and len(ratings.comparisons)):
         return {"severity": severity, "mu": mu}
-    raters = np.where(ratings.rated, rates, rates.any(axis=1)[:, None])  # [J, D]
+    raters = np.where(ratings.rated, rates, rates.any(axis=1, keepdims=True))  # [J, D]
     shift = (severity * raters).sum(axis=-2) / raters.sum(axis=0)
     return {"severity": severity - shift[..., None, :], "mu": mu - shift}
 

@@ -184,7 +184,8 @@ def _criteria(posterior: Posterior) -> pd.DataFrame:
     r = posterior.ratings
     draws = posterior.flat("delta") if "delta" in posterior.draws else np.zeros((1, len(r.criteria)))
     frame = pd.DataFrame(r.criteria, columns=["dimension", "criterion"]).assign(**estimates("difficulty", draws))
-    return frame.assign(n=np.bincount(r.criterion, minlength=len(r.criteria)))
+    frame = frame.assign(n=np.bincount(r.criterion, minlength=len(r.criteria)))
+    return frame[frame["n"] > 0].reset_index(drop=True)
 
 
 def _items(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,8 +18,10 @@ from dpeer.eval.irt.scales import guessed
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.stan_data import build
 from dpeer.eval.irt.stan_terms import item_shares
-from dpeer.eval.irt.types import Options
+from dpeer.eval.irt.tables import tabulate
+from dpeer.eval.irt.types import Comparisons, Options, Posterior
 
+made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
 TWICE = Spec(models=3, items=8, dimensions=1, judges=2, samples=2, compared=1)
 
 
@@ -78,3 +84,21 @@ def test_who_only_compares_is_no_second_rater() -> None:
     two = encode(with_comparers(2))
     check(two, Options())
     assert not build(two, Options(response_effect=False), guessed(two)).no_intervals
+
+
+def test_the_criterion_of_a_dimension_without_ratings_does_not_hang_on_the_order_of_rows() -> None:
+    table = with_comparers(2)
+    pairs = table[table["other_model"].notna()].assign(dimension="compared")
+    pairs["criterion"] = np.where(np.arange(len(pairs)) % 3, "warm", "cold")
+    table = pd.concat([pairs.iloc[1:], pairs.iloc[:1], table[table["other_model"].isna()]])
+    there, back = encode(table), encode(table.iloc[::-1])
+    assert there.criteria == back.criteria and ("compared", "cold") in there.criteria
+    assert ("compared", "warm") not in there.criteria
+    later = encode(table[table["criterion"] != "cold"])
+    assert later.criteria != there.criteria and later.rated_criteria == there.rated_criteria
+
+
+def test_criteria_that_nobody_rated_on_have_no_row() -> None:
+    p = made_up(items=6, draws=20, noise=0.1, delta=np.zeros(3))
+    ratings = replace(p.ratings, criteria=(*p.ratings.criteria, ("T", "compared only")))
+    assert tabulate(replace(p, ratings=ratings)).tables["criteria"]["n"].tolist() == [4 * 6 * 3] * 2
