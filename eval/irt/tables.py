@@ -155,7 +155,7 @@ def tabulate(
         "responses": len(r.response_model),
     }
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
-    verdict = gate(posterior, converged, statistics.misfit)
+    verdict = gate(posterior, converged, statistics.misfit, tables.get("comparisons"))
     verdict["biases"] = [f"{row.finding}: {row.advice}" for row in found.itertuples()]
     return Result(tables, verdict, _notes(posterior, tables), facts, posterior)
 

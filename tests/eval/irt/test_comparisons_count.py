@@ -11,9 +11,12 @@ import pandas as pd
 import pytest
 
 from dpeer.eval.irt.anchors import check_anchors
+from dpeer.eval.irt.claims import claims
+from dpeer.eval.irt.comparison_fit import outcome_probabilities
 from dpeer.eval.irt.design import TooFewJudges, check
 from dpeer.eval.irt.draws import named
 from dpeer.eval.irt.encode import encode
+from dpeer.eval.irt.fit_statistics import thin
 from dpeer.eval.irt.scales import guessed
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.stan_data import build
@@ -102,3 +105,37 @@ def test_criteria_that_nobody_rated_on_have_no_row() -> None:
     p = made_up(items=6, draws=20, noise=0.1, delta=np.zeros(3))
     ratings = replace(p.ratings, criteria=(*p.ratings.criteria, ("T", "compared only")))
     assert tabulate(replace(p, ratings=ratings)).tables["criteria"]["n"].tolist() == [4 * 6 * 3] * 2
+
+
+def with_pairs(*wins: tuple[int, int], n: int = 30) -> Posterior:
+    """Of three models and nothing but chance in the ratings; each pair is compared n times, and the first one wins."""
+    p = made_up(models=3, items=n, dimensions=1, draws=100, noise=0.02, theta=np.array([[1.0], [0.0], [-1.0]]))
+    this, other = (np.concatenate([m * n + np.arange(n) for m in models]) for models in zip(*wins, strict=True))
+    size = len(this)
+    none, place = np.zeros(size, np.int64), np.tile([0.5, -0.5], size // 2)
+    pairs = Comparisons(this, other, none, np.arange(size) % 3, none + 2, place, none, none)
+    return replace(p, ratings=replace(p.ratings, comparisons=pairs))
+
+
+def test_preferences_in_a_circle_are_seen_and_support_no_claim() -> None:
+    circle = tabulate(with_pairs((0, 1), (1, 2), (2, 0)))
+    table = circle.tables["comparisons"].set_index(["model", "other"])
+    assert table.loc[("model0", "model2"), "notable"] and table.loc[("model0", "model1"), "notable"]
+    assert circle.gate["misfit_pairs"] > 0.25 and not circle.gate["green"] and not claims(circle)
+    assert any("compared pairs of models fared otherwise" in reason for reason in circle.gate["reasons"])
+
+
+def test_a_pair_that_fared_otherwise_is_named_by_the_claim() -> None:
+    p = with_pairs((0, 1), (0, 2))
+    chance = np.random.default_rng(1).random((len(p.ratings.comparisons), 1))
+    p_expected = outcome_probabilities(p, *thin(p, 1))[..., 0].T
+    outcome = (chance > p_expected.cumsum(axis=1)[:, :2]).sum(axis=1)
+    sound = replace(p, ratings=replace(p.ratings, comparisons=replace(p.ratings.comparisons, outcome=outcome)))
+    found = tabulate(sound, base="model2")
+    assert not found.tables["comparisons"]["notable"].any() and found.gate["misfit_pairs"] == 0
+    table = found.tables["comparisons"].copy()
+    table.loc[table["other"] == "model1", ["notable", "observed"]] = [True, table["expected"].iloc[0] - 0.4]
+    shown = replace(found, tables=found.tables | {"comparisons": table}, gate=found.gate | {"green": True})
+    of = {model: s for model in ("model0", "model1") for s in claims(shown) if s.startswith(model)}
+    assert "compared with model1 it does 0.40 worse" in of["model0"]
+    assert "compared with model0 it does 0.40 better" in of["model1"] and "model2 it does" not in of["model0"]
