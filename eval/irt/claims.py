@@ -148,7 +148,8 @@ def claims(result: Result) -> list[str]:
     family = f"; all {together} at once" if together > 1 else ""
     for row in table[table["verdict"] != "undecided"].itertuples():
         own = misfit[misfit["notable"] & (misfit["model"] == row.model) & (misfit["dimension"] == row.dimension)]
-        caveat = "".join(f"; but {_gap(cell)}" for cell in own.itertuples())
+        gaps = [*map(_gap, own.itertuples()), *_pair_gaps(result.tables.get("comparisons"), row)]
+        caveat = "".join(f"; but {gap}" for gap in gaps)
         said = f"{row.model} is {_against(row.verdict, result.facts['base'])} in {row.dimension}"
         sentences.append(
             f"{said}: {row.contrast:+.2f} logits [{row.family_low:.2f}, {row.family_high:.2f}{family}], "
@@ -184,3 +185,17 @@ def _certainty(row: Any) -> str:
 def _gap(cell: Any) -> str:
     gap = cell.observed - cell.expected
     return f"{cell.judge} scores it {abs(gap):.2f} {'higher' if gap > 0 else 'lower'} than the model of judging expects"
+
+
+def _pair_gaps(table: pd.DataFrame | None, claimed: Any) -> Iterator[str]:
+    """Pairs with the model of a claim whose comparisons are not as expected."""
+    if table is None:
+        return
+    for pair in table[table["notable"] & (table["dimension"] == claimed.dimension)].itertuples():
+        if claimed.model in (pair.model, pair.other):
+            other, sign = (pair.other, 1) if claimed.model == pair.model else (pair.model, -1)
+            gap = sign * (pair.observed - pair.expected)
+            yield (
+                f"compared with {other} it does {abs(gap):.2f} {'better' if gap > 0 else 'worse'} than the model of "
+                "judging expects (mean outcome, -1 to 1)"
+            )

@@ -1,4 +1,5 @@
-"""Does the model describe the comparisons? Each pair of models, judge and order against replicated outcomes.
+"""Does the model describe the comparisons? Each pair of models in each dimension against replicated outcomes, all
+judges and both orders together.
 
 Written from the formula, not from the Stan program: the weights of {other better, tie, this better} are exp(-x),
 exp(tie) and exp(x), with x = alpha scale (worth of this - worth of the other + position (+-1/2) + own_family ...) and
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dpeer.eval.irt.comparisons import ties_share
-from dpeer.eval.irt.fit_statistics import discrimination, thin
+from dpeer.eval.irt.fit_statistics import LEAST_GAP, discrimination, thin
 from dpeer.eval.irt.types import Floats, Ints, Posterior
 
 _CHUNK = 1_000_000  # comparisons x draws at once
@@ -56,7 +57,7 @@ def outcome_probabilities(posterior: Posterior, draws: Ints, place: Ints) -> Flo
 
 def comparison_table(posterior: Posterior, draws: int = 200, seed: int = 0) -> pd.DataFrame:
     """dimension, model, other, n, better, ties, worse, and observed, the mean outcome for `model` (-1 to 1), with the
-    expected one and its 95 % posterior predictive interval."""
+    expected one and its 95 % posterior predictive interval; notable: it lies outside, by a gap that is not trivial."""
     r, c = posterior.ratings, posterior.ratings.comparisons
     m, (this, other) = len(r.models), (r.response_model[c.response], r.response_model[c.other])
     sign = np.where(this < other, 1, -1)
@@ -77,6 +78,7 @@ def comparison_table(posterior: Posterior, draws: int = 200, seed: int = 0) -> p
         made = (rng.random(p.shape[1:]) > np.cumsum(p, axis=0)[:2]).sum(axis=0) - 1
         means += [np.bincount(cell, column, minlength=len(cells)) / n for column in (sign[:, None] * made).T]
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    observed, expected = np.bincount(cell, score) / n, np.mean(means, axis=0)
     return pd.DataFrame(
         {
             "dimension": np.array(r.dimensions, dtype=object)[cells // m**2],
@@ -84,10 +86,11 @@ def comparison_table(posterior: Posterior, draws: int = 200, seed: int = 0) -> p
             "other": np.array(r.models, dtype=object)[cells % m],
             "n": n,
             **counts,
-            "observed": np.bincount(cell, score) / n,
-            "expected": np.mean(means, axis=0),
+            "observed": observed,
+            "expected": expected,
             "expected_low": low,
             "expected_high": high,
+            "notable": ((observed < low) | (observed > high)) & (np.abs(observed - expected) > LEAST_GAP),
         }
     )
 

@@ -43,11 +43,13 @@ def sides(
     }
 
 
-def first_of_unrated(dimension: Ints, compared: Bools) -> Bools:
-    """The first comparison of each dimension without ratings: its criterion stands for those that nobody rated on."""
+def first_of_unrated(dimension: Ints, criterion: pd.Series, compared: Bools) -> Bools:
+    """A comparison of each dimension without ratings, whose criterion stands for those that nobody rated on: the first
+    by name, whatever the order of the rows."""
     first = np.zeros(len(dimension), dtype=bool)
     for d in np.setdiff1d(dimension, dimension[~compared]):
-        first[np.flatnonzero(dimension == d)[0]] = True
+        rows = np.flatnonzero(dimension == d)
+        first[rows[np.argmin(pd.factorize(criterion.iloc[rows], sort=True)[0])]] = True
     return first
 
 

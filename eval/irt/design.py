@@ -153,9 +153,10 @@ def _enough(ratings: Ratings, planned: bool) -> None:
         raise TooFewModels(
             f"only {ratings.models[0]} was rated; ability is relative. Cheapest repair: rate a base model too"
         )
-    if len(ratings.judges) < 2 and len(ratings):
+    comparing = np.setdiff1d(ratings.comparisons.judge, ratings.judge)
+    if len(ratings.judges) - len(comparing) < 2 and len(ratings):
         raise TooFewJudges(
-            f"only {ratings.judges[0]} rated; its severity and noise cannot be told from ability. "
+            f"only {ratings.judges[ratings.judge[0]]} rated; its severity and noise cannot be told from ability. "
             f"Cheapest repair: a second judge on the same responses, {FEW} or more per model"
         )
     if planned:

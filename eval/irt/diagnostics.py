@@ -19,7 +19,8 @@ MIN_ESS = 400.0
 MIN_EBFMI = 0.3
 
 MAX_MISFIT = 0.25
-"""Largest share of judge x model cells whose mean score may lie notably off its posterior prediction."""
+"""Largest share of judge x model cells whose mean score, and of compared pairs of models whose mean outcome, may lie
+notably off its posterior prediction."""
 
 NOT_GATED = ("beta", "judge_model", *THINNED)
 """Nuisance blocks with an element per item or response. No claim is about one of them, and their scales are gated."""
@@ -110,18 +111,27 @@ def ebfmi(energy: Floats) -> Floats:
     return fraction
 
 
-def gate(posterior: Posterior, table: pd.DataFrame | None = None, misfit: pd.DataFrame | None = None) -> dict[str, Any]:
+def gate(
+    posterior: Posterior,
+    table: pd.DataFrame | None = None,
+    misfit: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame | None = None,
+) -> dict[str, Any]:
     """May claims be made from this fit? green, reasons and advice, with the figures behind them (ready for JSON).
 
     R-hat < 1.01, bulk and tail ESS > 400, no divergence and E-BFMI > 0.3, prior scales included: they fail first.
     An approximate fit, an unchecked one, or one that supports no intervals, is never green. `table` saves a second
-    run of `diagnostics`; with the table `misfit` (`irt.fit_statistics`) the posterior predictive check counts too.
+    run of `diagnostics`; with the tables `misfit` (`irt.fit_statistics`) and `comparisons` (`irt.comparison_fit`) the
+    posterior predictive checks count too.
     """
     table = diagnostics(posterior) if table is None else table
     gated = table[table["gated"]]
     energies = ebfmi(posterior.sampler["energy"])
-    off = float("nan") if misfit is None else float(misfit["notable"].mean())
-    faults = (_structural(posterior, gated), _mixing(posterior, gated), _sampler(posterior, energies), _misfit(off))
+    off, pairs_off = (float("nan") if t is None else float(t["notable"].mean()) for t in (misfit, comparisons))
+    faults = (
+        *(_structural(posterior, gated), _mixing(posterior, gated), _sampler(posterior, energies)),
+        *(_misfit(off), _misfit_of_pairs(pairs_off)),
+    )
     reasons = [reason for lines, _ in faults for reason in lines]
     advice = [line for _, lines in faults for line in lines]
     chains, draws = posterior.sampler["divergent"].shape
@@ -139,6 +149,7 @@ def gate(posterior: Posterior, table: pd.DataFrame | None = None, misfit: pd.Dat
         "ess_tail_min": _number(gated["ess_tail"].min()),
         "ebfmi_min": _number(energies.min()),
         "misfit": _number(off),
+        "misfit_pairs": _number(pairs_off),
         "divergences": int(posterior.sampler["divergent"].sum()),
         "treedepth_hits": _treedepth_hits(posterior),
         "chains": int(chains),
@@ -199,6 +210,16 @@ def _misfit(off: float) -> Faults:
     return [f"{off:.0%} of the judge x model mean scores are far from what the model predicts"], [
         "read the misfit table first; then add the term that explains it (--with own-family, length or order; "
         "--model gmfrm), or leave out the judge that it names"
+    ]
+
+
+def _misfit_of_pairs(off: float) -> Faults:
+    """`off`: share of pairs of models whose comparisons lie notably off their prediction; nan if unknown."""
+    if not off > MAX_MISFIT:
+        return [], []
+    return [f"{off:.0%} of the compared pairs of models fared otherwise than the model predicts"], [
+        "read the table of comparisons first: preferences in a circle (a over b over c over a) have no order of "
+        "ability; then add the term that explains it (--with comparison-scale, judge-model or length)"
     ]
 
 

@@ -42,7 +42,8 @@ def named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: 
         column = f"{name}_effect" if name.startswith("own") else name
         if column in stan:
             draws[name] = stan[column][..., 0]
-    draws["severity_judge"] = stan["severity"].mean(axis=-1)
+    draws |= _around_raters(stan, ratings, anchors)
+    draws["severity_judge"] = draws["severity"].mean(axis=-1)
     draws["beta"] = spread(stan["beta"], (problem.item, problem.item_dimension), (q, d))
     if len(ratings.criteria) > d:
         draws["delta"] = stan["delta"][..., np.argsort(problem.criterion)]
@@ -61,14 +62,26 @@ def named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: 
     draws |= _comparisons(stan, ratings, problem)
     moved = ~np.isnan(anchors.mu)
     if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
-        shift = np.where(moved, stan["mu"] - np.nan_to_num(anchors.mu), 0.0)
+        shift = np.where(moved, draws["mu"] - np.nan_to_num(anchors.mu), 0.0)
         draws["theta"] = draws["theta"] + shift[..., None, :]
-        draws["mu"] = stan["mu"] - shift
+        draws["mu"] = draws["mu"] - shift
     if "v_mean" in stan:
         draws["theta_these"] = draws["theta"] + stan["v_mean"]
         if "group" in draws:
             draws["theta_these"] += (draws["group"] * answered).sum(axis=-2)
     return _without_prior_only(draws, ratings)
+
+
+def _around_raters(stan: dict[str, Floats], ratings: Ratings, anchors: Anchors) -> dict[str, Floats]:
+    """mu and severity, counted from the mean of those who rate in a dimension; in Stan severities sum to zero over all
+    judges, though of those who only compare they are drawn from the prior. Ratings depend on mu - severity alone."""
+    severity, mu, rates = stan["severity"], stan["mu"], ratings.judge_rated
+    free = np.isnan(anchors.judges).all() and np.isnan(anchors.items).all()
+    if not (free and len(ratings) and len(ratings.comparisons)):
+        return {"severity": severity, "mu": mu}
+    raters = np.where(ratings.rated, rates, rates.any(axis=1, keepdims=True))  # [J, D]
+    shift = (severity * raters).sum(axis=-2) / raters.sum(axis=0)
+    return {"severity": severity - shift[..., None, :], "mu": mu - shift}
 
 
 def _comparisons(stan: dict[str, Floats], ratings: Ratings, problem: Problem) -> dict[str, Floats]:

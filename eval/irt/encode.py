@@ -118,7 +118,7 @@ def _encode(
     items, item = _codes(sides["item"])
     judges, judge = _codes(text["judge"])
     names, dimension = _codes(text["dimension"], dimensions)
-    said = ~compared | first_of_unrated(dimension, compared)
+    said = ~compared | first_of_unrated(dimension, text["criterion"], compared)
     pairs, criterion = _criteria(dimension[said], text["criterion"][said], names)
     response, response_model, response_item = _responses(shown, sides, model, item)
     groups, item_group = _item_groups(frame[ok], text[GROUP], item[: len(compared)], len(items))

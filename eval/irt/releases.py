@@ -11,6 +11,7 @@ import pandas as pd
 
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.ability import estimates, interval
+from dpeer.eval.irt.comparison_fit import comparison_table
 from dpeer.eval.irt.diagnostics import gate
 from dpeer.eval.irt.equating import Link, all_known, draws_of, link, moved_elements, positions
 from dpeer.eval.irt.fit_statistics import fit_statistics
@@ -268,4 +269,6 @@ def _programs(before: Posterior, now: Posterior) -> list[str]:
 
 def unsound(posterior: Posterior, which: str) -> list[str]:
     """Why a fit supports no claim, by its gate; empty where it is green."""
-    return [f"{which}: {reason}" for reason in gate(posterior, None, fit_statistics(posterior).misfit)["reasons"]]
+    pairs = comparison_table(posterior) if len(posterior.ratings.comparisons) else None
+    verdict = gate(posterior, None, fit_statistics(posterior).misfit, pairs)
+    return [f"{which}: {reason}" for reason in verdict["reasons"]]

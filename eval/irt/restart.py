@@ -19,7 +19,7 @@ from dpeer.eval.irt.stan_data import Problem
 from dpeer.eval.irt.stan_start import helmert, metric
 from dpeer.eval.irt.types import THINNED, Floats, Ints, Options, Posterior, Ratings
 
-SAME = ("models", "judges", "dimensions", "criteria", "scale", "groups", "comparers", "rated_dimensions")
+SAME = ("models", "judges", "dimensions", "rated_criteria", "scale", "groups", "comparers", "rated_dimensions")
 """Comparing judges and rated dimensions decide which blocks there are."""
 HOW = ("chains", "warmup", "draws", "seed", "threads", "approx")
 """Options that may differ: how the model is sampled, not what it is."""

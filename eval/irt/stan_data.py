@@ -95,7 +95,7 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
         comparer=comparer,
         response_effect=bool(use_u),
         notes=(*notes, *_unused_notes(ratings, used, levels), *notes_of(ratings), *anchors.notes),
-        no_intervals=_no_intervals(len(ratings.judges), bool(use_u)),
+        no_intervals=_no_intervals(len(np.unique(ratings.judge if len(ratings) else comparer)), bool(use_u)),
     )
 
 

@@ -46,12 +46,11 @@ def answered_repeatedly(ratings: Ratings) -> bool:
 
 
 def repeated_enough(ratings: Ratings) -> bool:
-    """In every dimension enough pairs of model and item were answered more than once to tell what a model does on an
-    item from the luck of a response."""
-    pair = ratings.response_model * len(ratings.items) + ratings.response_item
+    """In every dimension enough pairs of model and item were answered more than once, by responses that were rated or
+    compared, to tell what a model does on an item from the luck of a response."""
+    pair, cells = ratings.response_model * len(ratings.items) + ratings.response_item, Cells.of(ratings)
     for d in range(len(ratings.dimensions)):
-        rated = np.unique(ratings.response[ratings.dimension == d])
-        _, answers = np.unique(pair[rated], return_counts=True)
+        _, answers = np.unique(pair[cells.response[cells.dimension == d]], return_counts=True)
         if (answers > 1).sum() < max(MIN_REPEATED, MIN_REPEATED_SHARE * len(answers)):
             return False
     return True
@@ -200,11 +199,11 @@ def term_effects(
 
 
 def item_shares(ratings: Ratings) -> tuple[Floats, Floats]:
-    """Share of each group among the items [H, D] that were rated in a dimension, and among those that a model answered
-    [M, H, D]; every item counts once."""
-    shape = len(ratings.models), len(ratings.items), len(ratings.dimensions)
-    answered = np.zeros(shape)
-    answered[ratings.model, ratings.item, ratings.dimension] = 1
+    """Share of each group among the items [H, D] that were rated or compared in a dimension, and among those that a
+    model answered [M, H, D]; every item counts once."""
+    cells = Cells.of(ratings)
+    answered = np.zeros((len(ratings.models), len(ratings.items), len(ratings.dimensions)))
+    answered[ratings.response_model[cells.response], ratings.response_item[cells.response], cells.dimension] = 1
     member = np.eye(len(ratings.groups))[ratings.item_group]  # [Q, H]
     own = np.einsum("mqd,qh->mhd", answered, member)
     every = np.einsum("qd,qh->hd", answered.max(axis=0), member)

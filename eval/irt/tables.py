@@ -155,7 +155,7 @@ def tabulate(
         "responses": len(r.response_model),
     }
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
-    verdict = gate(posterior, converged, statistics.misfit)
+    verdict = gate(posterior, converged, statistics.misfit, tables.get("comparisons"))
     verdict["biases"] = [f"{row.finding}: {row.advice}" for row in found.itertuples()]
     return Result(tables, verdict, _notes(posterior, tables), facts, posterior)
 
@@ -184,7 +184,8 @@ def _criteria(posterior: Posterior) -> pd.DataFrame:
     r = posterior.ratings
     draws = posterior.flat("delta") if "delta" in posterior.draws else np.zeros((1, len(r.criteria)))
     frame = pd.DataFrame(r.criteria, columns=["dimension", "criterion"]).assign(**estimates("difficulty", draws))
-    return frame.assign(n=np.bincount(r.criterion, minlength=len(r.criteria)))
+    frame = frame.assign(n=np.bincount(r.criterion, minlength=len(r.criteria)))
+    return frame[frame["n"] > 0].reset_index(drop=True)
 
 
 def _items(posterior: Posterior, statistics: FitStatistics) -> pd.DataFrame:

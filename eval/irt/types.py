@@ -109,6 +109,10 @@ class Ratings:
         return tuple(name for name, rated in zip(self.dimensions, self.rated, strict=True) if rated)
 
     @property
+    def rated_criteria(self) -> tuple[tuple[str, str], ...]:
+        return tuple(self.criteria[c] for c in np.unique(self.criterion))
+
+    @property
     def rated(self) -> Bools:
         """[D] dimensions with ratings; in the others there are comparisons only."""
         return np.bincount(self.dimension, minlength=len(self.dimensions)) > 0

@@ -30,6 +30,7 @@ GATE = {
     "divergences": "Divergent transitions (none)",
     "ebfmi_min": "Smallest E-BFMI (above 0.3)",
     "misfit": "Share of judge x model cells that misfit (at most 0.25)",
+    "misfit_pairs": "Share of compared pairs that misfit (at most 0.25)",
     "treedepth_hits": "Trajectories at the depth limit",
     "chains": "Chains",
     "draws": "Draws per chain",
