@@ -22,6 +22,7 @@ from cmdstanpy import CmdStanMCMC, CmdStanModel, disable_logging
 
 from dpeer.disk import remedy
 from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.memory import free_memory
 from dpeer.eval.irt.types import Floats
 from dpeer.files import clear_temporary
 
@@ -210,22 +211,7 @@ def _remedy(error: OSError) -> str:
 def at_once(chains: int, threads: int, ratings: int) -> int:
     """Chains that run side by side: no more than there are cores for their threads, and memory."""
     need = 2**20 * (CHAIN_MB + RATING_KB * ratings / 2**10)
-    return max(1, min(chains, len(os.sched_getaffinity(0)) // threads, int(_free() / need)))
-
-
-def _free() -> float:
-    """Bytes of memory that may still be taken."""
-    free = [float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = [2**10 * float(lines["MemAvailable"].split()[0])]
-        group = Path("/sys/fs/cgroup")
-        limit, used = (float((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free.append(limit - used + float(held["inactive_file"]))  # cached files give way
-    except (OSError, KeyError, ValueError):  # not Linux, no such group, or "max"
-        pass
-    return min(free)
+    return max(1, min(chains, len(os.sched_getaffinity(0)) // threads, int(free_memory() / need)))
 
 
 def _ended(code: int, said: list[str]) -> str:

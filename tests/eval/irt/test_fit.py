@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dpeer.eval.irt import cmdstan
-from dpeer.eval.irt.chains import Chains, Wanted, _free, at_once
+from dpeer.eval.irt.chains import Chains, Wanted, at_once
 from dpeer.eval.irt.diagnostics import gate
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
@@ -191,23 +191,9 @@ def test_kept_files_are_an_ordinary_fit_to_cmdstanpy(tmp_path: Path, monkeypatch
 
 def test_chains_side_by_side_are_limited_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(16))
-    monkeypatch.setattr("dpeer.eval.irt.chains._free", lambda: 1e9)
+    monkeypatch.setattr("dpeer.eval.irt.chains.free_memory", lambda: 1e9)
     assert [at_once(4, 1, 1000), at_once(4, 8, 1000), at_once(4, 32, 1000)] == [4, 2, 1]
     assert [at_once(4, 1, n) for n in (88_000, 1_000_000, 10_000_000)] == [4, 3, 1]
-
-
-def test_files_in_a_groups_cache_are_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 GB in use of 10, 7 of which are cached files."""
-    told = {
-        "/proc/meminfo": "MemAvailable: 100000000 kB",
-        "/sys/fs/cgroup/memory.max": "10000000000",
-        "/sys/fs/cgroup/memory.current": "8000000000",
-        "/sys/fs/cgroup/memory.stat": "anon 1000000000\nactive_file 5\ninactive_file 7000000000",
-    }
-    monkeypatch.setattr("pathlib.Path.read_text", lambda path: told[str(path)])
-    assert _free() == 9e9
-    told["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert _free() == 1.024e11
 
 
 def test_the_manifest_is_plain_json(posterior: Posterior, tmp_path: Path) -> None:
