@@ -33,8 +33,7 @@ def outcome(label: str, this: str = "", other: str = "") -> int | None:
     """1: this one is better, the first of the two; -1: the other; 0: a tie; None: not known.
 
     Knows the forms of Chatbot Arena and MT-bench (model_a, tie, "tie (bothbad)", [[A]], [[A>>B]]), left and right,
-    first and second, and the models' own names. What a bare number says depends on the others of its column, see
-    `outcomes`.
+    first and second, and the models' own names. What a bare number says depends on its whole column, see `outcomes`.
     """
     if (side := _side(label, this, other)) is not None:
         return None if _number(label) is not None and label not in (this, other) else side

@@ -370,8 +370,8 @@ def _lengths(frame: pd.DataFrame, response: Ints, n: int) -> Floats:
 
 def _themselves(models: pd.Series, text: Mapping[str, pd.Series], hashes: Mapping[str, str]) -> Bools:
     """Where a model is its own judge: by name, or by the weights that any row names for it."""
-    own: Bools = (models == text["judge"]).to_numpy(bool)
-    return own | _same(models.map(lambda name: hashes.get(name, "")), text["judge_hash"])
+    known = models.map(lambda name: hashes.get(name, ""))
+    return np.asarray(models == text["judge"], dtype=bool) | _same(known, text["judge_hash"])
 
 
 def _same(a: pd.Series, b: pd.Series) -> Bools:

@@ -63,8 +63,7 @@ class Launched:
         self.family |= set(children)
         for child in sorted(children, key=lambda c: c.create_time()):
             # What a worker starts bears the worker's own title until its exec.
-            forked = _parent(child) in [w.pid for w in self.workers]
-            if child not in self.workers and not forked and _command(child).startswith("ray::Worker"):
+            if child not in self.workers and _is_worker(child) and not _is_worker(_parent(child)):
                 self.workers.append(child)
 
     def ray_folder(self) -> Path:
@@ -179,11 +178,15 @@ def colocated(lab: Lab) -> Launched:
     return run
 
 
-def _parent(process: psutil.Process) -> int | None:
+def _parent(process: psutil.Process) -> psutil.Process | None:
     try:
-        return process.ppid()
+        return process.parent()
     except psutil.Error:
         return None
+
+
+def _is_worker(process: psutil.Process | None) -> bool:
+    return process is not None and _command(process).startswith("ray::Worker")
 
 
 def _command(process: psutil.Process) -> str:

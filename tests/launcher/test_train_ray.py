@@ -162,7 +162,7 @@ def test_a_second_driver_is_refused_and_a_silent_worker_is_named_within_the_time
     said = complaint(run)
     assert time.monotonic() - began < 30 + 20 + 60  # timeout, grace, and the end of the processes
     assert f"pid {stopped.pid}) did not answer during 'training step" in said
-    assert "policy worker rank" in said and "cluster.timeout_s = 30" in said and "forward and backward" in said
+    assert "policy worker rank" in said and "cluster.timeout_s = 30" in said and "The other 1: is in 'step " in said
     assert "--resume" in said
     assert run.survivors() == []
     assert [entry["step"] for entry in lab.ledger("silent")] == list(range(1, lab.steps("silent") + 1))
