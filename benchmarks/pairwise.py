@@ -94,7 +94,7 @@ def agreement(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     keys = ["seed", "element"]
     for first, second in (("pairs", "ratings"), ("pairs", "both"), ("ratings", "both")):
-        sides = [rows[rows["kind"] == kind].set_index(["parameter", *keys]) for kind in (first, second)]
+        sides = [rows[rows["kind"] == kind].set_index(["parameter", *keys]).sort_index() for kind in (first, second)]
         one, two = (side.loc["ability", "mean"] for side in sides)
         gap = sides[0].loc["contrast", "mean"] - sides[1].loc["contrast", "mean"]
         se = np.hypot(sides[0].loc["contrast", "sd"], sides[1].loc["contrast", "sd"])
