@@ -109,7 +109,9 @@ def test_criteria_that_nobody_rated_on_have_no_row() -> None:
 
 def with_pairs(*wins: tuple[int, int], n: int = 30) -> Posterior:
     """Of three models and nothing but chance in the ratings; each pair is compared n times, and the first one wins."""
-    p: Posterior = made_up(models=3, items=n, dimensions=1, draws=100, noise=0.02, theta=np.array([[1.0], [0.0], [-1.0]]))
+    p: Posterior = made_up(
+        models=3, items=n, dimensions=1, draws=100, noise=0.02, theta=np.array([[1.0], [0.0], [-1.0]])
+    )
     this, other = (np.concatenate([m * n + np.arange(n) for m in models]) for models in zip(*wins, strict=True))
     size = len(this)
     none, place = np.zeros(size, np.int64), np.tile([0.5, -0.5], size // 2)
