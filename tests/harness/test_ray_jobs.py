@@ -16,6 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+STEPS = 40
+"""So many that a run is not over before the command that stops it has begun."""
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -119,7 +122,8 @@ def test_submit_stop_and_submit_again(ray_cluster: RayCluster, toy: Path, tmp_pa
     patience = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}})
 
     def submit(number: str, *more: str) -> subprocess.Popen[str]:
-        command = ("dpeer", "train", "recipe.yaml", "--set", "name=job", "--auto-resume", *more)
+        length = ("--set", f"training.steps={STEPS}")
+        command = ("dpeer", "train", "recipe.yaml", "--set", "name=job", *length, "--auto-resume", *more)
         return ray_cluster.job(
             "submit",
             f"--submission-id={number}",
@@ -134,24 +138,24 @@ def test_submit_stop_and_submit_again(ray_cluster: RayCluster, toy: Path, tmp_pa
         return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
 
     first = submit("first")
-    until(lambda: steps() >= 6, "six steps")
+    until(lambda: steps() >= 3, "three steps")
+    stop = ray_cluster.job("stop", "first")
     for process in ray_cluster.look():
         if not process.is_running() or process.name().startswith("ray::Worker"):  # torch's rendezvous is not Ray's
             continue
         for connection in process.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1", (process.cmdline(), connection)
-    stop = ray_cluster.job("stop", "first")
     assert stop.wait(180) == 0
     said = first.communicate(timeout=60)[0]
     done = ledger.read_bytes().count(b"\n")
-    assert f"saved step {done} of 24" in said, said
-    assert (toy / f"runs/job/checkpoints/step-{done:07d}/state.json").exists() and 6 <= done < 24
+    assert f"saved step {done} of {STEPS}" in said, said
+    assert (toy / f"runs/job/checkpoints/step-{done:07d}/state.json").exists() and 3 <= done < STEPS
 
     again = submit("second")
     said = again.communicate(timeout=300)[0]
-    assert again.returncode == 0 and "job step 24/24" in said, said
-    assert [json.loads(line)["step"] for line in ledger.read_text().splitlines()] == list(range(1, 25))
+    assert again.returncode == 0 and f"job step {STEPS}/{STEPS}" in said, said
+    assert [json.loads(line)["step"] for line in ledger.read_text().splitlines()] == list(range(1, STEPS + 1))
 
     lost = submit("third", "--set", "output_dir=runs")
     said = lost.communicate(timeout=120)[0]
