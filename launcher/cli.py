@@ -30,6 +30,7 @@ from dpeer.launcher.commands.eval_plan import app as eval_app
 from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.new import new
+from dpeer.launcher.commands.open import open_
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.tolerance import tolerance
@@ -122,6 +123,7 @@ app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(new)
 app.command()(preflight)
 app.command()(watch)
+app.command(name="open")(open_)
 app.command()(fsck)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)

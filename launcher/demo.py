@@ -23,11 +23,13 @@ from dpeer.errors import ConfigError
 from dpeer.integrity import read_state, stamped, write_state
 from dpeer.launcher import demo_evaluation
 from dpeer.launcher.cluster import connect
+from dpeer.launcher.commands.open import command
 from dpeer.launcher.group import Groups, wanted
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.replies import replies
 from dpeer.launcher.train import train
 from dpeer.report.comparison import ArmRow, write_comparison
+from dpeer.report.index import write_index
 from dpeer.report.run import Certificate
 from dpeer.toyworld import world as toyworld
 from dpeer.training.run_dir import RunDir, same_recipe
@@ -110,6 +112,8 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     }.items():
         console.print(f"{label:12}{path}", soft_wrap=True)
     console.print(f"{'time':12}{time.monotonic() - began:.0f} s")
+    index, _ = write_index(root)
+    console.print(f"{'everything':12}{index}, or: {command()} open {root}", soft_wrap=True)
     return 0
 
 
@@ -155,7 +159,7 @@ def prepare_world(root: Path, seed: int, console: Console) -> Path:
 
 def clear(root: Path, console: Console) -> None:
     """Remove what an earlier demo has made in its folder. Raises ConfigError for a folder that is no demo's."""
-    own = [root / name for name in ("world", "base", "judges", "judges.json", "evaluation", "demo.html")]
+    own = [root / name for name in ("world", "base", "judges", "judges.json", "evaluation", "demo.html", "index.html")]
     own += [root / arm.run for arm in ARMS]
     stale = [path for path in own if path.exists()]
     stamp = root / "world.json"
