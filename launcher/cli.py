@@ -29,6 +29,7 @@ from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.eval_plan import app as eval_app
 from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
+from dpeer.launcher.commands.methods import methods
 from dpeer.launcher.commands.new import new
 from dpeer.launcher.commands.open import open_
 from dpeer.launcher.commands.plan import plan
@@ -132,6 +133,7 @@ app.command(hidden=True)(slurm_commands.wait_for_nodes)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")
 app.add_typer(eval_app, name="eval", help="Plan an evaluation by the precision that it is to have.")
 app.command()(compare)
+app.command()(methods)
 app.command()(plan)
 app.command()(tolerance)
 app.add_typer(sweep_commands.app, name="sweep", help="Ablations: many runs from one sweep file.")
