@@ -32,7 +32,7 @@ PYTHON = VENV / "bin" / "python"
 UNWANTED_ON_CPU = ("torch", "torchvision", "torchaudio", "torchcodec", "triton")
 # It asks for scikit-learn, which our tests of it do not need, and which transformers would import in every worker.
 WITHOUT_NEEDS = "raschpy"
-EXTRAS = ("train", "judge", "arviz", "docs", "dev")
+EXTRAS = ("train", "judge", "serve", "arviz", "docs", "dev")
 """What `make demo` and `make test` need, beside vLLM."""
 TORCH_FIRST = ("torch", "setuptools", "wheel", "numpy")
 

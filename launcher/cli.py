@@ -23,6 +23,7 @@ from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
+from dpeer.launcher.commands.chat import chat, serve
 from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
@@ -42,6 +43,7 @@ EXTRAS = {
     "train": ("torch", "transformers", "peft", "datasets", "deepspeed", "ray", "accelerate", "psutil", "tensorboard"),
     "judge": ("httpx", "transformers", "ray", "psutil"),
     "judge,gpu": ("torch", "vllm"),
+    "serve": ("starlette", "uvicorn", "anyio", "httpx"),
 }
 """What pip installs with each extra, by import name."""
 MOST_TRACEBACKS = 20
@@ -53,7 +55,9 @@ JUDGING = ("generate", "judge")
 def missing_extra(module: str, command: str) -> str | None:
     """One line that names the extra with which an absent module comes; None where no extra has it."""
     package = module.partition(".")[0]
-    order = ("judge", "judge,gpu", "train") if command in JUDGING else ("train", "judge", "judge,gpu")
+    order = {"serve": ("serve", "judge,gpu"), "chat": ("serve", "judge,gpu")}.get(
+        command, ("judge", "judge,gpu", "train") if command in JUDGING else ("train", "judge", "judge,gpu", "serve")
+    )
     extra = next((name for name in order if package in EXTRAS[name]), None)
     if extra is None:
         return None
@@ -134,6 +138,8 @@ app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made
 app.add_typer(eval_app, name="eval", help="Plan an evaluation by the precision that it is to have.")
 app.command()(compare)
 app.command()(methods)
+app.command()(chat)
+app.command()(serve)
 app.command()(plan)
 app.command()(tolerance)
 app.add_typer(sweep_commands.app, name="sweep", help="Ablations: many runs from one sweep file.")
