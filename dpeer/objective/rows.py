@@ -85,6 +85,20 @@ class LedgerRow(TypedDict):
     """Checksum over all lines up to this one, from a start that equal runs share (`training.run_dir.identity`)."""
 
 
+class SaveRow(TypedDict):
+    """A checkpoint that has become whole in this step."""
+
+    step: int
+    bytes: int
+    seconds: float
+    """Until the slowest rank's part was on disk."""
+    background: bool
+    """Written beside the steps that followed."""
+    bytes_per_second: float
+    blocked_s: float
+    """Seconds that training stood still for it."""
+
+
 class TimingRow(TypedDict):
     """What a step cost. Without a GPU there is neither memory nor a share of its speed: null."""
 
@@ -111,6 +125,7 @@ class TimingRow(TypedDict):
     memory_allocated: int | None
     """Bytes of tensors at the step's peak, on the GPU that needs most; `memory_reserved` as torch's allocator holds."""
     memory_reserved: int | None
+    save: NotRequired[SaveRow]
     chain: NotRequired[str]
 
 
