@@ -221,8 +221,11 @@ class Training(Section):
         if self.checkpoint_every is None and (judged or self.checkpoint_minutes is None):
             raise ValueError(
                 "checkpoint_every is none, but "
-                + ("keep: best and stop_when: certified judge the checkpoints of a schedule by steps" if judged else
-                   "checkpoint_minutes is none too, so that nothing would be saved before the end")
+                + (
+                    "keep: best and stop_when: certified judge the checkpoints of a schedule by steps"
+                    if judged
+                    else "checkpoint_minutes is none too, so that nothing would be saved before the end"
+                )
                 + ". Give the steps between checkpoints"
             )
         if self.patience and self.keep == "last":

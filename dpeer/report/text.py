@@ -13,7 +13,7 @@ from dpeer.report.run import Certificate, Certified, Rate, Run
 UNKNOWN = "\u2013"
 MINUS = "\u2212"
 NBSP = "\u00a0"
-MOST_NAMES, MOST_CLAIMS = 12, 40
+MOST_NAMES, MOST_CLAIMS = 12, 24
 WORST_FIRST = ("violated", "undecided", "satisfied")
 
 

@@ -13,7 +13,6 @@ from dpeer.training.calls import PolicyCalls, SaveCost, Workers
 from dpeer.training.grace import shortage
 from dpeer.training.run_dir import RunDir, refuse_unshared
 
-
 NO_ROOM = (
     "the hosts have too little free memory for a copy of the checkpoint, so training waits while one is written "
     "(training.checkpoint_async). `dpeer plan` says what a copy takes"

@@ -188,7 +188,9 @@ def round_trip(config: Config, policy: Group) -> str | Warn:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     speed = f"{save['bytes'] / max(save['seconds'], 1e-9) / 1e9:.2f} GB/s"
-    shown = f"{size / 2**20:,.1f} MiB saved in {times[1] - times[0]:.1f} s ({speed}), loaded in {times[2] - times[1]:.1f} s"
+    shown = (
+        f"{size / 2**20:,.1f} MiB saved in {times[1] - times[0]:.1f} s ({speed}), loaded in {times[2] - times[1]:.1f} s"
+    )
     full = saved_size(config, frozen=engine == "deepspeed").checkpoint  # this one has no moments yet
     if short := shortage(config, full, save["seconds"] * full / max(save["bytes"], 1)):
         return Warn(f"{shown}.", f"{short[0].upper()}{short[1:]}.")

@@ -280,7 +280,7 @@ def test_a_loaded_checkpoint_goes_on_to_the_bit(
     shutil.rmtree(lost.folder, ignore_errors=True)
     lost.folder.touch()
     held_up.set()
-    with pytest.raises(CheckpointError, match="lost: rank 0 on .* could not write its part.*Earlier checkpoints are"):
+    with pytest.raises(CheckpointError, match=r"lost: rank 0 on .* could not write its part.*Earlier checkpoints are"):
         checkpoint.finish(lost)
     cost = checkpoint.finish(saving)
     assert cost["background"] and cost["bytes"] == sum(
