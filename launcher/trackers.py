@@ -37,7 +37,7 @@ class TensorBoard:
     def __init__(self, config: Config, files: RunDir, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(files.path / "tensorboard"), purge_step=start + 1)
+        self.writer: Any = SummaryWriter(str(files.path / "tensorboard"), purge_step=start + 1)
 
     def log(self, values: Scalars, step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary

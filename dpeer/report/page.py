@@ -40,8 +40,8 @@ def templates(*packages: str, autoescape: bool = True) -> Environment:
         lstrip_blocks=True,
     )
     for words in (
-        text.number, text.exact, text.percent, text.extra_records, text.certified_words, text.rare_words, text.win_words,
-        text.foremost, text.left_out,
+        text.number, text.exact, text.percent, text.extra_records, text.certified_words, text.rare_words, 
+        text.win_words, text.foremost, text.left_out,
     ):  # fmt: skip
         environment.filters[words.__name__] = words
     return environment

@@ -164,7 +164,7 @@ def _room_for(size: int, policy: Policy) -> bool:
     """Collective. Whether the copies of all ranks of this host take at most half of the memory that is free there."""
     here = platform.node()
     needed = sum(other for host, other in shards.gathered((here, size), policy.world) if host == here)
-    return needed <= psutil.virtual_memory().available / 2
+    return bool(needed <= psutil.virtual_memory().available / 2)
 
 
 def commit(temporary: Path, final: Path) -> None:

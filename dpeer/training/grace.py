@@ -41,8 +41,8 @@ def shortage(config: Config, size: int, save_s: float, step_s: float = 0.0) -> s
         return ""
     twice = ", after one that may be in flight," if config.training.checkpoint_async else ""
     return (
-        f"a checkpoint of {size / 1e9:,.1f} GB is written in {save_s:,.0f} s ({size / 1e9 / save_s:.2f} GB/s): with the "
-        f"step at hand{twice} that takes {needed:,.0f} s, and pre-emption leaves {grace:g} s. The last checkpoint "
+        f"a checkpoint of {size / 1e9:,.1f} GB is written in {save_s:,.0f} s ({size / 1e9 / save_s:.2f} GB/s): with "
+        f"the step at hand{twice} that takes {needed:,.0f} s, and pre-emption leaves {grace:g} s. The last checkpoint "
         "would be lost, and the steps since the one before. Ask for more time (Slurm: "
         f"--signal=B:USR1@{math.ceil(needed * 1.5)}, and cluster.grace_s), or write to a faster file system"
     )

@@ -124,7 +124,7 @@ class TrainingRun:
 
     def steps(self, start: int, watcher: Watcher) -> int:
         """Train until the end or an early stop; returns the number of steps done."""
-        policy, spec, total = self.workers.policy(), self.config.training, self.total
+        policy, total = self.workers.policy(), self.total
         if self.ends_early(start):  # a kill may have come between a checkpoint and its verdict
             return start
         if start == 0:

@@ -301,7 +301,7 @@ class RunDir:
 
     def _seconds(self, step: int) -> float:
         """That the steps up to this one have taken."""
-        return sum(json.loads(line)["seconds"] for line in _lines_up_to(self.timing, step))
+        return sum(float(json.loads(line)["seconds"]) for line in _lines_up_to(self.timing, step))
 
     def prune(self, keep: int, spared: int | None = None) -> None:
         """Remove all but the newest checkpoints and the one to be spared: renamed first, so that a kill leaves no half

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,25 +76,22 @@ class Beside(Generic[T]):
     """Work in a thread of its own, which ends with the process; `result` waits, and raises what the work has raised."""
 
     def __init__(self, work: Callable[[], T]) -> None:
-        self._work, self._error, self._value = work, None, None
-        self._thread = threading.Thread(target=self._run, name="writing a checkpoint", daemon=True)
-        self._thread.start()
+        self._work = work
+        self._done: Future[T] = Future()
+        threading.Thread(target=self._run, name="writing a checkpoint", daemon=True).start()
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BESIDE)  # of this thread alone, on Linux
         try:
-            self._value = self._work()
+            self._done.set_result(self._work())
         except BaseException as error:
-            self._error = error
+            self._done.set_exception(error)
         finally:
             del self._work  # with the copy that it holds
 
     @property
     def running(self) -> bool:
-        return self._thread.is_alive()
+        return not self._done.done()
 
     def result(self) -> T:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value
+        return self._done.result()
