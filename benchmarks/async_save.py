@@ -60,7 +60,7 @@ def usage() -> tuple[float, float]:
 
 
 def step_costs(policy: Policy, folder: Path, rounds: int) -> tuple[dict[str, list[tuple[float, float]]], list[float]]:
-    """(wall, user) seconds of steps by kind; of saves the size, seconds of writing, of standstill, in the foreground."""
+    """(wall, user) seconds of steps by kind; of saves size, seconds of writing, of standstill, in the foreground."""
     found: dict[str, list[tuple[float, float]]] = {"quiet": [], "writing": []}
 
     def step(kind: str) -> None:

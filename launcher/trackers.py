@@ -169,7 +169,7 @@ class Trackers:
 
 def readable(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A ledger line less what nobody has curves of: of many dimensions the numbers that tell them apart are left."""
-    dimensions = entry["dimensions"]
+    dimensions = entry.get("dimensions", {})
     if len(dimensions) <= MOST_DIMENSIONS:
         return dict(entry)
     followed = {d: row.get("dual", row) | {"weight": row["weight"]} for d, row in dimensions.items()}

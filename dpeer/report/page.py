@@ -40,7 +40,7 @@ def templates(*packages: str, autoescape: bool = True) -> Environment:
         lstrip_blocks=True,
     )
     for words in (
-        text.number, text.exact, text.percent, text.extra_records, text.certified_words, text.rare_words, 
+        text.number, text.exact, text.percent, text.extra_records, text.certified_words, text.rare_words,
         text.win_words, text.foremost, text.left_out,
     ):  # fmt: skip
         environment.filters[words.__name__] = words
