@@ -1,6 +1,6 @@
 """What a checkpoint costs the training beside which it is written, and whether one survives a `kill -9` at any moment.
 
-Steps of a small model, one rank and one thread: quiet ones, and those during all of which a checkpoint was being
+Steps of a small model, one rank and one thread: quiet ones, and those at whose beginning a checkpoint was being
 written. The two alternate. CPU is that of the thread that trains. Then, with --kills: a toy run that saves every second
 step is killed at random moments and resumed until it is done; after each kill every checkpoint that counts must match
 its checksums, and the finished ledger must equal that of an undisturbed run, byte by byte.
@@ -78,8 +78,6 @@ def step_costs(policy: Policy, folder: Path, rounds: int) -> tuple[dict[str, lis
         stood = time.perf_counter() - began
         while save.writing:
             step("writing")
-        if found["writing"]:
-            found["writing"].pop()  # its end was quiet
         began = time.perf_counter()
         cost = checkpoint.finish(save)
         still.append(stood + time.perf_counter() - began)
