@@ -185,8 +185,13 @@ class Training(Section):
     tokens_per_pack: int = Field(8192, ge=8)
     """Forward tokens per micro-batch and rank; a single larger record gets a pack of its own."""
     optimizer: Optimizer = Optimizer()
-    checkpoint_every: int = Field(50, ge=1)
-    """Steps between checkpoints; the last step is always saved."""
+    checkpoint_every: int | None = Field(50, ge=1)
+    """Steps between checkpoints; the last step is always saved. None: by time alone."""
+    checkpoint_minutes: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Also save when so many minutes have passed since the last checkpoint was begun."""
+    checkpoint_async: bool = True
+    """Copy a checkpoint into the host's memory and write it while training goes on; a host with too little free memory
+    for the copy writes first and trains then. False: always so."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints kept on disk."""
     keep: Literal["last", "best"] = "last"
@@ -212,6 +217,17 @@ class Training(Section):
     def _one_length(self) -> Training:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give exactly one of steps ({self.steps}) and epochs ({self.epochs})")
+        judged = self.keep == "best" or self.stop_when == "certified"
+        if self.checkpoint_every is None and (judged or self.checkpoint_minutes is None):
+            raise ValueError(
+                "checkpoint_every is none, but "
+                + (
+                    "keep: best and stop_when: certified judge the checkpoints of a schedule by steps"
+                    if judged
+                    else "checkpoint_minutes is none too, so that nothing would be saved before the end"
+                )
+                + ". Give the steps between checkpoints"
+            )
         if self.patience and self.keep == "last":
             raise ValueError(
                 f"patience ({self.patience}) counts checkpoints since the best one, but keep is last: the run would "
@@ -264,6 +280,9 @@ class Cluster(Section):
     """Longest time, in seconds, for the started workers of a group to reach each other and for one all-reduce."""
     placement_timeout_s: Positive = 300.0
     """Longest wait for a feasible placement, in seconds."""
+    grace_s: Positive | None = None
+    """Seconds between the pre-emption signal and the job's end: a save that takes longer is warned of. None: as
+    DPEER_GRACE_S says, which dpeer's job scripts for Slurm set."""
     max_restarts: int = Field(3, ge=0)
     """Restarts of the worker groups from the last checkpoint before the run gives up."""
 

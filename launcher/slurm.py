@@ -55,7 +55,7 @@ def job_script(config: Config, config_path: Path, request: Request) -> str:
     run = f"run_on_ray dpeer train {shlex.quote(str(config_path))} --auto-resume"
     made = f"# Trains '{config.name}'. Made by `dpeer slurm`; submit it from the folder where that was run."
     lint = "# shellcheck disable=SC2317  # functions are called by name"
-    signal = f"export DPEER_PREEMPT_SIGNAL={request.signal}"
+    signal = f"export DPEER_PREEMPT_SIGNAL={request.signal} DPEER_GRACE_S={request.grace_s}"
     return "\n".join(["#!/bin/bash", made, *head, lint, signal, "", library, run, ""])
 
 

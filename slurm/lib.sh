@@ -19,6 +19,7 @@
 #   DPEER_START_TIMEOUT   seconds until all nodes must have joined                     [600]
 #   DPEER_OBJECT_STORE    bytes of shared memory for Ray on each node                  [2000000000]
 #   DPEER_PREEMPT_SIGNAL  the signal of #SBATCH --signal; another one where NCCL uses it  [USR1]
+#   DPEER_GRACE_S         its seconds before the end: saves that take longer are warned of     [from the script's #SBATCH line]
 #   DPEER_MAX_LOSSES      restarts after a lost node or a failed start                 [3]
 #   DPEER_LOSS_PATIENCE   seconds that Slurm may take to see a lost node               [its SlurmdTimeout + 60]
 #   NCCL_*, GLOO_*        passed on as they are, never set here
@@ -40,6 +41,7 @@ begin() { # settings, folders and traps of this attempt
   unset RAY_ADDRESS RAY_AUTH_TOKEN # of another cluster
   : "${DPEER_LOGS:=logs}" "${DPEER_TMP:=/tmp}" "${DPEER_START_TIMEOUT:=600}" "${DPEER_MAX_LOSSES:=3}"
   export DPEER_PREEMPT_SIGNAL=${DPEER_PREEMPT_SIGNAL:-USR1}
+  export DPEER_GRACE_S=${DPEER_GRACE_S:-$(sed -nE 's/^#SBATCH --signal=.*@([0-9]+)$/\1/p' "$0" | head -n 1)}
   read -ra container <<<"${DPEER_CONTAINER:-}"
   if [ -z "${DPEER_CONTAINER:-}" ] && ! command -v dpeer >/dev/null; then
     final $EX_FAILED "no dpeer on PATH and no $DPEER_ENV; run make setup in the checkout, or set DPEER_ENV or DPEER_CONTAINER"

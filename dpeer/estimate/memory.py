@@ -19,6 +19,7 @@ from dpeer.model.four_bits import BYTES as FOUR_BITS
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2}
 CONTEXT = 1.5 * GIB  # CUDA context and kernels 0.5 GiB, NCCL channels and workspaces 1 GiB
+ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
 FRAGMENTATION = 0.06  # of all tensors: blocks that the caching allocator cannot hand out again
 SHARD_LIMIT = 50e9  # transformers writes safetensors files of at most that size, and serialises one at a time
 
@@ -220,15 +221,23 @@ def _gathered(weights: Weights, zero: Zero, size: int) -> Part:
 
 @dataclass(frozen=True)
 class Host:
-    """Host memory in bytes. `each_node`: all the time on every node; `export`: on top, on the node of rank 0."""
+    """Host memory in bytes. `each_node`: all the time on every node; `export`: on top, on the node of rank 0. `saving`:
+    at other times, and only where there is room for it."""
 
     each_node: tuple[Part, ...]
     export: tuple[Part, ...]
+    saving: Part | None = None
 
     @property
     def high(self) -> float:
         """The most that any node needs."""
         return sum(p.high for p in (*self.each_node, *self.export))
+
+
+def checkpoint_bytes(config: Config, weights: Weights, *, frozen: bool) -> int:
+    """Of all ranks together. `frozen`: it holds what is not trained too, as DeepSpeed's does; the plain engine's does
+    not."""
+    return weights.trained * ADAM + frozen * (weights.total - weights.trained) * BYTES[config.model.dtype]
 
 
 def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_node: int) -> Host:
@@ -252,7 +261,10 @@ def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_nod
     ]
     if inside != out:
         export.insert(1, _exact("export: weights in the exported precision", weights.total * out))
-    return Host(tuple(each), tuple(export))
+    kept = checkpoint_bytes(config, weights, frozen=zero.sharded)
+    copy = kept * ranks_per_node / ranks if zero.sharded else kept  # the plain engine's is written by rank 0 alone
+    saving = _exact("copy of a checkpoint being written", copy, "while training; without room it is written first")
+    return Host(tuple(each), tuple(export), saving if config.training.checkpoint_async else None)
 
 
 def largest_budget(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from dpeer.config import Config
 from dpeer.estimate.footprint import count_weights
+from dpeer.estimate.memory import checkpoint_bytes
 from dpeer.model.lm import DTYPES, load_shape, towers
 
-ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
 TOWERS = 4  # bytes of their parameters at most: they are copied as they are
 
 
@@ -41,7 +41,7 @@ def saved_size(config: Config, *, frozen: bool = True) -> SavedSize:
     return SavedSize(
         parameters=weights.total,
         trained=weights.trained,
-        checkpoint=weights.trained * ADAM + frozen * (weights.total - weights.trained) * compute,
+        checkpoint=checkpoint_bytes(config, weights, frozen=frozen),
         export=written + copied * TOWERS,
         consolidation=gathered + written + (written if compute != exported else 0),
         towers=copied,

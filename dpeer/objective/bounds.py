@@ -122,11 +122,17 @@ def room(variance: float, records: float, bound: float, alpha: float = 0.05) -> 
     variance: of one record's value. With stake b the logarithm of the wealth grows by about b d - b^2 variance / 2 per
     record at distance d; one standard error is added for records that are less kind than most. nan without records.
     """
-    if records <= 0:
-        return math.nan
+    return float(rooms(np.array([variance]), np.array([float(records)]), bound, alpha)[0])
+
+
+def rooms(variance: Array, records: Array, bound: float, alpha: float = 0.05) -> Array:
+    """`room` of each element."""
     goal, most = math.log(2 / alpha), MOST / bound
-    stake = min(math.sqrt(2 * goal / (records * variance)), most) if variance > 0 else most
-    return goal / (records * stake) + stake * variance / 2 + math.sqrt(variance / records)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stake = np.where(variance > 0, np.minimum(np.sqrt(2 * goal / (records * variance)), most), most)
+        needed = goal / (records * stake) + stake * variance / 2 + np.sqrt(variance / records)
+    result: Array = np.where(records > 0, needed, math.nan)
+    return result
 
 
 def records_for(distance: float, variance: float, bound: float, most: int = 10**9) -> int | None:

@@ -12,6 +12,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from dpeer.config import Constraint, Objective
 from dpeer.errors import ConfigError
-from dpeer.objective.bounds import room
+from dpeer.objective.bounds import rooms
 from dpeer.objective.controllers import Memory
 from dpeer.objective.forms import FORMS, Form
 from dpeer.objective.statistics import Summary
@@ -77,15 +78,20 @@ class ConstraintSet:
             return self.tolerances
         return torch.full((len(self.dimensions),), math.inf, dtype=torch.float64)
 
+    @cached_property
     def sides(self) -> tuple[tuple[float, Tensor], ...]:
         """(1, [C] dimension that must come down), and (-1, [C] dimension it is compared with) where there is one."""
         width = len(self.members[0]) if self.members else 1
-        indices = (torch.tensor([m[k] for m in self.members], dtype=torch.long) for k in range(width))
+        indices = torch.tensor(self.members, dtype=torch.long).reshape(-1, width).T
         return tuple(zip((1.0, -1.0), indices, strict=False))
+
+    def least(self, values: Tensor) -> Tensor:
+        """[C] of values [D]: the smallest among each constraint's members."""
+        return torch.stack([values[index] for _, index in self.sides]).amin(0)
 
     def combined(self, values: Tensor) -> Tensor:
         """[C] of values [D]: each constraint's first member minus its second."""
-        return sum_of(values[index] if sign > 0 else -values[index] for sign, index in self.sides())
+        return sum_of(values[index] if sign > 0 else -values[index] for sign, index in self.sides)
 
     def edge_values(self, margins: Tensor, losses: Tensor, dims: Tensor) -> Tensor:
         """[E]: the form's own value of each edge; 0 where it bounds the edge loss."""
@@ -119,11 +125,6 @@ def build_constraints(constraint: Constraint, dimensions: tuple[str, ...]) -> Co
 
     ConfigError: an unknown form or option, a tolerance for an unknown dimension, or none for a known one.
     """
-    if isinstance(constraint.tolerance, Mapping):
-        check_dimensions("objective.constraint.tolerance", constraint.tolerance, dimensions)
-        eps = [constraint.tolerance[d] for d in dimensions]
-    else:
-        eps = [constraint.tolerance] * len(dimensions)
     form = FORMS[constraint.form](constraint.slack, constraint.options)
     members = form.members(len(dimensions))
     return ConstraintSet(
@@ -131,9 +132,21 @@ def build_constraints(constraint: Constraint, dimensions: tuple[str, ...]) -> Co
         dimensions=dimensions,
         names=tuple(" over ".join(dimensions[d] for d in m) for m in members),
         members=members,
-        tolerances=torch.tensor([eps[m[0]] for m in members], dtype=torch.float64),
+        tolerances=_tolerances(constraint.tolerance, dimensions, members),
         enforce=constraint.enforce,
     )
+
+
+def _tolerances(
+    given: float | Mapping[str, float], dimensions: tuple[str, ...], members: tuple[tuple[int, ...], ...]
+) -> Tensor:
+    """[C] fp64: that of each constraint's first member."""
+    if isinstance(given, Mapping):
+        check_dimensions("objective.constraint.tolerance", given, dimensions)
+        eps = [given[d] for d in dimensions]
+    else:
+        eps = [given] * len(dimensions)
+    return torch.tensor([eps[m[0]] for m in members], dtype=torch.float64)
 
 
 def check_dimensions(field: str, given: Iterable[str], dimensions: tuple[str, ...]) -> None:
@@ -162,7 +175,7 @@ def estimates(constraints: ConstraintSet, summary: Summary, state: Past) -> tupl
     own = constraints.form.own_values
     mean, se = (summary.hinge, summary.hinge_se) if own else (summary.loss, summary.loss_se)
     mean = mean - constraints.form.offsets(state.form, summary)
-    return constraints.combined(mean), sum_of(se[index] for _, index in constraints.sides())
+    return constraints.combined(mean), sum_of(se[index] for _, index in constraints.sides)
 
 
 def certified(constraints: ConstraintSet, objective: Objective) -> ConstraintSet:
@@ -172,15 +185,13 @@ def certified(constraints: ConstraintSet, objective: Objective) -> ConstraintSet
         return constraints
     if isinstance(tolerance, dict):
         check_dimensions("objective.certificate.tolerance", tolerance, constraints.dimensions)
-    other = objective.constraint.model_copy(update={"tolerance": tolerance})
-    return replace(constraints, tolerances=build_constraints(other, constraints.dimensions).tolerances)
+    return replace(constraints, tolerances=_tolerances(tolerance, constraints.dimensions, constraints.members))
 
 
 def is_observed(constraints: ConstraintSet, summary: Summary) -> Tensor:
     """[C] bool: all its dimensions have edges in this step, its tolerance is finite, and constraints are enforced.
     A constraint that is not observed keeps its multiplier."""
-    has_edges = torch.tensor([all(summary.edges[d] > 0 for d in m) for m in constraints.members], dtype=torch.bool)
-    return has_edges & constraints.finite & constraints.enforce
+    return (constraints.least(summary.edges) > 0) & constraints.finite & constraints.enforce
 
 
 def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof: Tensor | None) -> Tensor:
@@ -196,11 +207,8 @@ def aims(constraints: ConstraintSet, objective: Objective, state: Course, proof:
     if proof is None or not constraints.enforce:
         return bounds
     most = constraints.form.edge_bound(objective) or objective.certificate.bound
-    needed = [
-        room(variance, float(min(proof[d] for d in m)), most)
-        for variance, m in zip(state.spread.tolist(), constraints.members, strict=True)
-    ]
-    spare = torch.tensor(needed, dtype=torch.float64).nan_to_num(0.0)
+    needed = rooms(state.spread.numpy(), constraints.least(proof.double()).numpy(), most)
+    spare = torch.from_numpy(needed).nan_to_num(0.0)
     spare = torch.minimum(spare, proven.abs() / 2).where(proven.isfinite() & ~state.modest, 0.0)
     return torch.minimum(bounds, proven - spare)
 
@@ -236,7 +244,7 @@ def dimension_weights(
     if constraints.form.simplex and constraints.enforce:
         primary = zeros
     pressure = zeros
-    for sign, index in constraints.sides():
+    for sign, index in constraints.sides:
         pressure = pressure.index_add(0, index, sign * multipliers)
     own = constraints.form.own_values and not constraints.form.proxy
     loss, hinge = (primary, pressure) if own else ((primary + pressure).clamp(min=0), zeros)

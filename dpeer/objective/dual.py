@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,8 +69,10 @@ class DualState:
 
     def digest(self) -> int:
         """Hash of all fields, below 2^48 and so exact in fp64: equal on all ranks, or they have drifted apart."""
-        content = json.dumps(self.to_dict(), sort_keys=True).encode()
-        return int.from_bytes(hashlib.blake2b(content, digest_size=DIGEST_BITS // 8).digest(), "big")
+        state = hashlib.blake2b(digest_size=DIGEST_BITS // 8)
+        for f in fields(self):
+            _hash(state, f.name, getattr(self, f.name))
+        return int.from_bytes(state.digest(), "big")
 
 
 def initial_state(constraints: ConstraintSet, objective: Objective) -> DualState:
@@ -184,8 +186,7 @@ def project(values: Tensor, members: Tensor) -> Tensor:
 
 def _spread(constraints: ConstraintSet, summary: Summary, state: DualState, se: Tensor, observed: Tensor) -> Tensor:
     """Variance of one record's part in each estimate, averaged over about ten steps."""
-    records = torch.tensor([min(summary.records[d] for d in m) for m in constraints.members], dtype=torch.float64)
-    variance = se.square() * records
+    variance = se.square() * constraints.least(summary.records)
     known = observed & variance.isfinite()
     return _smooth(0.9, state.spread, variance, state.spread == 0).where(known, state.spread)
 
@@ -202,6 +203,17 @@ def _check_finite(summary: Summary, constraints: ConstraintSet, step: int) -> No
             f"the loss of {names} is not finite in step {step}: training has diverged; "
             "resume from the last checkpoint with a lower training.optimizer.lr or objective.beta"
         )
+
+
+def _hash(state: hashlib.blake2b, name: str, value: Any) -> None:
+    """Add a field by its name, and by type, length and bits."""
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            _hash(state, f"{name}.{key}", value[key])
+        return
+    array = np.asarray(value)
+    state.update(f"{name} {array.dtype} {array.size} ".encode())
+    state.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
 
 
 def _encode(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -52,7 +53,9 @@ class Lagrangian:
 
     def at(self, state: DualState) -> Lagrangian:
         """The same constraints with another state, such as a checkpoint's."""
-        return Lagrangian(self.objective, self.dimensions, state, self.steps, self.proof)
+        other = copy(self)
+        other.state = state
+        return other
 
     def weights(self, edge_counts: Tensor) -> Weights:
         """Weights of the dimensions in a step whose global batch has these edge counts [D]."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import ConstraintSet, Weights, estimates
 from dpeer.objective.dual import DualState
-from dpeer.objective.rows import ConstraintRow, DimensionRow, MeansRow
+from dpeer.objective.rows import ConstraintRow, DimensionRow, MeansRow, TogetherRow
 from dpeer.objective.statistics import Summary
 
+MOST_ROWS, SHOWN = 64, 16
+"""Up to so many constraints a line has a row for each; of more, `shown` chooses those that a person would look at."""
 SHRINKS = 0.05
 """A violation counts as shrinking when it falls by this share, beyond twice its standard error."""
 
@@ -34,23 +38,57 @@ def ledger_entry(
     """One ledger line, JSON-safe and without wall time: a resumed run writes the same bytes.
 
     summary: of the training batch; dual: of the step's batch of the dual split, which multipliers follow if
-    `follow_dual`; aims: [C], default the bounds. `scalars` go in as they are; the rest is described in `rows`.
+    `follow_dual`; aims: [C], default the bounds. `scalars` go in as they are; the rest is described in `rows`. Of more
+    than MOST_ROWS constraints the multipliers of all stand in one string, and rows are there of those that press.
     """
     evidence = dual if dual is not None and follow_dual else summary
     estimate, se = estimates(constraints, evidence, state_before)
     bounds = constraints.bounds
-    levels = torch.stack([bounds if aims is None else aims, estimate, se]).T.tolist()
+    levels = torch.stack([bounds, bounds if aims is None else aims, estimate, se, state_before.multipliers])
+    pressed = (state_before.multipliers > 0) & ~(estimate + 2 * se.nan_to_num(0.0) < levels[1])
+    which = shown(bounds - estimate, state_before, state_after)
+    edges = evidence.edges.long()
     entry = {
         "step": step,
         **scalars,
         "dual_digest": state_after.digest(),
         "dimensions": {d: _dimension(i, summary, weights, dual) for i, d in enumerate(constraints.dimensions)},
         "constraints": {
-            name: _constraint(c, constraints, evidence, state_before, state_after, *levels[c])
-            for c, name in enumerate(constraints.names)
+            constraints.names[c]: _constraint(c, constraints, edges, state_before, state_after, bool(active), *values)
+            for c, active, values in zip(which, pressed[which].tolist(), levels.T[which].tolist(), strict=True)
         },
     }
+    if len(which) < len(constraints.names):
+        entry["all_constraints"] = _together(constraints, bounds - estimate, pressed, state_before, state_after)
     return dict(json_safe(entry))
+
+
+def shown(slack: Tensor, before: DualState, after: DualState) -> list[int]:
+    """Indices, ascending, of the constraints that get a row: all up to MOST_ROWS of them; of more those that are at
+    their cap or were relaxed (MOST_ROWS at most), and the SHOWN with the largest multipliers, then the least slack."""
+    count = len(slack)
+    if count <= MOST_ROWS:
+        return list(range(count))
+    order = np.lexsort((slack.nan_to_num(math.inf).numpy(), -before.multipliers.numpy()))
+    extreme = (before.saturated | after.relaxed).numpy()
+    first = [*order[extreme[order]][: MOST_ROWS - SHOWN], *order[:SHOWN]]
+    return sorted({int(c) for c in first})
+
+
+def _together(
+    constraints: ConstraintSet, slack: Tensor, pressed: Tensor, before: DualState, after: DualState
+) -> TogetherRow:
+    bounded = {d for _, index in constraints.sides for d in index[constraints.finite].tolist()}
+    values = before.multipliers.numpy().astype("<f4")
+    return {
+        "constraints": len(constraints.names),
+        "violated": int((slack < 0).sum()),
+        "active": int(pressed.sum()),
+        "saturated": int(before.saturated.sum()),
+        "relaxed": int(after.relaxed.sum()),
+        "multipliers": b64encode(values.tobytes()).decode() if values.any() else "",
+        "bounded": [name for d, name in enumerate(constraints.dimensions) if d in bounded],
+    }
 
 
 def _dimension(index: int, summary: Summary, weights: Weights, dual: Summary | None) -> DimensionRow:
@@ -76,14 +114,16 @@ def _means(index: int, summary: Summary) -> MeansRow:
 def _constraint(
     index: int,
     constraints: ConstraintSet,
-    evidence: Summary,
+    edges: Tensor,
     before: DualState,
     after: DualState,
+    active: bool,
+    bound: float,
     aim: float,
     estimate: float,
     se: float,
+    multiplier: float,
 ) -> ConstraintRow:
-    multiplier, bound = float(before.multipliers[index]), float(constraints.bounds[index])
     relaxed = bool(after.relaxed[index])
     return {
         "dimensions": constraints.member_names(index),
@@ -93,11 +133,11 @@ def _constraint(
         "se": se,
         "slack": bound - estimate,
         "multiplier": multiplier,
-        "active": bool(multiplier > 0 and not estimate + 2 * (0.0 if math.isnan(se) else se) < aim),
+        "active": active,
         "saturated": bool(before.saturated[index]),
         "relaxed": relaxed,
         "relaxation": max(0.0, float(after.conflict["level"][index])) if relaxed else 0.0,
-        "edges": sum(int(evidence.edges[d]) for d in constraints.members[index]),
+        "edges": int(edges[list(constraints.members[index])].sum()),
     }
 
 
@@ -114,7 +154,8 @@ def infeasible(tail: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     relaxed = [name for name, row in last.items() if row.get("relaxed")]
     messages = {}
     for name, row in last.items():
-        rows = [r for entry in tail if (r := entry["constraints"][name])["slack"] is not None]
+        found = [entry["constraints"].get(name) for entry in tail]
+        rows = [r for r in found if r and r["slack"] is not None]
         if not rows:
             continue
         level = sum(r["estimate"] for r in rows) / len(rows)
@@ -126,7 +167,7 @@ def infeasible(tail: Sequence[Mapping[str, Any]]) -> dict[str, str]:
                 "other dimensions keep theirs. Loosen objective.constraint.tolerance for it or for those it conflicts "
                 "with, or check its data"
             )
-        elif len(rows) >= 4 and all(r["saturated"] for r in rows) and _stuck(rows):
+        elif len(rows) >= 4 and all(r and r["saturated"] for r in found) and _stuck(rows):
             messages[name] = (
                 f"{name}: multiplier at its cap {row['multiplier']:g} for {len(rows)} steps, yet the estimate stays at "
                 f"{level:.3g} where {row['tolerance']:.3g} is asked. Loosen objective.constraint.tolerance, check its "

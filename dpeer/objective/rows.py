@@ -56,6 +56,22 @@ class ConstraintRow(TypedDict):
     edges: int
 
 
+class TogetherRow(TypedDict):
+    """All constraints of one step, where there are too many for a row each."""
+
+    constraints: int
+    violated: int
+    active: int
+    saturated: int
+    relaxed: int
+    """How many of them; `active` and the others as in a row."""
+    multipliers: str
+    """Those used in this step, in the order of the pairs of dimensions: base64 of little-endian fp32; empty where all
+    are 0."""
+    bounded: list[str]
+    """Dimensions that a finite tolerance binds."""
+
+
 class LedgerRow(TypedDict):
     """One optimizer step, counted from 1; wall time stands in timing.jsonl, so that a resumed run writes the same."""
 
@@ -81,8 +97,24 @@ class LedgerRow(TypedDict):
     """Of the dual state after the step."""
     dimensions: dict[str, DimensionRow]
     constraints: dict[str, ConstraintRow]
+    """Of more than 64, those that press."""
+    all_constraints: NotRequired[TogetherRow]
     chain: NotRequired[str]
     """Checksum over all lines up to this one, from a start that equal runs share (`training.run_dir.identity`)."""
+
+
+class SaveRow(TypedDict):
+    """A checkpoint that has become whole in this step."""
+
+    step: int
+    bytes: int
+    seconds: float
+    """Until the slowest rank's part was on disk."""
+    background: bool
+    """Written beside the steps that followed."""
+    bytes_per_second: float
+    blocked_s: float
+    """Seconds that training stood still for it."""
 
 
 class TimingRow(TypedDict):
@@ -111,6 +143,7 @@ class TimingRow(TypedDict):
     memory_allocated: int | None
     """Bytes of tensors at the step's peak, on the GPU that needs most; `memory_reserved` as torch's allocator holds."""
     memory_reserved: int | None
+    save: NotRequired[SaveRow]
     chain: NotRequired[str]
 
 

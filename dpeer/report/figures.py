@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpeer.report.plot import LIMIT, PALETTE, Z95, Line, Plot, Series, draw, line_plot, smooth, thin
-from dpeer.report.run import NAN, Run, Step
-from dpeer.report.text import NBSP, constraint_form, exact, interval, number, percent
+from dpeer.report.run import NAN, DimensionStep, Run, Step
+from dpeer.report.text import NBSP, constraint_form, exact, foremost, interval, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_LINES = len(PALETTE)
+MOST_PANELS = 12
 VERDICT_STYLE = {"satisfied": ("#009E73", "o"), "violated": ("#D55E00", "X"), "undecided": ("#E69F00", "D")}
 
 
@@ -34,7 +35,40 @@ def dimension_series(run: Run, dimension: str, field: str) -> Series:
 
 
 def constraint_series(run: Run, name: str, field: str) -> Series:
-    return series(run, lambda s: getattr(s.constraints[name], field) if name in s.constraints else math.nan)
+    """Of a step that has no row for the constraint, what can be told from the rest of its line."""
+    members = [run.dimensions.index(d) for d in name.split(" over ") if d in run.dimensions]
+    place = _pair_place(members, len(run.dimensions))
+
+    def value(step: Step) -> float:
+        if name in step.constraints:
+            return float(getattr(step.constraints[name], field))
+        if step.all_constraints is None or place is None:
+            return NAN
+        if field == "multiplier":
+            values = step.all_constraints.multipliers
+            return float(values[place]) if len(values) > place else 0.0
+        if field == "estimate":
+            first, second = (_followed(run, step.dimensions.get(run.dimensions[d])) for d in members)
+            return first - second
+        return NAN
+
+    return series(run, value)
+
+
+def _pair_place(members: Sequence[int], dimensions: int) -> int | None:
+    """Place of the ordered pair (i, j) among `itertools.permutations` of two."""
+    if len(members) != 2:
+        return None
+    i, j = members
+    return i * (dimensions - 1) + j - (j > i)
+
+
+def _followed(run: Run, row: DimensionStep | None) -> float:
+    """Loss of a dimension in the batch that the multipliers follow."""
+    if row is None:
+        return NAN
+    split = run.get("config.objective.dual.evidence") == "split" and math.isfinite(row.dual.loss)
+    return row.dual.loss if split else row.loss
 
 
 def _steps(run: Run) -> Series:
@@ -112,11 +146,24 @@ def _aim(run: Run, name: str) -> Series | None:
     return aim if (aim < tolerance).any() else None
 
 
+def hardest(run: Run) -> list[str]:
+    """The dimensions that get panels of their own, in their order: of many those with the highest loss at the end."""
+
+    def end(dimension: str) -> float:
+        values = (_both(run, dimension, "loss") or [Line(dimension, np.array([NAN]))])[0].values[-smoothing_span(run) :]
+        return float(np.nan_to_num(np.nanmean(values) if np.isfinite(values).any() else NAN, nan=-math.inf))
+
+    if len(run.dimensions) <= MOST_PANELS:
+        return list(run.dimensions)
+    chosen = sorted(run.dimensions, key=end, reverse=True)[:MOST_PANELS]
+    return [d for d in run.dimensions if d in chosen]
+
+
 def loss_panels(run: Run) -> list[Plot]:
     """Loss of each dimension, against its tolerance where the constraint is on the loss itself."""
     on_loss = run.ledger[-1].constraints if constraint_form(run).bounds_loss else {}
     panels = []
-    for d in run.dimensions:
+    for d in hardest(run):
         if lines := _both(run, d, "loss"):
             bound = (on_loss[d].tolerance, _aim(run, d)) if d in on_loss else (math.inf, None)
             panels.append(Panel(d, lines, *bound))
@@ -131,13 +178,14 @@ def constraint_panels(run: Run) -> list[Plot]:
     panels = []
     for name in _busiest(run, "estimate"):
         if lines := _observed([Line(name, constraint_series(run, name, "estimate"))]):
-            panels.append(Panel(name, lines, constraint_series(run, name, "tolerance")[-1], _aim(run, name)))
+            known = constraint_series(run, name, "tolerance")
+            panels.append(Panel(name, lines, known[np.isfinite(known)][-1], _aim(run, name)))
     return _panels(run, panels, "constraint value") if panels else []
 
 
 def win_panels(run: Run) -> list[Plot]:
     """Share of each dimension's pairs that are ranked right."""
-    panels = [Panel(d, lines, unit=f"{NBSP}%") for d in run.dimensions if (lines := _both(run, d, "accuracy", 100))]
+    panels = [Panel(d, lines, unit=f"{NBSP}%") for d in hardest(run) if (lines := _both(run, d, "accuracy", 100))]
     return _panels(run, panels, "pairs ranked right (%)") if panels else []
 
 
@@ -154,7 +202,7 @@ def golden_first(run: Run) -> Plot | None:
 
 def floored(run: Run) -> Plot | None:
     """Weight below 0 that multipliers asked for and did not get."""
-    lines = [Line(d, 100 * dimension_series(run, d, "floored")) for d in run.dimensions[:MOST_LINES]]
+    lines = [Line(d, 100 * dimension_series(run, d, "floored")) for d in hardest(run)[:MOST_LINES]]
     lines = [line for line in lines if np.nanmax(line.values, initial=0) > 0]
     if not lines:
         return None
@@ -182,7 +230,7 @@ def multipliers(run: Run) -> Plot | None:
 
 
 def weights(run: Run) -> Plot | None:
-    lines = _observed([Line(d, 100 * dimension_series(run, d, "weight")) for d in run.dimensions[:MOST_LINES]])
+    lines = _observed([Line(d, 100 * dimension_series(run, d, "weight")) for d in hardest(run)[:MOST_LINES]])
     if not lines:
         return None
     final = {line.name: float(line.values[-1]) for line in lines}
@@ -196,7 +244,7 @@ def margins(run: Run) -> Plot | None:
     lines = _observed(
         [
             Line(d, dimension_series(run, d, "margin"), dimension_series(run, d, "margin_se"))
-            for d in run.dimensions[:MOST_LINES]
+            for d in hardest(run)[:MOST_LINES]
         ]
     )
     if not lines:
@@ -292,7 +340,8 @@ def certificate(run: Run) -> Plot | None:
     certificate = run.certificate
     if certificate is None or not certificate.constrained:
         return None
-    rows = certificate.constrained
+    everything = certificate.constrained
+    rows = foremost(everything)
 
     def paint(axes: Axes) -> None:
         for y, c in enumerate(rows):
@@ -304,8 +353,8 @@ def certificate(run: Run) -> Plot | None:
         axes.set(xlabel="held-out value (black bar: tolerance)", ylim=(len(rows) - 0.4, -0.6))
         axes.grid(visible=False, axis="y")
 
-    decided = sum(c.verdict != "undecided" for c in rows)
-    title = f"The held-out records decide {decided} of {len(rows)} constraints"
+    decided = sum(c.verdict != "undecided" for c in everything)
+    title = f"The held-out records decide {decided} of {len(everything)} constraints"
     words = "; ".join(
         f"{c.name} {number(c.estimate)} [{number(c.lower)}, {number(c.upper)}], tolerance {exact(c.tolerance)}, "
         f"{c.verdict}"

@@ -40,7 +40,8 @@ def templates(*packages: str, autoescape: bool = True) -> Environment:
         lstrip_blocks=True,
     )
     for words in (
-        text.number, text.exact, text.percent, text.extra_records, text.certified_words, text.rare_words, text.win_words
+        text.number, text.exact, text.percent, text.extra_records, text.certified_words, text.rare_words,
+        text.win_words, text.foremost, text.left_out,
     ):  # fmt: skip
         environment.filters[words.__name__] = words
     return environment
@@ -128,7 +129,8 @@ def _sections(run: Run) -> Iterator[Part]:
     smoothed = f"Bold: moving average over about {span} steps; faint: single steps."
     yield Part(
         "Loss per dimension",
-        f"Mean loss over the edges of each dimension in a step. {_about_dual(run)}{_about_aims(run)}{smoothed}",
+        f"Mean loss over the edges of each dimension in a step. {_about_dual(run)}{_about_aims(run)}{smoothed}"
+        f"{_undrawn(run)}",
         figures.loss_panels(run),
     )
     constraint_panels = figures.constraint_panels(run)
@@ -142,7 +144,7 @@ def _sections(run: Run) -> Iterator[Part]:
     yield Part(
         "Pairs ranked right",
         f"Share of edges whose better response gained more over the reference than the worse one. {_about_dual(run)}"
-        f"{smoothed}",
+        f"{smoothed}{_undrawn(run)}",
         [*figures.win_panels(run), *(plot for plot in (figures.golden_first(run),) if plot)],
     )
     yield Part(
@@ -160,6 +162,11 @@ def _sections(run: Run) -> Iterator[Part]:
         f"Training against rejected responses can lower the probability of golden ones with them. {smoothed}",
         [plot for plot in (figures.drift(run), figures.golden_nll(run), figures.throughput(run)) if plot],
     )
+
+
+def _undrawn(run: Run) -> str:
+    hidden = len(run.dimensions) - len(figures.hardest(run))
+    return f" Shown are the dimensions with the highest loss at the end; {hidden} more are not drawn." if hidden else ""
 
 
 def _about_dual(run: Run) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from dpeer import chain
@@ -58,6 +60,26 @@ class ConstraintStep(Row):
     relaxation: Number = NAN
 
 
+def _decoded(value: Any) -> Any:
+    """Multipliers as the ledger's line of many constraints holds them; none where they are unreadable."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return np.frombuffer(b64decode(value, validate=True), dtype="<f4")
+    except ValueError:
+        return np.zeros(0, dtype="<f4")
+
+
+class Together(Row):
+    """All constraints of a step in which only some have a row. `multipliers`: empty where all are 0."""
+
+    constraints: int = 0
+    violated: int = 0
+    active: int = 0
+    saturated: int = 0
+    multipliers: Annotated[Any, BeforeValidator(_decoded)] = ()
+
+
 class Step(Row):
     step: int
     tokens: Number = NAN
@@ -67,6 +89,7 @@ class Step(Row):
     dual_selected: Number = NAN
     dimensions: dict[str, DimensionStep] = {}
     constraints: dict[str, ConstraintStep] = {}
+    all_constraints: Together | None = None
 
 
 class StepTime(Row):

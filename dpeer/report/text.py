@@ -13,6 +13,8 @@ from dpeer.report.run import Certificate, Certified, Rate, Run
 UNKNOWN = "\u2013"
 MINUS = "\u2212"
 NBSP = "\u00a0"
+MOST_NAMES, MOST_CLAIMS = 12, 24
+WORST_FIRST = ("violated", "undecided", "satisfied")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -50,7 +52,9 @@ def bounds(rate: Rate) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """E.g. "A", "A and T", "A, T and E"."""
+    """E.g. "A", "A and T", "A, T and E"; of many the first, and how many more."""
+    if len(names) > MOST_NAMES + 1:
+        names = [*names[:MOST_NAMES], f"{len(names) - MOST_NAMES:,} more"]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
@@ -105,6 +109,22 @@ def subtitle(run: Run) -> str:
     return " ".join(
         f"{verdict.capitalize()}: {listing(constraints)}." for verdict, constraints in names.items() if constraints
     )
+
+
+def foremost(claims: Sequence[Certified]) -> list[Certified]:
+    """All claims, or of many those that a reader looks for: violated, then undecided ones, the farthest above their
+    tolerances first."""
+    if len(claims) <= MOST_CLAIMS:
+        return list(claims)
+    return sorted(claims, key=lambda c: (WORST_FIRST.index(c.verdict), c.tolerance - c.estimate))[:MOST_CLAIMS]
+
+
+def left_out(claims: Sequence[Certified]) -> str:
+    """What `foremost` does not show, by verdict; empty where it shows all."""
+    shown = foremost(claims)
+    counts = {v: sum(c.verdict == v for c in claims) - sum(c.verdict == v for c in shown) for v in WORST_FIRST}
+    words = listing([f"{n:,} {v}" for v, n in counts.items() if n])
+    return f"{len(claims) - len(shown):,} more stand in certificate.json: {words}." if words else ""
 
 
 def certified_words(certificate: Certificate) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError
@@ -59,6 +59,15 @@ class Phase:
     limit_s: float | None = None
 
 
+class SaveCost(TypedDict):
+    """Of one checkpoint, over all ranks. `seconds`: until the slowest rank's part was on disk."""
+
+    bytes: int
+    seconds: float
+    background: bool
+    """On this rank; the foreground where its host had no room for a copy."""
+
+
 class PolicyCalls(Protocol):
     """Collective unless said otherwise: every rank of the policy group is called with the same arguments."""
 
@@ -91,7 +100,15 @@ class PolicyCalls(Protocol):
         records."""
         ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> SaveCost: ...
+    def begin_save(self, folder: Path) -> None:
+        """Copy what a checkpoint holds, and write the copy beside the steps that follow."""
+        ...
+
+    def finish_save(self) -> SaveCost:
+        """Wait for what `begin_save` began."""
+        ...
+
     def commit(self, temporary: Path, final: Path) -> None:
         """Not collective."""
         ...

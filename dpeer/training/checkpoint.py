@@ -1,6 +1,7 @@
 """Checkpoints of a policy group: weights, optimizer, dual state, cursor and a probe that proves a load worked.
 
-`save` writes into a temporary folder; `commit` (rank 0, after all ranks have returned) renames it. DeepSpeed's shards
+`save` writes into a temporary folder, or `begin` does and `finish` ends it, so that the policy may train meanwhile;
+`commit` (rank 0, after all ranks have returned) renames the folder. DeepSpeed's shards
 are pickles of the run's own making, and those that name anything else are refused. The plain engine's files and
 exported models are safetensors.
 """
@@ -13,11 +14,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -26,32 +31,124 @@ from dpeer.config import Model
 from dpeer.disk import disk_fault, remedy
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint
 from dpeer.files import follow_umask, sync, sync_folder
-from dpeer.integrity import LIST, faults, read_state, write_list, write_state
+from dpeer.integrity import LIST, Entry, faults, read_state, write_list, write_state
 from dpeer.model import flash, kernels
 from dpeer.model.families import expert_count
 from dpeer.model.lm import load_parts, load_shape
 from dpeer.objective.dual import DualState
 from dpeer.training import shards
-from dpeer.training.calls import Scores
+from dpeer.training.calls import SaveCost, Scores
 from dpeer.training.numerics import numerics
 from dpeer.training.pickles import refuse_foreign_code
 from dpeer.training.policy import IDENTITY, Policy
 from dpeer.training.run_dir import refuse_unshared
-from dpeer.training.world import sum_over_ranks
+from dpeer.training.snapshot import Beside, Snapshot
+from dpeer.training.world import World, sum_over_ranks
 from dpeer.training.zero3 import SHARDS, UNIVERSAL
 
 PIECE = 2**24
 STATE_LOST = "It holds the multipliers and the place in the data of this checkpoint."
 
 
-def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
-    """Collective. Write this rank's shard into `folder`, on disk when this returns; rank 0 adds state.json last.
+class Written(NamedTuple):
+    """A rank's part on disk: checksums of its files, and the seconds that writing them took."""
 
-    `facts` (hashes) are checked on load. CheckpointError when the ranks do not share the folder.
+    files: dict[str, Entry]
+    seconds: float
+
+
+@dataclass
+class Save:
+    """A checkpoint of which this rank's part is being written. `state`: what state.json will hold beside checksums."""
+
+    policy: Policy
+    folder: Path
+    state: dict[str, Any]
+    own: Beside[Written] | Written
+    background: bool
+
+    @property
+    def writing(self) -> bool:
+        return isinstance(self.own, Beside) and self.own.running
+
+
+def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> SaveCost:
+    """Collective. Write this rank's part into `folder`, on disk when this returns; rank 0 adds state.json last.
+
+    `facts` (hashes) are checked on load. CheckpointError when a rank cannot write or does not see the folder.
     """
+    return finish(begin(policy, folder, facts, background=False))
+
+
+def begin(policy: Policy, folder: Path, facts: dict[str, Any], *, background: bool) -> Save:
+    """Collective. `save`, of which `finish` is the end. In the background a copy in host memory is written while the
+    policy trains on; where the host has no room for the copy, the part is written before this returns."""
     policy.pulse.enter(f"saving step {policy.step}")
+    with _explained(policy, folder):
+        snapshot = policy.engine.snapshot(folder)
+        background = background and _room_for(snapshot.bytes, policy)
+        copy = snapshot.copied() if background else snapshot
+        del snapshot
+        probe, sums = _probe(policy), _sums(policy)
+        state = {
+            "step": policy.step,
+            "world_size": policy.world.size,
+            "engine": policy.engine.name,
+            "numerics": _numerics(policy),
+            "dual": policy.lagrangian.state.to_dict(),
+            "probe": {str(k): v for k, v in probe.items()},
+            "sums": sums,
+            "trained": len(_trained(policy)),
+            "facts": facts,
+        }
+        work = partial(_write, copy, folder, policy.world)
+        return Save(policy, folder, state, Beside(work) if background else work(), background)
+
+
+def _write(snapshot: Snapshot, folder: Path, world: World) -> Written:
+    """This rank's part, on disk when this returns."""
+    began = time.perf_counter()
+    snapshot.write()
+    if world.rank == 0:
+        for script in folder.glob("zero_to_*.py"):  # DeepSpeed makes them executable by their owner alone
+            follow_umask(script)
+    entries = shards.record(folder, world)
+    return Written(entries, time.perf_counter() - began)
+
+
+def finish(save: Save) -> SaveCost:
+    """Collective. Wait for all parts of a checkpoint, then add its state.json. CheckpointError on every rank when one
+    of them could not write."""
+    policy, folder = save.policy, save.folder
+    policy.pulse.enter(f"saving step {save.state['step']}: waiting for the disk")
+    fault, own = "", Written({}, 0.0)
     try:
-        _write(policy, folder, facts)
+        with _explained(policy, folder):
+            own = save.own.result() if isinstance(save.own, Beside) else save.own
+    except CheckpointError as error:
+        fault = str(error)
+    shares = shards.gathered((fault, own), policy.world)
+    if found := next((fault for fault, _ in shares if fault), ""):
+        raise CheckpointError(found)
+    files = {name: entry for _, written in shares for name, entry in written.files.items()}
+    with _explained(policy, folder):
+        if policy.world.rank == 0:
+            shards.sync_folders(folder)
+            write_state(folder / "state.json", save.state | {"files": files})
+    dist.barrier()
+    refuse_unshared(folder, f"rank {policy.world.rank}")
+    return {
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "seconds": max(written.seconds for _, written in shares),
+        "background": save.background,
+    }
+
+
+@contextmanager
+def _explained(policy: Policy, folder: Path) -> Iterator[None]:
+    """CheckpointError for a disk that does not take this rank's part."""
+    try:
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
         fault = disk_fault(error)
         if fault is None:
@@ -61,33 +158,13 @@ def save(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
             f"{remedy(fault)} ({_free(folder):,} MiB are free), then go on with --resume. Earlier checkpoints are "
             "untouched."
         ) from error
-    dist.barrier()
-    refuse_unshared(folder, f"rank {policy.world.rank}")
 
 
-def _write(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
-    policy.engine.save(folder)
-    if policy.world.rank == 0:
-        for script in folder.glob("zero_to_*.py"):  # DeepSpeed makes them executable by their owner alone
-            follow_umask(script)
-    files = shards.record(folder, policy.world)
-    probe, sums = _probe(policy), _sums(policy)
-    if policy.world.rank == 0:
-        write_state(
-            folder / "state.json",
-            {
-                "step": policy.step,
-                "world_size": policy.world.size,
-                "engine": policy.engine.name,
-                "numerics": _numerics(policy),
-                "dual": policy.lagrangian.state.to_dict(),
-                "probe": {str(k): v for k, v in probe.items()},
-                "sums": sums,
-                "trained": len(_trained(policy)),
-                "facts": facts,
-                "files": files,
-            },
-        )
+def _room_for(size: int, policy: Policy) -> bool:
+    """Collective. Whether the copies of all ranks of this host take at most half of the memory that is free there."""
+    here = platform.node()
+    needed = sum(other for host, other in shards.gathered((here, size), policy.world) if host == here)
+    return bool(needed <= psutil.virtual_memory().available / 2)
 
 
 def commit(temporary: Path, final: Path) -> None:

@@ -25,6 +25,8 @@ class StepCost(TypedDict):
     responses: int
     memory_allocated: int | None
     memory_reserved: int | None
+    writing: bool
+    """This rank's part of a checkpoint was still being written at the end of the step."""
 
 
 def cost(entry: Mapping[str, Any], ranks: Sequence[StepCost], seconds: float, waited: float) -> TimingRow:

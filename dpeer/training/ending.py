@@ -20,8 +20,15 @@ def worst_loss(rows: Rows) -> float:
     Dimensions with a finite tolerance count, or all of them where none has one; each batch by its edges. inf where
     a dimension was never seen.
     """
-    bounded = {d for r in rows for c in r["constraints"].values() if _finite(c["tolerance"]) for d in c["dimensions"]}
+    bounded = {d for r in rows for d in _bounded(r)}
     return max((_mean_loss(rows, d) for d in bounded or rows[-1]["dimensions"]), default=math.inf)
+
+
+def _bounded(row: Mapping[str, Any]) -> Collection[str]:
+    """Dimensions that a finite tolerance binds, whether each constraint has a row or not."""
+    if "all_constraints" in row:
+        return list(row["all_constraints"]["bounded"])
+    return [d for c in row["constraints"].values() if _finite(c["tolerance"]) for d in c["dimensions"]]
 
 
 def _finite(tolerance: Any) -> bool:

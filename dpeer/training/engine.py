@@ -19,6 +19,7 @@ from dpeer.files import PACKAGE
 from dpeer.model.lm import LayerShape, layer_shape
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.extensions import cpu_adam
+from dpeer.training.snapshot import Snapshot
 
 FROM_RECIPE = {
     "bf16",
@@ -63,12 +64,12 @@ class Engine(Protocol):
         """Master weights, first and second moments, as far as this rank holds them."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write files below `folder`; a file of one rank's has `rank_N` in its name. The caller syncs them."""
+    def snapshot(self, folder: Path) -> Snapshot:
+        """What this rank keeps, to be written below `folder`; a file of one rank's has `rank_N` in its name."""
         ...
 
     def load(self, folder: Path, world_size: int) -> None:
-        """What `save` wrote at `world_size` ranks."""
+        """What `snapshot` had written at `world_size` ranks."""
         ...
 
     def gathered(self) -> dict[str, Tensor] | None:

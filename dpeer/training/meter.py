@@ -124,6 +124,7 @@ class Meter:
             "responses": len(responses),
             "memory_allocated": torch.cuda.max_memory_allocated(self.device) if gpu else None,
             "memory_reserved": torch.cuda.max_memory_reserved(self.device) if gpu else None,
+            "writing": False,
         }
 
 

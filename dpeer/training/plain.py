@@ -25,6 +25,7 @@ from dpeer.files import follow_umask
 from dpeer.model.lm import build_lm
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.engine import Engine, build_optimizer
+from dpeer.training.snapshot import Snapshot
 from dpeer.training.world import World
 from dpeer.training.zero3 import release
 
@@ -141,18 +142,16 @@ class Plain:
         moments = {name: [state[key] for state in states if key in state] for name, key in MOMENTS.items()}
         return {"master weights": [flat.master.detach() for flat in self.flats]} | moments
 
-    def save(self, folder: Path) -> None:
-        if self.world.rank:
-            return
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    def snapshot(self, folder: Path) -> Snapshot:
+        parts = []
         for i, (flat, state) in enumerate(zip(self.flats, self._states(), strict=True)):
             kept = {"weights": flat.master} | {key: state[key] for key in MOMENTS.values() if key in state}
             tensors = {
                 f"{key}/{name}": view for key, whole in kept.items() for name, view in flat.by_name(whole).items()
             }
             tensors[RNG], tensors[STEPS] = torch.get_rng_state(), torch.tensor(int(state.get("step", 0)))
-            save_file(tensors, path := folder / FOLDER / f"{i:04d}.safetensors")
-            follow_umask(path)  # safetensors writes for its owner alone
+            parts.append((tensors, folder / FOLDER / f"{i:04d}.safetensors"))
+        return Snapshot(() if self.world.rank else tuple(parts), _dump)
 
     @torch.no_grad()
     def load(self, folder: Path, world_size: int) -> None:
@@ -227,6 +226,11 @@ def _grouped(module: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
         size += parameter.numel()
     if group:
         yield group
+
+
+def _dump(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    follow_umask(path)  # safetensors writes for its owner alone
 
 
 def _read(into: dict[str, Tensor], key: str, where: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from dpeer.objective.preference import edge_loss
 from dpeer.training.checkpoint import refuse_other_run
 from dpeer.training.choice import choose
 from dpeer.training.engine import deepspeed_config
+from dpeer.training.grace import grace_s
 from dpeer.training.heldout import heldout_edges
 from dpeer.training.policy import allowance
 from dpeer.training.prepare import Prepared
@@ -32,6 +33,7 @@ Rows = Sequence[Sequence[float]]  # log-probability of each response, record by 
 def settings(config: Config) -> str:
     """The engine can do what the recipe asks for, and the DeepSpeed files fit it."""
     choose(config, config.cluster.policy_workers, None, math.inf)
+    grace_s(config)
     deepspeed_config(config.cluster.deepspeed, config, trained=True)
     deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
     return f"recipe {config.name}; DeepSpeed {config.cluster.deepspeed} and {config.cluster.reference_deepspeed}"

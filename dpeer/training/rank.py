@@ -17,7 +17,7 @@ from dpeer.heldout_file import Heldout, write_heldout
 from dpeer.model.lm import SEQUENCES, attention_kernel, layer_kernels, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
-from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, Scores
+from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, SaveCost, Scores
 from dpeer.training.cost import StepCost
 from dpeer.training.environment import set_determinism
 from dpeer.training.export import export
@@ -88,6 +88,7 @@ class TrainingRank:
             beneath = self.policy.engine if config.reference_beneath else None
             self.reference = Reference(config, world, self.policy.pulse, beneath=beneath) if colocated else None
         self.cached: dict[str, CachedScores] = {}
+        self.saving: checkpoint.Save | None = None
 
     def _dearer(self) -> str:
         """What separate sequences cost, of the first records."""
@@ -140,7 +141,8 @@ class TrainingRank:
         step = self.policy.step
         entry = self.train_step(references)
         trained, measured = (f(self.config, step) for f in (self.prepared.train_batch, self.prepared.dual_batch))
-        return entry, self.policy.meter.cost(trained, measured)
+        writing = self.saving is not None and self.saving.writing
+        return entry, self.policy.meter.cost(trained, measured) | {"writing": writing}
 
     def _own_references(self) -> References:
         prepared, step = self.prepared, self.policy.step
@@ -217,8 +219,16 @@ class TrainingRank:
         write_heldout(margins, Heldout(edges, data.dimensions, dual.form))
         return certificate(self.config, data, policy, reference, dual)
 
-    def save(self, folder: Path) -> None:
-        checkpoint.save(self.policy, folder, self.prepared.facts)
+    def save(self, folder: Path) -> SaveCost:
+        return checkpoint.save(self.policy, folder, self.prepared.facts)
+
+    def begin_save(self, folder: Path) -> None:
+        self.saving = checkpoint.begin(self.policy, folder, self.prepared.facts, background=True)
+
+    def finish_save(self) -> SaveCost:
+        assert self.saving
+        saving, self.saving = self.saving, None
+        return checkpoint.finish(saving)
 
     def commit(self, temporary: Path, final: Path) -> None:
         """Not collective: make a checkpoint that all ranks have written the newest one."""

@@ -21,7 +21,8 @@ from dpeer.training import ending
 from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
 from dpeer.training.cost import cost
-from dpeer.training.run_dir import RunDir, refuse_unshared
+from dpeer.training.run_dir import RunDir
+from dpeer.training.saves import Saves
 from dpeer.training.scoring import merge
 from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
 
@@ -68,6 +69,7 @@ class TrainingRun:
         self.preference = config.objective.kind == "preference"
         self.total = 0  # steps of the whole run, once the ranks have counted them
         self.dual_reference: list[list[float]] = []  # of the whole dual split, once it was needed
+        self.saves = Saves(config, files, workers, self.prune)
 
     def run(self) -> None:
         """To the end, from wherever an earlier life has left the run. Raises Interrupted once a stop is saved."""
@@ -109,11 +111,11 @@ class TrainingRun:
             print(f"warning: {line}", flush=True)
         if self.mode == "cache":
             policy.call("reading the reference cache", PolicyCalls.read_cache)
-        self.files.clear_partial()
         self.total = int(built["steps"])
         saved = self.files.saved_steps()
         if not saved:
             self.files.refuse_lost_checkpoints()
+        self.files.clear_partial()
         start = load(policy, self.files, saved[-1]) if saved else 0
         self.files.note(means)
         self.files.truncate(start)
@@ -122,7 +124,7 @@ class TrainingRun:
 
     def steps(self, start: int, watcher: Watcher) -> int:
         """Train until the end or an early stop; returns the number of steps done."""
-        policy, spec, total = self.workers.policy(), self.config.training, self.total
+        policy, total = self.workers.policy(), self.total
         if self.ends_early(start):  # a kill may have come between a checkpoint and its verdict
             return start
         if start == 0:
@@ -140,14 +142,18 @@ class TrainingRun:
             pending = policy.start(PolicyCalls.timed_step, references)
             ahead = self.references_ahead(step + 1) if step + 1 < total else None
             shares = policy.wait(f"training step {step + 1}", pending)
-            entry = shares[0][0]
-            timing = cost(entry, [c for _, c in shares], time.perf_counter() - began, waited)
+            entry, costs = shares[0][0], [c for _, c in shares]
+            timing = cost(entry, costs, time.perf_counter() - began, waited)
+            if not any(c["writing"] for c in costs):
+                self.saves.finish()
+            if save := self.saves.told(timing["seconds"], watcher.warn):
+                timing["save"] = save
             self.files.append(entry, timing)
             watcher.step(entry, timing)
             tail = [*tail[1 - TAIL :], entry]
             self.sample(step + 1)
-            if self.stops.received or (step + 1) % spec.checkpoint_every == 0 or step + 1 == total:
-                self.save(step + 1)
+            if self.stops.received or self.saves.due(step + 1, total):
+                self.saves.save(step + 1, now=bool(self.stops.received) or step + 1 == total)
             if self.stops.received:
                 raise Interrupted(
                     f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume.",
@@ -155,6 +161,7 @@ class TrainingRun:
                 )
             if self.ends_early(step + 1):
                 break
+        self.saves.finish()
         for message in infeasible(tail).values() if self.preference else ():
             watcher.warn(f"infeasible: {message}")
         return int(tail[-1]["step"]) if tail else start
@@ -171,7 +178,7 @@ class TrainingRun:
         spec, every = self.config.training, self.config.training.checkpoint_every
         if self.files.stopped:
             return True
-        if step not in ending.checkpoints(step, every, self.total) or step == self.total:
+        if every is None or step in (0, self.total) or step % every:
             return False
         look = step // every
         if spec.stop_when == "certified" and self.proven(look):
@@ -185,7 +192,9 @@ class TrainingRun:
         return True
 
     def scores(self) -> dict[int, float]:
-        return ending.scores(self.files.rows(), self.config.training.checkpoint_every, self.total)
+        every = self.config.training.checkpoint_every
+        assert every is not None  # where checkpoints are judged
+        return ending.scores(self.files.rows(), every, self.total)
 
     def best(self) -> int | None:
         """The checkpoint to be exported, among those on disk; None where that is the last one."""
@@ -214,17 +223,6 @@ class TrainingRun:
         shares = self.workers.reference().wait(f"reference log-probs of step {step + 1}", ahead)
         return dict(enumerate(merge(shares, self.config.training.records_per_step + self.dual_records)))
 
-    def save(self, step: int) -> None:
-        temporary, final = self.files.temporary_checkpoint(step), self.files.checkpoint(step)
-        self.files.checkpoints.mkdir(parents=True, exist_ok=True)
-        policy = self.workers.policy()
-        policy.call(f"saving step {step}", PolicyCalls.save, temporary)
-        refuse_unshared(temporary, "the driver")
-        self.files.sync()
-        self.files.bind(temporary, step)
-        policy.call_first("committing a checkpoint", PolicyCalls.commit, temporary, final)
-        self.prune()
-
     def prune(self) -> None:
         self.files.prune(self.config.training.keep_checkpoints, self.best())
 
@@ -232,7 +230,7 @@ class TrainingRun:
         """Save between two steps when the reference group is lost; does nothing where the policy group is lost too."""
         if step > start and step not in self.files.saved_steps():
             with suppress(ClusterError, CheckpointError):
-                self.save(step)
+                self.saves.save(step, now=True)
 
     def proven(self, look: int) -> bool:
         """Whether the whole dual split, as the policy stands, proves every tolerance at the k-th look at it."""

@@ -31,6 +31,8 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "model.reference_revision",  # the reference's hash is among the facts
     "training.tokens_per_pack",
     "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.checkpoint_async",
     "training.keep_checkpoints",
     "training.deterministic",
     "training.sample_every",
@@ -269,25 +271,37 @@ class RunDir:
     def temporary_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f".writing-{step:07d}"
 
-    def bind(self, folder: Path, step: int) -> None:
-        """Note in a checkpoint, before it counts, to which run and to which ledger it belongs."""
+    def bind(self, folder: Path, step: int, ledger: str | None) -> None:
+        """Note in a checkpoint, before it counts, to which run it belongs, and to which ledger, by its checksum after
+        that step."""
         run = self.read_manifest().get("run")
         if run is not None:
-            own = {"run": run, "step": step, "ledger": self.end(self.ledger), "state": entry(folder / "state.json")}
+            own = {"run": run, "step": step, "ledger": ledger, "state": entry(folder / "state.json")}
             write_state(folder / BINDING, own)
 
     def refuse_lost_checkpoints(self) -> None:
         """CheckpointError when there is no checkpoint though the ledger is longer than a run without one can get."""
         if not (self.ledger.exists() and self.manifest.exists()):
             return
-        every = self.read_manifest()["config"]["training"]["checkpoint_every"]
+        spec = self.read_manifest()["config"]["training"]
+        every, minutes = spec["checkpoint_every"], spec.get("checkpoint_minutes")
         steps = self.ledger.read_bytes().count(b"\n")
-        if steps > every:
-            raise CheckpointError(
-                f"{self.checkpoints}: no checkpoint is there, but the ledger has {steps} steps and one was saved every "
-                f"{every}. Starting over would wipe the ledger. Restore the folder (is its disk mounted?), or give the "
-                "new run another name."
-            )
+        on_its_way = any(self.checkpoints.glob(".writing-*"))  # a kill came before the first one was whole
+        if every is not None and steps > every * (1 + on_its_way):
+            often = f"{every} steps"
+        elif minutes is not None and not on_its_way and self._seconds(steps - 1) > 60 * minutes:
+            often = f"{minutes:g} minutes"
+        else:
+            return
+        raise CheckpointError(
+            f"{self.checkpoints}: no checkpoint is there, but the ledger has {steps} steps and one was saved every "
+            f"{often}. Starting over would wipe the ledger. Restore the folder (is its disk mounted?), or give the "
+            "new run another name."
+        )
+
+    def _seconds(self, step: int) -> float:
+        """That the steps up to this one have taken."""
+        return sum(float(json.loads(line)["seconds"]) for line in _lines_up_to(self.timing, step))
 
     def prune(self, keep: int, spared: int | None = None) -> None:
         """Remove all but the newest checkpoints and the one to be spared: renamed first, so that a kill leaves no half

@@ -25,20 +25,21 @@ def owner(name: str, size: int) -> int:
 
 
 def record(folder: Path, world: World) -> dict[str, Entry]:
-    """Collective. Force this rank's files below `folder` to disk; checksums of all files by path. The hash is computed
-    while the disk is waited for."""
-    dist.barrier()
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    mine = [p for p in files if owner(p.name, world.size) == world.rank]
+    """Not collective. Force this rank's files below `folder` to disk, which it has written; their checksums by path.
+    The hash is computed while the disk is waited for."""
+    mine = [p for p in folder.rglob("*") if owner(p.name, world.size) == world.rank and p.is_file()]
     with ThreadPoolExecutor(READERS) as pool:
         synced = [pool.submit(sync, path) for path in mine]
         own = listed(folder, mine, fresh=True)
         for done in synced:
             done.result()
-    if world.rank == 0:
-        for place in {folder, *(p.parent for p in files)}:
-            sync_folder(place)
-    return {name: entry for part in _gathered(own, world) for name, entry in part.items()}
+    return own
+
+
+def sync_folders(folder: Path) -> None:
+    """Force to disk which files there are below `folder`."""
+    for place in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        sync_folder(place)
 
 
 def verify(folder: Path, entries: Mapping[str, Entry], world: World) -> None:
@@ -49,7 +50,7 @@ def verify(folder: Path, entries: Mapping[str, Entry], world: World) -> None:
 
 def share(folder: Path, own: Mapping[str, Entry], world: World) -> None:
     """The same, with this rank's share chosen by the caller."""
-    found = {name: fault for part in _gathered(faults(folder, own), world) for name, fault in part.items()}
+    found = {name: fault for part in gathered(faults(folder, own), world) for name, fault in part.items()}
     refuse(folder, found)
 
 
@@ -61,7 +62,8 @@ def refuse(folder: Path, found: Mapping[str, str]) -> None:
         raise DamagedCheckpoint(f"{folder / name} {fault}{more}.")
 
 
-def _gathered(own: Any, world: World) -> Sequence[Any]:
+def gathered(own: Any, world: World) -> Sequence[Any]:
+    """Collective. Every rank's share, in the order of ranks."""
     shares: list[Any] = [None] * world.size
     dist.all_gather_object(shares, own)
     return shares

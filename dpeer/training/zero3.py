@@ -18,6 +18,7 @@ from dpeer.model.finite import refuse_not_finite
 from dpeer.model.lm import build_lm, load_shape
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.engine import Engine, build_optimizer, model_settings
+from dpeer.training.snapshot import Snapshot
 from dpeer.training.world import World
 
 SHARDS = "deepspeed"
@@ -86,9 +87,20 @@ class Zero3:
             "second moments": [state["exp_avg_sq"] for state in states if "exp_avg_sq" in state],
         }
 
-    def save(self, folder: Path) -> None:
-        state = {"torch_rng": torch.get_rng_state()}
-        self._engine.save_checkpoint(str(folder), tag=SHARDS, client_state=state, save_latest=False)
+    def snapshot(self, folder: Path) -> Snapshot:
+        """DeepSpeed gathers the state and agrees with the other ranks; its writer is kept from writing meanwhile."""
+        writer, state = self._engine.checkpoint_engine, {"torch_rng": torch.get_rng_state()}
+        parts: list[tuple[Any, Path]] = []
+
+        def keep(state_dict: Any, path: str) -> None:
+            parts.append((state_dict, Path(path)))
+
+        writer.save, dump = keep, writer.save
+        try:
+            self._engine.save_checkpoint(str(folder), tag=SHARDS, client_state=state, save_latest=False)
+        finally:
+            del writer.save  # of the instance; its class has the other one
+        return Snapshot(tuple(parts), lambda tree, path: dump(tree, str(path)))
 
     def load(self, folder: Path, world_size: int) -> None:
         if world_size == self.world.size:

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dpeer.escape import markup
-from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, model_states
+from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, checkpoint_bytes, model_states
 from dpeer.estimate.throughput import tokenising
 from dpeer.launcher.plan.planning import HFU, LINKS, Plan, Remedy
+from dpeer.training.grace import grace_s, needed_s
 
 ASSUMED = "assumed"
 MIB = 2**20
@@ -179,6 +180,8 @@ def _host_table(plan: Plan) -> Table:
         table.add_row(*_part(part))
     for part in plan.host.export:
         table.add_row(*_part(part))
+    if plan.host.saving:
+        table.add_row(*_part(plan.host.saving))
     given = plan.request.node_memory
     color = "green" if plan.fits_host else "red"
     table.add_row(
@@ -203,6 +206,8 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "micro-steps per step", f"{batch.micro_steps:.1f}", f"packs of at most {training.tokens_per_pack} tokens"
     seconds, size = tokenising(plan.records.lengths)
     yield "tokenising, once", f"{seconds:,.0f} core s", f"on all cores of a node; {size / MIB:,.0f} MiB on disk"
+    saved = checkpoint_bytes(plan.config, plan.weights, frozen=plan.zero.sharded)
+    yield "a checkpoint", f"{saved / 1e9:,.1f} GB", saves_words(plan, saved)
     moved = plan.traffic
     often, what = ("micro-step", "gathers and reduce-scatter") if plan.zero.sharded else ("step", "sum of gradients")
     yield f"traffic per {often}, into a GPU", f"{moved.into_gpu / 1e9:,.1f} GB", what
@@ -214,6 +219,21 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         color = "green" if enough else "yellow"
         yield "tokens per GPU and micro-step", f"[{color}]{batch.per_micro_step:,.0f}[/]", verdict
         yield "  break-even", f"{plan.break_even:,.0f}", "arithmetic takes as long as traffic"
+
+
+def saves_words(plan: Plan, saved: int) -> str:
+    """How often it is written, and how fast that must be to end before a pre-empted job does."""
+    training = plan.config.training
+    often = [f"{training.checkpoint_every} steps"] if training.checkpoint_every else []
+    often += [f"{training.checkpoint_minutes:g} minutes"] if training.checkpoint_minutes else []
+    grace = grace_s(plan.config)
+    if grace is None:
+        return f"every {' or '.join(often)}; its speed is not compared: cluster.grace_s"
+    left = grace - plan.time.high
+    if left <= 0:
+        return f"every {' or '.join(often)}; a step alone takes the grace time of {grace:g} s"
+    needed = needed_s(plan.config, 1.0) * saved / left / 1e9
+    return f"every {' or '.join(often)}; at least {needed:.2f} GB/s for a grace time of {grace:g} s"
 
 
 def _cost_rows(plan: Plan, cells: int, price: float | None) -> Iterator[tuple[str, str, str]]:

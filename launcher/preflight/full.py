@@ -10,6 +10,8 @@ from typing import Any
 
 from dpeer.config import Config
 from dpeer.errors import ClusterError, DpeerError
+from dpeer.estimate.saved_size import saved_size
+from dpeer.integrity import read_state
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.gpus import resolved_gpus
 from dpeer.launcher.group import Group, Groups
@@ -19,6 +21,7 @@ from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, ReferenceCalls, Scores
 from dpeer.training.dates import dated
+from dpeer.training.grace import shortage
 from dpeer.training.policy import TreeMismatch
 from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.run_dir import RunDir, refuse_unshared
@@ -170,18 +173,25 @@ def compare_scores(
     checks.check("reference cache", preflight.reference_cache, config, prepared.train, reference)
 
 
-def round_trip(config: Config, policy: Group) -> str:
+def round_trip(config: Config, policy: Group) -> str | Warn:
     """A checkpoint of the fresh policy in a temporary folder, loaded into blanked weights and compared."""
     folder = config.output_dir / f".preflight-{uuid.uuid4().hex[:12]}"
     try:
         times = [time.monotonic()]
-        policy.call(Phase("saving a checkpoint", LONG_S), PolicyCalls.save, folder)
+        save = policy.call(Phase("saving a checkpoint", LONG_S), PolicyCalls.save, folder)[0]
         refuse_unshared(folder, "the driver")
         times.append(time.monotonic())
-        size = bytes_in(folder)
+        size, engine = bytes_in(folder), read_state(folder / "state.json", "")["engine"]
         policy.call("blanking the weights", PolicyCalls.blank)  # or weights that were not loaded would still be there
         policy.call(Phase("loading a checkpoint", LONG_S), PolicyCalls.load, folder)
         times.append(time.monotonic())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return f"{size / 2**20:,.1f} MiB saved in {times[1] - times[0]:.1f} s, loaded in {times[2] - times[1]:.1f} s"
+    speed = f"{save['bytes'] / max(save['seconds'], 1e-9) / 1e9:.2f} GB/s"
+    shown = (
+        f"{size / 2**20:,.1f} MiB saved in {times[1] - times[0]:.1f} s ({speed}), loaded in {times[2] - times[1]:.1f} s"
+    )
+    full = saved_size(config, frozen=engine == "deepspeed").checkpoint  # this one has no moments yet
+    if short := shortage(config, full, save["seconds"] * full / max(save["bytes"], 1)):
+        return Warn(f"{shown}.", f"{short[0].upper()}{short[1:]}.")
+    return shown

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpeer.errors import CheckpointError
 from dpeer.launcher import torchrun
-from dpeer.training.calls import References, Scores
+from dpeer.training.calls import References, SaveCost, Scores
 from dpeer.training.rank import TrainingRank
 
 FAULT = os.environ["FAULT"]
@@ -26,10 +26,11 @@ class FaultyRank(TrainingRank):
                 raise ValueError("a bug on this rank")
         return super().train_step(references)
 
-    def save(self, folder: Path) -> None:
-        super().save(folder)
+    def save(self, folder: Path) -> SaveCost:
+        cost = super().save(folder)
         if FAULT == "silent" and self.policy.world.rank == 1:
             time.sleep(10_000)  # in no collective: only the driver waits
+        return cost
 
     def score_heldout(self) -> Scores:
         if FAULT == "preempted" and self.policy.world.rank == 0:

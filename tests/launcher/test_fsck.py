@@ -47,7 +47,7 @@ def finished_run(path: Path, seed: int = 0) -> RunDir:
                 (shards / f"zero_pp_rank_{rank}_optim.pt").write_bytes(rng.randbytes(500))
             state = {"step": step, "dual": {"multipliers": [0.5]}, "files": listed(shards.parent, shards.iterdir())}
             write_state(run.checkpoint(step) / "state.json", state)
-            run.bind(run.checkpoint(step), step)
+            run.bind(run.checkpoint(step), step, run.end(run.ledger))
     write_state(run.stop, {"step": 6, "reason": "patience"})
     write_state(run.certificate, {"confidence": 0.95, "constraints": []})
     write_tensors(run.heldout, {"margins": torch.arange(9.0)}, {"dimensions": "[]"})

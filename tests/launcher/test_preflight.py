@@ -147,7 +147,7 @@ def begun(lab: Any, tmp_path: Path) -> Config:
     write_state(files.checkpoint(4) / "state.json", {"step": 4, "facts": facts})
     for step in range(1, 5):
         files.append({"step": step}, {"step": step})
-    files.bind(files.checkpoint(4), 4)
+    files.bind(files.checkpoint(4), 4, files.end(files.ledger))
     assert audited(config) == {}
     return config
 

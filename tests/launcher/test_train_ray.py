@@ -218,7 +218,7 @@ def test_damaged_checkpoint_is_named(lab: Any, baseline: Path) -> None:
     assert all(value > 0 for value in state["sums"].values())
     state["sums"]["second moments"] *= 1 + 1e-6  # weights alone would give the same log-probabilities
     write_state(folder / "state.json", state)
-    RunDir(lab.run("damaged")).bind(folder, 24)
+    RunDir(lab.run("damaged")).bind(folder, 24, read_state(folder / "run.json", "")["ledger"])
     assert "the second moments that were loaded have the sum" in complaint(lab.train("damaged", ALONE[1], resume=True))
     shard = max(folder.glob("deepspeed/*optim*"), key=lambda p: p.stat().st_size)
     content = bytearray(shard.read_bytes())

@@ -1,8 +1,11 @@
 """Ledger lines are strict JSON with the right numbers; infeasibility is judged from their tail."""
 
+import base64
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,8 +13,9 @@ from dpeer.config import Constraint, Objective
 from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import build_constraints, dimension_weights
 from dpeer.objective.dual import initial_state, update
-from dpeer.objective.ledger import infeasible, ledger_entry
+from dpeer.objective.ledger import SHOWN, infeasible, ledger_entry
 from dpeer.objective.statistics import edge_statistics, summarise
+from dpeer.training.ending import worst_loss
 
 DIMS = ("A", "T", "E")
 
@@ -105,3 +109,31 @@ def test_infeasible(tail, reported):
 def test_an_unconstrained_dimension_is_never_infeasible():
     entry, _, _ = one_entry(tolerance=math.inf)
     assert infeasible([entry] * 10) == {}
+
+
+def test_of_many_constraints_a_line_has_those_that_press_and_the_multipliers_of_all():
+    """Balance over nine dimensions has 72 constraints; the oracle is the state itself."""
+    dims = tuple("ABCDEFGHI")
+    objective = Objective(constraint=Constraint(form="balance", tolerance=dict.fromkeys(dims, 0.1) | {"I": math.inf}))
+    constraints = build_constraints(objective.constraint, dims)
+    which, records = torch.arange(36) % 9, torch.arange(36) // 9
+    losses = which.double() / 9 + torch.linspace(0, 0.01, 36, dtype=torch.float64)
+    summary = summarise(edge_statistics(-losses, losses, losses, which, records, 9))
+    before = update(initial_state(constraints, objective), constraints, objective, summary)
+    before = replace(before, saturated=torch.arange(72) == 0)
+    after = update(before, constraints, objective, summary)
+    weights = dimension_weights(constraints, objective, before.multipliers, torch.full((9,), 4))
+    entry = ledger_entry(2, summary, weights, constraints, before, after, {})
+    rows, together = entry["constraints"], entry["all_constraints"]
+    pressing = before.multipliers.topk(SHOWN).values.tolist()
+    assert len(rows) == SHOWN + 1 and constraints.names[0] in rows
+    assert sorted((r["multiplier"] for n, r in rows.items() if n != constraints.names[0]), reverse=True) == pressing
+    values = np.frombuffer(base64.b64decode(together["multipliers"]), "<f4")
+    assert values.tolist() == before.multipliers.float().tolist() and together["constraints"] == 72
+    assert together["active"] == int((before.multipliers > 0).sum()) and together["saturated"] == 1
+    assert together["bounded"] == list(dims) and worst_loss([entry | {"dimensions": dual_of(entry)}]) == 1.5
+    assert infeasible([entry] * 8) == {} and json.loads(json.dumps(entry, allow_nan=False)) == entry
+
+
+def dual_of(entry):
+    return {d: {"dual": {"edges": 1, "loss": 1.5 if d == "I" else 0.0}} for d in entry["dimensions"]}

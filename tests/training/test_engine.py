@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
 from dpeer.training.run_dir import RunDir
 from dpeer.training.samples import LONGEST
+from dpeer.training.snapshot import Snapshot
 from tests.training.conftest import recipe
 
 
@@ -257,14 +260,32 @@ def test_bf16_keeps_fp32_masters_and_sums(
 @pytest.mark.parametrize("engine", ENGINES)
 @MODELS
 def test_a_loaded_checkpoint_goes_on_to_the_bit(
-    make: Callable[[Config], Policy], models: dict[str, str], tmp_path: Path, engine: str, model: dict[str, Any]
+    make: Callable[[Config], Policy],
+    models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    model: dict[str, Any],
 ) -> None:
+    """Written while training went on; of another one beside it the disk is lost meanwhile."""
     config, folder = sft(models["plain"], engine, **model), tmp_path / "saved"
     policy = make(config)
     checkpoint.save(policy, tmp_path / "fresh", {})  # before the optimizer has any moments
     first = policy.train_step(None)
-    checkpoint.save(policy, folder, {})
+    held_up = threading.Event()
+    monkeypatch.setattr(Snapshot, "write", lambda self, write=Snapshot.write: (held_up.wait(), write(self)))
+    saving, lost = (checkpoint.begin(policy, f, {}, background=True) for f in (folder, tmp_path / "lost"))
     rest = [policy.train_step(None) for _ in range(2)]
+    assert saving.writing and lost.writing
+    shutil.rmtree(lost.folder, ignore_errors=True)
+    lost.folder.touch()
+    held_up.set()
+    with pytest.raises(CheckpointError, match=r"lost: rank 0 on .* could not write its part.*Earlier checkpoints are"):
+        checkpoint.finish(lost)
+    cost = checkpoint.finish(saving)
+    assert cost["background"] and cost["bytes"] == sum(
+        p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != "state.json"
+    )
     checkpoint.load(policy, tmp_path / "fresh", {})
     assert policy.train_step(None) == first
     again = make(config)

@@ -13,11 +13,14 @@ import pytest
 
 from dpeer.config import Config
 from dpeer.training import run_dir
+from dpeer.training.calls import SaveCost
 from dpeer.training.cost import PHASES, StepCost
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
 TOTAL, EVERY = 9, 2
+SLOW = 1
+"""Steps during which a checkpoint is being written."""
 LOSSES = {1: 0.9, 2: 0.7, 3: 0.4, 4: 0.5, 5: 0.6, 6: 0.7, 7: 0.8, 8: 0.8, 9: 0.9}
 
 
@@ -36,6 +39,7 @@ class Killed(BaseException):
 COST: StepCost = {
     "seconds": dict.fromkeys(PHASES, 0.1), "flops": 6e12, "model_flops": 4e12, "ceiling": None, "largest_pack": 9,
     "prompt_tokens": 3, "response_tokens": 2, "responses": 3, "memory_allocated": None, "memory_reserved": None,
+    "writing": False,
 }  # fmt: skip
 
 
@@ -44,6 +48,8 @@ class Rank:
 
     def __init__(self) -> None:
         self.step = 0
+        self.saving: tuple[Path, int] | None = None
+        self.writing: list[int] = []
 
     def train_step(self, references: Any = None) -> dict[str, Any]:
         self.step += 1
@@ -58,11 +64,24 @@ class Rank:
         }
 
     def timed_step(self, references: Any = None) -> tuple[dict[str, Any], StepCost]:
-        return self.train_step(references), COST
+        self.writing, writing = self.writing[1:], bool(self.writing)
+        return self.train_step(references), COST | {"writing": writing}
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
+    def save(self, folder: Path) -> SaveCost:
+        assert list(folder.iterdir()) == []
         (folder / "state.json").write_text(str(self.step))
+        return {"bytes": 9, "seconds": 0.1, "background": False}
+
+    def begin_save(self, folder: Path) -> None:
+        assert self.saving is None
+        self.saving, self.writing = (folder, self.step), [self.step] * SLOW
+        (folder / "part").touch()
+
+    def finish_save(self) -> SaveCost:
+        assert self.saving
+        (folder, step), self.saving, self.writing = self.saving, None, []
+        (folder / "state.json").write_text(str(step))
+        return {"bytes": 9, "seconds": 0.1, "background": True}
 
     def commit(self, temporary: Path, final: Path) -> None:
         temporary.rename(final)
@@ -183,6 +202,9 @@ ENDS: list[tuple[dict[str, Any], int, int, str | None]] = [
     ({"keep": "best", "patience": 2}, 8, 4, "patience"),
     ({"keep": "best", "stop_when": "certified", "patience": 1, "sample_every": 3}, 4, 4, "certified"),
     ({"sample_every": 4}, 9, 9, None),
+    ({"keep": "best", "patience": 2, "checkpoint_async": False}, 8, 4, "patience"),
+    ({"keep": "best", "patience": 2, "checkpoint_minutes": 1e-9}, 8, 4, "patience"),  # saved far more often
+    ({"checkpoint_every": None, "checkpoint_minutes": 1e-9}, 9, 9, None),
 ]
 
 
