@@ -56,7 +56,9 @@ def leniency_tables(posterior: Posterior, base: str) -> dict[str, pd.DataFrame]:
         columns |= estimates("ability_judges", posterior.flat("theta") + favour)
         found["favours"] = pd.DataFrame(columns, index=index).dropna(subset="favour").reset_index()
         found["leniency"]["scaled"] = where
-        found["human_ratings"] = pd.DataFrame(list(_gain(posterior, base, np.flatnonzero(where))))
+        rated = (r.judge_rated & is_person(r)[:, None]).any(axis=0)  # by comparisons alone nothing is forecast
+        if len(gain := list(_gain(posterior, base, np.flatnonzero(where & rated)))):
+            found["human_ratings"] = pd.DataFrame(gain)
     return found
 
 
@@ -98,8 +100,8 @@ def told(posterior: Posterior, tables: Mapping[str, pd.DataFrame]) -> Iterator[s
             verb = "favour" if row.favour > 0 else "disfavour"
             size = _logits(*(abs(x) for x in (row.favour, row.favour_low, row.favour_high)))
             yield f"The judges that are models, as a group, {verb} {row.model} in {row.dimension} by {size}."
-        for _, part in tables["human_ratings"].groupby("dimension", sort=False):
-            yield _more(part.iloc[0])
+        if (gain := tables.get("human_ratings")) is not None:
+            yield from (_more(part.iloc[0]) for _, part in gain.groupby("dimension", sort=False))
 
 
 def said(result: Result) -> list[str]:
@@ -181,6 +183,8 @@ def _forecast(posterior: Posterior, base: int, d: int) -> Callable[[float], floa
 
 def _filled(counts: Ints, more: float) -> Floats:
     """`more` ratings over responses that have `counts`, so that those with the fewest come level."""
+    if not len(counts):
+        return np.zeros(0)
     order = np.sort(counts)
     level = (more + order.cumsum()) / np.arange(1, len(order) + 1)
     reached = level[np.flatnonzero(level >= order)[-1]]
