@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000)
     arguments = parser.parse_args()
     sampling = {name: getattr(arguments, name) for name in ("chains", "warmup", "draws")}
+    sampling["people_scale"] = False
     for name, thresholds, ratings in data_sets(arguments.xstest):
         theirs = maximum_likelihood(ratings, thresholds)
         for prior in ("shrunken", "wide"):
