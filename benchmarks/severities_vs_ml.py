@@ -25,7 +25,7 @@ from dpeer.eval.irt.fit import fit
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.types import Ratings
 
-NODES = {"u": 11, "beta": 15, "step": 11}
+NODES = {"u": 41, "beta": 21, "step": 11}
 TINY = Spec(models=12, items=60, dimensions=1, judges=6, s_alpha=0, s_tau=0, s_dev=0, s_severity=0.8, s_u=0.6)
 SIMULATED = {"common": TINY, "item": Spec(**{**{f: getattr(TINY, f) for f in TINY.__slots__}, "categories": 3})}
 
@@ -41,36 +41,35 @@ def centred(x: torch.Tensor) -> torch.Tensor:
 
 def maximum_likelihood(r: Ratings, thresholds: str) -> np.ndarray:
     """Severities [J], summing to zero."""
-    K, Q = len(r.scale), len(r.items)
+    K, Q, M, J = len(r.scale), len(r.items), len(r.models), len(r.judges)
     if thresholds == "item" and K != 3:
         raise SystemExit(f"steps of items are integrated for three scores, not for {K}")
-    model, judge, response, category = (torch.tensor(x) for x in (r.model, r.judge, r.response, r.category))
+    pattern, given, of_response = patterns(r)
     response_item = torch.tensor(r.response_item)
-    R = len(response_item)
     (u, u_w), (b, b_w) = hermite("u"), hermite("beta")
     s, s_w = hermite("step") if thresholds == "item" else (torch.zeros(1), torch.zeros(1))
-    free = [torch.zeros(n, dtype=torch.double, requires_grad=True) for n in (len(r.models), len(r.judges), K - 1, 3)]
+    free = [torch.zeros(n, dtype=torch.double, requires_grad=True) for n in (M, J, K - 1, 3)]
 
     def loss() -> torch.Tensor:
         ability, severity, tau, log_sd = free
-        place = ability[model] - centred(severity)[judge]
+        place = (ability[:, None] - centred(severity)).reshape(-1)  # [M J]
         sd_u, sd_b, sd_s = torch.exp(log_sd)
-        x = place[:, None, None, None] - sd_b * b[:, None, None] + sd_u * u  # [N, beta, 1, u]
+        x = place[:, None, None, None] - sd_b * b[:, None, None] + sd_u * u  # [M J, beta, 1, u]
         steps = tau.reshape(-1, 1)
         if thresholds == "item":  # two steps, whose deviations sum to zero: +- one number of sd sd_s / sqrt(2)
             steps = steps + torch.tensor([[1.0], [-1.0]]) * sd_s / math.sqrt(2) * s
         passed = torch.cat([torch.zeros(1, steps.shape[1]), steps.cumsum(0)])  # [K, step]
         k = torch.arange(K)
-        logits = k * x[..., None] - passed.T[:, None]  # [N, beta, step, u, K]
-        each = torch.log_softmax(logits, -1)
-        each = each.gather(-1, category.reshape(-1, 1, 1, 1, 1).expand(*each.shape[:-1], 1))[..., 0]
-        by_response = torch.zeros(R, *each.shape[1:], dtype=torch.double).index_add(0, response, each)
-        by_response = torch.logsumexp(by_response + u_w, -1)
+        each = torch.log_softmax(k * x[..., None] - passed.T[:, None], -1)  # [M J, beta, step, u, K]
+        each = each.movedim(-1, 1).flatten(0, 1)[given]
+        size = int(pattern.max()) + 1
+        of_pattern = torch.zeros(size, *each.shape[1:], dtype=torch.double).index_add(0, pattern, each)
+        by_response = torch.logsumexp(of_pattern + u_w, -1)[of_response]
         by_item = torch.zeros(Q, *by_response.shape[1:], dtype=torch.double).index_add(0, response_item, by_response)
         return -torch.logsumexp(by_item + b_w[:, None] + s_w, (1, 2)).sum() / len(r)
 
     optimiser = torch.optim.LBFGS(
-        free, max_iter=150, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        free, max_iter=300, tolerance_grad=1e-8, tolerance_change=1e-13, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
@@ -82,6 +81,18 @@ def maximum_likelihood(r: Ratings, thresholds: str) -> np.ndarray:
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     severity: np.ndarray = centred(free[1]).detach().numpy()
     return severity
+
+
+def patterns(r: Ratings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Responses that the same judges scored alike, of one model, share a term of the likelihood: the pattern and the
+    (model, judge, score) of each of its ratings, and the pattern of each response."""
+    rows: list[list[int]] = [[] for _ in r.response_model]
+    for response, code in zip(r.response, (r.model * len(r.judges) + r.judge) * len(r.scale) + r.category, strict=True):
+        rows[response].append(int(code))
+    kinds: dict[tuple[int, ...], int] = {}
+    of_response = [kinds.setdefault(tuple(sorted(codes)), len(kinds)) for codes in rows]
+    pattern = [number for codes, number in kinds.items() for _ in codes]
+    return torch.tensor(pattern), torch.tensor([code for codes in kinds for code in codes]), torch.tensor(of_response)
 
 
 def data_sets(xstest: Path | None) -> Iterator[tuple[str, str, Ratings]]:
@@ -104,6 +115,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000)
     arguments = parser.parse_args()
     sampling = {name: getattr(arguments, name) for name in ("chains", "warmup", "draws")}
+    sampling["people_scale"] = False
     for name, thresholds, ratings in data_sets(arguments.xstest):
         theirs = maximum_likelihood(ratings, thresholds)
         for prior in ("shrunken", "wide"):

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpeer.eval.irt.fit_statistics import probabilities
+from dpeer.eval.irt.people import people_discrimination
 from dpeer.eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
 
 MOST_RANKED, MOST_REVERSALS = 60, 500
@@ -32,7 +33,8 @@ def estimates(name: str, draws: Floats) -> dict[str, Floats]:
 def fair_averages(posterior: Posterior) -> Floats:
     """Expected score of every model at every draw, on the rating scale [S, M, D].
 
-    For a judge of average severity, thresholds and discrimination, an average criterion and covariates at zero,
+    For a judge of average severity, thresholds and discrimination (1, or that of the people where abilities are on
+    their scale, and then all three are those of people), an average criterion and covariates at zero,
     averaged over the spread of items, response effects and halos: AT an average item it would be too extreme. nan in
     dimensions without ratings. Thresholds are the common ones, also where items have their own (those are kept for few
     draws).
@@ -57,12 +59,13 @@ def _fair(posterior: Posterior, draws: Ints) -> Floats:
     centre = posterior.flat("mu")[draws] - np.nanmean(beta, axis=1) - _mean_delta(posterior, draws)
     eta = centre[:, None] + posterior.flat("theta")[draws]
     offsets = _average_offsets(posterior, draws)
+    alpha = people_discrimination(posterior, draws)[:, None]  # [S, 1, D]
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     sd = np.sqrt(variance)[:, None]
     scores = np.asarray(r.scale, dtype=float)
     fair = np.zeros(eta.shape)
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-        fair += weight * np.tensordot(scores, probabilities(eta + sd * node, offsets), axes=1)
+        fair += weight * np.tensordot(scores, probabilities(alpha * (eta + sd * node), alpha * offsets), axes=1)
     return fair
 
 

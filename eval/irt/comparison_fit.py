@@ -13,6 +13,7 @@ import pandas as pd
 
 from dpeer.eval.irt.comparisons import ties_share
 from dpeer.eval.irt.fit_statistics import LEAST_GAP, discrimination, thin
+from dpeer.eval.irt.people import favoured
 from dpeer.eval.irt.types import Floats, Ints, Posterior
 
 _CHUNK = 1_000_000  # comparisons x draws at once
@@ -36,6 +37,8 @@ def outcome_probabilities(posterior: Posterior, draws: Ints, place: Ints) -> Flo
         ):
             if name in posterior.draws:
                 value = value + last(name, chosen)[at]
+        if "favour" in posterior.draws:
+            value = value + favoured(r, last("favour"), c.judge, c.dimension, model)
         if "length" in posterior.draws:
             value = value + last("length")[c.dimension] * r.response_length[response, None]
         return np.asarray(value)

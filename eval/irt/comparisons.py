@@ -130,19 +130,17 @@ def information(ratings: Ratings) -> Floats:
     return np.asarray(OF_A_COMPARISON * np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape))
 
 
-def stan_comparisons(ratings: Ratings, cell_of: Ints, judge_model: Ints) -> tuple[dict[str, Any], Ints]:
+def stan_comparisons(ratings: Ratings, cell_of: Ints, tastes: tuple[Ints, ...]) -> tuple[dict[str, Any], Ints]:
     """The data of `model.stan` about comparisons, and the judges that compare.
 
-    cell_of: [2, V] cells of this and the other response; judge_model: [X] judge * M + model of effects.
+    cell_of: [2, V] cells of this and the other response; tastes: of this and of the other one's model, places
+    among the effects of judges on models; empty without.
     """
     c = ratings.comparisons
     may_tie = gives_ties(ratings)
     order = np.argsort(~may_tie[c.judge], kind="stable")
     judges = np.unique(c.judge)
     this, other = cell_of[0][order] + 1, cell_of[1][order] + 1
-    tastes = [np.searchsorted(judge_model, (c.judge * len(ratings.models) + m)[order]) + 1 for m in _models(ratings)]
-    if not len(judge_model):
-        tastes = [model[:0] for model in tastes]
     return {
         "rated": ratings.rated.astype(float),
         "comparisons": len(c),
@@ -152,8 +150,8 @@ def stan_comparisons(ratings: Ratings, cell_of: Ints, judge_model: Ints) -> tupl
         "compared_by": np.searchsorted(judges, c.judge[order]) + 1,
         "cell_this": this,
         "cell_other": other,
-        "judge_model_this": tastes[0],
-        "judge_model_other": tastes[1],
+        "judge_model_this": tastes[0][order[: len(tastes[0])]],
+        "judge_model_other": tastes[1][order[: len(tastes[1])]],
         "outcome": c.outcome[order] - 1.0,
         "place": c.place[order],
         "compared_family": c.own_family[order].astype(float),

@@ -8,9 +8,10 @@ import numpy as np
 
 from dpeer.eval.irt.anchors import Anchors
 from dpeer.eval.irt.comparisons import gives_ties
+from dpeer.eval.irt.people import on_their_scale, setters
 from dpeer.eval.irt.stan_data import Problem
 from dpeer.eval.irt.stan_terms import item_shares, on_this_mix, uncentred
-from dpeer.eval.irt.types import AXES, THINNED, Floats, Ints, Ratings
+from dpeer.eval.irt.types import AXES, THINNED, Bools, Floats, Ints, Ratings
 
 SCALARS = (
     *("s_severity", "s_dev", "s_tau", "s_alpha", "s_halo", "s_judge_model", "s_judge_item", "s_item_step"),
@@ -43,11 +44,12 @@ def named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: 
         if column in stan:
             draws[name] = stan[column][..., 0]
     draws |= _around_raters(stan, ratings, anchors)
-    draws["severity_judge"] = draws["severity"].mean(axis=-1)
     draws["beta"] = spread(stan["beta"], (problem.item, problem.item_dimension), (q, d))
     if len(ratings.criteria) > d:
         draws["delta"] = stan["delta"][..., np.argsort(problem.criterion)]
-    if "judge_model" in stan:
+    if problem.terms.scaled.any():
+        draws["s_favour"] = draws.pop("s_judge_model")
+    elif "judge_model" in stan:
         m, j = len(ratings.models), len(ratings.judges)
         pairs = problem.terms.judge_model
         draws["judge_model"] = spread(stan["judge_model"], (pairs // m, pairs % m), (j, m))
@@ -58,13 +60,16 @@ def named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: 
     if d > 1:
         draws["correlation"] = stan["correlation"]
         draws["correlation"][..., range(d), range(d)] = 1.0  # not 0.999999999
-    draws["tau"], draws["tau_average"] = _thresholds(stan, problem, k)
+    draws["tau"], draws["tau_average"] = _thresholds(stan, problem, k, setters(ratings, problem.terms.scaled))
     draws |= _comparisons(stan, ratings, problem)
     moved = ~np.isnan(anchors.mu)
     if moved.any():  # abilities from the origin of the earlier fit, not from the mean of these models
         shift = np.where(moved, draws["mu"] - np.nan_to_num(anchors.mu), 0.0)
         draws["theta"] = draws["theta"] + shift[..., None, :]
         draws["mu"] = draws["mu"] - shift
+    if problem.terms.scaled.any():
+        draws |= on_their_scale(draws, stan["judge_model"], ratings, problem.terms.scaled)
+    draws["severity_judge"] = draws["severity"].mean(axis=-1)
     if "v_mean" in stan:
         draws["theta_these"] = draws["theta"] + stan["v_mean"]
         if "group" in draws:
@@ -115,12 +120,12 @@ def _without_prior_only(draws: dict[str, Floats], ratings: Ratings) -> dict[str,
     return draws
 
 
-def _thresholds(stan: dict[str, Floats], problem: Problem, k: int) -> tuple[Floats, Floats]:
+def _thresholds(stan: dict[str, Floats], problem: Problem, k: int, setters: Bools) -> tuple[Floats, Floats]:
     """Thresholds of each judge [chains, draws, J, D, K-1] and of the average one [chains, draws, D, K-1].
 
     Each stands at its upper score and counts from the next lower one in use; nan elsewhere. The average is taken in log
-    odds over the judges that give all scores, so that one who hardly tells scores apart hardly counts; where there is
-    none it is the model's common thresholds.
+    odds over the judges among `setters` [J, D] that give all scores, so that one who hardly tells scores apart hardly
+    counts; where there is none it is the model's common thresholds.
     """
     kappa, tau = stan["kappa"], stan["tau"]  # [..., J, S], [..., S]
     alpha = np.exp(stan["log_alpha"]) if "log_alpha" in stan else np.ones(kappa.shape[:-1])  # [..., J]
@@ -130,7 +135,7 @@ def _thresholds(stan: dict[str, Floats], problem: Problem, k: int) -> tuple[Floa
     at = 0
     for i, used in enumerate(problem.used):
         steps = slice(at, at + len(used) - 1)
-        whole = [j for j, judge in enumerate(problem.levels) if len(judge[i]) == len(used)]
+        whole = [j for j, judge in enumerate(problem.levels) if setters[j, i] and len(judge[i]) == len(used)]
         if whole:
             weight = alpha[..., whole].sum(axis=-1)[..., None]
             average[..., i, used[1:] - 1] = kappa[..., whole, steps].sum(axis=-2) / weight

@@ -184,6 +184,7 @@ def _sample(
         "adapt_delta": nuts.get("adapt_delta"),
         "unused_categories": _unused(ratings, problem),
         "notes": list(problem.notes),
+        "people_scale": [d for d, on in zip(ratings.dimensions, problem.terms.scaled, strict=True) if on],
         "earlier_origin": [d for d, mu in zip(ratings.dimensions, anchors.mu, strict=True) if not np.isnan(mu)],
     }
     if problem.no_intervals:

@@ -3,7 +3,7 @@
 Written from the rating formula itself, not from the Stan program: P(k) is proportional to
 exp(alpha_j * sum over l <= k of (eta - tau_{j,d,l})) with
 eta = mu + theta - beta - severity - delta + group (model, group, dimension) + v (model, item, dimension)
-      + u (response, dimension) + halo (judge, response) + judge x model + judge x item + covariates.
+      + u (response, dimension) + halo (judge, response) + judge x model + judge x item + favour + covariates.
 Mean squares as in Wright & Masters (1982), compared with replicated data as in Gelman, Meng & Stern (1996).
 """
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.sparse import csr_array
 
+from dpeer.eval.irt.people import favoured
 from dpeer.eval.irt.types import THINNED, Bools, Floats, Ints, Posterior, Ratings
 
 NODES = 7
@@ -78,6 +79,8 @@ def predictor(posterior: Posterior, draws: Ints, place: Ints) -> Floats:
     ):
         if (term := effect(name, chosen)) is not None:
             eta += term[at]
+    if (favour := effect("favour")) is not None:
+        eta += favoured(r, favour, r.judge, r.dimension, r.model)
     if (length := effect("length")) is not None:
         eta += length[r.dimension] * r.response_length[r.response, None]
     for name, where in (("order", r.reversed - 0.5), ("own_family", r.own_family), ("own_model", r.own_model)):

@@ -69,6 +69,7 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         spread = pilot.flat(f"s_{name}").mean(axis=0) if f"s_{name}" in pilot.draws else np.asarray(otherwise)
         return np.asarray(np.maximum(np.where(np.isnan(spread), otherwise, spread), LEAST), dtype=np.float64)
 
+    taste = "favour" if "s_favour" in pilot.draws else "judge_model"
     return Scales(
         theta=mean("theta", before.theta),
         beta=mean("beta", before.beta),
@@ -77,7 +78,7 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         information=by_response(pilot.ratings, information(pilot)),
         compared=before.compared,
         **{
-            name: float(mean(name, getattr(before, name)))
-            for name in ("severity", "dev", "tau", "alpha", "judge_model", "judge_item")
+            name: float(mean(name, getattr(before, name))) for name in ("severity", "dev", "tau", "alpha", "judge_item")
         },
+        judge_model=float(mean(taste, before.judge_model)),
     )

@@ -14,6 +14,25 @@ THRESHOLDS = {
     "item": "Score steps are common to the judges; each item has shrunken deviations of its own (partial credit).",
 }
 
+FAIR = (
+    "Fair averages are expected scores for a judge of average severity, thresholds and discrimination (alpha 1) and an "
+    "average criterion, averaged over the spread of the items, responses and halos"
+)
+PEOPLES_FAIR = (
+    "Fair averages are expected scores by an average one of the people (on whose scale abilities are) on an average "
+    "criterion, averaged over the spread of the items, responses and halos"
+)
+COMPARED = (
+    "Comparisons: a logit of ability is a logit of each step from worse over tie to better, and beside ratings that of "
+    "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
+)
+FAIR_TERMS = {
+    "item_step": "with the thresholds common to all items, not each item's own",
+    "judge_model": "without what single judges add to single models",
+    "group": "on the mix of groups that these items have",
+}
+"""What fair averages make of a term that is in the model."""
+
 
 def scope(posterior: Posterior) -> str:
     """One paragraph for the reader of the abilities and contrasts."""
@@ -68,3 +87,9 @@ def shrinkage(posterior: Posterior) -> str | None:
         f"Severities are drawn towards their mean by about {100 * share:.0f} %, as the judges' spread makes likely; "
         "programs without such a prior (FACETS, TAM) do not, and neither does --severity-prior wide."
     )
+
+
+def fair_words(posterior: Posterior) -> str:
+    """What fair averages are."""
+    fair = PEOPLES_FAIR if "favour" in posterior.draws else FAIR
+    return "; ".join([fair, *(words for name, words in FAIR_TERMS.items() if name in posterior.draws)]) + "."

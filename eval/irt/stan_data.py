@@ -16,7 +16,7 @@ from dpeer.eval.irt.comparisons import notes_of, replicated, stan_comparisons
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import Scales
 from dpeer.eval.irt.stan_start import Blocks, blocks
-from dpeer.eval.irt.stan_terms import Terms, check_terms, term_data, terms
+from dpeer.eval.irt.stan_terms import Terms, check_terms, compared_tastes, term_data, terms
 from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
@@ -58,7 +58,7 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     use_u = replicated(ratings) if response_effect is None else response_effect
     alpha, notes = _alpha(ratings, options)
     found = terms(ratings, options, cells)
-    compared, comparer = stan_comparisons(ratings, cells.of_comparison, found.judge_model)
+    compared, comparer = stan_comparisons(ratings, cells.of_comparison, compared_tastes(found, ratings))
     compared["use_scale"] = options.comparison_scale
     anchors = check_anchors(ratings, options, alpha, bool(use_u), len(found.triple_item) > 0)
     dimension_of = np.array([ratings.dimensions.index(name) for name, _ in ratings.criteria])

@@ -12,8 +12,9 @@ import numpy as np
 
 from dpeer.eval.irt.cells import Cells
 from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.people import scaled, taste_of, tastes
 from dpeer.eval.irt.scales import LEAST, Scales
-from dpeer.eval.irt.types import Floats, Ints, Options, Ratings
+from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
 
 THRESHOLDS = ("common", "judge", "item")
 SEVERITY_PRIORS = {"shrunken": ((np.log(0.5), 0.8), (np.log(0.25), 0.7)), "wide": ((np.log(5), 0.1), (np.log(5), 0.1))}
@@ -32,11 +33,12 @@ class Terms:
     triple_dimension: Ints  # [V]
     difficulty: Ints  # [V] position among those of `Cells.items`
     of_cell: Ints  # [E] triple of a response x dimension
-    judge_model: Ints  # [X] judge * M + model
+    judge_model: Ints  # [X] judge * M + model, or of `people.tastes`
     judge_item: Ints  # [Z] judge * Q + item
-    pairs: Ints  # [P] judge * R + response
+    pairs: Ints  # [P] judge * R + response, and by dimension where some are on the people's scale
     of_rating: Ints  # [N] pair of a rating
     groups: int  # H
+    scaled: Bools  # [D] on the people's scale
 
 
 def answered_repeatedly(ratings: Ratings) -> bool:
@@ -95,14 +97,18 @@ def terms(ratings: Ratings, options: Options, cells: Cells) -> Terms:
         key = (cells.dimension * m + ratings.response_model[response]) * q + ratings.response_item[response]
         triple, first, of_cell = np.unique(key, return_index=True, return_inverse=True)
         item_of_triple = cells.item[first]
-    pairs, of_rating = np.unique(ratings.judge * r + ratings.response, return_inverse=True)
-    if options.judge_model:
+    where = scaled(ratings, options)
+    pair, per = ratings.judge * r + ratings.response, _per_pair(where)
+    pairs, of_rating = np.unique(pair * per + ratings.dimension % per, return_inverse=True)
+    if where.any():
+        judge_model = tastes(ratings, where)
+    elif options.judge_model:
         c = ratings.comparisons
         met = np.concatenate([pairs, *(c.judge * r + shown for shown in (c.response, c.other))])
         judge_model = np.unique(met // r * m + ratings.response_model[met % r])
     if options.judge_item:
-        judge_item = np.unique(pairs // r * q + ratings.response_item[pairs % r])
-    if not (options.halo or options.judge_model or options.judge_item):
+        judge_item = np.unique(ratings.judge * q + ratings.item)
+    if not (options.halo or len(judge_model) or options.judge_item):
         pairs, of_rating = none, none
     return Terms(
         triple_model=triple // q % m,
@@ -115,13 +121,16 @@ def terms(ratings: Ratings, options: Options, cells: Cells) -> Terms:
         pairs=pairs,
         of_rating=of_rating,
         groups=len(ratings.groups) if options.groups else 0,
+        scaled=where,
     )
 
 
 def term_data(found: Terms, ratings: Ratings, options: Options, cells: Cells) -> dict[str, Any]:
     """Sizes and index arrays of `model.stan`."""
     m, q, r, d = len(ratings.models), len(ratings.items), len(ratings.response_model), len(ratings.dimensions)
-    judge, response = found.pairs // r, found.pairs % r
+    per = _per_pair(found.scaled)
+    judge, response = found.pairs // per // r, found.pairs // per % r
+    model = ratings.response_model[response]
     group: Ints = np.zeros(0, np.int64)
     if found.groups:
         of_item = ratings.item_group[ratings.response_item[cells.response]]
@@ -133,7 +142,7 @@ def term_data(found: Terms, ratings: Ratings, options: Options, cells: Cells) ->
         "X": len(found.judge_model),
         "Z": len(found.judge_item),
         "H": found.groups,
-        "pair_model": _place(found.judge_model, judge * m + ratings.response_model[response]),
+        "pair_model": _place(found.judge_model, taste(found, ratings, judge, found.pairs % per, model)),
         "pair_item": _place(found.judge_item, judge * q + ratings.response_item[response]),
         "cell_triple": found.of_cell + 1,
         "triple_ability": found.triple_dimension * m + found.triple_model + 1,
@@ -145,6 +154,25 @@ def term_data(found: Terms, ratings: Ratings, options: Options, cells: Cells) ->
         "severity_prior": list(severity),
         "dev_prior": list(dev),
     }
+
+
+def taste(found: Terms, ratings: Ratings, judge: Ints, dimension: Ints, model: Ints) -> Ints:
+    """Keys, as in `Terms.judge_model`, of what judges add to models in a dimension."""
+    if found.scaled.any():
+        return taste_of(ratings, found.scaled, judge, dimension, model)
+    return np.asarray(judge * len(ratings.models) + model, dtype=np.int64)
+
+
+def compared_tastes(found: Terms, ratings: Ratings) -> tuple[Ints, ...]:
+    """[V] of both responses compared, places from 1 in `Terms.judge_model`; empty where the term is off."""
+    c = ratings.comparisons
+    models = (ratings.response_model[response] for response in (c.response, c.other))
+    return tuple(_place(found.judge_model, taste(found, ratings, c.judge, c.dimension, model)) for model in models)
+
+
+def _per_pair(where: Bools) -> int:
+    """Pairs of `Terms.pairs` per judge and response."""
+    return len(where) if where.any() else 1
 
 
 def _place(sorted_keys: Ints, keys: Ints) -> Ints:

@@ -2,8 +2,9 @@
 
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
 ability, ranks, reliability, reversals (`irt.ability`); contrasts, rank_sets (`irt.claims`); judges (`irt.judges`);
-severity, criteria, items, thresholds, item_thresholds, groups, judge_model; biases (`irt.biases`); models_fit, misfit,
-ppc (`irt.fit_statistics`); comparisons (`irt.comparison_fit`); effects, scales, correlation, statuses, connectivity;
+severity, criteria, items, thresholds, item_thresholds, groups, judge_model; leniency, favours, human_ratings
+(`irt.leniency`); biases (`irt.biases`); models_fit, misfit, ppc (`irt.fit_statistics`); comparisons
+(`irt.comparison_fit`); effects, scales, correlation, statuses, connectivity;
 diagnostics (`irt.diagnostics`); drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
 """
 
@@ -38,8 +39,9 @@ from dpeer.eval.irt.diagnostics import diagnostics, gate
 from dpeer.eval.irt.drift import drift
 from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_categories
 from dpeer.eval.irt.judges import judge_table
+from dpeer.eval.irt.leniency import leniency_tables, told
 from dpeer.eval.irt.result import Result
-from dpeer.eval.irt.scope import THRESHOLDS, scope, shrinkage
+from dpeer.eval.irt.scope import COMPARED, THRESHOLDS, fair_words, scope, shrinkage
 from dpeer.eval.irt.stan_terms import item_shares
 from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.irt.types import Floats, Posterior, Ratings
@@ -51,27 +53,13 @@ if TYPE_CHECKING:
 
 SCALES = (
     *("mu", "s_theta", "s_beta", "s_v", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo"),
-    *("s_judge_model", "s_judge_item", "s_group", "s_item_step"),
+    *("s_judge_model", "s_favour", "s_judge_item", "s_group", "s_item_step"),
     *("s_position", "tie_mean", "s_tie", "comparison_scale"),
 )
 EVERYBODY = "all judges"
 DISORDER = 0.95
 """Posterior probability from which a threshold counts as below the one before it."""
 
-FAIR = (
-    "Fair averages are expected scores for a judge of average severity, thresholds and discrimination (alpha 1) and an "
-    "average criterion, averaged over the spread of the items, responses and halos"
-)
-COMPARED = (
-    "Comparisons: a logit of ability is a logit of each step from worse over tie to better, and beside ratings that of "
-    "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
-)
-FAIR_TERMS = {
-    "item_step": "with the thresholds common to all items, not each item's own",
-    "judge_model": "without what single judges add to single models",
-    "group": "on the mix of groups that these items have",
-}
-"""What fair averages make of a term that is in the model."""
 EFFECT_NOTES = {
     "own_family": "a judge on models of its family; positive = favours them",
     "own_model": "a judge on its own responses; positive = favours them",
@@ -82,6 +70,7 @@ EFFECT_NOTES = {
 SPREADS = {
     "s_halo": ("halo", "sd of what a judge adds to all dimensions of one response"),
     "s_judge_model": ("judge x model", "sd of what a judge adds to all responses of one model"),
+    "s_favour": ("people x model", "sd of what people, and judges that are models, add to one model as a group"),
     "s_judge_item": ("judge x item", "sd of what a judge adds to all responses to one item"),
     "s_group": ("model x group", "sd of what a model gains or loses on one group of items"),
 }
@@ -135,6 +124,7 @@ def tabulate(
         tables["item_thresholds"] = _item_thresholds(posterior)
     if before is not None:
         tables["drift"] = drift(before, posterior)
+    tables |= leniency_tables(posterior, base)
     tables |= (agreed := agreement(r))
     if "kappa" in agreed or len(r.comparisons):
         kappa = agreed.get("kappa", pd.DataFrame(columns=["judge", "other", "kappa", "units"]))
@@ -327,8 +317,8 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
         notes.append(THRESHOLDS[posterior.options.thresholds])
     if shrunk := shrinkage(posterior):
         notes.append(shrunk)
-    fair = "; ".join([FAIR, *(words for name, words in FAIR_TERMS.items() if name in posterior.draws)]) + "."
-    return (*notes, *[fair] * bool(len(r)), *[COMPARED] * bool(len(r.comparisons)))
+    notes[:0] = told(posterior, tables)
+    return (*notes, *[fair_words(posterior)] * bool(len(r)), *[COMPARED] * bool(len(r.comparisons)))
 
 
 def write_tables(result: Result, folder: Path) -> None:

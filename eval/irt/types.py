@@ -144,6 +144,7 @@ AXES = {
     "theta_these": ("model", "dimension"),
     "group": ("model", "group", "dimension"),
     "judge_model": ("judge", "model"),
+    "favour": ("model", "dimension"),
     "severity": ("judge", "dimension"),
     "severity_judge": ("judge",),
     "log_alpha": ("judge",),
@@ -181,6 +182,9 @@ class Options:
     halo: bool = False
     judge_model: bool = False
     judge_item: bool = False
+    people_scale: bool | None = None
+    """Abilities as people among the judges see them, apart from what judges that are models have in common. None: on
+    where people rated enough, see `people.scaled`."""
     groups: bool = False
     """An effect of every model on every group of items."""
     length: bool = False
@@ -217,7 +221,8 @@ class Posterior:
     s_alpha [] | correlation [D, D] of abilities | length [D] | order [] | own_family, own_model [] | s_halo []
     judge_model [J, M] (nan where a judge did not meet a model) | group [M, H, D], zero-sum over models, and
     over groups weighted by their items
-    s_v, s_group [D] | s_judge_model, s_judge_item, s_item_step []
+    favour [M, D] what judges that are models add to a model against the people, zero-sum over models
+    s_v, s_group [D] | s_judge_model, s_favour, s_judge_item, s_item_step []
     | position [J] what being shown first adds in a comparison, position_mean [], s_position [] | tie [J] log odds of a
     tie between equals, tie_mean [], s_tie [] | comparison_scale [] logits of a comparison per logit of a rating
     Thinned: u [R, D] response effects | v [M, Q, D] model x item | judge_item [J, Q] | item_step [Q, D, K-1] deviations

@@ -11,7 +11,9 @@ SAMPLING = ("chains", "warmup", "draws", "seed", "threads", "approx", "anchors")
 """Options that leave the model as it is."""
 
 
-def variant(options: Options, alpha: bool, response_effect: bool, model_item: bool) -> dict[str, Any]:
+def variant(
+    options: Options, alpha: bool, response_effect: bool, model_item: bool, people_scale: bool = False
+) -> dict[str, Any]:
     """All options but `SAMPLING`, with what the ratings made of those that depend on them."""
     chosen = {f.name: getattr(options, f.name) for f in fields(Options) if f.name not in SAMPLING}
     alpha = alpha and options.model == "gmfrm"
@@ -19,12 +21,13 @@ def variant(options: Options, alpha: bool, response_effect: bool, model_item: bo
         "model": "gmfrm" if alpha else "rasch",
         "response_effect": response_effect,
         "model_item": model_item,
+        "people_scale": people_scale,
     }
 
 
 def variant_of(posterior: Posterior) -> dict[str, Any]:
     """The same of a fit."""
-    names = ("log_alpha", "s_u", "s_v")
+    names = ("log_alpha", "s_u", "s_v", "favour")
     found = variant(posterior.options, *(name in posterior.draws for name in names))
     return found | {"ratings": bool(len(posterior.ratings))}  # off: comparisons only, which have a unit of their own
 

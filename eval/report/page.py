@@ -87,7 +87,7 @@ def write_report(result: Result, folder: Path, title: str, notes: Sequence[str] 
         chapters=chapters,
         gate=list(_gate(result.gate)),
         diagnostics=[*one(known, "diagnostics"), *one(known, "scales")],
-        limits=list(words.limits(result.facts.get("earlier_origin", ()))),
+        limits=list(words.limits(*(result.facts.get(name, ()) for name in ("earlier_origin", "people_scale")))),
         metadata=list(_facts(result.facts, nested=False)),
         options=list(_facts(result.facts, nested=True)),
         files=written,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dpeer.eval.report import abilities, agreement, data, judges, tables
+from dpeer.eval.report import abilities, agreement, data, judges, people, tables
 from dpeer.eval.report.picture import Picture
 from dpeer.eval.report.table import Table
 from dpeer.eval.report.words import Frames
@@ -35,7 +35,9 @@ def sections(frames: Frames, claim: bool) -> Iterator[Section]:
 
 def one(frames: Frames, name: str) -> list[Table]:
     """The table of that name, if the fit has it."""
-    made: Table = getattr(tables, name)(frames) if name in frames else Table(name, (), ())
+    if name not in frames:
+        return []
+    made: Table = getattr(people if name in people.TABLES else tables, name)(frames)
     return [made] if made.rows else []
 
 
@@ -76,6 +78,14 @@ def _models(frames: Frames, claim: bool) -> Iterator[Section]:
 
 
 def _judges(frames: Frames) -> Iterator[Section]:
+    yield Section(
+        "People and models as judges",
+        "What the judges that are models have in common against the people among the judges: a leniency towards all "
+        "models alike, and beyond it a taste for single models. Neither can be seen in the models' ratings alone. "
+        "Where abilities are on the people's scale, their intervals hold what the people's ratings leave open of it.",
+        _drawn(frames, people.favoured, "favours"),
+        [*one(frames, "leniency"), *one(frames, "favours"), *one(frames, "human_ratings")],
+    )
     severity = list(judges.severity(frames)) if {"judges", "severity"} & set(frames) else []
     yield Section(
         "Judges",

@@ -27,6 +27,7 @@ TERMS = {
     "halo": "halo (sd)",
     "judge x model": "judge x model (sd)",
     "judge x item": "judge x item (sd)",
+    "people x model": "people x model (sd)",
     "model x group": "model x group (sd)",
     "position_mean": "shown first",
 }
@@ -42,6 +43,7 @@ PARAMETERS = {
     "s_halo": "sd of halo effects",
     "s_v": "sd of model x item effects",
     "s_judge_model": "sd of judge x model effects",
+    "s_favour": "sd of people x model effects",
     "s_judge_item": "sd of judge x item effects",
     "s_group": "sd of model x group effects",
     "s_item_step": "sd of items' thresholds",
@@ -238,9 +240,12 @@ def losses(statuses: pd.DataFrame) -> str:
     return f"{everything}; {label(share.index[0])} loses most, {100 * share.iloc[0]:.1f} %"
 
 
-def limits(earlier_origin: Sequence[str] = ()) -> Iterator[str]:
-    """What the page cannot tell, in plain words. `earlier_origin`: dimensions on the origin of an earlier fit."""
+def limits(earlier_origin: Sequence[str] = (), people_scale: Sequence[str] = ()) -> Iterator[str]:
+    """What the page cannot tell, in plain words. `earlier_origin`: dimensions on the origin of an earlier fit;
+    `people_scale`: those in which abilities are what people see."""
     zero = "it sums to zero over the models of this table, as severity does over the judges"
+    if people_scale:
+        zero += f"; in {listing([label(name) for name in people_scale])} over the people among the judges"
     if earlier_origin:
         anchored = listing([label(name) for name in earlier_origin])
         zero += f"; in {anchored} it counts from the origin of the earlier fit instead"
@@ -249,11 +254,13 @@ def limits(earlier_origin: Sequence[str] = ()) -> Iterator[str]:
         "next higher score by 2.7 for a judge of average discrimination. Logits of other variants, other judges or "
         "other item sets are on other scales; compare fair averages there, and only with the same rubric."
     )
-    yield (
-        f"Ability is relative: {zero}. A "
-        "leniency or a taste that all judges share cannot be seen in it. Only human ratings of some of the responses, "
-        "brought in as a judge or as anchors, can show it."
+    shared = (
+        "A leniency or a taste that all judges share cannot be seen in it. Only human ratings of some of the "
+        "responses, brought in as a judge or as anchors, can show it."
     )
+    if people_scale:
+        shared = "What the people who rated share among each other cannot be seen in it: they are the yardstick."
+    yield f"Ability is relative: {zero}. {shared}"
     yield (
         "Discrimination (alpha) says how closely a judge follows the consensus of the judges, not how valid that "
         "consensus is. Two judges that are near-copies of each other agree, and so pull the scale towards themselves."

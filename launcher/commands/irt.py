@@ -16,6 +16,7 @@ from dpeer.launcher.commands.irt_options import (
     Claim,
     ModelItem,
     Output,
+    PeopleScale,
     Smallest,
     Table,
     Terms,
@@ -56,6 +57,7 @@ def fit(
         ),
     ] = None,
     model_item: ModelItem = None,
+    people_scale: PeopleScale = None,
     thresholds: Thresholds = "judge",
     severity_prior: Annotated[
         str,
@@ -111,6 +113,7 @@ def fit(
         model=choice("--model", model, ("gmfrm", "rasch")),
         response_effect=response_effect,
         model_item=model_item,
+        people_scale=people_scale,
         thresholds=choice("--thresholds", thresholds, ("common", "judge", "item")),
         severity_prior=choice("--severity-prior", severity_prior, ("shrunken", "wide")),
         chains=chains,
@@ -233,10 +236,13 @@ def page_of(result: Result, output: Path, notes: tuple[str, ...] = ()) -> Path:
 def show(result: Result, page: Path, console: Console) -> None:
     """The result on a terminal."""
     from dpeer.eval.irt.claims import claims
+    from dpeer.eval.irt.leniency import said
     from dpeer.eval.irt.tables import terminal
 
     for part in terminal(result):
         console.print(part)
+    for line in said(result):
+        console.print(f"people: {markup(line)}", soft_wrap=True)
     for found in result.gate["biases"]:
         console.print(f"[yellow]bias:[/] {markup(found)}", soft_wrap=True)
     for claim in claims(result):

@@ -28,6 +28,13 @@ ModelItem = Annotated[
         help="What a model does on one item, beyond both. Default: on where models answered items more than once.",
     ),
 ]
+PeopleScale = Annotated[
+    bool | None,
+    typer.Option(
+        "--people-scale/--no-people-scale",
+        help="Abilities as people among the judges see them. Default: on where people rated enough.",
+    ),
+]
 Thresholds = Annotated[
     str, typer.Option(help="Score steps: common (rating scale), judge (own deviations) or item (partial credit).")
 ]
