@@ -23,6 +23,7 @@ from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
+from dpeer.launcher.commands.build import build
 from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
@@ -44,7 +45,7 @@ EXTRAS = {
 """What pip installs with each extra, by import name."""
 MOST_TRACEBACKS = 20
 """Files of unexpected errors that stay in one folder."""
-JUDGING = ("generate", "judge")
+JUDGING = ("build", "generate", "judge")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
 
@@ -123,6 +124,7 @@ app.command()(new)
 app.command()(preflight)
 app.command()(watch)
 app.command()(fsck)
+app.command()(build)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.command()(slurm_commands.slurm)
