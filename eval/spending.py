@@ -34,9 +34,7 @@ class Books:
     def __init__(self, cfg: EvalConfig, folder: Path) -> None:
         self.table = prices.load_prices(cfg.prices)
         self.budget, self.path = cfg.budget, folder / MANIFEST
-        self.others = sum(
-            spent_in(place) for name in PLACES if (place := cfg.folder / name) != folder
-        )
+        self.others = sum(spent_in(place) for name in PLACES if (place := cfg.folder / name) != folder)
         self.models: dict[str, dict[str, Any]] = _read(self.path)
         self.rounds = read_rounds(folder)
         self.lock = RLock()

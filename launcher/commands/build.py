@@ -92,4 +92,6 @@ def show(built: Built, console: Console) -> None:
         if (more := len(built.drops) - SHOWN) > 0:
             console.print(f"  ... and {more} more reasons, in dropped.csv")
     for (split, mask), (there, wanted) in built.short.items():
-        console.print(f"[yellow]short:[/] {split} {JOIN.join(mask)}: {there} of {wanted}; give more seeds, or raise `spare`")
+        console.print(
+            f"[yellow]short:[/] {split} {JOIN.join(mask)}: {there} of {wanted}; give more seeds, or raise `spare`"
+        )

@@ -29,7 +29,12 @@ def check(name: str, k: int) -> dict[str, str]:
 
 
 def trait(name: str) -> dict[str, Any]:
-    told = {"title": TITLES[name], "definition": f"It is {TITLES[name]}.", "satisfies": "It has it.", "fails": "It has not."}
+    told = {
+        "title": TITLES[name],
+        "definition": f"It is {TITLES[name]}.",
+        "satisfies": "It has it.",
+        "fails": "It has not.",
+    }
     return told | {"checks": [check(name, k) for k in range(2)]}
 
 
