@@ -63,7 +63,7 @@ def spec(folder: Path, url: str, **changes: Any) -> BuildSpec:
 
 
 def write_spec(path: Path, content: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
