@@ -1,8 +1,9 @@
-"""The builder on a toy endpoint: what is right gets into the files, what is planted wrong is left out for that reason."""
+"""The builder on a toy endpoint: what is right gets into the files, what is planted wrong is left out, with why."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from io import StringIO
 from pathlib import Path
@@ -12,8 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
-from dpeer.config_io import load_section
+from dpeer.config_io import load_section, resolved_yaml
 from dpeer.data.check import check
 from dpeer.data.load import load
 from dpeer.errors import ConfigError, DataError
@@ -25,8 +27,13 @@ from dpeer.eval.build.slots import load_seeds
 from dpeer.eval.build.spec import BuildSpec
 from dpeer.eval.build.verify import rubric_of
 from dpeer.eval.questions.rubric import load_rubric
+from dpeer.eval.run import OverBudget
+from dpeer.launcher.cli import app
+from dpeer.launcher.recipe import BUILD, recipe_names, recipe_path
 from tests.eval.evaluations import no_ray
 from tests.eval.toy_writers import Toy, babble, digest, has, spec, values, write_spec
+
+ROOT = Path(__file__).parents[2]
 
 
 def quiet() -> Console:
@@ -175,7 +182,7 @@ def test_one_that_turns_lenient_after_the_checks_cannot_pass_rejects_alone(
 
 
 def test_prompts_that_repeat_each_other_are_left_out_and_replaced(toy: tuple[Toy, str, Any], tmp_path: Path) -> None:
-    world, url, state = toy
+    world, url, _ = toy
     written = world.written
 
     def same(asked: str, seed: int) -> str:
@@ -258,3 +265,62 @@ def test_seeds_are_read_strictly(tmp_path: Path) -> None:
     seeds, left_out = load_seeds(BuildSpec.model_validate(given))
     assert [s.text for s in seeds] == ["One.", "Two."]
     assert left_out == {"repeats an earlier seed": 1, "nearly repeats an earlier seed": 1}
+
+
+def test_the_command_plans_builds_and_says_what_it_left_out(toy: tuple[Toy, str, Any], tmp_path: Path) -> None:
+    world, url, state = toy
+    world.writes = lambda stage, asked, text: text.replace(has("T"), "") if "Candour" in asked else text
+    given = values(tmp_path, url, names="ATE", seeds=4, records={"train": 2}, retries=0, spare=0)
+    path = write_spec(tmp_path / "toy.yaml", given | {"masks": {"A+T": None, "T+E": None}})
+    planned = run("build", path, "--plan-only")
+    assert "writer: 20 calls to make (4 scene, 4 prompt, 4 golden, 8 reject)" in planned and "mild: 36 calls" in planned
+    assert not state.requests and "each of up to 0 retries" in planned.lower()
+    told = run("build", path)
+    assert "train: 2 records in 2 masks (0 to 2)" in told and "2 golden: golden: fails T" in told
+    assert "short: train A+T: 0 of 2" in told and told.endswith(f"Next: dpeer data check {tmp_path}/out/toy/parquet")
+    assert "0 calls to make (nothing)" in run("build", path, "--plan-only")
+    sound = run("fsck", tmp_path / "out" / "toy")
+    assert "damaged" not in sound
+    next((tmp_path / "out" / "toy" / "texts").glob("*/part-*.parquet")).write_bytes(b"PAR1")
+    assert "part file is damaged" in run("build", path, code=1)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def test_a_budget_ends_the_build_and_a_larger_one_goes_on(toy: tuple[Toy, str, Any], tmp_path: Path) -> None:
+    _, url, state = toy
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(
+        "currency: EUR\nmodels:\n" + "".join(f"  {n}: {{input: 10, output: 10}}\n" for n in ("writer", "mild", "stern"))
+    )
+    given = {"names": "AE", "seeds": 8, "records": {"train": 8}, "spare": 0, "prices": str(prices)}
+    with pytest.raises(OverBudget, match="raise `budget`"):
+        built(spec(tmp_path, url, **given, budget=0.05))
+    before = len(state.requests)
+    found = built(spec(tmp_path, url, **given, budget=100))
+    assert len(found.records["train", ("A", "E")]) == 8
+    assert len(state.requests) - before == cost_of(found) - before, "what was paid for is used"
+
+
+def cost_of(found: Built) -> int:
+    return len(found.texts) + len(found.ratings)
+
+
+@pytest.mark.parametrize("name", recipe_names(BUILD))
+def test_shipped_specs_load_and_print_themselves(name: str, tmp_path: Path) -> None:
+    loaded = load_section(BuildSpec, recipe_path(name, BUILD))
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(resolved_yaml(loaded))
+    assert load_section(BuildSpec, copy) == loaded and rubric_of(loaded).dimensions.keys() == loaded.dimensions.keys()
+
+
+def test_the_spec_in_the_docs_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "building.md").read_text()
+    block = textwrap.dedent(page[page.index("    name: medical") : page.index("`generators` and")])
+    (tmp_path / "spec.yaml").write_text(block)
+    loaded = load_section(BuildSpec, tmp_path / "spec.yaml")
+    assert len(loaded.dimensions) == 5 and len(loaded.wanted) == 5 and rubric_of(loaded).scale == (1, 2, 3, 4, 5)

@@ -72,7 +72,7 @@ def babble(seed: object, count: int) -> str:
 
 
 class Toy:
-    """`decide` of the endpoint. writes: what becomes of a response that is asked for, (stage, names that it has, text) ->
+    """`decide` of the endpoint. writes: what becomes of a response that is asked for, (stage, what was asked, text) ->
     text. rates: the score that a verifier gives, (its name, whether the response has the dimension) -> score."""
 
     def __init__(self, reply: Callable[..., tuple[int, dict[str, Any]]]) -> None:
