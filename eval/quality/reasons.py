@@ -1,4 +1,4 @@
-"""From verdicts on units to those on responses and records, with reasons in words that whoever writes them again can use."""
+"""From verdicts on units to those on responses and records, with reasons that whoever writes them again can use."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from dpeer.eval.irt.types import Bools, Floats, Ints
 from dpeer.eval.quality.detect import Detection, detect
 from dpeer.eval.quality.rated import GOLDEN, Rated
 from dpeer.eval.quality.reasons import FAILS, HOLDS, OPEN, judged
-from dpeer.report.text import percent
+from dpeer.report.text import UNKNOWN, percent
 
 SURE = 0.9
 FAVOUR = 2 / 3
@@ -31,14 +31,20 @@ FEWEST = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verification:
-    """units: record, response, mask, dimension, passes (claimed), fails, raters, scores (of those that count: "4, 3, –"), p (that it passes,
-    by the ratings alone), verdict. responses: record, response, status, reason. records: record, mask, status, reason;
-    of a record that holds every response holds. verifiers: judge, dimension, n, separates (with _low, _high), counts,
-    mark, leniency (points by which its mark lies above the mean of the others), note. kinds: claim ("golden",
-    "reject_T"), dimension, n, passes (claimed), failing (with _low, _high): the share of such responses that fails.
+    """Tables, one row each per
+
+    units: record, response, mask, dimension, passes (claimed), fails (what the response claims to fail), raters, scores
+        (of those that count, as text), p (that it passes, by the ratings alone), verdict
+    responses: record, response, status, reason
+    records: record, mask, status, reason; of a record that holds, every response holds
+    verifiers: judge, dimension, n, separates (with _low, _high), counts, mark, leniency (points by which its mark lies
+        above the mean of the others), note
+    kinds: claim ("golden", "reject_T"), dimension, n, passes (claimed), failing (with _low, _high): the share of such
+        responses that fails
 
     status and verdict: `holds` (as claimed), `fails` (the contrary), `open` (the ratings do not decide it, or none
-    counts). wrong: how many of the records that hold are expected not to, given the shares of wrong claims.
+    counts). wrong: how many of the records that hold are expected not to, given the shares of wrong claims. together:
+    correlation of judges' errors on a response.
     """
 
     units: pd.DataFrame
@@ -130,7 +136,7 @@ def _kinds(given: Rated) -> tuple[list[tuple[str, str]], Ints]:
 
 def _written(given: Rated, scores: Floats) -> list[str]:
     low = given.scale[0]
-    return [", ".join("–" if np.isnan(s) else f"{s + low:.3g}" for s in row) for row in scores]
+    return [", ".join(UNKNOWN if np.isnan(s) else f"{s + low:.3g}" for s in row) for row in scores]
 
 
 def _verifiers(
