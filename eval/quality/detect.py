@@ -7,8 +7,8 @@ Whether a response passes a dimension is hidden (Dawid & Skene 1979). Judge j gi
 
 the adjacent-category model of `irt/model.stan` with two locations instead of a continuum (located latent classes,
 Formann 1992). So k speaks for passing in proportion to gap: a lenient judge's high scores, which it gives to failing
-responses too, say little. What responses claim to fail tells which class is which, and with what share of errors is
-estimated.
+responses too, say little. What responses claim to fail tells which class is which, and how often such claims are wrong
+is estimated; where some are beyond doubt (checks that people wrote), a data set that is bad throughout shows too.
 """
 
 from __future__ import annotations
@@ -46,35 +46,41 @@ class Detection:
 
 
 def detect(
-    scores: Floats, dimension: Ints, passes: Bools, group: Ints, categories: int, sizes: tuple[int, int]
+    scores: Floats,
+    dimension: Ints,
+    passes: Bools,
+    known: Bools,
+    group: Ints,
+    categories: int,
+    sizes: tuple[int, int],
 ) -> Detection:
     """Fit by an EM algorithm.
 
     scores: [U, J] categories 0 to K - 1 of units, a response on a dimension each; between two whole numbers both count
         in part; nan: not rated, or a judge that is left out
-    dimension, passes, group: [U] of each unit: its dimension, what is claimed, and a number of those whose claims are
-        right alike
+    dimension, passes, known, group: [U] of each unit: its dimension, what is claimed, whether that is beyond doubt, and
+        a number of those whose claims are right alike
     sizes: numbers of dimensions and of groups
     """
     D, G = sizes
-    J, known = scores.shape[1], ~np.isnan(scores)
-    given = _given(scores, known, dimension, D, categories)
+    J, there, sure = scores.shape[1], ~np.isnan(scores), passes.astype(float)
+    given = _given(scores, there, dimension, D, categories)
     design = _design(D, categories)
     x = np.zeros((J, design.shape[-1]))
     x[:, categories - 1 + D] = 1.0
     right, claimed = np.full(G, RIGHT), np.where(passes, 1.0, -1.0)
-    posterior = np.where(passes, RIGHT, 1 - RIGHT)
-    more, together, converged = np.maximum(known.sum(axis=1), 1) - 1, 0.0, False
+    posterior = np.where(known, sure, np.where(passes, RIGHT, 1 - RIGHT))
+    more, together, converged = np.maximum(there.sum(axis=1), 1) - 1, 0.0, False
     for _ in range(PASSES):
         counts = (given.T @ np.stack([1 - posterior, posterior], axis=1)).reshape(J, D, categories, 2)
         x = np.stack([_stepped(design, counts[j].swapaxes(1, 2), x[j]) for j in range(J)])
         logp = log_softmax(np.einsum("dckp,jp->jdck", design, x), axis=-1)
         odds = logp[:, :, 1] - logp[:, :, 0]  # [J, D, K]
-        together = _together(posterior, scores, known, dimension, np.exp(logp))
+        together = _together(posterior, scores, there, dimension, np.exp(logp))
         evidence = given @ odds.ravel() / (1 + more * together)
-        before, posterior = posterior, expit(evidence + claimed * logit(right)[group])
+        before, posterior = posterior, np.where(known, sure, expit(evidence + claimed * logit(right)[group]))
         agreed = np.where(passes, posterior, 1 - posterior)
-        right = (RIGHT * SURE + np.bincount(group, agreed, G)) / (SURE + np.bincount(group, minlength=G))
+        right = (RIGHT * SURE + np.bincount(group, agreed * ~known, G)) / (SURE + np.bincount(group, ~known, G))
         if converged := bool(np.abs(posterior - before).max(initial=0.0) < NEAR):
             break
     gap = x[:, [categories - 1 + D]] + x[:, categories + D :]
@@ -82,9 +88,9 @@ def detect(
     return Detection(evidence, posterior, right, mark, gap, together, converged)
 
 
-def _given(scores: Floats, known: Bools, dimension: Ints, D: int, K: int) -> sparse.csr_array:
+def _given(scores: Floats, there: Bools, dimension: Ints, D: int, K: int) -> sparse.csr_array:
     """[U, J x D x K] how often each category was given; a value between two counts as a part of both."""
-    unit, judge = np.nonzero(known)
+    unit, judge = np.nonzero(there)
     value = scores[unit, judge]
     low = np.minimum(value.astype(np.int64), K - 2)
     column = (judge * D + dimension[unit]) * K + low
@@ -128,7 +134,7 @@ def _stepped(design: Floats, counts: Floats, x: Floats) -> Floats:
     return x
 
 
-def _together(posterior: Floats, scores: Floats, known: Bools, dimension: Ints, p: Floats) -> float:
+def _together(posterior: Floats, scores: Floats, there: Bools, dimension: Ints, p: Floats) -> float:
     """Mean correlation of judges' deviations from what their class leads to expect; p: [J, D, 2, K]."""
     if scores.shape[1] < 2:
         return 0.0
@@ -137,8 +143,8 @@ def _together(posterior: Floats, scores: Floats, known: Bools, dimension: Ints, 
     spread = np.sqrt(np.maximum(square - mean**2, 1e-2))
     weight = np.stack([1 - posterior, posterior])  # [2, U]
     z = (scores.T[:, :, None] - mean[:, dimension]) / spread[:, dimension]  # [J, U, 2]
-    z = np.where(known.T[:, :, None], z, 0.0)
+    z = np.where(there.T[:, :, None], z, 0.0)
     pairs = (z.sum(axis=0) ** 2 - (z**2).sum(axis=0)) / 2
-    n = known.sum(axis=1)
+    n = there.sum(axis=1)
     both = float((n * (n - 1) / 2).sum())
     return float(np.clip((weight.T * pairs).sum() / both, 0.0, 1.0)) if both else 0.0

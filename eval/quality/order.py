@@ -65,7 +65,7 @@ def order(given: Rated, tie: float = TIE, seed: int = 0) -> list[Cell]:
 
 def _edges(given: Rated) -> tuple[Ints, Ints]:
     """Units, on the edge's dimension, of the better and the worse response of each edge."""
-    frame = given.units.assign(row=np.arange(len(given.units)))
+    frame = given.units.assign(row=np.arange(len(given.units)))[~given.known]
     worse = frame[~frame["passes"]]
     less = [
         "+".join(f for f in fails.split("+") if f != d)

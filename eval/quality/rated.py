@@ -18,9 +18,9 @@ COLUMNS = ("record", "response", "mask", "dimension", "judge", "score")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rated:
-    """`units`: record, response, mask ("A+T"), dimension, passes (claimed), fails (of the response, "" for golden), a
-    row per response and active dimension, rated or not. Of the N ratings: unit, judge and category (0 to K - 1, whole
-    numbers and values between; a judge's several ratings of a unit are one, their mean)."""
+    """`units`: record, response, mask ("A+T"), dimension, passes (claimed), fails (of the response, "" for golden), known
+    (beyond doubt), a row per response and active dimension, rated or not. Of the N ratings: unit, judge and category (0
+    to K - 1, whole numbers and values between; a judge's several ratings of a unit are one, their mean)."""
 
     units: pd.DataFrame
     unit: Ints
@@ -45,12 +45,17 @@ class Rated:
     def passes(self) -> Bools:
         return self.units["passes"].to_numpy(bool)
 
+    @property
+    def known(self) -> Bools:
+        return self.units["known"].to_numpy(bool)
+
 
 def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
     """Check and index ratings.
 
     table: record, response (`golden` or `reject_D`; several of a kind as `golden#2`; `reject_D+E` fails both), mask (a
         list of dimensions, or "A+T"), dimension, judge, score (a number on the scale; missing: no usable rating)
+        With a column `known` (bool): whether what its response claims is beyond doubt, as that of a check.
     scale: all possible scores; default: the whole numbers from the least to the greatest
 
     Raises DataError that names the row (from 0) and the column.
@@ -59,7 +64,8 @@ def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
         raise DataError(f"ratings have no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
     if table.empty:
         raise DataError("there are no ratings; let at least one judge rate every response on every active dimension")
-    table = table[list(COLUMNS)].reset_index(drop=True)
+    known = table.get("known", pd.Series(False, index=table.index))
+    table = table[list(COLUMNS)].assign(known=known.fillna(False).astype(bool)).reset_index(drop=True)
     for column in ("record", "response", "dimension", "judge"):
         if (blank := table[column].isna()).any():
             raise _fault(blank, table, column, "a name is needed")
@@ -71,7 +77,7 @@ def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
     units = pd.DataFrame(
         [
             {"record": r.record, "response": r.response, "mask": r.mask, "dimension": d, "passes": d not in fails}
-            | {"fails": "+".join(sorted(fails))}
+            | {"fails": "+".join(sorted(fails)), "known": r.known}
             for r in heads.itertuples(index=False)
             for fails in [failing(str(r.response), str(r.mask).split("+"))]
             for d in str(r.mask).split("+")
@@ -80,8 +86,8 @@ def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
     keys = ["record", "response", "dimension"]
     place = pd.MultiIndex.from_frame(units[keys]).get_indexer(pd.MultiIndex.from_frame(table[keys]))
     judges = tuple(sorted(table["judge"].unique()))
-    known = table.assign(unit=place, category=category).dropna(subset=["category"])
-    mean = known.groupby(["unit", "judge"], sort=True)["category"].mean().reset_index()
+    usable = table.assign(unit=place, category=category).dropna(subset=["category"])
+    mean = usable.groupby(["unit", "judge"], sort=True)["category"].mean().reset_index()
     return Rated(
         units,
         mean["unit"].to_numpy(np.int64),

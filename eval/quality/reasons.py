@@ -35,14 +35,19 @@ def judged(units: pd.DataFrame, blind: Collection[str]) -> tuple[pd.DataFrame, p
     for row in units[COLUMNS].itertuples(index=False):
         mine[row.record, row.response].append(Unit(*row))
     responses: list[tuple[str, str, str, str]] = []
-    of_record: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    of_record: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
     for (record, response), theirs in mine.items():
-        status, reason = _worst([u.verdict for u in theirs]), "; ".join(reasons(response, theirs, blind))
-        responses.append((record, response, status, reason))
-        of_record[record].append((status, reason))
+        status, said = _worst([u.verdict for u in theirs]), list(reasons(response, theirs, blind))
+        responses.append((record, response, status, "; ".join(said)))
+        of_record[record].append((status, said))
     records = [
-        (record, masks[record], _worst([s for s, _ in said]), "; ".join(dict.fromkeys(r for _, r in said if r)))
-        for record, said in of_record.items()
+        (
+            record,
+            masks[record],
+            _worst([s for s, _ in theirs]),
+            "; ".join(dict.fromkeys(r for _, rs in theirs for r in rs)),
+        )
+        for record, theirs in of_record.items()
     ]
     return (
         pd.DataFrame(responses, columns=["record", "response", "status", "reason"]),

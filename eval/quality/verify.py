@@ -34,7 +34,8 @@ class Verification:
     """Tables, one row each per
 
     units: record, response, mask, dimension, passes (claimed), fails (what the response claims to fail), raters, scores
-        (of those that count, as text), p (that it passes, by the ratings alone), verdict
+        (of those that count, as text), p (that it passes, by the ratings alone), verdict, right (probability that the
+        claim is)
     responses: record, response, status, reason
     records: record, mask, status, reason; of a record that holds, every response holds
     verifiers: judge, dimension, n, separates (with _low, _high), counts, mark, leniency (points by which its mark lies
@@ -76,15 +77,16 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
     counted = np.where(counts[:, dimension].T, scores, np.nan)
     kinds, group = _kinds(given)
     sizes = (len(given.dimensions), len(kinds))
-    found = detect(counted, dimension, given.passes, group, len(given.scale), sizes)
+    found = detect(counted, dimension, given.passes, given.known, group, len(given.scale), sizes)
     p = expit(found.evidence)
     said, right = (np.where(given.passes, chance, 1 - chance) for chance in (p, found.passing))
     raters = (~np.isnan(counted)).sum(axis=1)
     verdict = np.select([raters == 0, (right >= sure) & (said >= FAVOUR), right < 0.5], [OPEN, HOLDS, FAILS], OPEN)
     units = given.units.assign(raters=raters, scores=_written(given, counted), p=p, verdict=verdict)
+    units = units.assign(right=right)[~given.known].drop(columns="known")
     blind = {d for k, d in enumerate(given.dimensions) if not counts[:, k].any()}
     responses, records = judged(units, blind)
-    wrong = units.assign(right=right).groupby("record", sort=False)["right"].prod()
+    sound = units.groupby("record", sort=False)["right"].prod()
     holding = records.loc[records["status"] == HOLDS, "record"]
     verifiers = _verifiers(given, gate, counts, found)
     return Verification(
@@ -94,14 +96,14 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
         verifiers,
         _shares(given, kinds, group, found, raters),
         tuple(_notes(given, verifiers, blind)),
-        float((1 - wrong[holding]).sum()),
+        float((1 - sound[holding]).sum()),
         found.together,
     )
 
 
 def separation(given: Rated, scores: Floats) -> list[tuple[str, str, int, Interval]]:
     """Judge, dimension, records, and the share of records in which the judge rates golden above the reject that fails
-    the dimension alone; a tie counts as half. By the best golden of a record, as the others may be wrong claims too."""
+    the dimension alone; a tie counts as half. Where enough records are known beyond doubt, by these."""
     frame = given.units.assign(row=np.arange(len(given.units)))
     golden = frame[frame["fails"] == ""].groupby(["record", "dimension"])["row"].first()
     own = frame[frame["fails"] == frame["dimension"]]
@@ -109,10 +111,11 @@ def separation(given: Rated, scores: Floats) -> list[tuple[str, str, int, Interv
     better = golden.reindex(pd.MultiIndex.from_frame(own[["record", "dimension"]])).to_numpy(float)
     own, better = own[~np.isnan(better)], better[~np.isnan(better)].astype(np.int64)
     margin = scores[better] - scores[own["row"].to_numpy(np.int64)]
-    records = pd.factorize(own["record"])[0]
+    records, known = pd.factorize(own["record"])[0], own["known"].to_numpy(bool)
     for j, judge in enumerate(given.judges):
         for d in given.dimensions:
             at = (own["dimension"] == d).to_numpy() & ~np.isnan(margin[:, j])
+            at = at & known if (at & known).sum() >= FEWEST else at
             hits = (np.sign(margin[at, j]) + 1) / 2
             found.append((judge, d, int(at.sum()), share(hits, records[at])))
     return found
@@ -181,7 +184,7 @@ def _shares(
     records = pd.factorize(given.units["record"])[0]
     rows = []
     for g, (claim, dimension) in enumerate(kinds):
-        at = (group == g) & (raters > 0)
+        at = (group == g) & (raters > 0) & ~given.known
         failing = share(1 - found.passing[at], records[at])
         passes = bool(given.passes[group == g][0])
         rows.append(
