@@ -18,9 +18,9 @@ COLUMNS = ("record", "response", "mask", "dimension", "judge", "score")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rated:
-    """`units`: record, response, mask ("A+T"), dimension, passes (claimed), fails (of the response, "" for golden), known
-    (beyond doubt), a row per response and active dimension, rated or not. Of the N ratings: unit, judge and category (0
-    to K - 1, whole numbers and values between; a judge's several ratings of a unit are one, their mean)."""
+    """`units`: record, response, mask ("A+T"), dimension, passes (claimed), fails (of the response, "" for golden),
+    known (beyond doubt), a row per response and active dimension, rated or not. Of the N ratings: unit, judge and
+    category (0 to K - 1, whole numbers and values between; a judge's several ratings of a unit are one, their mean)."""
 
     units: pd.DataFrame
     unit: Ints
