@@ -43,11 +43,11 @@ class Rated:
 
     @property
     def passes(self) -> Bools:
-        return self.units["passes"].to_numpy(bool)
+        return np.asarray(self.units["passes"], dtype=bool)
 
     @property
     def known(self) -> Bools:
-        return self.units["known"].to_numpy(bool)
+        return np.asarray(self.units["known"], dtype=bool)
 
 
 def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
@@ -55,17 +55,19 @@ def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
 
     table: record, response (`golden` or `reject_D`; several of a kind as `golden#2`; `reject_D+E` fails both), mask (a
         list of dimensions, or "A+T"), dimension, judge, score (a number on the scale; missing: no usable rating)
-        With a column `known` (bool): whether what its response claims is beyond doubt, as that of a check.
+        With a column `known` (bool): whether what its response claims is beyond doubt, as that of a check; with a
+        column `where`: how errors call the row.
     scale: all possible scores; default: the whole numbers from the least to the greatest
 
-    Raises DataError that names the row (from 0) and the column.
+    Raises DataError that names row and column.
     """
     if missing := [c for c in COLUMNS if c not in table]:
         raise DataError(f"ratings have no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
     if table.empty:
         raise DataError("there are no ratings; let at least one judge rate every response on every active dimension")
     known = table.get("known", pd.Series(False, index=table.index))
-    table = table[list(COLUMNS)].assign(known=known.fillna(False).astype(bool)).reset_index(drop=True)
+    where = table.get("where", pd.Series([f"ratings, row {k}" for k in range(len(table))], index=table.index))
+    table = table[list(COLUMNS)].assign(known=known.fillna(False).astype(bool), where=where).reset_index(drop=True)
     for column in ("record", "response", "dimension", "judge"):
         if (blank := table[column].isna()).any():
             raise _fault(blank, table, column, "a name is needed")
@@ -123,11 +125,11 @@ def _check(table: pd.DataFrame) -> None:
     two = table.groupby("record")["mask"].transform("nunique") > 1
     if two.any():
         raise _fault(two, table, "mask", "its record has another mask in another row")
-    for at, (response, mask) in table[["response", "mask"]].drop_duplicates().iterrows():
+    for response, mask, where in table.drop_duplicates(["response", "mask"])[["response", "mask", "where"]].to_numpy():
         try:
             failing(response, mask.split("+"))
         except DataError as error:
-            raise DataError(f"ratings, row {at}, column response: {error}") from None
+            raise DataError(f"{where}, column response: {error}") from None
 
 
 def _categories(table: pd.DataFrame, scale: Sequence[int] | None) -> tuple[Floats, tuple[int, ...]]:
@@ -146,4 +148,4 @@ def _categories(table: pd.DataFrame, scale: Sequence[int] | None) -> tuple[Float
 
 def _fault(wrong: pd.Series, table: pd.DataFrame, column: str, message: str) -> DataError:
     at = int(np.flatnonzero(wrong)[0])
-    return DataError(f"ratings, row {at}, column {column}: {excerpt(table[column].iloc[at])}: {message}")
+    return DataError(f"{table['where'].iloc[at]}, column {column}: {excerpt(table[column].iloc[at])}: {message}")
