@@ -33,6 +33,7 @@ from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.new import new
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
+from dpeer.launcher.commands.quality import quality
 from dpeer.launcher.commands.tolerance import tolerance
 from dpeer.launcher.commands.watch import watch
 from dpeer.scratch import keep_newest
@@ -119,6 +120,7 @@ app = typer.Typer(
 )
 app.add_typer(config_app, name="config", help="The form of recipes, for editors.")
 data_app.command()(audit)
+data_app.command()(quality)
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(new)
 app.command()(preflight)
