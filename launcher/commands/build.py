@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,14 @@ def build(
     ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Records of each mask and split, at most: a first look.")
+    ] = None,
+    review: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write a sheet for people to fill, when all is made.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of that sheet.")] = 200,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A sheet that a person has filled, which has the last word; repeat."),
     ] = None,
     retry_errors: RetryErrors = False,
     dry_run: DryRun = False,
@@ -52,17 +61,22 @@ def build(
             soft_wrap=True,
         )
         return
+    from dpeer.errors import ConfigError
     from dpeer.eval.build.build import build as run
     from dpeer.eval.build.build import refuse_nothing_made
-    from dpeer.eval.build.files import write
+    from dpeer.eval.build.files import write, write_review
 
+    if review and review.exists():
+        raise ConfigError(f"{review} exists, and may hold answers; move it away, or name another file")
     with _stoppable():
-        built = run(config, lambda: connected(config.evaluation), limit, retry_errors, console)
+        built = run(config, lambda: connected(config.evaluation), limit, retry_errors, answers or (), console)
         files = write(built)
     show(built, console)
     refuse_nothing_made(built)
     for path in files:
         typer.echo(path)
+    if review:
+        typer.echo(f"{write_review(built, rows, review)}: for people to fill; then `--answers {review}`")
     typer.echo(f"Next: dpeer data check {config.folder / 'parquet'}")
 
 
