@@ -31,7 +31,7 @@ from dpeer.eval.run import OverBudget
 from dpeer.launcher.cli import app
 from dpeer.launcher.recipe import BUILD, recipe_names, recipe_path
 from tests.eval.evaluations import no_ray
-from tests.eval.toy_writers import Toy, babble, digest, has, spec, values, write_spec
+from tests.eval.toy_writers import TITLES, Toy, babble, digest, has, spec, values, write_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -324,3 +324,27 @@ def test_the_spec_in_the_docs_is_one(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(block)
     loaded = load_section(BuildSpec, tmp_path / "spec.yaml")
     assert len(loaded.dimensions) == 5 and len(loaded.wanted) == 5 and rubric_of(loaded).scale == (1, 2, 3, 4, 5)
+
+
+def test_people_have_the_last_word_and_the_surface_is_told(toy: tuple[Toy, str, Any], tmp_path: Path) -> None:
+    """Goldens that are longer than their rejects, but not by so much that one record would be refused."""
+    world, url, _ = toy
+    world.writes = lambda stage, asked, text: f"{text} {babble(text, 9)}" if stage == "golden" else text
+    given = values(tmp_path, url, names="AE", seeds=16, records={"train": 12}, retries=0, spare=0.5)
+    path, sheet = write_spec(tmp_path / "toy.yaml", given), tmp_path / "sheet.csv"
+    told = run("build", path, "--review", sheet, "--rows", 96)
+    assert "train: 12 records" in told and "for people to fill" in told
+    page = (tmp_path / "out" / "toy" / "README.md").read_text()
+    assert re.search(r"tells golden from reject\\_A in 100\s% .*: training may learn this instead \(.*characters", page)
+    assert (tmp_path / "out" / "toy" / "quality" / "quality.html").exists()
+    rows = pd.read_csv(sheet, dtype=str, keep_default_na=False)
+    assert len(rows) == 12 * 3 * 2 and "golden" not in rows.columns
+    first = rows["prompt"].iloc[0]
+    right = [("has" + TITLES[d]) in text for d, text in zip(rows["dimension"], rows["response"], strict=True)]
+    rows["passes"] = ["yes" if r != (p == first) else "no" for r, p in zip(right, rows["prompt"], strict=True)]
+    rows.to_csv(tmp_path / "filled.csv", index=False)
+    told = run("build", path, "--answers", tmp_path / "filled.csv")
+    assert "train: 12 records" in told, "what people refuse is replaced"
+    kept = pd.read_parquet(tmp_path / "out" / "toy" / "parquet" / "train.parquet")
+    assert first not in set(kept["prompt"]) and "1 verification: " in told
+    assert "exists, and may hold answers" in run("build", path, "--review", sheet, code=1)
