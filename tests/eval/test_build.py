@@ -201,7 +201,7 @@ def test_prompts_that_repeat_each_other_are_left_out_and_replaced(toy: tuple[Toy
 def test_nothing_on_disk_is_asked_for_again(toy: tuple[Toy, str, Any], tmp_path: Path) -> None:
     """Whatever the limit was before; and what a plan foretells is what is asked."""
     _, url, state = toy
-    made = spec(tmp_path, url, names="ATE", seeds=6, records={"train": 3})
+    made = spec(tmp_path, url, names="ATE", seeds=8, records={"train": 3, "test": 1}, spare=0)
     foretold = [cost(made, limit)["calls"].sum() for limit in (1, None)]
     built(made, limit=1)
     assert len(state.requests) == foretold[0]
