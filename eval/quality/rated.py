@@ -148,4 +148,4 @@ def _categories(table: pd.DataFrame, scale: Sequence[int] | None) -> tuple[Float
 
 def _fault(wrong: pd.Series, table: pd.DataFrame, column: str, message: str) -> DataError:
     at = int(np.flatnonzero(wrong)[0])
-    return DataError(f"{table['where'].iloc[at]}, column {column}: {excerpt(table[column].iloc[at])}: {message}")
+    return DataError(f"{table['where'].iloc[at]}, column {column}: {excerpt(table[column].tolist()[at])}: {message}")

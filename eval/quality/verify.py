@@ -103,7 +103,7 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
 
 def separation(given: Rated, scores: Floats) -> list[tuple[str, str, int, Interval]]:
     """Judge, dimension, records, and the share of records in which the judge rates golden above the reject that fails
-    the dimension alone; a tie counts as half. Where enough records are known beyond doubt, by these."""
+    the dimension alone; a tie counts as half. Of all records, or of those known beyond doubt if these say more."""
     frame = given.units.assign(row=np.arange(len(given.units)))
     golden = frame[frame["fails"] == ""].groupby(["record", "dimension"])["row"].first()
     own = frame[frame["fails"] == frame["dimension"]]
@@ -115,9 +115,11 @@ def separation(given: Rated, scores: Floats) -> list[tuple[str, str, int, Interv
     for j, judge in enumerate(given.judges):
         for d in given.dimensions:
             at = (own["dimension"] == d).to_numpy() & ~np.isnan(margin[:, j])
-            at = at & known if (at & known).sum() >= FEWEST else at
-            hits = (np.sign(margin[at, j]) + 1) / 2
-            found.append((judge, d, int(at.sum()), share(hits, records[at])))
+            told = [
+                (int(some.sum()), share((np.sign(margin[some, j]) + 1) / 2, records[some])) for some in (at, at & known)
+            ]
+            n, interval = max(told, key=lambda t: (t[0] > 0, t[1].low))
+            found.append((judge, d, n, interval))
     return found
 
 
