@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from dpeer.errors import DataError
+from dpeer.eval.audit import rates
 from dpeer.eval.quality.detect import S_DEVIATION, S_GAP, S_SEVERITY, S_STEP, _design, _stepped
 from dpeer.eval.quality.order import named, order
 from dpeer.eval.quality.rated import Rated, failing, rated
@@ -17,6 +18,12 @@ from tests.eval import quality_world as world
 from tests.eval.quality_world import HONEST, Judge, bad_records
 
 SCALE = range(5)
+
+
+@pytest.fixture(autouse=True)
+def short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "BURN_IN", 200)
+    monkeypatch.setattr(rates, "DRAWS", 400)
 
 
 def given(made: pd.DataFrame, judges: dict[str, Judge], spread: float = 0.4) -> Rated:
