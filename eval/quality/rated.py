@@ -143,7 +143,7 @@ def _categories(table: pd.DataFrame, scale: Sequence[int] | None) -> tuple[Float
     outside = (score < low) | (score > high)
     if outside.any():
         raise _fault(outside, table, "score", f"lies outside of the scale, {low} to {high}")
-    return (score - low).to_numpy(), tuple(range(low, high + 1))
+    return (score - low).to_numpy(), tuple(range(low, max(high, low + 1) + 1))
 
 
 def _fault(wrong: pd.Series, table: pd.DataFrame, column: str, message: str) -> DataError:

@@ -95,7 +95,7 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
         records,
         verifiers,
         _shares(given, kinds, group, found, raters),
-        tuple(_notes(given, verifiers, blind)),
+        tuple(_notes(given, verifiers, blind, found)),
         float((1 - sound[holding]).sum()),
         found.together,
     )
@@ -196,7 +196,7 @@ def _shares(
     return pd.DataFrame(rows)
 
 
-def _notes(given: Rated, verifiers: pd.DataFrame, blind: set[str]) -> Iterator[str]:
+def _notes(given: Rated, verifiers: pd.DataFrame, blind: set[str], found: Detection) -> Iterator[str]:
     for judge, mine in verifiers.groupby("judge", sort=False):
         out = mine[~mine["counts"]]
         for note, rows in out.groupby("note", sort=False):
@@ -207,6 +207,8 @@ def _notes(given: Rated, verifiers: pd.DataFrame, blind: set[str]) -> Iterator[s
             f"No verifier tells golden from reject_{d} on {d}, so no record with {d} is verified: either these rejects "
             "do not fail it, or the verifiers do not see it. Read some, and ask another verifier or sharpen the rubric."
         )
+    if not found.converged:
+        yield "The verifiers' marks have not settled: verdicts near the border may change with more ratings."
     if len(given.judges) == 1:
         yield (
             "One verifier: what it gets wrong in the same way for golden and rejects cannot be seen. A second one, or "
