@@ -56,7 +56,7 @@ def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
     table: record, response (`golden` or `reject_D`; several of a kind as `golden#2`; `reject_D+E` fails both), mask (a
         list of dimensions, or "A+T"), dimension, judge, score (a number on the scale; missing: no usable rating)
         With a column `known` (bool): whether what its response claims is beyond doubt, as that of a check; with a
-        column `where`: how errors call the row.
+        column `where`: how errors call the row. A response without a row is none: give one without a score.
     scale: all possible scores; default: the whole numbers from the least to the greatest
 
     Raises DataError that names row and column.

@@ -86,8 +86,6 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
     units = units.assign(right=right)[~given.known].drop(columns="known")
     blind = {d for k, d in enumerate(given.dimensions) if not counts[:, k].any()}
     responses, records = judged(units, blind)
-    sound = units.groupby("record", sort=False)["right"].prod()
-    holding = records.loc[records["status"] == HOLDS, "record"]
     verifiers = _verifiers(given, gate, counts, found)
     return Verification(
         units,
@@ -96,9 +94,15 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
         verifiers,
         _shares(given, kinds, group, found, raters),
         tuple(_notes(given, verifiers, blind, found)),
-        float((1 - sound[holding]).sum()),
+        expected(units, records),
         found.together,
     )
+
+
+def expected(units: pd.DataFrame, records: pd.DataFrame) -> float:
+    """How many of the records that hold are expected to make a wrong claim."""
+    sound = units.groupby("record", sort=False)["right"].prod()
+    return float((1 - sound[records.loc[records["status"] == HOLDS, "record"]]).sum())
 
 
 def separation(given: Rated, scores: Floats) -> list[tuple[str, str, int, Interval]]:

@@ -16,7 +16,7 @@ from dpeer.data.load import load
 from dpeer.data.schema import DataSet
 from dpeer.errors import DataError
 from dpeer.eval.audit import rates
-from dpeer.eval.quality.given import all_texts, needed
+from dpeer.eval.quality.given import all_texts, from_file, needed
 from dpeer.eval.quality.quality import quality
 from dpeer.eval.quality.rated import rated
 from dpeer.eval.quality.repeats import Text, counted, prompts_of, repeats, responses_of
@@ -272,6 +272,23 @@ def test_the_command_reads_ratings_writes_a_sheet_and_takes_it_back(sample: dict
     assert "Golden above reject" in page and "What the surface alone gives away" in page
     done = CliRunner().invoke(app, [*given[:3], "--review", str(tmp_path / "s.csv")])
     assert done.exit_code == 1 and "give --judges or --ratings" in done.output
+
+
+def test_what_nobody_has_rated_is_open_and_not_forgotten(sample: dict[str, DataSet], tmp_path: Path) -> None:
+    made = all_texts(sample)
+    units = needed(made, sample["train"].dimensions)
+    rows = units.assign(judge="ana", score=np.where(units["response"] == "reject_" + units["dimension"], 1, 4))
+    lost = rows["record"].eq(rows["record"].iloc[0]) & rows["response"].ne("golden")
+    rows = rows[~lost & rows["record"].isin(rows["record"].unique()[:30])]
+    rows[["record", "response", "dimension", "judge", "score"]].to_csv(tmp_path / "r.csv", index=False)
+    found = verify(from_file(tmp_path / "r.csv", made))
+    first = found.records.set_index("record").loc[units["record"].iloc[0]]
+    assert len(found.records) == 30 and first["status"] == "open" and "has no rating that counts" in first["reason"]
+    (tmp_path / "bad.csv").write_text("record,response,dimension,judge,score\ntrain.jsonl:1,reject_Z,A,ana,1\n")
+    with pytest.raises(DataError, match=r"row 1 \(line 2\), column response: 'reject_Z' is none of golden, "):
+        from_file(tmp_path / "bad.csv", made)
+    assert set(needed(made, ["A", "E"])["mask"]) == {"A", "E", "A+E"}
+    assert not needed(made, ["A", "E"])["response"].str.contains("_C|_T").any()
 
 
 def test_without_ratings_surface_and_repeats_are_told(sample: dict[str, DataSet]) -> None:
