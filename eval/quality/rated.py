@@ -56,7 +56,7 @@ def rated(table: pd.DataFrame, scale: Sequence[int] | None = None) -> Rated:
     table: record, response (`golden` or `reject_D`; several of a kind as `golden#2`; `reject_D+E` fails both), mask (a
         list of dimensions, or "A+T"), dimension, judge, score (a number on the scale; missing: no usable rating)
         With a column `known` (bool): whether what its response claims is beyond doubt, as that of a check; with a
-        column `where`: how errors call the row.
+        column `where`: how errors call the row. A response without a row is none: give one without a score.
     scale: all possible scores; default: the whole numbers from the least to the greatest
 
     Raises DataError that names row and column.
@@ -143,9 +143,9 @@ def _categories(table: pd.DataFrame, scale: Sequence[int] | None) -> tuple[Float
     outside = (score < low) | (score > high)
     if outside.any():
         raise _fault(outside, table, "score", f"lies outside of the scale, {low} to {high}")
-    return (score - low).to_numpy(), tuple(range(low, high + 1))
+    return (score - low).to_numpy(), tuple(range(low, max(high, low + 1) + 1))
 
 
 def _fault(wrong: pd.Series, table: pd.DataFrame, column: str, message: str) -> DataError:
     at = int(np.flatnonzero(wrong)[0])
-    return DataError(f"{table['where'].iloc[at]}, column {column}: {excerpt(table[column].iloc[at])}: {message}")
+    return DataError(f"{table['where'].iloc[at]}, column {column}: {excerpt(table[column].tolist()[at])}: {message}")

@@ -17,7 +17,7 @@ from dpeer.eval.irt.agreement import kappa_of
 from dpeer.eval.irt.types import Bools, Floats, Ints
 from dpeer.eval.quality.rated import Rated
 from dpeer.eval.quality.reasons import FAILS, HOLDS, OPEN, judged
-from dpeer.eval.quality.verify import Verification
+from dpeer.eval.quality.verify import Verification, expected
 from dpeer.eval.store.parts import content_id
 from dpeer.files import write_bytes
 
@@ -133,11 +133,12 @@ def with_people(found: Verification, answers: Sequence[pd.DataFrame]) -> Verific
     units = found.units.assign(
         verdict=np.where(asked, person, found.units["verdict"]),
         scores=words,
+        right=np.where(asked, person == HOLDS, found.units["right"]).astype(float),
         raters=np.where(asked, np.maximum(found.units["raters"], 1), found.units["raters"]),
     )
     blind = set(units["dimension"]) - set(found.verifiers.loc[found.verifiers["counts"], "dimension"])
     responses, records = judged(units, blind)
-    return replace(found, units=units, responses=responses, records=records)
+    return replace(found, units=units, responses=responses, records=records, wrong=expected(units, records))
 
 
 def changed(before: Verification, after: Verification) -> pd.DataFrame:

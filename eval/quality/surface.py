@@ -146,7 +146,7 @@ def _one(dimension: str, sees: str, difference: Floats, prompts: Ints) -> Surfac
     groups = len(np.unique(prompts))
     log = difference[:, NAMES.index("characters")]
     longer = share((np.sign(log) + 1) / 2, prompts)
-    accuracy, used = UNKNOWN, ()
+    accuracy, used = UNKNOWN, tuple[Used, ...]()
     if groups >= FEWEST:
         accuracy = share((np.sign(held_out(difference, prompts)) + 1) / 2, prompts)
         used = tuple(_used(difference))

@@ -86,8 +86,6 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
     units = units.assign(right=right)[~given.known].drop(columns="known")
     blind = {d for k, d in enumerate(given.dimensions) if not counts[:, k].any()}
     responses, records = judged(units, blind)
-    sound = units.groupby("record", sort=False)["right"].prod()
-    holding = records.loc[records["status"] == HOLDS, "record"]
     verifiers = _verifiers(given, gate, counts, found)
     return Verification(
         units,
@@ -95,15 +93,21 @@ def verify(given: Rated, sure: float = SURE) -> Verification:
         records,
         verifiers,
         _shares(given, kinds, group, found, raters),
-        tuple(_notes(given, verifiers, blind)),
-        float((1 - sound[holding]).sum()),
+        tuple(_notes(given, verifiers, blind, found)),
+        expected(units, records),
         found.together,
     )
 
 
+def expected(units: pd.DataFrame, records: pd.DataFrame) -> float:
+    """How many of the records that hold are expected to make a wrong claim."""
+    sound = units.groupby("record", sort=False)["right"].prod()
+    return float((1 - sound[records.loc[records["status"] == HOLDS, "record"]]).sum())
+
+
 def separation(given: Rated, scores: Floats) -> list[tuple[str, str, int, Interval]]:
     """Judge, dimension, records, and the share of records in which the judge rates golden above the reject that fails
-    the dimension alone; a tie counts as half. Where enough records are known beyond doubt, by these."""
+    the dimension alone; a tie counts as half. Of all records, or of those known beyond doubt if these say more."""
     frame = given.units.assign(row=np.arange(len(given.units)))
     golden = frame[frame["fails"] == ""].groupby(["record", "dimension"])["row"].first()
     own = frame[frame["fails"] == frame["dimension"]]
@@ -115,9 +119,11 @@ def separation(given: Rated, scores: Floats) -> list[tuple[str, str, int, Interv
     for j, judge in enumerate(given.judges):
         for d in given.dimensions:
             at = (own["dimension"] == d).to_numpy() & ~np.isnan(margin[:, j])
-            at = at & known if (at & known).sum() >= FEWEST else at
-            hits = (np.sign(margin[at, j]) + 1) / 2
-            found.append((judge, d, int(at.sum()), share(hits, records[at])))
+            told = [
+                (int(some.sum()), share((np.sign(margin[some, j]) + 1) / 2, records[some])) for some in (at, at & known)
+            ]
+            n, interval = max(told, key=lambda t: (t[0] > 0, t[1].low))
+            found.append((judge, d, n, interval))
     return found
 
 
@@ -194,7 +200,7 @@ def _shares(
     return pd.DataFrame(rows)
 
 
-def _notes(given: Rated, verifiers: pd.DataFrame, blind: set[str]) -> Iterator[str]:
+def _notes(given: Rated, verifiers: pd.DataFrame, blind: set[str], found: Detection) -> Iterator[str]:
     for judge, mine in verifiers.groupby("judge", sort=False):
         out = mine[~mine["counts"]]
         for note, rows in out.groupby("note", sort=False):
@@ -205,6 +211,8 @@ def _notes(given: Rated, verifiers: pd.DataFrame, blind: set[str]) -> Iterator[s
             f"No verifier tells golden from reject_{d} on {d}, so no record with {d} is verified: either these rejects "
             "do not fail it, or the verifiers do not see it. Read some, and ask another verifier or sharpen the rubric."
         )
+    if not found.converged:
+        yield "The verifiers' marks have not settled: verdicts near the border may change with more ratings."
     if len(given.judges) == 1:
         yield (
             "One verifier: what it gets wrong in the same way for golden and rejects cannot be seen. A second one, or "

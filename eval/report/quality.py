@@ -59,7 +59,7 @@ def _chart(surfaces: Sequence[Surface]) -> Plot | None:
     labels = [form.dimension or "all" for form, _ in both]
 
     def paint(axes: Axes) -> None:
-        for which, (shift, label) in enumerate(((-0.12, FORM), (0.12, STYLE))):
+        for which, (shift, label) in enumerate(((-0.12, "form"), (0.12, "form and a few words"))):
             colour, marker = PALETTE[which], "os"[which]
             intervals = [pair[which].accuracy for pair in both]
             for y, i in enumerate(intervals):
@@ -69,7 +69,7 @@ def _chart(surfaces: Sequence[Surface]) -> Plot | None:
             axes.plot(rates, places, marker, color=colour, label=label, linestyle="none")
         axes.axvline(50, color="#666666", linewidth=1, linestyle="--")
         axes.set_yticks(range(len(both)), labels)
-        axes.set(xlabel="pairs told apart (%), with 95 % intervals; 50 % is chance", ylim=(len(both) - 0.4, -0.6))
+        axes.set(xlabel="pairs told apart (%), 95 % intervals", ylim=(len(both) - 0.4, -0.6))
         axes.set_xlim(min(40, *(100 * p.accuracy.low for pair in both for p in pair)) - 2, 102)
         axes.grid(visible=False, axis="y")
         legend(axes)

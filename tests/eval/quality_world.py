@@ -53,10 +53,10 @@ def truth(
 
 
 def ratings(
-    made: pd.DataFrame, judges: Mapping[str, Judge], rng: np.random.Generator, good: float = 3.4, bad: float = 0.9
+    made: pd.DataFrame, judges: Mapping[str, Judge], rng: np.random.Generator, spread: float = 0.4
 ) -> pd.DataFrame:
-    """Scores 0 to 4: what a response is worth (the same for all judges), moved by the judge, rounded and cut off."""
-    worth = np.where(made["fails"], bad, good) + rng.normal(0, 0.4, len(made))
+    """Scores 0 to 4: what a response is worth, the same for all judges, moved by the judge, rounded and cut off."""
+    worth = np.where(made["fails"], 0.9, 3.4) + rng.normal(0, spread, len(made))
     told = []
     for name, judge in judges.items():
         blind = made["dimension"].isin(judge.blind).to_numpy()
