@@ -97,6 +97,9 @@ def show(built: Built, console: Console) -> None:
         counts = [len(ones) for (s, _), ones in built.records.items() if s == split]
         if counts:
             console.print(f"{split}: {sum(counts):,} records in {len(counts):,} masks ({min(counts)} to {max(counts)})")
+    for stage, statuses in built.texts.groupby("stage", sort=False)["status"]:
+        counted = ", ".join(f"{n:,} {status}" for status, n in statuses.value_counts().items())
+        console.print(f"{stage}: {len(statuses):,} written so far ({counted})")
     for reason, count in built.left_out.items():
         console.print(f"seeds left out: {count:,} ({reason})")
     if built.dropped:
