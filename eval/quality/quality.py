@@ -57,13 +57,16 @@ class Quality:
             n, total = self.statuses, len(self.verified.records)
             said = f"{n[HOLDS]:,} of {total:,} records hold; {n[FAILS]:,} fail"
             return f"{said}, {n[OPEN]:,} are open" if n[OPEN] else said
-        told = [s for s in self.surfaces if s.dimension and s.sees == FORM and s.told]
-        if told:
+        known = [s for s in self.surfaces if s.dimension and s.sees == FORM and not math.isnan(s.accuracy.rate)]
+        if told := [s for s in known if s.told]:
             worst = max(told, key=lambda s: s.accuracy.low)
             share = f"{100 * worst.accuracy.rate:.0f} %"
-            return f"Length and punctuation alone tell golden from reject_{worst.dimension} in {share} of pairs"
-        many = len({(r.copy.split, r.copy.source) for r in (*self.prompts, *self.responses)})
-        return f"{many:,} records nearly repeat another" if many else "The surface of responses gives nothing away"
+            return f"Length, punctuation and layout alone tell golden from reject_{worst.dimension} in {share} of pairs"
+        if many := len({(r.copy.split, r.copy.source) for r in (*self.prompts, *self.responses)}):
+            return f"{many:,} records nearly repeat another"
+        if not known:
+            return "Too few prompts to say what the surface of responses gives away"
+        return "Neither surface nor near repeats give anything away beyond chance"
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Every table, a frame each."""

@@ -70,7 +70,7 @@ def quality(
     from dpeer.eval.quality.review import read_sheet, sheet, write_sheet
     from dpeer.eval.report.quality import write_page
 
-    _refuse(judges, ratings, review, answers, output, as_json, plan_only)
+    _refuse(judges, ratings, review, answers, output, as_json, plan_only or retry_errors or bool(set_))
     splits = _splits(source, heldout, dual, _map(map_))
     made = all_texts(splits)
     console = Console(highlight=False, stderr=as_json)
@@ -109,7 +109,7 @@ def _refuse(
     answers: list[Path] | None,
     output: Path | None,
     as_json: bool,
-    plan_only: bool,
+    about_judges: bool,
 ) -> None:
     """What cannot go together, before anything is asked."""
     from dpeer.errors import ConfigError
@@ -118,8 +118,10 @@ def _refuse(
         raise ConfigError("--judges makes ratings and --ratings brings some; give one of them")
     if (review or answers) and not (judges or ratings):
         raise ConfigError("people check what verifiers say: give --judges or --ratings too")
-    if plan_only and not judges:
-        raise ConfigError("--plan-only counts what --judges would ask; give a recipe with judges")
+    if about_judges and not judges:
+        raise ConfigError(
+            "--plan-only, --retry-errors and --set are about what --judges asks; give a recipe with judges"
+        )
     if as_json and not (output or judges):
         raise ConfigError("--json prints a file of the folder of results; name a folder with -o")
     if review and review.exists():

@@ -294,4 +294,6 @@ def test_what_nobody_has_rated_is_open_and_not_forgotten(sample: dict[str, DataS
 def test_without_ratings_surface_and_repeats_are_told(sample: dict[str, DataSet]) -> None:
     found = quality("sample", sample)
     assert found.verified is None and "golden from reject_E" in found.finding()
+    few = {"train": DataSet(sample["train"].dimensions, sample["train"].records[:5])}
+    assert quality("sample", few).finding() == "Too few prompts to say what the surface of responses gives away"
     assert set(found.frames()) == {"surface", "repeats"} and len(found.frames()["surface"]) == 10
