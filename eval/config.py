@@ -84,6 +84,16 @@ class Design(Section):
     """linked: judges of each response outside the anchor set."""
 
 
+def refuse_untaken(models: tuple[Served, ...]) -> tuple[Served, ...]:
+    """The models. ValueError: the backend of one lacks a setting."""
+    for served in models:
+        try:
+            BACKENDS[served.backend].check(served)
+        except ConfigError as error:
+            raise ValueError(f"{served.name}: {error}") from None
+    return models
+
+
 class EvalConfig(Section):
     name: str = Field(pattern=NAME, max_length=LONGEST_NAME)
     """Name of the evaluation; its folder is output_dir/name."""
@@ -121,12 +131,7 @@ class EvalConfig(Section):
     @field_validator("models", "judges")
     @classmethod
     def _backends_take_them(cls, models: tuple[Served, ...]) -> tuple[Served, ...]:
-        for served in models:
-            try:
-                BACKENDS[served.backend].check(served)
-            except ConfigError as error:
-                raise ValueError(f"{served.name}: {error}") from None
-        return models
+        return refuse_untaken(models)
 
     @model_validator(mode="after")
     def _names_differ(self) -> EvalConfig:

@@ -15,6 +15,8 @@ from dpeer.eval.config import EvalConfig
 from dpeer.integrity import read_state, write_state
 
 MANIFEST = "manifest.json"
+PLACES = ("responses", "ratings", "texts")
+"""Folders of rows that cost money, inside that of an evaluation or a build."""
 CHARACTERS_PER_TOKEN = 3.0
 """Fewer than English text has, so that a forecast errs upwards."""
 TEMPLATE = 16
@@ -32,9 +34,7 @@ class Books:
     def __init__(self, cfg: EvalConfig, folder: Path) -> None:
         self.table = prices.load_prices(cfg.prices)
         self.budget, self.path = cfg.budget, folder / MANIFEST
-        self.others = sum(
-            spent_in(place) for place in (cfg.folder / "responses", cfg.folder / "ratings") if place != folder
-        )
+        self.others = sum(spent_in(place) for name in PLACES if (place := cfg.folder / name) != folder)
         self.models: dict[str, dict[str, Any]] = _read(self.path)
         self.rounds = read_rounds(folder)
         self.lock = RLock()

@@ -24,6 +24,7 @@ from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
 from dpeer.launcher.commands.chat import chat, serve
+from dpeer.launcher.commands.build import build
 from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
@@ -35,6 +36,7 @@ from dpeer.launcher.commands.new import new
 from dpeer.launcher.commands.open import open_
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
+from dpeer.launcher.commands.quality import quality
 from dpeer.launcher.commands.tolerance import tolerance
 from dpeer.launcher.commands.watch import watch
 from dpeer.scratch import keep_newest
@@ -48,7 +50,7 @@ EXTRAS = {
 """What pip installs with each extra, by import name."""
 MOST_TRACEBACKS = 20
 """Files of unexpected errors that stay in one folder."""
-JUDGING = ("generate", "judge")
+JUDGING = ("build", "generate", "judge")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
 
@@ -124,12 +126,14 @@ app = typer.Typer(
 )
 app.add_typer(config_app, name="config", help="The form of recipes, for editors.")
 data_app.command()(audit)
+data_app.command()(quality)
 app.add_typer(data_app, name="data", help="Look at and check data sets.")
 app.command()(new)
 app.command()(preflight)
 app.command()(watch)
 app.command(name="open")(open_)
 app.command()(fsck)
+app.command()(build)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.command()(slurm_commands.slurm)

@@ -1,4 +1,4 @@
-"""What is sound in the folder of a run, an evaluation, a fit or a sweep. Reads everything once and changes nothing."""
+"""What is sound in the folder of a run, evaluation, build, fit or sweep. Reads everything once and changes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(folder: Path) -> Iterator[Finding]:
         yield from _sweep(folder)
     elif (folder / "draws.npz").exists():
         yield from _fit(folder)
-    elif any((folder / name).exists() for name in ("responses", "ratings", "ratings.parquet")):
+    elif any((folder / name).exists() for name in ("responses", "texts", "ratings", "ratings.parquet")):
         yield from _evaluation(folder)
     elif any((folder / name).exists() for name in ("manifest.json", "ledger.jsonl", "checkpoints")):
         yield from _run(folder)
@@ -160,10 +160,11 @@ def _tokens(output: Path) -> Iterator[Finding]:
 
 
 def _evaluation(folder: Path) -> Iterator[Finding]:
+    from dpeer.eval.build.texts import TEXTS
     from dpeer.eval.store.parts import parts, read_sealed, read_table, unsealed
     from dpeer.eval.store.schema import RATINGS, RESPONSES
 
-    kinds = (("responses", RESPONSES), ("turns", RESPONSES), ("ratings", RATINGS))
+    kinds = (("responses", RESPONSES), ("turns", RESPONSES), ("texts", TEXTS), ("ratings", RATINGS))
     tables = [(part, schema) for name, schema in kinds
               for part in parts(folder / name)]  # fmt: skip
     union = folder / "ratings.parquet"
@@ -187,9 +188,9 @@ def _evaluation(folder: Path) -> Iterator[Finding]:
         yield _file(path, "It only foretells times: delete it", parse_state)
     for path in sorted(folder.glob("rounds/*/*.json")):
         yield _file(path, "It says what a round asked: restore it, or delete its folder", parse_state)
-    for path in sorted(folder.glob("r*/manifest.json")):
+    for path in sorted(folder.glob("[rt]*/manifest.json")):
         yield _file(path, "It says what was spent: restore it, or delete it to count from nothing", parse_state)
-    for path in sorted(folder.glob("r*/batches-*.json")):
+    for path in sorted(folder.glob("[rt]*/batches-*.json")):
         yield _file(path, "It names batches under way: restore it, or delete it to pay for them again", parse_state)
     for path in sorted(folder.rglob("draws.npz")):
         yield from _fit(path.parent)

@@ -13,11 +13,12 @@ from dpeer.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
 EVALUATION = RECIPES / "evaluation"
+BUILD = RECIPES / "build"
 HOW_TO_SET = "Keys of a recipe, such as model.template_kwargs or data.end_of_turn, are given by --set KEY=VALUE"
 
 
 def recipe_names(folder: Path = RECIPES) -> tuple[str, ...]:
-    """Names of the shipped recipes, sorted: of training, or of the folder EVALUATION."""
+    """Names of the shipped recipes, sorted: of training, or of the folder EVALUATION or BUILD."""
     return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
 
 

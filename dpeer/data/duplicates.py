@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import xxhash
@@ -43,22 +43,22 @@ class Index:
         self.sketched: dict[int, list[str]] = defaultdict(list)
         self.keys = set(prompts)
         for key in self.keys:
-            if len(words := _words(key)) > 1:  # the first is the role
-                self.whole[" ".join(words)].append(key)
-            for value in _sketch(_runs(words)):
+            if len(told := words(key)) > 1:  # the first is the role
+                self.whole[" ".join(told)].append(key)
+            for value in _sketch(runs(told)):
                 self.sketched[value].append(key)
 
     def alike(self, key: str) -> set[str]:
         """Those that `key` nearly, but not exactly, repeats."""
-        words = _words(key)
-        runs = _runs(words)
+        told = words(key)
+        mine = runs(told)
         votes: dict[str, int] = defaultdict(int)
-        for value in _sketch(runs):
+        for value in _sketch(mine):
             found = self.sketched.get(value, ())
             for other in found if len(found) <= COMMON else ():
                 votes[other] += 1
-        similar = {k for k, n in votes.items() if n >= SHARED and _jaccard(runs, _runs(_words(k))) >= ALIKE}
-        return similar.union(self.whole.get(" ".join(words), ())) - {key}
+        similar = {k for k, n in votes.items() if n >= SHARED and jaccard(mine, runs(words(k))) >= ALIKE}
+        return similar.union(self.whole.get(" ".join(told), ())) - {key}
 
 
 def near_duplicates(first: DataSet | Prompts, *others: DataSet | Prompts) -> list[list[tuple[Record, Record]]]:
@@ -80,8 +80,8 @@ def near_duplicates(first: DataSet | Prompts, *others: DataSet | Prompts) -> lis
     return [[(r, keys[key]) for key, r in pairs.items()] for keys, pairs in zip(prompts, found, strict=True)]
 
 
-def _words(key: str) -> list[str]:
-    return WORD.findall(unicodedata.normalize("NFKC", key).casefold())[:MOST_WORDS]
+def words(text: str) -> list[str]:
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())[:MOST_WORDS]
 
 
 @lru_cache(1 << 17)
@@ -89,7 +89,7 @@ def _hash(word: str) -> int:
     return int(xxhash.xxh32_intdigest(word.encode()))
 
 
-def _runs(words: list[str]) -> set[int]:
+def runs(words: Sequence[str]) -> set[int]:
     """Hashes of the runs of words, each as random as those of its words."""
     ids = [_hash(word) for word in words]
     return {(3 * x + 5 * y + 7 * z) & MASK for x, y, z in zip(ids, ids[1:], ids[2:], strict=False)}
@@ -99,5 +99,5 @@ def _sketch(runs: set[int]) -> list[int]:
     return sorted(runs)[:SKETCH]
 
 
-def _jaccard(a: set[int], b: set[int]) -> float:
+def jaccard(a: set[int], b: set[int]) -> float:
     return len(a & b) / len(a | b) if a and b else 0.0

@@ -16,9 +16,9 @@ from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.store.parts import anti_join, done_ids
 
 
-def audit_config(recipe: EvalConfig) -> EvalConfig:
+def audit_config(recipe: EvalConfig, purpose: str = "audit") -> EvalConfig:
     """The recipe with a folder of its own beside that of its evaluation."""
-    return recipe.model_copy(update={"name": f"{recipe.name}-audit"})
+    return recipe.model_copy(update={"name": f"{recipe.name}-{purpose}"})
 
 
 def only_dimensions(cfg: EvalConfig, sources: Mapping[str, DataSet]) -> tuple[EvalConfig, dict[str, DataSet]]:
@@ -49,20 +49,25 @@ def only_dimensions(cfg: EvalConfig, sources: Mapping[str, DataSet]) -> tuple[Ev
 
 def audit_plan(cfg: EvalConfig, compared: Pairs) -> Plan:
     """The ratings of an audit, and which of them are missing. Raises ConfigError as `dpeer.eval.plan.plan` does."""
+    ends = compared.edges.melt(["dimension"], ["better", "worse"], value_name="response_id")
+    return rating_plan(cfg, compared.responses, ends[["response_id", "dimension"]])
+
+
+def rating_plan(cfg: EvalConfig, responses: pd.DataFrame, needed: pd.DataFrame) -> Plan:
+    """Ratings of responses (the columns of the responses table) by every judge on the dimensions that are needed:
+    response_id, dimension. Raises ConfigError as `dpeer.eval.plan.plan` does."""
     if not cfg.judges:
         raise ConfigError("judges is empty: name at least one judge model (name, path).")
     if cfg.judging.mode == "pairwise":
         raise ConfigError(
-            "judging.mode is pairwise, but an audit rates both responses of an edge by themselves; set logprob or "
-            "structured."
+            "judging.mode is pairwise, but each response of a data set is rated by itself; set logprob or structured."
         )
     rubric = load_rubric(cfg.judging.rubric)
-    ends = compared.edges.melt(["dimension"], ["better", "worse"], value_name="response_id")
-    needed = pd.MultiIndex.from_frame(ends[["response_id", "dimension"]].drop_duplicates())
+    wanted = pd.MultiIndex.from_frame(needed[["response_id", "dimension"]].drop_duplicates())
     rows = []
     for judge in range(len(cfg.judges)):
-        every = planned_rows(cfg, rubric, judge, asked(cfg, rubric), compared.responses)
-        rows.append(every[pd.MultiIndex.from_frame(every[["response_id", "dimension"]]).isin(needed)])
+        every = planned_rows(cfg, rubric, judge, asked(cfg, rubric), responses)
+        rows.append(every[pd.MultiIndex.from_frame(every[["response_id", "dimension"]]).isin(wanted)])
     planned = pd.concat(rows, ignore_index=True)
     todo = anti_join(planned, done_ids(ratings_folder(cfg)))
-    return Plan(rubric, compared.responses.set_index("response_id"), planned, todo, (), cfg.judging)
+    return Plan(rubric, responses.set_index("response_id"), planned, todo, (), cfg.judging)

@@ -100,6 +100,12 @@ def load_rubric(name_or_path: str | Path) -> Rubric:
         return _rubric(_resolved(path))
 
 
+def rubric_from(tree: object, where: str) -> Rubric:
+    """A rubric from the content of a file, as `load_rubric` reads it, without `extends`; `where` names it in faults."""
+    with _named_in_faults(Path(where)):
+        return _rubric(tree)
+
+
 @contextmanager
 def _named_in_faults(path: Path) -> Iterator[None]:
     try:

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     training = "training"
     evaluation = "evaluation"
     sweep = "sweep"
+    build = "build"
 
 
 @app.command()
@@ -44,6 +45,11 @@ def recipe_schema(kind: Kind) -> Node:
             from dpeer.eval.config import EvalConfig
 
             return file_schema(EvalConfig, {"judges.backend": BACKENDS.names()})
+        case Kind.build:
+            from dpeer.eval.backends.registry import BACKENDS
+            from dpeer.eval.build.spec import BuildSpec
+
+            return file_schema(BuildSpec, {f"{key}.backend": BACKENDS.names() for key in ("generators", "verifiers")})
         case Kind.sweep:
             from dpeer.launcher.sweep.spec import Sweep
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from dpeer.config import Section
     from dpeer.eval.config import EvalConfig
     from dpeer.eval.plan import Plan
 
@@ -190,7 +191,7 @@ def evaluation_config(recipe: str, overrides: list[str] | None) -> EvalConfig:
     return load_section(EvalConfig, recipe_path(recipe, EVALUATION), overrides or (), shipped=EVALUATION)
 
 
-def _print_config(config: EvalConfig) -> None:
+def _print_config(config: Section) -> None:
     from dpeer.config_io import resolved_yaml
 
     typer.echo(resolved_yaml(config), nl=False)

@@ -155,6 +155,20 @@ def test_planted_violations_are_recovered_and_a_stopped_audit_goes_on(tmp_path: 
     assert "Judges contradict the order most in" in page and worst[0]["row"] in page
 
 
+def test_judges_verify_a_data_set_whatever_their_severity(tmp_path: Path, toy: Toy) -> None:
+    path, _, rows = swapped_world(tmp_path, 60, seed=2)
+    given = ["data", "quality", str(path), "--judges", str(recipe(tmp_path)), "--json"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    records = {r["row"]: r["status"] for r in told["tables"]["records"]}
+    sound = set(records) - rows
+    assert sum(records[r] == "holds" for r in rows) <= 0.1 * len(rows)
+    assert sum(records[r] == "fails" for r in sound) <= 0.05 * len(sound)
+    asked = toy.asked
+    assert CliRunner().invoke(app, given).exit_code == 0 and toy.asked == asked, "ratings that are there are used"
+
+
 def test_a_scheduler_stops_an_audit_with_its_code(tmp_path: Path, toy: Toy) -> None:
     path, *_ = swapped_world(tmp_path, 60, seed=2)
     toy.broken_after, toy.broken_by = 100, lambda: os.kill(os.getpid(), signal.SIGTERM)
