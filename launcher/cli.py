@@ -23,8 +23,8 @@ from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
-from dpeer.launcher.commands.chat import chat, serve
 from dpeer.launcher.commands.build import build
+from dpeer.launcher.commands.chat import chat, serve
 from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
