@@ -43,10 +43,11 @@ def filled(used: Template, words: Mapping[str, str], material: Mapping[str, str]
     """The user message of a call: `words` are put in as they are, `material` between fences that it cannot close.
 
     Material comes from seeds and from models that have read them: it is untrusted, and what looks like a control token
-    or a tag in it is broken (see `dpeer.eval.questions.prompting.broken`). A line whose holes are all empty is left out.
+    or a tag in it is broken (see `dpeer.eval.questions.prompting.broken`). A line of which all holes are empty is left
+    out.
     """
     texts = {name: broken(visible(text).strip()) for name, text in material.items() if text}
-    tag = fence_tag([text for text in texts.values()], TAG)
+    tag = fence_tag(list(texts.values()), TAG)
     known = {**dict.fromkeys(material, ""), **words, "tag": tag}
     segments: list[Segment] = []
 
