@@ -260,6 +260,6 @@ def refuse_nothing_made(built: Built) -> None:
         return
     reasons = "; ".join(f"{n:,} {stage}: {kind}" for (stage, kind), n in list(built.drops.items())[:5])
     raise DataError(
-        f"no record is left ({reasons}). The texts are in {texts_folder(built.spec)} and dropped.csv says what became of "
-        "each record; read some, and take another generator, or more retries."
+        f"no record is left ({reasons}). The texts are in {texts_folder(built.spec)} and dropped.csv says what became "
+        "of each record; read some, and take another generator, or more retries."
     )

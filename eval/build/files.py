@@ -1,4 +1,4 @@
-"""A build as files: splits in PersonaKnob's columns as Parquet and CSV, what was dropped, numbers, and the data card."""
+"""A build as files: splits in PersonaKnob's columns as Parquet and CSV, what was dropped, numbers, the data card."""
 
 from __future__ import annotations
 

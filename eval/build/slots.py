@@ -163,6 +163,6 @@ def _split(spec: BuildSpec, seeds: Sequence[Seed]) -> Mapping[str, list[Seed]]:
 def _too_few(spec: BuildSpec, split: str, mask: Iterable[str], count: int, fitting: int, seeds: int) -> str:
     share = f"{fitting} of {seeds} seeds are for it (a seed belongs to one split, in proportion to `records`)"
     return (
-        f"mask {JOIN.join(mask)}, split {split}: {count} records are wanted, and {share}. Give more seeds, ask for fewer "
-        f"records, or make more than {spec.reuse} of one seed (`reuse`)."
+        f"mask {JOIN.join(mask)}, split {split}: {count} records are wanted, and {share}. Give more seeds, ask for "
+        f"fewer records, or make more than {spec.reuse} of one seed (`reuse`)."
     )

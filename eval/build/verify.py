@@ -1,8 +1,8 @@
 """Verification: judges rate every response on every active dimension, each by the scale that it has shown.
 
 A verifier's scale comes from its ratings of the spec's checks, responses that people wrote and that surely satisfy or
-fail a dimension: 0 is the mean of the failing ones, 1 that of the satisfying ones, so that its severity and the width of
-its scale cancel. One that does not tell them apart has no scale, and is refused.
+fail a dimension: 0 is the mean of the failing ones, 1 that of the satisfying ones, so that its severity and the width
+of its scale cancel. One that does not tell them apart has no scale, and is refused.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ class Verdicts:
             told = "; ".join(self.words(key) for key in self.refused if key[0] in lacking)
             raise DataError(
                 f"no verifier tells known good from known bad responses of {', '.join(lacking)}: {told}. Nothing that "
-                "they pass would mean anything. Take other verifiers, say in `definition`, `satisfies` and `fails` more "
-                "plainly what the dimension is, or put the checks right."
+                "they pass would mean anything. Take other verifiers, say in `definition`, `satisfies` and `fails` "
+                "more plainly what the dimension is, or put the checks right."
             )
 
     def words(self, key: tuple[str, str]) -> str:
