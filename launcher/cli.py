@@ -29,6 +29,7 @@ from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.eval_plan import app as eval_app
 from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
+from dpeer.launcher.commands.loop import loop
 from dpeer.launcher.commands.new import new
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
@@ -132,6 +133,7 @@ app.add_typer(eval_app, name="eval", help="Plan an evaluation by the precision t
 app.command()(compare)
 app.command()(plan)
 app.command()(tolerance)
+app.command()(loop)
 app.add_typer(sweep_commands.app, name="sweep", help="Ablations: many runs from one sweep file.")
 app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well they are recovered.")
 
