@@ -23,6 +23,7 @@ from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
+from dpeer.launcher.commands.bundle import bundle, verify
 from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
@@ -124,6 +125,8 @@ app.command()(new)
 app.command()(preflight)
 app.command()(watch)
 app.command()(fsck)
+app.command()(bundle)
+app.command()(verify)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.command()(slurm_commands.slurm)
