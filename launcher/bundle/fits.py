@@ -74,10 +74,9 @@ def refuse_unfolding(path: Path) -> None:
                 raise Damaged(f"holds {member.filename} compressed, and fits are not")
             with archive.open(member) as stream:
                 version = np.lib.format.read_magic(stream)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, kind = header(stream)
+                form = np.lib.format
+                read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+                shape, _, kind = read(stream)
                 if kind.hasobject or kind.kind not in "fiub":
                     raise Damaged(f"holds {member.filename} of type {kind}, and draws are numbers")
                 if min(shape, default=0) < 0 or int(np.prod(shape, dtype=object)) * kind.itemsize > member.file_size:

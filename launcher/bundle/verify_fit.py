@@ -15,6 +15,10 @@ from dpeer.launcher.bundle.verify_run import page_check
 MOST_ROWS = 50_000_000
 UNFOLDED, FREE = 1000, 1 << 28
 """A table may hold this many times the bytes of its file, and this many in any case."""
+DRAWS = (
+    "that the draws are of the posterior of these ratings: sampling them again takes `dpeer irt fit`; what they say of "
+    "their own mixing (R-hat, effective draws) is recomputed"
+)
 NEEDED = ("manifest.json", "draws.npz", "report.html", "tables/ability.csv", "tables/gate.json", "tables/claims.json")
 
 
@@ -62,16 +66,13 @@ def check_fit(place: Place, table: Path | None) -> Iterator[Check]:
     if table is None:
         yield Check(place.name, "not verified", "its ratings: no table in the bundle is the one that it is of")
     elif parts := of_table(posterior.ratings, table):
-        yield Check(
-            place.name, "differs", f"its ratings are not those of {table.parent.name}: {', '.join(parts[:SHOWN])}"
-        )
+        yield Check(place.name, "differs", f"its ratings are not those of {table.parent.name} ({', '.join(parts)})")
     else:
         yield Check(place.name, "verified", f"its {len(posterior.ratings):,} ratings are those of {table.parent.name}")
     again = place.scratch.parent / place.folder.name
     pages(posterior, again, wanted(place.folder))
     yield from _pages(place, again)
-    yield Check(place.name, "not verified", "that the draws are of the posterior of these ratings: sampling them again "
-                "takes `dpeer irt fit`; what they say of their own mixing (R-hat, effective draws) is recomputed")  # fmt: skip
+    yield Check(place.name, "not verified", DRAWS)
 
 
 def _pages(place: Place, again: Path) -> Iterator[Check]:

@@ -23,7 +23,10 @@ from dpeer.training.run_dir import RunDir, identity
 FACTS = ("method", "data", "model", "reference", "chat_template")
 """Of a manifest: what decides a result beside the config (`prepare.prepare`)."""
 NEEDED = ("manifest.json", "ledger.jsonl", "report.html", "recipe.yaml")
-MOST_MARGINS = 1 << 31
+TRAINING = (
+    "training itself: weights, checkpoints and optimizer states are not in a bundle, so the ledger's losses are taken "
+    "at their word; `dpeer train` with recipe.yaml and the data makes them again"
+)
 
 
 def check_run(place: Place) -> Iterator[Check]:
@@ -46,9 +49,7 @@ def check_run(place: Place) -> Iterator[Check]:
         yield Check(name, "differs", "recipe.yaml is not the config of the manifest")
     yield from _certificate(name, files, manifest, config)
     yield _page(place)
-    yield Check(name, "not verified", "training itself: weights, checkpoints and optimizer states are not in a bundle, "
-                "so the ledger's losses are taken at their word; `dpeer train` with recipe.yaml and the data makes them "
-                "again")  # fmt: skip
+    yield Check(name, "not verified", TRAINING)
     yield Check(name, "not verified", "dates, versions and source revision of the manifest")
 
 
@@ -62,9 +63,8 @@ def _ledger(name: str, files: RunDir, manifest: Mapping[str, Any], config: Confi
         yield Check(name, "verified", "the ledger's chain begins with the manifest's settings, data and model hashes")
     lines = chain.whole_lines(files.ledger)
     if begins is not None and not next(chain.broken(lines, begins), None) and chain.complete(lines, manifest):
-        yield Check(
-            name, "verified", f"ledger: {len(lines)} lines in an unbroken chain, which ends as the manifest says"
-        )
+        says = f"ledger: {len(lines)} lines in an unbroken chain that ends as the manifest says"
+        yield Check(name, "verified", says)
     rows = [json.loads(line) for line in lines]
     if [row["step"] for row in rows] != list(range(1, len(rows) + 1)):
         yield Check(name, "differs", "ledger: its steps are not 1, 2, 3 ...")
@@ -100,10 +100,8 @@ def _certificate(name: str, files: RunDir, manifest: Mapping[str, Any], config: 
     wrong = [p for key in computed for p in unequal(stored.get(key), json.loads(json.dumps(computed[key])), key)]
     wrong += list(_counted(stored, heldout, manifest))
     if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield Check(
-            name, "differs", f"certificate: {', '.join(wrong[:SHOWN])}{more} not as the held-out margins give it"
-        )
+        named = ", ".join(wrong[:SHOWN]) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+        yield Check(name, "differs", f"certificate: {named}: not as the held-out margins give it")
         return
     verdicts = len(computed["constraints"]) + sum(map(len, computed["masks"].values()))
     yield Check(name, "verified", f"certificate: {verdicts} verdicts, means and win rates follow from the "
@@ -175,8 +173,8 @@ def check_data(name: str, folder: Path, sources: Sequence[Source]) -> Iterator[C
     manifest = parse_state((folder / "manifest.json").read_bytes())
     part = f"data of {name}"
     for split, about in manifest.get("data", {}).items():
-        yield Check(part, "not verified", f"{split}: sha256 {str(about.get('sha256'))[:16]}... of {about.get('records')} "
-                    "tokenised records stands in the ledger's chain; it takes tokenizer and data to compute it")  # fmt: skip
+        says = f"sha256 {str(about.get('sha256'))[:16]}... of {about.get('records')} tokenised records"
+        yield Check(part, "not verified", f"{split}: {says}; computing it takes the tokenizer and the data")
     included = [file for source in sources for file in source.files]
     if included:
         yield Check(part, "not verified", f"{len(included)} files are included and match their hashes; that training "

@@ -1,4 +1,4 @@
-"""The rounds of a loop, and their state on disk. Each stage finds what it has done; a killed loop goes on from there."""
+"""The rounds of a loop, and their state on disk. Each stage finds what it has done: a killed loop goes on there."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _decided(loop: Loop, config: Config, folder: LoopFolder, number: int, poster
     if not dimensions:
         raise ConfigError(
             f"The judges rate {', '.join(posterior.ratings.dimensions)}, the data have {', '.join(given)}: no "
-            "dimension is in both, so no tolerance follows from an ability. Give the evaluation a rubric with the data's names."
+            "dimension is in both, so no tolerance follows from an ability. Give the evaluation a rubric with these."
         )
     found = levels(folder.run(number).ledger)
     mine = abilities(posterior, run_name(number), dimensions)

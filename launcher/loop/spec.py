@@ -110,8 +110,8 @@ def _refuse(config: Config, path: Path) -> None:
     if objective.kind != "preference" or objective.constraint.form != "threshold" or not objective.constraint.enforce:
         raise ConfigError(
             f"{path}: objective.kind is {objective.kind}, objective.constraint.form {objective.constraint.form}, "
-            f"enforce {str(objective.constraint.enforce).lower()}. A loop moves tolerances of single losses, so it needs a "
-            "preference run of form threshold that enforces them."
+            f"enforce {str(objective.constraint.enforce).lower()}. A loop moves tolerances of single losses, so it "
+            "needs a preference run of form threshold that enforces them."
         )
     if not config.dual_records:
         raise ConfigError(
