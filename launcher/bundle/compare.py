@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-8
 PICTURES = (".svg", ".png")
@@ -45,6 +47,8 @@ def file_differs(ours: Path, theirs: Path) -> str:
     mine, made = ours.read_bytes(), theirs.read_bytes()
     if mine == made:
         return ""
+    if ours.suffix == ".svg":
+        return _drawing_differs(mine, made)
     if ours.suffix in PICTURES:
         return "other bytes"
     if ours.suffix == ".json":
@@ -56,7 +60,18 @@ def file_differs(ours: Path, theirs: Path) -> str:
 
 def pictures_differ(ours: str, theirs: str) -> bool:
     """Whether two pages hold other pictures."""
-    return _DRAWN.findall(ours) != _DRAWN.findall(theirs)
+    a, b = (_DRAWN.findall(text) for text in (ours, theirs))
+    return len(a) != len(b) or any(_drawing_differs(*map(_decoded, pair)) for pair in zip(a, b, strict=True))
+
+
+def _decoded(source: str) -> bytes:
+    about, _, content = source[len('src="data:') : -1].partition(",")
+    return base64.b64decode(content) if about.endswith("base64") else unquote_to_bytes(content)
+
+
+def _drawing_differs(ours: bytes, theirs: bytes) -> str:
+    """Where two SVG pictures differ."""
+    return "" if ours == theirs else words_differ(ours.decode(errors="replace"), theirs.decode(errors="replace"))
 
 
 def words_differ(ours: str, theirs: str) -> str:

@@ -205,7 +205,7 @@ def _refuse_members(members: list[zipfile.ZipInfo], size: int) -> None:
         if name in seen:
             raise Refused(f"it holds {name} twice")
         seen.add(name)
-        if mode and not stat.S_ISREG(mode):
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise Refused(f"{name} is {_kind(mode)}; a bundle holds plain files only")
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise Refused(f"{name} is compressed, and a bundle is not: it could unfold to any size")

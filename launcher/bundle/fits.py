@@ -16,9 +16,6 @@ from dpeer.integrity import Damaged
 if TYPE_CHECKING:
     from dpeer.eval.irt.types import Posterior, Ratings
 
-TOLD = ("statuses", "status_by_judge", "people", "groups", "sources")
-"""Of ratings, beside names and arrays."""
-
 
 def pages(posterior: Posterior, folder: Path, asked: Mapping[str, Any]) -> None:
     """Write tables, figures and page of a fit. asked: base, smallest and family, where they were given."""
@@ -43,11 +40,9 @@ def of_table(ratings: Ratings, table: Path) -> list[str]:
     from dpeer.eval.irt.ratings_files import read
 
     rows = read(table)
-    lost = ratings.unrated
-    known = {*ratings.dimensions, *lost.get("dimension", ())}
+    lost, there = ratings.unrated, set(rows["dimension"])
     judges = {*ratings.judges, *lost.get("judge", ())}
-    there = set(rows["dimension"])
-    dimensions = None if there <= known else [d for d in ratings.dimensions if d in there]
+    dimensions = None if lost.get("dimension") else [d for d in ratings.dimensions if d in there]
     theirs = encode(rows, dimensions, ratings.scale, tuple(sorted(set(rows["judge"]) - judges)))
     theirs = replace(theirs, tokens=ratings.tokens, price=ratings.price, currency=ratings.currency)
     return [*_differing(ratings, theirs), *_differing(ratings.comparisons, theirs.comparisons, "comparisons.")]

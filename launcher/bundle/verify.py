@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from dpeer.errors import DpeerError
@@ -14,8 +15,9 @@ from dpeer.scratch import scratch
 OWN = frozenset({"bundle.json"})
 
 
-def verify(path: Path, published: str | None = None) -> Iterator[Check]:
-    """All checks of a bundle, in order. DpeerError: it is no bundle, or holds what none ever holds.
+def verify(path: Path, published: str | None = None, parts: Sequence[str] = ()) -> Iterator[Check]:
+    """All checks of a bundle, in order, or those of some parts. DpeerError: it is no bundle, holds what none ever
+    holds, or has no such part.
 
     Nothing in it is executed or unpickled. What cannot be read as what it claims to be differs.
     """
@@ -26,17 +28,21 @@ def verify(path: Path, published: str | None = None) -> Iterator[Check]:
             raise DpeerError(f"{path}: {refused}. Get it anew from whoever published it.") from None
         yield _published(digest, published)
         yield from _files(folder, index)
-        yield from _parts(folder, index, place)
+        checks = _parts(folder, index, place)
+        if unknown := [part for part in parts if part not in checks]:
+            raise DpeerError(f"{path}: has no part {unknown[0]}; there are {', '.join(checks)}")
+        for part, check in checks.items():
+            if not parts or part in parts:
+                yield from guarded(part, check)
 
 
 def _published(digest: str, published: str | None) -> Check:
     if published is None:
         says = f"digest {digest}: compare it with the published one, if there is one (--digest)"
         return Check("bundle.json", "not verified", says)
-    same = digest == published.strip().lower()
-    return Check(
-        "bundle.json", "verified" if same else "differs", f"digest {digest}" + " is not the published one" * (not same)
-    )
+    if digest == published.strip().lower():
+        return Check("bundle.json", "verified", f"digest {digest} is the published one")
+    return Check("bundle.json", "differs", f"its digest is {digest}, and {published} was published")
 
 
 def _files(folder: Path, index: Index) -> Iterator[Check]:
@@ -68,25 +74,35 @@ def _known(name: str, index: Index) -> bool:
     return False
 
 
-def _parts(folder: Path, index: Index, place: Path) -> Iterator[Check]:
+def _parts(folder: Path, index: Index, place: Path) -> dict[str, Callable[[], Iterator[Check]]]:
+    """What looks at each part, by its name."""
     from dpeer.launcher.bundle.verify_fit import check_evaluation, check_fit
     from dpeer.launcher.bundle.verify_run import check_data, check_run
 
     same = index.versions == versions()
+
+    def there(part: str) -> Place:
+        return Place(part, folder / part, place / part, same)
+
+    found: dict[str, Callable[[], Iterator[Check]]] = {}
     if not same:
-        differs = [k for k, v in versions().items() if index.versions.get(k) != v]
-        named = ", ".join(f"{k} {index.versions.get(k)} (here {versions()[k]})" for k in differs)
-        yield Check("versions", "not verified", f"pages were written with {named}; words and pictures may differ")
-    for kind, names, check in (("runs", index.runs, check_run), ("evaluations", index.evaluations, check_evaluation)):
-        for name in names:
-            part = f"{kind}/{name}"
-            yield from guarded(part, lambda c=check, p=part, n=name: c(Place(p, folder / p, place / n, same)))  # type: ignore[misc]
+        found["versions"] = partial(_versions, index)
+    for name in index.runs:
+        found[f"runs/{name}"] = partial(check_run, there(f"runs/{name}"))
+    for name in index.evaluations:
+        found[f"evaluations/{name}"] = partial(check_evaluation, there(f"evaluations/{name}"))
     for name, of in index.fits.items():
         table = folder / "evaluations" / of / "ratings.parquet" if of else None
-        part = Place(f"fits/{name}", folder / "fits" / name, place / "fits" / name, same)
-        yield from guarded(part.name, lambda p=part, t=table: check_fit(p, t))  # type: ignore[misc]
+        found[f"fits/{name}"] = partial(check_fit, there(f"fits/{name}"), table)
     for name, sources in index.data.items():
-        yield from guarded(f"data of {name}", lambda n=name, s=sources: check_data(n, folder / "runs" / n, s))  # type: ignore[misc]
+        found[f"data/{name}"] = partial(check_data, f"data/{name}", folder / "runs" / name, sources)
+    return found
+
+
+def _versions(index: Index) -> Iterator[Check]:
+    here = versions()
+    named = ", ".join(f"{k} {index.versions.get(k)} (here {v})" for k, v in here.items() if index.versions.get(k) != v)
+    yield Check("versions", "not verified", f"pages were written with {named}; words and pictures may differ by that")
 
 
 def guarded(part: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:

@@ -10,6 +10,7 @@ from dpeer.launcher import fsck
 from dpeer.launcher.bundle.check import SHOWN, Check, Place
 from dpeer.launcher.bundle.compare import PICTURES, file_differs
 from dpeer.launcher.bundle.fits import of_table, pages, refuse_misshapen, refuse_unfolding, wanted
+from dpeer.launcher.bundle.readings import wrong_readings
 from dpeer.launcher.bundle.verify_run import page_check
 
 MOST_ROWS = 50_000_000
@@ -49,6 +50,12 @@ def check_evaluation(place: Place) -> Iterator[Check]:
             yield Check(place.name, "verified", f"{len(ratings):,} ratings, each of a response in the bundle")
     else:
         yield Check(place.name, "not verified", f"{len(ratings):,} ratings: the responses are not there")
+    read, wrong_read = wrong_readings(ratings)
+    if wrong_read:
+        says = f"{wrong_read} of {read:,} scores do not follow from the log-probabilities beside them"
+        yield Check(place.name, "differs", says)
+    elif read:
+        yield Check(place.name, "verified", f"{read:,} scores follow from the log-probabilities beside them")
     yield Check(place.name, "not verified", "what models answered and judges said: their calls leave no trace that one "
                 "could compute again; ask them again with the recipe")  # fmt: skip
 

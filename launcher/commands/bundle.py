@@ -35,6 +35,9 @@ def bundle(
 def verify(
     path: Annotated[Path, typer.Argument(help="What `dpeer bundle` wrote.", metavar="BUNDLE")],
     digest: Annotated[str | None, typer.Option(help="The published digest, which the bundle must have.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Look at this part only, e.g. runs/lagrangian or fits/irt; repeat.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what was verified, too.")] = False,
 ) -> None:
     """Compute again what a bundle allows, and say what nobody can tell from it; exit code 1 when something differs."""
@@ -42,7 +45,7 @@ def verify(
 
     console = Console(highlight=False)
     counts: Counter[str] = Counter()
-    for check in run(path, digest):
+    for check in run(path, digest, part or ()):
         counts[check.state] += 1
         if check.state != "verified" or verbose:
             console.print(Text(f"{check.state:13}", COLOURS[check.state]), end="")
