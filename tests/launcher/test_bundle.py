@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from dpeer import chain
 from dpeer.errors import DpeerError
+from dpeer.eval.irt.fit_folder import load
 from dpeer.eval.store.parts import write_table
 from dpeer.eval.store.schema import RATINGS
 from dpeer.files import write_text
