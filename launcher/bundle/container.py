@@ -37,6 +37,9 @@ BLOCK = 1 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
+Split = Literal["train", "dual", "heldout"]
+
+
 class Entry(Section):
     bytes: int = Field(ge=0)
     """Size of the file."""
@@ -45,7 +48,7 @@ class Entry(Section):
 
 
 class Source(Section):
-    split: Literal["train", "dual", "heldout"]
+    split: Split
     """What its records were used for."""
     source: str
     """As the recipe names it."""

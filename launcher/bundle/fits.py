@@ -68,10 +68,9 @@ def refuse_unfolding(path: Path) -> None:
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
                 raise Damaged(f"holds {member.filename} compressed, and fits are not")
             with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                form = np.lib.format
-                read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-                shape, _, kind = read(stream)
+                form: Any = np.lib.format
+                first = form.read_magic(stream) == (1, 0)
+                shape, _, kind = (form.read_array_header_1_0 if first else form.read_array_header_2_0)(stream)
                 if kind.hasobject or kind.kind not in "fiub":
                     raise Damaged(f"holds {member.filename} of type {kind}, and draws are numbers")
                 if min(shape, default=0) < 0 or int(np.prod(shape, dtype=object)) * kind.itemsize > member.file_size:

@@ -15,7 +15,7 @@ from dpeer.errors import ConfigError, DpeerError
 from dpeer.files import follow_umask, write_text
 from dpeer.integrity import LIST
 from dpeer.launcher import fsck
-from dpeer.launcher.bundle.container import FORMAT, Index, Source, entry, files_below, write_index, write_zip
+from dpeer.launcher.bundle.container import FORMAT, Index, Source, Split, entry, files_below, write_index, write_zip
 from dpeer.scratch import scratch
 from dpeer.training.run_dir import RunDir
 from dpeer.versions import package_version
@@ -113,12 +113,12 @@ def _run(source: Path, target: Path, root: Path, with_data: bool) -> tuple[Sourc
     write_text(target / "recipe.yaml", resolved_yaml(config))
     write_report(target)
     name = target.name
-    splits = {"train": config.data.train, "dual": config.data.dual, "heldout": config.data.heldout}
+    splits: tuple[Split, ...] = ("train", "dual", "heldout")
     return tuple(
         Source(split=split, source=path, files=_data(path, root / "data" / name / split, root) if with_data else ())
-        for split, given in splits.items()
-        for path in paths(given)
-    )  # type: ignore[arg-type]
+        for split in splits
+        for path in paths(getattr(config.data, split))
+    )
 
 
 def _data(source: str, target: Path, root: Path) -> tuple[str, ...]:

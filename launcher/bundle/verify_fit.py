@@ -107,8 +107,8 @@ def _pages(place: Place, again: Path) -> Iterator[Check]:
                     "on another machine, so not compared")  # fmt: skip
     elif pictures:
         yield Check(place.name, "verified", f"{len(pictures)} pictures are as the draws give them")
-    texts = [(folder / "report.html").read_text(encoding="utf-8") for folder in (place.folder, again)]
-    yield page_check(place, "report.html", *texts, exact=exact)
+    mine, anew = ((folder / "report.html").read_text(encoding="utf-8") for folder in (place.folder, again))
+    yield page_check(place, "report.html", mine, anew, exact)
 
 
 def _refuse_unfolding(path: Path) -> None:

@@ -229,7 +229,7 @@ def _decided(loop: Loop, config: Config, folder: LoopFolder, number: int, poster
     following = next_tolerances(reached, loop.rule, untrained)
     earlier = [abilities(posterior, run_name(n), dimensions) for n in range(1, number)]
     best = max(earlier, key=lambda draws: float(draws.min(axis=1).mean()), default=None)
-    return json_safe(
+    row: dict[str, Any] = json_safe(
         {
             "round": number,
             "tolerance": given,
@@ -242,6 +242,7 @@ def _decided(loop: Loop, config: Config, folder: LoopFolder, number: int, poster
             "moves": following.moves,
         }
     )
+    return row
 
 
 def show(row: Mapping[str, Any], console: Console) -> None:
