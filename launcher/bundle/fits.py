@@ -21,7 +21,7 @@ def pages(posterior: Posterior, folder: Path, asked: Mapping[str, Any]) -> None:
     """Write tables, figures and page of a fit. asked: base, smallest and family, where they were given."""
     from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.tables import tabulate
-    from dpeer.launcher.commands.irt import page_of
+    from dpeer.launcher.fitting import page_of
 
     claims = Claims(float(asked.get("smallest_effect") or 0), tuple(map(str, asked.get("family") or ())))
     page_of(tabulate(posterior, asked.get("base"), None, claims), folder)

@@ -172,7 +172,7 @@ def _judged(loop: Loop, path: Path, first: Config, folder: LoopFolder, number: i
     from dpeer.eval.irt.types import Options
     from dpeer.eval.judge import judge
     from dpeer.launcher.cluster import connect
-    from dpeer.launcher.commands.irt import run_fit
+    from dpeer.launcher.fitting import run_fit
 
     config = evaluation(loop, path, first, number)
     link = partial(connect, config.farm.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from dpeer.eval.questions.readout import read_logprobs
 from dpeer.eval.store.parts import write_part, write_table
 from dpeer.eval.store.schema import RATINGS, RESPONSES
 from dpeer.heldout_file import Heldout, write_heldout
-from dpeer.integrity import write_state
+from dpeer.integrity import parse_state, write_state
+from dpeer.launcher.bundle.container import INDEX, entry, files_below, index_bytes, read_index
 from dpeer.objective.heldout import HeldoutEdges, selection_accuracy
 from dpeer.training.heldout import from_margins
 from dpeer.training.run_dir import RunDir
@@ -26,6 +28,7 @@ from tests.eval.irt.made_up import made_up
 from tests.training.test_run_dir import recipe
 
 DIMENSIONS = ("A", "E")
+RUN, EVALUATION, FIT = "runs/run", "evaluations/eval", "fits/eval-irt"
 RECORDS = 40
 
 
@@ -113,3 +116,16 @@ def made_fit(posterior: Posterior, path: Path) -> Path:
 
 def _id(kind: str, number: int) -> str:
     return hashlib.sha256(f"{kind} {number}".encode()).hexdigest()[:32]
+
+
+def renew(folder: Path) -> None:
+    """As a liar would: hashes of all files anew, so that only what is computed again can tell."""
+    index, _ = read_index(folder)
+    files = {name: entry(folder / name) for name in files_below(folder) if name != INDEX}
+    (folder / INDEX).write_bytes(index_bytes(index.model_copy(update={"files": files})))
+
+
+def change_state(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    value = parse_state(path.read_bytes())
+    change(value)
+    write_state(path, value)

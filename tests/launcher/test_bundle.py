@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import stat
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +21,14 @@ from dpeer.eval.store.parts import write_table
 from dpeer.eval.store.schema import RATINGS
 from dpeer.files import write_text
 from dpeer.heldout_file import read_heldout, write_heldout
-from dpeer.integrity import parse_state, write_state
+from dpeer.integrity import parse_state
 from dpeer.launcher.bundle.compare import unequal, words_differ
-from dpeer.launcher.bundle.container import INDEX, entry, files_below, index_bytes, read_index, write_zip
+from dpeer.launcher.bundle.container import INDEX, files_below, read_index, write_zip
 from dpeer.launcher.bundle.fits import of_table
 from dpeer.launcher.bundle.pack import bundle
 from dpeer.launcher.bundle.verify import verify
 from dpeer.launcher.cli import app
-from tests.launcher.published import made_evaluation, made_fit, made_run
-
-RUN, EVALUATION, FIT = "runs/run", "evaluations/eval", "fits/eval-irt"
+from tests.launcher.published import EVALUATION, FIT, RUN, change_state, made_evaluation, made_fit, made_run, renew
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +48,6 @@ def published(sources: Path) -> Path:
 @pytest.fixture
 def copy(published: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "copy"))
-
-
-def renew(folder: Path) -> None:
-    """As a liar would: hashes of all files anew, so that only what is computed again can tell."""
-    index, _ = read_index(folder)
-    files = {name: entry(folder / name) for name in files_below(folder) if name != INDEX}
-    (folder / INDEX).write_bytes(index_bytes(index.model_copy(update={"files": files})))
 
 
 def test_a_sound_bundle_has_no_differences_and_says_what_nobody_can_tell(published: Path) -> None:
@@ -90,12 +78,6 @@ def test_folder_and_file_have_one_digest_and_equal_bytes(sources: Path, tmp_path
 
 
 # Planted changes
-
-
-def change_state(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    value = parse_state(path.read_bytes())
-    change(value)
-    write_state(path, value)
 
 
 def violated(folder: Path) -> None:
@@ -301,138 +283,6 @@ def test_a_flipped_byte_of_any_file_is_found(copy: Path) -> None:
         if name != INDEX:
             assert f"{name} does not match" in "\n".join(c.says for c in _files(copy, read_index(copy)[0]))
         path.write_bytes(whole)
-
-
-# Hostile bundles
-
-
-def zipped(path: Path, members: list[tuple[str, bytes]], **about: Any) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members:
-            info = zipfile.ZipInfo(name)
-            for key, value in about.items():
-                setattr(info, key, value)
-            archive.writestr(info, content)
-    return path
-
-
-def link(folder: Path) -> None:
-    (folder / "runs" / "link").symlink_to("/etc/passwd")
-
-
-def pipe(folder: Path) -> None:
-    os.mkfifo(folder / "runs" / "pipe")
-
-
-@pytest.mark.parametrize("plant", [link, pipe])
-def test_links_and_devices_are_refused(copy: Path, plant: Callable[[Path], None]) -> None:
-    plant(copy)
-    with pytest.raises(DpeerError, match="plain files"):
-        list(verify(copy))
-    (copy.parent / "way").symlink_to(copy)
-    with pytest.raises(DpeerError, match="neither"):
-        list(verify(copy.parent / "way"))
-
-
-OUTSIDE = b'{"format": 1, "versions": {}, "files": {"../x": {"bytes": 1, "sha256": "%s"}}}' % (b"0" * 64)
-
-
-@pytest.mark.parametrize(
-    ("members", "about", "says"),
-    [
-        ([("../../evil", b"x")], {}, "a name that dpeer never gives"),
-        ([("/etc/evil", b"x")], {}, "a name that dpeer never gives"),
-        ([("a\\..\\b", b"x")], {}, "a name that dpeer never gives"),
-        ([("a/./b", b"x")], {}, "a name that dpeer never gives"),
-        ([("a" * 300, b"x")], {}, "a name that dpeer never gives"),
-        ([("runs/l", b"/etc/passwd")], {"external_attr": (stat.S_IFLNK | 0o777) << 16}, "symbolic link"),
-        ([("bomb", b"\0" * 1_000_000)], {"compress_type": zipfile.ZIP_DEFLATED}, "compressed"),
-        ([("a", b"x"), ("a", b"y")], {}, "twice"),
-        ([("a", b"x")], {}, "no bundle"),
-        ([(INDEX, b"[" * 100_000)], {}, "not as dpeer writes it"),
-        ([(INDEX, b'{"format": 2, "versions": {}, "files": {}}')], {}, "not as dpeer writes it"),
-        ([(INDEX, OUTSIDE)], {}, "never gives"),
-        ([(INDEX, b'{"format": 1, "versions": {}, "files": {}, "runs": ["../x"]}')], {}, "names a part"),
-    ],
-)  # fmt: skip
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_files_are_refused(tmp_path: Path, members: Any, about: dict[str, Any], says: str) -> None:
-    with pytest.raises(DpeerError, match=says):
-        list(verify(zipped(tmp_path / "x.zip", members, **about)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip"] and not Path("/etc/evil").exists()
-
-
-def test_members_that_overlap_or_lie_about_their_size_are_refused(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "x.zip", [("a", b"x" * 100), ("b", b"y" * 100)])
-    content = bytearray(path.read_bytes())
-    at = content.rindex(b"PK\x01\x02")
-    struct.pack_into("<I", content, at + 20, 1 << 30)
-    struct.pack_into("<I", content, at + 24, 1 << 30)
-    path.write_bytes(content)
-    with pytest.raises(DpeerError, match="larger than itself"):
-        list(verify(path))
-    for broken in (b"", b"PK", b"no zip at all", path.read_bytes()[:150]):
-        path.write_bytes(broken)
-        with pytest.raises(DpeerError, match=r"no zip|no bundle"):
-            list(verify(path))
-
-
-def pickled(folder: Path) -> None:
-    import hashlib
-
-    path = folder / FIT / "draws.npz"
-    np.savez(path, **{"draws.theta": np.array([{"a": 1}], dtype=object)})
-    own = hashlib.sha256(path.read_bytes()).hexdigest()
-    change_state(folder / FIT / "manifest.json", lambda m: m.update(sha256=own))
-
-
-def unfolding(folder: Path) -> None:
-    np.savez_compressed(folder / FIT / "draws.npz", **{"draws.theta": np.zeros(10_000_000)})
-
-
-def absurd_header(folder: Path) -> None:
-    """An array that says that it has 10^15 elements."""
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
-    header += b" " * (118 - len(header) - 1) + b"\n"
-    zipped(folder / FIT / "draws.npz", [("draws.theta.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header)])
-
-
-def wrong_types(folder: Path) -> None:
-    for name in ("config", "data", "chain"):
-        change_state(folder / RUN / "manifest.json", lambda m, n=name: m.update({n: [1]}))  # type: ignore[misc]
-
-
-def far_dimensions(folder: Path) -> None:
-    path = folder / RUN / "heldout.safetensors"
-    held = read_heldout(path)
-    assert held
-    held.edges.dims[0] = 1 << 40
-    write_heldout(path, held)
-
-
-def nested(folder: Path) -> None:
-    (folder / FIT / "tables" / "facts.json").write_text("[" * 100_000)
-
-
-HOSTILE = [
-    (pickled, FIT),
-    (unfolding, FIT),
-    (absurd_header, FIT),
-    (nested, FIT),
-    (wrong_types, RUN),
-    (far_dimensions, RUN),
-]
-
-
-@pytest.mark.parametrize(("plant", "part"), HOSTILE)
-def test_wrong_types_and_absurd_sizes_differ_and_end_nothing(
-    copy: Path, plant: Callable[[Path], None], part: str
-) -> None:
-    plant(copy)
-    renew(copy)
-    found = list(verify(copy, parts=[part, EVALUATION]))
-    assert any(c.state == "differs" for c in found)
-    assert EVALUATION in {c.part for c in found if c.state == "verified"}, "the other parts are looked at"
 
 
 def test_what_is_not_finished_or_damaged_is_not_bundled(sources: Path, tmp_path: Path) -> None:
