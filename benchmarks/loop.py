@@ -4,7 +4,7 @@ usage: python benchmarks/loop.py [--seeds 0 1 2 3 4] [--folder runs/loop_seeds] 
 
 Each seed has a world, a base model and three judges of its own, and runs the shipped loop `toy` from the command line;
 what is done is skipped. Shown are the weakest ability of each round in the fit that has both, and what an oracle reads
-in the same responses. About 15 CPU minutes per seed. Exit code 1 when fewer than 4 of 5 seeds gained.
+in the same responses. Exit code 1 when fewer than 4 of 5 seeds gained.
 """
 
 from __future__ import annotations
