@@ -24,6 +24,7 @@ from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
 from dpeer.launcher.commands.build import build
+from dpeer.launcher.commands.bundle import bundle, verify
 from dpeer.launcher.commands.chat import chat, serve
 from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
@@ -31,6 +32,7 @@ from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.eval_plan import app as eval_app
 from dpeer.launcher.commands.fsck import fsck
 from dpeer.launcher.commands.irt import app as irt_app
+from dpeer.launcher.commands.loop import loop
 from dpeer.launcher.commands.methods import methods
 from dpeer.launcher.commands.new import new
 from dpeer.launcher.commands.open import open_
@@ -134,6 +136,8 @@ app.command()(watch)
 app.command(name="open")(open_)
 app.command()(fsck)
 app.command()(build)
+app.command()(bundle)
+app.command()(verify)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
 app.command()(slurm_commands.slurm)
@@ -146,6 +150,7 @@ app.command()(chat)
 app.command()(serve)
 app.command()(plan)
 app.command()(tolerance)
+app.command()(loop)
 app.add_typer(sweep_commands.app, name="sweep", help="Ablations: many runs from one sweep file.")
 app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well they are recovered.")
 

@@ -63,7 +63,7 @@ def evaluate(root: Path, seed: int, console: Console) -> Evaluated:
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.tables import tabulate
     from dpeer.eval.judge import judge
-    from dpeer.launcher.commands.irt import run_fit
+    from dpeer.launcher.fitting import run_fit
 
     config = evaluation_config(root, seed)
     prepare_judges(root, seed, console)

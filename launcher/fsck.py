@@ -64,22 +64,38 @@ def _file(path: Path, remedy: str, parse: Callable[[bytes], Any] = verify) -> Fi
 
 
 def _run(folder: Path) -> Iterator[Finding]:
+    yield from check_records(folder)
     files = RunDir(folder)
-    yield (found := _file(files.manifest, MANIFEST_LOST, parse_state))
-    manifest = parse_state(files.manifest.read_bytes()) if found.state in ("sound", "no checksum") else {}
+    manifest = _manifest(files)
     finished = manifest.get("finished") is not None
-    yield from _lines(files, manifest)
-    if files.stop.exists():
-        yield _file(files.stop, "Restore it, or remove it to train on", parse_state)
-    for path, parse in ((files.certificate, parse_state), (files.heldout, verify)):
-        if path.exists() or (finished and "heldout" in manifest.get("data", {}) and "run" in manifest):
-            yield _file(path, f"Remove it; {AGAIN}", parse)
     for step in files.saved_steps():
         yield from _checkpoint(files, manifest, step)
     if files.export.exists() or finished:
         yield from _listed(files.export, f"Remove it; {AGAIN}, or `dpeer export`")
     for path in (*files.checkpoints.glob(".writing-*"), *folder.glob(".*.tmp")):
         yield Finding(path, "left over", "of a kill; the next run removes or ignores it")
+
+
+def check_records(folder: Path) -> Iterator[Finding]:
+    """What a run says of itself: all its files but checkpoints and the exported model."""
+    files = RunDir(folder)
+    yield _file(files.manifest, MANIFEST_LOST, parse_state)
+    manifest = _manifest(files)
+    yield from _lines(files, manifest)
+    if files.stop.exists():
+        yield _file(files.stop, "Restore it, or remove it to train on", parse_state)
+    for path, parse in ((files.certificate, parse_state), (files.heldout, verify)):
+        finished = manifest.get("finished") is not None
+        if path.exists() or (finished and "heldout" in manifest.get("data", {}) and "run" in manifest):
+            yield _file(path, f"Remove it; {AGAIN}", parse)
+
+
+def _manifest(files: RunDir) -> dict[str, Any]:
+    """Empty where it is missing or damaged."""
+    try:
+        return parse_state(files.manifest.read_bytes())
+    except (Damaged, OSError):
+        return {}
 
 
 def _lines(files: RunDir, manifest: dict[str, Any]) -> Iterator[Finding]:

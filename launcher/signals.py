@@ -57,12 +57,14 @@ class Signals:
             self._saved[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._saved.items():
             signal.signal(number, handler)
             outer = getattr(handler, "__self__", None)
             if isinstance(outer, Signals):  # a repeat may come when this level has ended
                 outer._first = max(outer._first, self._first)
+        if isinstance(error, SystemError) and (stopped := _interruption(error)):
+            raise stopped from None
 
     def _handle(self, number: int, frame: Any) -> None:
         moments = time.monotonic() - self._first <= TWICE_S
@@ -99,3 +101,11 @@ class Signals:
             yield
         finally:
             self._deferred = False
+
+
+def _interruption(error: BaseException) -> Interrupted | None:
+    """Compiled code that a signal interrupts, such as Ray's waits, may report that as a fault of its own."""
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, Interrupted):
+        at = at.__cause__ or at.__context__
+    return at

@@ -233,6 +233,17 @@ class EarlyCertificate(TypedDict):
     heldout_records: int
 
 
+class MarginsFile(TypedDict):
+    """The part of certificate.json that follows from the held-out margins alone; see `CertificateFile`."""
+
+    confidence: float
+    bound: float
+    constraints: list[VerdictRow]
+    dimensions: dict[str, HeldoutRow]
+    wins: dict[str, WinRow]
+    masks: dict[str, list[VerdictRow]]
+
+
 class CertificateFile(EarlyCertificate, total=False):
     """certificate.json"""
 

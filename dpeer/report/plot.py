@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,9 @@ class Plot:
     note: str = ""
 
 
+_HASHED = re.compile(rb"(?<![\w#-])[a-z][0-9a-f]{10}(?![\w-])|(?<=#)[a-z][0-9a-f]{10}(?![\w-])")
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """Values per step [S], nan where unknown; `se` are their standard errors."""
@@ -71,7 +75,7 @@ def render(paint: Callable[[Figure], None], height_in: float, *formats: str) -> 
     def saved(kind: str) -> bytes:
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=200, metadata={"Date" if kind == "svg" else "Software": None})
-        return file.getvalue()
+        return _with_counted_names(file.getvalue()) if kind == "svg" else file.getvalue()
 
     with style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
@@ -80,6 +84,12 @@ def render(paint: Callable[[Figure], None], height_in: float, *formats: str) -> 
             engine.execute(figure)
             figure.set_layout_engine("none")
         return tuple(saved(kind) for kind in formats)
+
+
+def _with_counted_names(svg: bytes) -> bytes:
+    """Matplotlib names parts by hashes of their places in all digits, and the last ones are other in each process."""
+    names: dict[bytes, bytes] = {}
+    return _HASHED.sub(lambda found: names.setdefault(found[0], b"part%d" % len(names)), svg)
 
 
 def svg_uri(svg: bytes) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from dpeer.config import Objective
 from dpeer.objective.rows import VerdictRow
 from dpeer.report.run import Certified
 from dpeer.report.sweep import SweepCell, SweepData
@@ -27,13 +29,13 @@ def choice(data: SweepData) -> Choice | None:
     if len(cells) < 2:
         return None
     best = min(cells, key=worst)
-    rows = corrected(best, len(cells))
+    rows = corrected(best.run.path, best.objective, len(cells))
     verdicts = None if rows is None else tuple(Certified.model_validate(row) for row in rows)
     return Choice(best, len(cells), verdicts and tuple(v for v in verdicts if v.constrained))
 
 
-def corrected(cell: SweepCell, choices: int) -> list[VerdictRow] | None:
-    """The verdicts of a cell that was chosen among so many; None without its held-out margins.
+def corrected(run: Path, objective: Objective, choices: int) -> list[VerdictRow] | None:
+    """The verdicts of a run that was chosen among so many; None without its held-out margins.
 
     DpeerError: the file of margins is damaged.
     """
@@ -41,9 +43,9 @@ def corrected(cell: SweepCell, choices: int) -> list[VerdictRow] | None:
     from dpeer.objective.certificate import certify
     from dpeer.objective.constraints import build_constraints
 
-    heldout = read_heldout(cell.run.path / "heldout.safetensors")
+    heldout = read_heldout(run / "heldout.safetensors")
     if heldout is None:
         return None
-    constraints = build_constraints(cell.objective.constraint, heldout.dimensions)
-    verdicts = certify(heldout.edges, constraints, cell.objective, state=heldout, choices=choices)
+    constraints = build_constraints(objective.constraint, heldout.dimensions)
+    verdicts = certify(heldout.edges, constraints, objective, state=heldout, choices=choices)
     return [v.to_dict() for v in verdicts]

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import torch
 
-from dpeer.config import Config
+from dpeer.config import Config, Objective
 from dpeer.data.tokenize import TokenizedSet, TokenTree
+from dpeer.heldout_file import Heldout
 from dpeer.objective.certificate import certified_bound, certify, certify_masks, win_rates
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import DualState
 from dpeer.objective.heldout import HeldoutEdges, heldout_means, selection_accuracy
-from dpeer.objective.rows import CertificateFile
+from dpeer.objective.rows import CertificateFile, MarginsFile
 from dpeer.training import ending
 
 
@@ -75,8 +76,6 @@ def certificate(
     dual: DualState,
 ) -> CertificateFile:
     """The certificate as JSON: verdicts, overall and per mask; means and win rates by dimension; selection accuracy."""
-    objective = config.objective
-    constraints = build_constraints(objective.constraint, data.dimensions)
     edges = heldout_edges(config, data, policy, reference)
     per_token, golden, active, keys = [], [], [], set()
     for tree, lp in zip(data.trees, policy, strict=True):
@@ -85,18 +84,27 @@ def certificate(
         active.append(tree.mask)
         keys.add(prompt_key(tree))
     overall, masks = selection_accuracy(per_token, golden, active)
-    by_mask = certify_masks(edges, constraints, objective, state=dual)
-    wins = win_rates(edges, data.dimensions, objective.certificate.confidence)
     prompts = len(keys)
     return {
-        "confidence": objective.certificate.confidence,
-        "bound": certified_bound(constraints, objective),
-        "constraints": [v.to_dict() for v in certify(edges, constraints, objective, state=dual)],
-        "dimensions": heldout_means(edges, objective, data.dimensions),
-        "wins": {d: w.to_dict() for d, w in wins.items()},
-        "masks": {mask: [v.to_dict() for v in by_mask[mask]] for mask in sorted(by_mask)},
+        **from_margins(config.objective, Heldout(edges, data.dimensions, dual.form)),
         "selection": {"overall": overall.to_dict(), "masks": {k: v.to_dict() for k, v in masks.items()}},
         "heldout_records": len(data.trees),
         "prompts": prompts,
         "rarest": min(1.0, 3 / prompts) if prompts else None,
+    }
+
+
+def from_margins(objective: Objective, heldout: Heldout) -> MarginsFile:
+    """What of the certificate follows from the held-out margins alone."""
+    edges, dimensions = heldout.edges, heldout.dimensions
+    constraints = build_constraints(objective.constraint, dimensions)
+    by_mask = certify_masks(edges, constraints, objective, state=heldout)
+    wins = win_rates(edges, dimensions, objective.certificate.confidence)
+    return {
+        "confidence": objective.certificate.confidence,
+        "bound": certified_bound(constraints, objective),
+        "constraints": [v.to_dict() for v in certify(edges, constraints, objective, state=heldout)],
+        "dimensions": heldout_means(edges, objective, dimensions),
+        "wins": {d: w.to_dict() for d, w in wins.items()},
+        "masks": {mask: [v.to_dict() for v in by_mask[mask]] for mask in sorted(by_mask)},
     }

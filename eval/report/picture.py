@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpeer.eval.report.words import clear, known, labels
-from dpeer.report.plot import PALETTE
+from dpeer.report.plot import PALETTE, Plot, render, svg_uri
 from dpeer.report.text import NBSP
 
 if TYPE_CHECKING:
@@ -125,6 +125,15 @@ def intervals(
             axes.set_xlim(*xlim)
 
     return paint
+
+
+def interval_plot(
+    title: str, rows: Sequence[Interval], xlabel: str, xlim: tuple[float, float] | None = None, note: str = ""
+) -> Plot:
+    """The same, drawn for a page."""
+    (svg,) = render(intervals(rows, xlabel, xlim=xlim), rows_height(len(rows)), "svg")
+    words = enumerated([f"{row.name} {row.value:+.2f} ({row.low:.2f} to {row.high:.2f})" for row in rows])
+    return Plot(title, f"Dot plot with 95 % intervals, {xlabel}: {words}.", svg_uri(svg), note)
 
 
 def interval_rows(axes: Axes, rows: Sequence[Interval]) -> None:

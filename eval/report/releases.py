@@ -12,12 +12,9 @@ from dpeer.eval.irt.conditions import Verdict
 from dpeer.eval.irt.releases import Comparison
 from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.report.picture import (
-    Interval,
     by_dimension,
     decided,
-    enumerated,
-    intervals,
-    rows_height,
+    interval_plot,
     shared_range,
     sided,
 )
@@ -25,7 +22,7 @@ from dpeer.eval.report.table import Table, bounded, build
 from dpeer.eval.report.words import clear, count, fixed, label, probability, signed
 from dpeer.files import write_text
 from dpeer.report.page import templates
-from dpeer.report.plot import Plot, render, svg_uri
+from dpeer.report.plot import Plot
 from dpeer.report.text import listing
 
 MOST_MOVED = 40
@@ -114,14 +111,6 @@ def _name(row: Any, several: bool) -> str:
     return f"{row.release}: {models}" if several else str(models)
 
 
-def _plot(
-    title: str, rows: Sequence[Interval], xlabel: str, xlim: tuple[float, float] | None = None, note: str = ""
-) -> Plot:
-    (svg,) = render(intervals(rows, xlabel, xlim=xlim), rows_height(len(rows)), "svg")
-    words = enumerated([f"{row.name} {row.value:+.2f} ({row.low:.2f} to {row.high:.2f})" for row in rows])
-    return Plot(title, f"Dot plot with 95 % intervals, {xlabel}: {words}.", svg_uri(svg), note)
-
-
 def _changed(frame: pd.DataFrame) -> Iterator[Plot]:
     frame = frame[frame["role"] == "compared"]
     several = frame["release"].nunique() > 1
@@ -137,7 +126,7 @@ def _changed(frame: pd.DataFrame) -> Iterator[Plot]:
         side = clear(last.difference_low, last.difference_high)
         words = {1: "is up", 0: "has not clearly changed", -1: "is down"}[side]
         title = f"{dimension} {words}" if len(part) == 1 else f"{dimension}: {_name(last, several)} {words}"
-        yield _plot(title, rows, "change of ability (logits), left = worse", xlim)
+        yield interval_plot(title, rows, "change of ability (logits), left = worse", xlim)
 
 
 def _moved(frame: pd.DataFrame) -> Iterator[Plot]:
@@ -156,7 +145,7 @@ def _moved(frame: pd.DataFrame) -> Iterator[Plot]:
         title = f"{gone} of {names} shared {kind} moved" if gone else f"None of the {names} shared {kind} moved clearly"
         if names > 1:
             note = f"The {MOST_MOVED} rows of {len(part):,} that moved most." if len(part) > MOST_MOVED else ""
-            yield _plot(title, rows, KINDS[str(kind)], note=note)
+            yield interval_plot(title, rows, KINDS[str(kind)], note=note)
 
 
 def _changes(frame: pd.DataFrame) -> Table:

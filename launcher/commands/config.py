@@ -22,6 +22,7 @@ class Kind(StrEnum):
     evaluation = "evaluation"
     sweep = "sweep"
     build = "build"
+    loop = "loop"
 
 
 @app.command()
@@ -54,6 +55,10 @@ def recipe_schema(kind: Kind) -> Node:
             from dpeer.launcher.sweep.spec import Sweep
 
             return file_schema(Sweep, {})
+        case Kind.loop:
+            from dpeer.launcher.loop.spec import Loop
+
+            return file_schema(Loop, {})
 
 
 def file_schema(root: type[Section], names: Mapping[str, Sequence[str]]) -> Node:

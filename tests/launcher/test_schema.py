@@ -15,10 +15,17 @@ from dpeer.config import Config
 from dpeer.config_io import known_names
 from dpeer.launcher.cli import app
 from dpeer.launcher.commands.config import Kind, file_schema, recipe_schema
+from dpeer.launcher.loop.spec import LOOPS
 from dpeer.launcher.recipe import BUILD, EVALUATION, RECIPES
 from dpeer.launcher.sweep.spec import SWEEPS
 
-FOLDERS = {Kind.training: RECIPES, Kind.evaluation: EVALUATION, Kind.sweep: SWEEPS, Kind.build: BUILD}
+FOLDERS = {
+    Kind.training: RECIPES,
+    Kind.evaluation: EVALUATION,
+    Kind.sweep: SWEEPS,
+    Kind.build: BUILD,
+    Kind.loop: LOOPS,
+}
 SHIPPED = [(kind, path) for kind, folder in FOLDERS.items() for path in sorted(folder.glob("*.yaml"))]
 
 

@@ -1,0 +1,1 @@
+"""`dpeer loop`: train, judge, estimate abilities, choose the next tolerances, and again."""
