@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -24,13 +25,23 @@ models = toy_models
 ROOT = Path(__file__).parents[3]
 
 
-def begin(folder: Path, *arguments: object) -> tuple[subprocess.Popen[str], str]:
+@pytest.fixture
+def begun() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.terminate()
+        process.wait(60)
+
+
+def begin(begun: list[subprocess.Popen[str]], folder: Path, *arguments: object) -> tuple[subprocess.Popen[str], str]:
     """The command, and the address that it prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY, "DPEER_DEVICE": "cpu"}
     log = (folder / "serve.log").open("a")
     before = (folder / "serve.log").read_text().count("Only browsers")
     command = [sys.executable, "-m", "dpeer.launcher.cli", "serve", *map(str, arguments)]
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True, cwd=folder)
+    begun.append(process)
     deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         said = (folder / "serve.log").read_text()
@@ -48,11 +59,13 @@ def gone(processes: list[psutil.Process], limit_s: float = 30) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_model_here_answers_beside_an_endpoint_and_votes_become_a_fit(models: Path, tmp_path: Path) -> None:
+def test_a_model_here_answers_beside_an_endpoint_and_votes_become_a_fit(
+    models: Path, tmp_path: Path, begun: list[subprocess.Popen[str]]
+) -> None:
     with endpoint() as there:
         names = (models / "a", f"served=peer@{there.url}")
         process, address = begin(
-            tmp_path, *names, "--max-tokens", 8, "--max-length", 256, "--voter", "ann", "--votes", "v.csv"
+            begun, tmp_path, *names, "--max-tokens", 8, "--max-length", 256, "--voter", "ann", "--votes", "v.csv"
         )
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
@@ -77,7 +90,7 @@ def test_a_model_here_answers_beside_an_endpoint_and_votes_become_a_fit(models: 
         process.kill()
         process.wait()
         assert gone(children)
-        process, _ = begin(tmp_path, f"peer@{there.url}", "--voter", "ann", "--votes", "v.csv")
+        process, _ = begin(begun, tmp_path, f"peer@{there.url}", "--voter", "ann", "--votes", "v.csv")
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0
     fit = ["irt", "fit", str(tmp_path / "v.csv"), "--human", "ann", "-o", str(tmp_path / "fit"), "--approx"]
