@@ -11,7 +11,7 @@ from dpeer.eval.irt.memory import free_memory
 from dpeer.eval.irt.types import Options
 
 CHAIN_MB, RATING_KB = 10, 0.3
-"""Memory of one chain: 10 MB at 5,760 ratings and 32 MB at 88,000."""
+"""Memory of one chain, generously: 9 MB at 5,760 ratings, 25 MB at 88,000, 201 MB at 1,000,000."""
 VALUE_BYTES, OTHER_COLUMNS = 14, 1.1
 """Of one value in CmdStan's files (260 MB for 1,000 draws of 18,670 parameters), and columns per parameter."""
 WARMUP = 1.3
