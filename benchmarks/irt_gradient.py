@@ -26,7 +26,7 @@ LENGTHS = {SMALL: (6, 36), LARGE: (2, 10), MILLION: (1, 3)}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="One gradient of the many-facet model.")
-    parser.add_argument("--million", action="store_true", help="also 1,000,000 ratings (3 GB)")
+    parser.add_argument("--million", action="store_true", help="also 1,000,000 ratings (1 GB)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--than", type=Path, metavar="PROGRAM", help="another compiled version of the model")
     given = parser.parse_args()
