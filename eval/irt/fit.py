@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 
 from dpeer.eval.irt.anchors import check_anchors
-from dpeer.eval.irt.cmdstan import MODEL, compile_model, find_or_install, version
+from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_EBFMI, MIN_ESS, ebfmi, mixing
 from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
+from dpeer.eval.irt.forecast import at_once, check_room, seconds
 from dpeer.eval.irt.restart import begin, earlier, joined, left
 from dpeer.eval.irt.scales import guessed, measured
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import metric, starts
 from dpeer.eval.irt.stan_terms import term_effects
 from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.progress import duration
 from dpeer.scratch import scratch
 
 __all__ = ["IrtError", "fit", "load", "save"]
@@ -89,7 +91,7 @@ def fit(
         posterior = _fresh(ratings, options, problem, executable, say, keep_csv)
     facts = {
         "cmdstan": version(cmdstan),
-        "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
+        "model_sha256": hashlib.sha256(MODEL.read_bytes() + FUNCTIONS.read_bytes()).hexdigest(),
         "seconds": round(time.perf_counter() - begin, 2),
         "cpu_seconds": round(_children_cpu() - cpu_before, 2),
         "started_from_earlier": start is not None and "pilot_leapfrogs" not in posterior.facts,
@@ -108,14 +110,19 @@ def _fresh(
     nuts = _nuts(problem, options) | {"adapt_delta": STEPS_ROUGH[0]}
     pilot = _sample(ratings, short, problem, executable, partial(say, "pilot chain"), nuts)
     problem = build(ratings, options, measured(pilot, problem.scales))
-    label = "sampling (approximate)" if options.approx else "sampling"
+    expected = seconds(pilot.facts["seconds_per_draw"], options, at_once(options.chains, options.threads, len(ratings)))
+    label = f"sampling{' (approximate)' * options.approx}, about {duration(expected)}"
     for attempt, rate in enumerate(_steps(options, problem)):
         again = f" again, adapt_delta {rate}" if attempt else ""
         nuts = _nuts(problem, options) | {"adapt_delta": rate}
         posterior = _sample(ratings, options, problem, executable, partial(say, label + again), nuts, keep_csv)
         if not posterior.sampler["divergent"].any():
             break
-    facts = {"pilot_leapfrogs": pilot.facts["leapfrogs"], "runs_with_divergences_before": attempt}
+    facts = {
+        "pilot_leapfrogs": pilot.facts["leapfrogs"],
+        "expected_seconds": expected,
+        "runs_with_divergences_before": attempt,
+    }
     return replace(posterior, facts=facts | posterior.facts)
 
 
@@ -172,11 +179,12 @@ def _sample(
     """Run the chains of one problem and read them."""
     keep = max(1, KEPT_EFFECTS // options.chains)
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
-    stan, sampler, raw, remains = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
+    stan, sampler, raw, remains, spent = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
     anchors = check_anchors(ratings, options, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
     draws = named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
+        "seconds_per_draw": spent,
         "parameters": len(nuts["inv_metric"]),
         "response_effect": problem.response_effect,
         "model_item": "v_mean" in stan,
@@ -210,14 +218,16 @@ def _run(
     kept: Ints,
     progress: Callable[[float], None],
     keep_csv: Path | None,
-) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, Floats], dict[str, Floats]]:
-    """Stan's draws by name and the sampler's, [chains, draws, ...], blocks of RAW [chains, kept, n], and what a later
-    fit starts from."""
-    from dpeer.eval.irt.chains import Wanted, at_once, run_chains  # CmdStanPy: 0.4 CPU s that reports need not pay
+) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, Floats], dict[str, Floats], float]:
+    """Stan's draws by name and the sampler's, [chains, draws, ...], blocks of RAW [chains, kept, n], what a later fit
+    starts from, and the seconds that a draw took."""
+    from dpeer.eval.irt.chains import Wanted, run_chains  # CmdStanPy: 0.4 CPU s that reports need not pay
 
-    chains, draws = options.chains, options.draws
+    chains, draws, side_by_side = options.chains, options.draws, at_once(options.chains, options.threads, len(ratings))
     wanted = Wanted(WANTED, RAW, frozenset(kept.tolist()), tuple(name for name, *_ in problem.blocks))
     with scratch("dpeer-irt-") as folder:
+        files = chains if keep_csv else side_by_side
+        check_room(folder, len(ratings), len(nuts["inv_metric"]), options, files)
         (folder / "data.json").write_text(json.dumps(problem.data))
         found, rest = run_chains(
             executable,
@@ -226,7 +236,7 @@ def _run(
             keep_csv,
             data=str(folder / "data.json"),
             chains=chains,
-            parallel_chains=at_once(chains, options.threads, problem.data["N"]),
+            parallel_chains=side_by_side,
             threads_per_chain=options.threads,
             iter_warmup=options.warmup,
             iter_sampling=draws,
@@ -237,8 +247,9 @@ def _run(
         stan = {n: v.reshape(chains, draws, *v.shape[1:]) for n, v in found.stan_variables().items()}
         sampler = {n.removesuffix("__"): v.T for n, v in found.method_variables().items()}
         last = {name: np.stack([chain.last[name] for chain in rest]) for name in rest[0].last}
+        spent = max(chain["sampling"] for chain in found.time) / draws
         remains = left(problem, ratings, last, np.mean(np.asarray(found.inv_metric), axis=0))
-    return stan, sampler, {n: np.stack([chain.thinned[n] for chain in rest]) for n in rest[0].thinned}, remains
+    return stan, sampler, {n: np.stack([chain.thinned[n] for chain in rest]) for n in rest[0].thinned}, remains, spent
 
 
 def _children_cpu() -> float:

@@ -71,6 +71,12 @@ functions {
     return exp((1 - centre) .* log(scale)) .* (raw - centre .* middle);
   }
 
+  // Written in model.hpp, with their derivatives: they run over all cells and all ratings.
+  vector partly_centred(vector level, array[] int at, vector less, array[] int less_at, vector more, vector raw,
+                        vector spread, array[] int kind, data array[] real centre);
+  real adjacent_categories(array[] int y, array[] int cell, int first, int last, vector eta, array[] int pair,
+                           vector halo, vector score, real alpha, real location, vector passed);
+
   // Log-likelihood of the groups `slice`, in the form that reduce_sum wants.
   real groups_lpdf_sum(array[] int slice, int from, int to, array[] int y, array[] int cell, array[] int pair,
                        array[] int first, array[] int last, array[] int judge, array[] int dim,
@@ -79,23 +85,17 @@ functions {
                        array[] int group_item, matrix item_passed) {
     real total = 0;
     for (g in slice) {
-      int n = last[g] - first[g] + 1;
       int j = judge[g];
       int d = dim[g];
       int a = step_first[d];
       int l = levels[j, d];
       array[l] int given = level[j, d, 1 : l];
-      vector[l] s = alpha[j] * score[d][given];
+      vector[l] s = score[d][given];
       vector[l] passed = append_row(0, cumulative_sum(kappa[j, a : a + steps[d] - 1]'))[given];
-      vector[n] x = eta[cell[first[g] : last[g]]];
       if (size(group_item) > 0) {
         passed += alpha[j] * item_passed[given, group_item[g]];
       }
-      if (rows(halo) > 0) {
-        x += halo[pair[first[g] : last[g]]];
-      }
-      total += categorical_logit_glm_lpmf(y[first[g] : last[g]] | to_matrix(x, n, 1), -passed - location[g] * s,
-                                          to_matrix(s, 1, l));
+      total += adjacent_categories(y, cell, first[g], last[g], eta, pair, halo, s, alpha[j], location[g], passed);
     }
     return total;
   }
@@ -224,6 +224,9 @@ data {
 transformed data {
   array[G] int groups;
   array[D] int step_first;
+  array[E] int cell_dim;
+  array[E] real share_u = to_array_1d(centre_u);
+  array[V] real share_v = to_array_1d(centre_v);
   int S = sum(steps);
   int free_steps = S - D;
   int has_main = J > 1 || judges_anchored;
@@ -234,9 +237,13 @@ transformed data {
   int item_steps = 0;
   for (g in 1 : G) {
     groups[g] = g;
+    if (max(y[first[g] : last[g]]) > levels[judge[g], dim[g]]) {
+      reject("a rating of group ", g, " is of no category of its judge");
+    }
   }
   for (d in 1 : D) {
     step_first[d] = sum(steps[1 : d - 1]) + 1;
+    cell_dim[cell_first[d] : cell_last[d]] = rep_array(d, cell_last[d] - cell_first[d] + 1);
     if (use_item_steps) {
       item_dim[item_first[d] : item_last[d]] = rep_array(d, item_last[d] - item_first[d] + 1);
       item_steps += (steps[d] - 1) * (item_last[d] - item_first[d] + 1);
@@ -412,29 +419,24 @@ model {
   vector[J] alpha = use_alpha ? exp(log_alpha) : rep_vector(1, J);
   {
     vector[M * D] ability = to_vector(theta + rep_matrix((mu .* rated)', M));
-    eta = ability[cell_ability] - beta[cell_item];
+    vector[0] none;
+    vector[use_length || H > 0 ? E : 0] more = rep_vector(0, use_length || H > 0 ? E : 0);
+    vector[E + 1] found;
     if (H > 0) {
-      eta += to_vector(group)[cell_group];
+      more += to_vector(group)[cell_group];
+    }
+    if (use_length) {
+      more += length[cell_dim] .* cell_length;
     }
     if (V > 0) {
-      vector[V] middle = ability[triple_ability] - beta[triple_item];
-      vector[V] scale = s_v[triple_dim];
-      v_raw ~ normal(centre_v .* middle, exp(centre_v .* log(scale)));
-      eta += uncentred(v_raw, middle, centre_v, scale)[cell_triple];
+      vector[V + 1] v = partly_centred(ability, triple_ability, beta, triple_item, none, v_raw, s_v, triple_dim, share_v);
+      target += v[V + 1];
+      found = partly_centred(v, cell_triple, none, cell_triple, more, u_raw, s_u, cell_dim, share_u);
+    } else {
+      found = partly_centred(ability, cell_ability, beta, cell_item, more, u_raw, s_u, cell_dim, share_u);
     }
-    for (d in 1 : D) {
-      int a = cell_first[d];
-      int b = cell_last[d];
-      if (use_length) {
-        eta[a : b] += length[d] * cell_length[a : b];
-      }
-      if (use_u) {
-        vector[b - a + 1] middle = centre_u[a : b] .* eta[a : b];
-        vector[b - a + 1] scale = exp(centre_u[a : b] * log(s_u[d]));
-        u_raw[a : b] ~ normal(middle, scale);
-        eta[a : b] += s_u[d] * (u_raw[a : b] - middle) ./ scale;
-      }
-    }
+    target += found[E + 1];
+    eta = found[1 : E];
   }
   halo = use_halo ? s_halo[1] * halo_raw : rep_vector(0, P);
   if (X > 0) {

@@ -19,7 +19,7 @@ from rich.table import Table
 from scipy.stats import kstest
 
 from dpeer.escape import markup
-from dpeer.eval.irt.cmdstan import MODEL
+from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.types import Floats, Options, Posterior
@@ -199,7 +199,8 @@ def _replicate(spec: Spec, options: Options, seed: int) -> dict[str, Any]:
 
 
 def _fingerprint(spec: Spec, options: Options) -> str:
-    text = json.dumps([asdict(spec), asdict(options), MODEL.read_text(encoding="utf-8")], sort_keys=True)
+    program = [path.read_text(encoding="utf-8") for path in (MODEL, FUNCTIONS)]
+    text = json.dumps([asdict(spec), asdict(options), *program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

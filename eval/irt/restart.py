@@ -82,6 +82,15 @@ def earlier(previous: Posterior, ratings: Ratings, options: Options) -> tuple[Sc
     return Scales(**scales | own), centres | {"centre_u": _of(centres["centre_u"], old)}
 
 
+def continues(previous: Posterior, ratings: Ratings, options: Options) -> bool:
+    """Whether a fit of these ratings may start from an earlier one."""
+    try:
+        earlier(previous, ratings, options)
+    except IrtError:
+        return False
+    return True
+
+
 def begin(
     previous: Posterior, ratings: Ratings, problem: Problem, chains: int
 ) -> tuple[list[dict[str, Any]], Floats, float]:

@@ -63,7 +63,7 @@ def test_a_last_fit_that_fails_asks_for_more_ratings(tmp_path: Path, monkeypatch
     def failing(*_: Any, **__: Any) -> Any:
         raise IrtError("the sampler failed: planted")
 
-    monkeypatch.setattr("dpeer.eval.adaptive.rounds.estimate", failing)
+    monkeypatch.setattr("dpeer.eval.adaptive.confirm.estimate", failing)
     backend = registered()
     cfg = planted(
         tmp_path,

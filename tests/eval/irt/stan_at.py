@@ -34,6 +34,26 @@ def at_start(problem: Problem, start: dict[str, Any], options: Options, folder: 
     return blocks_of(pd.read_csv(path, comment="#", float_precision="round_trip").iloc[0])
 
 
+def gradients(problem: Problem, start: dict[str, Any], folder: Path) -> tuple[Floats, Floats]:
+    """Derivatives of the log density by all parameters: the program's, and finite differences of the density."""
+    (folder / "data.json").write_text(json.dumps(problem.data))
+    (folder / "start.json").write_text(json.dumps(start))
+    command = [
+        *(
+            str(compile_model(lambda text: None)),
+            "data",
+            f"file={folder / 'data.json'}",
+            f"init={folder / 'start.json'}",
+        ),
+        *("output", f"file={folder / 'out.csv'}", "diagnose", "test=gradient", "error=1e9"),
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    rows = [line.split() for line in done.stdout.partition("param idx")[2].splitlines()[1:]]
+    found = np.array([[float(x) for x in row] for row in rows if len(row) == 5])
+    assert found.size, done.stdout[-500:] + done.stderr
+    return found[:, 2], found[:, 3]
+
+
 def blocks_of(row: pd.Series) -> dict[str, Floats]:
     """[1, ...] each; the columns of an array are named `block.i.j`."""
     found: dict[str, Floats] = {}

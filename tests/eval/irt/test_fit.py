@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dpeer.eval.irt import cmdstan
-from dpeer.eval.irt.chains import Chains, Wanted, at_once
+from dpeer.eval.irt.chains import Chains, Wanted
 from dpeer.eval.irt.diagnostics import gate
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
@@ -107,7 +107,7 @@ def test_a_chain_that_fails_is_an_error_with_its_last_words_and_ends_the_others(
 
 RUNS = """
 import pathlib, sys
-from dpeer.eval.irt.chains import Chains, Wanted, at_once
+from dpeer.eval.irt.chains import Chains, Wanted
 here = pathlib.Path(sys.argv[1])
 Chains(here / "model", Wanted(), print).run(chains=2, parallel_chains=2, output_dir=str(here))
 """
@@ -187,13 +187,6 @@ def test_kept_files_are_an_ordinary_fit_to_cmdstanpy(tmp_path: Path, monkeypatch
     monkeypatch.setenv("CMDSTAN", str(cmdstan.find()))
     assert "divergent transitions" in theirs.diagnose()
     assert {"mu[1]", "theta[3,2]"} <= {*theirs.summary().index}
-
-
-def test_chains_side_by_side_are_limited_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(16))
-    monkeypatch.setattr("dpeer.eval.irt.chains.free_memory", lambda: 1e9)
-    assert [at_once(4, 1, 1000), at_once(4, 8, 1000), at_once(4, 32, 1000)] == [4, 2, 1]
-    assert [at_once(4, 1, n) for n in (88_000, 1_000_000, 10_000_000)] == [4, 3, 1]
 
 
 def test_the_manifest_is_plain_json(posterior: Posterior, tmp_path: Path) -> None:
