@@ -23,6 +23,7 @@ from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
+from dpeer.launcher.commands.bench import bench
 from dpeer.launcher.commands.compare import compare
 from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
@@ -44,7 +45,7 @@ EXTRAS = {
 """What pip installs with each extra, by import name."""
 MOST_TRACEBACKS = 20
 """Files of unexpected errors that stay in one folder."""
-JUDGING = ("generate", "judge")
+JUDGING = ("generate", "judge", "bench")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
 
@@ -125,6 +126,7 @@ app.command()(watch)
 app.command()(fsck)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
+app.command()(bench)
 app.command()(slurm_commands.slurm)
 app.command(hidden=True)(slurm_commands.wait_for_nodes)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")

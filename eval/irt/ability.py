@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,9 @@ def estimates(name: str, draws: Floats) -> dict[str, Floats]:
     return {f"{name}{end}": v.ravel() for end, v in zip(("", "_low", "_high"), interval(draws), strict=True)}
 
 
-def fair_averages(posterior: Posterior) -> Floats:
-    """Expected score of every model at every draw, on the rating scale [S, M, D].
+def fair_averages(posterior: Posterior, worth: Sequence[float] | None = None) -> Floats:
+    """Expected score of every model at every draw, on the rating scale [S, M, D]. `worth` says what each of the K
+    scores counts instead: 0, 0, 1 gives the share of the highest of three.
 
     For a judge of average severity, thresholds and discrimination, an average criterion and covariates at zero,
     averaged over the spread of items, response effects and halos: AT an average item it would be too extreme. nan in
@@ -40,13 +42,13 @@ def fair_averages(posterior: Posterior) -> Floats:
     theta = posterior.flat("theta")
     return np.concatenate(
         [
-            _fair(posterior, np.arange(s, min(s + _DRAWS_AT_ONCE, len(theta))))
+            _fair(posterior, np.arange(s, min(s + _DRAWS_AT_ONCE, len(theta))), worth)
             for s in range(0, len(theta), _DRAWS_AT_ONCE)
         ]
     )
 
 
-def _fair(posterior: Posterior, draws: Ints) -> Floats:
+def _fair(posterior: Posterior, draws: Ints, worth: Sequence[float] | None = None) -> Floats:
     r = posterior.ratings
     beta = np.where(r.rated, posterior.flat("beta")[draws], 0.0)  # mu is nan where nothing was rated, so all is
     variance = np.nanvar(beta, axis=1)
@@ -59,7 +61,7 @@ def _fair(posterior: Posterior, draws: Ints) -> Floats:
     offsets = _average_offsets(posterior, draws)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     sd = np.sqrt(variance)[:, None]
-    scores = np.asarray(r.scale, dtype=float)
+    scores = np.asarray(r.scale if worth is None else worth, dtype=float)
     fair = np.zeros(eta.shape)
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):
         fair += weight * np.tensordot(scores, probabilities(eta + sd * node, offsets), axes=1)
