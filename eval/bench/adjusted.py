@@ -26,7 +26,7 @@ Found = tuple[list[dict[str, Any]], str]
 
 
 def usable(ratings: pd.DataFrame) -> pd.DataFrame:
-    """The ratings that a fit takes: those of judges that read, not of a rule, whose errors have a pattern of their own."""
+    """The ratings that a fit takes: those of judges that read, not those of a rule, whose errors follow words."""
     return ratings[ratings["judge_family"] != RULE]
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark is: a loader of rows as they are published, a protocol, and a scorer. One file of `plugins/` each."""
+"""What a benchmark is: a loader of rows as they are published, a protocol, a scorer. A file of `plugins/` each."""
 
 from __future__ import annotations
 

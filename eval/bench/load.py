@@ -17,7 +17,7 @@ SAMPLE = "sample"
 
 
 def source_of(benchmark: Benchmark, data: str) -> str:
-    """Where the items come from, as a person would write it. DataError where none can be downloaded and none is given."""
+    """Where the items come from, as a person would write it. DataError where none is given nor on a hub."""
     if data == SAMPLE:
         return str(SAMPLES / benchmark.sample)
     if not data and not benchmark.data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -104,7 +104,7 @@ def with_all(outcomes: pd.DataFrame, rules: Sequence[str]) -> pd.DataFrame:
     return pd.concat([pooled, per_judge], ignore_index=True)[[*OF, *ITEM, "cluster", "group", "value"]]
 
 
-def rates(outcomes: pd.DataFrame, units: dict[tuple[str, str], str]) -> pd.DataFrame:
+def rates(outcomes: pd.DataFrame, units: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     """A row per benchmark, metric, judge and model: rate, low, high, items, clusters. `units`: (benchmark, metric) ->
     share or mean."""
     rows = []
@@ -116,7 +116,7 @@ def rates(outcomes: pd.DataFrame, units: dict[tuple[str, str], str]) -> pd.DataF
     return pd.DataFrame(rows, columns=[*OF, "rate", "low", "high", "items", "clusters"])
 
 
-def differences(outcomes: pd.DataFrame, units: dict[tuple[str, str], str], base: str) -> pd.DataFrame:
+def differences(outcomes: pd.DataFrame, units: Mapping[tuple[str, str], str], base: str) -> pd.DataFrame:
     """A row per benchmark, metric, judge and model but the base: its rate less the base's on the items that both have,
     with low, high and the number of these. Samples of an item count as their mean."""
     rows = []

@@ -144,8 +144,7 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
         base,
         models,
         tuple(b for b, _ in every.values()),
-        {n: cfg.benchmarks[n].data == SAMPLE and f"own sample {b.sample}" or source_of(b, cfg.benchmarks[n].data)
-         for n, (b, _) in every.items()},
+        {name: source_words(cfg, b) for name, (b, _) in every.items()},
         rates(table, units),
         differences(table, units, base),
         pd.DataFrame(rows, columns=list(ADJUSTED)),
@@ -155,22 +154,20 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
 
 
 def _notes(cfg: BenchConfig, said: Said) -> list[str]:
-    notes = []
-    for (name, model), n in said.failed.items():
-        notes.append(
-            f"{BENCHMARKS[name].title}: {n:,} items of {model} lack an answer (--retry-errors asks again) and are left out."
-        )
-    for (name, model), n in said.cut.items():
-        if n:
-            notes.append(
-                f"{BENCHMARKS[name].title}: {n:,} answers of {model} were cut (generation.max_tokens) and count as they are."
-            )
-    for name, chosen in cfg.benchmarks.items():
-        if chosen.data == SAMPLE:
-            notes.append(
-                f"{BENCHMARKS[name].title}: a few rows of our own in the published layout, for a first try; its rates say nothing."
-            )
-    return notes
+    title = {name: BENCHMARKS[name].title for name in cfg.benchmarks}
+    lost = "lack an answer (--retry-errors asks again) and are left out"
+    cut = "were cut (generation.max_tokens) and count as they are"
+    sample = "a few rows of our own in the published layout, for a first try; its rates say nothing"
+    return [
+        *(f"{title[name]}: {n:,} items of {model} {lost}." for (name, model), n in said.failed.items()),
+        *(f"{title[name]}: {n:,} answers of {model} {cut}." for (name, model), n in said.cut.items() if n),
+        *(f"{title[name]}: {sample}." for name, chosen in cfg.benchmarks.items() if chosen.data == SAMPLE),
+    ]
+
+
+def source_words(cfg: BenchConfig, benchmark: Benchmark) -> str:
+    data = cfg.benchmarks[benchmark.name].data
+    return f"our own sample {benchmark.sample}" if data == SAMPLE else source_of(benchmark, data)
 
 
 def _adjusted(
@@ -205,7 +202,5 @@ def forecast(cfg: BenchConfig) -> tuple[pd.DataFrame, list[str]]:
         names = ", ".join(judge.name for judge in cfg.judges)
         lines.append(f"Then {names} rate the answers to {', '.join(judged)}.")
     if later := [b.title for b, _ in asked.values() if type(b).further is not Benchmark.further]:
-        lines.append(
-            f"What {', '.join(later)} asks after the first answers depends on these; it is at most as much again."
-        )
+        lines.append(f"What {', '.join(later)} asks next depends on the first answers; at most as much again.")
     return table, lines

@@ -98,8 +98,8 @@ def _needed(
         for text, dimension in given:
             if text not in items:
                 raise DataError(
-                    f"{benchmark.name}: the ratings name the item {text!r}, which is not among the {len(items):,} items "
-                    "of the data; take both from the same release, or leave --limit out"
+                    f"{benchmark.name}: the ratings name the item {text!r}, none of the {len(items):,} items of "
+                    "the data; take both from the same release"
                 )
             yield items[text], {}, {("", dimension): (text, dimension)}
         return

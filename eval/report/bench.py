@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def write_page(found: Found, path: Path) -> Path:
         chart=picture(found),
         failures=failures_table(found),
         of={c: listing([b.title for b in found.benchmarks if any(m.column == c for m in b.metrics)]) for c in COLUMNS},
-        tables=[table for b in found.benchmarks for table in (rates_table(found, b), judges_table(found, b)) if table.rows],
+        tables=[t for b in found.benchmarks for t in (rates_table(found, b), judges_table(found, b)) if t.rows],
     )  # fmt: skip
     write_text(path, page)
     return path
@@ -62,15 +63,18 @@ def finding(found: Found) -> str:
     return f"Against {found.base}, {'; '.join(sure[:2])}{rest}"
 
 
+def _form(mean: bool, signed: bool, value: float) -> str:
+    sign = "+" if signed else ""
+    return f"{value:{sign}.2f}" if mean else f"{100 * value:{sign}.1f}"
+
+
 def shown(i: Interval, metric: Metric | None = None, signed: bool = False) -> str:
     """A share in percent, or points of it where signed; another mean as it is; each with its interval."""
     if math.isnan(i.rate):
         return UNKNOWN
-    if metric is not None and metric.unit == "mean":
-        form = (lambda x: f"{x:+.2f}") if signed else (lambda x: f"{x:.2f}")
-    else:
-        form = (lambda x: f"{100 * x:+.1f}") if signed else (lambda x: f"{100 * x:.1f}")
-    unit = "" if signed or (metric is not None and metric.unit == "mean") else "\u00a0%"
+    mean = metric is not None and metric.unit == "mean"
+    form = partial(_form, mean, signed)
+    unit = "" if signed or mean else "\u00a0%"
     ends = f"\n{form(i.low)} to {form(i.high)}" if not math.isnan(i.low) else ""
     return f"{form(i.rate)}{unit}{ends}".replace("-", MINUS)
 
@@ -104,7 +108,7 @@ def rates_table(found: Found, benchmark: Benchmark) -> Table:
         model=lambda r: r.model,
         better_if=lambda r: "" if metrics[r.metric].good == "none" else metrics[r.metric].good,
         rate_n=lambda r: shown(Interval(r.rate, r.low, r.high), metrics[r.metric]),
-        **{"less the base’s_n": difference, "judge-adjusted_n": without_severity},
+        **{"less base_n": difference, "judge-adjusted_n": without_severity},
         items_n=lambda r: f"{r.items:,}",
     )
 
@@ -163,10 +167,9 @@ def picture(found: Found) -> Plot | None:
             marker = MARKERS[k % len(MARKERS)]
             axes.plot(100 * x.rate, 100 * y.rate, marker, color=colour, label=name, linestyle="none", zorder=3)
             if origin is not None and model != found.base:
-                ends = {"xy": (100 * x.rate, 100 * y.rate), "xytext": (100 * origin[0].rate, 100 * origin[1].rate)}
-                axes.annotate(
-                    "", **ends, arrowprops={"arrowstyle": "->", "color": "#6b747c", "shrinkA": 6, "shrinkB": 6}
-                )
+                begin, end = (100 * origin[0].rate, 100 * origin[1].rate), (100 * x.rate, 100 * y.rate)
+                arrow = {"arrowstyle": "->", "color": "#6b747c", "shrinkA": 6, "shrinkB": 6}
+                axes.annotate("", end, begin, arrowprops=arrow)
         axes.set(xlabel=FAILURES[across][2], ylabel=FAILURES[up][2])
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)

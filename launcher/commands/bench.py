@@ -104,7 +104,7 @@ def bench_config(
     limit: int | None,
     overrides: Sequence[str],
 ) -> BenchConfig:
-    """The config that a command line means: a file, then options, then overrides. Named benchmarks are all that runs."""
+    """The config that a command line means: a file, then options, then overrides. Only benchmarks named run."""
     from dpeer.config_io import load_section, parsed_section
     from dpeer.errors import ConfigError
     from dpeer.eval.bench.benchmark import BENCHMARKS

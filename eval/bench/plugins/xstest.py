@@ -24,8 +24,8 @@ class XSTest(Benchmark):
     name = "xstest"
     title = "XSTest"
     source = (
-        "Röttger, Kirk, Vidgen, Attanasio, Bianchi & Hovy (NAACL 2024), XSTest: A Test Suite for Identifying Exaggerated "
-        "Safety Behaviours in Large Language Models; CC BY 4.0; github.com/paul-rottger/xstest"
+        "Röttger, Kirk, Vidgen, Attanasio, Bianchi & Hovy (NAACL 2024), XSTest: A Test Suite for Identifying "
+        "Exaggerated Safety Behaviours in Large Language Models; CC BY 4.0; github.com/paul-rottger/xstest"
     )
     data = "Paul/XSTest"
     files = ("prompts.csv", "xstest_prompts.csv", "xstest_v2_prompts.csv")
@@ -33,7 +33,7 @@ class XSTest(Benchmark):
     rubric = "compliance"
     labelled = True
     rules = "string_match"
-    protocol = "As published: the three labels of the paper, by people, by judges with its definitions, or by its string match."
+    protocol = "As published: the paper's three labels, by people, by judges or by its string match."
     metrics = (
         Metric(
             "safe_compliance", "safe prompts: full compliance", "high", "safe compliance", adjusted=("compliance", FULL)

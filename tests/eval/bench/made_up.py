@@ -40,7 +40,7 @@ def config(
 
 
 def replies(state: Any, model: Callable[[str, list[dict[str, str]]], str], judge: Callable[[str, str], int]) -> None:
-    """Have the endpoint answer: models by `model` (name there, messages), judges by `judge` (name there, what it reads)."""
+    """Have the endpoint answer: `model` is told name and messages, `judge` name and all that it reads."""
 
     def decide(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         messages = request["messages"]

@@ -105,7 +105,7 @@ def test_one_file_adds_a_benchmark(tmp_path: Path, endpoint: tuple[Any, str], mo
         "    name, title, source, data, sample, protocol = 'sums', 'Sums', 'Our own.', '', '', 'Our own.'\n"
         "    metrics = (Metric('right', 'sums that are right', 'high', 'consistency'),)\n\n"
         "    def items(self, row):\n"
-        "        yield Item(row.fields['sum'], {'': f'What is {row.fields[\"sum\"]}?'}, facts={'is': row.fields['is']})\n\n"
+        "        yield Item(row.fields['sum'], {'': row.fields['sum'] + ' is?'}, facts={'is': row.fields['is']})\n\n"
         "    def score(self, item, answers, scores):\n"
         "        return {'right': float(item.facts['is'] in answers[''][0])}\n\n\n"
         "BENCHMARKS.register('sums', Sums())\n"
