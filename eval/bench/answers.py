@@ -46,13 +46,15 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One prompt of an evaluation. sample: None where the evaluation counts samples itself."""
+    """One prompt of an evaluation. sample: None where the evaluation counts samples itself. after: the ask that it goes
+    on from."""
 
     benchmark: str
     item: str
     ask: str
     sample: int | None
     prompt: str
+    after: str = ""
 
     @property
     def id(self) -> str:
@@ -120,8 +122,7 @@ def ask_all(cfg: BenchConfig, loaded: Loaded, connect: Connect, retry_errors: bo
                 failed.add(key)
             else:
                 own = talks.setdefault(key, {})
-                before = own[ask.ask].answers if ask.ask in own else ()
-                own[ask.ask] = _talk(row, before)
+                own[ask.ask] = _talk(row, () if ask.sample is None else own[ask.after].answers)
         return met
 
     open_ = answer("answers", first_asks(loaded), cfg.models)
@@ -131,7 +132,7 @@ def ask_all(cfg: BenchConfig, loaded: Loaded, connect: Connect, retry_errors: bo
             asks = talks[name, model, sample, own]
             more = loaded[name][0].further(items[name][own], {ask: talk.answers for ask, talk in asks.items()})
             due.setdefault(model, []).extend(
-                Ask(name, own, ask, sample, asks[ask].then(texts)) for ask, texts in more.items()
+                Ask(name, own, ask, sample, asks[old].then(texts), old) for ask, (old, texts) in more.items()
             )
         open_ = set()
         for served in cfg.models:

@@ -16,8 +16,10 @@ COLUMNS: tuple[Column, ...] = ("sycophancy", "consistency", "unsafe refusal", "s
 """Of the table of the two failures."""
 Answers = Mapping[str, Sequence[str]]
 """Ask -> what one model answered to its user messages, in order."""
-Scores = Mapping[tuple[str, str], int]
-"""(key of a judged text, dimension) -> the score that one judge gave it."""
+Further = Mapping[str, tuple[str, Sequence[str]]]
+"""Ask -> the ask that it goes on from, and the user messages that follow its answers; several may go on from one."""
+Scores = Mapping[tuple[str, str], float]
+"""(key of a judged text, dimension) -> the score that one judge gave it, the mean over the criteria of the rubric."""
 Values = Mapping[str, float]
 """Metric -> what one item says of it; a metric that the item does not inform is left out."""
 SAMPLES = Path(__file__).parent / "samples"
@@ -107,6 +109,8 @@ class Benchmark:
     metrics: tuple[Metric, ...]
     rubric: str | Mapping[str, Any] = ""
     """What judges are asked: the name of a shipped rubric, or one written out; "" where no judge is needed."""
+    several_rows: bool = False
+    """Whether rows of one item, told by its id, each bring some of its asks."""
     labelled: bool = False
     """Whether one rating of each item says all: then ratings made elsewhere suffice."""
     rules: str = ""
@@ -119,8 +123,8 @@ class Benchmark:
         """Items of a row. Raises `dpeer.data.parse.Invalid` with the column."""
         raise NotImplementedError
 
-    def further(self, item: Item, answers: Answers) -> Mapping[str, Sequence[str]]:
-        """User messages that go on a conversation, by ask, in view of the answers so far; none where it is over."""
+    def further(self, item: Item, answers: Answers) -> Further:
+        """What goes on, in view of the answers so far; nothing where the protocol is over."""
         return {}
 
     def judged(self, item: Item, answers: Answers) -> Sequence[Judged]:
@@ -138,6 +142,23 @@ class Benchmark:
     def together(self, values: Sequence[tuple[Item, Values]]) -> Sequence[tuple[Item, Values]]:
         """A last look at all items of one model, sample and judge, for metrics that compare items."""
         return values
+
+
+def rubric(name: str, role: str, scale: Sequence[int], **dimensions: tuple[str, Mapping[int, str]]) -> dict[str, Any]:
+    """A rubric written out: per dimension its question and what every score means."""
+    return {
+        "name": name,
+        "version": 1,
+        "role": role,
+        "scale": list(scale),
+        "dimensions": {
+            dimension: {
+                "title": dimension.replace("_", " ").capitalize(),
+                "criteria": {"said": {"question": question, "anchors": dict(anchors)}},
+            }
+            for dimension, (question, anchors) in dimensions.items()
+        },
+    }
 
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "dpeer.eval.bench.plugins")

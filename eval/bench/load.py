@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from dpeer.data.faults import Fault, data_error, excerpt
@@ -23,8 +24,8 @@ def source_of(benchmark: Benchmark, data: str) -> str:
     if not data and not benchmark.data:
         wanted = f" (a folder with {' or '.join(benchmark.files)}, or such a file)" if benchmark.files else ""
         raise DataError(
-            f"{benchmark.name}: its data are on no hub; give them with --data {benchmark.name}=PATH{wanted}, or try "
-            f"--data {benchmark.name}={SAMPLE}"
+            f"{benchmark.name}: no hub has its data in one readable piece; give them with --data {benchmark.name}=PATH"
+            f"{wanted}, or try --data {benchmark.name}={SAMPLE}"
         )
     return data or benchmark.data
 
@@ -43,6 +44,9 @@ def load_items(benchmark: Benchmark, data: str = "", limit: int | None = None, s
         try:
             for item in benchmark.items(row):
                 identifier(item.id, "id")
+                if item.id in items and benchmark.several_rows:
+                    items[item.id] = _united(items[item.id], item)
+                    continue
                 if item.id in items:
                     raise Invalid("id", f"the id {excerpt(item.id)} occurs twice, first in {origin[item.id]}")
                 items[item.id], origin[item.id] = item, row.where
@@ -53,6 +57,11 @@ def load_items(benchmark: Benchmark, data: str = "", limit: int | None = None, s
     if not items:
         raise DataError(f"{source}: none of its {len(given)} rows is an item of {benchmark.name}")
     return _chosen(list(items.values()), limit, seed)
+
+
+def _united(item: Item, other: Item) -> Item:
+    """Asks that two rows bring; of asks under one name the first is kept."""
+    return replace(item, asks={**other.asks, **item.asks}, facts={**other.facts, **item.facts})
 
 
 def _rows(benchmark: Benchmark, source: str) -> tuple[list[Row], list[Fault]]:

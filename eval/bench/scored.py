@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import pandas as pd
@@ -69,18 +70,20 @@ def by_judges(
     the item alone). An item of which a judge left a text without a usable score is lost for this judge."""
     into.rules |= set(ratings.loc[ratings["judge_family"] == RULE, "judge"])
     columns = ["judge", "repeat", "model", "sample", "item", "dimension", "status", "score"]
-    scores: dict[tuple[str, int, str, int], dict[tuple[str, str], int | None]] = {}
+    scores: dict[tuple[str, int, str, int], dict[tuple[str, str], list[int | None]]] = {}
     for judge, repeat, model, sample, text, dimension, status, score in ratings[columns].itertuples(False, None):
         usable = int(score) if status == "ok" else None
-        scores.setdefault((judge, repeat, model, sample), {})[text, dimension] = usable
+        scores.setdefault((judge, repeat, model, sample), {}).setdefault((text, dimension), []).append(usable)
     for (judge, repeat, model, sample), given in scores.items():
         values = []
         for item, answers, needed in _needed(benchmark, items, said, model, sample, given):
-            found = {key: given.get(text) for key, text in needed.items()}
-            if None in found.values():
+            found = {key: given.get(text, [None]) for key, text in needed.items()}
+            whole: Scores = {
+                key: mean(s for s in told if s is not None) for key, told in found.items() if None not in told
+            }
+            if len(whole) < len(needed):
                 into.lost[benchmark.name, judge] += 1
             else:
-                whole: Scores = {key: score for key, score in found.items() if score is not None}
                 values.append((item, benchmark.score(item, answers, whole)))
         _add(into, benchmark, judge, model, sample, repeat, values)
 
@@ -91,7 +94,7 @@ def _needed(
     said: Said | None,
     model: str,
     sample: int,
-    given: Mapping[tuple[str, str], int | None],
+    given: Mapping[tuple[str, str], list[int | None]],
 ) -> Iterator[tuple[Item, Answers, dict[tuple[str, str], tuple[str, str]]]]:
     """Items with the ratings that they need: key of the scorer -> text and dimension of the table."""
     if said is None:
