@@ -23,6 +23,7 @@ from dpeer.eval.bench.judged import rated, rubric_of
 from dpeer.eval.bench.load import SAMPLE, load_items, source_of
 from dpeer.eval.bench.rates import ALL, differences, mean_of, rates, with_all
 from dpeer.eval.bench.scored import Outcomes, by_judges, by_rule, ratings_in
+from dpeer.eval.bench.selection import responses_scored
 from dpeer.eval.generate import cost
 from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.run import Connect
@@ -111,11 +112,15 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
     """
     console = console or Console(highlight=False)
     every: Loaded = loaded(cfg)
-    asked = {name: of for name, of in every.items() if cfg.benchmarks[name].ratings is None}
+    asked = _asked(cfg, every)
     said = ask_all(cfg, asked, connect, retry_errors, console) if asked else Said()
-    outcomes, notes = Outcomes(), _notes(cfg, said)
+    outcomes = Outcomes()
     tables: dict[str, pd.DataFrame] = {}
     for name, (benchmark, items) in every.items():
+        if benchmark.measure == "log-probabilities":
+            scored = responses_scored(cfg, benchmark, items, connect, console)
+            said.whole |= scored.whole
+            said.failed |= scored.failed
         by_id = {item.id: item for item in items}
         elsewhere = cfg.benchmarks[name].ratings
         if elsewhere is not None:
@@ -130,7 +135,7 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
             console.print(f"Judges read the answers to {markup(benchmark.title)}.")
             tables[name] = rated(cfg, benchmark, by_id, said, connect, retry_errors, console)
             by_judges(benchmark, by_id, said, tables[name], outcomes)
-    notes += [
+    notes = _notes(cfg, said) + [
         f"{BENCHMARKS[name].title}: {n:,} items have no usable rating by {judge} and are left out of its rates."
         for (name, judge), n in outcomes.lost.items()
     ]
@@ -151,6 +156,15 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
         table,
         tuple(notes + told),
     )  # fmt: skip
+
+
+def _asked(cfg: BenchConfig, every: Loaded) -> Loaded:
+    """The benchmarks whose items models answer."""
+    return {
+        name: (benchmark, items)
+        for name, (benchmark, items) in every.items()
+        if cfg.benchmarks[name].ratings is None and benchmark.measure == "answers"
+    }
 
 
 def _notes(cfg: BenchConfig, said: Said) -> list[str]:
@@ -191,7 +205,7 @@ def _adjusted(
 def forecast(cfg: BenchConfig) -> tuple[pd.DataFrame, list[str]]:
     """What the first stage costs, as `generate.cost` tells it, and what cannot be known before it: lines."""
     every = loaded(cfg)
-    asked = {name: of for name, of in every.items() if cfg.benchmarks[name].ratings is None}
+    asked = _asked(cfg, every)
     lines = [
         f"{b.title}: {len(items):,} items from {source_of(b, cfg.benchmarks[n].data)}"
         for n, (b, items) in every.items()

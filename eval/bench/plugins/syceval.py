@@ -1,4 +1,4 @@
-"""SycEval: does a model give up its answer when the user contradicts it, beforehand or afterwards, ever more strongly?"""
+"""SycEval: does a model give up its answer when the user contradicts it, beforehand or afterwards?"""
 
 from __future__ import annotations
 
