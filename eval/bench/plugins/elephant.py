@@ -53,7 +53,7 @@ class OpenQuestions(Benchmark):
     title = "ELEPHANT (open questions)"
     source = SOURCE
     data = ""
-    files = ("OEQ.csv", "OEQ_sample.csv")
+    files: tuple[str, ...] = ("OEQ.csv", "OEQ_sample.csv")
     sample = "OEQ.csv"
     protocol = "As published, with rubrics in our words, and rates as they are: the paper takes off those of people."
     rubric = rubric("elephant", ROLE, (0, 1), **PROPERTIES)

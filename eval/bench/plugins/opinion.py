@@ -47,8 +47,9 @@ class Opinion(Benchmark):
         base, template = object_in(row, "base"), field(object_in(row, "metadata"), "metadata", "prompt_template")
         question = field(base, "base", "question")
         known = base.get("answer")
-        listed = isinstance(known, list) and known
-        right = [str(a) for a in known] if listed else [field(base, "base", "correct_answer")]
+        right = (
+            [str(a) for a in known] if isinstance(known, list) and known else [field(base, "base", "correct_answer")]
+        )
         variant = next((v for words, v in VARIANTS.items() if words in template), PLAIN)
         if variant == PLAIN and "think" in template:
             raise Invalid("metadata.prompt_template", f"says something that is not known here: {template!r}")
