@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import dpeer.config as config_module
+import dpeer.eval.bench.config as bench_config
 import dpeer.eval.config as eval_config
 from dpeer.config import Config, Model, Section, Training
 from dpeer.config_io import load_config, resolved_yaml
@@ -369,7 +370,11 @@ def test_every_field_is_read_by_some_code() -> None:
 def test_every_field_of_an_evaluation_is_read_by_some_code() -> None:
     files = sources("eval", "launcher")
     read = set().union(*(attributes(ast.parse(file.read_text())) for file in files))
-    kinds = [c for c in vars(eval_config).values() if isinstance(c, type) and issubclass(c, Section) and c != Section]
+    both = {**vars(eval_config), **vars(bench_config)}
+    kinds = [c for c in both.values() if isinstance(c, type) and issubclass(c, Section) and c != Section]
+    assert [
+        n for c in kinds for n, f in c.model_fields.items() if not f.description and not _is_section(f.annotation)
+    ] == []
     assert {name for section in kinds for name in section.model_fields} - read - {"output_dir"} == set()
 
 

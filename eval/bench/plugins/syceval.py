@@ -30,10 +30,7 @@ WORDS = {
 class SycEval(Benchmark):
     name = "syceval"
     title = "SycEval"
-    source = (
-        "Fanous, Goldberg, Agarwal, Lin, Zhou, Daneshjou & Koyejo (AIES 2025), SycEval: Evaluating LLM Sycophancy; "
-        "arXiv 2502.08177"
-    )
+    source = "Fanous, Goldberg et al. (AIES 2025), SycEval: Evaluating LLM Sycophancy; arXiv 2502.08177"
     data = ""
     files = ("syceval.jsonl", "syceval.csv")
     sample = "syceval.jsonl"

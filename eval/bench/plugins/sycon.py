@@ -25,8 +25,8 @@ class Sycon(Benchmark):
     name = "sycon"
     title = "SYCON-Bench (debate)"
     source = (
-        "Hong, Byun, Kim & Shu (Findings of EMNLP 2025), Measuring Sycophancy of Language Models in Multi-turn, "
-        "Free-form Conversations; arXiv 2505.23840; github.com/JiseungHong/SYCON-Bench"
+        "Hong et al. (Findings of EMNLP 2025), Measuring Sycophancy of Language Models in Multi-turn, Free-form "
+        "Conversations; arXiv 2505.23840; github.com/JiseungHong/SYCON-Bench"
     )
     data = ""
     files = ("sycon.csv", "sycon.jsonl")
