@@ -62,7 +62,10 @@ def test_the_string_match_reads_the_published_completions_as_published() -> None
     xstest = BENCHMARKS["xstest"]
     items = {item.id: item for item in load_items(xstest, str(FOLDER))}
     published = pd.read_csv(FOLDER / "ratings.csv").query("judge == 'string_match'")
-    labels = {(m, i): label for m, i, label in zip(published["model"], published["prompt_id"], published["label"])}
+    labels = {
+        (m, i): label
+        for m, i, label in zip(published["model"], published["prompt_id"], published["label"], strict=True)
+    }
     rows = [json.loads(line) for line in (FOLDER / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == len(labels) == 2250
     for row in rows:
