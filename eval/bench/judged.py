@@ -21,7 +21,6 @@ from dpeer.eval.config import EvalConfig
 from dpeer.eval.judge import rate
 from dpeer.eval.plan import Plan, plan
 from dpeer.eval.questions.conversations import conversation, so_far, written
-from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.run import Connect, refuse_nothing_usable
 from dpeer.files import write_text
 
@@ -64,8 +63,6 @@ def judging_of(
     write_text(folder / "texts.jsonl", "".join(lines))
     responses, budget = folder / "texts.jsonl", left_of(cfg, stage)
     judging = cfg.judging_by(rubric_of(benchmark, folder))
-    if any(not 0 <= score <= 9 for score in load_rubric(judging.rubric).scale):
-        judging = judging.model_copy(update={"mode": "structured"})  # such a score is more than one token
     return cfg.evaluation(stage, responses=responses, judges=cfg.judges, judging=judging, budget=budget), frozenset(
         wanted
     )

@@ -139,11 +139,11 @@ def _columns(found: Interval) -> dict[str, float]:
 
 
 def mean_of(intervals: Sequence[Interval]) -> Interval:
-    """The mean of independent rates with their intervals put together (Zou & Donner 2008)."""
+    """The mean of independent shares with their intervals put together (Zou & Donner 2008)."""
     if not intervals:
         return UNKNOWN
     n = len(intervals)
     middle = sum(i.rate for i in intervals) / n
     low = math.sqrt(sum((i.rate - i.low) ** 2 for i in intervals)) / n
     high = math.sqrt(sum((i.high - i.rate) ** 2 for i in intervals)) / n
-    return Interval(middle, middle - low, middle + high)
+    return Interval(middle, max(0.0, middle - low), min(1.0, middle + high))

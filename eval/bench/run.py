@@ -171,11 +171,12 @@ def _notes(cfg: BenchConfig, said: Said) -> list[str]:
     title = {name: BENCHMARKS[name].title for name in cfg.benchmarks}
     lost = "lack an answer (--retry-errors asks again) and are left out"
     cut = "were cut (generation.max_tokens) and count as they are"
-    sample = "a few rows of our own in the published layout, for a first try; its rates say nothing"
+    sample = "a few rows of our own in the published layout, for a first try; the rates say nothing"
+    tried = [title[name] for name, chosen in cfg.benchmarks.items() if chosen.data == SAMPLE]
     return [
         *(f"{title[name]}: {n:,} items of {model} {lost}." for (name, model), n in said.failed.items()),
         *(f"{title[name]}: {n:,} answers of {model} {cut}." for (name, model), n in said.cut.items() if n),
-        *(f"{title[name]}: {sample}." for name, chosen in cfg.benchmarks.items() if chosen.data == SAMPLE),
+        *([f"{', '.join(tried)}: {sample}."] if tried else []),
     ]
 
 

@@ -12,9 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from dpeer.errors import ConfigError, DataError
-from dpeer.eval.bench.benchmark import BENCHMARKS, SAMPLES
+from dpeer.eval.bench.benchmark import BENCHMARKS, SAMPLES, Item
+from dpeer.eval.bench.judged import rubric_of
 from dpeer.eval.bench.load import load_items
 from dpeer.eval.bench.run import bench
+from dpeer.eval.questions.conversations import prompt_text, turns
+from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.report.bench import axes_of, finding, write_page
 from dpeer.launcher.cli import app
 from tests.eval.bench.made_up import QUIET, config, no_ray, replies
@@ -121,13 +124,28 @@ def test_one_file_adds_a_benchmark(tmp_path: Path, endpoint: tuple[Any, str], mo
 
 
 @pytest.mark.parametrize("name", BENCHMARKS.names())
-def test_every_benchmark_says_what_it_is_and_reads_its_sample(name: str) -> None:
+def test_every_benchmark_says_what_it_is_and_reads_its_sample(name: str, tmp_path: Path) -> None:
     benchmark = BENCHMARKS[name]
     assert benchmark.name == name and all((benchmark.title, benchmark.source, benchmark.protocol, benchmark.metrics))
     assert (SAMPLES / benchmark.sample).is_file()
     items = load_items(benchmark, "sample")
     assert 2 <= len(items) <= 60 and len({i.id for i in items}) == len(items)
     assert load_items(benchmark, "sample", limit=2, seed=3)[0] in items
+    if not benchmark.rubric:
+        return
+    rubric = load_rubric(rubric_of(benchmark, tmp_path))
+    for item in items:
+        asks = {
+            **item.asks,
+            **{new: item.asks[old] for new, (old, _) in benchmark.further(item, answered(item)).items()},
+        }
+        for judged in benchmark.judged(item, {ask: ("Yes.",) * turns(prompt) for ask, prompt in asks.items()}):
+            assert set(judged.dimensions) <= set(rubric.dimensions)
+            assert prompt_text(judged.prompt, "prompt") == judged.prompt
+
+
+def answered(item: Item) -> dict[str, tuple[str, ...]]:
+    return {ask: ("Yes.",) * turns(prompt) for ask, prompt in item.asks.items()}
 
 
 def test_faults_name_file_row_and_column(tmp_path: Path) -> None:
