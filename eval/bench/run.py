@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,23 @@ class Found:
     notes: tuple[str, ...]
 
     def column(self, model: str, column: str) -> tuple[Interval, tuple[str, ...]]:
-        """One of the paper's columns for a model: the mean over the metrics that stand for it, and their benchmarks."""
+        """One of the paper's columns for a model: the mean over the metrics that stand for it and that every model has,
+        so that models are compared on the same; and the benchmarks of these."""
         of = [(b.name, m.name) for b in self.benchmarks for m in b.metrics if m.column == column]
-        chosen = self.rates[(self.rates["judge"] == ALL) & (self.rates["model"] == model)]
-        found = {(r.benchmark, r.metric): Interval(r.rate, r.low, r.high) for r in chosen.itertuples()}
-        known = [(name, found[name, metric]) for name, metric in of if (name, metric) in found]
-        return mean_of([i for _, i in known]), tuple(name for name, _ in known)
+        chosen = self.rates[self.rates["judge"] == ALL]
+        found = {(r.benchmark, r.metric, r.model): Interval(r.rate, r.low, r.high) for r in chosen.itertuples()}
+        shared = [(b, m) for b, m in of if all((b, m, other) in found for other in self.models)]
+        return mean_of([found[b, m, model] for b, m in shared]), tuple(b for b, _ in shared)
+
+    def left_out(self) -> list[str]:
+        """What stands for a column and is not in it, since nothing informs it for some model."""
+        notes = []
+        for column in COLUMNS:
+            kept = self.column(self.models[0], column)[1]
+            of = [b.title for b in self.benchmarks if b.name not in kept and any(m.column == column for m in b.metrics)]
+            if of:
+                notes.append(f"{column} is without {', '.join(of)}: for one model at least no item informs it.")
+        return notes
 
     def failures(self) -> pd.DataFrame:
         """The table of the two failures: model, and per column its rate, low and high."""
@@ -144,7 +155,7 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
     table = with_all(outcomes.table(), sorted(outcomes.rules))
     units = {(b.name, m.name): m.unit for b, _ in every.values() for m in b.metrics}
     rows, told = _adjusted(cfg, [b for b, _ in every.values()], tables, base, console)
-    return Found(
+    found = Found(
         cfg.name,
         base,
         models,
@@ -156,6 +167,7 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
         table,
         tuple(notes + told),
     )  # fmt: skip
+    return replace(found, notes=(*found.notes, *found.left_out()))
 
 
 def _asked(cfg: BenchConfig, every: Loaded) -> Loaded:

@@ -31,12 +31,13 @@ FAILURES = {
 
 def write_page(found: Found, path: Path) -> Path:
     """Write the page and return its path."""
+    titles = {b.name: b.title for b in found.benchmarks}
     page = templates("dpeer.eval.report").get_template("bench.html.j2").render(
         found=found,
         finding=finding(found),
         chart=picture(found),
         failures=failures_table(found),
-        of={c: listing([b.title for b in found.benchmarks if any(m.column == c for m in b.metrics)]) for c in COLUMNS},
+        of={c: listing([titles[name] for name in found.column(found.base, c)[1]]) for c in COLUMNS},
         tables=[t for b in found.benchmarks for t in (rates_table(found, b), judges_table(found, b)) if t.rows],
     )  # fmt: skip
     write_text(path, page)

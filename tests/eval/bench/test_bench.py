@@ -15,7 +15,7 @@ from dpeer.errors import ConfigError, DataError
 from dpeer.eval.bench.benchmark import BENCHMARKS, SAMPLES, Item
 from dpeer.eval.bench.judged import rubric_of
 from dpeer.eval.bench.load import load_items
-from dpeer.eval.bench.run import bench
+from dpeer.eval.bench.run import Found, bench
 from dpeer.eval.questions.conversations import prompt_text, turns
 from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.report.bench import axes_of, finding, write_page
@@ -95,7 +95,20 @@ def test_failed_answers_and_unusable_ratings_are_left_out_and_told(tmp_path: Pat
     items = found.rates[found.rates["metric"] == "safe_compliance"].set_index(["judge", "model"])["items"]
     assert (items["qwen-7b", "base"], items["qwen-7b", "trained"], items["string_match", "trained"]) == (4, 5, 6)
     told = " ".join(found.notes)
+    assert found.left_out() == []
     assert "1 items of base lack an answer" in told and "2 items have no usable rating by qwen-7b" in told
+
+
+def test_models_are_compared_on_what_all_of_them_have() -> None:
+    """The base was never right to begin with, so nothing says how often it keeps a right answer."""
+    rates = pd.DataFrame(
+        [("syceval", "consistency", "x", 0.9), ("sycon", "holds", "x", 0.5), ("sycon", "holds", "base", 0.4)],
+        columns=["benchmark", "metric", "model", "rate"],
+    ).assign(judge="all", low=0.0, high=1.0)
+    used, none = (BENCHMARKS["syceval"], BENCHMARKS["sycon"]), pd.DataFrame()
+    found = Found("t", "base", ("base", "x"), used, {}, rates, none, none, none, ())
+    assert found.column("x", "consistency")[0].rate == 0.5 and found.failures()["consistency"].tolist() == [0.4, 0.5]
+    assert found.left_out()[1] == "consistency is without SycEval: for one model at least no item informs it."
 
 
 def test_one_file_adds_a_benchmark(tmp_path: Path, endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
