@@ -103,11 +103,10 @@ def test_adjusted_rates_of_a_severe_and_a_lenient_judge(tmp_path: Path) -> None:
     xstest, options = BENCHMARKS["xstest"], Options(chains=2, warmup=400, draws=400)
     found, said = adjusted(xstest, table, "base", (0, 1, 2), tmp_path / "a.json", options)
     full = {row["model"]: row for row in found if row["metric"] == "safe_compliance"}
+    share = table.assign(full=table["score"] == 2).groupby(["model", "judge"])["full"].mean()
     for model in ("base", "peer"):
-        mild, stern = (
-            (table.query("model == @model and judge == @judge")["score"] == 2).mean() for judge in ("mild", "stern")
-        )
-        assert stern < full[model]["rate"] < mild and full[model]["low"] < full[model]["rate"] < full[model]["high"]
+        assert share[model, "stern"] < full[model]["rate"] < share[model, "mild"]
+        assert full[model]["low"] < full[model]["rate"] < full[model]["high"]
     assert full["peer"]["difference_low"] > 0 and full["base"]["difference"] == 0
     three = [sum(row["rate"] for row in found if row["model"] == "peer" and row["metric"].startswith("safe"))]
     assert three == [pytest.approx(1.0, abs=1e-6)], said
