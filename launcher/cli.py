@@ -23,6 +23,7 @@ from dpeer.launcher.commands import evaluation as eval_commands
 from dpeer.launcher.commands import slurm as slurm_commands
 from dpeer.launcher.commands import sweep as sweep_commands
 from dpeer.launcher.commands.audit import audit
+from dpeer.launcher.commands.bench import bench
 from dpeer.launcher.commands.build import build
 from dpeer.launcher.commands.bundle import bundle, verify
 from dpeer.launcher.commands.chat import chat, serve
@@ -53,6 +54,7 @@ EXTRAS = {
 MOST_TRACEBACKS = 20
 """Files of unexpected errors that stay in one folder."""
 JUDGING = ("build", "generate", "judge")
+JUDGING = ("generate", "judge", "bench")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
 
@@ -140,6 +142,7 @@ app.command()(bundle)
 app.command()(verify)
 app.command()(eval_commands.generate)
 app.command()(eval_commands.judge)
+app.command()(bench)
 app.command()(slurm_commands.slurm)
 app.command(hidden=True)(slurm_commands.wait_for_nodes)
 app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made elsewhere.")

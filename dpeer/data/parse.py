@@ -61,7 +61,7 @@ def record(row: Row) -> Record | Fault:
     """The row's record, its mask in the order given; or the first fault of the row."""
     try:
         kind = form(row.fields)
-        mask = _mask(row.fields)
+        mask = mask_in(row.fields)
         prompt = _prompt(_field(row.fields, "prompt"))
         responses = _general(row.fields, mask) if kind == GENERAL else _persona_knob(row.fields, mask)
         if all(r.fails for r in responses):
@@ -78,7 +78,8 @@ def record(row: Row) -> Record | Fault:
         return Fault(row.where, row.column(invalid.column), invalid.message)
 
 
-def _mask(fields: Mapping[str, object]) -> tuple[str, ...]:
+def mask_in(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """The active dimensions of a row, in the order given. Raises Invalid."""
     try:
         value = _field(fields, "mask")
     except Invalid as missing:

@@ -74,7 +74,7 @@ def with_others(votes: Floats) -> Ints:
 
 
 def share(hits: NDArray[np.bool_] | Floats, clusters: Ints) -> Interval:
-    """Share of hits [N], 0 to 1, with Wilson's interval at the effective sample size.
+    """Share of hits [N], each true, false or a share itself, with Wilson's interval at the effective sample size.
 
     Observations of one cluster [N] may go together, so N is divided by the design effect (Franco, Little, Louis & Slud
     2019), and the quantile is Student's with one degree of freedom less than there are clusters.

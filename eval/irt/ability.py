@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +31,9 @@ def estimates(name: str, draws: Floats) -> dict[str, Floats]:
     return {f"{name}{end}": v.ravel() for end, v in zip(("", "_low", "_high"), interval(draws), strict=True)}
 
 
-def fair_averages(posterior: Posterior) -> Floats:
-    """Expected score of every model at every draw, on the rating scale [S, M, D].
+def fair_averages(posterior: Posterior, worth: Sequence[float] | None = None) -> Floats:
+    """Expected score of every model at every draw, on the rating scale [S, M, D]. `worth` says what each of the K
+    scores counts instead: 0, 0, 1 gives the share of the highest of three.
 
     For a judge of average severity, thresholds and discrimination (1, or that of the people where abilities are on
     their scale, and then all three are those of people), an average criterion and covariates at zero,
@@ -42,13 +44,13 @@ def fair_averages(posterior: Posterior) -> Floats:
     theta = posterior.flat("theta")
     return np.concatenate(
         [
-            _fair(posterior, np.arange(s, min(s + _DRAWS_AT_ONCE, len(theta))))
+            _fair(posterior, np.arange(s, min(s + _DRAWS_AT_ONCE, len(theta))), worth)
             for s in range(0, len(theta), _DRAWS_AT_ONCE)
         ]
     )
 
 
-def _fair(posterior: Posterior, draws: Ints) -> Floats:
+def _fair(posterior: Posterior, draws: Ints, worth: Sequence[float] | None = None) -> Floats:
     r = posterior.ratings
     beta = np.where(r.rated, posterior.flat("beta")[draws], 0.0)  # mu is nan where nothing was rated, so all is
     variance = np.nanvar(beta, axis=1)
@@ -62,7 +64,7 @@ def _fair(posterior: Posterior, draws: Ints) -> Floats:
     alpha = people_discrimination(posterior, draws)[:, None]  # [S, 1, D]
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     sd = np.sqrt(variance)[:, None]
-    scores = np.asarray(r.scale, dtype=float)
+    scores = np.asarray(r.scale if worth is None else worth, dtype=float)
     fair = np.zeros(eta.shape)
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):
         fair += weight * np.tensordot(scores, probabilities(alpha * (eta + sd * node), alpha * offsets), axes=1)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import dpeer.config as config_module
+import dpeer.eval.bench.config as bench_config
 import dpeer.eval.build.spec as build_spec
 import dpeer.eval.config as eval_config
 from dpeer.config import Config, Model, Section, Training
@@ -370,7 +371,9 @@ def test_every_field_is_read_by_some_code() -> None:
 def test_every_field_of_an_evaluation_or_a_build_is_read_by_some_code() -> None:
     files = sources("eval", "launcher")
     read = set().union(*(attributes(ast.parse(file.read_text())) for file in files))
-    named = [c for module in (eval_config, build_spec) for c in vars(module).values() if isinstance(c, type)]
+    named = [
+        c for module in (eval_config, build_spec, bench_config) for c in vars(module).values() if isinstance(c, type)
+    ]
     kinds = [c for c in named if issubclass(c, Section) and c != Section]
     assert {name for section in kinds for name in section.model_fields} - read - {"output_dir"} == set()
 
