@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dpeer.eval.irt.fit_statistics import probabilities
-from dpeer.eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
+from dpeer.eval.irt import link
+from dpeer.eval.irt.types import GRADED, Bools, Floats, Ints, Posterior, Ratings
 
 MOST_RANKED, MOST_REVERSALS = 60, 500
 NODES = 15
@@ -56,13 +56,14 @@ def _fair(posterior: Posterior, draws: Ints) -> Floats:
             variance += np.square(scale if scale.ndim == 2 else scale[:, None])
     centre = posterior.flat("mu")[draws] - np.nanmean(beta, axis=1) - _mean_delta(posterior, draws)
     eta = centre[:, None] + posterior.flat("theta")[draws]
+    graded = posterior.options.model == GRADED
     offsets = _average_offsets(posterior, draws)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     sd = np.sqrt(variance)[:, None]
     scores = np.asarray(r.scale, dtype=float)
     fair = np.zeros(eta.shape)
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-        fair += weight * np.tensordot(scores, probabilities(eta + sd * node, offsets), axes=1)
+        fair += weight * np.tensordot(scores, link.probabilities(eta + sd * node, offsets, graded), axes=1)
     return fair
 
 
@@ -79,15 +80,13 @@ def _mean_delta(posterior: Posterior, draws: Ints) -> Floats:
 
 
 def _average_offsets(posterior: Posterior, draws: Ints) -> Floats:
-    """Cumulative thresholds of the average judge, broadcastable to [K, S, M, D]; inf where nobody uses a category."""
+    """Offsets of `irt.link` of the average judge, broadcastable to [K, S, M, D]."""
     tau = posterior.flat("tau_average")[draws]
     r = posterior.ratings
     given = np.zeros((len(r.dimensions), len(r.scale)), bool)
     given[r.dimension, r.category] = True
     given[~r.rated, 0] = True
-    cumulative = np.concatenate([np.zeros_like(tau[..., :1]), np.nan_to_num(tau).cumsum(axis=-1)], axis=-1)
-    cumulative[:, ~given] = np.inf
-    return np.moveaxis(cumulative, -1, 0)[:, :, None, :]
+    return np.moveaxis(link.offsets(tau, given, posterior.options.model == GRADED), -1, 0)[:, :, None, :]
 
 
 def ability_table(posterior: Posterior, base: str, fair: Floats) -> pd.DataFrame:

@@ -42,7 +42,7 @@ from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.scope import THRESHOLDS, scope, shrinkage
 from dpeer.eval.irt.stan_terms import item_shares
 from dpeer.eval.irt.table_files import write_frames
-from dpeer.eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.types import GRADED, Floats, Posterior, Ratings
 from dpeer.eval.irt.weaknesses import SHOWN, names_of
 from dpeer.files import write_text
 
@@ -204,13 +204,15 @@ def _thresholds(posterior: Posterior) -> pd.DataFrame:
     have rows of `EVERYBODY`.
 
     Where a score between is not used, the odds of the two change by the distance times the location, so that the place
-    where they are even is tau over the distance.
+    where they are even is tau over the distance. Graded: where this score or a higher one is as likely as a lower one.
     """
     r, tau = posterior.ratings, posterior.flat("tau")
     finite = np.isfinite(tau[0])
     below = np.where(used_categories(r, finite), np.arange(len(r.scale)), -1)
     distance = np.arange(1, len(r.scale)) - np.maximum.accumulate(below, axis=-1)[..., :-1]
-    tau, judges = tau / np.where(finite, distance, 1), r.judges
+    if posterior.options.model != GRADED:
+        tau = tau / np.where(finite, distance, 1)
+    judges = r.judges
     if posterior.options.thresholds == "judge":
         tau = np.where(r.judge_rated[..., None], tau, np.nan)
     else:

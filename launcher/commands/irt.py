@@ -40,7 +40,10 @@ app = typer.Typer(no_args_is_help=True)
 def fit(
     table: Table,
     output: Output = Path("runs/irt"),
-    model: Annotated[str, typer.Option(help="gmfrm: each judge has a discrimination; rasch: all equal.")] = "gmfrm",
+    model: Annotated[
+        str,
+        typer.Option(help="gmfrm: each judge has a discrimination; rasch: all equal; graded: cumulative logits."),
+    ] = "gmfrm",
     base: Annotated[
         str | None, typer.Option(help="Model that the others are compared with; default: the first.")
     ] = None,
@@ -105,10 +108,10 @@ def fit(
     Tables made elsewhere are read as by `dpeer ratings import`, with its options.
     """
     from dpeer.eval.irt.claims import Claims
-    from dpeer.eval.irt.types import Options
+    from dpeer.eval.irt.types import MODELS, Options
 
     options = Options(
-        model=choice("--model", model, ("gmfrm", "rasch")),
+        model=choice("--model", model, MODELS),
         response_effect=response_effect,
         model_item=model_item,
         thresholds=choice("--thresholds", thresholds, ("common", "judge", "item")),
