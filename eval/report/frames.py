@@ -18,6 +18,11 @@ def _with_bounds(*names: str) -> tuple[str, ...]:
 COLUMNS: dict[str, tuple[str, ...]] = {
     "ability": ("model", "dimension", *_with_bounds("ability", "fair", "contrast"), "p_better", "raw_mean", "n"),
     "contrasts": ("model", "dimension", *_with_bounds("contrast"), "family_low", "family_high", "p_better", "verdict"),
+    "without_judge": (
+        *("judge", "model", "dimension", *_with_bounds("contrast"), "family_low", "family_high", "verdict", "changes"),
+        *("khat", "how", "why"),
+    ),
+    "sensitivity": ("quantity", "prior", "likelihood", "diagnosis"),
     "rank_sets": ("model", "dimension", "best_rank", "worst_rank"),
     "ranks": ("model", "dimension", "rank", "probability"),
     "reliability": ("dimension", "separation", "reliability", "sd"),
@@ -87,7 +92,8 @@ def _with_family(ability: pd.DataFrame, contrasts: pd.DataFrame | None) -> pd.Da
     bounds, keys = ["family_low", "family_high"], ["model", "dimension"]
     if contrasts is None:
         return ability.assign(family_low=ability["contrast_low"], family_high=ability["contrast_high"])
-    return ability.merge(contrasts[[*keys, *bounds, "verdict"]], on=keys, how="left")
+    known = [*keys, *bounds, "verdict", *(["stable"] if "stable" in contrasts else [])]
+    return ability.merge(contrasts[known], on=keys, how="left")
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dpeer.eval.report import abilities, agreement, data, judges, tables
+from dpeer.eval.report import abilities, agreement, data, judges, robust, tables
 from dpeer.eval.report.picture import Picture
 from dpeer.eval.report.table import Table
 from dpeer.eval.report.words import Frames
@@ -59,6 +59,17 @@ def _models(frames: Frames, claim: bool) -> Iterator[Section]:
             "How sure the order of the models is.",
             _drawn(frames, abilities.ranks, "ranks"),
             one(frames, "rank_sets"),
+        )
+        yield Section(
+            "What rests on one judge, or on the prior",
+            "Each judge left out in turn: a difference changes where its verdict is another one then, or where it lies "
+            "outside the interval of all judges. And the posterior with the prior, or what the ratings say, weighed "
+            "more and less: where the prior moves a quantity, look at it before a claim.",
+            [],
+            [
+                *([robust.without_judge(frames)] if "without_judge" in frames else []),
+                *([robust.sensitivity(frames)] if "sensitivity" in frames else []),
+            ],
         )
     yield Section(
         "Fair averages and raw means",

@@ -25,6 +25,7 @@ from dpeer.launcher.commands.irt_options import (
     scale_of,
     terms_of,
 )
+from dpeer.launcher.commands.irt_robust import models, sensitivity
 from dpeer.launcher.commands.irt_studies import recover, simulate
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def page_of(result: Result, output: Path, notes: tuple[str, ...] = ()) -> Path:
 def show(result: Result, page: Path, console: Console) -> None:
     """The result on a terminal."""
     from dpeer.eval.irt.claims import claims
-    from dpeer.eval.irt.tables import terminal
+    from dpeer.eval.irt.terminal import terminal
 
     for part in terminal(result):
         console.print(part)
@@ -260,6 +261,7 @@ def report(
     claim: Claim = None,
 ) -> None:
     """Write tables, figures and report.html of a fit again."""
+    from dpeer.eval.irt import robustness
     from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.design import check
     from dpeer.eval.irt.fit import load
@@ -269,7 +271,8 @@ def report(
     if posterior.facts.get("design_checked", True):  # fits of earlier versions did not keep the warnings
         warnings = [str(w) for w in check(posterior.ratings, posterior.options).warnings]
         posterior = replace(posterior, facts=posterior.facts | {"design_warnings": warnings})
-    result = tabulate(posterior, base, load(before) if before else None, Claims(smallest, tuple(claim or ())))
+    wanted, robust = Claims(smallest, tuple(claim or ())), robustness.load(folder, posterior)
+    result = tabulate(posterior, base, load(before) if before else None, wanted, robust)
     show(result, page_of(result, folder), Console(highlight=False))
 
 
@@ -286,6 +289,7 @@ def export(
 ) -> None:
     """Write every table of a fit for papers and other programs, and its draws for ArviZ (netcdf)."""
     from dpeer.errors import ConfigError
+    from dpeer.eval.irt import robustness
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.inference_data import write_netcdf
     from dpeer.eval.irt.table_files import FORMATS, write_frames
@@ -299,9 +303,12 @@ def export(
     if "netcdf" in formats:
         written.append(write_netcdf(posterior, output / "draws.nc"))
     if tables := [name for name in formats if name != "netcdf"]:
-        written += write_frames(tabulate(posterior, base).tables, output, tables)
+        robust = robustness.load(folder, posterior)
+        written += write_frames(tabulate(posterior, base, robust=robust).tables, output, tables)
     typer.echo(f"{output}: {len(written)} files")
 
 
+app.command()(sensitivity)
+app.command()(models)
 app.command()(simulate)
 app.command()(recover)

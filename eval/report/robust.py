@@ -1,0 +1,41 @@
+"""Tables of the page on how robust a fit is: without each judge, and against the prior."""
+
+from __future__ import annotations
+
+from dpeer.eval.report.table import Table, bounded, build, text
+from dpeer.eval.report.words import Frames, between, fixed, known, signed
+
+HOW = {"weights": "draws of this fit, weighted", "refit": "a fit without its ratings"}
+
+
+def without_judge(frames: Frames) -> Table:
+    """A row per judge and contrast, those that change first."""
+    frame = frames["without_judge"]
+    order = frame["changes"].eq(True).sort_values(ascending=False, kind="stable").index
+    several = frame.duplicated(["judge", "model"]).any()
+    return build(
+        "Differences to the base in logits with one judge left out, with 95 % intervals",
+        frame.reindex(order).itertuples(),
+        Judge_left_out=lambda r: str(r.judge),
+        Model=lambda r: str(r.model),
+        **({"Dimension": lambda r: str(r.dimension)} if several else {}),
+        Difference_n=lambda r: bounded(r, "contrast", signed) if known(r.contrast) else "",
+        All_at_once_n=lambda r: between(r.family_low, r.family_high),
+        Verdict=lambda r: text(r.verdict),
+        Changes=lambda r: "changes" if r.changes is True else "",
+        How=lambda r: HOW.get(r.how, text(r.why)),
+        Pareto_k_n=lambda r: fixed(r.khat),
+    )
+
+
+def sensitivity(frames: Frames) -> Table:
+    """A row per quantity, the most sensitive to the prior first."""
+    frame = frames["sensitivity"].sort_values("prior", ascending=False, kind="stable")
+    return build(
+        "How far quantities move when the prior, or the likelihood, is scaled to another power; 0.05 counts",
+        frame.itertuples(),
+        Quantity=lambda r: str(r.quantity),
+        Prior_n=lambda r: fixed(r.prior, 3),
+        Ratings_n=lambda r: fixed(r.likelihood, 3),
+        Diagnosis=lambda r: text(r.diagnosis),
+    )
