@@ -18,12 +18,13 @@ from scipy.special import logsumexp
 
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.marginal import DRAWS, Units, chosen_draws, log_likelihood
-from dpeer.eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.types import Bools, Floats, Posterior, Ratings
 
 GOOD_K = 0.7
 """Pareto shape up to which an importance sampling estimate may be believed."""
 CLEAR = 4.0
 """Difference of elpd below which models predict alike, whatever its standard error (Sivula et al. 2020)."""
+DOUBTFUL, LEAST_TRUSTED = "not to be relied on", 0.9
 _SAME = ("models", "items", "dimensions", "criteria", "judges", "scale")
 
 
@@ -50,11 +51,11 @@ def smoothed(log_ratios: Floats, relative: float = 1.0) -> tuple[Floats, Floats]
     over draws, of which the length of the tail depends."""
     from arviz_stats.base import array_stats
 
-    log_weights, khat = array_stats.psislw(-log_ratios, r_eff=relative, axis=-1)  # it takes log likelihoods
-    flat = np.ptp(log_ratios, axis=-1) < 1e-12
-    khat = np.where(flat, -np.inf, khat)
-    log_weights = np.where(flat[:, None], 0.0, log_weights)
-    return np.asarray(log_weights - logsumexp(log_weights, axis=-1, keepdims=True)), np.asarray(khat)
+    varies = np.ptp(log_ratios, axis=-1) > 1e-12  # ArviZ refuses ratios that are all the same
+    log_weights, khat = np.zeros(log_ratios.shape), np.full(len(log_ratios), -np.inf)
+    if varies.any():
+        log_weights[varies], khat[varies] = array_stats.psislw(-log_ratios[varies], r_eff=relative, axis=-1)
+    return log_weights - logsumexp(log_weights, axis=-1, keepdims=True), khat
 
 
 def loo(posterior: Posterior, draws: int = DRAWS) -> Loo:
@@ -122,21 +123,25 @@ def compare_models(fits: Mapping[str, Posterior], draws: int = DRAWS, say: Calla
             "weight": stacking(pointwise),
         }
     )
-    frame["verdict"] = [verdict(row, i == best) for i, row in enumerate(frame.to_dict("records"))]
+    trusted = np.all([(result.units["khat"] <= GOOD_K).to_numpy() for result in found.values()], axis=0)
+    frame["verdict"] = [_verdict(of_one, trusted, f == best) for f, of_one in enumerate(away)]
     return frame.sort_values("elpd", ascending=False, kind="stable", ignore_index=True)
 
 
-def verdict(row: Mapping[str, float], best: bool) -> str:
-    """In words; a difference counts from 4 on, and from two of its standard errors on."""
-    if row["unreliable"]:
-        return f"not to be relied on: k-hat above {GOOD_K} in {row['unreliable']} of {row['units']} units"
-    if best:
-        return "predicts best"
-    if -row["difference"] < CLEAR:
+def _verdict(away: Floats, trusted: Bools, best: bool) -> str:
+    """In words, of differences to the best fit [U]; doubtful where units that are not `trusted` decide it."""
+    said, without = (_words(part) for part in (away, away[trusted]))
+    if said != without or trusted.mean() < LEAST_TRUSTED:
+        return f"{DOUBTFUL}: k-hat above {GOOD_K} in {(~trusted).sum()} of {len(away)} units"
+    return "predicts best" if best else said
+
+
+def _words(away: Floats) -> str:
+    """A difference counts from `CLEAR` on, and from two of its standard errors on."""
+    total, error = -away.sum(), np.sqrt(len(away)) * away.std() if len(away) else 0.0
+    if total < CLEAR:
         return "predicts as well"
-    if -row["difference"] < 2 * row["difference_se"]:
-        return "may predict as well"
-    return "predicts worse"
+    return "may predict as well" if total < 2 * error else "predicts worse"
 
 
 def stacking(pointwise: Floats, passes: int = 2000) -> Floats:
