@@ -19,7 +19,10 @@ from dpeer.eval.irt.types import GRADED, Floats, Ints, Posterior
 POWERS = (0.8, 1.25)
 NOTABLE = 0.05
 """Sensitivity that counts: a standard normal moves as far when its mean moves by about 0.3 sd as the power doubles."""
-WEAK, CONFLICT = "the prior decides: the ratings say little", "prior and ratings disagree"
+UNRELATED = 100
+WEAK = "the prior decides, the ratings say little"
+CONFLICT = "prior and ratings may disagree"
+SENSITIVE = "the prior matters"
 _LOGNORMAL = {
     "s_theta": (0.0, 0.8),
     "s_beta": (np.log(0.7), 0.8),
@@ -92,16 +95,27 @@ def quantities(posterior: Posterior, base: str, draws: Ints) -> tuple[list[str],
 
 
 def sensitivity_table(posterior: Posterior, base: str, draws: Ints, likelihood: Floats) -> pd.DataFrame:
-    """A row per quantity: prior, likelihood (how far it moves per doubling of the power) and diagnosis (in words, empty
-    below `NOTABLE`). likelihood [S]: log likelihood of all ratings at flat `draws`."""
-    names, values = quantities(posterior, base, draws)
-    columns = {}
-    for kind, density in (("prior", log_prior(posterior, draws)), ("likelihood", likelihood)):
-        columns[kind] = _sensitivities(values, density)
-    frame = pd.DataFrame({"quantity": pd.Series(names, dtype="str"), **columns})
-    moved = frame[["prior", "likelihood"]] >= NOTABLE
-    said = np.where(moved["prior"], np.where(moved["likelihood"], CONFLICT, WEAK), "")
-    return frame.assign(diagnosis=pd.Series(said, dtype="str"))
+    """A row per quantity: prior, likelihood (how far it moves per doubling of the power), prior_counts and
+    likelihood_counts (from where on that counts: `NOTABLE`, or the noise of so many draws) and diagnosis (in words, or
+    empty): both move it, the likelihood does not, or that is not known.
+
+    likelihood [S]: log likelihood of all ratings at flat `draws`; the prior is scaled at all draws."""
+    every = np.arange(len(posterior.flat("theta")))
+    frame = pd.DataFrame({"quantity": pd.Series(quantities(posterior, base, draws[:1])[0], dtype="str")})
+    for kind, at, density in (("prior", every, log_prior(posterior, every)), ("likelihood", draws, likelihood)):
+        values = quantities(posterior, base, at)[1]
+        frame[kind] = _sensitivities(values, density)
+        frame[f"{kind}_counts"] = max(NOTABLE, _noise(density))
+    moved = {kind: frame[kind] >= frame[f"{kind}_counts"] for kind in ("prior", "likelihood")}
+    why = np.where(moved["likelihood"], CONFLICT, np.where(frame["likelihood"] < NOTABLE, WEAK, SENSITIVE))
+    return frame.assign(diagnosis=pd.Series(np.where(moved["prior"], why, ""), dtype="str"))
+
+
+def _noise(density: Floats) -> float:
+    """What a quantity that has nothing to do with a log density [S] seldom exceeds: as many parameters share a prior, its
+    weights vary though none of them matters."""
+    unrelated = np.random.default_rng(0).standard_normal((len(density), UNRELATED))
+    return float(np.quantile(_sensitivities(unrelated, density), 0.99))
 
 
 def _sensitivities(values: Floats, density: Floats) -> Floats:

@@ -16,7 +16,7 @@ from dpeer.eval.irt.claims import Claims
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.loo import GOOD_K
 from dpeer.eval.irt.marginal import DRAWS, chosen_draws, log_likelihood
-from dpeer.eval.irt.power_scaling import CONFLICT, WEAK, sensitivity_table
+from dpeer.eval.irt.power_scaling import NOTABLE, sensitivity_table
 from dpeer.eval.irt.types import Floats, Ints, Posterior
 from dpeer.eval.irt.weaknesses import names_of
 from dpeer.eval.irt.without_judge import REFITS, Without, by_refit, by_weights, without_table
@@ -120,10 +120,14 @@ def notes(found: Robustness, made: dict[str, pd.DataFrame]) -> list[str]:
         if not one.how:
             said.append(f"Not known what would be claimed without judge {one.judge}: {one.why}.")
     if (table := made.get("sensitivity")) is not None:
-        for diagnosis in (CONFLICT, WEAK):
-            rows = table[table["diagnosis"] == diagnosis]
-            if len(rows):
-                said.append(f"Sensitive to the prior ({diagnosis}): {names_of(rows['quantity'])}.")
+        if (least := float(table["prior_counts"].max())) > NOTABLE:
+            said.append(
+                f"How sensitive quantities are to the prior is known to {least:.2f} only, where {NOTABLE} would count: more draws "
+                "would tell."
+            )
+        contrasts = table[table["quantity"].str.contains(" - ", regex=False)]
+        for diagnosis, rows in contrasts[contrasts["diagnosis"] != ""].groupby("diagnosis"):
+            said.append(f"Differences that are sensitive to the prior ({diagnosis}): {names_of(rows['quantity'])}.")
     return said
 
 

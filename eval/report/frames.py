@@ -22,7 +22,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("judge", "model", "dimension", *_with_bounds("contrast"), "family_low", "family_high", "verdict", "changes"),
         *("khat", "how", "why"),
     ),
-    "sensitivity": ("quantity", "prior", "likelihood", "diagnosis"),
+    "sensitivity": ("quantity", "prior", "likelihood", "prior_counts", "likelihood_counts", "diagnosis"),
     "rank_sets": ("model", "dimension", "best_rank", "worst_rank"),
     "ranks": ("model", "dimension", "rank", "probability"),
     "reliability": ("dimension", "separation", "reliability", "sd"),

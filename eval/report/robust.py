@@ -31,11 +31,12 @@ def without_judge(frames: Frames) -> Table:
 def sensitivity(frames: Frames) -> Table:
     """A row per quantity, the most sensitive to the prior first."""
     frame = frames["sensitivity"].sort_values("prior", ascending=False, kind="stable")
+    counts = " and ".join(f"{fixed(frame[f'{kind}_counts'].iloc[0], 3)} ({kind})" for kind in ("prior", "likelihood"))
     return build(
-        "How far quantities move when the prior, or the likelihood, is scaled to another power; 0.05 counts",
+        f"How far quantities move when the prior, or the likelihood, is scaled to another power; it counts from {counts} on",
         frame.itertuples(),
         Quantity=lambda r: str(r.quantity),
         Prior_n=lambda r: fixed(r.prior, 3),
-        Ratings_n=lambda r: fixed(r.likelihood, 3),
+        Likelihood_n=lambda r: fixed(r.likelihood, 3),
         Diagnosis=lambda r: text(r.diagnosis),
     )
