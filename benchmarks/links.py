@@ -4,8 +4,8 @@
 
 Half of the sets are drawn from each link by a generator that shares no code with the program: 6 models x 30 items x 4
 judges, one dimension, scores 1 to 7, abilities sd 1.5, difficulties 1.2, responses 0.7, severities 0.5, log
-discriminations 0.2, thresholds 0.6 apart in the unit of the judge. Each is fitted with --model gmfrm and --model graded,
-common thresholds; the fit with the larger elpd is chosen. A set is a JSON line, and a study that was stopped goes on.
+discriminations 0.2, thresholds 0.6 apart in the unit of the judge. Each is fitted with --model gmfrm and graded, common
+thresholds; the fit with the larger elpd is chosen. A set is a JSON line, and a study that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/links.jsonl"))
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    found = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    found = (
+        [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    )
     known = {(row["link"], row["seed"]) for row in found}
     options = {name: getattr(arguments, name) for name in ("chains", "warmup", "draws")}
     for number in range(arguments.sets):
@@ -88,7 +90,9 @@ def main() -> None:
             print(found[-1], flush=True)
     right = sum(row["chosen"] == row["link"] for row in found)
     clear = sum(row["difference"] > max(4, 2 * row["difference_se"]) for row in found)
-    print(f"{right} of {len(found)} sets: the link that made them is chosen; {clear} clearly (2 standard errors, 4 at least)")
+    print(
+        f"{right} of {len(found)} sets: the link that made them is chosen; {clear} clearly (4, and 2 standard errors)"
+    )
 
 
 if __name__ == "__main__":

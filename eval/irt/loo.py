@@ -86,14 +86,20 @@ def comparable(fits: Mapping[str, Ratings]) -> None:
             for field in ("response", "response_model", "response_item", "dimension", "criterion", "judge", "category")
         )
         if differ or not same_rows:
-            why = f"their {', '.join(differ)} are not the same" if differ else f"{len(first):,} and {len(other):,} ratings differ"
+            why = (
+                f"their {', '.join(differ)} are not the same"
+                if differ
+                else f"{len(first):,} and {len(other):,} ratings differ"
+            )
             raise ConfigError(
                 f"{names[0]} and {name} are fits of other ratings ({why}), and predictions of other data say nothing "
                 "about which model is better; fit both to one table, with the same --dimension, --without and --scale"
             )
 
 
-def compare_models(fits: Mapping[str, Posterior], draws: int = DRAWS, say: Callable[[str], None] | None = None) -> pd.DataFrame:
+def compare_models(
+    fits: Mapping[str, Posterior], draws: int = DRAWS, say: Callable[[str], None] | None = None
+) -> pd.DataFrame:
     """A row per fit, best first: fit, model, elpd, elpd_se, difference to the best and its se, p_loo, unreliable (units
     with k-hat above 0.7), khat_max, weight (stacking), verdict.
 

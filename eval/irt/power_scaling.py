@@ -1,10 +1,11 @@
 """How much do the prior and the ratings decide? Power-scaling sensitivity (Kallioinen et al., Statistics and Computing
 34, 2024; R package priorsense): the posterior with the prior, or the likelihood, raised to a power near 1, from the
-draws by Pareto smoothed importance sampling, and how far a quantity moves (cumulative Jensen-Shannon distance per doubling).
+draws by Pareto smoothed importance sampling, and how far a quantity moves (cumulative Jensen-Shannon distance per
+doubling).
 
-Scaled are the priors of what is at the top: means, spreads, correlation, thresholds, criteria and effects. That abilities,
-judges, items and responses come from normal distributions with these spreads is part of the model. Likelihoods are those
-of `irt.marginal`, with effects of responses integrated out.
+Scaled are the priors of what is at the top: means, spreads, correlation, thresholds, criteria and effects. That
+abilities, judges, items and responses come from normal distributions with these spreads is part of the model.
+Likelihoods are those of `irt.marginal`, with effects of responses integrated out.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _STEP_SD, _LKJ = 2.5, 2.0
 
 
 def log_prior(posterior: Posterior, draws: Ints) -> Floats:
-    """[S] at flat draws, up to a constant; those of `model.stan`. Common thresholds are taken at the average judge's."""
+    """[S] at flat draws, up to a constant; as in `model.stan`. Common thresholds are taken as the average judge's."""
     total = np.zeros(len(draws))
     severity, dev = SEVERITY_PRIORS[posterior.options.severity_prior]
     for name, (mean, sd) in {**_LOGNORMAL, "s_severity": severity, "s_dev": dev}.items():
@@ -86,7 +87,18 @@ def quantities(posterior: Posterior, base: str, draws: Ints) -> tuple[list[str],
         if name in posterior.draws:
             names += [f"{words} of {judge}" for judge in r.judges]
             values.append(posterior.flat(name)[draws])
-    for name in ("s_theta", "s_u", "s_v", "s_halo", "s_severity", "s_alpha", "length", "order", "own_family", "own_model"):
+    for name in (
+        "s_theta",
+        "s_u",
+        "s_v",
+        "s_halo",
+        "s_severity",
+        "s_alpha",
+        "length",
+        "order",
+        "own_family",
+        "own_model",
+    ):
         if name in posterior.draws:
             drawn = posterior.flat(name)[draws].reshape(len(draws), -1)
             names += [f"{name} in {d}" for d in r.dimensions] if posterior.flat(name).ndim > 1 else [name]
@@ -112,8 +124,8 @@ def sensitivity_table(posterior: Posterior, base: str, draws: Ints, likelihood: 
 
 
 def _noise(density: Floats) -> float:
-    """What a quantity that has nothing to do with a log density [S] seldom exceeds: as many parameters share a prior, its
-    weights vary though none of them matters."""
+    """What a quantity that has nothing to do with a log density [S] seldom exceeds: as many parameters share a prior,
+    its weights vary though none of them matters."""
     unrelated = np.random.default_rng(0).standard_normal((len(density), UNRELATED))
     return float(np.quantile(_sensitivities(unrelated, density), 0.99))
 

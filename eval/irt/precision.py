@@ -135,8 +135,8 @@ def components_of(posterior: Posterior) -> list[Components]:
         )
     if posterior.options.model == GRADED:
         raise IrtError(
-            "the pilot is a fit with --model graded, and designs are forecast for logits of adjacent categories; fit the "
-            "same ratings with --model gmfrm as the pilot"
+            "the pilot is a fit with --model graded, and designs are forecast for logits of adjacent categories; fit "
+            "the same ratings with --model gmfrm as the pilot"
         )
     alpha = np.exp(np.broadcast_to(mean("log_alpha"), len(r.judges)))
     found = []

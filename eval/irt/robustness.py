@@ -49,7 +49,7 @@ def robustness(
 ) -> Robustness:
     """Leave out each judge in turn, and compute what `sensitivity_table` needs.
 
-    refits: judges at most whose ratings are left out by a fit of the others (0: none), those with the most ratings first.
+    refits: judges at most whose ratings are left out by a fit of the others (0: none), those with most ratings first.
     earlier, keep: a result that was stopped, and what is told each step, so that it goes on from there.
     """
     say = progress or (lambda what, done: None)
@@ -64,7 +64,9 @@ def robustness(
     total = density.sum(axis=0) if len(density) else np.zeros(0)
     done = {one.judge: one for one in earlier.judges if one.how} if earlier and earlier.fingerprint == mark else {}
     if len(r.judges) < 2:
-        return _kept(Robustness(mark, index, total, (), "One judge: no claim can be checked against another.", refits), keep)
+        return _kept(
+            Robustness(mark, index, total, (), "One judge: no claim can be checked against another.", refits), keep
+        )
     busiest = np.argsort(-np.bincount(np.r_[r.judge, r.comparisons.judge], minlength=len(r.judges)), kind="stable")
     left = refits
     for number, j in enumerate(busiest.tolist()):
@@ -93,8 +95,10 @@ def robustness(
 
 
 def _too_many(khat: float, refits: int) -> str:
-    weights = "no importance weights" if np.isnan(khat) else f"importance weights are no guide (k-hat {khat:.1f} > {GOOD_K})"
-    return f"{weights}, and " + (f"{refits} fits without a judge were made: --refits allows more" if refits else "no fit was to be made")
+    guide = f"importance weights are no guide (k-hat {khat:.2f} > {GOOD_K})"
+    weights = "no importance weights" if np.isnan(khat) else guide
+    made = f"no more than {refits} judges were left out by a new fit: --refits allows more"
+    return f"{weights}, and " + (made if refits else "no fit was to be made")
 
 
 def _kept(found: Robustness, keep: Callable[[Robustness], None] | None) -> Robustness:
@@ -122,8 +126,8 @@ def notes(found: Robustness, made: dict[str, pd.DataFrame]) -> list[str]:
     if (table := made.get("sensitivity")) is not None:
         if (least := float(table["prior_counts"].max())) > NOTABLE:
             said.append(
-                f"How sensitive quantities are to the prior is known to {least:.2f} only, where {NOTABLE} would count: more draws "
-                "would tell."
+                f"How sensitive quantities are to the prior is known to {least:.2f} only, where {NOTABLE} would count: "
+                "more draws would tell."
             )
         contrasts = table[table["quantity"].str.contains(" - ", regex=False)]
         for diagnosis, rows in contrasts[contrasts["diagnosis"] != ""].groupby("diagnosis"):
@@ -159,9 +163,13 @@ def load(folder: Path, posterior: Posterior) -> Robustness | None:
             head = json.loads(str(kept["head"]))
             if head["fingerprint"] != fingerprint(posterior):
                 return None
-            judges = tuple(Without(theta=kept[f"theta{i}"].astype(np.float64), **one) for i, one in enumerate(head["judges"]))
+            judges = tuple(
+                Without(theta=kept[f"theta{i}"].astype(np.float64), **one) for i, one in enumerate(head["judges"])
+            )
             return Robustness(
                 head["fingerprint"], kept["draws"], kept["likelihood"], judges, head["note"], head["refits"]
             )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise IrtError(f"{path} is damaged ({error}); delete it, and run dpeer irt sensitivity {folder} again") from error
+        raise IrtError(
+            f"{path} is damaged ({error}); delete it, and run dpeer irt sensitivity {folder} again"
+        ) from error

@@ -3,7 +3,8 @@
 Columns: every estimate x comes with x_low and x_high, its 95 % equal-tail interval; logits unless said otherwise.
 ability, ranks, reliability, reversals (`irt.ability`); contrasts, rank_sets (`irt.claims`); judges (`irt.judges`);
 severity, criteria, items, thresholds, item_thresholds, groups, judge_model; biases (`irt.biases`); models_fit, misfit,
-ppc (`irt.fit_statistics`); without_judge, sensitivity (`irt.robustness`); comparisons (`irt.comparison_fit`); effects, scales, correlation, statuses, connectivity;
+ppc (`irt.fit_statistics`); comparisons (`irt.comparison_fit`); effects, scales, correlation, statuses, connectivity;
+without_judge, sensitivity (`irt.robustness`);
 diagnostics (`irt.diagnostics`); drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
+from dpeer.eval.irt import robustness
 from dpeer.eval.irt.ability import (
     MOST_REVERSALS,
     ability_table,
@@ -27,7 +29,6 @@ from dpeer.eval.irt.ability import (
     reliability_table,
     reversal_table,
 )
-from dpeer.eval.irt import robustness
 from dpeer.eval.irt.agreement import agreement
 from dpeer.eval.irt.biases import biases
 from dpeer.eval.irt.cards import judge_cards

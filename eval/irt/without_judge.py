@@ -4,8 +4,8 @@ First from the draws of the fit itself, by Pareto smoothed importance sampling o
 response's own effects integrated out (`irt.marginal`); where k-hat says that these weights may not be believed, which
 is usual of few judges who rate everything, the others' ratings are fitted anew.
 
-Abilities without a judge are in the unit of the whole fit: discriminations have a mean of their own there, so that logits
-are multiplied by what the fit says about the mean of the judges who are left.
+Abilities without a judge are in the unit of the whole fit: discriminations have a mean of their own there, so that
+logits are multiplied by what the fit says about the mean of the judges who are left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dpeer.eval.irt.design import DesignError
 from dpeer.eval.irt.diagnostics import convergence
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit import fit
-from dpeer.eval.irt.loo import GOOD_K, smoothed
+from dpeer.eval.irt.loo import smoothed
 from dpeer.eval.irt.marginal import Units, log_likelihood
 from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
 
@@ -120,7 +120,9 @@ def by_refit(posterior: Posterior, judge: int, khat: float, say: Say) -> Without
     draws = found.draws["theta"]
     rhat = convergence(draws.reshape(*draws.shape[:2], -1))[0]
     if not rhat.max() < APART:
-        return Without(name, nothing, khat, "", f"a short fit of the others' ratings did not converge (R-hat {rhat.max():.2f})")
+        return Without(
+            name, nothing, khat, "", f"a short fit of the others' ratings did not converge (R-hat {rhat.max():.2f})"
+        )
     return Without(name, found.flat("theta") / _unit(posterior, judge)[1], khat, REFIT)
 
 
@@ -135,8 +137,8 @@ def _undecidable(posterior: Posterior, rest: Ratings) -> str | None:
         return "judges of a fit with anchors hold its scale in place"
     if len(rest.judges) == 1 and not replicated(rest):
         return (
-            f"{rest.judges[0]} alone rated each response once, and one judge's noise cannot be told from the luck of a response: "
-            "a third judge, or repeats, would decide it"
+            f"{rest.judges[0]} alone rated each response once, and one judge's noise cannot be told from the luck of a "
+            "response: a third judge, or repeats, would decide it"
         )
     if "s_u" in posterior.draws and not replicated(rest):
         return "each response would have one rating, and the spread of responses could not be told from noise"
@@ -194,13 +196,19 @@ def stability(contrasts: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
     for row in contrasts.itertuples():
         mine = table[(table["model"] == row.model) & (table["dimension"] == row.dimension)]
         unknown = mine[mine["how"] == ""]
-        parts = []
+        becomes: dict[str, list[str]] = {}
         for one in mine[mine["changes"].eq(True)].itertuples():
             said = one.verdict if one.verdict != row.verdict else f"{one.contrast:+.2f}, outside the interval of all"
-            parts.append(f"{said} without {one.judge}")
+            becomes.setdefault(f"{said} without", []).append(one.judge)
+        parts = [f"{said} {_or(judges)}" for said, judges in becomes.items()]
         if not parts and len(unknown) < len(mine):
             parts.append(STABLE)
         if len(unknown):
-            parts.append(f"{UNKNOWN} without {', '.join(unknown['judge'])}")
+            parts.append(f"{UNKNOWN} without {_or(list(unknown['judge']))}")
         words.append("; ".join(parts))
     return pd.Series(words, index=contrasts.index, dtype="str")
+
+
+def _or(names: list[str]) -> str:
+    """E.g. "a, b or c"."""
+    return " or ".join([*[", ".join(names[:-1])] * (len(names) > 1), names[-1]])

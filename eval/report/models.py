@@ -24,8 +24,8 @@ def write_page(table: pd.DataFrame, fits: Mapping[str, Posterior], path: Path) -
             notes.append(f"{name} has not passed its diagnostics: {'; '.join(verdict['reasons'])}.")
     page = templates("dpeer.eval.report").get_template("models.html.j2").render(
         finding=finding(table),
-        lead="A model that predicts better describes how these judges score; whether judges are right it cannot say. Logits of "
-        "different models are not comparable: compare fair averages.",
+        lead="A model that predicts better describes how these judges score; whether they are right it cannot say. "
+        "Logits of different models are not comparable: compare fair averages.",
         models=_table(table),
         notes=notes,
         units=f"{int(table['units'].iloc[0]):,}",
@@ -44,7 +44,8 @@ def finding(table: pd.DataFrame) -> str:
         return f"{best['fit']} is the only model"
     if len(alike):
         return f"{best['fit']} predicts best, but {', '.join(alike)} may predict as well"
-    return f"{best['fit']} predicts best, by {-others['difference'].iloc[0]:.1f} (se {others['difference_se'].iloc[0]:.1f})"
+    second = others.iloc[0]
+    return f"{best['fit']} predicts best, by {-second['difference']:.1f} (se {second['difference_se']:.1f})"
 
 
 def _table(table: pd.DataFrame) -> Table:

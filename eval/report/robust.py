@@ -33,7 +33,7 @@ def sensitivity(frames: Frames) -> Table:
     frame = frames["sensitivity"].sort_values("prior", ascending=False, kind="stable")
     counts = " and ".join(f"{fixed(frame[f'{kind}_counts'].iloc[0], 3)} ({kind})" for kind in ("prior", "likelihood"))
     return build(
-        f"How far quantities move when the prior, or the likelihood, is scaled to another power; it counts from {counts} on",
+        f"How far quantities move when the prior, or the likelihood, is scaled; it counts from {counts} on",
         frame.itertuples(),
         Quantity=lambda r: str(r.quantity),
         Prior_n=lambda r: fixed(r.prior, 3),

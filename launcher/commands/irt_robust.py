@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def models(
     given: Annotated[
         list[Path],
-        typer.Argument(help="One table of ratings, or folders of fits to the same ratings.", metavar="RATINGS | FIT..."),
+        typer.Argument(
+            help="One table of ratings, or folders of fits to the same ratings.", metavar="RATINGS | FIT..."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the comparison, and of fits that are made.")
@@ -57,9 +59,11 @@ def models(
     from dpeer.eval.irt.table_files import write_frames
     from dpeer.eval.irt.types import MODELS, Options
     from dpeer.eval.report.models import write_page
-    from dpeer.launcher.commands.compare import _names
+    from dpeer.launcher.commands.compare import WIDTH, names_of
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     folders = [path for path in given if (path / "manifest.json").is_file() and (path / "draws.npz").is_file()]
     if folders and len(folders) < len(given):
         odd = next(path for path in given if path not in folders)
@@ -68,7 +72,7 @@ def models(
         raise ConfigError("give one table of ratings, or two or more folders of fits")
     with _bar(console) as say:
         if folders:
-            fits = {name: load(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+            fits = {name: load(folder) for name, folder in zip(names_of(folders), folders, strict=True)}
         else:
             wanted = [choice("--model", name, MODELS) for name in model or MODELS]
             options = Options(
@@ -95,10 +99,10 @@ def _fitted(
     say: Callable[[str, float], None],
 ) -> Posterior:
     """The fit that lies in the folder, if it is this one; else a new one, kept there."""
+    from dpeer.errors import ConfigError
     from dpeer.eval.irt.encode import encode
     from dpeer.eval.irt.fit import fit, load, save
     from dpeer.eval.irt.loo import comparable
-    from dpeer.errors import ConfigError
 
     table, dimensions, scale = given
     ratings = encode(table, dimensions, scale)
@@ -123,7 +127,12 @@ def _shown(table: pd.DataFrame) -> object:
         shown.add_column(name, justify="right")
     shown.add_column("verdict")
     for row in table.itertuples():
-        numbers = (f"{row.elpd:.1f}", f"{row.difference:.1f}", f"{row.difference_se:.1f}", f"{row.unreliable} of {row.units}")
+        numbers = (
+            f"{row.elpd:.1f}",
+            f"{row.difference:.1f}",
+            f"{row.difference_se:.1f}",
+            f"{row.unreliable} of {row.units}",
+        )
         shown.add_row(markup(row.fit), row.model, *numbers, f"{row.weight:.2f}", markup(row.verdict))
     return shown
 

@@ -20,8 +20,8 @@ from tests.eval.irt.made_up import made_up
 
 
 def normal_draws(seed: int = 0) -> tuple[Floats, Floats, float]:
-    """log densities [n, S] of n normal observations with unknown mean at exact posterior draws, and exact log predictive
-    densities of each one left out."""
+    """log densities [n, S] of n normal observations with unknown mean at exact posterior draws, and the exact log
+    predictive density of each one left out."""
     rng = np.random.default_rng(seed)
     y, tau = rng.normal(0.5, 1, 12), 2.0
 
@@ -70,13 +70,22 @@ def test_the_model_that_made_the_ratings_is_named(monkeypatch: pytest.MonkeyPatc
     truth = made_up(models=4, items=20, s_u=0.6, draws=25, noise=0.02)
     flat = replace(truth, draws=truth.draws | {"theta": 0 * truth.draws["theta"]})
     table = compare_models({"flat": flat, "truth": truth})
-    assert table["fit"].tolist() == ["truth", "flat"] and table["verdict"].tolist() == ["predicts best", "predicts worse"]
+    assert table["fit"].tolist() == ["truth", "flat"] and table["verdict"].tolist() == [
+        "predicts best",
+        "predicts worse",
+    ]
     assert table["difference"][0] == 0 and table["weight"][0] > 0.9
     same = compare_models({"one": truth, "two": replace(truth)})
     assert same["verdict"].tolist() == ["predicts best", "predicts as well"]
     whole = loo(truth)
     units = whole.units.assign(khat=np.where(whole.units["item"] == "item3", 2.0, 0.1))
-    monkeypatch.setattr(module, "loo", lambda posterior, draws: Loo(units.assign(elpd=units["elpd"] - 9.0 * (posterior is flat) * (units["khat"] > 1)), 100))
+    monkeypatch.setattr(
+        module,
+        "loo",
+        lambda posterior, draws: Loo(
+            units.assign(elpd=units["elpd"] - 9.0 * (posterior is flat) * (units["khat"] > 1)), 100
+        ),
+    )
     assert compare_models({"flat": flat, "truth": truth})["verdict"].str.contains("not to be relied on").any()
 
 
@@ -92,7 +101,9 @@ def test_leave_one_out_is_what_refitting_without_the_answer_predicts() -> None:
         whole: Posterior = replace(rest, ratings=posterior.ratings)
         density = log_likelihood(whole, *chosen_draws(whole))
         units = Units.of(posterior.ratings)
-        names = zip(np.array(posterior.ratings.models)[units.model], np.array(posterior.ratings.items)[units.item], strict=True)
+        names = zip(
+            np.array(posterior.ratings.models)[units.model], np.array(posterior.ratings.items)[units.item], strict=True
+        )
         at = list(names).index((model, item))
         exact = logsumexp(density[at]) - np.log(density.shape[1])
         assert found.units["elpd"][at] == pytest.approx(exact, abs=0.12)

@@ -33,7 +33,13 @@ def probability(posterior: Posterior, s: int, n: int, effect: Floats) -> Floats:
     r = posterior.ratings
     draw = {name: posterior.flat(name)[s] for name in posterior.draws if name != "u"}
     d, j = r.dimension[n], r.judge[n]
-    eta = draw["mu"][d] + draw["theta"][r.model[n], d] - draw["beta"][r.item[n], d] - draw["severity"][j, d] - draw["delta"][d]
+    eta = (
+        draw["mu"][d]
+        + draw["theta"][r.model[n], d]
+        - draw["beta"][r.item[n], d]
+        - draw["severity"][j, d]
+        - draw["delta"][d]
+    )
     x = np.exp(draw["log_alpha"][j]) * (eta + np.asarray(effect)[..., None] - draw["tau"][j, d])
     if posterior.options.model == "graded":
         reached = np.concatenate([np.ones((*x.shape[:-1], 1)), expit(x), np.zeros((*x.shape[:-1], 1))], axis=-1)
@@ -64,7 +70,15 @@ def brute(posterior: Posterior, s: int, unit: int) -> float:
 
 
 def of_case(case: str, **more: object) -> Posterior:
-    given = {"models": 3, "items": 4, "s_u": 0.8, "chains": 1, "draws": 3, "noise": 0.1, "log_alpha": np.array([0.4, -0.2, -0.2])}
+    given = {
+        "models": 3,
+        "items": 4,
+        "s_u": 0.8,
+        "chains": 1,
+        "draws": 3,
+        "noise": 0.1,
+        "log_alpha": np.array([0.4, -0.2, -0.2]),
+    }
     given |= CASES[case] | more
     given["log_alpha"] = given["log_alpha"][: given.get("judges", 3)]
     return made_up(**given)
@@ -96,7 +110,29 @@ def test_without_a_judge_what_is_left_is_integrated() -> None:
     assert not log_likelihood(posterior, *chosen_draws(posterior), r.judge > 5).any()
 
 
-def test_both_ways_to_integrate_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_samples_share_what_a_model_does_on_an_item() -> None:
+    posterior = of_case("v and u of one response")
+    r = posterior.ratings
+    posterior = replace(posterior, ratings=replace(r, response_item=r.response_item // 2))
+    r = posterior.ratings
+    found = log_likelihood(posterior, *chosen_draws(posterior))
+    members = np.flatnonzero(Units.of(r).of_rating == 1)
+    assert len(np.unique(r.response[members])) == 2
+    weight = np.exp(-(COARSE**2) / 2) / np.exp(-(COARSE**2) / 2).sum()
+    u, v = posterior.flat("s_u")[0, :, None] * COARSE, posterior.flat("s_v")[0, :, None] * COARSE
+    total = 0.0
+    for d in range(2):
+        inside = np.ones(len(COARSE))
+        for response in np.unique(r.response[members]):
+            p = np.ones((len(COARSE), len(COARSE)))
+            for n in members[(r.dimension[members] == d) & (r.response[members] == response)]:
+                p = p * probability(posterior, 0, n, v[d][:, None] + u[d])
+            inside = inside * (p @ weight)
+        total += np.log(inside @ weight)
+    assert found[1, 0] == pytest.approx(total, abs=0.02)
+
+
+def test_both_ways_to_integrate_agree() -> None:
     posterior = of_case("u")
     index = chosen_draws(posterior)
     exact = log_likelihood(posterior, *index)

@@ -45,7 +45,9 @@ def test_a_model_of_one_judge_cannot_be_compared_without_it() -> None:
 
 def few_ratings() -> Posterior:
     """A judge with ratings of three items."""
-    return made_up(judges=3, items=12, s_u=0.7, noise=0.05, draws=150, keep=lambda c: (c["judge"] < 2) | (c["item"] < 3))
+    return made_up(
+        judges=3, items=12, s_u=0.7, noise=0.05, draws=150, keep=lambda c: (c["judge"] < 2) | (c["item"] < 3)
+    )
 
 
 def test_draws_without_a_judge_are_weighted_by_what_its_ratings_said() -> None:
@@ -85,7 +87,9 @@ def test_a_contrast_changes_where_its_verdict_does_or_it_leaves_its_interval() -
 
 
 def test_claims_and_tables_carry_what_was_found() -> None:
-    posterior = made_up(models=2, dimensions=1, items=60, draws=500, noise=0.1, theta=np.array([[-0.5], [0.5]]), s_u=0.5)
+    posterior = made_up(
+        models=2, dimensions=1, items=60, draws=500, noise=0.1, theta=np.array([[-0.5], [0.5]]), s_u=0.5
+    )
     index, place = chosen_draws(posterior, 200)
     likelihood = log_likelihood(posterior, index, place).sum(axis=0)
     mark = robustness.fingerprint(posterior)
@@ -147,7 +151,9 @@ def distance(power: float) -> float:
 
 def test_the_pull_of_a_prior_that_is_all_there_is() -> None:
     x = np.random.default_rng(0).normal(size=4000)
-    found = _sensitivities(np.stack([x, np.random.default_rng(1).normal(size=4000), np.ones(4000)], axis=1), -(x**2) / 2)
+    found = _sensitivities(
+        np.stack([x, np.random.default_rng(1).normal(size=4000), np.ones(4000)], axis=1), -(x**2) / 2
+    )
     wanted = np.mean([distance(power) / abs(np.log2(power)) for power in POWERS])
     assert found[0] == pytest.approx(wanted, rel=0.1)
     assert found[1] < 0.05 and np.isnan(found[2])
@@ -169,7 +175,9 @@ def test_prior_and_ratings_are_told_apart() -> None:
 
 def test_the_prior_is_that_of_the_program() -> None:
     posterior = made_up(dimensions=2, draws=40, noise=0.0, chains=1)
-    draws = {name: posterior.draws[name].copy() for name in ("mu", "s_theta", "correlation", "tau_average", "s_severity")}
+    draws = {
+        name: posterior.draws[name].copy() for name in ("mu", "s_theta", "correlation", "tau_average", "s_severity")
+    }
     index = np.arange(2)
 
     def change(**moved: Floats) -> float:
