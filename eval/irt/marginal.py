@@ -25,7 +25,7 @@ from dpeer.eval.irt.types import GRADED, Bools, Floats, Ints, Posterior, Ratings
 
 NODES, NEWTON, LONGEST = 9, 5, 3.0
 """Quadrature nodes, steps towards the mode, and the longest step, in standard deviations of the effect."""
-POINTS, WIDER = 64, 1.1
+POINTS, WIDER = 128, 1.1
 """Points of importance sampling, and by how much their spread exceeds that of the normal at the mode."""
 DRAWS = 1000
 """Posterior draws at which likelihoods are computed, evenly spaced, unless more are asked for."""
@@ -216,12 +216,15 @@ class _Chunk:
         root = WIDER * np.swapaxes(np.linalg.inv(np.linalg.cholesky(hessian)), -1, -2)  # of the inverse: [., B, n, n]
         log_volume = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
         terms = np.empty((POINTS, len(present), self.draws))
-        for i, point in enumerate(_points(n)):
+        points = _points(n)
+        for i, point in enumerate(points):
             here = z + np.moveaxis(root @ point, 1, -1)
             terms[i] = np.add.reduceat(self.rating.value(slope(here)), starts, axis=0)
             terms[i] += ((point**2).sum() - (here**2).sum(axis=1)) / 2
+        square = (points**2).sum(axis=1)
+        normal = logsumexp(square * (1 - WIDER**2) / 2) + n * np.log(WIDER)  # of a normal integrand, that is log(POINTS)
         total = np.zeros((e.units, self.draws))
-        total[present] = logsumexp(terms, axis=0) - np.log(POINTS) + log_volume
+        total[present] = logsumexp(terms, axis=0) - normal + log_volume
         return total
 
 

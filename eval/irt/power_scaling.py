@@ -134,6 +134,7 @@ def _sensitivities(values: Floats, density: Floats) -> Floats:
     """[n] of draws [S, n] when a log density [S] is scaled."""
     from arviz_stats.base import array_stats
 
+    assert len(values) == len(density)  # ArviZ would not notice
     weights = []
     for power in POWERS:
         log = np.asarray(array_stats.power_scale_lw(density - density.max(), alpha=power))

@@ -25,7 +25,7 @@ def run(*arguments: object) -> tuple[int, str]:
 def fits(tmp_path: Path) -> Path:
     fitted = made_up(models=3, dimensions=1, items=20, s_u=0.6, draws=30, noise=0.05)
     save(fitted, tmp_path / "good")
-    save(replace(fitted, draws=fitted.draws | {"theta": 0.1 * fitted.draws["theta"]}), tmp_path / "flat")
+    save(replace(fitted, draws=fitted.draws | {"theta": -fitted.draws["theta"]}), tmp_path / "flat")
     return tmp_path
 
 

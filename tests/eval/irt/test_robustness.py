@@ -162,10 +162,10 @@ def test_the_pull_of_a_prior_that_is_all_there_is() -> None:
 def test_prior_and_ratings_are_told_apart() -> None:
     rng = np.random.default_rng(0)
     posterior = made_up(models=2, dimensions=1, judges=2, draws=500, noise=0.1)
-    index, _ = chosen_draws(posterior)
-    mu = rng.normal(4.0, 2.0, (4, 500, 1))  # far from the mean of its prior, normal(0, 5)
+    index = np.arange(2000)
+    mu = rng.normal(8.0, 2.0, (4, 500, 1))  # far from the mean of its prior, normal(0, 5)
     odd = replace(posterior, draws=posterior.draws | {"mu": mu, "theta": np.stack([mu, -mu], axis=2)})
-    informed = sensitivity_table(odd, "model0", index, -((mu.ravel() - 9) ** 2) / 40)
+    informed = sensitivity_table(odd, "model0", index, 0.5 * mu.ravel())
     assert informed["diagnosis"][0] == CONFLICT
     silent = sensitivity_table(odd, "model0", index, rng.normal(size=2000))
     assert silent["diagnosis"][0] in (WEAK, SENSITIVE)
