@@ -222,7 +222,9 @@ class _Chunk:
             terms[i] = np.add.reduceat(self.rating.value(slope(here)), starts, axis=0)
             terms[i] += ((point**2).sum() - (here**2).sum(axis=1)) / 2
         square = (points**2).sum(axis=1)
-        normal = logsumexp(square * (1 - WIDER**2) / 2) + n * np.log(WIDER)  # of a normal integrand, that is log(POINTS)
+        normal = logsumexp(square * (1 - WIDER**2) / 2) + n * np.log(
+            WIDER
+        )  # of a normal integrand, that is log(POINTS)
         total = np.zeros((e.units, self.draws))
         total[present] = logsumexp(terms, axis=0) - normal + log_volume
         return total

@@ -94,7 +94,8 @@ def recover(
     if (options.model == GRADED) != (spec.link == GRADED):
         raise ConfigError(
             f"--model {options.model} is fitted to ratings of the link {spec.link}, whose thresholds mean something "
-            f"else, so that nothing would be recovered; give --set link={GRADED} with --model {GRADED}, and neither otherwise"
+            f"else, so that nothing would be recovered; give --set link={GRADED} with --model {GRADED}, and neither "
+            "otherwise"
         )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_fingerprint(spec, options)}.jsonl"

@@ -92,8 +92,7 @@ def _with_family(ability: pd.DataFrame, contrasts: pd.DataFrame | None) -> pd.Da
     bounds, keys = ["family_low", "family_high"], ["model", "dimension"]
     if contrasts is None:
         return ability.assign(family_low=ability["contrast_low"], family_high=ability["contrast_high"])
-    known = [*keys, *bounds, "verdict", *(["stable"] if "stable" in contrasts else [])]
-    return ability.merge(contrasts[known], on=keys, how="left")
+    return ability.merge(contrasts[[*keys, *bounds, "verdict"]], on=keys, how="left")
 
 
 def plain(value: Any) -> Any:

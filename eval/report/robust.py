@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dpeer.eval.report.table import Table, bounded, build, text
-from dpeer.eval.report.words import Frames, between, fixed, known, signed
+from dpeer.eval.report.words import Frames, between, fixed, signed
 
 HOW = {"weights": "draws of this fit, weighted", "refit": "a fit without its ratings"}
 
 
-def without_judge(frames: Frames) -> Table:
-    """A row per judge and contrast, those that change first."""
-    frame = frames["without_judge"]
-    order = frame["changes"].eq(True).sort_values(ascending=False, kind="stable").index
-    several = frame.duplicated(["judge", "model"]).any()
+def stable(frames: Frames) -> Table:
+    """A row per contrast: what becomes of its verdict without a judge."""
     return build(
+        "Differences to the base, and the judges that they rest on",
+        frames["contrasts"].itertuples(),
+        Model=lambda r: str(r.model),
+        Dimension=lambda r: str(r.dimension),
+        Difference_n=lambda r: signed(r.contrast),
+        All_at_once_n=lambda r: between(r.family_low, r.family_high),
+        Verdict=lambda r: text(r.verdict),
+        Judges_left_out=lambda r: text(r.stable),
+    )
+
+
+def without_judge(frames: Frames) -> Table:
+    """A row per judge and contrast, as far as known; those that change first."""
+    frame = frames["without_judge"]
+    frame = frame[frame["how"] != ""]
+    order = frame["changes"].eq(True).sort_values(ascending=False, kind="stable").index
+    table = build(
         "Differences to the base in logits with one judge left out, with 95 % intervals",
         frame.reindex(order).itertuples(),
         Judge_left_out=lambda r: str(r.judge),
         Model=lambda r: str(r.model),
-        **({"Dimension": lambda r: str(r.dimension)} if several else {}),
-        Difference_n=lambda r: bounded(r, "contrast", signed) if known(r.contrast) else "",
+        Dimension=lambda r: str(r.dimension),
+        Difference_n=lambda r: bounded(r, "contrast", signed),
         All_at_once_n=lambda r: between(r.family_low, r.family_high),
         Verdict=lambda r: text(r.verdict),
         Changes=lambda r: "changes" if r.changes is True else "",
-        How=lambda r: HOW.get(r.how, text(r.why)),
+        How=lambda r: HOW[r.how],
         Pareto_k_n=lambda r: fixed(r.khat),
     )
+    return replace(table, minor=True)
 
 
 def sensitivity(frames: Frames) -> Table:

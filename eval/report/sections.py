@@ -67,7 +67,8 @@ def _models(frames: Frames, claim: bool) -> Iterator[Section]:
             "more and less: where the prior moves a quantity, look at it before a claim.",
             [],
             [
-                *([robust.without_judge(frames)] if "without_judge" in frames else []),
+                *([robust.stable(frames)] if "stable" in frames.get("contrasts", ()) else []),
+                *(found for found in _without(frames) if found.rows),
                 *([robust.sensitivity(frames)] if "sensitivity" in frames else []),
             ],
         )
@@ -84,6 +85,11 @@ def _models(frames: Frames, claim: bool) -> Iterator[Section]:
         "side by side. Models are measured best where items and score steps are.",
         _drawn(frames, wright, "ability"),
     )
+
+
+def _without(frames: Frames) -> Iterator[Table]:
+    if "without_judge" in frames:
+        yield robust.without_judge(frames)
 
 
 def _judges(frames: Frames) -> Iterator[Section]:

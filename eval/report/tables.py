@@ -57,8 +57,6 @@ def ability(frames: Frames, claim: bool) -> Table:
             "verdict" in frame and frame["verdict"].str.contains(r"\d", na=False).any()
         ):  # a smallest effect was asked for
             compare["Verdict"] = lambda r: text(r.verdict)
-        if "stable" in frame:
-            compare["Judges_left_out"] = lambda r: text(r.stable)
     most = max(FOLD_FROM, MOST_LISTED // frame["dimension"].nunique())
     total: dict[str, Cell] = {"With_length_n": lambda r: bounded(r, "total")} if "total" in frame else {}
     rows = [
