@@ -57,7 +57,7 @@ def _table(table: pd.DataFrame) -> Table:
         elpd_n=lambda r: f"{fixed(r.elpd, 1)}\nse {fixed(r.elpd_se, 1)}",
         Difference_n=lambda r: f"{signed(r.difference, 1)}\nse {fixed(r.difference_se, 1)}",
         Effective_parameters_n=lambda r: fixed(r.p_loo, 1),
-        k_hat_above_07_n=lambda r: f"{r.unreliable} of {r.units}",
+        **{"k-hat_above_0.7_n": lambda r: f"{r.unreliable} of {r.units}"},
         Weight_n=lambda r: fixed(r.weight),
         Verdict=lambda r: str(r.verdict),
     )
