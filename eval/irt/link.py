@@ -19,10 +19,10 @@ def offsets(tau: Floats, used: Bools, graded: bool) -> Floats:
     """[S, ..., K] at discrimination 1, of thresholds [S, ..., K - 1] and scores in use [..., K]."""
     tau = np.nan_to_num(tau)
     if not graded:
-        cumulative = np.concatenate([np.zeros_like(tau[..., :1]), tau.cumsum(axis=-1)], axis=-1)
+        cumulative: Floats = np.concatenate([np.zeros_like(tau[..., :1]), tau.cumsum(axis=-1)], axis=-1)
         cumulative[:, ~used] = np.inf
         return cumulative
-    cut = np.concatenate([np.zeros_like(tau[..., :1]), tau], axis=-1)
+    cut: Floats = np.concatenate([np.zeros_like(tau[..., :1]), tau], axis=-1)
     above: Floats = np.full(cut.shape[:-1], np.inf)
     for k in reversed(range(cut.shape[-1])):
         above = cut[..., k] = np.where(used[..., k], cut[..., k], above)

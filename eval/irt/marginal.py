@@ -200,7 +200,7 @@ class _Chunk:
         z = np.zeros((len(present), n, self.draws))
 
         def slope(z: Floats) -> Floats:
-            return self.slope + sum(m * z[unit, a] for m, a in zip(moved, at, strict=True))
+            return np.asarray(self.slope + sum(m * z[unit, a] for m, a in zip(moved, at, strict=True)))
 
         for _ in range(NEWTON):
             first, second = self.rating.derivatives(slope(z))
