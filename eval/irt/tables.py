@@ -66,6 +66,10 @@ COMPARED = (
     "Comparisons: a logit of ability is a logit of each step from worse over tie to better, and beside ratings that of "
     "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
 )
+CUMULATIVE = (
+    "Graded responses: logits are those of each score or a higher one (cumulative), and score steps, in ascending order, "
+    "are where the two are as likely as a lower one."
+)
 FAIR_TERMS = {
     "item_step": "with the thresholds common to all items, not each item's own",
     "judge_model": "without what single judges add to single models",
@@ -336,6 +340,8 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
     notes.append(scope(posterior))
     if len(r):
         notes.append(THRESHOLDS[posterior.options.thresholds])
+    if posterior.options.model == GRADED:
+        notes.append(CUMULATIVE)
     if shrunk := shrinkage(posterior):
         notes.append(shrunk)
     fair = "; ".join([FAIR, *(words for name, words in FAIR_TERMS.items() if name in posterior.draws)]) + "."
