@@ -67,8 +67,8 @@ COMPARED = (
     "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
 )
 CUMULATIVE = (
-    "Graded responses: logits are those of each score or a higher one (cumulative), and score steps, in ascending order, "
-    "are where the two are as likely as a lower one."
+    "Graded responses: logits are those of each score or a higher one (cumulative), and score steps, in ascending "
+    "order, are where that is as likely as a lower score."
 )
 FAIR_TERMS = {
     "item_step": "with the thresholds common to all items, not each item's own",
