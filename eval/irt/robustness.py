@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,7 +148,7 @@ def save(found: Robustness, folder: Path) -> None:
         "refits": found.refits,
         "judges": [{"judge": w.judge, "khat": w.khat, "how": w.how, "why": w.why} for w in found.judges],
     }
-    arrays = {f"theta{i}": one.theta.astype(np.float32) for i, one in enumerate(found.judges)}
+    arrays: dict[str, Any] = {f"theta{i}": one.theta.astype(np.float32) for i, one in enumerate(found.judges)}
     buffer = io.BytesIO()
     np.savez(buffer, head=np.array(json.dumps(head)), draws=found.draws, likelihood=found.likelihood, **arrays)
     write_bytes(folder / FILE, buffer.getvalue())

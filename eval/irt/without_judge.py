@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
 
 REFITS = 8
 """Judges at most whose ratings are left out by a fit of the others."""
-SHORT = {"chains": 2, "warmup": 500, "draws": 500}
+SHORT: dict[str, Any] = {"chains": 2, "warmup": 500, "draws": 500}
 APART = 1.05
 WEIGHTS, REFIT = "weights", "refit"
 STABLE, UNKNOWN = "stable", "not known"
@@ -128,7 +129,9 @@ def by_refit(posterior: Posterior, judge: int, khat: float, say: Say) -> Without
 
 def _options(posterior: Posterior) -> Options:
     """Those of the fit, with what the ratings made of them; shorter."""
-    kept = {name: bool(posterior.facts[name]) for name in ("response_effect", "model_item") if name in posterior.facts}
+    kept: dict[str, Any] = {
+        name: bool(posterior.facts[name]) for name in ("response_effect", "model_item") if name in posterior.facts
+    }
     return replace(posterior.options, **kept, **SHORT, threads=1)
 
 
