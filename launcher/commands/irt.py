@@ -26,6 +26,7 @@ from dpeer.launcher.commands.irt_options import (
     terms_of,
 )
 from dpeer.launcher.commands.irt_robust import models, sensitivity
+from dpeer.launcher.commands.irt_show import page_of, show
 from dpeer.launcher.commands.irt_studies import recover, simulate
 
 if TYPE_CHECKING:
@@ -225,27 +226,6 @@ def _rounds(table: Path | pd.DataFrame, result: Result) -> tuple[str, ...]:
     if not facts or not made or facts["ratings"] != sum(made.statuses.values()):
         return ()
     return (savings(facts),)
-
-
-def page_of(result: Result, output: Path, notes: tuple[str, ...] = ()) -> Path:
-    from dpeer.eval.report.page import write_report
-
-    warnings = tuple(result.facts.get("design_warnings", ()))
-    return write_report(result, output, title=output.name, notes=(*notes, *warnings))
-
-
-def show(result: Result, page: Path, console: Console) -> None:
-    """The result on a terminal."""
-    from dpeer.eval.irt.claims import claims
-    from dpeer.eval.irt.terminal import terminal
-
-    for part in terminal(result):
-        console.print(part)
-    for found in result.gate["biases"]:
-        console.print(f"[yellow]bias:[/] {markup(found)}", soft_wrap=True)
-    for claim in claims(result):
-        console.print(f"• {markup(claim)}", soft_wrap=True)
-    console.print(f"report      {markup(page)}", soft_wrap=True)
 
 
 @app.command()

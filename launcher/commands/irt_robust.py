@@ -159,7 +159,7 @@ def sensitivity(
     from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.tables import tabulate
-    from dpeer.launcher.commands.irt import page_of, show
+    from dpeer.launcher.commands.irt_show import page_of, show
 
     console = Console(highlight=False)
     posterior = load(folder)
