@@ -41,6 +41,7 @@ PARTLY_CENTRED = (
     *("position_raw", "tie_raw"),
 )
 EFFECTS = {"halo": True, "length": True, "order": True, "self_family": True, "self_model": True}
+NEVER = Spec(models=3, items=20, dimensions=2, judges=3, categories=4)
 CASES = {
     "rasch, 2 categories": (Spec(models=3, items=4, dimensions=1, judges=2, categories=2), {"model": "rasch"}),
     "gmfrm, 5 categories": (Spec(models=3, items=4, dimensions=2, judges=3), {}),
@@ -93,11 +94,8 @@ CASES = {
     ),
     "graded, 2 categories": (Spec(models=3, items=4, dimensions=1, judges=3, categories=2), {"model": "graded"}),
     "graded, an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {"model": "graded"}),
-    "graded, a category that one judge never gives": (
-        Spec(models=3, items=20, dimensions=2, judges=3, categories=4),
-        {"model": "graded"},
-    ),
-    "a category that one judge never gives": (Spec(models=3, items=20, dimensions=2, judges=3, categories=4), {}),
+    "a category that one judge never gives": (NEVER, {}),
+    "graded, a category that one judge never gives": (NEVER, {"model": "graded"}),
 }
 
 
@@ -233,8 +231,7 @@ def log_prior_of_thresholds(problem: Problem, found: dict[str, Floats]) -> float
 def moves(cut: Floats, usual: Floats) -> Floats:
     """By how much cutpoints of graded responses were moved: their gaps are softplus of something, which was moved."""
     assert (np.diff(cut) > 0).all() and cut.mean() == pytest.approx(usual.mean(), abs=1e-8)
-    steps = np.log(np.expm1(np.diff(cut))) - np.log(np.expm1(np.diff(usual)))
-    deviation = np.concatenate([[0.0], np.cumsum(steps)])
+    deviation = np.cumsum(np.diff([np.log(np.expm1(np.diff(c, prepend=c[0] - 1))) for c in (usual, cut)], axis=0))
     return np.asarray(deviation - deviation.mean())
 
 
