@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dpeer.eval.irt.fit_statistics import probabilities
+from dpeer.eval.irt import link
 from dpeer.eval.irt.people import people_discrimination
-from dpeer.eval.irt.types import Bools, Floats, Ints, Posterior, Ratings
+from dpeer.eval.irt.types import GRADED, Bools, Floats, Ints, Posterior, Ratings
 
 MOST_RANKED, MOST_REVERSALS = 60, 500
 NODES = 15
@@ -60,6 +60,7 @@ def _fair(posterior: Posterior, draws: Ints, worth: Sequence[float] | None = Non
             variance += np.square(scale if scale.ndim == 2 else scale[:, None])
     centre = posterior.flat("mu")[draws] - np.nanmean(beta, axis=1) - _mean_delta(posterior, draws)
     eta = centre[:, None] + posterior.flat("theta")[draws]
+    graded = posterior.options.model == GRADED
     offsets = _average_offsets(posterior, draws)
     alpha = people_discrimination(posterior, draws)[:, None]  # [S, 1, D]
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
@@ -67,7 +68,8 @@ def _fair(posterior: Posterior, draws: Ints, worth: Sequence[float] | None = Non
     scores = np.asarray(r.scale if worth is None else worth, dtype=float)
     fair = np.zeros(eta.shape)
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-        fair += weight * np.tensordot(scores, probabilities(alpha * (eta + sd * node), alpha * offsets), axes=1)
+        p = link.probabilities(alpha * (eta + sd * node), alpha * offsets, graded)
+        fair += weight * np.tensordot(scores, p, axes=1)
     return fair
 
 
@@ -84,15 +86,13 @@ def _mean_delta(posterior: Posterior, draws: Ints) -> Floats:
 
 
 def _average_offsets(posterior: Posterior, draws: Ints) -> Floats:
-    """Cumulative thresholds of the average judge, broadcastable to [K, S, M, D]; inf where nobody uses a category."""
+    """Offsets of `irt.link` of the average judge, broadcastable to [K, S, M, D]."""
     tau = posterior.flat("tau_average")[draws]
     r = posterior.ratings
     given = np.zeros((len(r.dimensions), len(r.scale)), bool)
     given[r.dimension, r.category] = True
     given[~r.rated, 0] = True
-    cumulative = np.concatenate([np.zeros_like(tau[..., :1]), np.nan_to_num(tau).cumsum(axis=-1)], axis=-1)
-    cumulative[:, ~given] = np.inf
-    return np.moveaxis(cumulative, -1, 0)[:, :, None, :]
+    return np.moveaxis(link.offsets(tau, given, posterior.options.model == GRADED), -1, 0)[:, :, None, :]
 
 
 def ability_table(posterior: Posterior, base: str, fair: Floats) -> pd.DataFrame:

@@ -153,9 +153,17 @@ def claims(result: Result) -> list[str]:
         said = f"{row.model} is {_against(row.verdict, result.facts['base'])} in {row.dimension}"
         sentences.append(
             f"{said}: {row.contrast:+.2f} logits [{row.family_low:.2f}, {row.family_high:.2f}{family}], "
-            f"{_certainty(row)}{caveat}"
+            f"{_certainty(row)}{caveat}{_rests_on(row)}"
         )
     return sentences
+
+
+def _rests_on(row: Any) -> str:
+    """What leaving out a judge makes of it, where that was looked at (`irt.without_judge`)."""
+    said = getattr(row, "stable", "")
+    if not said:
+        return ""
+    return f"; {said}, whichever judge is left out" if said == "stable" else f"; judges left out: {said}"
 
 
 def _against(said: str, base: str) -> str:

@@ -383,7 +383,7 @@ def _random_effects(ratings: Ratings, options: Options) -> None:
             "Repair: rate the same responses on all dimensions, or no halo effect"
         )
     binary = len(ratings.scale) == 2 and judges == 2 and len(seen) == len(ratings) and not len(ratings.comparisons)
-    if binary and options.model == "gmfrm" and options.response_effect is not False and repeated:
+    if binary and options.model != "rasch" and options.response_effect is not False and repeated:
         raise DiscriminationAliased(
             f"{names_of(ratings.judges)} rated each response once on a two-point scale, so that discrimination "
             "cannot be told from the spread of responses. Repair: model rasch (equal discrimination) or a third judge"

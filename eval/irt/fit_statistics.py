@@ -1,7 +1,7 @@
 """Does the model describe the ratings? Infit, outfit and posterior predictive checks, at thinned posterior draws.
 
 Written from the rating formula itself, not from the Stan program: P(k) is proportional to
-exp(alpha_j * sum over l <= k of (eta - tau_{j,d,l})) with
+exp(alpha_j * sum over l <= k of (eta - tau_{j,d,l})), or graded (`irt.link`), with
 eta = mu + theta - beta - severity - delta + group (model, group, dimension) + v (model, item, dimension)
       + u (response, dimension) + halo (judge, response) + judge x model + judge x item + favour + covariates.
 Mean squares as in Wright & Masters (1982), compared with replicated data as in Gelman, Meng & Stern (1996).
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.sparse import csr_array
 
+from dpeer.eval.irt.link import information as fisher
+from dpeer.eval.irt.link import offsets, probabilities
 from dpeer.eval.irt.people import favoured
-from dpeer.eval.irt.types import THINNED, Bools, Floats, Ints, Posterior, Ratings
+from dpeer.eval.irt.types import GRADED, THINNED, Bools, Floats, Ints, Posterior, Ratings
 
 NODES = 7
 """Gauss-Hermite nodes that integrate the halo, and a response effect whose draws were not kept."""
@@ -55,15 +57,15 @@ def thin(posterior: Posterior, count: int) -> tuple[Ints, Ints]:
     return kept[place].astype(np.int64), place
 
 
-def predictor(posterior: Posterior, draws: Ints, place: Ints) -> Floats:
-    """eta of every rating [N, B] at B flat draws; without halo, and without u unless its draws were kept."""
+def predictor(posterior: Posterior, draws: Ints, place: Ints, without: tuple[str, ...] = ()) -> Floats:
+    """eta of every rating [N, B] at B flat draws; without halo, u unless its draws were kept, and effects `without`."""
     r = posterior.ratings
 
     def last(name: str, chosen: Ints = draws) -> Floats:
         return np.moveaxis(posterior.flat(name)[chosen], 0, -1)
 
     def effect(name: str, chosen: Ints = draws) -> Floats | None:
-        return last(name, chosen) if name in posterior.draws else None
+        return last(name, chosen) if name in posterior.draws and name not in without else None
 
     eta = (last("mu")[None] + last("theta"))[r.model, r.dimension]
     eta -= last("beta")[r.item, r.dimension]
@@ -108,12 +110,11 @@ def used_categories(ratings: Ratings, finite: Bools) -> Bools:
 
 
 def category_offsets(posterior: Posterior, draws: Ints) -> Floats:
-    """alpha * cumulative thresholds [J, D, K, B]; inf for a category that is not used."""
+    """alpha * offsets of `irt.link` [J, D, K, B]."""
     tau = posterior.flat("tau")[draws]
-    finite = np.isfinite(tau[0])
-    cumulative = np.concatenate([np.zeros_like(tau[..., :1]), np.nan_to_num(tau).cumsum(axis=-1)], axis=-1)
-    cumulative[:, ~used_categories(posterior.ratings, finite)] = np.inf
-    return np.moveaxis(cumulative * discrimination(posterior, draws).T[:, :, None, None], 0, -1)
+    used = used_categories(posterior.ratings, np.isfinite(tau[0]))
+    at_one = offsets(tau, used, posterior.options.model == GRADED)
+    return np.moveaxis(at_one * discrimination(posterior, draws).T[:, :, None, None], 0, -1)
 
 
 def item_offsets(posterior: Posterior, place: Ints) -> Floats | None:
@@ -125,21 +126,20 @@ def item_offsets(posterior: Posterior, place: Ints) -> Floats | None:
     return np.moveaxis(cumulative, 0, -1)
 
 
+def rating_offsets(posterior: Posterior, draws: Ints, place: Ints, alpha: Floats) -> Floats:
+    """Offsets of every rating [K, N, B]; alpha [N, B]."""
+    r = posterior.ratings
+    offsets = np.moveaxis(category_offsets(posterior, draws)[r.judge, r.dimension], 1, 0)
+    if (own := item_offsets(posterior, place)) is not None:
+        offsets = offsets + alpha * np.moveaxis(own[r.item, r.dimension], 1, 0)
+    return offsets
+
+
 def discrimination(posterior: Posterior, draws: Ints) -> Floats:
     """alpha [J, B]; one where the model has no discrimination."""
     if "log_alpha" not in posterior.draws:
         return np.ones((len(posterior.ratings.judges), len(draws)))
     return np.exp(posterior.flat("log_alpha")[draws].T)
-
-
-def probabilities(slope: Floats, offsets: Floats) -> Floats:
-    """Category probabilities [K, ...] of slope = alpha * eta [...] and offsets [K, ...]."""
-    steps = np.arange(len(offsets)).reshape(-1, *[1] * slope.ndim)
-    p: Floats = steps * slope - offsets
-    p -= p.max(axis=0)
-    np.exp(p, out=p)
-    p /= p.sum(axis=0)
-    return p
 
 
 def _spread(posterior: Posterior, draws: Ints) -> tuple[Floats, Floats]:
@@ -176,22 +176,21 @@ class _Chunk:
         r = posterior.ratings
         eta = predictor(posterior, draws, place)
         alpha = discrimination(posterior, draws)[r.judge]
-        offsets = np.moveaxis(category_offsets(posterior, draws)[r.judge, r.dimension], 1, 0)
-        if (own := item_offsets(posterior, place)) is not None:
-            offsets = offsets + alpha * np.moveaxis(own[r.item, r.dimension], 1, 0)
+        offsets = rating_offsets(posterior, draws, place, alpha)
+        graded = posterior.options.model == GRADED
         s_u, s_halo = _spread(posterior, draws)
         if not (s_u.any() or s_halo.any()):
-            self.p = probabilities(alpha * eta, offsets)
+            self.p = probabilities(alpha * eta, offsets, graded)
             self.replicated = _sample(self.p, rng)
         else:
             sd = np.hypot(s_u, s_halo)[r.dimension]
             nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
             self.p = np.zeros(offsets.shape)
             for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-                self.p += weight * probabilities(alpha * (eta + sd * node), offsets)
+                self.p += weight * probabilities(alpha * (eta + sd * node), offsets, graded)
             effect = _fresh(r.response * len(r.dimensions) + r.dimension, len(draws), rng) * s_u[r.dimension]
             effect += _fresh(r.response * len(r.judges) + r.judge, len(draws), rng) * s_halo
-            self.replicated = _sample(probabilities(alpha * (eta + effect), offsets), rng)
+            self.replicated = _sample(probabilities(alpha * (eta + effect), offsets, graded), rng)
         k = np.arange(len(self.p))
         self.expected: Floats = np.tensordot(k, self.p, axes=1)
         square: Floats = np.tensordot(k**2, self.p, axes=1)
@@ -309,14 +308,15 @@ _KEYS = ("judge", "model", "item", "dimension", "score")
 
 
 def information(posterior: Posterior, draws: int = 10) -> Floats:
-    """alpha^2 x variance of the score, mean over draws [N]: what each rating tells of its response (Fisher)."""
+    """Mean over draws [N] of what each rating tells of its response (Fisher): alpha^2 x variance of the score, where
+    logits are those of adjacent categories."""
     r = posterior.ratings
     if not len(r):
         return np.zeros(0)
     index, place = thin(posterior, draws)
     chunk = _Chunk(posterior, index, place, np.random.default_rng(0))
-    information: Floats = (discrimination(posterior, index)[r.judge] ** 2 * chunk.variance).mean(axis=1)
-    return information
+    told = fisher(chunk.p, True) if posterior.options.model == GRADED else chunk.variance
+    return np.asarray((discrimination(posterior, index)[r.judge] ** 2 * told).mean(axis=1))
 
 
 def _notable(misfit: pd.DataFrame, step: float) -> Bools:

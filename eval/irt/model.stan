@@ -7,6 +7,10 @@
 //   kappa[j, d]       = alpha[j] * (tau[d] + item_step[q, d]) + deviation[j, d]: thresholds of a judge in log odds
 //   location          = severity[j, d] + delta[c] - order * (+-1/2) - own_family - own_model
 //
+// Graded responses (cumulative logits; Samejima 1969) have the same terms, and cutpoints kappa in ascending order:
+//
+//   logit P(category l or above) = alpha[j] * (eta[cell] + halo - location) - kappa[j, d, l - 1]
+//
 // A cell is a response on one dimension. Ratings are sorted into groups that share judge, dimension, criterion and flags,
 // so that a group is one categorical_logit_glm. Categories that nobody uses in a dimension, or that a judge never
 // gives, are left out of the softmax; the others keep their scores. Compiles on CmdStan 2.27: no sum_to_zero_vector, no tuples.
@@ -53,6 +57,29 @@ functions {
     return z;
   }
 
+  // Cutpoints `cut`, ascending, moved by `by` and ascending still: the gaps by softplus, the mean as it is.
+  vector moved_cuts(vector cut, vector by) {
+    int n = rows(cut);
+    vector[n] x = cut + by;
+    if (n > 1) {
+      vector[n - 1] gap = cut[2 : n] - cut[1 : n - 1];
+      x = append_row(0, cumulative_sum(log1p_exp(gap + log1m_exp(-gap) + by[2 : n] - by[1 : n - 1])));
+      x += mean(cut) + mean(by) - mean(x);
+    }
+    return x;
+  }
+
+  // Ascending cutpoints of the same mean from free steps.
+  vector ascending(vector steps) {
+    int n = rows(steps);
+    vector[n] x = steps;
+    if (n > 1) {
+      x = append_row(0, cumulative_sum(log1p_exp(steps[2 : n] - steps[1 : n - 1])));
+      x += mean(steps) - mean(x);
+    }
+    return x;
+  }
+
   // (n - 1)(m - 1) free values to an n x m matrix whose rows and columns sum to zero.
   matrix sum_zero_both(vector z, int n, int m) {
     matrix[n - 1, m] half;
@@ -71,7 +98,7 @@ functions {
     return exp((1 - centre) .* log(scale)) .* (raw - centre .* middle);
   }
 
-  // Written in model.hpp, with their derivatives: they run over all cells and all ratings.
+  // Written in functions.hpp, with their derivatives: they run over all cells and all ratings.
   vector partly_centred(vector level, array[] int at, vector less, array[] int less_at, vector more, vector raw,
                         vector spread, array[] int kind, data array[] real centre);
   real adjacent_categories(array[] int y, array[] int cell, int first, int last, vector eta, array[] int pair,
@@ -82,7 +109,7 @@ functions {
                        array[] int first, array[] int last, array[] int judge, array[] int dim,
                        array[] int step_first, array[] int steps, array[] vector score, array[,] int levels,
                        array[, , ] int level, vector eta, vector halo, vector location, vector alpha, matrix kappa,
-                       array[] int group_item, matrix item_passed) {
+                       array[] int group_item, matrix item_passed, int graded) {
     real total = 0;
     for (g in slice) {
       int j = judge[g];
@@ -90,12 +117,23 @@ functions {
       int a = step_first[d];
       int l = levels[j, d];
       array[l] int given = level[j, d, 1 : l];
-      vector[l] s = score[d][given];
-      vector[l] passed = append_row(0, cumulative_sum(kappa[j, a : a + steps[d] - 1]'))[given];
-      if (size(group_item) > 0) {
-        passed += alpha[j] * item_passed[given, group_item[g]];
+      vector[steps[d]] own = kappa[j, a : a + steps[d] - 1]';
+      if (graded) {
+        int n = last[g] - first[g] + 1;
+        vector[n] x = eta[cell[first[g] : last[g]]];
+        vector[l - 1] cut = append_row(0, own)[given[2 : l]] + alpha[j] * location[g];
+        if (rows(halo) > 0) {
+          x += halo[pair[first[g] : last[g]]];
+        }
+        total += ordered_logistic_glm_lpmf(y[first[g] : last[g]] | to_matrix(x, n, 1), rep_vector(alpha[j], 1), cut);
+      } else {
+        vector[l] passed = append_row(0, cumulative_sum(own))[given];
+        if (size(group_item) > 0) {
+          passed += alpha[j] * item_passed[given, group_item[g]];
+        }
+        total += adjacent_categories(y, cell, first[g], last[g], eta, pair, halo, score[d][given], alpha[j],
+                                     location[g], passed);
       }
-      total += adjacent_categories(y, cell, first[g], last[g], eta, pair, halo, s, alpha[j], location[g], passed);
     }
     return total;
   }
@@ -163,6 +201,7 @@ data {
   int<lower=0, upper=1> use_item_steps;
   array[use_item_steps ? G : 0] int<lower=1, upper=B> group_item;
 
+  int<lower=0, upper=1> graded;
   int<lower=0, upper=1> use_alpha;
   int<lower=0, upper=1> use_u;
   int<lower=0, upper=1> use_halo;
@@ -390,15 +429,28 @@ transformed parameters {
       int a = step_first[d];
       delta[criterion_first[d] : criterion_last[d]] = sum_zero(part(delta_raw, at, c));
       tau[a : a + f] = sum_zero(part(tau_raw, tau_at, f));
+      if (graded) {
+        tau[a : a + f] = ascending(tau[a : a + f]);
+      }
       for (j in 1 : J) {
         int l = levels[j, d];
         int n = own_steps[j, d];
         vector[l] passed = append_row(0, cumulative_sum(tau[a : a + f]))[level[j, d, 1 : l]];
         vector[l - 1] own = (use_alpha ? exp(log_alpha[j]) : 1) * (passed[2 : l] - passed[1 : l - 1]);
+        if (graded) { // of cutpoints that a judge makes one of, their mean
+          for (i in 2 : l) {
+            own[i - 1] /= level[j, d, i] - level[j, d, i - 1];
+          }
+        }
         if (n > 0) {
           vector[n] middle = centre_tau * coordinates(own);
+          vector[n + 1] by = sum_zero(s_tau[1] ^ (1 - centre_tau) * (kappa_raw[dev_at : dev_at + n - 1] - middle));
           kappa_middle[dev_at : dev_at + n - 1] = middle;
-          own += sum_zero(s_tau[1] ^ (1 - centre_tau) * (kappa_raw[dev_at : dev_at + n - 1] - middle));
+          if (graded) {
+            own = moved_cuts(own, by);
+          } else {
+            own += by;
+          }
           dev_at += n;
         }
         for (i in 2 : l) {
@@ -471,10 +523,10 @@ model {
   }
   if (use_threads) {
     target += reduce_sum(groups_lpdf_sum, groups, 1, y, cell, pair, first, last, judge, dim, step_first, steps, score,
-                         levels, level, eta, halo, location, alpha, kappa, group_item, item_passed);
+                         levels, level, eta, halo, location, alpha, kappa, group_item, item_passed, graded);
   } else {
     target += groups_lpdf_sum(groups, 1, G, y, cell, pair, first, last, judge, dim, step_first, steps, score, levels, level,
-                              eta, halo, location, alpha, kappa, group_item, item_passed);
+                              eta, halo, location, alpha, kappa, group_item, item_passed, graded);
   }
   if (comparisons > 0) {
     vector[comparisons] x = eta[cell_this] - eta[cell_other];

@@ -27,7 +27,7 @@ from scipy import stats
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec
-from dpeer.eval.irt.types import Floats, Ints, Posterior
+from dpeer.eval.irt.types import GRADED, Floats, Ints, Posterior
 
 Z95 = 1.96
 DRAWS = 800
@@ -121,7 +121,7 @@ class _Rated:
 def components_of(posterior: Posterior) -> list[Components]:
     """Variance components of a pilot fit, one per dimension that was rated, at posterior means.
 
-    Raises IrtError for a fit of comparisons only."""
+    Raises IrtError for a fit of comparisons only, or one of graded responses."""
     r = posterior.ratings
 
     def mean(name: str, absent: float = 0.0) -> Floats:
@@ -132,6 +132,11 @@ def components_of(posterior: Posterior) -> list[Components]:
         raise IrtError(
             "the pilot holds comparisons only, and designs of ratings need its thresholds and severities; take a fit "
             "of ratings as the pilot"
+        )
+    if posterior.options.model == GRADED:
+        raise IrtError(
+            "the pilot is a fit with --model graded, and designs are forecast for logits of adjacent categories; fit "
+            "the same ratings with --model gmfrm as the pilot"
         )
     alpha = np.exp(np.broadcast_to(mean("log_alpha"), len(r.judges)))
     found = []

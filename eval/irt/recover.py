@@ -18,11 +18,12 @@ import pandas as pd
 from rich.table import Table
 from scipy.stats import kstest
 
+from dpeer.errors import ConfigError
 from dpeer.escape import markup
 from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.simulate import Spec, simulate
-from dpeer.eval.irt.types import Floats, Options, Posterior
+from dpeer.eval.irt.types import GRADED, Floats, Options, Posterior
 from dpeer.files import write_text
 
 REPORTED = ("theta", "severity", "log_alpha", "own_family", "own_model", "order", "length", "s_halo", "position")
@@ -90,6 +91,12 @@ def recover(
     was stopped goes on where it was, and a longer one reuses the shorter. Raises DesignError for a spec that is not
     identified.
     """
+    if (options.model == GRADED) != (spec.link == GRADED):
+        raise ConfigError(
+            f"--model {options.model} is fitted to ratings of the link {spec.link}, whose thresholds mean something "
+            f"else, so that nothing would be recovered; give --set link={GRADED} with --model {GRADED}, and neither "
+            "otherwise"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_fingerprint(spec, options)}.jsonl"
     done = _read(path)

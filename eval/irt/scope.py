@@ -26,6 +26,10 @@ COMPARED = (
     "Comparisons: a logit of ability is a logit of each step from worse over tie to better, and beside ratings that of "
     "each score step, unless the scale of comparisons was estimated (--with comparison-scale)."
 )
+CUMULATIVE = (
+    "Graded responses: logits are those of each score or a higher one (cumulative), and score steps, in ascending "
+    "order, are where that is as likely as a lower score."
+)
 FAIR_TERMS = {
     "item_step": "with the thresholds common to all items, not each item's own",
     "judge_model": "without what single judges add to single models",

@@ -7,7 +7,8 @@ Adjacent-category logits (Masters 1982; many-facet: Linacre 1989; with judge dis
                                     - tau[j, d, k])
 
 with the sum-to-zero rules of the fitted model, but none of its code: probabilities, category by category. Comparisons
-of the same responses (`irt.simulate_pairs`) may stand beside the ratings or in their place.
+of the same responses (`irt.simulate_pairs`) may stand beside the ratings or in their place. With `link: graded` the
+same alpha (location - tau[j, d, k]) is the logit of P(k or above) (Samejima 1969).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from dpeer.eval.irt.linking import linked_design
 from dpeer.eval.irt.simulate_pairs import compare
 from dpeer.eval.irt.spec import Spec
-from dpeer.eval.irt.types import Bools, Floats, Ints
+from dpeer.eval.irt.types import GRADED, Bools, Floats, Ints
 
 __all__ = ["Spec", "simulate"]
 
@@ -61,7 +62,8 @@ def simulate(spec: Spec, seed: int) -> tuple[pd.DataFrame, dict[str, Floats]]:
         + spec.own_family * (m % spec.families == judge_family)
         + spec.own_model * ((m == j) & (j < spec.self_judges))
     )
-    category = _draw(location, np.exp(truth["log_alpha"])[j], truth["tau"][j, d], rng)
+    draw = _draw_graded if spec.link == GRADED else _draw
+    category = draw(location, np.exp(truth["log_alpha"])[j], truth["tau"][j, d], rng)
     parsed = rng.random(len(r)) >= spec.missing
 
     models = _names("model", spec.models)
@@ -146,6 +148,8 @@ def _truth(spec: Spec, rng: np.random.Generator) -> dict[str, Floats]:
         "correlation": correlation,
         "length": np.full(d, spec.length),
     }
+    if spec.link == GRADED:
+        truth["tau"] = np.sort(truth["tau"], axis=-1)
     truth["v"] = spec.s_v * rng.standard_normal((m, q, d)) if spec.s_v else np.zeros((m, q, d))
     truth["theta_these"] = truth["theta"] + truth["v"].mean(axis=1)
     truth |= {name: np.full(d, getattr(spec, name)) for name in ("s_theta", "s_beta", "s_u", "s_v")}
@@ -180,6 +184,13 @@ def _draw(location: Floats, alpha: Floats, tau: Floats, rng: np.random.Generator
         weights[:, k + 1] = weights[:, k] * np.exp(alpha * (location - tau[:, k]))
     below = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)[:, :-1]
     category: Ints = (rng.random(len(location))[:, None] > below).sum(axis=1)
+    return category
+
+
+def _draw_graded(location: Floats, alpha: Floats, tau: Floats, rng: np.random.Generator) -> Ints:
+    """The same of cumulative logits: how many ascending cutpoints lie below location plus logistic noise."""
+    noise = rng.logistic(size=len(location))
+    category: Ints = (alpha[:, None] * (location[:, None] - tau) + noise[:, None] > 0).sum(axis=1)
     return category
 
 

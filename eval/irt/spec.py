@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpeer.errors import ConfigError
+from dpeer.eval.irt.types import GRADED
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Spec:
     categories: int = 5
     samples: int = 1
     """Responses per model and item."""
+    link: str = "adjacent"
+    """Logits of adjacent categories, or cumulative ones (graded), whose thresholds are put in order."""
     repeats: int = 1
     """Ratings per judge, response and criterion; every second one lists the scale from the top."""
     criteria: int = 1
@@ -71,6 +74,8 @@ class Spec:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}; must be at least 1")
+        if self.link not in ("adjacent", GRADED):
+            raise ConfigError(f"link: {self.link}; must be adjacent or {GRADED}")
         if not 2 <= self.categories <= 10:
             raise ConfigError(f"categories: {self.categories}; must be from 2 to 10")
         if not 0 <= self.self_judges <= min(self.judges, self.models):

@@ -17,7 +17,7 @@ from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.scales import Scales
 from dpeer.eval.irt.stan_start import Blocks, blocks
 from dpeer.eval.irt.stan_terms import Terms, check_terms, compared_tastes, term_data, terms
-from dpeer.eval.irt.types import Bools, Floats, Ints, Options, Ratings
+from dpeer.eval.irt.types import GRADED, MODELS, Bools, Floats, Ints, Options, Ratings
 
 SLICES_PER_THREAD = 8
 LEAST_SLICE = 500
@@ -70,7 +70,7 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     data |= _segments("criterion", dimension_of[criterion], data["D"])
     data |= _cell_data(ratings, cells)
     data |= _rating_data(ratings, options, used, levels, cells, criterion, found.of_rating)
-    data |= compared | {"use_alpha": alpha, "use_u": use_u} | _switches(options)
+    data |= compared | {"graded": options.model == GRADED, "use_alpha": alpha, "use_u": use_u} | _switches(options)
     data["use_threads"] &= len(ratings) > 0
     precision = precision_of(data, scales, cells, found)
     data |= centrings(precision, scales, cells.dimension, found)
@@ -211,8 +211,10 @@ def _unused_notes(ratings: Ratings, used: tuple[Ints, ...], levels: tuple[tuple[
 
 
 def _check(ratings: Ratings, options: Options) -> None:
-    if options.model not in ("rasch", "gmfrm"):
-        raise IrtError(f"model {options.model} is unknown; give rasch or gmfrm")
+    if options.model not in MODELS:
+        raise IrtError(f"model {options.model} is unknown; give {', '.join(MODELS[:-1])} or {MODELS[-1]}")
+    if options.model == GRADED:
+        _check_graded(ratings, options)
     if len(ratings.models) < 2:
         raise IrtError(f"only {ratings.models[0]} was rated; abilities are relative, so at least two models are needed")
     c = ratings.comparisons
@@ -242,6 +244,20 @@ def _check(ratings: Ratings, options: Options) -> None:
     check_terms(ratings, options)
     if options.halo and len(np.unique(ratings.judge * len(ratings.response_model) + ratings.response)) == len(ratings):
         raise IrtError("halo cannot be estimated: no judge rated a response twice (on two dimensions); leave it out")
+
+
+def _check_graded(ratings: Ratings, options: Options) -> None:
+    """Raises IrtError for what the model of cumulative logits does not hold."""
+    if options.thresholds == "item":
+        raise IrtError(
+            "model graded has no thresholds of items: its cutpoints must stay in order, and deviations of items would "
+            "not; give --thresholds common or judge, or take gmfrm"
+        )
+    if len(ratings.comparisons):
+        raise IrtError(
+            "model graded is a model of scores, and these ratings hold comparisons, which have other logits: take "
+            "gmfrm or rasch"
+        )
 
 
 _ALL_OR_NONE = "all ratings, or none, are of a judge's own {}"

@@ -56,6 +56,8 @@ def blocks(
     k = len(ratings.scale)
     counts = [np.bincount(ratings.category[ratings.dimension == i], minlength=k)[c] for i, c in enumerate(used)]
     logits = [np.diff(np.log(np.maximum(c, 1))) for c in counts]  # log P(l) / P(l - 1) over ratings of the dimension
+    if data["graded"]:
+        logits = [_of_steps(c) for c in counts]
 
     def judge_effects(block: str, size: int, anchored: bool) -> tuple[Floats, Floats]:
         return _effects(size, precision[block], 0.0 if anchored else data[f"centre_{block}"], getattr(scales, block))
@@ -115,6 +117,14 @@ def blocks(
         *_of_comparisons(data, precision),
     ]
     return tuple((name, np.asarray(values, float), np.asarray(variances, float)) for name, values, variances in named)
+
+
+def _of_steps(counts: Ints) -> Floats:
+    """Minus the free steps that `model.stan` turns into the cutpoints of counts per category."""
+    above = np.maximum(counts, 1)[::-1].cumsum()[::-1]
+    cut = np.log(above[0] - above[1:]) - np.log(above[1:])  # minus log odds of a category or above
+    steps = np.r_[0.0, np.cumsum(np.log(np.expm1(np.diff(cut))))]
+    return np.asarray(steps.mean() - cut.mean() - steps)
 
 
 def _of_comparisons(data: dict[str, Any], precision: dict[str, Any]) -> list[tuple[str, Floats, Floats]]:

@@ -5,6 +5,7 @@ ability, ranks, reliability, reversals (`irt.ability`); contrasts, rank_sets (`i
 severity, criteria, items, thresholds, item_thresholds, groups, judge_model; leniency, favours, human_ratings
 (`irt.leniency`); biases (`irt.biases`); models_fit, misfit, ppc (`irt.fit_statistics`); comparisons
 (`irt.comparison_fit`); effects, scales, correlation, statuses, connectivity;
+without_judge, sensitivity (`irt.robustness`);
 diagnostics (`irt.diagnostics`); drift (`irt.drift`); alpha, kappa, confusion (`irt.agreement`); cards (`irt.cards`).
 """
 
@@ -13,13 +14,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dpeer.errors import ConfigError
-from dpeer.escape import markup, visible
+from dpeer.eval.irt import robustness
 from dpeer.eval.irt.ability import (
     MOST_REVERSALS,
     ability_table,
@@ -41,15 +42,14 @@ from dpeer.eval.irt.fit_statistics import FitStatistics, fit_statistics, used_ca
 from dpeer.eval.irt.judges import judge_table
 from dpeer.eval.irt.leniency import leniency_tables, told
 from dpeer.eval.irt.result import Result
-from dpeer.eval.irt.scope import COMPARED, THRESHOLDS, fair_words, scope, shrinkage
+from dpeer.eval.irt.robustness import Robustness
+from dpeer.eval.irt.scope import COMPARED, CUMULATIVE, THRESHOLDS, fair_words, scope, shrinkage
 from dpeer.eval.irt.stan_terms import item_shares
 from dpeer.eval.irt.table_files import write_frames
-from dpeer.eval.irt.types import Floats, Posterior, Ratings
+from dpeer.eval.irt.types import GRADED, Floats, Posterior, Ratings
 from dpeer.eval.irt.weaknesses import SHOWN, names_of
+from dpeer.eval.irt.without_judge import stability
 from dpeer.files import write_text
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SCALES = (
     *("mu", "s_theta", "s_beta", "s_v", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo"),
@@ -78,12 +78,17 @@ SPREADS = {
 
 
 def tabulate(
-    posterior: Posterior, base: str | None = None, before: Posterior | None = None, wanted: Claims | None = None
+    posterior: Posterior,
+    base: str | None = None,
+    before: Posterior | None = None,
+    wanted: Claims | None = None,
+    robust: Robustness | None = None,
 ) -> Result:
     """All tables of a fit.
 
     base: the model that others are compared with (default: the first). before: a fit since which drift is shown.
-    wanted: what is to be claimed; default: every difference from the base, of any size.
+    wanted: what is to be claimed; default: every difference from the base, of any size. robust: what
+    `irt.robustness` found about this fit; contrasts then say whether they are stable.
     Where the data support no intervals (`facts["no_intervals"]`), all measures of uncertainty are blank.
     """
     r = posterior.ratings
@@ -131,6 +136,9 @@ def tabulate(
         tables["cards"] = judge_cards(r, tables["judges"], kappa, tables.get("drift"))
     if len(r.comparisons):
         tables["comparisons"] = comparison_table(posterior)
+    tables |= (examined := robustness.tables(posterior, robust, base, wanted) if robust else {})
+    if "without_judge" in examined:
+        tables["contrasts"]["stable"] = stability(tables["contrasts"], examined["without_judge"])
     if posterior.facts.get("no_intervals"):
         tables = _without_intervals(tables)
     facts = {key: value for key, value in posterior.facts.items() if key != "u_draws"}
@@ -147,7 +155,8 @@ def tabulate(
     facts |= {name: len(getattr(r, name)) for name in ("models", "items", "judges", "dimensions")}
     verdict = gate(posterior, converged, statistics.misfit, tables.get("comparisons"))
     verdict["biases"] = [f"{row.finding}: {row.advice}" for row in found.itertuples()]
-    return Result(tables, verdict, _notes(posterior, tables), facts, posterior)
+    said = robustness.notes(robust, examined) if robust else []
+    return Result(tables, verdict, (*said, *_notes(posterior, tables)), facts, posterior)
 
 
 def _anchored(anchors: dict[str, Any] | None) -> str | None:
@@ -194,13 +203,15 @@ def _thresholds(posterior: Posterior) -> pd.DataFrame:
     have rows of `EVERYBODY`.
 
     Where a score between is not used, the odds of the two change by the distance times the location, so that the place
-    where they are even is tau over the distance.
+    where they are even is tau over the distance. Graded: where this score or a higher one is as likely as a lower one.
     """
     r, tau = posterior.ratings, posterior.flat("tau")
     finite = np.isfinite(tau[0])
     below = np.where(used_categories(r, finite), np.arange(len(r.scale)), -1)
     distance = np.arange(1, len(r.scale)) - np.maximum.accumulate(below, axis=-1)[..., :-1]
-    tau, judges = tau / np.where(finite, distance, 1), r.judges
+    if posterior.options.model != GRADED:
+        tau = tau / np.where(finite, distance, 1)
+    judges = r.judges
     if posterior.options.thresholds == "judge":
         tau = np.where(r.judge_rated[..., None], tau, np.nan)
     else:
@@ -315,6 +326,8 @@ def _notes(posterior: Posterior, tables: dict[str, pd.DataFrame]) -> tuple[str, 
     notes.append(scope(posterior))
     if len(r):
         notes.append(THRESHOLDS[posterior.options.thresholds])
+    if posterior.options.model == GRADED:
+        notes.append(CUMULATIVE)
     if shrunk := shrinkage(posterior):
         notes.append(shrunk)
     notes[:0] = told(posterior, tables)
@@ -336,47 +349,3 @@ def write_tables(result: Result, folder: Path) -> None:
 def _plain(value: Any) -> Any:
     """numpy values as JSON knows them."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
-
-
-def terminal(result: Result) -> list[RenderableType]:
-    """For a terminal: abilities per model and dimension, severities per judge, and the verdict of the diagnostics."""
-    from rich.table import Table
-    from rich.text import Text
-
-    ability, judges = result.tables["ability"], result.tables["judges"]
-    dimensions = list(dict.fromkeys(ability["dimension"]))
-    doubt = "" if result.gate["green"] else " (no claim, see below)"
-    models = Table(
-        "model", *map(markup, dimensions), title=f"Ability in logits, 95 % interval{doubt}", title_justify="left"
-    )
-    for model, rows in ability.groupby("model", sort=False):
-        cells = {row.dimension: _estimate(row, "ability") for row in rows.itertuples()}
-        models.add_row(markup(model), *(cells[d] for d in dimensions))
-    columns: tuple[str, ...] = ("judge", "severity", "alpha", "infit", "ratings")
-    more = ("comparisons", "ties", "shown first") if "comparisons" in judges else ()
-    title = "Judges: severity in logits, positive = stricter"
-    severities = Table(*columns, *more, "note", title=title, title_justify="left")
-    for row in judges.itertuples():
-        numbers: tuple[str, ...] = (_estimate(row, "severity"), _fixed(row.alpha), _fixed(row.infit), f"{row.n:,}")
-        if more:
-            numbers = (*numbers, f"{row.comparisons:,}", _fixed(row.tie_share, ".0%"), _estimate(row, "position"))
-        severities.add_row(markup(row.judge), *numbers, markup(row.note))
-    if result.gate["green"]:
-        verdict = [Text("Diagnostics: green", style="green")]
-    else:
-        lines = [f"  {reason}" for reason in result.gate["reasons"]] + [
-            f"  -> {advice}" for advice in result.gate["advice"]
-        ]
-        verdict = [Text("Diagnostics: no claim can be made", style="yellow"), *(Text(visible(line)) for line in lines)]
-    return [models, severities, *verdict]
-
-
-def _fixed(value: float, form: str = ".2f") -> str:
-    return f"{value:{form}}" if np.isfinite(value) else ""
-
-
-def _estimate(row: Any, name: str) -> str:
-    value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
-    if not np.isfinite(value):
-        return ""
-    return f"{value:+.2f}" + (f" ({low:.2f} to {high:.2f})" if np.isfinite(low) else "")

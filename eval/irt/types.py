@@ -13,6 +13,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+GRADED = "graded"
+MODELS = ("gmfrm", "rasch", GRADED)
 _NO_INTS: Ints = np.zeros(0, np.int64)
 _NO_FLOATS: Floats = np.zeros(0)
 
@@ -174,7 +176,8 @@ class Options:
     """What the model contains and how it is sampled."""
 
     model: str = "gmfrm"
-    """rasch: equal discrimination; gmfrm: a discrimination per judge."""
+    """Logits of adjacent categories, rasch: with equal discrimination, gmfrm: with a discrimination per judge; graded:
+    cumulative logits (Samejima 1969) with a discrimination per judge."""
     response_effect: bool | None = None
     """None: on where a response is rated more than once per dimension."""
     model_item: bool | None = None

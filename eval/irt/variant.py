@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from dpeer.eval.irt.types import Options, Posterior
+from dpeer.eval.irt.types import GRADED, Options, Posterior
 
 SAMPLING = ("chains", "warmup", "draws", "seed", "threads", "approx", "anchors")
 """Options that leave the model as it is."""
@@ -16,9 +16,12 @@ def variant(
 ) -> dict[str, Any]:
     """All options but `SAMPLING`, with what the ratings made of those that depend on them."""
     chosen = {f.name: getattr(options, f.name) for f in fields(Options) if f.name not in SAMPLING}
-    alpha = alpha and options.model == "gmfrm"
+    if options.model == GRADED:
+        model = GRADED if alpha else f"{GRADED} with equal discriminations"
+    else:
+        model = "gmfrm" if alpha and options.model == "gmfrm" else "rasch"
     return chosen | {
-        "model": "gmfrm" if alpha else "rasch",
+        "model": model,
         "response_effect": response_effect,
         "model_item": model_item,
         "people_scale": people_scale,

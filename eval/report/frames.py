@@ -18,6 +18,11 @@ def _with_bounds(*names: str) -> tuple[str, ...]:
 COLUMNS: dict[str, tuple[str, ...]] = {
     "ability": ("model", "dimension", *_with_bounds("ability", "fair", "contrast"), "p_better", "raw_mean", "n"),
     "contrasts": ("model", "dimension", *_with_bounds("contrast"), "family_low", "family_high", "p_better", "verdict"),
+    "without_judge": (
+        *("judge", "model", "dimension", *_with_bounds("contrast"), "family_low", "family_high", "verdict", "changes"),
+        *("khat", "how", "why"),
+    ),
+    "sensitivity": ("quantity", "prior", "likelihood", "prior_counts", "likelihood_counts", "diagnosis"),
     "rank_sets": ("model", "dimension", "best_rank", "worst_rank"),
     "ranks": ("model", "dimension", "rank", "probability"),
     "reliability": ("dimension", "separation", "reliability", "sd"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.tables import write_tables
+from dpeer.eval.irt.types import GRADED
 from dpeer.eval.report import words
 from dpeer.eval.report.frames import frames, plain
 from dpeer.eval.report.picture import Picture
@@ -87,7 +88,7 @@ def write_report(result: Result, folder: Path, title: str, notes: Sequence[str] 
         chapters=chapters,
         gate=list(_gate(result.gate)),
         diagnostics=[*one(known, "diagnostics"), *one(known, "scales")],
-        limits=list(words.limits(*(result.facts.get(name, ()) for name in ("earlier_origin", "people_scale")))),
+        limits=list(_limits(result.facts)),
         metadata=list(_facts(result.facts, nested=False)),
         options=list(_facts(result.facts, nested=True)),
         files=written,
@@ -144,3 +145,9 @@ def _facts(facts: Mapping[str, Any], nested: bool) -> Iterator[tuple[str, str]]:
         given = key not in ("notes", "design_warnings") and value not in (None, [], {})
         if given and isinstance(value, Mapping) is nested:
             yield from flatten({key: value})
+
+
+def _limits(facts: Mapping[str, Any]) -> Iterator[str]:
+    options = facts.get("options")
+    graded = isinstance(options, Mapping) and options.get("model") == GRADED
+    return words.limits(facts.get("earlier_origin", ()), facts.get("people_scale", ()), graded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dpeer.eval.report import abilities, agreement, data, judges, people, tables
+from dpeer.eval.report import abilities, agreement, data, judges, people, robust, tables
 from dpeer.eval.report.picture import Picture
 from dpeer.eval.report.table import Table
 from dpeer.eval.report.words import Frames
@@ -62,6 +62,18 @@ def _models(frames: Frames, claim: bool) -> Iterator[Section]:
             _drawn(frames, abilities.ranks, "ranks"),
             one(frames, "rank_sets"),
         )
+        yield Section(
+            "What rests on one judge, or on the prior",
+            "Each judge left out in turn: a difference changes where its verdict is another one then, or where it lies "
+            "outside the interval of all judges. And the posterior with the prior, or what the ratings say, weighed "
+            "more and less: where the prior moves a quantity, look at it before a claim.",
+            [],
+            [
+                *([robust.stable(frames)] if "stable" in frames.get("contrasts", ()) else []),
+                *(found for found in _without(frames) if found.rows),
+                *([robust.sensitivity(frames)] if "sensitivity" in frames else []),
+            ],
+        )
     yield Section(
         "Fair averages and raw means",
         "A raw mean mixes what a model did with who judged it on what. The fair average is the score that an average "
@@ -75,6 +87,11 @@ def _models(frames: Frames, claim: bool) -> Iterator[Section]:
         "side by side. Models are measured best where items and score steps are.",
         _drawn(frames, wright, "ability"),
     )
+
+
+def _without(frames: Frames) -> Iterator[Table]:
+    if "without_judge" in frames:
+        yield robust.without_judge(frames)
 
 
 def _judges(frames: Frames) -> Iterator[Section]:

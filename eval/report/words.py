@@ -240,9 +240,9 @@ def losses(statuses: pd.DataFrame) -> str:
     return f"{everything}; {label(share.index[0])} loses most, {100 * share.iloc[0]:.1f} %"
 
 
-def limits(earlier_origin: Sequence[str] = (), people_scale: Sequence[str] = ()) -> Iterator[str]:
+def limits(earlier_origin: Sequence[str] = (), people_scale: Sequence[str] = (), graded: bool = False) -> Iterator[str]:
     """What the page cannot tell, in plain words. `earlier_origin`: dimensions on the origin of an earlier fit;
-    `people_scale`: those in which abilities are what people see."""
+    `people_scale`: those in which abilities are what people see; graded: logits are cumulative."""
     zero = "it sums to zero over the models of this table, as severity does over the judges"
     if people_scale:
         zero += f"; in {listing([label(name) for name in people_scale])} over the people among the judges"
@@ -250,8 +250,9 @@ def limits(earlier_origin: Sequence[str] = (), people_scale: Sequence[str] = ())
         anchored = listing([label(name) for name in earlier_origin])
         zero += f"; in {anchored} it counts from the origin of the earlier fit instead"
     yield (
-        "Estimates are on the logit scale of this one model variant: a difference of 1 multiplies the odds of the "
-        "next higher score by 2.7 for a judge of average discrimination. Logits of other variants, other judges or "
+        "Estimates are on the logit scale of this one model variant: a difference of 1 multiplies the odds of "
+        f"{'each score or a higher one' if graded else 'the next higher score'} by 2.7 for a judge of average "
+        "discrimination. Logits of other variants, other judges or "
         "other item sets are on other scales; compare fair averages there, and only with the same rubric."
     )
     shared = (

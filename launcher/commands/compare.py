@@ -64,7 +64,7 @@ def compare(
         if not (equals and earlier and later):
             raise ConfigError(f"--pair {text}: write it as EARLIER=LATER")
         pairs.append((earlier, later))
-    names = _names(fits)
+    names = names_of(fits)
     first, *others = (load(folder) for folder in fits)
     red = unsound(first, names[0])
     found = [
@@ -82,7 +82,7 @@ def compare(
     raise typer.Exit(CONDITION_MET if any(v.met for v in verdicts) else 0)
 
 
-def _names(fits: list[Path]) -> list[str]:
+def names_of(fits: list[Path]) -> list[str]:
     """The last part of each path that tells it from the others."""
     parts = [folder.resolve().parts for folder in fits]
     for depth in range(1, max(map(len, parts)) + 1):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from dpeer.escape import markup
 from dpeer.launcher.commands import reading
 from dpeer.launcher.commands.irt_options import (
     Claim,
@@ -25,13 +24,14 @@ from dpeer.launcher.commands.irt_options import (
     scale_of,
     terms_of,
 )
+from dpeer.launcher.commands.irt_robust import models, sensitivity
+from dpeer.launcher.commands.irt_show import show
 from dpeer.launcher.commands.irt_studies import recover, simulate
 from dpeer.launcher.fitting import page_of, run_fit
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dpeer.eval.irt.result import Result
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -40,7 +40,10 @@ app = typer.Typer(no_args_is_help=True)
 def fit(
     table: Table,
     output: Output = Path("runs/irt"),
-    model: Annotated[str, typer.Option(help="gmfrm: each judge has a discrimination; rasch: all equal.")] = "gmfrm",
+    model: Annotated[
+        str,
+        typer.Option(help="gmfrm: each judge has a discrimination; rasch: all equal; graded: cumulative logits."),
+    ] = "gmfrm",
     base: Annotated[
         str | None, typer.Option(help="Model that the others are compared with; default: the first.")
     ] = None,
@@ -106,10 +109,10 @@ def fit(
     Tables made elsewhere are read as by `dpeer ratings import`, with its options.
     """
     from dpeer.eval.irt.claims import Claims
-    from dpeer.eval.irt.types import Options
+    from dpeer.eval.irt.types import MODELS, Options
 
     options = Options(
-        model=choice("--model", model, ("gmfrm", "rasch")),
+        model=choice("--model", model, MODELS),
         response_effect=response_effect,
         model_item=model_item,
         people_scale=people_scale,
@@ -163,23 +166,6 @@ def _table(path: Path, given: reading.Options, output: Path) -> Path | pd.DataFr
     return reading.read(path, given, ["dpeer", "irt", "fit", str(path), "-o", str(output)])
 
 
-def show(result: Result, page: Path, console: Console) -> None:
-    """The result on a terminal."""
-    from dpeer.eval.irt.claims import claims
-    from dpeer.eval.irt.leniency import said
-    from dpeer.eval.irt.tables import terminal
-
-    for part in terminal(result):
-        console.print(part)
-    for line in said(result):
-        console.print(f"people: {markup(line)}", soft_wrap=True)
-    for found in result.gate["biases"]:
-        console.print(f"[yellow]bias:[/] {markup(found)}", soft_wrap=True)
-    for claim in claims(result):
-        console.print(f"• {markup(claim)}", soft_wrap=True)
-    console.print(f"report      {markup(page)}", soft_wrap=True)
-
-
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a fit.", metavar="FIT")],
@@ -193,6 +179,7 @@ def report(
     claim: Claim = None,
 ) -> None:
     """Write tables, figures and report.html of a fit again."""
+    from dpeer.eval.irt import robustness
     from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.design import check
     from dpeer.eval.irt.fit import load
@@ -202,7 +189,8 @@ def report(
     if posterior.facts.get("design_checked", True):  # fits of earlier versions did not keep the warnings
         warnings = [str(w) for w in check(posterior.ratings, posterior.options).warnings]
         posterior = replace(posterior, facts=posterior.facts | {"design_warnings": warnings})
-    result = tabulate(posterior, base, load(before) if before else None, Claims(smallest, tuple(claim or ())))
+    wanted, robust = Claims(smallest, tuple(claim or ())), robustness.load(folder, posterior)
+    result = tabulate(posterior, base, load(before) if before else None, wanted, robust)
     show(result, page_of(result, folder), Console(highlight=False))
 
 
@@ -219,6 +207,7 @@ def export(
 ) -> None:
     """Write every table of a fit for papers and other programs, and its draws for ArviZ (netcdf)."""
     from dpeer.errors import ConfigError
+    from dpeer.eval.irt import robustness
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.inference_data import write_netcdf
     from dpeer.eval.irt.table_files import FORMATS, write_frames
@@ -232,9 +221,12 @@ def export(
     if "netcdf" in formats:
         written.append(write_netcdf(posterior, output / "draws.nc"))
     if tables := [name for name in formats if name != "netcdf"]:
-        written += write_frames(tabulate(posterior, base).tables, output, tables)
+        robust = robustness.load(folder, posterior)
+        written += write_frames(tabulate(posterior, base, robust=robust).tables, output, tables)
     typer.echo(f"{output}: {len(written)} files")
 
 
+app.command()(sensitivity)
+app.command()(models)
 app.command()(simulate)
 app.command()(recover)

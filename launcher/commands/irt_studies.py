@@ -33,7 +33,7 @@ def recover(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study; a stopped one goes on.")],
     set_: Settings = None,
     replications: Annotated[int, typer.Option(min=1)] = 20,
-    model: Annotated[str, typer.Option(help="gmfrm or rasch.")] = "gmfrm",
+    model: Annotated[str, typer.Option(help="gmfrm, rasch or graded.")] = "gmfrm",
     terms: Terms = None,
     response_effect: Annotated[bool | None, typer.Option("--response-effect/--no-response-effect")] = None,
     model_item: ModelItem = None,
@@ -46,10 +46,10 @@ def recover(
     """Simulate and fit again and again: how well the intervals cover the truth."""
     from dpeer.eval.irt.recover import recover as run
     from dpeer.eval.irt.recover import recovery_table
-    from dpeer.eval.irt.types import Options
+    from dpeer.eval.irt.types import MODELS, Options
 
     options = Options(
-        model=choice("--model", model, ("gmfrm", "rasch")),
+        model=choice("--model", model, MODELS),
         response_effect=response_effect,
         model_item=model_item,
         thresholds=choice("--thresholds", thresholds, ("common", "judge", "item")),

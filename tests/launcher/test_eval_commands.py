@@ -62,7 +62,7 @@ def test_plan_only_counts_calls_without_an_engine(tmp_path: Path) -> None:
         (("judge", "demo", "--set", "farm.replica=2"), "did you mean farm.replicas?"),
         (("judge", "demo", "--set", "responses=nowhere.jsonl", "--plan-only"), "nowhere.jsonl"),
         (("irt", "fit", "nowhere.parquet"), "nowhere.parquet"),
-        (("irt", "fit", "nowhere.parquet", "--model", "3pl"), "must be gmfrm or rasch"),
+        (("irt", "fit", "nowhere.parquet", "--model", "3pl"), "must be gmfrm, rasch or graded"),
         (("irt", "fit", "nowhere.parquet", "--with", "haloo"), "known: halo"),
         (("irt", "fit", "nowhere.parquet", "--thresholds", "judges"), "common, judge or item"),
         (("irt", "fit", "nowhere.parquet", "--severity-prior", "flat"), "shrunken or wide"),

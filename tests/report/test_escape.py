@@ -134,7 +134,7 @@ def test_sbatch(name: str) -> None:
 
 def test_dimension_names_end_neither_progress_nor_the_tables_of_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("scipy")
-    from dpeer.eval.irt.tables import terminal
+    from dpeer.eval.irt.terminal import terminal
 
     stream = io.StringIO()
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=stream, force_terminal=True, width=300))

@@ -15,7 +15,8 @@ from dpeer.eval.irt.design import ConstantScores, DisconnectedDesign, check
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.fit import fit, load, save
 from dpeer.eval.irt.simulate import Spec, simulate
-from dpeer.eval.irt.tables import tabulate, terminal
+from dpeer.eval.irt.tables import tabulate
+from dpeer.eval.irt.terminal import terminal
 from dpeer.eval.irt.types import Floats, Options, Posterior
 
 BOTH = Spec(models=4, items=12, dimensions=1, judges=3, compared=1, position=0.8, s_position=0.3, tie=0.2)

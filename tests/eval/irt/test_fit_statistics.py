@@ -15,9 +15,9 @@ from dpeer.eval.irt.fit_statistics import (
     discrimination,
     fit_statistics,
     predictor,
-    probabilities,
     thin,
 )
+from dpeer.eval.irt.link import probabilities
 from dpeer.eval.irt.types import Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]

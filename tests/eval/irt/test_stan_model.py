@@ -41,6 +41,7 @@ PARTLY_CENTRED = (
     *("position_raw", "tie_raw"),
 )
 EFFECTS = {"halo": True, "length": True, "order": True, "self_family": True, "self_model": True}
+NEVER = Spec(models=3, items=20, dimensions=2, judges=3, categories=4)
 CASES = {
     "rasch, 2 categories": (Spec(models=3, items=4, dimensions=1, judges=2, categories=2), {"model": "rasch"}),
     "gmfrm, 5 categories": (Spec(models=3, items=4, dimensions=2, judges=3), {}),
@@ -87,7 +88,15 @@ CASES = {
     ),
     "comparisons only": (Spec(models=4, items=4, dimensions=2, judges=3, compared=1, rated=False), {}),
     "comparisons in which one judge gives no tie": (Spec(models=4, items=12, dimensions=1, judges=3, compared=1), {}),
-    "a category that one judge never gives": (Spec(models=3, items=20, dimensions=2, judges=3, categories=4), {}),
+    "graded": (Spec(models=3, items=4, dimensions=2, judges=3, link="graded"), {"model": "graded"}),
+    "graded, everything": (
+        Spec(models=5, items=4, dimensions=2, judges=2, repeats=2, criteria=2, self_judges=1, link="graded"),
+        {**EFFECTS, "model": "graded", "thresholds": "common", "threads": 2},
+    ),
+    "graded, 2 categories": (Spec(models=3, items=4, dimensions=1, judges=3, categories=2), {"model": "graded"}),
+    "graded, an unused category": (Spec(models=3, items=4, dimensions=2, judges=3, categories=4), {"model": "graded"}),
+    "a category that one judge never gives": (NEVER, {}),
+    "graded, a category that one judge never gives": (NEVER, {"model": "graded"}),
 }
 
 
@@ -99,7 +108,7 @@ def test_differences_of_the_log_density_are_those_of_the_formula(case: str, tmp_
         table["item_group"] = "g" + (table["item"].str[-1].astype(int) % 3).astype(str)
     if case.endswith("an unused category"):
         table.loc[(table["score"] == 2) & (table["dimension"] == table["dimension"].iloc[0]), "score"] = 3
-    if case == "a category that one judge never gives":
+    if case.endswith("a category that one judge never gives"):
         table.loc[(table["score"] == 2) & (table["judge"] == table["judge"].iloc[0]), "score"] = 1
     if case == "comparisons in which one judge gives no tie":
         of_one = table["other_model"].notna() & (table["judge"] == table["judge"].iloc[0])
@@ -209,13 +218,24 @@ def log_prior_of_thresholds(problem: Problem, found: dict[str, Floats]) -> float
             given = judge[d]
             alpha = np.exp(found["log_alpha"][j]) if "log_alpha" in found else 1.0
             own = found["kappa"][j, at : at + len(used) - 1]
-            deviation = own[given[1:] - 1] - alpha * np.diff(common[given])
+            usual = alpha * np.diff(common[given])
+            if problem.data["graded"]:
+                deviation = moves(own[given[1:] - 1], usual / np.diff(given))
+            else:
+                deviation = own[given[1:] - 1] - usual
             assert deviation.sum() == pytest.approx(0, abs=1e-8)
             assert np.delete(own, given[1:] - 1) == pytest.approx(0)
             if problem.data["own_steps"][j][d]:
                 total -= 0.5 * float(np.sum((deviation / found["s_tau"][0]) ** 2))
         at += len(used) - 1
     return total
+
+
+def moves(cut: Floats, usual: Floats) -> Floats:
+    """By how much cutpoints of graded responses were moved: their gaps are softplus of something, which was moved."""
+    assert (np.diff(cut) > 0).all() and cut.mean() == pytest.approx(usual.mean(), abs=1e-8)
+    deviation = np.cumsum(np.diff([np.log(np.expm1(np.diff(c, prepend=c[0] - 1))) for c in (usual, cut)], axis=0))
+    return np.asarray(deviation - deviation.mean())
 
 
 def log_prior_of_comparing_judges(found: dict[str, Floats]) -> float:
@@ -324,6 +344,11 @@ def log_likelihood(ratings: Ratings, problem: Problem, options: Options, found: 
         alpha = np.exp(found["log_alpha"][j]) if "log_alpha" in found else 1.0
         given = problem.levels[j][d]
         used = problem.used[d][given]
+        if problem.data["graded"]:
+            cut = found["kappa"][j, step_first[d] + given[1:] - 1]
+            reached = np.concatenate([[1.0], 1 / (1 + np.exp(cut - alpha * place)), [0.0]])
+            total += float(np.log(-np.diff(reached))[list(used).index(ratings.category[n])])
+            continue
         logits = [0.0]
         own = steps.get((i, d), np.zeros(len(problem.used[d]) - 1))
         for k in range(1, len(used)):

@@ -17,9 +17,11 @@ from scipy.special import expit
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.ability import fair_averages, rank_table, raw_means, reliability_table, reversal_table
 from dpeer.eval.irt.claims import claims
-from dpeer.eval.irt.fit_statistics import category_offsets, probabilities
+from dpeer.eval.irt.fit_statistics import category_offsets
+from dpeer.eval.irt.link import probabilities
 from dpeer.eval.irt.result import Result
-from dpeer.eval.irt.tables import tabulate, terminal, write_tables
+from dpeer.eval.irt.tables import tabulate, write_tables
+from dpeer.eval.irt.terminal import terminal
 from dpeer.eval.irt.types import Options, Posterior
 
 made_up = runpy.run_path(str(Path(__file__).with_name("made_up.py")))["made_up"]
