@@ -37,16 +37,22 @@ MASK = (1 << 32) - 1
 class Index:
     """Prompts of one set, to be found by prompts that nearly repeat them."""
 
-    def __init__(self, prompts: Iterable[str]) -> None:
+    def __init__(self, prompts: Iterable[str] = ()) -> None:
         """Keys of prompts, as `split.prompt_key` writes them."""
         self.whole: dict[str, list[str]] = defaultdict(list)
         self.sketched: dict[int, list[str]] = defaultdict(list)
-        self.keys = set(prompts)
-        for key in self.keys:
-            if len(told := words(key)) > 1:  # the first is the role
-                self.whole[" ".join(told)].append(key)
-            for value in _sketch(runs(told)):
-                self.sketched[value].append(key)
+        self.keys = set[str]()
+        for key in set(prompts):
+            self.add(key)
+
+    def add(self, key: str) -> None:
+        if key in self.keys:
+            return
+        self.keys.add(key)
+        if len(told := words(key)) > 1:  # the first is the role
+            self.whole[" ".join(told)].append(key)
+        for value in _sketch(runs(told)):
+            self.sketched[value].append(key)
 
     def alike(self, key: str) -> set[str]:
         """Those that `key` nearly, but not exactly, repeats."""

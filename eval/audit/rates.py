@@ -22,6 +22,8 @@ TAIL = (1 - CONFIDENCE) / 2
 NORMAL = norm.ppf(1 - TAIL)
 CHAINS, BURN_IN, DRAWS = 16, 1000, 2000  # many chains: of two equal peaks all would take one by chance at 2^-15
 CONVERGED = 1.05
+BEHIND = 25.0
+"""Log density by which a peak lags that is of no account: what it holds beside the best one is some e^-25."""
 FEW = 5
 """Prompts: where hits or misses lie in fewer, their spread says nothing of how far edges of one prompt go together."""
 
@@ -119,7 +121,8 @@ def truth(votes: Floats, clusters: Ints, seed: int = 0) -> Truth | None:
     takes a side is wrong with a probability below 1/2 that is the same for violated and sound edges, independently of
     the other judges. Priors: Beta(1/2, 1/2) for the rate, uniform for errors. Gibbs draws; medians with the central
     95 %. Edges of one cluster [E] count by their design effect. Mistakes that all judges share cannot be seen: they
-    stay in the rate. None where no two judges take sides on an edge, or the chains have not converged on one answer.
+    stay in the rate. None where no two judges take sides on an edge, or the chains have not converged on one answer;
+    those at a peak of next to no mass are left out, if they are fewer than half.
     """
     decided = np.nan_to_num(votes)
     if not (np.abs(decided).sum(axis=1) >= 2).any():
@@ -127,7 +130,9 @@ def truth(votes: Floats, clusters: Ints, seed: int = 0) -> Truth | None:
     patterns, counts = np.unique(decided[np.abs(decided).any(axis=1)], axis=0, return_counts=True)
     weight = np.array([independent(votes, clusters)])
     drawn = posterior(patterns, counts[None, :], weight, np.random.default_rng(seed))
-    if spread(drawn).max() > CONVERGED:
+    density = log_density(drawn[::10, 0], patterns, weight[0] * counts).mean(axis=0)
+    drawn = drawn[:, :, density > density.max() - BEHIND]  # some chains may have stayed at a peak that means nothing
+    if drawn.shape[2] <= CHAINS / 2 or spread(drawn).max() > CONVERGED:
         return None
     rate, *errors = (_central(drawn[..., k]) for k in range(drawn.shape[-1]))
     return Truth(rate, tuple(errors))
@@ -173,6 +178,19 @@ def posterior(patterns: Floats, counts: Ints, weight: Floats, rng: np.random.Gen
         if step >= 0:
             draws[step, ..., 0], draws[step, ..., 1:] = rate, error
     return draws
+
+
+def log_density(draws: Floats, patterns: Floats, edges: Floats) -> Floats:
+    """Of draws [..., 1 + J] of the rate and the errors, up to a constant; which edges are violated is summed out. edges
+    [P]: how many there are, weighted, of each of the patterns [P, J]."""
+    odds, error = logit(draws[..., :1]), draws[..., 1:]
+    right, wrong = np.log1p(-error), np.log(error)
+    upheld, violated = (patterns == 1).astype(float).T, (patterns == -1).astype(float).T
+    sound, unsound = right @ upheld + wrong @ violated, wrong @ upheld + right @ violated  # [..., P]
+    logs = np.logaddexp(np.log(expit(odds)) + unsound, np.log(expit(-odds)) + sound)
+    prior = -0.5 * (np.log(expit(odds)) + np.log(expit(-odds)))[..., 0]
+    found: Floats = logs @ edges + prior
+    return found
 
 
 def below_half(a: Floats, b: Floats, rng: np.random.Generator) -> Floats:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from dpeer.data import cells
+from dpeer.data.parse import MESSAGES
 from dpeer.eval.questions.prompting import TAG, Segment, broken, fence_tag, visible
 from dpeer.yaml_dialect import parse as parse_yaml
 
@@ -84,6 +85,8 @@ def read(text: str, answers: Sequence[str]) -> dict[str, str] | str:
             return f"the reply has no <{tag}>...</{tag}>"
         try:
             found[tag] = cells.text(whole(inside[-1]).strip(), tag)
+            if MESSAGES.match(found[tag]):  # told without an excerpt: generators are told it as a word of ours
+                return f"<{tag}> is a list of messages, which would be read as a conversation; text is needed"
         except cells.Invalid as invalid:
             return f"<{tag}> {invalid.message}"
     return found

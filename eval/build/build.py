@@ -23,6 +23,7 @@ from dpeer.eval.config import EvalConfig
 from dpeer.eval.judge import RETRIED as UNRATED
 from dpeer.eval.judge import rate
 from dpeer.eval.plan import Plan, ratings_folder
+from dpeer.eval.quality.review import filled_in
 from dpeer.eval.quality.verify import Verification
 from dpeer.eval.run import Connect
 from dpeer.eval.store.parts import drop_rows, lock
@@ -56,6 +57,8 @@ class Built:
     texts: pd.DataFrame
     together: Verification | None
     """All ratings of made records in one model; None without any."""
+    sheets: tuple[pd.DataFrame, ...]
+    """What people have answered."""
     notes: tuple[str, ...]
 
     @property
@@ -153,6 +156,7 @@ def build(
             notes.append(f"People have read responses of these records ({told}); they have the last word.")
         for note in notes:
             console.print(f"[yellow]note:[/] {markup(note)}", soft_wrap=True)
+        sheets = [filled_in(path) for path in answers]
         texts = Texts(spec)
         walker = Walker(spec, bases(spec), texts.get, verifying.judged)
         wanted = {place: limited(spec, limit).wanted[place[1]].of(place[0]) for place in slots}
@@ -161,31 +165,40 @@ def build(
             active = [slot for place, every in slots.items() for slot in every[: tried[place]]]
             states = _settle(walker, texts, verifying, active, connect, console)
             made = [state.made for state in states.values() if state.made]
-            found = together(verifying.verdicts, made, answers)
+            found, unread = together(verifying.verdicts, made, sheets)
             kept, again = _distinct(slots, states, refused(found))
-            more = {p: min(len(slots[p]), tried[p] + wanted[p] - len(kept[p])) for p in slots}
+            more = {p: further(tried[p], wanted[p] - len(kept[p]), len(slots[p])) for p in slots}
             if more == tried:
                 break
             replaced = sum(more.values()) - sum(tried.values())
             console.print(f"{replaced:,} records are tried anew from other seeds.", soft_wrap=True)
             tried = more
     gone = [Dropped(s, *st.dropped) for s, st in states.items() if st.dropped]
+    notes += _about_others(answers, sheets, unread, console)
     short = {p: (len(kept[p]), n) for p, n in wanted.items() if len(kept[p]) < n}
+    kept, surplus = _cut(kept, wanted, "surplus", "more than are wanted")
     kept, cut = _balanced(spec, kept, wanted)
     return Built(
         spec,
         seeds,
         left_out,
         kept,
-        (*gone, *again, *cut),
+        (*gone, *again, *surplus, *cut),
         short,
         verifying.verdicts,
         tuple(verifying.candidates.values()),
         verifying.ratings,
         texts.table,
         found,
+        tuple(sheets),
         tuple(notes),
     )
+
+
+def further(tried: int, lacking: int, most: int) -> int:
+    """How many records to try next. Never fewer: what is refused among these may hold among more, and the other way
+    round, so that a build which went back could do so for ever."""
+    return max(tried, min(most, tried + lacking))
 
 
 def _settle(
@@ -218,7 +231,7 @@ def _distinct(
     made = [
         (place, state.made) for place in order for slot in slots[place] if (state := states.get(slot)) and state.made
     ]
-    index, owner = Index(key_of(one.prompt) for _, one in made), dict[str, str]()
+    index, owner = Index(), dict[str, str]()  # of kept prompts only: many that are alike would pass for boilerplate
     kept: dict[Place, list[Made]] = {place: [] for place in slots}
     dropped = []
     for place, one in made:
@@ -226,7 +239,7 @@ def _distinct(
             dropped.append(Dropped(one.slot, "verification", refused[one.slot.id]))
             continue
         key = key_of(one.prompt)
-        if found := ({key} | index.alike(key)) & owner.keys():
+        if found := ({key} & owner.keys()) | index.alike(key):
             of = {owner[k] for k in found}
             kind = (
                 "nearly repeats a prompt" if of == {place[0]} else f"nearly repeats a prompt of {min(of - {place[0]})}"
@@ -234,6 +247,7 @@ def _distinct(
             dropped.append(Dropped(one.slot, "duplicates" if of == {place[0]} else "leakage", kind))
             continue
         owner[key] = place[0]
+        index.add(key)
         kept[place].append(one)
     return {place: tuple(ones) for place, ones in kept.items()}, dropped
 
@@ -245,13 +259,36 @@ def _balanced(
     if spec.balance == "report":
         return dict(kept), []
     share = {s: min(len(kept[p]) / n for p, n in wanted.items() if p[0] == s) for s, _ in kept}
-    cut = {place: ones[: int(share[place[0]] * wanted[place] + 1e-9)] for place, ones in kept.items()}
-    lost = [
-        Dropped(one.slot, "balance", "above the share of the worst mask")
-        for p in kept
-        for one in kept[p][len(cut[p]) :]
-    ]
-    return cut, lost
+    most = {place: int(share[place[0]] * wanted[place] + 1e-9) for place in kept}
+    return _cut(kept, most, "balance", "above the share of the worst mask")
+
+
+def _cut(
+    kept: Mapping[Place, tuple[Made, ...]], most: Mapping[Place, int], stage: str, kind: str
+) -> tuple[dict[Place, tuple[Made, ...]], list[Dropped]]:
+    """The first records of each place, and those above `most`."""
+    lost = [Dropped(one.slot, stage, kind) for place, ones in kept.items() for one in ones[most[place] :]]
+    return {place: ones[: most[place]] for place, ones in kept.items()}, lost
+
+
+def _about_others(
+    paths: Sequence[Path], sheets: Sequence[pd.DataFrame], unread: Sequence[int], console: Console
+) -> list[str]:
+    """Notes on answers that are about no text of this run. DataError: all of a sheet's are."""
+    told = []
+    for path, sheet, lost in zip(paths, sheets, unread, strict=True):
+        if lost == len(sheet):
+            raise DataError(
+                f"{path}: none of its {lost:,} answers is about a text of this build: it belongs to another one, or "
+                "all texts were written anew since. Write a new sheet with --review; nothing was written over."
+            )
+        if lost:
+            told.append(
+                f"{lost:,} of {len(sheet):,} answers of {path.name} are about texts that are none of this run's (fewer "
+                "records are asked for, or they were written anew since): they say nothing here."
+            )
+            console.print(f"[yellow]note:[/] {markup(told[-1])}", soft_wrap=True)
+    return told
 
 
 def refuse_nothing_made(built: Built) -> None:

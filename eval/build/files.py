@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from dpeer.eval.build.spec import JOIN, SPLITS
 from dpeer.eval.build.walk import GOLDEN, Made
 from dpeer.eval.quality.order import Cell, order
 from dpeer.eval.quality.quality import Quality, quality
-from dpeer.eval.quality.reasons import OPEN
-from dpeer.eval.quality.review import sheet, write_sheet
+from dpeer.eval.quality.reasons import FAILS, OPEN
+from dpeer.eval.quality.review import answered, sheet, with_people, with_texts, write_sheet
 from dpeer.eval.quality.surface import FORM, sentence
 from dpeer.eval.report.order_audit import shown
 from dpeer.eval.report.quality import write_page
@@ -96,15 +96,20 @@ def look(built: Built) -> Quality | None:
     places = [s for s in SPLITS if any(ones for (split, _), ones in built.records.items() if split == s)]
     if not places:
         return None
-    source = str(built.spec.folder / FORMS[0])
-    first = load(source, places[0])
-    splits = {places[0]: first} | {s: load(source, s, first.dimensions) for s in places[1:]}
-    return quality(built.spec.name, splits, rated_of(built.verdicts, (c for one in built.made for c in one.responses)))
+    source, dimensions = str(built.spec.folder / FORMS[0]), tuple(built.spec.dimensions)
+    splits = {split: load(source, split, dimensions) for split in places}
+    given = rated_of(built.verdicts, (c for one in built.made for c in one.responses))
+    found = quality(built.spec.name, splits, given)
+    if given is None or found.verified is None:
+        return found
+    units = with_texts(given.units[~given.known], texts_of(built.made))
+    said = [mine for sheet in built.sheets for mine, _ in [answered(sheet, units)] if len(mine)]
+    return replace(found, verified=with_people(found.verified, said)) if said else found
 
 
 def write_review(built: Built, most: int, path: Path) -> Path:
     """A sheet of kept responses for people, in blind order. DataError: the file exists, or nothing is rated."""
-    found = together(built.verdicts, built.made)
+    found, _ = together(built.verdicts, built.made)
     if found is None:
         raise DataError("no rated record is left, so there is nothing to review; see dropped.csv")
     return write_sheet(sheet(found, texts_of(built.made), meanings(built.spec), most, built.spec.seed), path)
@@ -186,6 +191,7 @@ def facts_of(built: Built, found: Quality | None) -> dict[str, Any]:
         "verified": {kind: asdict(interval) for kind, interval in verified(built).items()},
         "order_at_first": [asdict(cell) for cell in before_choice(built)],
         "open": found.statuses[OPEN] if found else 0,
+        "fail": found.statuses[FAILS] if found else 0,
         "expected_wrong": found.verified.wrong if found and found.verified else None,
         "over_limit": list(found.over) if found else [],
         "surface": [sentence(s) for s in found.surfaces] if found else [],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +12,7 @@ from dpeer.eval.build.verify import KNOWN, Verdicts, rubric_of
 from dpeer.eval.build.walk import Candidate, Made
 from dpeer.eval.quality.rated import Rated, rated
 from dpeer.eval.quality.reasons import FAILS
-from dpeer.eval.quality.review import read_sheet, with_people
+from dpeer.eval.quality.review import answered, with_people, with_texts
 from dpeer.eval.quality.verify import Verification, verify
 
 
@@ -47,19 +46,21 @@ def _known(verdicts: Verdicts) -> Iterator[dict[str, Any]]:
                 yield told | {"dimension": dimension, "judge": judge, "score": score}
 
 
-def together(verdicts: Verdicts, made: Sequence[Made], answers: Sequence[Path] = ()) -> Verification | None:
-    """All ratings of these records in one model, with the answers of people, who have the last word.
+def together(
+    verdicts: Verdicts, made: Sequence[Made], sheets: Sequence[pd.DataFrame] = ()
+) -> tuple[Verification | None, list[int]]:
+    """All ratings of these records in one model, with the answers of people (`filled_in`), who have the last word; and
+    of each sheet, how many of its answers are about other texts.
 
-    Raises DataError that names file, row and column of a faulty answer.
+    Raises DataError that names row and column of an answer that does not fit its text.
     """
     given = rated_of(verdicts, [c for one in made for c in one.responses])
     if given is None:
-        return None
-    found = verify(given)
-    if not answers:
-        return found
-    units = given.units[~given.known]
-    return with_people(found, [read_sheet(path, units) for path in answers])
+        return None, [len(sheet) for sheet in sheets]
+    units = with_texts(given.units[~given.known], texts_of(made))
+    found, said = verify(given), [answered(sheet, units) for sheet in sheets]
+    there = [one for one, _ in said if len(one)]
+    return with_people(found, there) if there else found, [len(others) for _, others in said]
 
 
 def refused(found: Verification | None) -> Mapping[str, str]:

@@ -69,15 +69,16 @@ def load_seeds(spec: BuildSpec) -> tuple[list[Seed], dict[str, int]]:
             left_out["above the limit of its source"] += len(found) - source.limit
             found = [found[k] for k in sorted(order[: source.limit])]
         every += found
-    index, kept = Index(key_of(seed.text) for seed in every), dict[str, Seed]()
+    index, kept = Index(), dict[str, Seed]()  # of those kept only: many that are alike would pass for boilerplate
     for seed in every:
         key = key_of(seed.text)
         if key in kept:
             left_out["repeats an earlier seed"] += 1
-        elif index.alike(key) & kept.keys():
+        elif index.alike(key):
             left_out["nearly repeats an earlier seed"] += 1
         else:
             kept[key] = seed
+            index.add(key)
     return list(kept.values()), dict(left_out)
 
 

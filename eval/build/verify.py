@@ -220,7 +220,7 @@ class Verdicts:
         dimension, judge = key
         scale = self.refused[key]
         if np.isnan(scale.width):
-            return f"{judge} has not rated all checks of {dimension} (status in ratings.parquet)"
+            return f"{judge} has not rated all checks of {dimension} (see ratings.parquet; --retry-errors asks again)"
         return (
             f"{judge} gives {scale.satisfying:.2f} to satisfying and {scale.failing:.2f} to failing responses of "
             f"{dimension}, less than {self.spec.verification.separation:g} apart"

@@ -177,13 +177,12 @@ class Walker:
             row = self.get(ask)
             if row is None:
                 raise _Wanting(State((ask,)))
-            if row["status"] == "ok":
-                content = read(row["text"], template(stage).answers)
-                assert not isinstance(content, str), "the row says that it could be read"
-                return content, attempt
             kind = row["status"]
-            if kind == "unparsed":
-                kind, fault = f"unparsed: {row['error']}", Fault(kind, f"{row['error']}.")
+            if kind in ("ok", "unparsed"):
+                content = read(row["text"], template(stage).answers)
+                if not isinstance(content, str):
+                    return content, attempt
+                kind, fault = f"unparsed: {content}", Fault("unparsed", f"{content}.")
         raise _Wanting(State(dropped=(stage, kind)))
 
     def _words(self, slot: Slot, dimension: str, fault: Fault | None) -> dict[str, str]:

@@ -37,10 +37,7 @@ def sheet(
 
     texts: record, response, prompt, text. meaning: what each dimension is, in a sentence.
     """
-    units = found.units.merge(texts[["record", "response", "prompt", "text"]], on=["record", "response"], how="left")
-    if (lost := units["text"].isna()).any():
-        first = units[lost].iloc[0]
-        raise DataError(f"record {first.record} has no text of {first.response}; give the data that were rated")
+    units = with_texts(found.units, texts)
     units = units.assign(id=ids(units), lot=[content_id(seed=seed, id=i) for i in ids(units)]).sort_values("lot")
     undecided, decided = units[units["verdict"] == OPEN], units[units["verdict"] != OPEN]
     some = undecided.head(max(most // 2, most - len(decided)))
@@ -59,22 +56,63 @@ def write_sheet(rows: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+def with_texts(units: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
+    """Units with `prompt` and `text` of their responses. DataError: one has none."""
+    units = units.merge(texts[["record", "response", "prompt", "text"]], on=["record", "response"], how="left")
+    if (lost := units["text"].isna()).any():
+        first = units[lost].iloc[0]
+        raise DataError(f"record {first.record} has no text of {first.response}; give the data that were rated")
+    return units
+
+
 def ids(units: pd.DataFrame) -> list[str]:
-    """Of each unit; it begins with a letter, as a spreadsheet would take 12e45 for a number."""
-    keys = units[KEYS].itertuples(index=False)
-    return [f"u{content_id(record=str(r), response=str(a), dimension=str(d))[:12]}" for r, a, d in keys]
+    """Of each unit and what is read there, as an answer holds for that text alone; an id begins with a letter, as a
+    spreadsheet would take 12e45 for a number."""
+    rows = units[[*KEYS, "prompt", "text"]].itertuples(index=False)
+    return [
+        f"u{content_id(record=str(r), response=str(a), dimension=str(d), prompt=p, text=t)[:12]}"
+        for r, a, d, p, t in rows
+    ]
 
 
 def read_sheet(path: Path, units: pd.DataFrame) -> pd.DataFrame:
     """What a person has said: record, response, dimension, passes (bool), note; rows that are left blank are none.
 
-    Raises DataError that names file, row and column: an unknown or repeated id, a dimension that is not that of the id,
-    an answer that is neither yes nor no; or when nothing is filled in.
+    units: with their texts, see `with_texts`. Raises DataError that names file, row and column: an unknown or repeated
+    id, a dimension that is not that of the id, an answer that is neither yes nor no; or when nothing is filled in.
     """
-    known = {
-        i: (str(r), str(a), str(d))
-        for i, (r, a, d) in zip(ids(units), units[KEYS].itertuples(index=False), strict=True)
-    }
+    said, others = answered(filled_in(path), units)
+    if len(others):
+        faults = [
+            Fault(where, "id", f"{excerpt(name)} is no row of this data set's sheet")
+            for name, where in others[["id", "where"]].itertuples(index=False)
+        ]
+        raise data_error(str(path), faults)
+    return said
+
+
+def answered(sheet: pd.DataFrame, units: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """record, response, dimension, passes and note of the answers of a sheet that are about these units, with their
+    texts; and the rows that are about others. DataError: a dimension is not that of its id."""
+    known = dict(zip(ids(units), units[KEYS].itertuples(index=False, name=None), strict=True))
+    there = sheet["id"].isin(known)
+    mine, others = sheet[there].reset_index(drop=True), sheet[~there]
+    found = pd.DataFrame([known[name] for name in mine["id"]], columns=KEYS).astype(str)
+    if (wrong := found["dimension"] != mine["dimension"]).any():
+        faults = [
+            Fault(row.where, "dimension", f"{excerpt(row.dimension)}, but id {row.id} is about {dimension}")
+            for row, dimension in zip(mine[wrong].itertuples(), found.loc[wrong, "dimension"], strict=True)
+        ]
+        raise data_error("the answers", faults)
+    return found.assign(passes=mine["passes"], note=mine["note"]), others
+
+
+def filled_in(path: Path) -> pd.DataFrame:
+    """The rows of a sheet that are answered: id, dimension, passes (bool), note, where.
+
+    Raises DataError that names file, row and column: a repeated id, an answer that is neither yes nor no; or when
+    nothing is filled in.
+    """
     faults: list[Fault] = []
     seen: dict[str, str] = {}
     said = []
@@ -83,15 +121,8 @@ def read_sheet(path: Path, units: pd.DataFrame) -> pd.DataFrame:
         if lacking := [c for c in ("id", "dimension", "passes") if c not in cells]:
             raise DataError(f"{path}: has no column {lacking[0]}; keep the columns of the sheet that was written")
         name, answer = cells["id"], cells["passes"].casefold()
-        where = known.get(name)
-        if where is None:
-            faults.append(Fault(row.where, "id", f"{excerpt(name)} is no row of this data set's sheet"))
-        elif name in seen:
+        if name in seen:
             faults.append(Fault(row.where, "id", f"{excerpt(name)} stands in {seen[name]} too"))
-        elif cells["dimension"] != where[2]:
-            faults.append(
-                Fault(row.where, "dimension", f"{excerpt(cells['dimension'])}, but id {name} is about {where[2]}")
-            )
         elif answer not in (*YES, *NO, *BLANK):
             faults.append(
                 Fault(
@@ -99,13 +130,13 @@ def read_sheet(path: Path, units: pd.DataFrame) -> pd.DataFrame:
                 )
             )
         elif answer not in BLANK:
-            said.append((*where, answer in YES, cells.get("note", "")))
+            said.append((name, cells["dimension"], answer in YES, cells.get("note", ""), row.where))
         seen.setdefault(name, row.where)
     if faults:
         raise data_error(str(path), faults)
     if not said:
         raise DataError(f"{path}: no row is filled in; write yes or no into the column passes")
-    return pd.DataFrame(said, columns=[*KEYS, "passes", "note"])
+    return pd.DataFrame(said, columns=["id", "dimension", "passes", "note", "where"])
 
 
 def _text(value: object) -> str:

@@ -67,7 +67,7 @@ def quality(
 
     from dpeer.eval.quality.given import all_texts, from_file
     from dpeer.eval.quality.quality import quality as look
-    from dpeer.eval.quality.review import read_sheet, sheet, write_sheet
+    from dpeer.eval.quality.review import read_sheet, sheet, with_texts, write_sheet
     from dpeer.eval.report.quality import write_page
 
     _refuse(judges, ratings, review, answers, output, as_json, plan_only or retry_errors or bool(set_))
@@ -87,7 +87,10 @@ def quality(
         output = output or config.folder
     elif ratings:
         given = from_file(ratings, made)
-    said = [read_sheet(path, given.units[~given.known]) for path in answers or () if given is not None]
+    said = []
+    if given is not None and answers:
+        units = with_texts(given.units[~given.known], made)
+        said = [read_sheet(path, units) for path in answers]
     found = look(source, splits, given, said, sure, limit, dict(zip(made["record"], made["row"], strict=True)))
     _tell(console, found)
     if review and found.verified is not None:

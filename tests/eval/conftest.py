@@ -8,9 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.eval.toy_writers import Toy
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +94,14 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
     yield state, f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def toy(endpoint: tuple[Any, str]) -> tuple[Toy, str, Any]:
+    """Writers and verifiers behind an endpoint, its URL, and the endpoint."""
+    from tests.eval.toy_writers import Toy
+
+    state, url = endpoint
+    world = Toy(state.reply)
+    state.decide = world
+    return world, url, state

@@ -18,6 +18,7 @@ from dpeer.eval.audit.rates import (
     contradicted,
     design_effect,
     independent,
+    log_density,
     posterior,
     share,
     side,
@@ -88,6 +89,21 @@ def test_the_rate_survives_a_judge_that_is_mostly_wrong() -> None:
     found = truth(cast, np.arange(2000))
     assert found and found.rate.low < violated.mean() < found.rate.high < 0.13
     assert found.errors[2].low > 0.45 and all(0.02 < e.rate < 0.08 for e in found.errors[:2])
+
+
+def test_a_chain_at_a_peak_that_means_nothing_costs_no_interval() -> None:
+    """With seed 0 one of 16 chains stays where all edges are violated and two judges guess; the density by hand."""
+    rng = np.random.default_rng(3)
+    violated = rng.random(2000) < PLANTED
+    cast = np.where(violated[:, None] ^ (rng.random((2000, 3)) < [0.05, 0.05, 0.97]), -1.0, 1.0)
+    assert all(truth(cast, np.arange(2000), seed) for seed in range(4))
+    equal = np.where(rng.random((400, 1)) < 0.5, [[1.0, -1.0]], [[-1.0, 1.0]])
+    assert truth(equal, np.arange(400)) is None, "which of two judges is right cannot be told"
+    patterns, edges = np.array([[1.0, -1.0], [0.0, -1.0]]), np.array([3.0, 2.0])
+    r, e, f = 0.3, 0.1, 0.2
+    of = (r * e * (1 - f) + (1 - r) * (1 - e) * f, r * (1 - f) + (1 - r) * f)
+    by_hand = 3 * math.log(of[0]) + 2 * math.log(of[1]) - 0.5 * math.log(r * (1 - r))
+    assert log_density(np.array([[r, e, f]]), patterns, edges)[0] == pytest.approx(by_hand)
 
 
 def test_chains_that_disagree_give_no_interval() -> None:

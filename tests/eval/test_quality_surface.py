@@ -20,7 +20,7 @@ from dpeer.eval.quality.given import all_texts, from_file, needed
 from dpeer.eval.quality.quality import quality
 from dpeer.eval.quality.rated import rated
 from dpeer.eval.quality.repeats import Text, counted, prompts_of, repeats, responses_of
-from dpeer.eval.quality.review import agreement, changed, ids, read_sheet, sheet, with_people, write_sheet
+from dpeer.eval.quality.review import agreement, changed, ids, read_sheet, sheet, with_people, with_texts, write_sheet
 from dpeer.eval.quality.surface import (
     FORM,
     NAMES,
@@ -198,9 +198,10 @@ def test_people_fill_a_blind_sheet_and_have_the_last_word(
     assert out.read_bytes().startswith(b"\xef\xbb\xbf") and ",'=Said " in out.read_text("utf-8-sig")
     with pytest.raises(DataError, match="may hold answers"):
         write_sheet(rows, out)
-    truth = dict(zip(ids(made), ~made["fails"], strict=True))
+    units = with_texts(found.units, texts)
+    truth = dict(zip(ids(with_texts(made, texts)), ~made["fails"], strict=True))
     honest = ["Yes" if truth[i] else "no" for i in rows["id"]]
-    answers = [read_sheet(filled(tmp_path / "a.csv", rows, honest), found.units)]
+    answers = [read_sheet(filled(tmp_path / "a.csv", rows, honest), units)]
     told = agreement(found, answers).set_index("dimension")
     assert told.loc["", "units"] == 150 and told.loc["", "kappa_low"] > 0.8
     after = with_people(found, answers)
@@ -210,7 +211,7 @@ def test_people_fill_a_blind_sheet_and_have_the_last_word(
         and (after.units["verdict"] == "open").sum() < (found.units["verdict"] == "open").sum()
     )
     contrary = ["no" if h == "Yes" else "yes" for h in honest]
-    other = read_sheet(filled(tmp_path / "b.csv", rows, contrary), found.units)
+    other = read_sheet(filled(tmp_path / "b.csv", rows, contrary), units)
     assert agreement(found, [other]).iloc[0]["kappa"] < -0.5
     divided = with_people(found, [*answers, other])
     assert (divided.units["verdict"] == "open").sum() >= 150
@@ -236,11 +237,11 @@ def test_a_sheet_with_a_fault_is_refused_by_row_and_column(
         rows.loc[1, "dimension"] = rows.loc[0, "dimension"]
     rows.to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(DataError, match=message):
-        read_sheet(tmp_path / "bad.csv", found.units)
+        read_sheet(tmp_path / "bad.csv", with_texts(found.units, texts))
     rows.assign(passes="").to_csv(tmp_path / "bad.csv", index=False)
     if not change.keys() - {"passes"}:
         with pytest.raises(DataError, match="no row is filled in"):
-            read_sheet(tmp_path / "bad.csv", found.units)
+            read_sheet(tmp_path / "bad.csv", with_texts(found.units, texts))
 
 
 def test_the_command_reads_ratings_writes_a_sheet_and_takes_it_back(sample: dict[str, DataSet], tmp_path: Path) -> None:

@@ -8,12 +8,18 @@ import math
 import random
 import re
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
+from typer.testing import CliRunner
 
+from dpeer.eval.build.build import Built, build
 from dpeer.eval.build.spec import BuildSpec
+from dpeer.launcher.cli import app
+from tests.eval.evaluations import no_ray
 
 WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 TITLES = {"A": "Candour", "T": "Trust", "E": "Warmth", "C": "Fancy"}
@@ -109,3 +115,17 @@ class Toy:
 def digest(request: dict[str, Any]) -> str:
     """Equal for equal calls."""
     return hashlib.sha256(json.dumps([request["model"], request["messages"], request.get("seed")]).encode()).hexdigest()
+
+
+def quiet() -> Console:
+    return Console(file=StringIO(), width=200)
+
+
+def built(made: BuildSpec, **options: Any) -> Built:
+    return build(made, no_ray, console=quiet(), **options)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
