@@ -10,7 +10,7 @@ from dpeer.launcher import fsck
 from dpeer.launcher.bundle.check import SHOWN, Check, Place
 from dpeer.launcher.bundle.compare import PICTURES, file_differs
 from dpeer.launcher.bundle.fits import of_table, pages, refuse_misshapen, refuse_unfolding, wanted
-from dpeer.launcher.bundle.readings import wrong_readings
+from dpeer.launcher.bundle.readings import left_out, wrong_readings
 from dpeer.launcher.bundle.verify_run import page_check
 
 MOST_ROWS = 50_000_000
@@ -48,6 +48,8 @@ def check_evaluation(place: Place) -> Iterator[Check]:
                         "or of one of another model or prompt")  # fmt: skip
         else:
             yield Check(place.name, "verified", f"{len(ratings):,} ratings, each of a response in the bundle")
+        if says := left_out(ratings, answered):
+            yield Check(place.name, "not verified", says)
     else:
         yield Check(place.name, "not verified", f"{len(ratings):,} ratings: the responses are not there")
     read, wrong_read = wrong_readings(ratings)
@@ -56,8 +58,10 @@ def check_evaluation(place: Place) -> Iterator[Check]:
         yield Check(place.name, "differs", says)
     elif read:
         yield Check(place.name, "verified", f"{read:,} scores follow from the log-probabilities beside them")
-    yield Check(place.name, "not verified", "what models answered and judges said: their calls leave no trace that one "
-                "could compute again; ask them again with the recipe")  # fmt: skip
+    if unread := int((ratings["status"] == "ok").sum()) - read:
+        yield Check(place.name, "not verified", f"{unread:,} scores: there are no log-probabilities beside them")
+    yield Check(place.name, "not verified", "what models answered and judges said, and that nothing was left out: "
+                "their calls leave no trace that one could compute again; ask them again with the recipe")  # fmt: skip
 
 
 def check_fit(place: Place, table: Path | None) -> Iterator[Check]:
@@ -77,9 +81,12 @@ def check_fit(place: Place, table: Path | None) -> Iterator[Check]:
     else:
         yield Check(place.name, "verified", f"its {len(posterior.ratings):,} ratings are those of {table.parent.name}")
     again = place.scratch.parent / place.folder.name
-    pages(posterior, again, wanted(place.folder))
+    asked = wanted(place.folder)
+    pages(posterior, again, asked)
     yield from _pages(place, again)
     yield Check(place.name, "not verified", DRAWS)
+    told = ", ".join(f"{key} {value}" for key, value in asked.items())
+    yield Check(place.name, "not verified", f"that claims were chosen before the results were seen ({told})")
 
 
 def _pages(place: Place, again: Path) -> Iterator[Check]:
