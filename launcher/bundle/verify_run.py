@@ -182,8 +182,8 @@ def page_check(place: Place, file: str, written: str, made: str, exact: bool) ->
     if found := words_differ(written, made):
         if place.same_words:
             return Check(place.name, "differs", f"{file} does not say what follows from the data: {found}")
-        return Check(place.name, "not verified", f"{file} says something else than this dpeer does of these data, by its "
-                     f"version or by a forger: compare both. First: {found}")  # fmt: skip
+        return Check(place.name, "not verified", f"{file} says something else than this dpeer does of these data, "
+                     f"by its version or by a forger: compare both. First: {found}")  # fmt: skip
     if exact and pictures_differ(written, made):
         return Check(place.name, "differs", f"{file}: a picture is not as it follows from the data")
     return Check(place.name, "verified", f"{file}: words and numbers follow from the data, to rounding; pictures were "
