@@ -16,6 +16,7 @@ from dpeer.launcher.bundle.verify_run import page_check
 MOST_ROWS = 50_000_000
 UNFOLDED, FREE = 1000, 1 << 28
 """A table may hold this many times the bytes of its file, and this many in any case."""
+BATCH = 1024
 DRAWS = (
     "that the draws are of the posterior of these ratings: sampling them again takes `dpeer irt fit`; what they say of "
     "their own mixing (R-hat, effective draws) is recomputed"
@@ -122,8 +123,11 @@ def _refuse_unfolding(path: Path) -> None:
     """Damaged: a table that would take far more room than its file, as only a forger's does."""
     import pyarrow.parquet as pq
 
-    size = path.stat().st_size
-    about = pq.ParquetFile(path).metadata
-    unfolded = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
-    if about.num_rows > MOST_ROWS or unfolded > UNFOLDED * size + FREE:
-        raise Damaged(f"would unfold to {about.num_rows:,} rows and {unfolded:,} bytes")
+    file = pq.ParquetFile(path)
+    if (rows := file.metadata.num_rows) > MOST_ROWS:
+        raise Damaged(f"would unfold to {rows:,} rows")
+    most, found = UNFOLDED * path.stat().st_size + FREE, 0
+    for batch in file.iter_batches(BATCH):  # what the footer says of sizes is a forger's word, and before decoding
+        found += batch.nbytes
+        if found > most:
+            raise Damaged(f"would unfold to more than {most:,} bytes")

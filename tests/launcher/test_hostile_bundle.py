@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dpeer.errors import DpeerError
 from dpeer.heldout_file import read_heldout, write_heldout
 from dpeer.integrity import Damaged
+from dpeer.launcher.bundle import verify_fit
 from dpeer.launcher.bundle.container import INDEX
 from dpeer.launcher.bundle.fits import refuse_unfolding
 from dpeer.launcher.bundle.pack import bundle
@@ -185,3 +188,14 @@ def test_arrays_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
         archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(Damaged, match="larger than itself"):
         refuse_unfolding(path)
+
+
+def test_a_table_that_repeats_a_long_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is in the file once, and its footer names the size before decoding."""
+    monkeypatch.setattr(verify_fit, "FREE", 1 << 20)
+    path, text = tmp_path / "ratings.parquet", pa.array(["x" * 100_000])
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(400, np.int32)), text)
+    pq.write_table(pa.table({"prompt": texts}), path, compression="zstd", store_schema=False)
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size < 1 << 20
+    with pytest.raises(Damaged, match="unfold"):
+        verify_fit._refuse_unfolding(path)

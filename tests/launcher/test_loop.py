@@ -142,6 +142,14 @@ def test_what_no_loop_can_be_made_of_is_refused(tmp_path: Path, more: dict[str, 
         training(*load_loop(spec), 1)
 
 
+def test_data_bring_their_own_dual_and_heldout_records(tmp_path: Path) -> None:
+    given = loop_file(tmp_path, data="built/parquet")
+    assert training(*load_loop(str(given)), 1).data.train == "built/parquet"  # heldout stands in `changes` there
+    given.write_text(given.read_text().replace("heldout", "dual"))
+    with pytest.raises(ConfigError, match=r"data.heldout would still be .*test.jsonl"):
+        training(*load_loop(str(given)), 1)
+
+
 def test_shipped_loops_load() -> None:
     spec, path = load_loop("toy")
     assert training(spec, path, 1).run_dir == Path("runs/demo/loop/round-1")
