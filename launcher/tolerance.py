@@ -124,6 +124,7 @@ def levels(ledger: Path) -> Levels:
     if damaged or not chain.complete(lines, manifest):
         what = f"line {damaged} has changed since it was written" if damaged else "its last lines are missing"
         raise CheckpointError(f"{ledger}: {what}. Remove the folder {ledger.parent}; the pilot is trained again.")
+    split = manifest.get("data", {}).get("dual", {}).get("edges") or {}
     rows = [json.loads(line)["dimensions"] for line in lines]
     tail = rows[-max(1, round(LATE * len(rows))) :]
     loss, se, spread = {}, {}, {}
@@ -136,7 +137,8 @@ def levels(ledger: Path) -> Levels:
         loss[d] = sum(row["loss"] * row["edges"] for row in seen) / edges
         known = [(row["edges"], row["loss_se"] ** 2) for row in seen if row["loss_se"] is not None]
         total = sum(n for n, _ in known)
-        se[d] = math.sqrt(sum(n * n * square for n, square in known)) / total if known else math.nan
+        passes = max(1.0, edges / (split.get(d) or edges))  # a record that is seen again says nothing new
+        se[d] = math.sqrt(passes * sum(n * n * square for n, square in known)) / total if known else math.nan
         spread[d] = math.sqrt(sum(n * square for n, square in known) / len(known)) if known else math.nan
     return Levels(loss, se, spread)
 

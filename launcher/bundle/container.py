@@ -173,7 +173,7 @@ def read_index(folder: Path) -> tuple[Index, str]:
         raise Refused(f"its {INDEX} is not as dpeer writes it ({' '.join(line.strip() for line in first)})") from None
     for name in index.files:
         _refuse_path(name)
-    for name in (*index.runs, *index.evaluations, *index.fits, *(n for n in index.fits.values() if n)):
+    for name in (*index.runs, *index.evaluations, *index.fits, *(n for n in index.fits.values() if n), *index.data):
         if not re.fullmatch(NAME, name):
             raise Refused(f"its {INDEX} names a part {name[:80]!r}")
     return index, digest(content)

@@ -64,6 +64,8 @@ def _differing(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
 def refuse_unfolding(path: Path) -> None:
     """Damaged: arrays that would be larger than their file, or hold objects, which only a forger stores."""
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise Damaged("holds arrays that are larger than itself")
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
                 raise Damaged(f"holds {member.filename} compressed, and fits are not")

@@ -25,6 +25,8 @@ RECORDS = ("manifest.json", "ledger.jsonl", "timing.jsonl", "samples.jsonl", "st
 """Of a run: all that dpeer has written down, without checkpoints and weights."""
 SHOWN_BY = ("dpeer", "numpy", "pandas", "scipy", "matplotlib", "jinja2", "torch")
 """Packages on which the digits and bytes of pages and tables depend."""
+WORDED_BY = ("dpeer", "jinja2")
+"""Those on which words depend; digits agree to rounding between all."""
 LIFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 

@@ -1,4 +1,4 @@
-"""Scores against the log-probabilities from which judges' answers were read."""
+"""Scores against the log-probabilities from which judges' answers were read, and which ratings are not there."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ def wrong_readings(ratings: pd.DataFrame) -> tuple[int, int]:
     faults = [bad or offset != lowest for bad, offset in zip(wrong, offsets, strict=True)]
     by = [[score != lowest + (c or 0) for score, *chosen in choices for c in chosen[k : k + 1]] for k in (0, 1)]
     return len(rows), min(sum(f or g for f, g in zip(faults, missed, strict=True)) for missed in by)
+
+
+def left_out(ratings: pd.DataFrame, responses: pd.DataFrame) -> str:
+    """How unevenly models answered and were rated, which may be a plan (adaptive judging, truncated answers) or the
+    work of somebody who left out what did not please; empty where all are alike."""
+    answered = responses.groupby("model")["item"].agg(["nunique", "size"])
+    rated = ratings.groupby("model").size().reindex(answered.index, fill_value=0)
+    usable = ratings[ratings["status"] == "ok"].groupby("model").size().reindex(answered.index, fill_value=0)
+    counts = answered.assign(ratings=rated, usable=usable)
+    if (counts.nunique() <= 1).all():
+        return ""
+    words = [
+        f"{row.Index} {row.nunique:,} prompts, {row.size:,} responses, {row.ratings:,} ratings ({row.usable:,} usable)"
+        for row in counts.itertuples()
+    ]
+    return f"that nothing was left out: models were not asked and rated alike ({'; '.join(words)})"

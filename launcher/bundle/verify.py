@@ -9,7 +9,7 @@ from pathlib import Path
 from dpeer.errors import DpeerError
 from dpeer.launcher.bundle.check import Check, Place
 from dpeer.launcher.bundle.container import Index, Refused, entry, files_below, opened, read_index
-from dpeer.launcher.bundle.pack import RECORDS, versions
+from dpeer.launcher.bundle.pack import RECORDS, WORDED_BY, versions
 from dpeer.scratch import scratch
 
 OWN = frozenset({"bundle.json"})
@@ -79,10 +79,12 @@ def _parts(folder: Path, index: Index, place: Path) -> dict[str, Callable[[], It
     from dpeer.launcher.bundle.verify_fit import check_evaluation, check_fit
     from dpeer.launcher.bundle.verify_run import check_data, check_run
 
-    same = index.versions == versions()
+    here = versions()
+    same = index.versions == here
+    same_words = all(index.versions.get(name) == here[name] for name in WORDED_BY)
 
     def there(part: str) -> Place:
-        return Place(part, folder / part, place / part, same)
+        return Place(part, folder / part, place / part, same, same_words)
 
     found: dict[str, Callable[[], Iterator[Check]]] = {}
     if not same:
@@ -102,7 +104,8 @@ def _parts(folder: Path, index: Index, place: Path) -> dict[str, Callable[[], It
 def _versions(index: Index) -> Iterator[Check]:
     here = versions()
     named = ", ".join(f"{k} {index.versions.get(k)} (here {v})" for k, v in here.items() if index.versions.get(k) != v)
-    yield Check("versions", "not verified", f"pages were written with {named}; words and pictures may differ by that")
+    what = "pictures" if all(index.versions.get(name) == here[name] for name in WORDED_BY) else "words and pictures"
+    yield Check("versions", "not verified", f"pages were written with {named}; {what} may differ by that")
 
 
 def guarded(part: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:

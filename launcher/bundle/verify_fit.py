@@ -10,12 +10,13 @@ from dpeer.launcher import fsck
 from dpeer.launcher.bundle.check import SHOWN, Check, Place
 from dpeer.launcher.bundle.compare import PICTURES, file_differs
 from dpeer.launcher.bundle.fits import of_table, pages, refuse_misshapen, refuse_unfolding, wanted
-from dpeer.launcher.bundle.readings import wrong_readings
+from dpeer.launcher.bundle.readings import left_out, wrong_readings
 from dpeer.launcher.bundle.verify_run import page_check
 
 MOST_ROWS = 50_000_000
 UNFOLDED, FREE = 1000, 1 << 28
 """A table may hold this many times the bytes of its file, and this many in any case."""
+BATCH = 1024
 DRAWS = (
     "that the draws are of the posterior of these ratings: sampling them again takes `dpeer irt fit`; what they say of "
     "their own mixing (R-hat, effective draws) is recomputed"
@@ -48,6 +49,8 @@ def check_evaluation(place: Place) -> Iterator[Check]:
                         "or of one of another model or prompt")  # fmt: skip
         else:
             yield Check(place.name, "verified", f"{len(ratings):,} ratings, each of a response in the bundle")
+        if says := left_out(ratings, answered):
+            yield Check(place.name, "not verified", says)
     else:
         yield Check(place.name, "not verified", f"{len(ratings):,} ratings: the responses are not there")
     read, wrong_read = wrong_readings(ratings)
@@ -56,8 +59,10 @@ def check_evaluation(place: Place) -> Iterator[Check]:
         yield Check(place.name, "differs", says)
     elif read:
         yield Check(place.name, "verified", f"{read:,} scores follow from the log-probabilities beside them")
-    yield Check(place.name, "not verified", "what models answered and judges said: their calls leave no trace that one "
-                "could compute again; ask them again with the recipe")  # fmt: skip
+    if unread := int((ratings["status"] == "ok").sum()) - read:
+        yield Check(place.name, "not verified", f"{unread:,} scores: there are no log-probabilities beside them")
+    yield Check(place.name, "not verified", "what models answered and judges said, and that nothing was left out: "
+                "their calls leave no trace that one could compute again; ask them again with the recipe")  # fmt: skip
 
 
 def check_fit(place: Place, table: Path | None) -> Iterator[Check]:
@@ -77,9 +82,12 @@ def check_fit(place: Place, table: Path | None) -> Iterator[Check]:
     else:
         yield Check(place.name, "verified", f"its {len(posterior.ratings):,} ratings are those of {table.parent.name}")
     again = place.scratch.parent / place.folder.name
-    pages(posterior, again, wanted(place.folder))
+    asked = wanted(place.folder)
+    pages(posterior, again, asked)
     yield from _pages(place, again)
     yield Check(place.name, "not verified", DRAWS)
+    told = ", ".join(f"{key} {value}" for key, value in asked.items())
+    yield Check(place.name, "not verified", f"that claims were chosen before the results were seen ({told})")
 
 
 def _pages(place: Place, again: Path) -> Iterator[Check]:
@@ -115,8 +123,11 @@ def _refuse_unfolding(path: Path) -> None:
     """Damaged: a table that would take far more room than its file, as only a forger's does."""
     import pyarrow.parquet as pq
 
-    size = path.stat().st_size
-    about = pq.ParquetFile(path).metadata
-    unfolded = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
-    if about.num_rows > MOST_ROWS or unfolded > UNFOLDED * size + FREE:
-        raise Damaged(f"would unfold to {about.num_rows:,} rows and {unfolded:,} bytes")
+    file = pq.ParquetFile(path)
+    if (rows := file.metadata.num_rows) > MOST_ROWS:
+        raise Damaged(f"would unfold to {rows:,} rows")
+    most, found = UNFOLDED * path.stat().st_size + FREE, 0
+    for batch in file.iter_batches(BATCH):  # what the footer says of sizes is a forger's word, and before decoding
+        found += batch.nbytes
+        if found > most:
+            raise Damaged(f"would unfold to more than {most:,} bytes")

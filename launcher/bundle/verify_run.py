@@ -42,6 +42,8 @@ def check_run(place: Place) -> Iterator[Check]:
         yield Check(name, "not verified", f"{', '.join(plain)}: an earlier dpeer wrote it without checksums")
     manifest = parse_state(files.manifest.read_bytes())
     config = Config.model_validate(manifest["config"])
+    if not manifest.get("finished"):
+        yield Check(name, "differs", "the manifest does not say that the run was finished, and no other is bundled")
     yield from _ledger(name, files, manifest, config)
     if (place.folder / "recipe.yaml").read_text(encoding="utf-8") == resolved_yaml(config):
         yield Check(name, "verified", "recipe.yaml is the config of the manifest")
@@ -50,7 +52,8 @@ def check_run(place: Place) -> Iterator[Check]:
     yield from _certificate(name, files, manifest, config)
     yield _page(place)
     yield Check(name, "not verified", TRAINING)
-    yield Check(name, "not verified", "dates, versions and source revision of the manifest")
+    yield Check(name, "not verified", "dates, versions and source revision of the manifest; timing, samples and why "
+                "training ended early; the hashes of the exported weights")  # fmt: skip
 
 
 def _ledger(name: str, files: RunDir, manifest: Mapping[str, Any], config: Config) -> Iterator[Check]:
@@ -62,14 +65,22 @@ def _ledger(name: str, files: RunDir, manifest: Mapping[str, Any], config: Confi
     else:
         yield Check(name, "verified", "the ledger's chain begins with the manifest's settings, data and model hashes")
     lines = chain.whole_lines(files.ledger)
-    if begins is not None and not next(chain.broken(lines, begins), None) and chain.complete(lines, manifest):
-        says = f"ledger: {len(lines)} lines in an unbroken chain that ends as the manifest says"
-        yield Check(name, "verified", says)
+    if begins is not None and not next(chain.broken(lines, begins), None):
+        says = f"ledger: {len(lines)} lines in an unbroken chain"
+        if manifest.get("ledger") is None:
+            yield Check(
+                name, "not verified", f"{says}, whose end the manifest does not say: later lines may be missing"
+            )
+        elif chain.complete(lines, manifest):
+            yield Check(name, "verified", f"{says} that ends as the manifest says")
     rows = [json.loads(line) for line in lines]
     if [row["step"] for row in rows] != list(range(1, len(rows) + 1)):
         yield Check(name, "differs", "ledger: its steps are not 1, 2, 3 ...")
     if not (isinstance(last := manifest.get("exported_step", len(rows)), int) and 0 <= last <= len(rows)):
         yield Check(name, "differs", f"the manifest says that step {last} was exported, and the ledger has {len(rows)}")
+    records = manifest.get("data", {}).get("train", {}).get("records")  # part of what the chain begins with
+    if records and (says := _early(files, len(rows), config.training.total_steps(records))):
+        yield Check(name, "differs", f"ledger: {says}")
     given = config.objective.constraint.tolerance
     wrong = {
         key for row in rows for key, c in row.get("constraints", {}).items()
@@ -80,6 +91,14 @@ def _ledger(name: str, files: RunDir, manifest: Mapping[str, Any], config: Confi
         yield Check(name, "differs", f"ledger: the tolerance of {', '.join(sorted(wrong))} is not the recipe's")
 
 
+def _early(files: RunDir, steps: int, total: int) -> str:
+    """How the length of a ledger is not that of a finished run; empty where it is."""
+    if not files.stop.is_file():
+        return "" if steps == total else f"it has {steps} of the recipe's {total} steps, and no stop.json says why"
+    stopped = parse_state(files.stop.read_bytes()).get("step")
+    return "" if stopped == steps else f"it has {steps} steps, and stop.json says that training ended at {stopped}"
+
+
 def _tolerance(value: Any) -> float:
     return math.inf if value is None or value == "inf" else float(value)
 
@@ -88,6 +107,8 @@ def _certificate(name: str, files: RunDir, manifest: Mapping[str, Any], config: 
     if not files.certificate.exists():
         if "heldout" not in manifest.get("data", {}):
             yield Check(name, "not verified", "there is no certificate: the run held nothing out")
+        else:
+            yield Check(name, "differs", "certificate.json is not there, and the run held records out")
         return
     stored = parse_state(files.certificate.read_bytes())
     heldout = read_heldout(files.heldout)
@@ -155,13 +176,15 @@ def _page(place: Place) -> Check:
 
 
 def page_check(place: Place, file: str, written: str, made: str, exact: bool) -> Check:
-    """exact: the same versions on a machine that computes alike, where every byte must be the same."""
+    """exact: the same versions on a machine that computes alike, where pictures must be the same. Words hang on dpeer
+    and its templates alone."""
     if written == made or (exact and not words_differ(written, made) and not pictures_differ(written, made)):
         return Check(place.name, "verified", f"{file}: words, numbers and pictures as they follow from the data")
     if found := words_differ(written, made):
-        if place.same:
+        if place.same_words:
             return Check(place.name, "differs", f"{file} does not say what follows from the data: {found}")
-        return Check(place.name, "not verified", f"{file}: other versions wrote it; first difference: {found}")
+        return Check(place.name, "not verified", f"{file} says something else than this dpeer does of these data, "
+                     f"by its version or by a forger: compare both. First: {found}")  # fmt: skip
     if exact and pictures_differ(written, made):
         return Check(place.name, "differs", f"{file}: a picture is not as it follows from the data")
     return Check(place.name, "verified", f"{file}: words and numbers follow from the data, to rounding; pictures were "

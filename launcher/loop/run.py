@@ -90,10 +90,14 @@ def _rounds(loop: Loop, path: Path, first: Config, folder: LoopFolder, console: 
         done = f" of {loop.rounds}"
         console.rule(f"[bold]round {number}{done}", align="left")
         config = _config(loop, path, number, state["rounds"], folder)
+        if number > 1 and not RunDir(config.run_dir).finished:
+            refuse_other(folder.run(1), _facts(config))
         _train(config)
         fitted = _judged(loop, path, first, folder, number, console)
         state["rounds"].append(_decided(loop, config, folder, number, fitted))
+        state["ended"] = None
         folder.write(state)
+        write_page(loop, path, folder)
         show(state["rounds"][-1], console)
     if state.get("ended") != ended:
         folder.write(state | {"ended": ended})
@@ -103,7 +107,7 @@ def _rounds(loop: Loop, path: Path, first: Config, folder: LoopFolder, console: 
 def _begun(folder: LoopFolder, kept: dict[str, Any]) -> dict[str, Any]:
     """The state to go on from. ConfigError: the loop began otherwise, so that its rounds could not be compared."""
     state, kept = folder.state, json_safe(kept)
-    if not state:
+    if not state or not (state["rounds"] or folder.run(1).manifest.exists()):
         folder.path.mkdir(parents=True, exist_ok=True)
         state = {"fixed": kept, "rounds": [], "ended": None}
         folder.write(state)
@@ -145,6 +149,24 @@ def _config(loop: Loop, path: Path, number: int, rounds: list[dict[str, Any]], f
     config = training(loop, path, number, _given(rounds[-1]["next"]))
     day = config.data.date or began(folder.run(1))
     return config.model_copy(update={"data": config.data.model_copy(update={"date": day})})
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    from dpeer.training.prepare import prepare
+
+    return prepare(config).facts
+
+
+def refuse_other(first: RunDir, facts: Mapping[str, Any]) -> None:
+    """ConfigError: what lies at the places of data and models is no longer what round 1 was trained with, so that a
+    gain could not be laid to tolerances."""
+    began = first.read_manifest()
+    if changed := differences({key: began.get(key) for key in facts}, json_safe(facts)):
+        named = ", ".join(key for key, *_ in changed)
+        raise ConfigError(
+            f"{first.path.parent}: data or models are no longer those of round 1 ({named}), and rounds are compared "
+            "with each other. Restore them, or give the loop another name."
+        )
 
 
 def _train(config: Config) -> None:
@@ -265,7 +287,8 @@ def write_page(loop: Loop, path: Path, folder: LoopFolder) -> Path:
     rows, config = state["rounds"], training(loop, path, 1)
     posterior = load(folder.fit(len(rows)))
     dimensions = tuple(rows[-1]["moves"])
-    found = {name: abilities(posterior, name, dimensions) for name in posterior.ratings.models}
+    names = (BASE, *(run_name(row["round"]) for row in rows))  # the fit has them in the order of letters
+    found = {name: abilities(posterior, name, dimensions) for name in names}
     best = max((row["round"] for row in rows), key=lambda n: float(found[run_name(n)].min(axis=1).mean()))
     held = config.objective.constraint.model_copy(update={"tolerance": _given(rows[best - 1]["tolerance"])})
     objective = config.objective.model_copy(update={"constraint": held})

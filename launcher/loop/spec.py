@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dpeer.config import LONGEST_NAME, Config, Section
 from dpeer.config_io import load_config, load_section, resolved
-from dpeer.config_sources import Sources
+from dpeer.config_sources import Sources, paths
 from dpeer.errors import ConfigError
 from dpeer.launcher.loop.rule import Rule
 from dpeer.launcher.recipe import EVALUATION, RECIPES, recipe_names, recipe_path
@@ -47,7 +47,8 @@ class Loop(Section):
     judging: dict[str, Any] = Field(default_factory=dict)
     """What the loop changes in the evaluation recipe, written as a recipe is."""
     data: Sources | None = None
-    """Data set that the rounds train on; default: the recipe's own (data.train)."""
+    """Data set that the rounds train on, instead of the recipe's data.train. Where the recipe names files for
+    data.dual or data.heldout, give these of the new data too, in `changes`."""
     rounds: int = Field(3, ge=1, le=99)
     """Most rounds."""
     patience: int = Field(1, ge=1)
@@ -76,6 +77,8 @@ def training(loop: Loop, path: Path, number: int, tolerance: Mapping[str, float]
     recipe = _beside(loop.recipe, path, RECIPES)
     config = load_config(recipe, changes=loop.changes, values=values, shipped=RECIPES)
     _refuse(config, path)
+    if loop.data is not None:
+        _refuse_parted(config, loop.changes.get("data") or {}, path)
     return config.model_copy(update={"output_dir": config.output_dir / loop.name})
 
 
@@ -103,6 +106,18 @@ def fixed(loop: Loop, config: Config, judged: EvalConfig) -> dict[str, Any]:
 def _beside(recipe: str, loop_file: Path, folder: Path) -> Path:
     beside = loop_file.parent / recipe
     return beside if recipe not in recipe_names(folder) and beside.is_file() else recipe_path(recipe, folder)
+
+
+def _refuse_parted(config: Config, own: Mapping[str, Any], path: Path) -> None:
+    """ConfigError: multipliers or certificate would be of another data set than the one that is trained on."""
+    for split in ("dual", "heldout"):
+        named = [s for s in paths(getattr(config.data, split)) if s != "none" and not s.endswith("%")]
+        if named and split not in own:
+            raise ConfigError(
+                f"{path}: data replaces the recipe's data.train, but its data.{split} would still be "
+                f"{', '.join(named)}, records of the other data set. Give this one's in changes "
+                f"({{data: {{{split}: ...}}}}), or 10%, which takes them from the training records."
+            )
 
 
 def _refuse(config: Config, path: Path) -> None:

@@ -21,9 +21,9 @@ from dpeer.eval.store.parts import write_table
 from dpeer.eval.store.schema import RATINGS
 from dpeer.files import write_text
 from dpeer.heldout_file import read_heldout, write_heldout
-from dpeer.integrity import parse_state
+from dpeer.integrity import parse_state, write_state
 from dpeer.launcher.bundle.compare import unequal, words_differ
-from dpeer.launcher.bundle.container import INDEX, files_below, read_index, write_zip
+from dpeer.launcher.bundle.container import INDEX, files_below, index_bytes, read_index, write_zip
 from dpeer.launcher.bundle.fits import of_table
 from dpeer.launcher.bundle.pack import bundle
 from dpeer.launcher.bundle.verify import verify
@@ -119,6 +119,24 @@ def ledger_value(folder: Path) -> None:
 
 def ledger_short(folder: Path) -> None:
     relink(folder, lambda rows: rows[:-1])
+
+
+def ledger_end_unsaid(folder: Path) -> None:
+    """Its last steps cut, and all that the manifest says of its end with them."""
+    relink(folder, lambda rows: rows[:-2])
+    change_state(folder / RUN / "manifest.json", lambda m: (m.pop("ledger"), m.update(exported_step=4)))
+
+
+def early_stop(folder: Path) -> None:
+    ledger_end_unsaid(folder)
+    write_state(folder / RUN / "stop.json", {"step": 5, "reason": "certified"})
+
+
+def no_certificate(folder: Path) -> None:
+    """As of a run that an old dpeer left unfinished."""
+    for name in ("certificate.json", "heldout.safetensors"):
+        (folder / RUN / name).unlink()
+    change_state(folder / RUN / "manifest.json", lambda m: (m.pop("run"), m.update(finished=None)))
 
 
 def ledger_tolerance(folder: Path) -> None:
@@ -233,6 +251,8 @@ PLANTED = [
     ((violated,), RUN, ["certificate: constraints"]), ((wins,), RUN, ["certificate: wins.E"]),
     ((margin,), RUN, ["certificate: constraints"]), ((selection,), RUN, ["certificate: selection.overall"]),
     ((ledger_value,), RUN, ["does not end"]), ((ledger_short,), RUN, ["does not end"]),
+    ((ledger_end_unsaid,), RUN, ["4 of the recipe's 6 steps"]), ((early_stop,), RUN, ["ended at 5"]),
+    ((no_certificate,), RUN, ["certificate.json is not there", "that the run was finished"]),
     ((ledger_tolerance,), RUN, ["tolerance of E is not the recipe's"]),
     ((tolerance,), RUN, ["begins with other settings", "certificate: constraints", "recipe.yaml is not"]),
     ((data_hash,), RUN, ["begins with other settings"]), ((recipe_text,), RUN, ["recipe.yaml is not"]),
@@ -265,6 +285,32 @@ def test_a_fit_is_held_against_its_ratings(copy: Path) -> None:
     assert of_table(ratings, table) == ["category"]
     other_model(copy)
     assert "category" in of_table(ratings, table)
+
+
+def test_words_differ_whatever_versions_a_forger_names(copy: Path) -> None:
+    """Words hang on dpeer and its templates; the page says so where these are others."""
+    fit_page(copy)
+    for package, state in (("numpy", "differs"), ("dpeer", "not verified")):
+        index, _ = read_index(copy)
+        (copy / INDEX).write_bytes(
+            index_bytes(index.model_copy(update={"versions": index.versions | {package: "0.0"}}))
+        )
+        renew(copy)
+        found = [c for c in verify(copy, parts=[FIT]) if c.says.startswith("report.html")]
+        assert [c.state for c in found] == [state]
+
+
+def test_ratings_that_were_left_out_and_unread_scores_are_told(copy: Path) -> None:
+    def told() -> str:
+        return "\n".join(c.says for c in verify(copy, parts=[EVALUATION]) if c.state == "not verified")
+
+    assert "rated alike" not in told() and "no log-probabilities" not in told()
+    path = copy / EVALUATION / "ratings.parquet"
+    table = ratings_of(path)
+    table.loc[0, "mode"] = "structured"
+    write_table(path, table[(table["model"] != "model1") | (table["score"] > 2)].reset_index(drop=True))
+    assert "models were not asked and rated alike" in told()
+    assert "model0 8 prompts, 8 responses, 16 ratings (16 usable)" in told() and "1 scores: there are no log" in told()
 
 
 def hashes_hold(folder: Path) -> bool:

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dpeer.errors import DpeerError
 from dpeer.heldout_file import read_heldout, write_heldout
+from dpeer.integrity import Damaged
+from dpeer.launcher.bundle import verify_fit
 from dpeer.launcher.bundle.container import INDEX
+from dpeer.launcher.bundle.fits import refuse_unfolding
 from dpeer.launcher.bundle.pack import bundle
 from dpeer.launcher.bundle.verify import verify
 from tests.launcher.published import EVALUATION, FIT, RUN, change_state, made_evaluation, made_fit, made_run, renew
@@ -83,6 +88,7 @@ OUTSIDE = b'{"format": 1, "versions": {}, "files": {"../x": {"bytes": 1, "sha256
         ([(INDEX, b'{"format": 2, "versions": {}, "files": {}}')], {}, "not as dpeer writes it"),
         ([(INDEX, OUTSIDE)], {}, "never gives"),
         ([(INDEX, b'{"format": 1, "versions": {}, "files": {}, "runs": ["../x"]}')], {}, "names a part"),
+        ([(INDEX, b'{"format": 1, "versions": {}, "files": {}, "data": {"../x": []}}')], {}, "names a part"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -163,3 +169,33 @@ def test_wrong_types_and_absurd_sizes_differ_and_end_nothing(
     found = list(verify(copy, parts=[part, EVALUATION]))
     assert any(c.state == "differs" for c in found)
     assert EVALUATION in {c.part for c in found if c.state == "verified"}, "the other parts are looked at"
+
+
+def test_what_a_forger_wrote_commands_no_terminal(copy: Path) -> None:
+    change_state(copy / RUN / "manifest.json", lambda m: m.update(exported_step="\x1b[2J\nverified  all"))
+    renew(copy)
+    said = [c.says for c in verify(copy, parts=[RUN]) if "was exported" in c.says]
+    assert len(said) == 1 and said[0].isprintable()
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """Each fits into the file, all together do not."""
+    path = tmp_path / "draws.npz"
+    np.savez(path, a=np.zeros(1000))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.infolist().extend(archive.infolist() * 50)
+        archive.filelist = archive.infolist()
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(Damaged, match="larger than itself"):
+        refuse_unfolding(path)
+
+
+def test_a_table_that_repeats_a_long_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is in the file once, and its footer names the size before decoding."""
+    monkeypatch.setattr(verify_fit, "FREE", 1 << 20)
+    path, text = tmp_path / "ratings.parquet", pa.array(["x" * 100_000])
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(400, np.int32)), text)
+    pq.write_table(pa.table({"prompt": texts}), path, compression="zstd", store_schema=False)
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size < 1 << 20
+    with pytest.raises(Damaged, match="unfold"):
+        verify_fit._refuse_unfolding(path)

@@ -18,7 +18,7 @@ from dpeer.eval.irt.fit_folder import save
 from dpeer.eval.irt.types import Posterior
 from dpeer.launcher.cli import app
 from dpeer.launcher.loop.rule import Reached, Rule, gained, next_tolerances, weakness
-from dpeer.launcher.loop.run import LoopFolder, _begun, _decided, _ended, write_page
+from dpeer.launcher.loop.run import LoopFolder, _begun, _decided, _ended, refuse_other, write_page
 from dpeer.launcher.loop.spec import Loop, evaluation, fixed, load_loop, run_name, training
 from dpeer.launcher.signals import Signals
 from dpeer.training.run_dir import RunDir
@@ -142,6 +142,14 @@ def test_what_no_loop_can_be_made_of_is_refused(tmp_path: Path, more: dict[str, 
         training(*load_loop(spec), 1)
 
 
+def test_data_bring_their_own_dual_and_heldout_records(tmp_path: Path) -> None:
+    given = loop_file(tmp_path, data="built/parquet")
+    assert training(*load_loop(str(given)), 1).data.train == "built/parquet"  # heldout stands in `changes` there
+    given.write_text(given.read_text().replace("heldout", "dual"))
+    with pytest.raises(ConfigError, match=r"data.heldout would still be .*test.jsonl"):
+        training(*load_loop(str(given)), 1)
+
+
 def test_shipped_loops_load() -> None:
     spec, path = load_loop("toy")
     assert training(spec, path, 1).run_dir == Path("runs/demo/loop/round-1")
@@ -155,6 +163,7 @@ def test_shipped_loops_load() -> None:
 def test_a_loop_goes_on_only_as_it_began(tmp_path: Path) -> None:
     folder = LoopFolder(tmp_path / "loop")
     state = _begun(folder, {"rule": {"tighten": 0.3}, "training": {"seed": 0, "tolerance": math.inf}})
+    assert _begun(folder, {"rule": {"tighten": 0.2}})["fixed"] == {"rule": {"tighten": 0.2}}, "nothing was trained yet"
     state["rounds"].append({"round": 1})
     folder.write(state)
     assert _begun(folder, {"rule": {"tighten": 0.3}, "training": {"seed": 0, "tolerance": math.inf}}) == state
@@ -163,6 +172,15 @@ def test_a_loop_goes_on_only_as_it_began(tmp_path: Path) -> None:
     (folder.path / "loop.json").write_text("{")
     with pytest.raises(ConfigError, match="Delete it"):
         _begun(folder, {})
+
+
+def test_rounds_of_other_data_are_refused(tmp_path: Path) -> None:
+    """The path is the same, what lies there is not."""
+    run = RunDir(tmp_path / "mine" / "round-1")
+    run.begin(training(*load_loop(str(loop_file(tmp_path))), 1), FACTS)
+    refuse_other(run, FACTS)
+    with pytest.raises(ConfigError, match=r"no longer those of round 1 \(data.train.sha256\)"):
+        refuse_other(run, FACTS | {"data": {"train": {"sha256": "d1"}}})
 
 
 def test_why_a_loop_ends() -> None:
@@ -208,8 +226,11 @@ def made_rounds(folder: Path, spec: Path, gains: tuple[float, ...]) -> tuple[Loo
 def made_posterior(gains: tuple[float, ...]) -> Posterior:
     theta = np.array([[0.0, 0.0], *([-1.0 + sum(gains[: k + 1]), 0.8] for k in range(len(gains)))])
     made = made_up(models=len(gains) + 1, items=6, judges=2, theta=theta, mu=np.zeros(2), noise=0.05)
-    names = ("base", *(run_name(k + 1) for k in range(len(gains))))
-    return replace(made, ratings=replace(made.ratings, models=names))
+    names = ["base", *(run_name(k + 1) for k in range(len(gains)))]
+    order = np.argsort(names)  # as a fit has them
+    theta = made.draws["theta"][:, :, order]
+    ratings = replace(made.ratings, models=tuple(sorted(names)))
+    return replace(made, ratings=ratings, draws=made.draws | {"theta": theta})
 
 
 def test_a_round_is_decided_from_the_dual_split_and_the_abilities(tmp_path: Path) -> None:
@@ -234,6 +255,16 @@ def test_the_page_shows_all_rounds_on_the_scale_of_the_last_fit(tmp_path: Path) 
     assert found[("base", "A")] == pytest.approx(0.0, abs=0.02)
     moves = json.loads((place.path / "tables" / "moves.json").read_text())
     assert [(r["round"], r["dimension"], r["move"]) for r in moves][:2] == [(1, "T", "tightened"), (1, "A", "kept")]
+
+
+def test_the_tenth_round_comes_last(tmp_path: Path) -> None:
+    """In the order of letters it would come second."""
+    spec = loop_file(tmp_path)
+    place, loop = made_rounds(tmp_path, spec, (*[0.0] * 9, 0.7))
+    page = write_page(loop, spec, place).read_text()
+    assert "rose from round 1 to 10: +0.70 logits" in page
+    table = json.loads((place.path / "tables" / "abilities.json").read_text())
+    assert list(dict.fromkeys(row["model"] for row in table)) == ["base", *(run_name(n) for n in range(1, 11))]
 
 
 def test_compiled_code_that_a_signal_interrupts_counts_as_interrupted() -> None:

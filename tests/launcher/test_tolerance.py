@@ -15,6 +15,7 @@ from dpeer.launcher.recipe import training_config
 from dpeer.launcher.tolerance import EQUAL, WORST, Levels, apply, explore, levels, pilots, reach
 from dpeer.objective.bounds import room
 from dpeer.report.tolerance import write_page
+from dpeer.training.run_dir import RunDir
 
 DIMS = ("A", "T")
 
@@ -55,6 +56,18 @@ def test_levels_weigh_steps_by_their_edges(tmp_path: Path) -> None:
     found = levels(tmp_path / "ledger.jsonl")
     assert found.loss["A"] == pytest.approx((3 * 0.2 + 0.6) / 4)
     assert found.se["A"] == pytest.approx(0.1) and found.spread["A"] == pytest.approx(math.sqrt(3) * 0.1)
+
+
+def test_records_that_are_seen_again_make_no_level_surer(tmp_path: Path) -> None:
+    """Ten steps over a dual split of eight edges are ten looks at the same eight."""
+    run = RunDir(tmp_path)
+    for edges, se in ((80, 0.1 / math.sqrt(10)), (8, 0.1)):
+        run.begin(training_config("demo", []), {"data": {"dual": {"edges": {"A": edges}}}})
+        run.ledger.unlink(missing_ok=True)
+        run.ends.clear()
+        for step in range(1, 51):
+            run.append({"step": step, "dimensions": {"A": {"dual": {"loss": 0.2, "edges": 8, "loss_se": 0.1}}}}, {})
+        assert levels(run.ledger).se["A"] == pytest.approx(se)
 
 
 def test_pilots_change_weights_and_nothing_else() -> None:
