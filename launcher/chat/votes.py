@@ -41,8 +41,9 @@ COLUMNS = tuple(field.name for field in fields(Vote))
 
 
 class Votes:
-    """The table at `path`, to which votes are added at the end, by several servers too. ConfigError: the file is another
-    table."""
+    """The table at `path`, to which votes are added at the end, by several servers too.
+
+    ConfigError: the file is another table."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +63,9 @@ class Votes:
         with self._locked() as file:
             self._catch_up(file)
             if vote.sample is None:
-                taken = [int(row["sample"]) for row in self.rows if row["item"] == vote.item and row["sample"].isdigit()]
+                taken = [
+                    int(row["sample"]) for row in self.rows if row["item"] == vote.item and row["sample"].isdigit()
+                ]
                 vote = replace(vote, sample=max(taken, default=-1) + 1)
             row = {name: str(csv_cell(value)) for name, value in asdict(vote).items()}
             self._write(file, ("" if self._end else _line(COLUMNS)) + _line([row[name] for name in COLUMNS]))
@@ -78,7 +81,8 @@ class Votes:
     def _locked(self) -> Iterator[io.FileIO]:
         """The file, which no other server writes meanwhile."""
         with self.path.open("a+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
     def _catch_up(self, file: io.FileIO) -> None:
@@ -91,7 +95,7 @@ class Votes:
         if whole < len(content):
             os.ftruncate(file.fileno(), whole)
         self._end = whole
-        if not content[:whole].endswith((b"\n", b"\r")):
+        if whole and not content[:whole].endswith((b"\n", b"\r")):
             self._write(file, "\n")
 
     def _write(self, file: io.FileIO, text: str) -> None:
@@ -118,16 +122,18 @@ def _read(content: bytes, path: Path) -> tuple[list[Mapping[str, str]], int]:
             yield line.decode("utf-8", "strict" if line.endswith((b"\n", b"\r")) else "replace")
 
     rows: list[Mapping[str, str]] = []
-    whole, reader = 0, csv.reader(lines())
-    if content and tuple(next(reader, ())) != COLUMNS:
+    if _line(COLUMNS).encode().startswith(content):  # the first vote was cut in its heading
+        return rows, 0
+    reader = csv.reader(lines())
+    if tuple(next(reader, ())) != COLUMNS:
         raise ConfigError(f"{path}: holds another table than votes ({COLUMNS[0]}, ...); give --votes another file")
-    whole = used
+    begin = last = used
     cells: list[str] = []
     for cells in reader:
+        last, begin = begin, used
         if len(cells) == len(COLUMNS):
             rows.append(dict(zip(COLUMNS, cells, strict=True)))
-            whole = used
-    return rows, whole if 0 < len(cells) < len(COLUMNS) else used
+    return rows, last if 0 < len(cells) < len(COLUMNS) else used
 
 
 def _line(cells: Sequence[str]) -> str:
