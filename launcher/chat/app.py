@@ -127,7 +127,7 @@ def application(room: Room) -> Starlette:
                 if not isinstance(given, dict):
                     raise ValueError("a request must be a JSON object")
                 return await handler(room, given)
-            except (ValueError, DpeerError) as error:
+            except (ValueError, RecursionError, DpeerError) as error:
                 return JSONResponse({"error": str(error)}, 400)
             except OSError as error:
                 return JSONResponse({"error": f"{room.votes.path}: {error.strerror}; the vote was not kept"}, 507)

@@ -47,8 +47,8 @@ async def reply(
     """The pieces of one reply, the last of kind `end` or `error`. Closing the iterator ends the request."""
     try:
         key = key_of(served)
-    except ConfigError as error:
-        yield Piece("error", str(error))
+    except ConfigError as unusable:
+        yield Piece("error", str(unusable))
         return
     url = f"{str(served.base_url).rstrip('/')}/chat/completions"
     finish, told, reasoned = "", False, False
@@ -79,8 +79,8 @@ async def reply(
                     told = True
                     yield Piece("text", text)
                 finish = ended or finish
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        yield Piece("error", without_secrets(str(error) or type(error).__name__, key)[:SHOWN])
+    except (httpx.HTTPError, httpx.InvalidURL) as failed:
+        yield Piece("error", without_secrets(str(failed) or type(failed).__name__, key)[:SHOWN])
         return
     if finish == "length" and not told:
         why = "its reasoning took them all" if reasoned else "it wrote none of it"
