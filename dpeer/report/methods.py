@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,16 @@ from dpeer.escape import latex, markdown
 from dpeer.report.card import is_hub_id
 from dpeer.report.page import templates
 from dpeer.report.run import Certified, Run
-from dpeer.report.text import constraint_form, exact, listing, method_name, number
+from dpeer.report.text import (
+    certified_words,
+    constraint_form,
+    exact,
+    exported_words,
+    listing,
+    number,
+    relaxed_words,
+    stop_words,
+)
 
 Medium = Literal["md", "tex"]
 REFERENCES = Path(__file__).with_name("references.yaml")
@@ -93,21 +103,30 @@ def training_methods(run: Run, writer: Writer) -> str:
         "methods.j2",
         run=run,
         get=run.get,
-        method=method_name(run),
         model=_public(run.get("config.model.path", "an unnamed model")),
         sources=[_public(source) for source in paths(run.get("config.data.train", "unknown"))],
         splits=list(_splits(run)),
         setting=setting,
         sft=setting.get("kind") == "sft",
+        reference=_public(reference) if (reference := run.get("config.model.reference_path")) else "",
+        dual_split=list(_dual_split(run)),
         weights=_weights(setting.get("primary", "uniform"), writer.name),
         form=constraint_form(run) if run.constraints else None,
+        paired=any(" over " in name for name in run.constraints) and setting["constraint"]["form"] == "balance",
         tolerance=_tolerances(setting.get("constraint", {}).get("tolerance"), writer.name),
         enforced=run.lagrangian,
         dual=setting.get("dual", {}),
+        below=_below(run),
+        relaxes=run.lagrangian and not constraint_form(run).simplex and math.isfinite(_price(run)),
+        relaxed=relaxed_words(run),
         training=training,
         optimizer=training.get("optimizer", {}),
         steps=len(run.ledger),
-        trained=_trained(run.get("config.model.lora")),
+        trained=_trained(run),
+        stopped=stop_words(run),
+        kept=exported_words(run),
+        earlier=certified_words(run.certificate) if run.certificate else "",
+        retold=run.get("config.objective.certificate.tolerance") is not None,
         certificate=run.certificate,
         verdicts=list(_verdicts(run)),
         versions=_versions(run.get("versions", {})),
@@ -135,7 +154,7 @@ def _splits(run: Run) -> Iterator[dict[str, Any]]:
 
 def _weights(primary: Any, q: Callable[[str], str]) -> str:
     if isinstance(primary, Mapping):
-        return "fixed at " + ", ".join(f"{q(d)} {w:g}" for d, w in primary.items())
+        return "in the proportions " + ", ".join(f"{q(d)} {w:g}" for d, w in primary.items())
     return {"uniform": "equal", "pooled": "proportional to the numbers of pairs"}.get(str(primary), str(primary))
 
 
@@ -145,10 +164,38 @@ def _tolerances(tolerance: Any, q: Callable[[str], str]) -> str:
     return "none" if tolerance is None else exact(float(tolerance))
 
 
-def _trained(adapter: Mapping[str, Any] | None) -> str:
+def _trained(run: Run) -> str:
+    adapter = run.get("config.model.lora")
     if not adapter:
         return "All weights were trained"
-    return f"Low-rank adapters of rank {adapter.get('rank', 'unknown')} were trained"
+    four = ", on frozen weights in 4 bits," if run.get("config.model.load_in_4bit") else ""
+    if start := adapter.get("path"):  # its rank and the like are its own, and no recipe says them
+        return f"Low-rank adapters, at first those of {_public(start)},{four[1:]} were trained"
+    kind = "Weight-decomposed low-rank" if adapter.get("dora") else "Low-rank"
+    return f"{kind} adapters of rank {adapter.get('rank') or 'unknown'}{four} were trained"
+
+
+def _dual_split(run: Run) -> Iterator[str]:
+    """What the dual split was for, where that is known."""
+    if run.lagrangian and run.get("config.objective.dual.evidence", "split") == "split":
+        yield "moves the Lagrange multipliers"
+    if run.get("config.training.keep") == "best":
+        yield "decides which checkpoint is kept"
+    if run.get("config.training.stop_when") == "certified":
+        yield "decides when training ends"
+
+
+def _below(run: Run) -> str:
+    """How far below their tolerances constraints were held; empty where that is not known, or at 0."""
+    aim = run.get("config.objective.dual.aim")
+    if aim == "certificate":
+        return "as much as a proof on the held-out records needs" if run.get("data.heldout") else ""
+    return exact(aim) if isinstance(aim, int | float) and aim else ""
+
+
+def _price(run: Run) -> float:
+    """Of violations that are found impossible to avoid; inf: none is relaxed, as before there was a price."""
+    return float(run.get("config.objective.dual.relaxed_cost", math.inf))
 
 
 def _verdicts(run: Run) -> Iterator[dict[str, str]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpeer.eval.irt import link
-from dpeer.eval.irt.people import people_discrimination
+from dpeer.eval.irt.people import favoured, people_discrimination
 from dpeer.eval.irt.types import GRADED, Bools, Floats, Ints, Posterior, Ratings
 
 MOST_RANKED, MOST_REVERSALS = 60, 500
@@ -250,6 +250,9 @@ def _parts(posterior: Posterior) -> list[_Part]:
     if "length" in posterior.draws:
         length = mean("length")[r.dimension] * r.response_length[r.response]
         parts.append(_Part(met(length), "gains from the length of its responses, which judges reward"))
+    if "favour" in posterior.draws:
+        met_favour = met(favoured(r, mean("favour")[..., None], r.judge, r.dimension, r.model)[:, 0])
+        parts.append(_Part(met_favour, "is favoured more by judges that are models, against the people,"))
     covariates = (
         ("order", r.reversed - 0.5, "was shown more often with the scale order that raises scores"),
         ("own_family", r.own_family, "was rated more often by judges of a family that favours its own"),

@@ -93,6 +93,7 @@ def check_anchors(
         raise ConfigError(
             f"anchors: the earlier fit and this one are of different models ({others}); their logits are not on one "
             "scale, so fit both in the same way"
+            + (" (--no-people-scale, which anchors always have)" if anchors.get("people_scale") else "")
         )
     if tuple(anchors.get("scale", ratings.scale)) != ratings.scale:
         then, here = (" to ".join(str(s[i]) for i in (0, -1)) for s in (anchors["scale"], ratings.scale))

@@ -7,8 +7,10 @@ import pandas as pd
 from scipy import stats
 
 from dpeer.errors import ConfigError
+from dpeer.eval.irt.people import on_scale
 from dpeer.eval.irt.types import Floats, Posterior
 from dpeer.eval.irt.variant import differing, variant_of
+from dpeer.eval.irt.weaknesses import names_of
 
 KINDS = {"judges": "severity", "items": "beta"}
 """What can be an anchor, and the name of its draws [S, n, D]."""
@@ -34,10 +36,17 @@ def require_same_model(before: Posterior, now: Posterior) -> None:
     """ConfigError: the later fit is anchored, or the logits of the two are of different models."""
     if now.options.anchors:
         raise ConfigError(f"the later fit is anchored, so its anchors show no drift. {NOTE} Fit again without anchors.")
-    if others := differing(variant_of(before), variant_of(now)):
+    variants = [{n: v for n, v in variant_of(p).items() if n != "people_scale"} for p in (before, now)]
+    if others := differing(*variants):
         raise ConfigError(
             f"the fits are of different models ({others}), so their logits are on different scales. Fit both with the "
             "same options and the same version of dpeer."
+        )
+    scaled = [dict(zip(p.ratings.dimensions, on_scale(p).tolist(), strict=True)) for p in (before, now)]
+    if apart := [d for d, on in scaled[0].items() if scaled[1].get(d, on) != on]:
+        raise ConfigError(
+            f"in {names_of(apart)} one of the fits has abilities on the scale of the people among its judges, and the "
+            "other has not, so a difference would mix both. Fit both with --no-people-scale, or with people in both"
         )
 
 

@@ -11,7 +11,7 @@ from scipy import optimize, stats
 
 from dpeer.eval.irt.ability import estimates
 from dpeer.eval.irt.fit_statistics import information
-from dpeer.eval.irt.people import LEAST, by_people, is_person, judged, leniency, unfit
+from dpeer.eval.irt.people import LEAST, by_people, is_person, judged, judgements, leniency, on_scale, unfit
 from dpeer.eval.irt.types import Floats, Ints, Posterior
 from dpeer.eval.irt.weaknesses import names_of
 
@@ -27,11 +27,12 @@ MOST = 1_000_000
 def leniency_tables(posterior: Posterior, base: str) -> dict[str, pd.DataFrame]:
     """Tables of a fit with people and models among its judges; none without.
 
-    leniency: dimension, people, ratings (by people, comparisons included), responses (that people judged), shared
-    (those of them that models judged too), leniency with its interval (logits by which models rate higher; nan where
-    one of the two did not rate), scaled (abilities are on the people's scale)
-    favours: model, dimension, ratings (of the model by people), favour with its interval, of judges that are models
-    against the people, beyond the leniency; ability_judges with its interval, what the ability would be with it
+    leniency: dimension, people, ratings (by people, comparisons included, each once), responses (that people judged),
+    shared (those of them that models judged too), leniency with its interval (logits by which models rate higher; nan
+    where one of the two did not rate), scaled (abilities are on the people's scale)
+    favours: model, dimension, ratings (of the model by people, and comparisons with it), favour with its interval, of
+    judges that are models against the people, beyond the leniency; ability_judges with its interval, what the ability
+    would be with it
     human_ratings: dimension, ratings, half_width (mean over contrasts to the base, 95 %), halving (human ratings in all
     that would halve it; nan where no number would), least (half-width however many there are)
     """
@@ -46,11 +47,11 @@ def leniency_tables(posterior: Posterior, base: str) -> dict[str, pd.DataFrame]:
         people = np.unique(judge[(dimension == d) & own])
         rows.append((len(people), len(mine), len(np.intersect1d(mine, others))))
     counts = pd.DataFrame(rows, columns=["people", "responses", "shared"])
-    table = pd.DataFrame({"dimension": r.dimensions, "ratings": by_people(r).sum(axis=0)}).join(counts)
+    table = pd.DataFrame({"dimension": r.dimensions, "ratings": judgements(r)}).join(counts)
     found = {"leniency": table.assign(**estimates("leniency", leniency(posterior)), scaled=False)}
     if "favour" in posterior.draws:
         favour = posterior.flat("favour")
-        where = ~np.isnan(favour[0]).all(axis=0)
+        where = on_scale(posterior)
         index = pd.MultiIndex.from_product([r.models, r.dimensions], names=["model", "dimension"])
         columns = {"ratings": by_people(r).ravel(), **estimates("favour", favour)}
         columns |= estimates("ability_judges", posterior.flat("theta") + favour)
@@ -78,8 +79,8 @@ def told(posterior: Posterior, tables: Mapping[str, pd.DataFrame]) -> Iterator[s
         values = (getattr(row, name) for name in shown)
         yield (
             f"In {row.dimension} the judges that are models rate higher than the people by {_logits(*values)} "
-            f"({row.ratings:,} ratings by {row.people} of {row.responses:,} responses, {row.shared:,} of them rated by "
-            f"models too)."
+            f"({row.ratings:,} ratings by {_persons(row.people)} of {row.responses:,} responses, {row.shared:,} of "
+            f"them rated by models too)."
         )
     if loose := list(table.loc[~table["scaled"].astype(bool), "dimension"]):
         why = unfit(posterior.ratings, posterior.options) or (
@@ -90,6 +91,11 @@ def told(posterior: Posterior, tables: Mapping[str, pd.DataFrame]) -> Iterator[s
         yield (
             f"Abilities in {names_of(loose)} are not on the people's scale ({why}): a taste for some model that the "
             "judges share is not identified there, and no interval holds it."
+        )
+    for row in table[table["scaled"].astype(bool) & (table["people"] == 1)].itertuples():
+        yield (
+            f"One person alone sets the scale in {row.dimension}: abilities are to that person's taste, and no "
+            "interval holds how far others would differ."
         )
     if (favours := tables.get("favours")) is not None:
         yield "Abilities, contrasts and fair averages are on the people's scale" + (
@@ -109,6 +115,10 @@ def said(result: Result) -> list[str]:
     return list(told(result.posterior, result.tables)) if result.posterior else []
 
 
+def _persons(n: int) -> str:
+    return f"{n:,} people" if n > 1 else "one person"
+
+
 def _logits(value: float, low: float, high: float) -> str:
     low, high = min(low, high), max(low, high)
     return f"{value:.2f} logits [{low:.2f} to {high:.2f}]"
@@ -125,7 +135,7 @@ def _more(now: pd.Series) -> str:
 
 
 def _gain(posterior: Posterior, base: str, where: Ints) -> Iterator[dict[str, float | str]]:
-    r, n = posterior.ratings, by_people(posterior.ratings).sum(axis=0)
+    r, n = posterior.ratings, judgements(posterior.ratings)
     b = r.models.index(base)
     for d in where:
         theta = np.delete(posterior.flat("theta")[..., d], b, axis=1) - posterior.flat("theta")[:, [b], d]

@@ -32,8 +32,15 @@ def judged(ratings: Ratings) -> tuple[Ints, Ints, Ints, Ints]:
     return judge, dimension, response, ratings.response_model[response]
 
 
+def judgements(ratings: Ratings) -> Ints:
+    """[D] ratings and comparisons by people; a comparison is one, though it bears on two models."""
+    person, d = is_person(ratings), len(ratings.dimensions)
+    rows = (ratings, ratings.comparisons)
+    return np.asarray(sum(np.bincount(r.dimension[person[r.judge]], minlength=d) for r in rows))
+
+
 def by_people(ratings: Ratings) -> Ints:
-    """[M, D] ratings by people, comparisons included."""
+    """[M, D] ratings of a model by people, and comparisons with it."""
     judge, dimension, _, model = judged(ratings)
     m, d = len(ratings.models), len(ratings.dimensions)
     own = is_person(ratings)[judge]
@@ -49,7 +56,7 @@ def scaled(ratings: Ratings, options: Options) -> Bools:
     others = np.bincount(dimension[~is_person(ratings)[judge]], minlength=d) > 0
     counts = by_people(ratings)
     least = 1 if wanted else LEAST
-    there = others & (counts.sum(axis=0) >= least) & ((counts > 0).sum(axis=0) > 1)
+    there = others & (judgements(ratings) >= least) & ((counts > 0).sum(axis=0) > 1)
     if wanted is False:
         return np.zeros(d, bool)
     why = unfit(ratings, options)
@@ -126,13 +133,19 @@ def favoured(ratings: Ratings, favour: Floats, judge: Ints, dimension: Ints, mod
     return np.nan_to_num(favour)[model, dimension] * ~is_person(ratings)[judge, None]
 
 
+def on_scale(posterior: Posterior) -> Bools:
+    """[D] dimensions of a fit in which abilities are on the people's scale."""
+    if "favour" not in posterior.draws:
+        return np.zeros(len(posterior.ratings.dimensions), bool)
+    return np.asarray(~np.isnan(posterior.flat("favour")[0]).all(axis=0))
+
+
 def people_discrimination(posterior: Posterior, draws: Ints) -> Floats:
     """[S, D] geometric mean over the people who rate where abilities are on their scale, elsewhere 1."""
     r, flat = posterior.ratings, np.ones((len(draws), len(posterior.ratings.dimensions)))
     if "favour" not in posterior.draws or "log_alpha" not in posterior.draws:
         return flat
-    where = ~np.isnan(posterior.flat("favour")[0]).all(axis=0)
-    person = is_person(r)[:, None] & r.judge_rated & where
+    person = is_person(r)[:, None] & r.judge_rated & on_scale(posterior)
     mean = posterior.flat("log_alpha")[draws] @ (person / np.maximum(person.sum(axis=0), 1))
     return np.asarray(np.exp(mean))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dpeer.eval.irt.people import on_scale
 from dpeer.eval.irt.stan_terms import answered_repeatedly, repeated_enough
 from dpeer.eval.irt.types import Posterior
 from dpeer.eval.irt.weaknesses import names_of
@@ -78,9 +79,15 @@ def _prompts(posterior: Posterior) -> str:
 
 
 def shrinkage(posterior: Posterior) -> str | None:
-    """How far severities were drawn towards their mean: posterior over prior variance; None where they were not."""
+    """How far severities were drawn towards their mean: posterior over prior variance; None where they were not, or
+    where they count from the people's mean, of which this ratio says nothing."""
     options = posterior.options
-    if options.severity_prior != "shrunken" or "s_severity" not in posterior.draws or options.anchors:
+    if (
+        "favour" in posterior.draws
+        or options.severity_prior != "shrunken"
+        or "s_severity" not in posterior.draws
+        or options.anchors
+    ):
         return None
     rates = posterior.ratings.judge_rated.any(axis=1)
     if rates.sum() < 2:
@@ -95,5 +102,10 @@ def shrinkage(posterior: Posterior) -> str | None:
 
 def fair_words(posterior: Posterior) -> str:
     """What fair averages are."""
-    fair = PEOPLES_FAIR if "favour" in posterior.draws else FAIR
+    where, dimensions = on_scale(posterior), np.array(posterior.ratings.dimensions)
+    fair = PEOPLES_FAIR if where.all() else FAIR
+    if where.any() and not where.all():
+        fair += (
+            f"; in {names_of(dimensions[where])} by an average one of the people, on whose scale abilities are there"
+        )
     return "; ".join([fair, *(words for name, words in FAIR_TERMS.items() if name in posterior.draws)]) + "."

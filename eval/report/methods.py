@@ -26,6 +26,8 @@ def evaluation_methods(result: Result, writer: Writer) -> str:
         items=facts.get("items", "an unknown number of"),
         options=options,
         terms=list(_terms(facts)),
+        given=list(_given(facts)),
+        alpha=_alpha(result),
         judges=list(judges["judge"].astype(str)) if "judge" in judges else [],
         gate=gate,
         green=bool(gate.get("green")),
@@ -57,10 +59,23 @@ def _terms(facts: dict[str, Any]) -> Iterator[str]:
             yield meaning
 
 
+def _given(facts: dict[str, Any]) -> Iterator[str]:
+    for name, what in (("ratings", "usable ratings"), ("comparisons", "comparisons")):
+        if words.known(number := facts.get(name)) and number:
+            yield f"{words.count(number)} {what}"
+
+
+def _alpha(result: Result) -> bool:
+    """Judges have discriminations: asked for, and more than one who could differ."""
+    if result.posterior is not None:
+        return "log_alpha" in result.posterior.draws
+    return bool(result.facts.get("options", {}).get("model") == "gmfrm")
+
+
 def _contrasts(result: Result) -> Iterator[dict[str, str]]:
     if not result.gate.get("green") or "contrasts" not in result.tables:
         return
-    for row in result.contrasts.itertuples():
+    for row in result.contrasts.dropna(subset=["family_low", "family_high"]).itertuples():
         yield {
             "model": row.model,
             "dimension": row.dimension,

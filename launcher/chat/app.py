@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import httpx
 from starlette.applications import Starlette
@@ -50,6 +51,7 @@ class Room:
     judges: Judges | None = None
     dimensions: tuple[str, ...] = ()
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    voting: anyio.Lock = field(default_factory=anyio.Lock)
     talks: Talks = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class OnlyHere:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        length = headers.get("content-length", "0")
+        length = headers.get("content-length", "")  # without one a request has no end that could be checked
         if headers.get("host", "").rpartition(":")[0] not in HOSTS:
             answer: Response = PlainTextResponse("Nothing here.", 404)
         elif scope["method"] == "POST" and not (length.isdigit() and int(length) <= MOST_BYTES):
@@ -125,7 +127,7 @@ def application(room: Room) -> Starlette:
                 if not isinstance(given, dict):
                     raise ValueError("a request must be a JSON object")
                 return await handler(room, given)
-            except (ValueError, DpeerError) as error:
+            except (ValueError, RecursionError, DpeerError) as error:
                 return JSONResponse({"error": str(error)}, 400)
             except OSError as error:
                 return JSONResponse({"error": f"{room.votes.path}: {error.strerror}; the vote was not kept"}, 507)
@@ -191,23 +193,28 @@ async def _ask(room: Room, given: dict[str, Any]) -> Response:
         if not talk.complete:
             raise ValueError("not all models have answered the last message; wait, or begin a new conversation")
     else:
-        talk = room.talks.begin([str(name) for name in given.get("models") or ()], bool(given.get("blind")))
-    talk.said.append(text)
-    talk.voted.clear()
+        models = given.get("models")
+        names = [str(name) for name in models] if isinstance(models, list) else []
+        talk = room.talks.begin(names, bool(given.get("blind")))
+    talk.ask(text)
     return JSONResponse({"talk": talk.id, "columns": len(talk.models), "names": talk.names})
 
 
 async def _reply(client: httpx.AsyncClient, room: Room, talk: Talk, column: int) -> AsyncIterator[bytes]:
-    """Lines of JSON: {"text": piece} ..., then {"end": reason} or {"error": words}."""
+    """Lines of JSON: {"text": piece} ..., then {"end": reason} or {"error": words}. What was answered is told again."""
     told: list[str] = []
     if len(talk.replies[column]) >= len(talk.said):
-        yield _line(error="this message has been answered")
+        yield _line(text=talk.replies[column][len(talk.said) - 1])
+        yield _line(end="stop")
         return
     turn = len(talk.said)
     async for piece in reply(client, room.served(talk.models[column]), talk.messages(column), room.generation):
         if piece.kind == "text":
             told.append(piece.text)
-        if piece.kind == "end" and len(talk.said) == turn and len(talk.replies[column]) == turn - 1:
+        if piece.kind == "end":
+            if len(talk.replies[column]) >= turn:  # in another tab, by other words
+                yield _line(error="this message was answered meanwhile, by other words; retry shows them")
+                return
             talk.replies[column].append("".join(told))
         yield _line(**{piece.kind: piece.text})
 
@@ -218,7 +225,11 @@ def _line(**event: str) -> bytes:
 
 async def _vote(room: Room, given: dict[str, Any]) -> Response:
     """Which column is better in a dimension; the names are told afterwards."""
-    talk = room.talks[given.get("talk")]
+    async with room.voting:
+        return await _kept(room, room.talks[given.get("talk")], given)
+
+
+async def _kept(room: Room, talk: Talk, given: dict[str, Any]) -> Response:
     dimension, winner = text_of(given, "dimension"), given.get("winner")
     if not talk.blind or talk.revealed:
         raise ValueError("votes count only while names are hidden; begin a new conversation with hidden names")
@@ -230,7 +241,6 @@ async def _vote(room: Room, given: dict[str, Any]) -> Response:
         raise ValueError(f"there is a vote on {dimension} already")
     if winner not in (0, 1, TIE):
         raise ValueError("winner must be 0, 1 or tie")
-    sample = sum(row["item"] == talk.item and row["dimension"] == dimension for row in room.votes.rows)
     vote = Vote(
         talk.item,
         dimension,
@@ -238,15 +248,17 @@ async def _vote(room: Room, given: dict[str, Any]) -> Response:
         talk.models[0],
         talk.models[1],
         TIE if winner == TIE else talk.models[int(winner)],
-        sample,
+        talk.sample,
         talk.said[0] if len(talk.said) == 1 else json.dumps(talk.said, ensure_ascii=False),
         talk.whole(0),
         talk.whole(1),
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    await anyio.to_thread.run_sync(room.votes.add, vote)
-    talk.voted.add(dimension)
-    talk.revealed = len(talk.voted) == len(room.dimensions)
+    sample = await anyio.to_thread.run_sync(room.votes.add, vote)
+    if talk.item == vote.item:  # else the conversation has gone on meanwhile
+        talk.sample = sample
+        talk.voted.add(dimension)
+        talk.revealed |= len(talk.voted) == len(room.dimensions)
     return JSONResponse({"names": talk.names, "voted": sorted(talk.voted), "votes": room.votes.counts})
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import httpx
 
+from dpeer.errors import ConfigError
 from dpeer.eval.backends.config import Served
 from dpeer.eval.backends.openai.secrets import key_of, without_secrets
 from dpeer.eval.config import Generation
@@ -44,9 +45,13 @@ async def reply(
     client: httpx.AsyncClient, served: Served, messages: Sequence[Mapping[str, str]], generation: Generation
 ) -> AsyncIterator[Piece]:
     """The pieces of one reply, the last of kind `end` or `error`. Closing the iterator ends the request."""
-    key = key_of(served)
+    try:
+        key = key_of(served)
+    except ConfigError as unusable:
+        yield Piece("error", str(unusable))
+        return
     url = f"{str(served.base_url).rstrip('/')}/chat/completions"
-    finish = ""
+    finish, told, reasoned = "", False, False
     try:
         async with client.stream(
             "POST",
@@ -66,16 +71,21 @@ async def reply(
                 if data == "[DONE]":
                     break
                 text, ended, error = _delta(data)
+                reasoned = reasoned or ("reasoning" in data and not text)
                 if error:
                     yield Piece("error", without_secrets(error, key)[:SHOWN])
                     return
                 if text:
+                    told = True
                     yield Piece("text", text)
                 finish = ended or finish
-    except httpx.HTTPError as error:
-        yield Piece("error", without_secrets(str(error) or type(error).__name__, key)[:SHOWN])
+    except (httpx.HTTPError, httpx.InvalidURL) as failed:
+        yield Piece("error", without_secrets(str(failed) or type(failed).__name__, key)[:SHOWN])
         return
-    if finish:
+    if finish == "length" and not told:
+        why = "its reasoning took them all" if reasoned else "it wrote none of it"
+        yield Piece("error", f"no answer within the limit of tokens ({why}); --max-tokens allows more")
+    elif finish:
         yield Piece("end", finish)
     else:
         yield Piece("error", "the endpoint broke off in the middle of its reply")

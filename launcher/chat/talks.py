@@ -26,6 +26,8 @@ class Talk:
     replies: list[list[str]] = field(default_factory=list)
     revealed: bool = False
     voted: set[str] = field(default_factory=set)
+    sample: int | None = None
+    """Of the votes on what has been said so far; None before the first."""
 
     def messages(self, column: int) -> list[dict[str, str]]:
         """What the model of a column is asked next."""
@@ -35,6 +37,11 @@ class Talk:
             if k < len(self.replies[column]):
                 told.append({"role": "assistant", "content": self.replies[column][k]})
         return told
+
+    def ask(self, text: str) -> None:
+        self.said.append(text)
+        self.voted.clear()
+        self.sample = None
 
     @property
     def complete(self) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
 
 from dpeer.data.load import HUB_ID
 from dpeer.errors import ConfigError
@@ -31,16 +34,7 @@ def talkers(given: Sequence[str], base: bool = True, key_env: str = "OPENAI_API_
         elif (folder / "config.json").is_file():
             found.append(Served(name=_name(folder.resolve().name), path=str(folder)))
         elif match := ENDPOINT.fullmatch(text):
-            model = match["model"]
-            found.append(
-                Served(
-                    name=_name(match["name"] or model.rpartition("/")[2]),
-                    path=model,
-                    backend="openai",
-                    base_url=match["url"],
-                    api_key_env=key_env,
-                )
-            )
+            found.append(_endpoint(match["name"], match["model"], match["url"], key_env))
         elif HUB_ID.fullmatch(text) and not Path(folder.parts[0]).is_dir():
             found.append(Served(name=_name(folder.name), path=text))
         else:
@@ -49,6 +43,22 @@ def talkers(given: Sequence[str], base: bool = True, key_env: str = "OPENAI_API_
                 "endpoint (MODEL@http://host:port/v1). Give one of these."
             )
     return _distinct(found)
+
+
+def _endpoint(name: str | None, model: str, url: str, key_env: str) -> Served:
+    try:
+        _ = urlsplit(url).port  # ValueError: no host or port that there could be
+        return Served(
+            name=_name(name or model.rpartition("/")[2]),
+            path=model,
+            backend="openai",
+            base_url=url,
+            api_key_env=key_env,
+        )
+    except ValidationError as error:  # the address may hold a password, and is not shown
+        raise ConfigError(f"endpoint of {model}: {error.errors()[0]['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"endpoint of {model}: its address is none ({error}); give http://host:port/v1") from None
 
 
 def _of_run(folder: Path) -> tuple[Served, Served]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def chat(
     from dpeer.launcher.chat.terminal import talk
     from dpeer.launcher.chat.who import talkers
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and their folders go
     console = Console(highlight=False)
     generation = Generation(max_tokens=max_tokens, temperature=temperature, system=system)
     with _served(talkers(models, not no_base, key_env), max_length, console) as served:
@@ -82,6 +84,7 @@ def serve(
     from dpeer.launcher.chat.votes import Votes
     from dpeer.launcher.chat.who import talkers
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and their folders go
     console, voter = Console(highlight=False), voter or getpass.getuser()
     generation = Generation(max_tokens=max_tokens, temperature=temperature, system=system)
     table, found, config = Votes(votes), talkers(models, not no_base, key_env), _judges(judges)

@@ -10,14 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dpeer.errors import ConfigError
+from dpeer.eval.irt.ability import fair_averages, raw_means, reversal_table
+from dpeer.eval.irt.drift import require_same_model
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit import fit
 from dpeer.eval.irt.fit_statistics import predictor, thin
-from dpeer.eval.irt.leniency import _filled
-from dpeer.eval.irt.people import LEAST, leniency, on_their_scale, scaled, tastes
+from dpeer.eval.irt.leniency import _filled, told
+from dpeer.eval.irt.people import LEAST, judgements, leniency, on_their_scale, scaled, tastes
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.scales import guessed
+from dpeer.eval.irt.scope import shrinkage
 from dpeer.eval.irt.stan_data import build
 from dpeer.eval.irt.tables import tabulate
 from dpeer.eval.irt.types import Options, Posterior, Ratings
@@ -127,6 +131,39 @@ def test_the_page_has_a_chapter_and_the_tables_are_kept(result: Result, tmp_path
     assert {"leniency.csv", "favours.csv", "human_ratings.csv"} <= {p.name for p in (tmp_path / "tables").iterdir()}
 
 
+def test_what_judges_favour_turns_orders_and_the_reader_is_told_so(result: Result) -> None:
+    posterior = result.posterior
+    assert posterior is not None
+    best = int(raw_means(posterior.ratings)[0][:, 0].argmax())
+    taste = 4.0 * (np.eye(4)[best] - 0.25)[:, None]  # beneath all others to the people, though models' scores are high
+    moved = {"theta": posterior.draws["theta"] - taste, "favour": posterior.draws["favour"] + taste}
+    low = replace(posterior, draws=posterior.draws | moved)
+    rows = reversal_table(low, fair_averages(low))
+    assert (rows["model"] == posterior.ratings.models[best]).sum() == 3
+    assert rows["why"].str.contains("favoured more by judges that are models").all()
+    assert shrinkage(posterior) is None  # severities count from the people: no ratio to their prior
+
+
+def test_one_person_is_said_to_be_one(result: Result) -> None:
+    assert result.posterior is not None
+    alone = {n: t.assign(people=1) if n == "leniency" else t for n, t in result.tables.items()}
+    words = " ".join(told(result.posterior, alone))
+    assert "One person alone sets the scale" in words and "by one person of" in words
+    assert "One person" not in " ".join(result.notes)
+
+
+def test_fits_on_two_scales_in_a_dimension_are_not_compared(result: Result) -> None:
+    p = result.posterior
+    assert p is not None
+    off = replace(p, draws={n: v for n, v in p.draws.items() if n != "favour"})
+    for one, other in ((p, off), (off, p)):
+        with pytest.raises(ConfigError, match="--no-people-scale"):
+            require_same_model(one, other)
+    require_same_model(p, p)
+    renamed = replace(off, ratings=replace(off.ratings, dimensions=("elsewhere",)))
+    require_same_model(p, renamed)  # no dimension in common, which others refuse
+
+
 def test_without_people_nothing_is_known_of_what_all_judges_share(posterior: Posterior) -> None:
     found = tabulate(posterior)
     assert "is not identified by these ratings" in found.notes[0] and "leniency" not in found.tables
@@ -184,5 +221,8 @@ def test_comparisons_count_as_judgements_and_name_the_same_tastes() -> None:
         for j, a, b in zip(c.judge, c.response, c.other, strict=True)
     }
     assert set(zip(data["judge_model_this"], data["judge_model_other"], strict=True)) == expected
+    assert judgements(r).tolist() == [(c.judge == 2).sum()]  # one each, not one per model
+    rows = table[(table["judge_family"] != "human") | (table.groupby("judge").cumcount() < LEAST - 1)]
+    assert judgements(encode(rows)).tolist() == [LEAST - 1] and not scaled(encode(rows), Options()).any()
     judges = np.array(data["comparer"])[np.array(data["compared_by"]) - 1] - 1
     assert ((np.array(data["judge_model_this"]) > 3) == (judges == 2)).all()

@@ -63,6 +63,10 @@ def endpoint() -> Iterator[Endpoint]:
             self.end_headers()
             pieces = state.says(body)
             try:
+                if body["model"] == "thinker":
+                    self.event({"choices": [{"delta": {"reasoning_content": "Hm."}, "finish_reason": None}]})
+                    self.event({"choices": [{"delta": {}, "finish_reason": "length"}]})
+                    return
                 for k, piece in enumerate(pieces):
                     if k == 1 and body["model"] in state.slow:
                         state.go.wait(30)

@@ -137,11 +137,15 @@ def test_a_reply_can_be_stopped_and_a_fault_is_told(room: tuple[Room, str], ther
         tab.wait("document.querySelector('#send').textContent === 'Stop'")
         tab.wait("[...document.querySelectorAll('.model')].some(e => e.textContent.startsWith('peer'))")
         tab.click("#send")
-        tab.wait("document.querySelector('#send').textContent === 'Send'")
+        tab.wait("document.querySelector('#send').textContent === 'Retry'")
         assert "stopped" in tab.js("document.querySelector('main').innerText")
         assert tab.js("document.querySelector('#status').className") == "failed"
         there.go.set()
         there.slow.clear()
+        tab.click("#send")  # only the reply that is missing is asked for anew
+        tab.wait(VOTING)
+        assert all("answers turn 1: <b>not bold</b>" in text for text in replies(tab)) and len(replies(tab)) == 2
+        assert len(there.asked) in (2, 3)  # what the model had written meanwhile is kept
         there.broken.add("base-model")
         tab.click("#new")
         tab.wait("document.activeElement.id === 'text'")

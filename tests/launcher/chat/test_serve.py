@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from dpeer.eval.elsewhere.importer import import_ratings
 from dpeer.eval.irt.encode import encode
 from dpeer.launcher.chat.app import Room, application
 from dpeer.launcher.chat.scores import Judges
-from dpeer.launcher.chat.votes import Votes
+from dpeer.launcher.chat.votes import Vote, Votes
 from dpeer.launcher.chat.who import talkers
 from tests.launcher.chat.streaming import KEY, Endpoint, endpoint
 
@@ -153,6 +157,84 @@ def test_a_vote_is_on_disk_before_it_counts(room: Room, tmp_path: Path) -> None:
         Votes(other)
 
 
+def vote(item: str, dimension: str = "A", sample: int | None = None, text: str = "yes, no\n") -> Vote:
+    return Vote(item, dimension, "ann", *NAMES, NAMES[0], sample, text, "a", "b", "2026-01-01T00:00:00+00:00")
+
+
+def test_two_servers_add_to_one_table(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    one, other = Votes(path), Votes(path)
+    found = [votes.add(vote("x")) for votes in (one, other, one)]
+    assert found == [0, 1, 2]  # three conversations, whose replies are not each other's
+    assert other.add(vote("x", "T", 1)) == 1
+    rows = list(csv.DictReader(path.open(encoding="utf-8", newline="")))
+    assert [row["sample"] for row in rows] == ["0", "1", "2", "1"] and one.add(vote("y")) == 0
+    assert len(Votes(path).rows) == 5 == sum(one.counts.values())
+
+
+def test_a_row_that_was_cut_swallows_no_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    Votes(path).add(vote("x"))
+    whole = path.read_bytes()
+    line = whole.partition(b"\n")[2].replace(b"yes", "\u00fcber".encode())
+    for cut in range(1, len(whole), 5):
+        path.write_bytes(whole[:cut])
+        Votes(path).add(vote("y"))
+        assert [row["item"] for row in Votes(path).rows][-1] == "y"
+    for cut in range(1, len(line), 3):
+        path.write_bytes(whole + line[:cut])
+        votes = Votes(path)
+        votes.add(vote("y"))
+        rows = list(csv.reader(path.open(encoding="utf-8", newline="")))
+        assert {len(row) for row in rows} == {len(rows[0])} and rows[-1][0] == "y" and len(rows) in (3, 4)
+
+
+def test_a_vote_that_the_disk_does_not_take_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    votes = Votes(path)
+    votes.add(vote("x"))
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, limits[1]))  # the file may grow by half a row
+    try:
+        with pytest.raises(OSError):
+            votes.add(vote("y", text="z" * 200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before and votes.counts == {"A": 1}
+    votes.add(vote("y", text="z" * 200_000))
+    assert len(Votes(path).rows) == 2
+
+
+def test_two_clicks_are_one_vote_and_one_conversation_one_sample(room: Room) -> None:
+    with Visitor(room) as visitor, ThreadPoolExecutor(4) as clicks:
+        visitor.talk("Again?")
+        visitor.post("vote", talk=visitor.talk("Again?")["talk"], dimension="A", winner=0)
+        found = visitor.talk("Again?")
+        content = {"talk": found["talk"], "dimension": "T", "winner": 0}
+        came = [
+            clicks.submit(visitor.client.post, f"/{room.token}/vote", json=content | {"dimension": d})
+            for d in ("T", "T", "A", "T")
+        ]
+        assert sorted(c.result().status_code for c in came) == [200, 200, 400, 400]
+    kept = [(row["dimension"], row["sample"]) for row in room.votes.rows]
+    assert kept[0] == ("A", "0") and sorted(kept[1:]) == [("A", "1"), ("T", "1")]
+
+
+def test_what_another_tab_was_told_is_no_reply(room: Room, there: Endpoint) -> None:
+    there.slow.add("peer-model")
+    with Visitor(room) as visitor, ThreadPoolExecutor(2) as tabs:
+        found = visitor.post("ask", text="Hello", models=["peer"], blind=False)
+        both = [tabs.submit(visitor.post, "answer", talk=found["talk"], column=0) for _ in range(2)]
+        while len(there.asked) < 2:
+            time.sleep(0.01)
+        there.go.set()
+        ends = [tab.result()[-1] for tab in both]
+        assert sorted(end.get("error", "")[:34] for end in ends) == ["", "this message was answered meanwhile"[:34]]
+        assert len(visitor.post("export", talk=found["talk"])["columns"][0]["messages"]) == 2
+
+
 def test_a_reply_that_breaks_off_is_no_reply(room: Room, there: Endpoint) -> None:
     there.broken.add("peer-model")
     with Visitor(room) as visitor:
@@ -162,7 +244,10 @@ def test_a_reply_that_breaks_off_is_no_reply(room: Room, there: Endpoint) -> Non
         assert "not all models" in visitor.post("ask", 400, talk=found["talk"], text="More")["error"]
         there.broken.clear()
         assert visitor.post("answer", talk=found["talk"], column=1)[-1] == {"end": "stop"}
-        assert "answered" in visitor.post("answer", talk=found["talk"], column=1)[-1]["error"]
+        kept = "peer-model answers turn 1: <b>not bold</b>"  # told again, not asked again
+        asked = len(there.asked)
+        assert visitor.post("answer", talk=found["talk"], column=1) == [{"text": kept}, {"end": "stop"}]
+        assert len(there.asked) == asked
         visitor.talk("More", talk=found["talk"])
 
 
@@ -172,6 +257,32 @@ def test_an_endpoint_that_refuses_is_told_without_the_key(there: Endpoint, tmp_p
         found = visitor.post("ask", text="Hello", models=["x"], blind=False)
         end = visitor.post("answer", talk=found["talk"], column=0)[-1]
         assert "401" in end["error"] and KEY not in end["error"] and "<key>" in end["error"]
+
+
+def test_a_model_that_only_reasoned_has_not_answered(there: Endpoint, tmp_path: Path) -> None:
+    room = Room([served("x", there, "thinker")], Generation(), Votes(tmp_path / "v.csv"))
+    with Visitor(room) as visitor:
+        found = visitor.post("ask", text="Hello", models=["x"], blind=False)
+        end = visitor.post("answer", talk=found["talk"], column=0)[-1]
+        assert "reasoning" in end["error"] and "--max-tokens" in end["error"]
+        assert len(visitor.post("export", talk=found["talk"])["columns"][0]["messages"]) == 1
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://[::bad/v1"])
+def test_nobody_at_an_address_is_told_and_ends_nothing(url: str, tmp_path: Path) -> None:
+    model = Served.model_construct(name="x", path="m", backend="openai", base_url=url, api_key_env="K", request={})
+    room = Room([model], Generation(), Votes(tmp_path / "v.csv"))
+    with Visitor(room) as visitor:
+        found = visitor.post("ask", text="Hello", models=["x"], blind=False)
+        assert visitor.post("answer", talk=found["talk"], column=0)[-1]["error"]
+
+
+def test_a_key_that_is_none_is_told(there: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT_KEY", "k\u00e9y")
+    room = Room([served("x", there)], Generation(), Votes(tmp_path / "v.csv"))
+    with Visitor(room) as visitor:
+        found = visitor.post("ask", text="Hello", models=["x"], blind=False)
+        assert "CHAT_KEY" in visitor.post("answer", talk=found["talk"], column=0)[-1]["error"]
 
 
 def test_only_this_machine_with_the_token_gets_in(room: Room) -> None:
@@ -186,7 +297,16 @@ def test_only_this_machine_with_the_token_gets_in(room: Room) -> None:
         assert client.get(f"/{token}/", headers={"host": "evil.example:80"}).status_code == 404
         assert client.get(f"/{token}/ask").status_code == 405
         assert client.post(f"/{token}/ask", content=b"x" * (1 << 20 | 1)).status_code == 413
-        for content in (b"", b"[]", b"{", b'{"text": 3}', b'{"text": "x", "models": ["nobody"]}', b'{"text": "x"}'):
+        assert client.post(f"/{token}/ask", content=iter([b"x"] * 9)).status_code == 413  # in chunks, of any length
+        for content in (
+            b"",
+            b"[]",
+            b"{",
+            b'{"text": 3}',
+            b'{"text": "x", "models": ["nobody"]}',
+            b'{"text": "x"}',
+            b'{"text": "x", "models": 5}',
+        ):
             assert client.post(f"/{token}/ask", content=content).status_code == 400
         assert client.post(f"/{token}/vote", json={"talk": "gone", "dimension": "A"}).status_code == 400
         assert not room.votes.path.exists()
@@ -232,6 +352,9 @@ def test_who_is_meant_is_told_from_the_name(tmp_path: Path) -> None:
         ("base", "m/base", "abc"), ("run", str(run / "export"), None), ("run-2", str(run / "export"), None)
     ]  # fmt: skip
     assert [m.name for m in talkers([str(run)], base=False)] == ["run"]
-    for wrong in ("nothing here", str(tmp_path / "absent"), "ftp://x@y", "m@http://u:p@h/v1"):
-        with pytest.raises((ConfigError, ValueError)):
+    for wrong in ("nothing here", str(tmp_path / "absent"), "ftp://x@y", "m@http://h:99999/v1", "m@http://[::h/v1"):
+        with pytest.raises(ConfigError):
             talkers([wrong])
+    with pytest.raises(ConfigError) as refused:
+        talkers(["m@http://u:secret@h/v1"])
+    assert "secret" not in str(refused.value)
