@@ -22,9 +22,9 @@ from cmdstanpy import CmdStanMCMC, CmdStanModel, disable_logging
 
 from dpeer.disk import remedy
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.memory import free_memory
 from dpeer.eval.irt.types import Floats
 from dpeer.files import clear_temporary
+from dpeer.memory import free_memory
 
 Progress = Callable[[float], None]
 """Told the fraction done, of all chains together."""
