@@ -72,3 +72,29 @@ def broken(lines: Iterable[str], start: str | None = None) -> Iterator[int]:
         if before is not None and not follows(line, before):
             yield number
         before = checksum(line) or before
+
+
+def samples_up_to(path: Path, step: int) -> list[str]:
+    """The leading whole lines of the samples up to `step`; none for step 0, where a run starts anew."""
+    lines: list[str] = []
+    for line in path.read_text(errors="replace").splitlines() if step else ():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+        lines.append(line)
+    return lines
+
+
+def steps_up_to(path: Path, step: int) -> list[str]:
+    """The leading lines of a JSONL file that hold steps 1, 2, ... in order, at most `step` of them."""
+    lines: list[str] = []
+    for line in path.read_text(errors="replace").splitlines()[:step] if path.exists() else ():
+        try:
+            if json.loads(line)["step"] != len(lines) + 1:
+                break
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+        lines.append(line)
+    return lines

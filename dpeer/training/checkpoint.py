@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -32,6 +31,7 @@ from dpeer.disk import disk_fault, remedy
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint
 from dpeer.files import follow_umask, sync, sync_folder
 from dpeer.integrity import LIST, Entry, faults, read_state, write_list, write_state
+from dpeer.memory import free_memory
 from dpeer.model import flash, kernels
 from dpeer.model.families import expert_count
 from dpeer.model.lm import load_parts, load_shape
@@ -161,10 +161,11 @@ def _explained(policy: Policy, folder: Path) -> Iterator[None]:
 
 
 def _room_for(size: int, policy: Policy) -> bool:
-    """Collective. Whether the copies of all ranks of this host take at most half of the memory that is free there."""
+    """Collective. Whether the copies of all ranks of this host take at most half of the memory that is free there, to
+    this process's control groups too: beyond the limit of a job or a container every save would kill it."""
     here = platform.node()
     needed = sum(other for host, other in shards.gathered((here, size), policy.world) if host == here)
-    return bool(needed <= psutil.virtual_memory().available / 2)
+    return bool(needed <= free_memory() / 2)
 
 
 def commit(temporary: Path, final: Path) -> None:

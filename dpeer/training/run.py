@@ -154,17 +154,25 @@ class TrainingRun:
             self.sample(step + 1)
             if self.stops.received or self.saves.due(step + 1, total):
                 self.saves.save(step + 1, now=bool(self.stops.received) or step + 1 == total)
-            if self.stops.received:
-                raise Interrupted(
-                    f"Stopped by a signal; saved step {step + 1} of {total} in {self.files.path}. Go on with --resume.",
-                    self.stops.exit_code,
-                )
+                self.stop_here(step + 1)
             if self.ends_early(step + 1):
                 break
         self.saves.finish()
+        done = int(tail[-1]["step"]) if tail else start
+        self.stop_here(done)
         for message in infeasible(tail).values() if self.preference else ():
             watcher.warn(f"infeasible: {message}")
-        return int(tail[-1]["step"]) if tail else start
+        return done
+
+    def stop_here(self, step: int) -> None:
+        """Interrupted where a signal asks for it, once the last checkpoint, which is of this step, is whole: a signal
+        may have come while the copy for it was made."""
+        if self.stops.received:
+            self.saves.finish()
+            raise Interrupted(
+                f"Stopped by a signal; saved step {step} of {self.total} in {self.files.path}. Go on with --resume.",
+                self.stops.exit_code,
+            )
 
     def sample(self, step: int) -> None:
         """Have the policy answer its few prompts, where that is due."""
@@ -228,8 +236,9 @@ class TrainingRun:
 
     def save_whole(self, step: int, start: int) -> None:
         """Save between two steps when the reference group is lost; does nothing where the policy group is lost too."""
-        if step > start and step not in self.files.saved_steps():
-            with suppress(ClusterError, CheckpointError):
+        with suppress(ClusterError, CheckpointError):
+            self.saves.finish()
+            if step > start and step not in self.files.saved_steps():
                 self.saves.save(step, now=True)
 
     def proven(self, look: int) -> bool:

@@ -222,7 +222,7 @@ class RunDir:
 
         Raises CheckpointError, and leaves the files alone, when a line up to `step` is missing.
         """
-        kept = {path: _lines_up_to(path, step) for path in (self.ledger, self.timing)}
+        kept = {path: chain.steps_up_to(path, step) for path in (self.ledger, self.timing)}
         for path, lines in kept.items():
             if len(lines) != step:
                 raise CheckpointError(
@@ -234,7 +234,7 @@ class RunDir:
             if path.exists():
                 write_text(path, "".join(f"{line}\n" for line in lines))
         if self.samples.exists():
-            write_text(self.samples, "".join(f"{line}\n" for line in _samples_up_to(self.samples, step)))
+            write_text(self.samples, "".join(f"{line}\n" for line in chain.samples_up_to(self.samples, step)))
         if (stopped := self.stopped) and stopped["step"] > step:
             self.stop.unlink()
 
@@ -301,7 +301,7 @@ class RunDir:
 
     def _seconds(self, step: int) -> float:
         """That the steps up to this one have taken."""
-        return sum(float(json.loads(line)["seconds"]) for line in _lines_up_to(self.timing, step))
+        return sum(float(json.loads(line)["seconds"]) for line in chain.steps_up_to(self.timing, step))
 
     def prune(self, keep: int, spared: int | None = None) -> None:
         """Remove all but the newest checkpoints and the one to be spared: renamed first, so that a kill leaves no half
@@ -363,32 +363,6 @@ def _without(tree: Mapping[str, Any], beginnings: tuple[str, ...], prefix: str =
     """A nested mapping less the dotted keys that begin so."""
     kept = {key: value for key, value in tree.items() if not f"{prefix}{key}".startswith(beginnings)}
     return {k: _without(v, beginnings, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
-
-
-def _samples_up_to(path: Path, step: int) -> list[str]:
-    """The leading whole lines of the samples up to `step`; none for step 0, where a run starts anew."""
-    lines: list[str] = []
-    for line in path.read_text(errors="replace").splitlines() if step else ():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break
-        lines.append(line)
-    return lines
-
-
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The leading lines of a JSONL file that hold steps 1, 2, ... in order, at most `step` of them."""
-    lines: list[str] = []
-    for line in path.read_text(errors="replace").splitlines()[:step] if path.exists() else ():
-        try:
-            if json.loads(line)["step"] != len(lines) + 1:
-                break
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break
-        lines.append(line)
-    return lines
 
 
 def now() -> str:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,8 +82,9 @@ class Beside(Generic[T]):
         threading.Thread(target=self._run, name="writing a checkpoint", daemon=True).start()
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BESIDE)  # of this thread alone, on Linux
         try:
+            with suppress(OSError):  # where it is not permitted
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BESIDE)  # of this thread alone, on Linux
             self._done.set_result(self._work())
         except BaseException as error:
             self._done.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,8 +12,11 @@ from typing import Any
 
 from dpeer.errors import CheckpointError
 from dpeer.launcher import torchrun
+from dpeer.training import checkpoint
 from dpeer.training.calls import References, SaveCost, Scores
 from dpeer.training.rank import TrainingRank
+from dpeer.training.snapshot import Snapshot
+from dpeer.training.world import World
 
 FAULT = os.environ["FAULT"]
 
@@ -38,7 +42,21 @@ class FaultyRank(TrainingRank):
         return super().score_heldout()
 
 
+def write(snapshot: Snapshot, folder: Path, world: World, usual: Any = checkpoint._write) -> checkpoint.Written:
+    """In the thread beside the training, of the checkpoint after step 8: rank 0's part is written in any case."""
+    if folder.name == ".writing-0000008":
+        if FAULT == "unwritable" and world.rank == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        if FAULT in ("slow", "killed"):
+            time.sleep(3 * world.rank)  # many steps
+        if FAULT == "killed" and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    written: checkpoint.Written = usual(snapshot, folder, world)
+    return written
+
+
 torchrun.ROLES["policy"] = FaultyRank
+checkpoint._write = write
 
 if __name__ == "__main__":
     sys.exit(torchrun.main(sys.argv[1:]))

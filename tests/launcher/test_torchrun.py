@@ -21,10 +21,10 @@ COLOCATED = "cluster.reference=colocated"
 FAULTY = "tests.launcher.faulty_rank"
 
 
-def drivers(lab: Lab) -> list[psutil.Process]:
+def drivers(lab: Lab, module: str = "dpeer.launcher.torchrun") -> list[psutil.Process]:
     """Ranks of the newest command, rank 0 first."""
     children = psutil.Process(lab.launched[-1].process.pid).children(recursive=True)
-    ranks = [p for p in children if "dpeer.launcher.torchrun" in " ".join(p.cmdline())]
+    ranks = [p for p in children if module in " ".join(p.cmdline())]
     return sorted(ranks, key=lambda p: p.environ()["RANK"])
 
 
@@ -121,6 +121,47 @@ def test_a_fault_of_one_rank_ends_all_with_its_message(
     assert run.output.count(message) == 1, run.output
     assert re.findall(r"\[rank\d\]: Traceback", run.output) == tracebacks, run.output
     assert run.survivors() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("engine", ["plain", "deepspeed"])
+def test_a_checkpoint_written_beside_the_steps_counts_when_all_ranks_have_their_part(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Rank 1's disk fails, it dies while it writes, and a stop comes meanwhile; what goes on is the undisturbed run."""
+    options = (COLOCATED, f"cluster.engine={engine}", "training.steps=12", "training.stop_when=never")
+    undisturbed = lab.torchrun(2, f"beside-{engine}", *options)
+    assert undisturbed.wait(300) == 0, undisturbed.output
+    whole = lab.run(f"beside-{engine}")
+    saves = [row["save"] for row in map(json.loads, (whole / "timing.jsonl").read_text().splitlines()) if "save" in row]
+    assert [save["step"] for save in saves] == [4, 8] and all(save["background"] for save in saves)
+
+    for fault, words in (
+        ("unwritable", "rank 1 on .* could not write its part"),
+        ("killed", "another rank has ended"),
+        ("slow", "Stopped by a signal; saved step"),
+    ):
+        name = f"beside-{engine}-{fault}"
+        with monkeypatch.context() as patched:
+            patched.setenv("FAULT", fault)
+            run = lab.torchrun(2, name, *options, module=FAULTY)
+            if fault == "slow":
+                run.until(lambda name=name: lab.steps(name) > 8, 200)
+                drivers(lab, FAULTY)[0].send_signal(signal.SIGUSR1)
+            assert run.wait(200) == 1, run.output
+        assert re.search(words, run.output) and run.survivors() == [], run.output
+        saved = {p.name for p in (lab.run(name) / "checkpoints").iterdir()}
+        if fault == "slow":
+            assert {"step-0000008", f"step-{lab.steps(name):07d}"} <= saved, run.output
+        else:
+            assert saved == {"step-0000004", ".writing-0000008"}, run.output
+        again = lab.torchrun(2, name, *options)
+        assert again.wait(300) == 0, again.output
+        for file in ("ledger.jsonl", "certificate.json"):
+            assert (lab.run(name) / file).read_bytes() == (whole / file).read_bytes(), (fault, file)
+        left = {p.name for p in (lab.run(name) / "checkpoints").iterdir()}
+        assert "step-0000012" in left and not any(folder.startswith(".") for folder in left)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import shutil
 import threading
@@ -23,14 +22,12 @@ from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.integrity import read_state, write_state
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import checkpoint, world
-from dpeer.training.choice import Choice, policy_choice
 from dpeer.training.export import export
 from dpeer.training.plain import FOLDER
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared, model_facts_of
 from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
-from dpeer.training.run_dir import RunDir
 from dpeer.training.samples import LONGEST
 from dpeer.training.snapshot import Snapshot
 from tests.training.conftest import recipe
@@ -399,20 +396,3 @@ def test_adapters_over_4_bits_are_exported_on_the_weights_that_these_were_made_o
     with torch.no_grad():
         adapted = PeftModel.from_pretrained(base, tmp_path / "export" / "adapter")(ids).logits
         torch.testing.assert_close(adapted, merged(ids).logits, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize(("recorded", "engine"), [({}, "deepspeed"), ({"engine": "plain"}, "plain"), (None, "plain")])
-def test_auto_stays_with_the_engine_that_a_run_began_with(
-    here: world.World, tmp_path: Path, recorded: dict[str, str] | None, engine: str
-) -> None:
-    """A manifest without an engine is from before there was a choice."""
-    config = recipe().model_copy(update={"output_dir": tmp_path})
-    if recorded is not None:
-        config.run_dir.mkdir()
-        (config.run_dir / "manifest.json").write_text(json.dumps(recorded))
-    assert policy_choice(config, here).name == engine
-    files = RunDir(config.run_dir)
-    files.checkpoint(3).mkdir(parents=True)
-    write_state(files.checkpoint(3) / "state.json", {"engine": "deepspeed"})
-    assert policy_choice(config, here).name == "deepspeed"  # whatever a refused attempt may have left in the manifest
-    assert policy_choice(sft("m", "deepspeed"), here) == Choice("deepspeed", "as cluster.engine says")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dpeer.config import Config
+from dpeer.errors import Interrupted
 from dpeer.training import run_dir
 from dpeer.training.calls import SaveCost
 from dpeer.training.cost import PHASES, StepCost
@@ -153,7 +154,8 @@ class Group:
 
 
 class Stops:
-    received, exit_code = None, 0
+    received: int | None = None
+    exit_code = 0
 
     def deferred(self) -> nullcontext[None]:
         return nullcontext()
@@ -169,8 +171,7 @@ def watch(total: int, start: int) -> Iterator[Watcher]:
     yield Watcher()
 
 
-def train(folder: Path, training: dict[str, Any], end: int | None = None, after: bool = False) -> int:
-    """One life of the driver; returns the number of its calls."""
+def begun(folder: Path, training: dict[str, Any], group: Any, stops: Stops | None = None) -> TrainingRun:
     config = Config.model_validate(
         {
             "name": "x",
@@ -181,9 +182,14 @@ def train(folder: Path, training: dict[str, Any], end: int | None = None, after:
             "cluster": {"reference": "colocated"},
         }
     )
-    group: Any = Group(end, after)
-    TrainingRun(config, group, RunDir(config.run_dir), Stops(), watch).run()
-    return int(group.calls)
+    return TrainingRun(config, group, RunDir(config.run_dir), stops or Stops(), watch)
+
+
+def train(folder: Path, training: dict[str, Any], end: int | None = None, after: bool = False) -> int:
+    """One life of the driver; returns the number of its calls."""
+    group = Group(end, after)
+    begun(folder, training, group).run()
+    return group.calls
 
 
 def remains(folder: Path) -> dict[str, str]:
@@ -244,3 +250,38 @@ def test_going_back_behind_a_stop_forgets_it(tmp_path: Path) -> None:
     run.checkpoint(8).rename(tmp_path / "away")
     train(tmp_path, training)
     assert remains(tmp_path) == whole
+
+
+@pytest.mark.parametrize("during", ["begin_save", "timed_step", "finish_save"])
+def test_what_a_stop_calls_saved_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str) -> None:
+    """Also where the signal comes while the copy of a checkpoint is made, or is being written."""
+    train(tmp_path / "whole", {})
+    stops, calls, usual = Stops(), 0, getattr(Rank, during)
+
+    def signalled(rank: Rank, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        stops.received = 15 if calls == 3 else stops.received
+        return usual(rank, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rank, during, signalled)
+        with pytest.raises(Interrupted, match=r"saved step \d of 9") as stopped:
+            begun(tmp_path, {}, Group(None, False), stops).run()
+    run = RunDir(tmp_path / "x")
+    assert f"saved step {run.saved_steps()[-1]} of" in str(stopped.value) and len(run.rows()) == run.saved_steps()[-1]
+    assert not list(run.checkpoints.glob(".*"))
+    train(tmp_path, {})
+    assert remains(tmp_path) == remains(tmp_path / "whole")
+
+
+def test_a_checkpoint_in_flight_is_kept_when_the_reference_group_is_lost(tmp_path: Path) -> None:
+    group = Group(None, False)
+    run = begun(tmp_path, {"keep_checkpoints": 3}, group)
+    run.build()
+    for step in (1, 2):
+        run.files.append(*group.rank.timed_step())  # type: ignore[arg-type]
+        run.saves.save(step, now=False)
+    run.save_whole(2, 0)
+    assert run.files.saved_steps() == [1, 2] and not list(run.files.checkpoints.glob(".*"))
+    assert run.saves.ahead is None

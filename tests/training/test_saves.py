@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +13,11 @@ from pydantic import ValidationError
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ConfigError
-from dpeer.training import saves
+from dpeer.training import checkpoint, saves
 from dpeer.training.grace import VARIABLE, grace_s, shortage
 from dpeer.training.run_dir import RunDir
 from dpeer.training.saves import Ahead, Saves
+from dpeer.training.snapshot import Beside
 
 
 def recipe(folder: Path = Path("runs"), grace: float | None = None, **training: Any) -> Config:
@@ -101,3 +105,23 @@ def test_a_ledger_too_long_for_a_run_without_checkpoints_is_not_wiped(
             run.refuse_lost_checkpoints()
     else:
         run.refuse_lost_checkpoints()
+
+
+def test_what_is_written_beside_ends_also_where_priorities_may_not_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    assert Beside(lambda: 7)._done.result(10) == 7
+
+
+@pytest.mark.parametrize(("free", "room"), [(24, True), (23, False)])
+def test_copies_of_all_ranks_of_a_host_take_half_of_what_its_job_has_left(
+    monkeypatch: pytest.MonkeyPatch, free: int, room: bool
+) -> None:
+    """Three ranks of which two are here, with 5 and 7 bytes to copy."""
+    monkeypatch.setattr(checkpoint, "free_memory", lambda: float(free))
+    here = platform.node()
+    monkeypatch.setattr(checkpoint.shards, "gathered", lambda own, world: [own, (here, 7), ("elsewhere", 99)])
+    policy: Any = SimpleNamespace(world=None)
+    assert checkpoint._room_for(5, policy) is room

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpeer.eval.irt.memory import free_memory
+from dpeer.memory import free_memory
 
 V2, V1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 NONE_1 = "9223372036854771712"
