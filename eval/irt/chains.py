@@ -24,7 +24,6 @@ from dpeer.disk import remedy
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.types import Floats
 from dpeer.files import clear_temporary
-from dpeer.memory import free_memory
 
 Progress = Callable[[float], None]
 """Told the fraction done, of all chains together."""

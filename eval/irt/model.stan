@@ -127,12 +127,12 @@ functions {
         }
         total += ordered_logistic_glm_lpmf(y[first[g] : last[g]] | to_matrix(x, n, 1), rep_vector(alpha[j], 1), cut);
       } else {
+        vector[l] s = score[d][given];
         vector[l] passed = append_row(0, cumulative_sum(own))[given];
         if (size(group_item) > 0) {
           passed += alpha[j] * item_passed[given, group_item[g]];
         }
-        total += adjacent_categories(y, cell, first[g], last[g], eta, pair, halo, score[d][given], alpha[j],
-                                     location[g], passed);
+        total += adjacent_categories(y, cell, first[g], last[g], eta, pair, halo, s, alpha[j], location[g], passed);
       }
     }
     return total;
