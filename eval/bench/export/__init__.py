@@ -1,1 +1,1 @@
-"""Benchmarks as tasks of other harnesses: data beside, protocol and scorer cut out of the plug-in, no import of dpeer."""
+"""Benchmarks as tasks of other harnesses: data beside, protocol and scorer cut out of ours, no import of dpeer."""

@@ -25,7 +25,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class Cut:
-    """Pieces in an order in which each comes after what it needs. Raises ConfigError for what no source can be given."""
+    """Pieces, each after what it needs. Raises ConfigError for what cannot be written."""
 
     def __init__(self, taken: Collection[str] = ()) -> None:
         """taken: names that nothing may get."""
@@ -169,7 +169,9 @@ def _tree(thing: FunctionType | type) -> Definition:
     except (OSError, TypeError, SyntaxError, ValueError):
         raise ConfigError(f"cannot be exported: there is no source of {thing.__qualname__} by itself") from None
     if not isinstance(tree, Definition):
-        raise ConfigError(f"cannot be exported: {thing.__qualname__} in {thing.__module__} must be a function with a name")
+        raise ConfigError(
+            f"cannot be exported: {thing.__qualname__} in {thing.__module__} must be a function with a name"
+        )
     bare: Definition = _Bare().visit(tree)
     return ast.fix_missing_locations(bare)
 
@@ -215,6 +217,8 @@ def _free(tree: Definition) -> list[str]:
     bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
     bound |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
     bound |= {n.name for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.name}
-    bound |= {a.asname or a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    bound |= {
+        a.asname or a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names
+    }
     bound |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     return sorted(read - bound)

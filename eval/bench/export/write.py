@@ -69,8 +69,8 @@ def unfit(benchmark: Benchmark, harness: Harness) -> str:
     if benchmark.measure == "log-probabilities":
         return {
             "inspect": "it compares log-probabilities of given responses, and models there only write",
-            "lm-eval": "it compares log-probabilities per token with the end of the turn, and those there are sums over "
-            "a text, without the number of its tokens",
+            "lm-eval": "it compares log-probabilities per token with the end of the turn, and those there are sums "
+            "over a text, without the number of its tokens",
         }[harness]
     if type(benchmark).together is not Benchmark.together:
         return "it scores items together, and metrics there see them one by one"
