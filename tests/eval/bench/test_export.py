@@ -90,7 +90,7 @@ _Named.add_constructor("!function", lambda loader, node: node.value)
 
 
 @pytest.mark.parametrize("name", INSPECT)
-def test_what_is_cut_out_scores_as_the_plug_in(name: str) -> None:
+def test_what_is_cut_out_scores_as_the_plug_in(name: str, tmp_path: Path) -> None:
     """On many answers: what is asked further, prompts of judges, verdicts of the rule and values."""
     benchmark = BENCHMARKS[name]
     cut = ran(cut_of(benchmark, "inspect", bool(benchmark.rubric)))
@@ -109,7 +109,7 @@ def test_what_is_cut_out_scores_as_the_plug_in(name: str) -> None:
             assert benchmark.rule(item, answers) == twin.rule(copy, answers)
             scores: Mapping[tuple[str, str], float] = {}
             if benchmark.rubric:
-                rubric = load_rubric(rubric_of(benchmark, _folder()))
+                rubric = load_rubric(rubric_of(benchmark, tmp_path))
                 asked = list(judge_prompts(rubric, judged))
                 assert asked == list(cut["judge_prompts"](cut["RUBRIC"], twin.judged(copy, answers)))
                 told = [json.dumps({"rationale": "", "score": rng.choice(rubric.scale)}) for _ in asked]
@@ -119,18 +119,6 @@ def test_what_is_cut_out_scores_as_the_plug_in(name: str) -> None:
             assert values == twin.score(copy, answers, scores)
             informed += bool(values)
     assert informed > 10
-
-
-_FOLDER: list[Path] = []
-
-
-def _folder() -> Path:
-    return _FOLDER[0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    _FOLDER[:] = [tmp_path_factory.mktemp("rubrics")]
 
 
 def test_what_cannot_be_cut_out_is_refused() -> None:
