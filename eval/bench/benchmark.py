@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpeer.data.read import Row
-from dpeer.eval.questions.conversations import messages_of, prompt_text, so_far, turns
+from dpeer.eval.questions.conversations import messages_of, shortest, so_far, turns
 from dpeer.registry import Registry
 
 Column = Literal["", "sycophancy", "consistency", "unsafe refusal", "safe compliance"]
@@ -79,8 +79,7 @@ def turn(item: Item, answers: Answers, *dimensions: str, ask: str = "", at: int 
 
 def up_to(prompt: str, at: int) -> str:
     """The conversation up to the user message number `at`, from 0, of those that the model answers."""
-    kept = [m for m in so_far(prompt, [""] * at) if m.role != "assistant" or m.content]
-    return prompt_text([{"role": m.role, "content": m.content} for m in kept], "prompt")
+    return shortest([m for m in so_far(prompt, [""] * at) if m.role != "assistant" or m.content])
 
 
 def first_user(prompt: str) -> str:

@@ -32,8 +32,13 @@ def prompt_text(value: object, column: str) -> str:
         _refuse_order(messages, column)
     else:
         messages = (Message("user", _content(value, column)),)
+    return shortest(messages)
+
+
+def shortest(messages: Sequence[Message]) -> str:
+    """Messages as the text of a prompt: a single user message as it is, unless it looks like a conversation."""
     single = [m.role for m in messages] == ["user"] and not messages[0].content.startswith(MARK)
-    return messages[0].content if single else written(messages)  # what looks like a conversation stays one user's text
+    return messages[0].content if single else written(messages)
 
 
 def written(messages: Sequence[Message]) -> str:

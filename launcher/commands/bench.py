@@ -58,6 +58,13 @@ def bench(
     list_: Annotated[
         bool, typer.Option("--list", help="Print the benchmarks, their papers and data, and stop.")
     ] = False,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            "--export", metavar="HARNESS", help="Write tasks of `inspect` or `lm-eval` with the items, and stop."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the tasks that --export writes.")] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print items, calls and price, and stop.")] = False,
     retry_errors: RetryErrors = False,
     dry_run: DryRun = False,
@@ -75,6 +82,9 @@ def bench(
         return
     if plan_only:
         _plan(cfg)
+        return
+    if export is not None or out is not None:
+        _export(cfg, export, out)
         return
     from dpeer.eval.bench.run import bench as run
     from dpeer.eval.report.bench import write_page
@@ -163,6 +173,24 @@ def _list() -> None:
         console.print(
             f"    {markup(benchmark.source)}\n    data: {markup(benchmark.data or 'a file or folder')}", soft_wrap=True
         )
+
+
+def _export(cfg: BenchConfig, harness: str | None, folder: Path | None) -> None:
+    from dpeer.errors import ConfigError
+    from dpeer.eval.bench.benchmark import BENCHMARKS
+    from dpeer.eval.bench.export.write import HARNESSES, export
+
+    known = next((h for h in HARNESSES if h == harness), None)
+    if known is None or folder is None:
+        said = "no harness" if harness is None else f"--export {harness}"
+        raise ConfigError(
+            f"{said} and {'no folder' if folder is None else f'-o {folder}'}: give both, the harness as one of "
+            f"{', '.join(HARNESSES)}"
+        )
+    if not cfg.benchmarks:
+        raise ConfigError(f"no benchmark is named; there are {', '.join(BENCHMARKS.names())}")
+    for path in export(cfg, known, folder):
+        typer.echo(path)
 
 
 def _plan(cfg: BenchConfig) -> None:
