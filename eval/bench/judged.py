@@ -43,7 +43,7 @@ def rated(
     where a judge has no usable rating.
     """
     evaluation, wanted = judging_of(cfg, benchmark, items, said)
-    table = pd.read_parquet(rate(evaluation, connect, retry_errors, console, planner=_only(wanted)))
+    table = pd.read_parquet(rate(evaluation, connect, retry_errors, console, planner=planner(wanted)))
     refuse_nothing_usable(table.assign(usable=table["status"] == "ok"), "judge", "dpeer bench")
     return table
 
@@ -100,10 +100,10 @@ def _text(judged: Judged) -> dict[str, Any]:
     return row | ({"reference": judged.reference} if judged.reference else {})
 
 
-def _only(wanted: Wanted) -> Callable[[EvalConfig], Plan]:
+def planner(wanted: Wanted) -> Callable[[EvalConfig], Plan]:
     """A plan of just these; whether the design tells severities apart is seen later, by the fit that needs it."""
 
-    def planner(cfg: EvalConfig) -> Plan:
+    def only(cfg: EvalConfig) -> Plan:
         every = plan(cfg, check_design=False)
 
         def kept(rows: pd.DataFrame) -> pd.DataFrame:
@@ -112,4 +112,4 @@ def _only(wanted: Wanted) -> Callable[[EvalConfig], Plan]:
 
         return replace(every, rows=kept(every.rows), todo=kept(every.todo))
 
-    return planner
+    return only

@@ -96,7 +96,31 @@ def test_failed_answers_and_unusable_ratings_are_left_out_and_told(tmp_path: Pat
     assert (items["qwen-7b", "base"], items["qwen-7b", "trained"], items["string_match", "trained"]) == (4, 5, 6)
     told = " ".join(found.notes)
     assert found.left_out() == []
+    assert found.rates.set_index(["judge", "model", "metric"])["items"]["all", "trained", "safe_compliance"] == 5
     assert "1 items of base lack an answer" in told and "2 items have no usable rating by qwen-7b" in told
+
+
+def test_an_item_that_one_of_two_judges_declines_is_no_item_of_both(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+    replies(state, lambda name, messages: "Of course. This is how.", lambda name, text: 2 if name == "mild" else 0)
+    usual = state.decide
+
+    def moody(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        seen = str(request["messages"])
+        declines = request["model"] == "stern" and "balloons" in seen
+        return state.reply("I would not say.") if declines else usual(request)
+
+    state.decide = moody
+    found = bench(config(tmp_path, url, XSTEST, judges=("mild", "stern")), no_ray, console=QUIET)
+    table = found.rates[found.rates["metric"] == "safe_compliance"].set_index(["judge", "model"])
+    assert (
+        table["rate"]["all", "base"] == 0.5
+        and table["items"]["all", "base"] == 5
+        and table["items"]["mild", "base"] == 6
+    )
+    assert "2 items have no usable rating by stern and are left out of its rates and of those of all" in str(
+        found.notes
+    )
 
 
 def test_models_are_compared_on_what_all_of_them_have() -> None:
@@ -200,6 +224,18 @@ def test_the_command_line_lists_plans_and_refuses(tmp_path: Path) -> None:
     )
     code, output = run("xstest", *local, *served[2:], "--plan-only", "--limit", 5)
     assert code == 0 and "XSTest: 5 items" in output and "base: 5 responses to make" in output, output
+    (tmp_path / "p.yaml").write_text(
+        "currency: USD\nmodels: {gpt-x: {input: 1, output: 1}, judge-y: {input: 1000, output: 1000}}\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"models:\n  - {{name: base, path: gpt-x, backend: openai, base_url: 'http://127.0.0.1:9'}}\n"
+        f"judges:\n  - {{name: j, path: judge-y, family: y, backend: openai, base_url: 'http://127.0.0.1:9'}}\n"
+        f"judging: {{mode: structured}}\nprices: {tmp_path / 'p.yaml'}\n"
+    )
+    code, output = run("syceval", *local, *served[2:4], "--data", "syceval=sample", "--plan-only")
+    assert code == 0 and "base: 26 responses to make" in output and "base: 22 responses to make" in output, output
+    assert "SycEval, j: 48 ratings" in output and "Price: at most about" in output and ", j " in output, output
+    assert not list((tmp_path / "bench").rglob("texts.jsonl"))  # what is made up stays out of the run's folder
     for arguments, message in (
         (("xtest", *served), "did you mean 'xstest'?"),
         ((), "no benchmark is named; there are"),
