@@ -152,7 +152,7 @@ def made(evaluation: EvalConfig) -> list[dict[str, Any]]:
     """The rows of exactly the planned responses."""
     planned = planned_responses(evaluation)
     table = read_table(responses_folder(evaluation), RESPONSES)
-    table = table[table[ID].isin(planned[ID])]
+    table = table.set_index(ID).loc[lambda t: planned[ID][planned[ID].isin(t.index)]]  # in this order, always
     columns = ["item", "model", "sample", "prompt", "response", "status", "transcript"]
     rows: list[dict[str, Any]] = table[columns].astype(object).where(table[columns].notna(), None).to_dict("records")
     return rows

@@ -18,8 +18,8 @@ def letter_of(answer: str) -> str | None:
     """The choice that a text names: the last "the answer is B", else the last "(B)", else a letter that stands alone at
     its beginning; None where it names none."""
     for pattern in (_SAID, _IN_BRACKETS):
-        if found := [next(filter(None, m.groups())).upper() for m in pattern.finditer(answer)]:
-            return found[-1]
+        if found := list(pattern.finditer(answer)):
+            return str(found[-1][found[-1].lastindex or 0]).upper()
     first = _ALONE.match(answer)
     alone = first is not None and (len(answer.strip()) <= 3 or answer.lstrip()[1:2] in (")", ".", ":"))
     return first[1].upper() if first is not None and alone else None

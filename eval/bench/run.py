@@ -14,6 +14,7 @@ from rich.console import Console
 from dpeer.errors import ConfigError
 from dpeer.escape import markup
 from dpeer.eval.audit.rates import Interval
+from dpeer.eval.backends.registry import family, identity
 from dpeer.eval.bench.adjusted import COLUMNS as ADJUSTED
 from dpeer.eval.bench.adjusted import adjusted
 from dpeer.eval.bench.answers import Loaded, Said, ask_all
@@ -24,6 +25,7 @@ from dpeer.eval.bench.load import SAMPLE, load_items, source_of
 from dpeer.eval.bench.rates import ALL, differences, mean_of, rates, with_all
 from dpeer.eval.bench.scored import Outcomes, by_judges, by_rule, ratings_in
 from dpeer.eval.bench.selection import responses_scored
+from dpeer.eval.plan import refuse_related
 from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.run import Connect
 from dpeer.files import write_text
@@ -123,6 +125,10 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
     console = console or Console(highlight=False)
     every: Loaded = loaded(cfg)
     open_ = asked(cfg, every)
+    if any(benchmark.rubric for benchmark, _ in open_.values()):  # before a model is asked, or paid
+        models = cfg.models
+        families, hashes = {m.name: family(m) for m in models}, {m.name: identity(m) for m in models}
+        refuse_related(cfg.judges, families, hashes, cfg.judging.allow_related)
     said = ask_all(cfg, open_, connect, retry_errors, console) if open_ else Said()
     outcomes = Outcomes()
     tables: dict[str, pd.DataFrame] = {}

@@ -12,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from dpeer.errors import ConfigError, DataError
+from dpeer.eval.bench.answers import evaluation_of, first_asks, made
 from dpeer.eval.bench.benchmark import BENCHMARKS, SAMPLES, Item
 from dpeer.eval.bench.judged import rubric_of
 from dpeer.eval.bench.load import load_items
-from dpeer.eval.bench.run import Found, bench
+from dpeer.eval.bench.run import Found, bench, loaded
 from dpeer.eval.questions.conversations import prompt_text, turns
 from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.report.bench import axes_of, finding, write_page
@@ -65,6 +66,8 @@ def test_xstest_from_prompts_to_the_page(tmp_path: Path, endpoint: tuple[Any, st
     assert "by our protocol, not the paper" in page and "100.0\u00a0%" in page and "base64" in page
     asked = len(state.requests)
     again = bench(cfg, no_ray, console=QUIET)
+    order = [r["item"] for r in made(evaluation_of(cfg, "answers", first_asks(loaded(cfg)), cfg.models))]
+    assert order[:12] == order[12:] == [f"xstest/{i.id}" for i in load_items(BENCHMARKS["xstest"], "sample")]
     assert len(state.requests) == asked and again.rates.equals(found.rates)
 
 
@@ -207,6 +210,7 @@ def test_a_judge_of_the_models_own_family_is_refused(tmp_path: Path, endpoint: t
     cfg = config(tmp_path, url, XSTEST, judges=("gpt",))
     with pytest.raises(ConfigError, match="judge gpt is of the family gpt, like base, trained"):
         bench(cfg, no_ray, console=QUIET)
+    assert not state.requests  # nothing is asked, or paid, in vain
 
 
 def run(*arguments: object) -> tuple[int, str]:

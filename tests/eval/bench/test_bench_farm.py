@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,16 @@ from dpeer.eval.bench.run import bench
 from dpeer.eval.bench.selection import names_of, scored
 from tests.eval.bench.made_up import QUIET, no_ray
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # four engines start, one after the other
 ENGINE = {"device": "cpu", "dtype": "float32", "max_model_len": 3000, "max_num_seqs": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def like_others() -> Iterator[None]:
+    """Ray's workers of this file at the priority of the test: at 15 they get no turn on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
 
 
 def config(folder: Path, models: Path, **changes: object) -> BenchConfig:
@@ -25,7 +34,7 @@ def config(folder: Path, models: Path, **changes: object) -> BenchConfig:
         "output_dir": str(folder),
         "models": [{"name": n, "path": str(models / n)} for n in ("a", "b")],
         "judges": [{"name": n, "path": str(models / n)} for n in ("c", "d")],
-        "judging": {"min_mass": 0.0},
+        "judging": {"min_mass": 0.0, "allow_related": True},  # d is a qwen like a and b
         "generation": {"temperature": 0.0, "max_tokens": 12},
         "engine": ENGINE,
         "adjust": False,
