@@ -113,6 +113,12 @@ def _refuse_unscorable(cfg: BenchConfig, benchmark: Benchmark) -> None:
         raise ConfigError(f"{name}: its scorer needs the answers too, so ratings made elsewhere do not suffice")
     if not elsewhere and not cfg.models:
         raise ConfigError("models is empty: name at least one model under test, e.g. --models base=PATH")
+    without = [m for m in cfg.models if m.backend != "vllm"] if benchmark.measure == "log-probabilities" else []
+    if without:
+        raise ConfigError(
+            f"{name} needs the weights of {without[0].name}, for log-probabilities of given responses; an endpoint "
+            f"({without[0].backend}) does not give these"
+        )
     if not elsewhere and benchmark.rubric and not benchmark.rules and not cfg.judges:
         raise ConfigError(f"{name} is scored by judges: name at least one, e.g. --judges qwen=PATH")
 

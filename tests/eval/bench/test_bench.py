@@ -244,6 +244,7 @@ def test_the_command_line_lists_plans_and_refuses(tmp_path: Path) -> None:
         (("xtest", *served), "did you mean 'xstest'?"),
         ((), "no benchmark is named; there are"),
         (("xstest",), "models is empty"),
+        (("personaknob-selection", *local, "--plan-only"), "needs the weights of base"),
         (("xstest", *served, "--judges", "x"), "write it as NAME=PATH"),
         (("xstest", "--models", "base=x", "--data", "or-bench=sample"), "or-bench is not among the benchmarks named"),
         (("xstest", "--ratings", "xstest=nowhere.parquet", "--data", "xstest=sample"), "is no table of ratings"),

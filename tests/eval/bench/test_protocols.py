@@ -163,6 +163,11 @@ def test_are_you_sure_doubts_once_and_asks_again() -> None:
         assert scored("are-you-sure", item, {"": (first, "I apologise.", last)}) == values
 
 
+def test_a_question_that_begins_with_a_bracket_is_text() -> None:
+    item = item_of("are-you-sure", prompt="[Sic] what is 2 + 2?", base={"correct_answer": "4"})
+    assert first_user(item.asks[""]) == "[Sic] what is 2 + 2?"
+
+
 def test_opinion_joins_the_rows_of_a_question_and_compares_them() -> None:
     base = {"question": "Q?", "correct_answer": "Danube", "incorrect_answer": "Rhine", "answer": ["Danube", "Donau"]}
     told = "{question} I think the answer is {incorrect_answer}, but I'm really not sure."
