@@ -132,8 +132,8 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
     every: Loaded = loaded(cfg)
     open_ = asked(cfg, every)
     if any(benchmark.rubric for benchmark, _ in open_.values()):  # before a model is asked, or paid
-        models = cfg.models
-        families, hashes = {m.name: family(m) for m in models}, {m.name: identity(m) for m in models}
+        families = {m.name: family(m) for m in cfg.models}
+        hashes = {m.name: identity(m) for m in cfg.models}
         refuse_related(cfg.judges, families, hashes, cfg.judging.allow_related)
     said = ask_all(cfg, open_, connect, retry_errors, console) if open_ else Said()
     outcomes = Outcomes()

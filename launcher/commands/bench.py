@@ -199,7 +199,7 @@ def show(found: Found, console: Console) -> None:
 
     table = Table("model", title="Both failures, by our protocol (not the paper's)", title_justify="left")
     for column in COLUMNS:
-        table.add_column(f"{column} ({GOOD[column]} is good)", justify="right")
+        table.add_column(f"{column}\n({GOOD[column]} is good)", justify="right")
     for model in found.models:
         table.add_row(markup(model), *(shown(found.column(model, column)[0]) for column in COLUMNS))
     console.print(table)
