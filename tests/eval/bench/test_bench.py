@@ -138,6 +138,16 @@ def test_models_are_compared_on_what_all_of_them_have() -> None:
     assert found.left_out()[1] == "consistency is without SycEval: for one model at least no item informs it."
 
 
+def test_what_no_column_stands_for_is_still_found() -> None:
+    moves = pd.DataFrame(
+        [("syco-pickside", "sides", "all", "x", 2.0, 1.0, 3.0, 9)],
+        columns=["benchmark", "metric", "judge", "model", "rate", "low", "high", "items"],
+    )
+    none = pd.DataFrame()
+    found = Found("t", "base", ("base", "x"), (BENCHMARKS["syco-pickside"],), {}, none, moves, none, none, ())
+    assert finding(found).startswith("Against base, x raises sum over both orders of agreement")
+
+
 def test_one_file_adds_a_benchmark(tmp_path: Path, endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The page docs/benchmarks.md shows this file."""
     state, url = endpoint
