@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from rich.console import Console
@@ -108,7 +109,10 @@ def planner(wanted: Wanted) -> Callable[[EvalConfig], Plan]:
 
         def kept(rows: pd.DataFrame) -> pd.DataFrame:
             pairs = zip(rows["item"], rows["dimension"], strict=True)
-            return rows[[pair in wanted for pair in pairs]].reset_index(drop=True)
+            mask = np.fromiter(
+                (pair in wanted for pair in pairs), bool, len(rows)
+            )  # a list that is empty names columns
+            return rows[mask].reset_index(drop=True)
 
         return replace(every, rows=kept(every.rows), todo=kept(every.todo))
 

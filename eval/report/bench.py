@@ -99,7 +99,7 @@ def rates_table(found: Found, benchmark: Benchmark) -> Table:
 
     def without_severity(r: Any) -> str:
         a = adjusted.get((r.metric, r.model))
-        return "" if a is None else shown(Interval(a.rate, a.low, a.high))
+        return "" if a is None else shown(Interval(a.rate, a.low, a.high), metrics[r.metric])
 
     return build(
         f"{benchmark.title}: rates, with 95 % intervals",

@@ -19,7 +19,7 @@ from dpeer.eval.bench.load import load_items
 from dpeer.eval.bench.run import Found, bench, loaded
 from dpeer.eval.questions.conversations import prompt_text, turns
 from dpeer.eval.questions.rubric import load_rubric
-from dpeer.eval.report.bench import axes_of, finding, write_page
+from dpeer.eval.report.bench import axes_of, finding, rates_table, write_page
 from dpeer.launcher.cli import app
 from tests.eval.bench.made_up import QUIET, config, no_ray, replies
 
@@ -78,6 +78,15 @@ def test_a_stopped_run_goes_on_and_a_larger_limit_only_adds(tmp_path: Path, endp
     assert len(state.requests) == 2 * 4
     bench(config(tmp_path, url, XSTEST, limit=7, judges=("qwen-7b",)), no_ray, console=QUIET)
     assert len(state.requests) == 2 * 7 + 2 * 7
+
+
+def test_a_run_in_several_stages_that_is_done_asks_nothing_again(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+    replies(state, lambda name, messages: "The answer is (A).", lambda name, text: 2)
+    cfg = config(tmp_path, url, {"syceval": {"data": "sample"}, "sycon": {"data": "sample"}}, judges=("qwen-7b",))
+    found, asked = bench(cfg, no_ray, console=QUIET), len(state.requests)
+    again = bench(cfg, no_ray, console=QUIET)
+    assert len(state.requests) == asked and again.rates.equals(found.rates)
 
 
 def test_failed_answers_and_unusable_ratings_are_left_out_and_told(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
@@ -146,6 +155,15 @@ def test_what_no_column_stands_for_is_still_found() -> None:
     none = pd.DataFrame()
     found = Found("t", "base", ("base", "x"), (BENCHMARKS["syco-pickside"],), {}, none, moves, none, none, ())
     assert finding(found).startswith("Against base, x raises sum over both orders of agreement")
+
+
+def test_an_adjusted_mean_score_is_no_percentage() -> None:
+    score = {"benchmark": "personaknob", "metric": "score_A", "model": "base", "rate": 4.2, "low": 4.0, "high": 4.4}
+    rates, none = pd.DataFrame([score | {"judge": "all", "items": 9}]), pd.DataFrame(columns=["benchmark", "judge"])
+    benchmark = BENCHMARKS["personaknob"]
+    found = Found("t", "base", ("base",), (benchmark,), {}, rates, none, pd.DataFrame([score]), none, ())
+    ((*_, adjusted, _),) = rates_table(found, benchmark).rows
+    assert adjusted == "4.20\n4.00 to 4.40"
 
 
 def test_one_file_adds_a_benchmark(tmp_path: Path, endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
