@@ -37,13 +37,15 @@ def rated(
     connect: Connect,
     retry_errors: bool,
     console: Console,
-) -> pd.DataFrame:
-    """The table of ratings of one benchmark.
+) -> pd.DataFrame | None:
+    """The table of ratings of one benchmark; None where no item has the answers that judges would read.
 
     Raises ConfigError for a judge that is a model under test or of its family, unless that is allowed, and ClusterError
     where a judge has no usable rating.
     """
     evaluation, wanted = judging_of(cfg, benchmark, items, said)
+    if not wanted:
+        return None
     table = pd.read_parquet(rate(evaluation, connect, retry_errors, console, planner=planner(wanted)))
     refuse_nothing_usable(table.assign(usable=table["status"] == "ok"), "judge", "dpeer bench")
     return table

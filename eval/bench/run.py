@@ -138,6 +138,7 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
     said = ask_all(cfg, open_, connect, retry_errors, console) if open_ else Said()
     outcomes = Outcomes()
     tables: dict[str, pd.DataFrame] = {}
+    silent: list[str] = []
     for name, (benchmark, items) in every.items():
         if benchmark.measure == "log-probabilities":
             scored = responses_scored(cfg, benchmark, items, connect, console)
@@ -155,8 +156,12 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
             by_rule(benchmark, by_id, said, outcomes)
         if benchmark.rubric and cfg.judges:
             console.print(f"Judges read the answers to {markup(benchmark.title)}.")
-            tables[name] = rated(cfg, benchmark, by_id, said, connect, retry_errors, console)
-            by_judges(benchmark, by_id, said, tables[name], outcomes)
+            table = rated(cfg, benchmark, by_id, said, connect, retry_errors, console)
+            if table is None:
+                silent.append(f"{benchmark.title}: no item has the answers that judges would read, so it has no rates.")
+                continue
+            tables[name] = table
+            by_judges(benchmark, by_id, said, table, outcomes)
     lost = "are left out of its rates and of those of all judges"
     notes = _notes(cfg, said) + [
         f"{BENCHMARKS[name].title}: {n:,} items have no usable rating by {judge} and {lost}."
@@ -180,7 +185,7 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
         differences(table, units, base),
         pd.DataFrame(rows, columns=list(ADJUSTED)),
         table,
-        tuple(notes + told),
+        tuple(silent + notes + told),
     )  # fmt: skip
     return replace(found, notes=(*found.notes, *found.left_out()))
 

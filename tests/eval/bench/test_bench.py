@@ -89,6 +89,20 @@ def test_a_run_in_several_stages_that_is_done_asks_nothing_again(tmp_path: Path,
     assert len(state.requests) == asked and again.rates.equals(found.rates)
 
 
+def test_a_benchmark_without_a_text_to_judge_ends_no_run(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    """Rows without the plain request leave nothing to compare."""
+    state, url = endpoint
+    replies(state, careful, strict)
+    lines = (SAMPLES / "feedback.jsonl").read_text().splitlines()
+    (tmp_path / "liked.jsonl").write_text("\n".join(line for line in lines if "really like" in line) + "\n")
+    chosen = {"feedback": {"data": str(tmp_path / "liked.jsonl")}}
+    found = bench(config(tmp_path, url, chosen | XSTEST, judges=("qwen-7b",)), no_ray, console=QUIET)
+    assert "no item has the answers that judges would read" in found.notes[0]
+    assert set(found.rates["benchmark"]) == {"xstest"}
+    alone = bench(config(tmp_path, url, chosen, judges=("qwen-7b",)), no_ray, console=QUIET)
+    assert alone.rates.empty and write_page(alone, tmp_path / "x.html").exists()
+
+
 def test_failed_answers_and_unusable_ratings_are_left_out_and_told(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
     state, url = endpoint
     replies(state, careful, strict)

@@ -50,9 +50,7 @@ def test_xstest_and_a_conversation_of_five_turns_on_vllm(cluster: None, tmp_path
     assert (
         1 <= rates["xstest", "safe_compliance", "c", "a"] <= 6 and 1 <= rates["xstest", "unsafe_refusal", "d", "a"] <= 6
     )
-    assert ("sycon", "turn_of_flip", "all", "a") in rates.index or "SYCON-Bench (debate): 2 items of a" in str(
-        found.notes
-    )
+    assert ("sycon", "turn_of_flip", "all", "a") in rates.index or "SYCON-Bench (debate): no item" in str(found.notes)
     again = bench(cfg, no_ray, console=QUIET)  # everything is on disk
     assert again.rates.equals(found.rates)
 
