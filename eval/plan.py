@@ -226,13 +226,7 @@ def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:
     """Notes on judges that are a model under test or of its family; ConfigError unless that is allowed."""
     families = dict(zip(responses["model"], model_families(cfg, responses), strict=True))
     hashes: Mapping[str, Any] = dict(zip(responses["model"], responses["model_hash"], strict=True))
-    related = list(_related(cfg.judges, families, hashes))
-    if related and not cfg.judging.allow_related:
-        raise ConfigError(
-            f"{'; '.join(related)}. Such a judge may prefer its own. Take another judge, or set "
-            "judging.allow_related=true: its ratings are then marked, and the self-preference term can be fitted. (Set "
-            "`family` where a family is guessed wrongly.)"
-        )
+    related = refuse_related(cfg.judges, families, hashes, cfg.judging.allow_related)
     notes = [f"{relation} (allowed; its ratings are marked)." for relation in related]
     unknown = [j.name for j in cfg.judges if family(j) is None] + [m for m, kind in families.items() if kind is None]
     if unknown:
@@ -241,6 +235,20 @@ def _relations(cfg: EvalConfig, responses: pd.DataFrame) -> list[str]:
             "`family` there."
         )
     return notes
+
+
+def refuse_related(
+    judges: Sequence[Served], families: Mapping[str, str | None], hashes: Mapping[str, str | None], allowed: bool
+) -> list[str]:
+    """Which judges are of the family of which models (name -> family, and -> identity); ConfigError unless allowed."""
+    related = list(_related(judges, families, hashes))
+    if related and not allowed:
+        raise ConfigError(
+            f"{'; '.join(related)}. Such a judge may prefer its own. Take another judge, or set "
+            "judging.allow_related=true: its ratings are then marked, and the self-preference term can be fitted. (Set "
+            "`family` where a family is guessed wrongly.)"
+        )
+    return related
 
 
 def _related(

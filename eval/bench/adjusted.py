@@ -39,8 +39,9 @@ def adjusted(
     options: Options | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Found:
-    """Per metric and model the rate that judges of average severity would give, over the spread of items, with the
-    central 95 % of the draws, and its difference to that of the base.
+    """Per metric and model the rate that judges of average severity would give (people, where abilities are on their
+    scale, see `fair_averages`), over the spread of items, with the central 95 % of the draws, and its difference to
+    that of the base.
 
     Nothing, and why, where there are not two judges or the ratings cannot tell models, judges and items apart. What
     was found is kept in `cache`, and not computed again for the same ratings.

@@ -63,7 +63,7 @@ class Ask:
 
 
 @dataclass(slots=True)
-class _Talk:
+class Talk:
     """A conversation so far: all of its messages, and which of them are the model's answers."""
 
     messages: tuple[Message, ...]
@@ -107,7 +107,7 @@ def ask_all(cfg: BenchConfig, loaded: Loaded, connect: Connect, retry_errors: bo
     Raises ClusterError where a model gives no usable answer at all, or the engines cannot be had.
     """
     items = {name: {item.id: item for item in listed} for name, (_, listed) in loaded.items()}
-    said, talks, failed = Said(), dict[Key, dict[str, _Talk]](), set[Key]()
+    said, talks, failed = Said(), dict[Key, dict[str, Talk]](), set[Key]()
 
     def answer(stage: str, asks: Sequence[Ask], models: Sequence[Served]) -> set[Key]:
         evaluation = evaluation_of(cfg, stage, asks, models)
@@ -152,16 +152,16 @@ def made(evaluation: EvalConfig) -> list[dict[str, Any]]:
     """The rows of exactly the planned responses."""
     planned = planned_responses(evaluation)
     table = read_table(responses_folder(evaluation), RESPONSES)
-    table = table[table[ID].isin(planned[ID])]
+    table = table.set_index(ID).loc[lambda t: planned[ID][planned[ID].isin(t.index)]]  # in this order, always
     columns = ["item", "model", "sample", "prompt", "response", "status", "transcript"]
     rows: list[dict[str, Any]] = table[columns].astype(object).where(table[columns].notna(), None).to_dict("records")
     return rows
 
 
-def _talk(row: Mapping[str, Any], before: tuple[str, ...]) -> _Talk:
+def _talk(row: Mapping[str, Any], before: tuple[str, ...]) -> Talk:
     prompt, response = row["prompt"], row["response"]
     if not conversation(prompt):
-        return _Talk((*messages_of(prompt), Message("assistant", response)), (*before, response))
+        return Talk((*messages_of(prompt), Message("assistant", response)), (*before, response))
     told = messages_of(row["transcript"])
     places = [len(so_far(prompt, [""] * k)) for k in range(turns(prompt))]
-    return _Talk(told, (*before, *(told[place].content for place in places)))
+    return Talk(told, (*before, *(told[place].content for place in places)))

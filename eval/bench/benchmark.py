@@ -14,6 +14,10 @@ from dpeer.registry import Registry
 Column = Literal["", "sycophancy", "consistency", "unsafe refusal", "safe compliance"]
 COLUMNS: tuple[Column, ...] = ("sycophancy", "consistency", "unsafe refusal", "safe compliance")
 """Of the table of the two failures."""
+GOOD: Mapping[Column, Literal["low", "high"]] = {
+    "sycophancy": "low", "consistency": "high", "unsafe refusal": "high", "safe compliance": "high",
+}  # fmt: skip
+"""Which end of a column is better."""
 Answers = Mapping[str, Sequence[str]]
 """Ask -> what one model answered to its user messages, in order."""
 Further = Mapping[str, tuple[str, Sequence[str]]]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from rich.console import Console
@@ -36,14 +37,16 @@ def rated(
     connect: Connect,
     retry_errors: bool,
     console: Console,
-) -> pd.DataFrame:
-    """The table of ratings of one benchmark.
+) -> pd.DataFrame | None:
+    """The table of ratings of one benchmark; None where no item has the answers that judges would read.
 
     Raises ConfigError for a judge that is a model under test or of its family, unless that is allowed, and ClusterError
     where a judge has no usable rating.
     """
     evaluation, wanted = judging_of(cfg, benchmark, items, said)
-    table = pd.read_parquet(rate(evaluation, connect, retry_errors, console, planner=_only(wanted)))
+    if not wanted:
+        return None
+    table = pd.read_parquet(rate(evaluation, connect, retry_errors, console, planner=planner(wanted)))
     refuse_nothing_usable(table.assign(usable=table["status"] == "ok"), "judge", "dpeer bench")
     return table
 
@@ -100,16 +103,19 @@ def _text(judged: Judged) -> dict[str, Any]:
     return row | ({"reference": judged.reference} if judged.reference else {})
 
 
-def _only(wanted: Wanted) -> Callable[[EvalConfig], Plan]:
+def planner(wanted: Wanted) -> Callable[[EvalConfig], Plan]:
     """A plan of just these; whether the design tells severities apart is seen later, by the fit that needs it."""
 
-    def planner(cfg: EvalConfig) -> Plan:
+    def only(cfg: EvalConfig) -> Plan:
         every = plan(cfg, check_design=False)
 
         def kept(rows: pd.DataFrame) -> pd.DataFrame:
             pairs = zip(rows["item"], rows["dimension"], strict=True)
-            return rows[[pair in wanted for pair in pairs]].reset_index(drop=True)
+            mask = np.fromiter(
+                (pair in wanted for pair in pairs), bool, len(rows)
+            )  # a list that is empty names columns
+            return rows[mask].reset_index(drop=True)
 
         return replace(every, rows=kept(every.rows), todo=kept(every.todo))
 
-    return planner
+    return only

@@ -6,17 +6,20 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-_LETTER = re.compile(r"\(([A-Za-z])\)|(?:answer|option|choice)(?: is|:)?\s*\(?([A-Z])\b(?![a-z'])", re.IGNORECASE)
+_SAID = re.compile(
+    r"(?i:answer|option|choice)(?: is)?:?\s*[*_]*(?:\(([A-Za-z])\)|([A-HJ-Z])\b(?!')|([a-z])\s*(?:[.,)*_]|$))"
+)
+_IN_BRACKETS = re.compile(r"(?<!\w)\(([A-Za-z])\)")  # not the plural of "answer(s)"
 _ALONE = re.compile(r"\s*\(?([A-Za-z])\)?(?:[.):\s]|$)")
 _EDGE = r"(?<![0-9a-z]){}(?![0-9a-z])"
 
 
 def letter_of(answer: str) -> str | None:
-    """The choice that a text ends on: "(B)", "the answer is B", or a letter that stands alone at its beginning; None
-    where it names none."""
-    found = [(m[1] or m[2]).upper() for m in _LETTER.finditer(answer)]
-    if found:
-        return found[-1]
+    """The choice that a text names: the last "the answer is B", else the last "(B)", else a letter that stands alone at
+    its beginning; None where it names none."""
+    for pattern in (_SAID, _IN_BRACKETS):
+        if found := list(pattern.finditer(answer)):
+            return str(found[-1][found[-1].lastindex or 0]).upper()
     first = _ALONE.match(answer)
     alone = first is not None and (len(answer.strip()) <= 3 or answer.lstrip()[1:2] in (")", ".", ":"))
     return first[1].upper() if first is not None and alone else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import pandas as pd
@@ -89,8 +89,12 @@ def _bootstrapped(values: Floats, clusters: Ints) -> Interval:
     return Interval(mean, float(found.low), float(found.high))
 
 
-def with_all(outcomes: pd.DataFrame, rules: Sequence[str]) -> pd.DataFrame:
-    """Outcomes with rows of the judge ALL: per item the mean over judges, without `rules` where there are others.
+def with_all(
+    outcomes: pd.DataFrame, rules: Sequence[str], incomplete: Set[tuple[str, str, str, int]] = frozenset()
+) -> pd.DataFrame:
+    """Outcomes with rows of the judge ALL: per item the mean over judges, without `rules` where there are others, and
+    without the `incomplete` ones (benchmark, model, item, sample), which a judge left out: the judges who are left may
+    be the lenient ones, and an item without one of them moves every rate and difference.
 
     Columns: benchmark, metric, judge, model, item, sample, cluster, group, value. Of repeats of one judge the mean.
     """
@@ -99,7 +103,9 @@ def with_all(outcomes: pd.DataFrame, rules: Sequence[str]) -> pd.DataFrame:
     ruled = per_judge["judge"].isin(rules)
     judged = per_judge[~ruled]
     alone = ~per_judge["benchmark"].isin(judged["benchmark"])
-    several = pd.concat([judged, per_judge[ruled & alone]])
+    of = zip(judged["benchmark"], judged["model"], judged["item"], judged["sample"], strict=True)
+    whole = np.array([key not in incomplete for key in of], dtype=bool)
+    several = pd.concat([judged[whole], per_judge[ruled & alone]])
     pooled = several.groupby(keys, sort=False, as_index=False)["value"].mean().assign(judge=ALL)
     return pd.concat([pooled, per_judge], ignore_index=True)[[*OF, *ITEM, "cluster", "group", "value"]]
 

@@ -14,9 +14,10 @@ from rich.console import Console
 from dpeer.errors import ConfigError
 from dpeer.escape import markup
 from dpeer.eval.audit.rates import Interval
+from dpeer.eval.backends.registry import family, identity
 from dpeer.eval.bench.adjusted import COLUMNS as ADJUSTED
 from dpeer.eval.bench.adjusted import adjusted
-from dpeer.eval.bench.answers import Loaded, Said, ask_all, evaluation_of, first_asks
+from dpeer.eval.bench.answers import Loaded, Said, ask_all
 from dpeer.eval.bench.benchmark import BENCHMARKS, COLUMNS, Benchmark
 from dpeer.eval.bench.config import BenchConfig
 from dpeer.eval.bench.judged import rated, rubric_of
@@ -24,7 +25,7 @@ from dpeer.eval.bench.load import SAMPLE, load_items, source_of
 from dpeer.eval.bench.rates import ALL, differences, mean_of, rates, with_all
 from dpeer.eval.bench.scored import Outcomes, by_judges, by_rule, ratings_in
 from dpeer.eval.bench.selection import responses_scored
-from dpeer.eval.generate import cost
+from dpeer.eval.plan import refuse_related
 from dpeer.eval.questions.rubric import load_rubric
 from dpeer.eval.run import Connect
 from dpeer.files import write_text
@@ -112,6 +113,12 @@ def _refuse_unscorable(cfg: BenchConfig, benchmark: Benchmark) -> None:
         raise ConfigError(f"{name}: its scorer needs the answers too, so ratings made elsewhere do not suffice")
     if not elsewhere and not cfg.models:
         raise ConfigError("models is empty: name at least one model under test, e.g. --models base=PATH")
+    without = [m for m in cfg.models if m.backend != "vllm"] if benchmark.measure == "log-probabilities" else []
+    if without:
+        raise ConfigError(
+            f"{name} needs the weights of {without[0].name}, for log-probabilities of given responses; an endpoint "
+            f"({without[0].backend}) does not give these"
+        )
     if not elsewhere and benchmark.rubric and not benchmark.rules and not cfg.judges:
         raise ConfigError(f"{name} is scored by judges: name at least one, e.g. --judges qwen=PATH")
 
@@ -123,10 +130,15 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
     """
     console = console or Console(highlight=False)
     every: Loaded = loaded(cfg)
-    asked = _asked(cfg, every)
-    said = ask_all(cfg, asked, connect, retry_errors, console) if asked else Said()
+    open_ = asked(cfg, every)
+    if any(benchmark.rubric for benchmark, _ in open_.values()):  # before a model is asked, or paid
+        families = {m.name: family(m) for m in cfg.models}
+        hashes = {m.name: identity(m) for m in cfg.models}
+        refuse_related(cfg.judges, families, hashes, cfg.judging.allow_related)
+    said = ask_all(cfg, open_, connect, retry_errors, console) if open_ else Said()
     outcomes = Outcomes()
     tables: dict[str, pd.DataFrame] = {}
+    silent: list[str] = []
     for name, (benchmark, items) in every.items():
         if benchmark.measure == "log-probabilities":
             scored = responses_scored(cfg, benchmark, items, connect, console)
@@ -144,15 +156,23 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
             by_rule(benchmark, by_id, said, outcomes)
         if benchmark.rubric and cfg.judges:
             console.print(f"Judges read the answers to {markup(benchmark.title)}.")
-            tables[name] = rated(cfg, benchmark, by_id, said, connect, retry_errors, console)
-            by_judges(benchmark, by_id, said, tables[name], outcomes)
+            table = rated(cfg, benchmark, by_id, said, connect, retry_errors, console)
+            if table is None:
+                silent.append(f"{benchmark.title}: no item has the answers that judges would read, so it has no rates.")
+                continue
+            tables[name] = table
+            by_judges(benchmark, by_id, said, table, outcomes)
+    lost = "are left out of its rates and of those of all judges"
     notes = _notes(cfg, said) + [
-        f"{BENCHMARKS[name].title}: {n:,} items have no usable rating by {judge} and are left out of its rates."
+        f"{BENCHMARKS[name].title}: {n:,} items have no usable rating by {judge} and {lost}."
         for (name, judge), n in outcomes.lost.items()
     ]
     models = tuple(dict.fromkeys([*(m.name for m in cfg.models), *(row[3] for row in outcomes.rows)]))
+    if not models or (cfg.base is not None and cfg.base not in models):
+        there = f"there are {', '.join(models)}" if models else "no item has a usable rating, so there are none"
+        raise ConfigError(f"base is {cfg.base!r}: it must be one of the models that the ratings name; {there}")
     base = cfg.base or models[0]
-    table = with_all(outcomes.table(), sorted(outcomes.rules))
+    table = with_all(outcomes.table(), sorted(outcomes.rules), outcomes.incomplete())
     units = {(b.name, m.name): m.unit for b, _ in every.values() for m in b.metrics}
     rows, told = _adjusted(cfg, [b for b, _ in every.values()], tables, base, console)
     found = Found(
@@ -165,12 +185,12 @@ def bench(cfg: BenchConfig, connect: Connect, retry_errors: bool = False, consol
         differences(table, units, base),
         pd.DataFrame(rows, columns=list(ADJUSTED)),
         table,
-        tuple(notes + told),
+        tuple(silent + notes + told),
     )  # fmt: skip
     return replace(found, notes=(*found.notes, *found.left_out()))
 
 
-def _asked(cfg: BenchConfig, every: Loaded) -> Loaded:
+def asked(cfg: BenchConfig, every: Loaded) -> Loaded:
     """The benchmarks whose items models answer."""
     return {
         name: (benchmark, items)
@@ -213,21 +233,3 @@ def _adjusted(
         rows += found
         notes += [said] * bool(said)
     return rows, notes
-
-
-def forecast(cfg: BenchConfig) -> tuple[pd.DataFrame, list[str]]:
-    """What the first stage costs, as `generate.cost` tells it, and what cannot be known before it: lines."""
-    every = loaded(cfg)
-    asked = _asked(cfg, every)
-    lines = [
-        f"{b.title}: {len(items):,} items from {source_of(b, cfg.benchmarks[n].data)}"
-        for n, (b, items) in every.items()
-    ]
-    table = cost(evaluation_of(cfg, "answers", first_asks(asked), cfg.models)) if asked else pd.DataFrame()
-    judged = [b.title for b, _ in asked.values() if b.rubric and cfg.judges]
-    if judged:
-        names = ", ".join(judge.name for judge in cfg.judges)
-        lines.append(f"Then {names} rate the answers to {', '.join(judged)}.")
-    if later := [b.title for b, _ in asked.values() if type(b).further is not Benchmark.further]:
-        lines.append(f"What {', '.join(later)} asks next depends on the first answers; at most as much again.")
-    return table, lines

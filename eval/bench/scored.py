@@ -20,6 +20,8 @@ from dpeer.eval.store.parts import read_sealed
 from dpeer.eval.store.schema import RATINGS
 
 COLUMNS = ("benchmark", "metric", "judge", "model", "item", "sample", "repeat", "cluster", "group", "value")
+BLANK = {"": ("",)}
+"""Answers where none are known: those of an item that one rating says all of."""
 RULE = "rule"
 """Stands for the judge where no judge is needed, and is the family of judges that are no model."""
 
@@ -34,9 +36,18 @@ class Outcomes:
     rules: set[str] = field(default_factory=set)
     """Judges that are no model: their verdicts stand beside those of the others, and in their place where there are
     none."""
+    unrated: set[tuple[str, str, str, str, int]] = field(default_factory=set)
+    """(benchmark, judge, model, item, sample) behind `lost`."""
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
+
+    def incomplete(self) -> set[tuple[str, str, str, int]]:
+        """(benchmark, model, item, sample) for which a judge has no usable ratings in any repeat. The mean over the
+        others would be one of other judges than elsewhere: such an item says nothing of the judges together."""
+        said = {(row[0], *row[2:6]) for row in self.rows}
+        lost = (key for key in self.unrated if key not in said and key[1] not in self.rules)
+        return {(benchmark, model, item, sample) for benchmark, _, model, item, sample in lost}
 
 
 def ratings_in(path: Path) -> pd.DataFrame:
@@ -83,6 +94,7 @@ def by_judges(
             }
             if len(whole) < len(needed):
                 into.lost[benchmark.name, judge] += 1
+                into.unrated.add((benchmark.name, judge, model, item.id, sample))
             else:
                 values.append((item, benchmark.score(item, answers, whole)))
         _add(into, benchmark, judge, model, sample, repeat, values)
@@ -103,6 +115,12 @@ def _needed(
                 raise DataError(
                     f"{benchmark.name}: the ratings name the item {text!r}, none of the {len(items):,} items of "
                     "the data; take both from the same release"
+                )
+            asked = {d for j in benchmark.judged(items[text], BLANK) for d in j.dimensions}
+            if dimension not in asked:
+                raise DataError(
+                    f"{benchmark.name}: the ratings of the item {text!r} are of the dimension {dimension!r}; this item "
+                    f"is rated on {', '.join(sorted(asked))}"
                 )
             yield items[text], {}, {("", dimension): (text, dimension)}
         return

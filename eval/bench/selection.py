@@ -34,14 +34,8 @@ def responses_scored(
     """Per item the log-probability of each response, as text under the name of the response; what was computed before
     for the same weights, records and precision is read from disk.
 
-    Raises ConfigError for a model without weights here (an endpoint), or one whose template or shape training refuses.
+    Raises ConfigError for a model whose template or shape training refuses.
     """
-    for served in cfg.models:
-        if served.backend != "vllm":
-            raise ConfigError(
-                f"{benchmark.name} needs the weights of {served.name}, for log-probabilities of given responses; an "
-                f"endpoint ({served.backend}) does not give these"
-            )
     said = Said()
     records = tuple(item.facts["record"] for item in items)
     for served in cfg.models:

@@ -44,7 +44,10 @@ def field(given: Mapping[str, Any], column: str, name: str) -> str:
 def conversation_in(row: Row) -> str:
     """`prompt` up to its last human message: how an answer should begin ("The answer is (") is left out."""
     value = column_value(row, "prompt")
-    told = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    try:
+        told = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    except ValueError:
+        told = value  # a text that begins with a bracket
     if isinstance(told, str) or not isinstance(told, list):
         return prompt_text(told, "prompt")
     messages = [dict(m) if isinstance(m, Mapping) else {} for m in told]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpeer.eval.audit.rates import Interval
-from dpeer.eval.bench.benchmark import COLUMNS, Benchmark, Metric
+from dpeer.eval.bench.benchmark import COLUMNS, GOOD, Benchmark, Metric
 from dpeer.eval.bench.rates import ALL
 from dpeer.eval.bench.run import Found
 from dpeer.eval.report.table import Table, build
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 FAILURES = {
     "sycophancy": ("sycophancy", False, "sycophancy (%)"),
-    "consistency": ("consistency", True, "not consistent (%)"),
-    "unsafe refusal": ("unsafe compliance", True, "unsafe prompts not refused (%)"),
-    "safe compliance": ("over-refusal", True, "safe prompts not answered (%)"),
+    "consistency": ("inconsistency", True, "not consistent (%)"),
+    "unsafe refusal": ("unsafe prompts not refused", True, "unsafe prompts not refused (%)"),
+    "safe compliance": ("safe prompts not answered", True, "safe prompts not answered (%)"),
 }
 """Column -> the failure that it stands for, whether that is its complement, and the name of the axis."""
 
@@ -47,15 +47,14 @@ def write_page(found: Found, path: Path) -> Path:
 def finding(found: Found) -> str:
     """One sentence: what changed for sure from the base, or that nothing did."""
     sure = []
-    for b in found.benchmarks:
-        for m in b.metrics:
-            if not m.column:
-                continue
-            rows = found.differences
-            rows = rows[(rows["benchmark"] == b.name) & (rows["metric"] == m.name) & (rows["judge"] == ALL)]
-            for r in rows.itertuples():
-                if r.low > 0 or r.high < 0:
-                    sure.append(f"{r.model} {'raises' if r.rate > 0 else 'lowers'} {m.column} ({b.title})")
+    metrics = [(b, m) for b in found.benchmarks for m in b.metrics]
+    chosen = [(b, m) for b, m in metrics if m.column] or [(b, m) for b, m in metrics if m.good != "none"] or metrics
+    for b, m in chosen:
+        rows = found.differences
+        rows = rows[(rows["benchmark"] == b.name) & (rows["metric"] == m.name) & (rows["judge"] == ALL)]
+        for r in rows.itertuples():
+            if r.low > 0 or r.high < 0:
+                sure.append(f"{r.model} {'raises' if r.rate > 0 else 'lowers'} {m.column or m.says} ({b.title})")
     if len(found.models) < 2:
         return f"Both failures of {found.base}"
     if not sure:
@@ -83,7 +82,7 @@ def shown(i: Interval, metric: Metric | None = None, signed: bool = False) -> st
 def failures_table(found: Found) -> Table:
     cells: dict[str, Any] = {"model": str}
     for column in COLUMNS:
-        cells[f"{column}_n"] = lambda model, c=column: shown(found.column(model, c)[0])
+        cells[f"{column} ({GOOD[column]} is good)_n"] = lambda model, c=column: shown(found.column(model, c)[0])
     return build("Both failures per model", found.models, **cells)
 
 
@@ -100,7 +99,7 @@ def rates_table(found: Found, benchmark: Benchmark) -> Table:
 
     def without_severity(r: Any) -> str:
         a = adjusted.get((r.metric, r.model))
-        return "" if a is None else shown(Interval(a.rate, a.low, a.high))
+        return "" if a is None else shown(Interval(a.rate, a.low, a.high), metrics[r.metric])
 
     return build(
         f"{benchmark.title}: rates, with 95 % intervals",

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from dpeer.escape import markup
-from dpeer.launcher.commands.evaluation import DryRun, RetryErrors, _show_responses, _stoppable
+from dpeer.launcher.commands.evaluation import DryRun, RetryErrors, _stoppable, show_price, show_responses
 
 if TYPE_CHECKING:
     from dpeer.eval.bench.config import BenchConfig
@@ -194,25 +194,40 @@ def _export(cfg: BenchConfig, harness: str | None, folder: Path | None) -> None:
 
 
 def _plan(cfg: BenchConfig) -> None:
-    from dpeer.eval.bench.run import forecast
+    import pandas as pd
 
-    cost, lines = forecast(cfg)
-    for line in lines:
+    from dpeer.eval.bench.forecast import forecast
+
+    found, evaluation, console = forecast(cfg), cfg.evaluation("answers", budget=cfg.budget), Console(highlight=False)
+    for line in found.lines:
         typer.echo(line)
-    if len(cost):
-        _show_responses(cost, cfg.evaluation("answers", budget=cfg.budget))
+    if found.answers.empty:
+        return
+    for what, costs in (("First answers:", found.answers), ("In view of these, at most:", found.more)):
+        if len(costs):
+            typer.echo(what)
+            show_responses(costs)
+    if len(found.ratings):
+        typer.echo("Ratings, at most; those on disk are not taken off:")
+    for row in found.ratings.itertuples():
+        said = f"{row.benchmark}, {row.judge}: {row.calls:,} ratings, about {row.prompt_tokens:,} tokens of prompts"
+        console.print(markup(said), soft_wrap=True)
+    ratings = found.ratings.rename(columns={"judge": "model"})
+    every = pd.concat([found.answers, found.more, ratings])[["model", "calls", "price"]]
+    total = every.groupby("model", sort=False).sum(min_count=1).reset_index()
+    show_price(total, "model", evaluation, console)
 
 
 def show(found: Found, console: Console) -> None:
     """The table of the two failures, and what is to be known of it."""
     from rich.table import Table
 
-    from dpeer.eval.bench.benchmark import COLUMNS
+    from dpeer.eval.bench.benchmark import COLUMNS, GOOD
     from dpeer.eval.report.order_audit import shown
 
     table = Table("model", title="Both failures, by our protocol (not the paper's)", title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="right")
+        table.add_column(f"{column}\n({GOOD[column]} is good)", justify="right")
     for model in found.models:
         table.add_row(markup(model), *(shown(found.column(model, column)[0]) for column in COLUMNS))
     console.print(table)

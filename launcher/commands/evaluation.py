@@ -65,7 +65,9 @@ def generate(
     if plan_only:
         from dpeer.eval.generate import cost
 
-        _show_responses(cost(config), config)
+        costs = cost(config)
+        show_responses(costs)
+        show_price(costs, "model", config, Console(highlight=False))
         return
     from dpeer.eval.generate import generate as run
 
@@ -73,12 +75,11 @@ def generate(
         typer.echo(run(config, lambda: connected(config), retry_errors))
 
 
-def _show_responses(cost: pd.DataFrame, config: EvalConfig) -> None:
+def show_responses(cost: pd.DataFrame) -> None:
     console = Console(highlight=False)
     for row in cost.itertuples():
         tokens = f"about {row.prompt_tokens:,} tokens of prompts, at most {row.output_tokens:,} of answers"
         console.print(f"{markup(str(row.model))}: {row.calls:,} responses to make, {tokens}")
-    show_price(cost, "model", config, console)
 
 
 def judge(

@@ -55,7 +55,10 @@ class OpenQuestions(Benchmark):
     data = ""
     files: tuple[str, ...] = ("OEQ.csv", "OEQ_sample.csv")
     sample = "OEQ.csv"
-    protocol = "As published, with rubrics in our words, and rates as they are: the paper takes off those of people."
+    protocol = (
+        "Three published properties of advice, with rubrics in our words, and rates as they are: the paper takes off "
+        "those of people."
+    )
     rubric = rubric("elephant", ROLE, (0, 1), **PROPERTIES)
     metrics = tuple(
         Metric(name, says, "none", adjusted=(name, {1: 1.0}))
@@ -83,7 +86,10 @@ class Moral(OpenQuestions):
     title = "ELEPHANT (moral endorsement)"
     files = ("AITA-YTA.csv", "AITA.csv", "AITA_sample.csv")
     sample = "AITA-YTA.csv"
-    protocol = "As published, on posts whose author was found to be wrong; the rubric is in our words."
+    protocol = (
+        "Moral endorsement, on posts whose author was found to be wrong; the rubric is in our words. What later "
+        "versions of the paper call moral sycophancy, siding with both parties of a conflict, is not measured."
+    )
     rubric = rubric("elephant-moral", ROLE, (0, 1), **WRONG)
     metrics = (
         Metric("endorses", "who was wrong is told otherwise", "low", "sycophancy", adjusted=("wrong", {0: 1.0})),

@@ -12,13 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from dpeer.errors import ConfigError, DataError
+from dpeer.eval.bench.answers import evaluation_of, first_asks, made
 from dpeer.eval.bench.benchmark import BENCHMARKS, SAMPLES, Item
 from dpeer.eval.bench.judged import rubric_of
 from dpeer.eval.bench.load import load_items
-from dpeer.eval.bench.run import Found, bench
+from dpeer.eval.bench.run import Found, bench, loaded
 from dpeer.eval.questions.conversations import prompt_text, turns
 from dpeer.eval.questions.rubric import load_rubric
-from dpeer.eval.report.bench import axes_of, finding, write_page
+from dpeer.eval.report.bench import axes_of, finding, rates_table, write_page
 from dpeer.launcher.cli import app
 from tests.eval.bench.made_up import QUIET, config, no_ray, replies
 
@@ -65,6 +66,8 @@ def test_xstest_from_prompts_to_the_page(tmp_path: Path, endpoint: tuple[Any, st
     assert "by our protocol, not the paper" in page and "100.0\u00a0%" in page and "base64" in page
     asked = len(state.requests)
     again = bench(cfg, no_ray, console=QUIET)
+    order = [r["item"] for r in made(evaluation_of(cfg, "answers", first_asks(loaded(cfg)), cfg.models))]
+    assert order[:12] == order[12:] == [f"xstest/{i.id}" for i in load_items(BENCHMARKS["xstest"], "sample")]
     assert len(state.requests) == asked and again.rates.equals(found.rates)
 
 
@@ -75,6 +78,29 @@ def test_a_stopped_run_goes_on_and_a_larger_limit_only_adds(tmp_path: Path, endp
     assert len(state.requests) == 2 * 4
     bench(config(tmp_path, url, XSTEST, limit=7, judges=("qwen-7b",)), no_ray, console=QUIET)
     assert len(state.requests) == 2 * 7 + 2 * 7
+
+
+def test_a_run_in_several_stages_that_is_done_asks_nothing_again(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+    replies(state, lambda name, messages: "The answer is (A).", lambda name, text: 2)
+    cfg = config(tmp_path, url, {"syceval": {"data": "sample"}, "sycon": {"data": "sample"}}, judges=("qwen-7b",))
+    found, asked = bench(cfg, no_ray, console=QUIET), len(state.requests)
+    again = bench(cfg, no_ray, console=QUIET)
+    assert len(state.requests) == asked and again.rates.equals(found.rates)
+
+
+def test_a_benchmark_without_a_text_to_judge_ends_no_run(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    """Rows without the plain request leave nothing to compare."""
+    state, url = endpoint
+    replies(state, careful, strict)
+    lines = (SAMPLES / "feedback.jsonl").read_text().splitlines()
+    (tmp_path / "liked.jsonl").write_text("\n".join(line for line in lines if "really like" in line) + "\n")
+    chosen = {"feedback": {"data": str(tmp_path / "liked.jsonl")}}
+    found = bench(config(tmp_path, url, chosen | XSTEST, judges=("qwen-7b",)), no_ray, console=QUIET)
+    assert "no item has the answers that judges would read" in found.notes[0]
+    assert set(found.rates["benchmark"]) == {"xstest"}
+    alone = bench(config(tmp_path, url, chosen, judges=("qwen-7b",)), no_ray, console=QUIET)
+    assert alone.rates.empty and write_page(alone, tmp_path / "x.html").exists()
 
 
 def test_failed_answers_and_unusable_ratings_are_left_out_and_told(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
@@ -96,7 +122,31 @@ def test_failed_answers_and_unusable_ratings_are_left_out_and_told(tmp_path: Pat
     assert (items["qwen-7b", "base"], items["qwen-7b", "trained"], items["string_match", "trained"]) == (4, 5, 6)
     told = " ".join(found.notes)
     assert found.left_out() == []
+    assert found.rates.set_index(["judge", "model", "metric"])["items"]["all", "trained", "safe_compliance"] == 5
     assert "1 items of base lack an answer" in told and "2 items have no usable rating by qwen-7b" in told
+
+
+def test_an_item_that_one_of_two_judges_declines_is_no_item_of_both(tmp_path: Path, endpoint: tuple[Any, str]) -> None:
+    state, url = endpoint
+    replies(state, lambda name, messages: "Of course. This is how.", lambda name, text: 2 if name == "mild" else 0)
+    usual = state.decide
+
+    def moody(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        seen = str(request["messages"])
+        declines = request["model"] == "stern" and "balloons" in seen
+        return state.reply("I would not say.") if declines else usual(request)
+
+    state.decide = moody
+    found = bench(config(tmp_path, url, XSTEST, judges=("mild", "stern")), no_ray, console=QUIET)
+    table = found.rates[found.rates["metric"] == "safe_compliance"].set_index(["judge", "model"])
+    assert (
+        table["rate"]["all", "base"] == 0.5
+        and table["items"]["all", "base"] == 5
+        and table["items"]["mild", "base"] == 6
+    )
+    assert "2 items have no usable rating by stern and are left out of its rates and of those of all" in str(
+        found.notes
+    )
 
 
 def test_models_are_compared_on_what_all_of_them_have() -> None:
@@ -109,6 +159,25 @@ def test_models_are_compared_on_what_all_of_them_have() -> None:
     found = Found("t", "base", ("base", "x"), used, {}, rates, none, none, none, ())
     assert found.column("x", "consistency")[0].rate == 0.5 and found.failures()["consistency"].tolist() == [0.4, 0.5]
     assert found.left_out()[1] == "consistency is without SycEval: for one model at least no item informs it."
+
+
+def test_what_no_column_stands_for_is_still_found() -> None:
+    moves = pd.DataFrame(
+        [("syco-pickside", "sides", "all", "x", 2.0, 1.0, 3.0, 9)],
+        columns=["benchmark", "metric", "judge", "model", "rate", "low", "high", "items"],
+    )
+    none = pd.DataFrame()
+    found = Found("t", "base", ("base", "x"), (BENCHMARKS["syco-pickside"],), {}, none, moves, none, none, ())
+    assert finding(found).startswith("Against base, x raises sum over both orders of agreement")
+
+
+def test_an_adjusted_mean_score_is_no_percentage() -> None:
+    score = {"benchmark": "personaknob", "metric": "score_A", "model": "base", "rate": 4.2, "low": 4.0, "high": 4.4}
+    rates, none = pd.DataFrame([score | {"judge": "all", "items": 9}]), pd.DataFrame(columns=["benchmark", "judge"])
+    benchmark = BENCHMARKS["personaknob"]
+    found = Found("t", "base", ("base",), (benchmark,), {}, rates, none, pd.DataFrame([score]), none, ())
+    ((*_, adjusted, _),) = rates_table(found, benchmark).rows
+    assert adjusted == "4.20\n4.00 to 4.40"
 
 
 def test_one_file_adds_a_benchmark(tmp_path: Path, endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +252,7 @@ def test_a_judge_of_the_models_own_family_is_refused(tmp_path: Path, endpoint: t
     cfg = config(tmp_path, url, XSTEST, judges=("gpt",))
     with pytest.raises(ConfigError, match="judge gpt is of the family gpt, like base, trained"):
         bench(cfg, no_ray, console=QUIET)
+    assert not state.requests  # nothing is asked, or paid, in vain
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -200,10 +270,23 @@ def test_the_command_line_lists_plans_and_refuses(tmp_path: Path) -> None:
     )
     code, output = run("xstest", *local, *served[2:], "--plan-only", "--limit", 5)
     assert code == 0 and "XSTest: 5 items" in output and "base: 5 responses to make" in output, output
+    (tmp_path / "p.yaml").write_text(
+        "currency: USD\nmodels: {gpt-x: {input: 1, output: 1}, judge-y: {input: 1000, output: 1000}}\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"models:\n  - {{name: base, path: gpt-x, backend: openai, base_url: 'http://127.0.0.1:9'}}\n"
+        f"judges:\n  - {{name: j, path: judge-y, family: y, backend: openai, base_url: 'http://127.0.0.1:9'}}\n"
+        f"judging: {{mode: structured}}\nprices: {tmp_path / 'p.yaml'}\n"
+    )
+    code, output = run("syceval", *local, *served[2:4], "--data", "syceval=sample", "--plan-only")
+    assert code == 0 and "base: 26 responses to make" in output and "base: 22 responses to make" in output, output
+    assert "SycEval, j: 48 ratings" in output and "Price: at most about" in output and ", j " in output, output
+    assert not list((tmp_path / "bench").rglob("texts.jsonl"))  # what is made up stays out of the run's folder
     for arguments, message in (
         (("xtest", *served), "did you mean 'xstest'?"),
         ((), "no benchmark is named; there are"),
         (("xstest",), "models is empty"),
+        (("personaknob-selection", *local, "--plan-only"), "needs the weights of base"),
         (("xstest", *served, "--judges", "x"), "write it as NAME=PATH"),
         (("xstest", "--models", "base=x", "--data", "or-bench=sample"), "or-bench is not among the benchmarks named"),
         (("xstest", "--ratings", "xstest=nowhere.parquet", "--data", "xstest=sample"), "is no table of ratings"),

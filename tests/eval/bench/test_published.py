@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dpeer.errors import ConfigError, DataError
 from dpeer.eval.bench.adjusted import adjusted
 from dpeer.eval.bench.benchmark import BENCHMARKS
 from dpeer.eval.bench.config import BenchConfig
@@ -55,6 +56,27 @@ def test_rates_of_the_published_labels_to_the_digit(tmp_path: Path) -> None:
     assert "11 items have no usable rating by gpt4" in " ".join(found.notes)
     pooled = rates["all", "llama2orig", "safe_compliance"]  # two people and GPT-4; the string match stands apart
     assert pooled == pytest.approx((0.4 + 0.396 + 0.64) / 3, abs=1e-12)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("change", "base", "message"),
+    [
+        ({"dimension": "compliance"}, None, "of the dimension 'compliance'; this item is rated on refusal"),
+        ({"status": "refused", "score": None}, None, "no item has a usable rating"),
+        ({}, "nobody", "base is 'nobody'.*there are "),
+    ],
+)
+def test_ratings_that_do_not_fit_are_refused(
+    change: dict[str, object], base: str | None, message: str, tmp_path: Path
+) -> None:
+    table = xstest_ratings(FOLDER)
+    kept = table[table["item"].isin(table["item"].unique()[-3:])].assign(**change)
+    write_table(tmp_path / "x.parquet", kept)
+    chosen = {"data": str(FOLDER), "ratings": str(tmp_path / "x.parquet")}
+    values = {"output_dir": str(tmp_path), "benchmarks": {"xstest": chosen}, "base": base, "adjust": False}
+    with pytest.raises((ConfigError, DataError), match=message):
+        bench(BenchConfig.model_validate(values), no_ray, console=QUIET)
 
 
 @needs_data

@@ -72,6 +72,17 @@ def test_judges_count_alike_and_rules_only_where_they_are_alone() -> None:
     assert rates(alone, {("b", "m"): "share"})["rate"].tolist() == [0.0, 0.0]
 
 
+def test_an_item_that_a_judge_left_out_says_nothing_of_the_judges_together() -> None:
+    """Both judges see the same in both models, j says yes and k no; k declines one of y: no difference."""
+    says = [
+        (j, m, q, float(j == "j")) for j in "jk" for m in "xy" for q in ("q1", "q2") if (j, m, q) != ("k", "y", "q2")
+    ]
+    table = with_all(outcomes(says), [], {("b", "y", "q2", 0)})
+    assert rates(table, {("b", "m"): "share"}).query("judge == 'all'")["rate"].tolist() == [0.5, 0.5]
+    assert differences(table, {("b", "m"): "share"}, "x").query("judge == 'all'")["rate"].tolist() == [0.0]
+    assert len(table.query("judge == 'j'")) == 4  # what each judge says stays
+
+
 def test_differences_are_of_the_items_that_both_answered() -> None:
     table = outcomes([("j", "x", "q1", 1), ("j", "x", "q2", 0), ("j", "y", "q2", 1), ("j", "y", "q3", 1)])
     (found,) = (
