@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.memory import free_memory
 from dpeer.eval.irt.types import Options
+from dpeer.memory import free_memory
 
 CHAIN_MB, RATING_KB = 10, 0.3
 """Memory of one chain, generously: 9 MB at 5,760 ratings, 25 MB at 88,000, 201 MB at 1,000,000."""
