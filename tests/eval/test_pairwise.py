@@ -17,8 +17,7 @@ import pytest
 from rich.console import Console
 
 from dpeer.errors import ConfigError
-from dpeer.eval.audit.pairs import Pairs
-from dpeer.eval.audit.plan import audit_plan
+from dpeer.eval.audit.plan import rating_plan
 from dpeer.eval.backends.types import Answer
 from dpeer.eval.config import EvalConfig
 from dpeer.eval.irt.encode import encode
@@ -188,8 +187,8 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_an_audit_of_an_order_does_not_compare(tmp_path: Path, models: Path) -> None:
-    with pytest.raises(ConfigError, match="is pairwise, but an audit"):
-        audit_plan(pairwise(tmp_path, models), Pairs.__new__(Pairs))
+    with pytest.raises(ConfigError, match="is pairwise, but each response of a data set is rated by itself"):
+        rating_plan(pairwise(tmp_path, models), pd.DataFrame(), pd.DataFrame())
 
 
 # A judge that prefers what it is shown first
