@@ -38,6 +38,14 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in names}
 
 
+def settle(requests: list[Any]) -> None:
+    """Until the endpoint has read what a killed run had sent."""
+    seen = -1
+    while seen < len(requests):
+        seen = len(requests)
+        time.sleep(1)
+
+
 def test_killed_twice_and_stopped_once(endpoint: tuple[Any, str], tmp_path: Path) -> None:
     """While goldens are written, while they are rated, and while what failed is written again."""
     state, url = endpoint
@@ -66,6 +74,7 @@ def test_killed_twice_and_stopped_once(endpoint: tuple[Any, str], tmp_path: Path
         running.append(started(path, log := tmp_path / f"log-{run}"))
         code = running[-1].wait(timeout=200)
         assert code == (-signal.SIGKILL, 143, -signal.SIGKILL, 0)[run], log.read_text()
+        settle(state.requests)
         asked.append({digest(request) for request in state.requests})
         assert len(asked[-1]) == len(state.requests), "within a run nothing is asked twice"
         there = on_disk(folder)

@@ -201,7 +201,7 @@ def test_the_prior_is_that_of_the_program() -> None:
 @pytest.mark.slow
 def test_weights_and_a_refit_say_the_same() -> None:
     table, _ = simulate(Spec(models=3, items=20, dimensions=1, judges=4), 3)
-    few = (table["judge"] != "rater3") | table["item"].isin(["item00", "item01"])
+    few = (table["judge"] != "rater3") | (table["item"] == "item00")
     posterior = fit(encode(table[few]), Options(chains=2, warmup=300, draws=500))
     index, place = chosen_draws(posterior)
     weights = by_weights(posterior, 3, index, place, log_likelihood(posterior, index, place))

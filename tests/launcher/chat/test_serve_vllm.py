@@ -65,7 +65,7 @@ def test_a_model_here_answers_beside_an_endpoint_and_votes_become_a_fit(
     with endpoint() as there:
         names = (models / "a", f"served=peer@{there.url}")
         process, address = begin(
-            begun, tmp_path, *names, "--max-tokens", 8, "--max-length", 256, "--voter", "ann", "--votes", "v.csv"
+            begun, tmp_path, *names, "--max-tokens", 48, "--max-length", 256, "--voter", "ann", "--votes", "v.csv"
         )
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
