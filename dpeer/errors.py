@@ -25,6 +25,10 @@ class DamagedCheckpoint(CheckpointError):
     """Its files are not as they were written, or did not give back what was saved."""
 
 
+class Diverged(DpeerError):
+    """Numbers of the training are no longer finite. Raised by all ranks in the same step."""
+
+
 class Interrupted(BaseException):
     """A signal: the run can be resumed. Like KeyboardInterrupt it passes by `except Exception`.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpeer.config import Objective
-from dpeer.errors import CheckpointError, DpeerError
+from dpeer.errors import CheckpointError, Diverged
 from dpeer.objective import conflict
 from dpeer.objective.constraints import ConstraintSet, aims, check_dimensions, estimates, is_observed
 from dpeer.objective.controllers import CONTROLLERS, Memory, Reading
@@ -118,7 +118,7 @@ def update(
     put inside the dead zone, abs(error) < dead_zone. A constraint that was not observed keeps everything. One that is
     found impossible together with others (`conflict`) is relaxed: its multiplier is the price `dual.relaxed_cost` of
     its violation (resilient constrained learning, Hounie et al. 2023), until the violation has gone. Kind `sft` has no
-    constraints to enforce: none is observed. DpeerError: the loss of a dimension is not finite.
+    constraints to enforce: none is observed. Diverged: the loss of a dimension is not finite.
     """
     dual = objective.dual
     controller = CONTROLLERS[dual.controller](dual)
@@ -199,7 +199,7 @@ def _check_finite(summary: Summary, constraints: ConstraintSet, step: int) -> No
     bad = (summary.edges > 0) & ~(summary.loss.isfinite() & summary.hinge.isfinite())
     if bad.any():
         names = ", ".join(d for d, b in zip(constraints.dimensions, bad.tolist(), strict=True) if b)
-        raise DpeerError(
+        raise Diverged(
             f"the loss of {names} is not finite in step {step}: training has diverged; "
             "resume from the last checkpoint with a lower training.optimizer.lr or objective.beta"
         )

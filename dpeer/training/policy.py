@@ -16,7 +16,7 @@ from dpeer.config import Config
 from dpeer.data.layout import computed
 from dpeer.data.packing import Pack, all_forward_tokens, all_responses
 from dpeer.data.tokenize import TokenTree
-from dpeer.errors import ClusterError, ConfigError, DpeerError
+from dpeer.errors import ClusterError, ConfigError, Diverged
 from dpeer.model.balance import balance, occurrences, routed
 from dpeer.model.families import causal_lm
 from dpeer.objective.constraints import Weights
@@ -251,7 +251,7 @@ class Policy:
     def check_finite(self, value: float, name: str) -> None:
         """The same value on every rank, so all stop together; what was saved before is untouched."""
         if not math.isfinite(value):
-            raise DpeerError(
+            raise Diverged(
                 f"step {self.step + 1}: the {name} is {value}. Training has diverged, and nothing after this would "
                 "mean anything. Lower training.optimizer.lr or objective.beta, or use model.dtype fp32 to see whether "
                 "precision is the cause. The last checkpoint is kept."

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 from dpeer.config import Config
-from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint, Interrupted
+from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint, Diverged, Interrupted
 from dpeer.files import SILENT_S, clear_temporary
 from dpeer.integrity import refuse_damaged_model, write_state
 from dpeer.objective.ledger import infeasible
@@ -141,7 +141,12 @@ class TrainingRun:
             waited = time.perf_counter() - began
             pending = policy.start(PolicyCalls.timed_step, references)
             ahead = self.references_ahead(step + 1) if step + 1 < total else None
-            shares = policy.wait(f"training step {step + 1}", pending)
+            try:
+                shares = policy.wait(f"training step {step + 1}", pending)
+            except Diverged:  # all ranks have said so, and can still end the checkpoint that they are writing
+                with suppress(ClusterError, CheckpointError):
+                    self.saves.finish()
+                raise
             entry, costs = shares[0][0], [c for _, c in shares]
             timing = cost(entry, costs, time.perf_counter() - began, waited)
             if not any(c["writing"] for c in costs):
