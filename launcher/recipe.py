@@ -46,3 +46,9 @@ def recipe_path(name: str, folder: Path = RECIPES) -> Path:
     near = difflib.get_close_matches(path.stem, names, 1)
     meant = f"did you mean '{near[0]}'? " if near else ""
     raise ConfigError(f"'{name}' is neither a recipe file nor a shipped recipe; {meant}Shipped: {', '.join(names)}")
+
+
+def beside(recipe: str, file: Path, folder: Path) -> Path:
+    """The recipe that another file names: a shipped name, or a path relative to that file or to here."""
+    path = file.parent / recipe
+    return path if recipe not in recipe_names(folder) and path.is_file() else recipe_path(recipe, folder)

@@ -18,6 +18,7 @@ from dpeer.errors import ClusterError, ConfigError, DpeerError
 from dpeer.integrity import read_state, stamped, write_state
 from dpeer.json_safe import json_safe
 from dpeer.launcher.lock import claim, holder
+from dpeer.launcher.loop.built import build_spec, make
 from dpeer.launcher.loop.rule import Reached, gained, next_tolerances, weakness
 from dpeer.launcher.loop.spec import BASE, Loop, evaluation, fixed, run_name, training
 from dpeer.launcher.signals import Signals
@@ -75,6 +76,9 @@ def run(loop: Loop, path: Path, console: Console) -> int:
             who = owner.place if (owner := holder(lock)) else "another driver"
             raise ClusterError(f"{folder.path}: {who} is at this loop. Wait for its end, or rename this one.")
         try:
+            if loop.build is not None and not folder.run(1).manifest.exists():
+                console.rule("[bold]data", align="left")
+                make(build_spec(loop.build, path), console)
             _rounds(loop, path, first, folder, console)
         except Stop as stopped:
             return stopped.code

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpeer.config import LONGEST_NAME, Config, Section
 from dpeer.config_io import load_config, load_section, resolved
 from dpeer.config_sources import Sources, paths
 from dpeer.errors import ConfigError
+from dpeer.launcher.loop.built import build_spec, places
 from dpeer.launcher.loop.rule import Rule
-from dpeer.launcher.recipe import EVALUATION, RECIPES, recipe_names, recipe_path
+from dpeer.launcher.recipe import EVALUATION, RECIPES, beside, recipe_path
 
 if TYPE_CHECKING:
     from dpeer.eval.config import EvalConfig
@@ -49,12 +50,21 @@ class Loop(Section):
     data: Sources | None = None
     """Data set that the rounds train on, instead of the recipe's data.train. Where the recipe names files for
     data.dual or data.heldout, give these of the new data too, in `changes`."""
+    build: str | None = None
+    """Spec of `dpeer build`, a shipped name or a path relative to this file: the data set is made before round 1, and
+    its splits train, dual and test become data.train, data.dual and data.heldout, except those given in `changes`."""
     rounds: int = Field(3, ge=1, le=99)
     """Most rounds."""
     patience: int = Field(1, ge=1)
     """Rounds in a row without a clear gain of the weakest ability after which the loop ends."""
     rule: Rule = Rule()
     fit: Fit = Fit()
+
+    @model_validator(mode="after")
+    def _one_data_set(self) -> Loop:
+        if self.data is not None and self.build is not None:
+            raise ValueError("data and build are both given; keep the one that the rounds are to train on")
+        return self
 
 
 def load_loop(name: str, overrides: Sequence[str] = ()) -> tuple[Loop, Path]:
@@ -72,9 +82,12 @@ def training(loop: Loop, path: Path, number: int, tolerance: Mapping[str, float]
     values: dict[str, Any] = {"name": run_name(number)}
     if loop.data is not None:
         values["data.train"] = loop.data
+    if loop.build is not None:
+        made = places(build_spec(loop.build, path), set(loop.changes.get("data") or {}))
+        values |= {f"data.{key}": place for key, place in made.items()}
     if tolerance is not None:
         values["objective.constraint.tolerance"] = {d: "inf" if math.isinf(t) else t for d, t in tolerance.items()}
-    recipe = _beside(loop.recipe, path, RECIPES)
+    recipe = beside(loop.recipe, path, RECIPES)
     config = load_config(recipe, changes=loop.changes, values=values, shipped=RECIPES)
     _refuse(config, path)
     if loop.data is not None:
@@ -91,7 +104,7 @@ def evaluation(loop: Loop, path: Path, config: Config, rounds: int) -> EvalConfi
         {"name": run_name(n), "path": str(config.output_dir / run_name(n) / "export")} for n in range(1, rounds + 1)
     ]
     values = (f"models={json.dumps(served)}", f"output_dir={json.dumps(str(config.output_dir))}", "name=evaluation")
-    recipe = _beside(loop.evaluation, path, EVALUATION)
+    recipe = beside(loop.evaluation, path, EVALUATION)
     return load_section(EvalConfig, recipe, (*values, f"base={BASE}"), changes=loop.judging, shipped=EVALUATION)
 
 
@@ -101,11 +114,6 @@ def fixed(loop: Loop, config: Config, judged: EvalConfig) -> dict[str, Any]:
     trees = {"training": resolved(config), "evaluation": resolved(judged)}
     kept = {kind: {k: v for k, v in tree.items() if k not in free[kind]} for kind, tree in trees.items()}
     return {"rule": resolved(loop.rule), **kept}
-
-
-def _beside(recipe: str, loop_file: Path, folder: Path) -> Path:
-    beside = loop_file.parent / recipe
-    return beside if recipe not in recipe_names(folder) and beside.is_file() else recipe_path(recipe, folder)
 
 
 def _refuse_parted(config: Config, own: Mapping[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -11,21 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
+from dpeer.data.load import load
 from dpeer.errors import ConfigError, Interrupted
 from dpeer.eval.irt.fit_folder import save
 from dpeer.eval.irt.types import Posterior
 from dpeer.launcher.cli import app
+from dpeer.launcher.loop.built import build_spec, make
 from dpeer.launcher.loop.rule import Reached, Rule, gained, next_tolerances, weakness
 from dpeer.launcher.loop.run import LoopFolder, _begun, _decided, _ended, refuse_other, write_page
 from dpeer.launcher.loop.spec import Loop, evaluation, fixed, load_loop, run_name, training
+from dpeer.launcher.recipe import BUILD
 from dpeer.launcher.signals import Signals
 from dpeer.training.run_dir import RunDir
+from tests.eval.conftest import endpoint, toy
 from tests.eval.irt.made_up import made_up
+from tests.eval.toy_writers import Toy, values, write_spec
 from tests.training.test_run_dir import FACTS
 
 LN2 = math.log(2)
+__all__ = ["endpoint", "toy"]  # fixtures
 
 
 def reached(
@@ -148,6 +156,30 @@ def test_data_bring_their_own_dual_and_heldout_records(tmp_path: Path) -> None:
     given.write_text(given.read_text().replace("heldout", "dual"))
     with pytest.raises(ConfigError, match=r"data.heldout would still be .*test.jsonl"):
         training(*load_loop(str(given)), 1)
+
+
+def test_a_build_gives_the_splits_that_the_file_does_not_name(tmp_path: Path) -> None:
+    made = yaml.safe_load((BUILD / "personaknob.yaml").read_text()) | {"name": "own", "output_dir": str(tmp_path)}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(made))
+    given = loop_file(tmp_path, build="spec.yaml")  # heldout stands in `changes` there
+    data = training(*load_loop(str(given)), 1).data
+    assert data.train == f"{tmp_path}/own/parquet@train" and data.dual == f"{tmp_path}/own/parquet@dual"
+    assert data.heldout == str(tmp_path / "test.jsonl")
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(made | {"records": {"train": 1, "test": 1}}))
+    with pytest.raises(ConfigError, match=r"own makes no records of its split dual.*data.dual"):
+        training(*load_loop(str(given)), 1)
+    with pytest.raises(ConfigError, match="data and build are both given"):
+        load_loop(str(loop_file(tmp_path, build="spec.yaml", data="other.jsonl")))
+
+
+def test_a_loop_makes_the_data_that_its_rounds_load(toy: tuple[Toy, str, Any], tmp_path: Path) -> None:
+    made = values(tmp_path, toy[1], records={"train": 1, "dual": 1, "test": 1}, masks={"A+T": None, "T+E": None})
+    write_spec(tmp_path / "spec.yaml", made)
+    path = loop_file(tmp_path, build="spec.yaml", changes={"output_dir": str(tmp_path)})
+    make(build_spec("spec.yaml", path), Console(file=io.StringIO()))
+    data = training(*load_loop(str(path)), 1).data
+    for place in (data.train, data.dual, data.heldout):
+        assert len(load(str(place)).records) == 2
 
 
 def test_shipped_loops_load() -> None:
