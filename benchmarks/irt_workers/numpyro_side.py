@@ -45,7 +45,7 @@ def zero_sum(scale: Array, shape: tuple[int, ...]) -> dist.Distribution:
 
 
 def model(data: dict[str, Any]) -> None:
-    M, Q, J, D, K = (data[name] for name in ("models", "items", "judges", "dimensions", "categories"))
+    Q, J, D, K = (data[name] for name in ("items", "judges", "dimensions", "categories"))
 
     def partly(name: str, scale: Array, shape: tuple[int, ...]) -> Array:
         """Effects that sum to zero over the axes of `shape`, with prior normal(0, scale) and scale's shape before."""
@@ -59,10 +59,12 @@ def model(data: dict[str, Any]) -> None:
 
     mu = numpyro.sample("mu", dist.Normal(jnp.zeros(D), 5.0))
     root = spread("theta", 1.0, 0.8, D)[:, None] * numpyro.sample("L_theta", dist.LKJCholesky(D, 2.0))
-    if data["centre_theta"]:
-        rows = numpyro.sample("theta_raw", dist.MultivariateNormal(jnp.zeros((M - 1, D)), scale_tril=root))
-    else:
-        rows = numpyro.sample("theta_raw", dist.Normal(jnp.zeros((M - 1, D)), 1.0)) @ root.T
+    # raw = t factor - seen with t ~ normal(0, 1) and theta = t root', so raw is normal as well
+    told = data["centre_theta"]
+    factor = jnp.linalg.cholesky(jnp.eye(D) + root.T @ (told[:, None] * root))
+    seen = jnp.linalg.solve(factor, root.T @ (told[:, None] * data["centre_theta_at"].T)).T
+    raw = numpyro.sample("theta_raw", dist.MultivariateNormal(-seen, covariance_matrix=factor.T @ factor))
+    rows = jnp.linalg.solve(factor.T, (raw + seen).T).T @ root.T
     theta = numpyro.deterministic("theta", data["basis"] @ rows)  # [M, D]
     beta = partly("beta", spread("beta", 0.7, 0.8, D), (Q,))  # [D, Q]
     severity = partly("severity", spread("severity", 0.5, 0.8), (J,))[:, None]

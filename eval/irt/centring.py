@@ -8,11 +8,11 @@ import numpy as np
 
 from dpeer.eval.irt.cells import Cells
 from dpeer.eval.irt.comparisons import SPREADS
-from dpeer.eval.irt.scales import LEAST, Scales
+from dpeer.eval.irt.scales import LEAST, Scales, helmert
 from dpeer.eval.irt.stan_terms import Terms, term_precision
 from dpeer.eval.irt.types import Floats, Ints
 
-CENTRED = ("theta", "beta", "severity", "dev", "tau", "alpha")
+CENTRED = ("beta", "severity", "dev", "tau", "alpha")
 ALIKE = 0.35
 """Spread of log discriminations up to which judges count as alike."""
 TAU_INFORMATION = 0.15
@@ -72,4 +72,5 @@ def centrings(precision: dict[str, Any], scales: Scales, cell_dimension: Ints, f
         centre[f"centre_{name}"] = _centring(precision[name], getattr(scales, name))
     centre["centre_v"] = _centring(precision["v"], scales.v[found.triple_dimension])
     centre |= {f"centre_{name}": _centring(precision["comparer"], spread) for name, spread in SPREADS.items()}
-    return centre | {"centre_u": centre_u, "centre_theta": bool(np.mean(centre["centre_theta"]) > 0.5)}
+    at = np.column_stack([helmert(ability) for ability in scales.ability.T])
+    return centre | {"centre_u": centre_u, "centre_theta": precision["theta"], "centre_theta_at": at}

@@ -36,13 +36,13 @@ __all__ = ["IrtError", "fit", "load", "save"]
 APPROX_WARMUP, APPROX_DRAWS = 200, 100
 PILOT = (1, 150, 50)
 """Chains, warm-up and draws of the short run whose scales say how the blocks of the real run are centred."""
-STEPS, STEPS_LARGE = (0.98, 0.995, 0.999), (0.95, 0.99, 0.998)
+STEPS = (0.95, 0.99, 0.998)
 """Acceptance rates aimed at (Stan's adapt_delta): after divergences all chains are run anew with the next one."""
 STEPS_ROUGH = (0.8,)
 KEPT_EFFECTS = 200
 """Draws, over all chains, of which the response effects are kept."""
 LARGE = 8000
-"""Parameters from which on trees are kept shallower and steps longer: scales are sharp there, and steps dear."""
+"""Parameters from which on trees are kept shallower: scales are sharp there, and steps dear."""
 Say = Callable[[str, float], None]
 APART = 1.05
 """R-hat from which on approximate chains that go on from an earlier fit are given up; others must pass the gate."""
@@ -112,7 +112,7 @@ def _fresh(
     problem = build(ratings, options, measured(pilot, problem.scales))
     expected = seconds(pilot.facts["seconds_per_draw"], options, at_once(options.chains, options.threads, len(ratings)))
     label = f"sampling{' (approximate)' * options.approx}, about {duration(expected)}"
-    for attempt, rate in enumerate(_steps(options, problem)):
+    for attempt, rate in enumerate(STEPS_ROUGH if options.approx else STEPS):
         again = f" again, adapt_delta {rate}" if attempt else ""
         nuts = _nuts(problem, options) | {"adapt_delta": rate}
         posterior = _sample(ratings, options, problem, executable, partial(say, label + again), nuts, keep_csv)
@@ -161,10 +161,6 @@ def _nuts(problem: Problem, options: Options) -> dict[str, Any]:
     rng = np.random.default_rng(options.seed)
     inits = [starts(problem.blocks, problem.data["D"], rng) for _ in range(options.chains)]
     return {"inv_metric": inverse_metric, "max_treedepth": depth, "inits": inits}
-
-
-def _steps(options: Options, problem: Problem) -> tuple[float, ...]:
-    return STEPS_ROUGH if options.approx else STEPS_LARGE if len(metric(problem.blocks)) > LARGE else STEPS
 
 
 def _sample(

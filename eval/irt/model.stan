@@ -93,6 +93,20 @@ functions {
     return x;
   }
 
+  // Abilities of models, without scale and correlations, t ~ normal(0, 1) with theta = t * root', from a form in which
+  // the posterior is about normal(0, 1) whatever root is: with prior covariance root * root' and data that tell
+  // `guess` with precision `told`, theta is about normal(V * told * guess, V) where V = root / (I + root' * told * root) * root'.
+  // `factor` is that inner matrix's Cholesky factor. No division by root, which is singular where dimensions go along.
+  matrix without_scale(matrix raw, matrix root, matrix factor, vector told, matrix guess) {
+    matrix[rows(raw), cols(raw)] seen = mdivide_left_tri_low(factor, diag_post_multiply(root', told) * guess')';
+    return mdivide_right_tri_low(raw + seen, factor);
+  }
+
+  matrix factor_of(matrix root, vector told) {
+    int n = rows(root);
+    return cholesky_decompose(add_diag(quad_form_sym(diag_matrix(told), root), rep_vector(1, n)));
+  }
+
   // Effects from their partly centred form, raw ~ normal(centre * middle, scale ^ centre).
   vector uncentred(vector raw, vector middle, vector centre, vector scale) {
     return exp((1 - centre) .* log(scale)) .* (raw - centre .* middle);
@@ -213,7 +227,8 @@ data {
 
   // How far a block is centred: 0 for effect = s * z with z ~ normal(0, 1), 1 for effect ~ normal(0, s), and between
   // them effect = s^(1 - c) * z with z ~ normal(0, s^c) (Papaspiliopoulos et al. 2007; Gorinova et al. 2020).
-  int<lower=0, upper=1> centre_theta;
+  vector<lower=0>[D] centre_theta; // what ratings tell of an ability (inverse variance), and where about it is, in
+  matrix[M - 1, D] centre_theta_at; // the coordinates of sum_zero: see without_scale
   vector<lower=0, upper=1>[D] centre_beta;
   real<lower=0, upper=1> centre_severity;
   real<lower=0, upper=1> centre_dev;
@@ -336,6 +351,8 @@ parameters {
 }
 transformed parameters {
   matrix[M, D] theta;
+  matrix[M - 1, D] t; // theta without scale and correlations
+  matrix[D, D] factor;
   matrix[J, D] severity = rep_matrix(0, J, D);
   vector[use_alpha ? J : 0] log_alpha;
   vector[B] beta;
@@ -366,10 +383,11 @@ transformed parameters {
     }
   }
   {
-    matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
-    if (!centre_theta) {
-      z = z * diag_pre_multiply(s_theta, L_theta)';
-    }
+    matrix[D, D] root = diag_pre_multiply(s_theta, L_theta);
+    matrix[M - 1, D] z;
+    factor = factor_of(root, centre_theta);
+    t = without_scale(to_matrix(theta_raw, M - 1, D), root, factor, centre_theta, centre_theta_at);
+    z = t * root';
     for (d in 1 : D) {
       theta[ : , d] = sum_zero(z[ : , d]);
     }
@@ -554,14 +572,8 @@ model {
   mu ~ normal(0, 5);
   s_theta ~ lognormal(0, 0.8);
   L_theta ~ lkj_corr_cholesky(2);
-  if (centre_theta) {
-    matrix[M - 1, D] z = to_matrix(theta_raw, M - 1, D);
-    matrix[D, D] root = diag_pre_multiply(s_theta, L_theta);
-    to_vector(mdivide_left_tri_low(root, z')) ~ std_normal();
-    target += -(M - 1) * sum(log(diagonal(root)));
-  } else {
-    theta_raw ~ std_normal();
-  }
+  to_vector(t) ~ std_normal();
+  target += -(M - 1) * sum(log(diagonal(factor))); // dt / dtheta_raw
   s_beta ~ lognormal(log(0.7), 0.8);
   beta_mean ~ normal(0, 5);
   {

@@ -14,9 +14,9 @@ import numpy as np
 from dpeer.eval.irt import comparisons
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_statistics import information
-from dpeer.eval.irt.scales import Scales, by_response
+from dpeer.eval.irt.scales import Scales, by_response, helmert
 from dpeer.eval.irt.stan_data import Problem
-from dpeer.eval.irt.stan_start import helmert, metric
+from dpeer.eval.irt.stan_start import metric
 from dpeer.eval.irt.types import THINNED, Floats, Ints, Options, Posterior, Ratings
 
 SAME = ("models", "judges", "dimensions", "rated_criteria", "scale", "groups", "comparers", "rated_dimensions")
@@ -52,7 +52,7 @@ def earlier(previous: Posterior, ratings: Ratings, options: Options) -> tuple[Sc
     anchors, or was made by a version that left nothing to start from.
     """
     before = previous.ratings
-    if not previous.left:
+    if not previous.left or "scales.ability" not in previous.left:
         raise IrtError("the earlier fit holds no state to start from (an earlier version made it); fit without it once")
     if previous.options.anchors or options.anchors:
         raise IrtError("a fit with anchors cannot start from an earlier one: leave out --start-from, or the anchors")

@@ -29,6 +29,7 @@ class Scales:
     u: Floats  # [D]
     information: Floats  # [R, D] what its ratings tell of each response: inverse variance
     compared: Floats  # [R, D] what its comparisons tell
+    ability: Floats  # [M, D] where abilities are about
     severity: float = 0.5
     dev: float = 0.25
     tau: float = 0.25
@@ -58,6 +59,7 @@ def guessed(ratings: Ratings) -> Scales:
         u=spread,
         information=by_response(ratings, each),
         compared=comparisons.information(ratings),
+        ability=np.zeros((len(ratings.models), d)),
         v=spread,
     )
 
@@ -77,8 +79,15 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         v=mean("v", before.v),
         information=by_response(pilot.ratings, information(pilot)),
         compared=before.compared,
+        ability=pilot.flat("theta").mean(axis=0),
         **{
             name: float(mean(name, getattr(before, name))) for name in ("severity", "dev", "tau", "alpha", "judge_item")
         },
         judge_model=float(mean(taste, before.judge_model)),
     )
+
+
+def helmert(x: Floats) -> Floats:
+    """The free values that Stan's `sum_zero` turns into x - mean(x)."""
+    i = np.arange(1, len(x))
+    return np.asarray((np.cumsum(x)[:-1] - i * x[1:]) / np.sqrt(i * (i + 1)))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpeer.eval.irt.comparisons import SPREADS
-from dpeer.eval.irt.scales import SPREAD, Scales
+from dpeer.eval.irt.scales import SPREAD, Scales, helmert
 from dpeer.eval.irt.types import Floats, Ints, Ratings
 
 Blocks = tuple[tuple[str, Floats, Floats], ...]
@@ -78,7 +78,7 @@ def blocks(
         ("mu", np.array([x.mean() for x in logits]), 1 / per_dimension + 0.01),
         ("s_theta", *_spread(scales.theta, True, m)),
         ("L_theta", np.zeros(corr), np.full(corr, 1 / m)),
-        ("theta_raw", *_effects((m - 1) * one, precision["theta"], data["centre_theta"], scales.theta)),
+        ("theta_raw", np.zeros((m - 1) * d), np.ones((m - 1) * d)),
         ("s_beta", *_spread(scales.beta, True, items)),
         ("beta_raw", *_effects(beta_free, precision["beta"], data["centre_beta"], scales.beta)),
         ("beta_mean", *_effects(one * (items_anchored.sum() > 0), per_dimension)),
@@ -140,9 +140,3 @@ def _of_comparisons(data: dict[str, Any], precision: dict[str, Any]) -> list[tup
             (f"{name}_raw", *_effects(h * several, told, data[f"centre_{name}"], spread)),
         ]
     return [*named, ("log_scale", *_effects(int(data["use_scale"]), data["comparisons"] / 10, 1.0, 0.5))]
-
-
-def helmert(x: Floats) -> Floats:
-    """The free values that Stan's `sum_zero` turns into x - mean(x)."""
-    i = np.arange(1, len(x))
-    return np.asarray((np.cumsum(x)[:-1] - i * x[1:]) / np.sqrt(i * (i + 1)))

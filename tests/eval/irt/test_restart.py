@@ -47,7 +47,10 @@ def test_chains_start_at_the_last_draws(before: Posterior) -> None:
         s_theta, s_beta, s_u = (np.array(start[name]) for name in ("s_theta", "s_beta", "s_u"))
         root = np.diag(s_theta) @ np.array(start["L_theta"])
         free = np.reshape(start["theta_raw"], (2, 3)).T
-        theta = helmert(4).T @ (free if problem.data["centre_theta"] else free @ root.T)
+        told, at = (np.array(problem.data[name]) for name in ("centre_theta", "centre_theta_at"))
+        covariance = np.linalg.inv(np.linalg.inv(root @ root.T) + np.diag(told))
+        factor = np.linalg.cholesky(np.eye(2) + root.T @ np.diag(told) @ root)
+        theta = helmert(4).T @ (free @ np.linalg.inv(factor) @ root.T + at @ np.diag(told) @ covariance)
         assert np.allclose(theta, last["theta"], atol=1e-6)
         centre = np.array(problem.data["centre_beta"])
         beta = helmert(14).T @ np.reshape(start["beta_raw"], (2, 13)).T * s_beta ** (1 - centre)
