@@ -31,7 +31,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dpeer.config import Config
-from dpeer.data.packing import all_forward_tokens, batch_indices, build_pack, plan_packs
+from dpeer.data.bins import plan_packs
+from dpeer.data.packing import all_forward_tokens, batch_indices, build_pack
 from dpeer.data.pool import CPUS
 from dpeer.training.tokens import tokens
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+AS_IT_IS = (int, str, bool, type(None))
+
 
 def json_safe(value: Any) -> Any:
     """Strict JSON of nested dicts, lists and numbers: nan becomes null, infinities become "inf" and "-inf"."""
@@ -14,7 +16,13 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, (str, int)) or value is None:
         return value
     if isinstance(value, (dict, Mapping)):
-        return {k: json_safe(v) for k, v in value.items()}
+        return {k: v if _is_safe(v) else json_safe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [json_safe(v) for v in value]
+        return [v if _is_safe(v) else json_safe(v) for v in value]
     return value
+
+
+def _is_safe(value: Any) -> bool:
+    """Of the most frequent values, at once."""
+    kind = type(value)
+    return math.isfinite(value) if kind is float else kind in AS_IT_IS

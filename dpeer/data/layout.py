@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dpeer.data.bins import plan_packs
 from dpeer.data.packing import (
     Counts,
     Pack,
@@ -20,7 +21,6 @@ from dpeer.data.packing import (
     all_longest,
     all_responses,
     forward_tokens,
-    plan_packs,
 )
 from dpeer.data.tokenize import TokenTree
 

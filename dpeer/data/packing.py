@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from heapq import heapreplace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -253,44 +252,6 @@ def build_pack(trees: Sequence[TokenTree], samples: Sequence[int]) -> Pack:
         response_counts=tuple(len(t.responses) for t in trees),
         golden_tokens=sum(len(t.responses[t.golden]) for t in trees),
     )
-
-
-def plan_packs(costs: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Assign items to [rank][pack]: longest first to the least loaded rank, then first fit under the token budget.
-
-    Deterministic in its arguments. An item over the budget gets a pack of its own. Ranks may end with different
-    numbers of packs, also none: the step pads with dummies.
-    """
-    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    mine: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0, rank) for rank in range(ranks)]  # a heap
-    for i in order:
-        load, rank = loads[0]
-        mine[rank].append(i)
-        heapreplace(loads, (load + costs[i], rank))
-    return [_first_fit(items, costs, budget) for items in mine]
-
-
-def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Every item into the first pack that has room, found by halves: `most[k]` is the most room of any pack below the
-    node k of a binary tree, whose leaves are the packs; leaves without a pack yet have the whole budget."""
-    leaves = 1 << max(0, len(items) - 1).bit_length()
-    most = [budget] * (2 * leaves)
-    packs: list[list[int]] = []
-    for i in items:
-        node = 1
-        while node < leaves:
-            node *= 2
-            node += most[node] < costs[i]
-        if costs[i] > budget or node - leaves >= len(packs):
-            node = leaves + len(packs)
-            packs.append([])
-        packs[node - leaves].append(i)
-        most[node] -= costs[i]
-        while node > 1:
-            node //= 2
-            most[node] = max(most[2 * node], most[2 * node + 1])
-    return packs
 
 
 def batch_indices(cursor: int, size: int, records: int, seed: int, weights: Weights = None) -> list[int]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpeer.config import Config
+from dpeer.data.bins import plan_packs
 from dpeer.data.layout import padded, plan_sequences
-from dpeer.data.packing import batch_indices, plan_packs
+from dpeer.data.packing import batch_indices
 from dpeer.estimate.footprint import Weights
 from dpeer.estimate.memory import BYTES, Zero
 from dpeer.model.flops import Lengths, forward_flops, training_flops

@@ -113,7 +113,10 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b in fp32, within the product where the device can do that."""
-    if a.dtype != torch.float32 and _adds_within_product(a.device):
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+        return
+    if _adds_within_product(a.device):
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
         return
     for i in range(0, len(total), WEIGHT_ROWS):  # all rows at once would need another total

@@ -85,6 +85,12 @@ class ConstraintSet:
         indices = torch.tensor(self.members, dtype=torch.long).reshape(-1, width).T
         return tuple(zip((1.0, -1.0), indices, strict=False))
 
+    @cached_property
+    def bounded(self) -> list[str]:
+        """Dimensions that a finite tolerance binds."""
+        bound = {d for _, index in self.sides for d in index[self.finite].tolist()}
+        return [name for d, name in enumerate(self.dimensions) if d in bound]
+
     def least(self, values: Tensor) -> Tensor:
         """[C] of values [D]: the smallest among each constraint's members."""
         return torch.stack([values[index] for _, index in self.sides]).amin(0)

@@ -6,10 +6,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from dpeer.config import Objective
@@ -19,7 +21,7 @@ from dpeer.objective.constraints import ConstraintSet, aims, check_dimensions, e
 from dpeer.objective.controllers import CONTROLLERS, Memory, Reading
 from dpeer.objective.statistics import Summary
 
-DIGEST_BITS = 48
+DIGEST_BITS, MOST_BYTES = 48, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,10 @@ class DualState:
 
     def digest(self) -> int:
         """Hash of all fields, below 2^48 and so exact in fp64: equal on all ranks, or they have drifted apart."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> int:
         state = hashlib.blake2b(digest_size=DIGEST_BITS // 8)
         for f in fields(self):
             _hash(state, f.name, getattr(self, f.name))
@@ -206,14 +212,15 @@ def _check_finite(summary: Summary, constraints: ConstraintSet, step: int) -> No
 
 
 def _hash(state: hashlib.blake2b, name: str, value: Any) -> None:
-    """Add a field by its name, and by type, length and bits."""
+    """Add a field by its name, and by type, length and bits; a long one by the fast hash of these."""
     if isinstance(value, Mapping):
         for key in sorted(value):
             _hash(state, f"{name}.{key}", value[key])
         return
     array = np.asarray(value)
     state.update(f"{name} {array.dtype} {array.size} ".encode())
-    state.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    state.update(content if len(content) <= MOST_BYTES else xxhash.xxh3_128_digest(content))
 
 
 def _encode(value: Any) -> Any:

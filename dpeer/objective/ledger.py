@@ -14,11 +14,12 @@ from torch import Tensor
 from dpeer.json_safe import json_safe
 from dpeer.objective.constraints import ConstraintSet, Weights, estimates
 from dpeer.objective.dual import DualState
-from dpeer.objective.rows import ConstraintRow, DimensionRow, MeansRow, TogetherRow
+from dpeer.objective.rows import DimensionRow, TogetherRow
 from dpeer.objective.statistics import Summary
 
 MOST_ROWS, SHOWN = 64, 16
 """Up to so many constraints a line has a row for each; of more, `shown` chooses those that a person would look at."""
+MEANS = ("loss", "loss_se", "margin", "margin_se", "accuracy")
 SHRINKS = 0.05
 """A violation counts as shrinking when it falls by this share, beyond twice its standard error."""
 
@@ -44,22 +45,38 @@ def ledger_entry(
     evidence = dual if dual is not None and follow_dual else summary
     estimate, se = estimates(constraints, evidence, state_before)
     bounds = constraints.bounds
-    levels = torch.stack([bounds, bounds if aims is None else aims, estimate, se, state_before.multipliers])
-    pressed = (state_before.multipliers > 0) & ~(estimate + 2 * se.nan_to_num(0.0) < levels[1])
-    which = shown(bounds - estimate, state_before, state_after)
-    edges = evidence.edges.long()
+    aims, slack, multipliers = bounds if aims is None else aims, bounds - estimate, state_before.multipliers
+    pressed = (multipliers > 0) & ~(estimate + 2 * se.nan_to_num(0.0) < aims)
+    which = shown(slack, state_before, state_after)
+    columns = {
+        "tolerance": bounds,
+        "aim": aims,
+        "estimate": estimate,
+        "se": se,
+        "slack": slack,
+        "multiplier": multipliers,
+        "active": pressed,
+        "saturated": state_before.saturated,
+        "relaxed": state_after.relaxed,
+        "relaxation": state_after.conflict["level"].clamp(min=0).where(state_after.relaxed, 0.0),
+    }
+    chosen, edges = torch.tensor(which, dtype=torch.long), evidence.edges.long().tolist()
     entry = {
         "step": step,
         **scalars,
         "dual_digest": state_after.digest(),
-        "dimensions": {d: _dimension(i, summary, weights, dual) for i, d in enumerate(constraints.dimensions)},
+        "dimensions": dict(zip(constraints.dimensions, _dimensions(summary, weights, dual), strict=True)),
         "constraints": {
-            constraints.names[c]: _constraint(c, constraints, edges, state_before, state_after, bool(active), *values)
-            for c, active, values in zip(which, pressed[which].tolist(), levels.T[which].tolist(), strict=True)
+            constraints.names[c]: {
+                "dimensions": constraints.member_names(c),
+                **row,
+                "edges": sum(edges[d] for d in constraints.members[c]),
+            }
+            for c, row in zip(which, _rows({name: x[chosen] for name, x in columns.items()}), strict=True)
         },
     }
     if len(which) < len(constraints.names):
-        entry["all_constraints"] = _together(constraints, bounds - estimate, pressed, state_before, state_after)
+        entry["all_constraints"] = _together(constraints, slack, pressed, state_before, state_after)
     return dict(json_safe(entry))
 
 
@@ -78,7 +95,6 @@ def shown(slack: Tensor, before: DualState, after: DualState) -> list[int]:
 def _together(
     constraints: ConstraintSet, slack: Tensor, pressed: Tensor, before: DualState, after: DualState
 ) -> TogetherRow:
-    bounded = {d for _, index in constraints.sides for d in index[constraints.finite].tolist()}
     values = before.multipliers.numpy().astype("<f4")
     return {
         "constraints": len(constraints.names),
@@ -87,58 +103,26 @@ def _together(
         "saturated": int(before.saturated.sum()),
         "relaxed": int(after.relaxed.sum()),
         "multipliers": b64encode(values.tobytes()).decode() if values.any() else "",
-        "bounded": [name for d, name in enumerate(constraints.dimensions) if d in bounded],
+        "bounded": constraints.bounded,
     }
 
 
-def _dimension(index: int, summary: Summary, weights: Weights, dual: Summary | None) -> DimensionRow:
-    row: dict[str, Any] = {
-        **_means(index, summary),
-        "weight": float(weights.loss[index] + weights.hinge[index]),
-        "floored": float(weights.floored[index]),
-    }
-    return cast(DimensionRow, row if dual is None else row | {"dual": _means(index, dual)})
+def _dimensions(summary: Summary, weights: Weights, dual: Summary | None) -> list[DimensionRow]:
+    own = _rows({**_means(summary), "weight": weights.loss + weights.hinge, "floored": weights.floored})
+    if dual is not None:
+        own = [row | {"dual": means} for row, means in zip(own, _rows(_means(dual)), strict=True)]
+    return cast(list[DimensionRow], own)
 
 
-def _means(index: int, summary: Summary) -> MeansRow:
-    return {
-        "edges": int(summary.edges[index]),
-        "loss": float(summary.loss[index]),
-        "loss_se": float(summary.loss_se[index]),
-        "margin": float(summary.margin[index]),
-        "margin_se": float(summary.margin_se[index]),
-        "accuracy": float(summary.accuracy[index]),
-    }
+def _means(summary: Summary) -> dict[str, Tensor]:
+    """Columns of `MeansRow`."""
+    edges = summary.edges.long()
+    return {"edges": edges} | {name: getattr(summary, name) for name in MEANS}
 
 
-def _constraint(
-    index: int,
-    constraints: ConstraintSet,
-    edges: Tensor,
-    before: DualState,
-    after: DualState,
-    active: bool,
-    bound: float,
-    aim: float,
-    estimate: float,
-    se: float,
-    multiplier: float,
-) -> ConstraintRow:
-    relaxed = bool(after.relaxed[index])
-    return {
-        "dimensions": constraints.member_names(index),
-        "tolerance": bound,
-        "aim": aim,
-        "estimate": estimate,
-        "se": se,
-        "slack": bound - estimate,
-        "multiplier": multiplier,
-        "active": active,
-        "saturated": bool(before.saturated[index]),
-        "relaxed": relaxed,
-        "relaxation": max(0.0, float(after.conflict["level"][index])) if relaxed else 0.0,
-        "edges": int(edges[list(constraints.members[index])].sum()),
-    }
+def _rows(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def infeasible(tail: Sequence[Mapping[str, Any]]) -> dict[str, str]:

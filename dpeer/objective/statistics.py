@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,63 +62,61 @@ def edge_statistics(
     `margins`, `losses`, `hinges` [E] float; `dims` [E] long; `records` [E] long: the cluster of each edge. A record
     never spans two calls. Memory is E^2: meant for one micro-batch. No gradient, no device synchronisation.
     """
+    if not len(dims):
+        return torch.zeros(len(DIM_FIELDS), n_dims, dtype=torch.float64, device=dims.device)
     member = dims[:, None] == torch.arange(n_dims, device=dims.device)
-    same = records[:, None] == records
-    ones = member.double()
-    loss, margin, hinge = (torch.where(member, x.detach().double()[:, None], 0.0) for x in (losses, margins, hinges))
-    earlier = same.tril(-1).double() @ ones
-
-    def cluster_sum(x: Tensor, y: Tensor) -> Tensor:
-        return (x * (same.double() @ y)).sum(0)
-
+    together = (records[:, None] == records) & (dims[:, None] == dims)
+    loss, margin, hinge = (x.detach().double() for x in (losses, margins, hinges))
+    ones = torch.ones_like(loss)
+    first = together.to(torch.uint8).argmax(1)  # of the record's edges of the same dimension
+    values = torch.stack([ones, loss, margin, hinge], 1)
+    n, of_loss, of_margin, of_hinge = torch.zeros_like(values).index_add(0, first, values)[first].T  # summed over these
     table = {
-        "edges": ones.sum(0),
-        "loss": loss.sum(0),
-        "loss_sq": loss.square().sum(0),
-        "margin": margin.sum(0),
-        "margin_sq": margin.square().sum(0),
-        "wins": (margin > 0).double().sum(0),
-        "hinge": hinge.sum(0),
-        "records": (member & (earlier == 0)).double().sum(0),
-        "record_edges_sq": cluster_sum(ones, ones),
-        "record_loss_sq": cluster_sum(loss, loss),
-        "record_loss_edges": cluster_sum(loss, ones),
-        "record_margin_sq": cluster_sum(margin, margin),
-        "record_margin_edges": cluster_sum(margin, ones),
-        "record_hinge_sq": cluster_sum(hinge, hinge),
-        "record_hinge_edges": cluster_sum(hinge, ones),
+        "edges": ones,
+        "loss": loss,
+        "loss_sq": loss.square(),
+        "margin": margin,
+        "margin_sq": margin.square(),
+        "wins": margin > 0,
+        "hinge": hinge,
+        "records": first == torch.arange(len(dims), device=dims.device),
+        "record_edges_sq": n,
+        "record_loss_sq": loss * of_loss,
+        "record_loss_edges": loss * n,
+        "record_margin_sq": margin * of_margin,
+        "record_margin_edges": margin * n,
+        "record_hinge_sq": hinge * of_hinge,
+        "record_hinge_edges": hinge * n,
     }
-    return torch.stack([table[field] for field in DIM_FIELDS])
+    return torch.stack([torch.where(member, table[field].double()[:, None], 0.0).sum(0) for field in DIM_FIELDS])
 
 
 def summarise(table: Tensor) -> Summary:
     """Means and errors from the summed table [F, D]: always sum / count, never a mean of means."""
-    rows = dict(zip(DIM_FIELDS, table.double().cpu(), strict=True))
+    sums = table.double().cpu()
+    rows, means = (dict(zip(DIM_FIELDS, x, strict=True)) for x in (sums, sums / sums[DIM_FIELDS.index("edges")]))
     edges, records = rows["edges"], rows["records"]
-
-    def mean(field: str) -> Tensor:
-        return torch.div(rows[field], edges)
-
-    def deviation(field: str) -> Tensor:
-        return (mean(f"{field}_sq") - mean(field).square()).clamp(min=0).sqrt()
-
-    def error(field: str) -> Tensor:
-        """Sandwich estimator of a ratio: residuals S_c - mean n_c, small-sample factor C / (C - 1)."""
-        m = mean(field)
-        residual = rows[f"record_{field}_sq"] - 2 * m * rows[f"record_{field}_edges"] + m * m * rows["record_edges_sq"]
-        factor = (records / (records - 1)).where(records > 1, math.nan)
-        return torch.div((factor * residual.clamp(min=0)).sqrt(), edges)
-
+    mean, squares, products = _of(means, "{}"), _of(rows, "record_{}_sq"), _of(rows, "record_{}_edges")
+    # Sandwich estimator of a ratio: residuals S_c - mean n_c, small-sample factor C / (C - 1).
+    residual = squares - 2 * mean * products + mean * mean * rows["record_edges_sq"]
+    factor = (records / (records - 1)).where(records > 1, math.nan)
+    loss_se, margin_se, hinge_se = torch.div((factor * residual.clamp(min=0)).sqrt(), edges)
+    loss_sd, margin_sd = ((means[f"{x}_sq"] - means[x].square()).clamp(min=0).sqrt() for x in ("loss", "margin"))
     return Summary(
         edges=edges,
         records=records,
-        loss=mean("loss"),
-        loss_sd=deviation("loss"),
-        loss_se=error("loss"),
-        margin=mean("margin"),
-        margin_sd=deviation("margin"),
-        margin_se=error("margin"),
-        accuracy=mean("wins"),
-        hinge=mean("hinge"),
-        hinge_se=error("hinge"),
+        loss=means["loss"],
+        loss_sd=loss_sd,
+        loss_se=loss_se,
+        margin=means["margin"],
+        margin_sd=margin_sd,
+        margin_se=margin_se,
+        accuracy=means["wins"],
+        hinge=means["hinge"],
+        hinge_se=hinge_se,
     )
+
+
+def _of(rows: Mapping[str, Tensor], form: str) -> Tensor:
+    """[3, D]: the rows of loss, margin and hinge."""
+    return torch.stack([rows[form.format(field)] for field in ("loss", "margin", "hinge")])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpeer.data.bins import plan_packs
 from dpeer.data.layout import computed, cost, padded, plan, sequences
-from dpeer.data.packing import build_pack, dummy_pack, plan_packs
+from dpeer.data.packing import build_pack, dummy_pack
 from dpeer.data.tokenize import TokenTree
 
 

@@ -15,7 +15,6 @@ from dpeer.data.packing import (
     build_pack,
     dummy_pack,
     forward_tokens,
-    plan_packs,
     split_by_sample,
 )
 from dpeer.data.states import Segment
@@ -121,45 +120,6 @@ def test_every_pack_can_be_read_back(batch: list[TokenTree]) -> None:
     assert number == len(pack.response_tokens)
     covered = [i for s in pack.segments for i in range(s.start, s.start + s.length)]
     assert covered == list(range(pack.tokens))
-
-
-def naive_plan(costs: list[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """Longest first to the least loaded rank, then into its first pack with room."""
-    plan: list[list[list[int]]] = [[] for _ in range(ranks)]
-    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        loads = [sum(costs[j] for pack in mine for j in pack) for mine in plan]
-        packs = plan[loads.index(min(loads))]
-        fits = [pack for pack in packs if sum(costs[j] for j in pack) + costs[i] <= budget]
-        if fits:
-            fits[0].append(i)
-        else:
-            packs.append([i])
-    return plan
-
-
-costs = st.lists(st.integers(1, 300), max_size=40)
-
-
-@settings(max_examples=200, deadline=None)
-@given(costs, st.integers(1, 9), st.integers(1, 400))
-def test_plan(costs: list[int], ranks: int, budget: int) -> None:
-    plan = plan_packs(costs, ranks, budget)
-    assert plan == plan_packs(list(costs), ranks, budget) == naive_plan(costs, ranks, budget)
-    assert len(plan) == ranks
-    assert sorted(i for packs in plan for items in packs for i in items) == list(range(len(costs)))
-    for packs in plan:
-        for items in packs:
-            assert items and (sum(costs[i] for i in items) <= budget or len(items) == 1)
-    loads = [sum(costs[i] for items in packs for i in items) for packs in plan]
-    assert max(loads) - min(loads) <= max(costs, default=0)
-
-
-@settings(max_examples=100, deadline=None)
-@given(costs, st.integers(1, 400))
-def test_first_fit_leaves_no_two_half_empty_packs(costs: list[int], budget: int) -> None:
-    """No pack could take in another one whole, so a step has less than twice the packs that it needs."""
-    loads = [sum(costs[i] for i in items) for items in plan_packs(costs, 1, budget)[0]]
-    assert all(a + b > budget for k, a in enumerate(loads) for b in loads[k + 1 :])
 
 
 @settings(max_examples=60, deadline=None)
