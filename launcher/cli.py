@@ -42,6 +42,7 @@ from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.quality import quality
 from dpeer.launcher.commands.tolerance import tolerance
 from dpeer.launcher.commands.watch import watch
+from dpeer.launcher.faq import pointer
 from dpeer.scratch import keep_newest
 
 EXTRAS = {
@@ -53,8 +54,7 @@ EXTRAS = {
 """What pip installs with each extra, by import name."""
 MOST_TRACEBACKS = 20
 """Files of unexpected errors that stay in one folder."""
-JUDGING = ("build", "generate", "judge")
-JUDGING = ("generate", "judge", "bench")
+JUDGING = ("build", "generate", "judge", "bench")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
 
@@ -89,6 +89,7 @@ class _Guarded(TyperGroup):
             raise typer.Exit(stopped.code) from None
         except DpeerError as error:
             console.print(f"[bold red]error:[/] {markup(str(error))}")
+            console.print(f"[dim]{pointer(error)}[/]")
             fault: Exception = error
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: usage errors and Exit
@@ -97,10 +98,12 @@ class _Guarded(TyperGroup):
                 advice := missing_extra(error.name or "", ctx.invoked_subcommand or "")
             ):
                 console.print(f"[bold red]error:[/] {markup(advice)}")
+                console.print(f"[dim]{pointer(error)}[/]")
                 raise typer.Exit(1) from None
             path = _save_traceback(ctx.meta.get("run_dir"))
             console.print(f"[bold red]unexpected {type(error).__name__}:[/] {markup(str(error)[:500])}")
             console.print(f"This is a bug in dpeer or in a library below it. Traceback: {markup(str(path))}")
+            console.print(f"[dim]{pointer(error)}[/]")
             fault = error
         if ctx.params.get("debug"):
             console.print(markup("".join(traceback.format_exception(fault))))

@@ -36,6 +36,7 @@ from dpeer.launcher.driver import (
     watch,
     write_pages,
 )
+from dpeer.launcher.faq import pointer
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.outlasting import OUTPUT, outlasting
 from dpeer.launcher.recipe import training_config
@@ -268,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
         with outlasting(config.run_dir / OUTPUT):
             return drive(config, rank)
     except DpeerError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {error}\n{pointer(error)}", file=sys.stderr, flush=True)
         return 1
     finally:
         world.stop()

@@ -47,7 +47,7 @@ def test_every_page_is_built(site: Path) -> None:
 def test_the_api_pages_show_signatures_and_fields(site: Path) -> None:
     python, options = ((site / "api" / name).read_text(encoding="utf-8") for name in ("index.html", "config.html"))
     assert 'id="dpeer.objective.preference.edge_loss"' in python and 'id="dpeer.eval.irt.fit.fit"' in python
-    assert 'id="dpeer.config.Constraint.tolerance"' in options and "Folder of all runs" in options
+    assert 'id="training-objective-constraint"' in options and "Folder of all runs" in options
 
 
 @pytest.mark.slow

@@ -1,0 +1,104 @@
+"""What the commands of the pages find: small runs, models, data and tables under the names that the pages use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from dpeer.data.order import edges
+from dpeer.toyworld import world as toyworld
+from dpeer.toyworld.model import tiny_model
+from tests.docs.pages import ROOT
+from tests.launcher.published import made_evaluation, made_fit, made_run
+
+MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "meta-llama/Meta-Llama-3-8B-Instruct")
+SERVED = '{name: served, backend: openai, path: judge, base_url: "http://127.0.0.1:9/v1", family: mistral}'
+EVALUATION = f"""
+name: mine
+prompts: {{path: prompts.jsonl}}
+base: base
+models: [{{name: base, path: runs/demo/base}}, {{name: mine, path: runs/demo/base}}]
+judges: [{SERVED}]
+judging: {{rubric: toyworld, allow_related: true}}
+"""
+TRAINING = """
+extends: demo
+name: mine
+data: {train: mine.jsonl, heldout: 10%}
+"""
+SWEEP = """
+name: tolerance
+recipe: demo
+grid: {objective.constraint.tolerance: [0.25, 0.5]}
+seeds: [0, 1]
+"""
+LOOP = """
+name: rounds
+recipe: demo
+evaluation: demo
+rounds: 2
+"""
+LABELS = "system,question,annotator,verdict\n" + "".join(
+    f"{m},q{q},{p},{('bad', 'fair', 'good')[(q + len(m) + len(p)) % 3]}\n"
+    for m in ("base", "mine")
+    for q in range(6)
+    for p in ("ann", "bob")
+)
+
+
+def build(folder: Path) -> Path:
+    """Everything that several pages share; nothing is trained or sampled."""
+    demo = folder / "runs" / "demo"
+    world = toyworld.write_world(demo / "world", 0, n_train=60, n_heldout=30, n_prompts=8, n_pretrain=5)
+    texts = [record.responses[0].text for record in world.train.records]
+    tiny_model(demo / "base", "qwen3", 1, vocab=400, texts=texts)
+    made_run(demo / "lagrangian")
+    shutil.copytree(demo / "base", demo / "lagrangian" / "export")
+    made_fit(made_evaluation(demo / "evaluation"), demo / "evaluation" / "irt")
+    for copy in ("demo/strict", "mine", "my-run"):
+        shutil.copytree(demo / "lagrangian", folder / "runs" / copy)
+    for copy in ("mine", "pilot", "v1", "v2"):
+        shutil.copytree(demo / "evaluation", folder / "runs" / "eval" / copy)
+    for copy in MODELS:
+        shutil.copytree(demo / "base", folder / copy)
+    shutil.copyfile(demo / "world" / "train.jsonl", folder / "mine.jsonl")
+    shutil.copyfile(demo / "world" / "prompts.jsonl", folder / "prompts.jsonl")
+    shutil.copyfile(demo / "base" / "config.json", folder / "config.json")
+    shutil.copytree(ROOT / "dpeer" / "data" / "sample", folder / "qisein" / "PersonaKnob")
+    shutil.copyfile(ROOT / "constraints.txt", folder / "constraints.txt")
+    _pairs(world, folder / "pairs.jsonl")
+    (folder / "labels.csv").write_text(LABELS)
+    shutil.copyfile(demo / "evaluation" / "ratings.parquet", folder / "ratings.parquet")
+    _quality_ratings(folder / "mine.jsonl", folder / "ratings.csv")
+    for name, text in {"judges": EVALUATION, "audit": EVALUATION, "tolerance": SWEEP, "loop": LOOP}.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def _pairs(world: toyworld.World, path: Path) -> None:
+    rows = [
+        {
+            "prompt": record.prompt[0].content,
+            "chosen": record.responses[edge.better].text,
+            "rejected": record.responses[edge.worse].text,
+            "attribute": edge.dimension,
+        }
+        for record in world.train.records
+        for edge in edges(record)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _quality_ratings(data: Path, path: Path) -> None:
+    pd.DataFrame({"record": [], "role": []}).to_csv(path, index=False)
+
+
+def own_files(page: str, folder: Path) -> None:
+    """What a page calls by a name that another page gives to something else."""
+    recipe = {"judging.md": EVALUATION, "planning.md": TRAINING, "cluster.md": TRAINING}.get(page)
+    if recipe:
+        (folder / "mine.yaml").write_text(recipe)
+        (folder / "my.yaml").write_text(recipe)
