@@ -107,9 +107,7 @@ def costs(engine: str, width: int, rounds: int, folder: Path) -> list[Figure]:
         quiet, writing = ([costs[i] for costs in found[kind]] for kind in ("quiet", "writing"))
         ratio = statistics.median(writing) / statistics.median(quiet)
         rows.append([name, spread(quiet, 3), spread(writing, 3), f"{ratio:.2f}"])
-        figures.append(
-            Figure(f"step while a checkpoint is written over a quiet one, {name}", ratio, "x", "lower", 1.05)
-        )
+        figures.append(Figure(f"step while a checkpoint is written over a quiet one, {name}", ratio, "x", "lower"))
     figures += [
         Figure("standstill over saving in the foreground", still / foreground, "x", "lower"),
         Figure("training stands still for a checkpoint", still, "s", "lower"),

@@ -1,4 +1,4 @@
-"""What checksums cost a checkpoint: `python benchmarks/checksum_cost.py --gib 4`.
+"""What checksums cost a checkpoint.
 
 Writes one shard as DeepSpeed does (torch.save of an optimizer's three fp32 tensors), forces it to disk, and hashes it
 with the code of a save and of a load. CPU seconds are of this process, all threads. The file goes into a temporary

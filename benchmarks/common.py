@@ -162,7 +162,9 @@ class Recorder:
         if unfit := [f for f in figures if f.goal is not None and f.better not in ("lower", "higher")]:
             raise BenchmarkError(f"{unfit[0].name} has a goal, so it must say which direction is better")
         about = (sys.modules["__main__"].__doc__ or "").strip().partition("\n\n")[0]
-        settings = {k: v for k, v in vars(given).items() if k != "result" and v not in (None, False)}
+        settings = {
+            k: v for k, v in vars(given).items() if v is not None and v is not False and not isinstance(v, Path)
+        }
         result = {
             "format": FORMAT,
             "name": given.result.stem,
@@ -199,7 +201,8 @@ def command_line(arguments: Sequence[str]) -> str:
         skip = argument in ("--result", "--json")
         if not skip and not argument.startswith(("--result=", "--json=")):
             kept.append(argument)
-    return shlex.join(["python", f"benchmarks/{Path(arguments[0]).name}", *kept])
+    script = Path(arguments[0]).resolve()
+    return shlex.join(["python", str(script.relative_to(ROOT) if script.is_relative_to(ROOT) else script), *kept])
 
 
 def cpu_seconds() -> float:

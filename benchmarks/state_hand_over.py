@@ -89,9 +89,7 @@ def main() -> None:
             seconds, gap, apart = compare(path, pack, given.rounds)
         ratio = statistics.median(seconds["sequences"]) / statistics.median(seconds["tree"])
         gaps = f"{gap:.0e}, {apart:.0e}"
-        figures.append(
-            Figure.ratio(f"{name}: sequences over tree", seconds["sequences"], seconds["tree"], "higher", 1.5)
-        )
+        figures.append(Figure.ratio(f"{name}: sequences over tree", seconds["sequences"], seconds["tree"], "higher"))
         figures.append(Figure(f"{name}: largest gap of log-probabilities", gap, "relative"))
         rows.append([name, spread(seconds["sequences"]), spread(seconds["tree"]), f"{ratio:.2f}", gaps])
     title = f"Prompt {given.prompt}, {given.responses} responses of {given.response}: {sequences} against {tree} tokens"
