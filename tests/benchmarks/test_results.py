@@ -149,9 +149,10 @@ def test_a_benchmark_that_takes_too_long_is_ended_and_an_interrupt_stops(toy: Pa
     began = time.monotonic()
     code, said = rerun(toy, "--limit", "3")
     assert code == 1 and "took more than 3 s (--limit)" in said and time.monotonic() - began < 60
+    before = runs(toy)
     command = [sys.executable, "benchmarks/rerun.py", "--committed", str(folder), "--output", str(toy.parent / "now")]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while runs(toy) < 2:
+    while runs(toy) == before and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
