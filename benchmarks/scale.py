@@ -54,8 +54,10 @@ def main() -> int:
         ],
         f"one process per row, one thread; {machine()['cpu']}",
     )  # fmt: skip
-    kinds = (("cpu_s", "CPU s"), ("peak_mb", "MB"))
-    figures = [Figure(f"{r['step']}, {r['size']}", r[key], unit, "lower") for key, unit in kinds for r in rows]
+    kinds = (("CPU", "cpu_s", "CPU s"), ("peak memory", "peak_mb", "MB"))
+    figures = [
+        Figure(f"{r['step']}, {r['size']}: {name}", r[key], unit, "lower") for name, key, unit in kinds for r in rows
+    ]
     recorder.write(given, figures)
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")

@@ -50,7 +50,8 @@ def shown(value: float) -> str:
 
 
 def with_unit(value: float, unit: str) -> str:
-    return f"{shown(value)}x" if unit == "x" else shown(value) if unit in PORTABLE else f"{shown(value)} {unit}"
+    """Ratios with four digits, as goals stand close to 1."""
+    return f"{value:.4g}x" if unit == "x" else shown(value) if unit in PORTABLE else f"{shown(value)} {unit}"
 
 
 def goal(figure: Figure) -> str:
@@ -110,6 +111,10 @@ def finding(result: dict[str, Any]) -> str:
     return f"{result['name']}: {first.name}, {with_unit(first.value, first.unit)}{aim}"
 
 
+def label(figure: Figure) -> str:
+    return textwrap.fill(textwrap.shorten(figure.name, 88, placeholder="…"), 46)
+
+
 def paint(canvas: Canvas, result: dict[str, Any]) -> None:
     """The figures in the unit of the first, with their ranges and goals."""
     unit = result["figures"][0].unit
@@ -123,19 +128,20 @@ def paint(canvas: Canvas, result: dict[str, Any]) -> None:
         axes.plot(f.value, y, "o", color=PALETTE[1 if f.met is False else 0], markersize=4.5)
         if f.goal is not None:
             axes.vlines(f.goal, y - 0.4, y + 0.4, **LIMIT)
-    axes.set_yticks(range(len(rows)), [textwrap.shorten(f.name, 46, placeholder="…") for f in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [label(f) for f in rows], fontsize=6.5)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     if unit == "x":
         axes.axvline(1, color="#595959", linewidth=0.8)
-    axes.set_xlim(left=min(0, *(f.value for f in rows), *(f.low or 0 for f in rows)) if rows else 0)
+    reach = [v for f in rows for v in (f.value, f.low, f.high, f.goal) if v is not None]
+    axes.set_xlim(min(0, *reach), 1.06 * max(*reach, 0) or 1)
     aims = any(f.goal is not None for f in rows)
     axes.set_xlabel(UNITS.get(unit, unit) + "; dashed: goal" * aims, fontsize=7.5)
 
 
 def picture(result: dict[str, Any]) -> bytes:
     count = min(MOST, sum(f.unit == result["figures"][0].unit for f in result["figures"]))
-    return render(lambda canvas: paint(canvas, result), 0.95 + 0.2 * count, "svg")[0]
+    return render(lambda canvas: paint(canvas, result), 0.95 + 0.26 * count, "svg")[0]
 
 
 def main() -> None:

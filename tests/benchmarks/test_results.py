@@ -15,6 +15,8 @@ import pytest
 from benchmarks.common import RESULTS, ROOT, Figure, command_line, read_result
 from benchmarks.write_docs import PAGE, PICTURES, goal, page, picture, results, table
 
+OWN_FORMAT = {"rerun", "write_docs", "gpu", "certificate_coverage", "multipliers"}
+PROGRAMS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text("utf-8"))
 COMMITTED = sorted(RESULTS.glob("*.json"))
 SCRIPT = """
 '''A toy: it counts.
@@ -157,3 +159,12 @@ def test_a_benchmark_that_takes_too_long_is_ended_and_an_interrupt_stops(toy: Pa
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in said
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_every_benchmark_writes_the_format(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert (" Recorder(" in source) is (path.stem not in OWN_FORMAT)
+    if " Recorder(" in source:
+        assert source.index(" Recorder(") < source.index("parse_args()")  # it adds an option, and notes the load
+        assert source.count("recorder.write(") == 1
