@@ -6,7 +6,7 @@ micro-batch: the weights gathered for the forward and again for the backward pas
 values; gathered once more per step where the optimizer's result is read at the next step's forward pass, which is the
 same gathering. Point-to-point messages and barriers carry nothing that grows with the model and are not counted.
 
-usage: python benchmarks/collectives.py [--ranks 2 4] [--steps 2] [--width 256]
+usage: python benchmarks/collectives.py [--ranks 2 4] [--steps 2] [--width 256] [--tied]
 """
 
 from __future__ import annotations
@@ -168,14 +168,16 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--tied", action="store_true", help="the head is the embedding, as in small models")
     recorder = Recorder(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     rows, figures = [], []
+    shape = {"hidden_size": given.width, "tie_word_embeddings": given.tied}
     with tempfile.TemporaryDirectory() as folder:
-        path = tiny_model(Path(folder, "model"), "qwen3", 0, vocab=300, num_hidden_layers=4, hidden_size=given.width)
+        path = tiny_model(Path(folder, "model"), "qwen3", 0, vocab=300, num_hidden_layers=4, **shape)
         for ranks in given.ranks:
             steps, weights, micro = measure(ranks, path, given.steps)
             share = (ranks - 1) / ranks

@@ -12,14 +12,14 @@ usage: python benchmarks/judge_farm.py [--engines 4] [--tasks 48] [--latency 0.5
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import ray
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import BenchmarkError, Figure, Recorder, print_table
@@ -29,7 +29,7 @@ from dpeer.eval.backends.vllm.farm import Farm, conversations, tasks_of
 from dpeer.eval.config import Served
 from dpeer.eval.questions.prompting import Segment, judge_segments, prefix_length
 from dpeer.eval.questions.rubric import load_rubric
-from dpeer.launcher.security import guard_ray
+from dpeer.launcher.cluster import connect
 
 PER_TASK = 4
 """Conversations per task of the sleeping engines."""
@@ -117,35 +117,24 @@ def main() -> None:
     given = parser.parse_args()
     parts = given.part or ["scaling", "reading"]
     figures, rows = [], []
-    guard_ray()
-    with tempfile.TemporaryDirectory(prefix="dpeer-") as folder:
-        ray.init(
-            address="local",
-            num_cpus=given.engines,
-            include_dashboard=False,
-            object_store_memory=10**8,
-            log_to_driver=False,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-        )
-        try:
-            if "scaling" in parts:
-                one, many = scaling(given.engines, given.tasks, given.latency, given.rounds).values()
-                ratio = min(one) / (given.engines * min(many))
-                title = f"{given.engines} engines over {given.engines} times one, work per second"
-                figures.append(Figure(title, ratio, "x", "higher", SCALING))
-                figures.append(Figure.median(f"{given.tasks} tasks by one engine", one, "s"))
-                figures.append(Figure.median(f"{given.tasks} tasks by {given.engines} engines", many, "s"))
-                rows.append([title, f"{ratio:.3f}"])
-            if "reading" in parts:
-                computed, least, prompts = reading(Path(folder), given.words)
-                title = "prompt tokens that vLLM computes over the least"
-                figures.append(Figure(title, computed / least, "x", "lower", READING))
-                figures.append(Figure("prompt tokens over those computed", prompts / computed, "x", "higher"))
-                figures.append(Figure("prompt tokens computed", computed, "tokens", "lower"))
-                rows.append([title, f"{computed / least:.3f}"])
-        finally:
-            ray.shutdown()
+    # Engines that sleep need no cores of their own: the private cluster has a place for each.
+    places = max(given.engines, os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as folder, patch("os.cpu_count", return_value=places), connect():
+        if "scaling" in parts:
+            one, many = scaling(given.engines, given.tasks, given.latency, given.rounds).values()
+            ratio = min(one) / (given.engines * min(many))
+            title = f"{given.engines} engines over {given.engines} times one, work per second"
+            figures.append(Figure(title, ratio, "x", "higher", SCALING))
+            figures.append(Figure.median(f"{given.tasks} tasks by one engine", one, "s"))
+            figures.append(Figure.median(f"{given.tasks} tasks by {given.engines} engines", many, "s"))
+            rows.append([title, f"{ratio:.3f}"])
+        if "reading" in parts:
+            computed, least, prompts = reading(Path(folder), given.words)
+            title = "prompt tokens that vLLM computes over the least"
+            figures.append(Figure(title, computed / least, "x", "lower", READING))
+            figures.append(Figure("prompt tokens over those computed", prompts / computed, "x", "higher"))
+            figures.append(Figure("prompt tokens computed", computed, "tokens", "lower"))
+            rows.append([title, f"{computed / least:.3f}"])
     print_table("Judge farm", ("", "ratio"), rows, f"{READ} conversations of {given.words} words are read")
     note = "Engines that sleep show the farm alone: the fastest round of each counts, as other work delays both."
     recorder.write(given, figures, note)
