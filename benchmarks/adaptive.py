@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import machine, print_table
+from common import Figure, Recorder, machine, print_table
 
 from dpeer.eval.adaptive.choose import Design, next_batch, opening
 from dpeer.eval.adaptive.decide import confirmed, look, open_contrasts, worth_of
@@ -119,6 +119,7 @@ def main() -> int:
     parser.add_argument("--stan", type=int, default=0, help="replications in which model.stan decides")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     rows = []
     for number in range(given.replications):
@@ -144,6 +145,16 @@ def main() -> int:
         ],
         f"{given.replications} replications, {f['cpu_s'].mean():.0f} CPU s each; {machine()['cpu']}",
     )
+    calls, claims = f["calls"], max(1, total["claims"])
+    quartiles = (calls.quantile(0.25), calls.quantile(0.75))
+    figures = [
+        Figure("calls over those of the full design, median", calls.median(), "x", "lower", None, *quartiles),
+        Figure("coverage of 95 % intervals when it stops", f["coverage"].mean(), "share", "higher"),
+        Figure("false claims among claims", total["false_claims"] / claims, "share", "lower"),
+        Figure("false claims among contrasts", total["false_claims"] / total["contrasts"], "share", "lower"),
+        Figure("contrasts", total["contrasts"], "contrasts"),
+    ]
+    recorder.write(given, figures)
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     return 0

@@ -29,7 +29,7 @@ import torch
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import BenchmarkError, print_table, spread
+from benchmarks.common import BenchmarkError, Figure, Recorder, print_table, spread
 from benchmarks.engine import recipe
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.integrity import faults, read_state
@@ -90,7 +90,7 @@ def step_costs(policy: Policy, folder: Path, rounds: int) -> tuple[dict[str, lis
     return found, [statistics.median(values) for values in (sizes, seconds, still, foreground)]
 
 
-def costs(engine: str, width: int, rounds: int, folder: Path) -> None:
+def costs(engine: str, width: int, rounds: int, folder: Path) -> list[Figure]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -102,20 +102,28 @@ def costs(engine: str, width: int, rounds: int, folder: Path) -> None:
     found, (size, seconds, still, foreground) = step_costs(policy, folder / "saved", rounds)
     if len(found["writing"]) < rounds:
         raise BenchmarkError("a checkpoint was written within a step or two: raise --width")
-    rows = []
+    rows, figures = [], []
     for i, name in enumerate(("wall s", "user s")):
         quiet, writing = ([costs[i] for costs in found[kind]] for kind in ("quiet", "writing"))
         ratio = statistics.median(writing) / statistics.median(quiet)
         rows.append([name, spread(quiet, 3), spread(writing, 3), f"{ratio:.2f}"])
+        figures.append(Figure(f"step while a checkpoint is written over a quiet one, {name}", ratio, "x", "lower"))
+    figures += [
+        Figure("standstill over saving in the foreground", still / foreground, "x", "lower"),
+        Figure("training stands still for a checkpoint", still, "s", "lower"),
+        Figure("a checkpoint in the foreground", foreground, "s"),
+        Figure("size of a checkpoint", size / 1e6, "MB"),
+    ]
     told = (
         f"{len(found['quiet'])} and {len(found['writing'])} steps; {size / 1e6:.0f} MB written in {seconds:.2f} s, "
         f"training stood still for {still:.2f} s; in the foreground {foreground:.2f} s"
     )
     print_table(f"One step, {engine} engine", ("", "quiet", "while a checkpoint is written", "ratio"), rows, told)
     world.stop()
+    return figures
 
 
-def kills(count: int, seed: int, folder: Path) -> None:
+def kills(count: int, seed: int, folder: Path) -> list[Figure]:
     from tests.faults import life  # imports everything that a life needs, once
     from tests.faults.programs import build_lab
 
@@ -169,6 +177,11 @@ def kills(count: int, seed: int, folder: Path) -> None:
         f"{killed} kills in {lives} lives, {in_flight} of them while a checkpoint was on its way: each checkpoint that "
         "counts is whole, and each finished ledger equals that of the undisturbed run"
     )
+    return [
+        Figure("broken checkpoints and other ledgers after kill -9", 0, "count", "lower", 0),
+        Figure("kills", killed, "kills"),
+        Figure("kills while a checkpoint was on its way", in_flight, "kills"),
+    ]
 
 
 def main() -> None:
@@ -178,6 +191,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    recorder = Recorder(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -185,11 +199,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())  # a TemporaryDirectory would end with the first life
     try:
         if given.kills:
-            kills(given.kills, given.seed, folder)
+            figures = kills(given.kills, given.seed, folder)
         else:
-            costs(given.engine, given.width, given.rounds, folder)
+            figures = costs(given.engine, given.width, given.rounds, folder)
     finally:
         shutil.rmtree(folder)
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bytes that change at rest: `python benchmarks/byte_flips.py --flips 100 --seed 0`.
+"""Is a byte that changes at rest ever used in silence?
 
 Makes a finished and a half-finished run of the toy (one rank in this process) and a finished and a half-finished
 evaluation with a fit. Then, again and again: change one random byte of one random file, do what goes on from it
@@ -31,7 +31,7 @@ import pandas as pd
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.common import Figure, Recorder
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import DpeerError, Interrupted
@@ -182,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    recorder = Recorder(parser)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     rng = random.Random(given.seed)
@@ -230,6 +231,12 @@ def main() -> None:
         silent = sum(n for (_, outcome), n in tally.items() if outcome != "told")
         count = sum(map(len, files_of.values()))
         print(f"{given.flips} flips over {count} files: {silent} used in silence or met by a bug")
+        figures = [
+            Figure("changed bytes used in silence or met by a bug", silent, "count", "lower", 0),
+            Figure("changed bytes", given.flips, "bytes"),
+            Figure("files", count, "files"),
+        ]
+        recorder.write(given, figures)
 
 
 if __name__ == "__main__":

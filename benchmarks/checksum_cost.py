@@ -1,4 +1,4 @@
-"""What checksums cost a checkpoint: `python benchmarks/checksum_cost.py --gib 4`.
+"""What checksums cost a checkpoint.
 
 Writes one shard as DeepSpeed does (torch.save of an optimizer's three fp32 tensors), forces it to disk, and hashes it
 with the code of a save and of a load. CPU seconds are of this process, all threads. The file goes into a temporary
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.common import Figure, Recorder
 from dpeer.files import sync
 from dpeer.integrity import faults, listed
 
@@ -34,8 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=float, nargs="+", default=[0.001, 4.0])
     parser.add_argument("--folder", type=Path, default=None, help="On the disk to be measured.")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    figures = []
     for gib in given.gib:
         count = int(gib * 2**30 / 12)
         state = {name: torch.rand(count) for name in ("fp32", "exp_avg", "exp_avg_sq")}
@@ -57,7 +59,13 @@ def main() -> None:
         print(
             f"  hash / save: {shares[0]} of CPU, {shares[1]} of wall time; a save hashes while the disk is waited for"
         )
+        figures += [
+            Figure(f"{gib:g} GiB: hashing over saving, CPU", hashing[0] / save[0], "x", "lower"),
+            Figure(f"{gib:g} GiB: verifying over loading, CPU", checking[0] / load[0], "x", "lower"),
+            Figure(f"{gib:g} GiB: hashing, per core", gib / hashing[0], "GiB/s", "higher"),
+        ]
         print(f"  verify / load: {100 * checking[0] / load[0]:.1f} % of CPU; {gib / hashing[0]:.1f} GiB/s per core")
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

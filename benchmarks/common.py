@@ -1,17 +1,22 @@
-"""What the benchmarks share: a peer's own environment, one process per measurement, medians, one table format."""
+"""What the benchmarks share: a peer's own environment, one process per measurement, medians, one format of results."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import resource
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,10 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("DPEER_CACHE") or ROOT / ".cache").absolute()
+RESULTS = ROOT / "benchmarks" / "results"
+FORMAT = 1
+PORTABLE = {"x": 0.25, "share": 0.1, "tokens": 0.02, "count": 0.0}
+"""Units of figures that another machine repeats, and how much worse each may be there: relative, of shares absolute."""
 
 
 class BenchmarkError(Exception):
@@ -84,3 +93,149 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if not console.is_terminal:
         console.width = 160
     console.print(table)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a result.
+
+    unit: of `PORTABLE` (x: a ratio), or of this machine alone (CPU s, s, MB, ...). `better`: lower or higher, where the
+    number is a claim; `goal`: the bound on that side. `low` and `high`: the range over rounds, or an interval.
+    """
+
+    name: str
+    value: float
+    unit: str
+    better: str = ""
+    goal: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def median(
+        cls, name: str, values: Sequence[float], unit: str, better: str = "", goal: float | None = None
+    ) -> Figure:
+        return cls(name, statistics.median(values), unit, better, goal, min(values), max(values))
+
+    @classmethod
+    def ratio(
+        cls, name: str, over: Sequence[float], under: Sequence[float], better: str = "", goal: float | None = None
+    ) -> Figure:
+        """The medians' ratio; its range is that of ratios of values of the same round, where rounds pair up."""
+        middle = statistics.median(over) / statistics.median(under)
+        each = [a / b for a, b in zip(over, under, strict=True)] if len(over) == len(under) else [middle]
+        return cls(name, middle, "x", better, goal, min([middle, *each]), max([middle, *each]))
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        if self.goal is None:
+            return None
+        return self.value <= self.goal if self.better == "lower" else self.value >= self.goal
+
+    def worse_than(self, other: Figure) -> float:
+        """How much worse than `other`: relative to it, of shares in absolute terms; negative: better."""
+        gap = (self.value - other.value) * (1 if self.better == "lower" else -1)
+        if self.unit == "share" or not other.value:
+            return gap
+        return gap / abs(other.value)
+
+
+class Recorder:
+    """Adds `--result [FILE]` to a benchmark's options, and writes that file: benchmarks/results/NAME.json by default.
+
+    To be made before anything is measured: the load that it notes is that of others.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        name = Path(sys.argv[0]).with_suffix(".json").name
+        words = f"also write the figures as JSON; without FILE to benchmarks/results/{name}"
+        parser.add_argument("--result", type=Path, nargs="?", const=RESULTS / name, metavar="FILE", help=words)
+        self.load = os.getloadavg()
+
+    def write(
+        self, given: argparse.Namespace, figures: Sequence[Figure], note: str = "", peers: dict[str, str] | None = None
+    ) -> None:
+        """`note`: one sentence that the figures need; `peers`: versions of other programs that were measured."""
+        if given.result is None:
+            return
+        if unfit := [f for f in figures if f.goal is not None and f.better not in ("lower", "higher")]:
+            raise BenchmarkError(f"{unfit[0].name} has a goal, so it must say which direction is better")
+        about = (sys.modules["__main__"].__doc__ or "").strip().partition("\n\n")[0]
+        settings = {
+            k: v for k, v in vars(given).items() if v is not None and v is not False and not isinstance(v, Path)
+        }
+        result = {
+            "format": FORMAT,
+            "name": given.result.stem,
+            "what": " ".join(about.split()),
+            "settings": settings,
+            "figures": [{k: v for k, v in asdict(f).items() if v not in (None, "")} for f in map(_rounded, figures)],
+            "note": note,
+            "machine": _host() | {"load_at_start": [round(value, 1) for value in self.load]},
+            "versions": _versions() | (peers or {}),
+            "command": command_line(sys.argv),
+            "date": datetime.now(UTC).date().isoformat(),
+            "cpu_s": round(cpu_seconds(), 1),
+        }
+        given.result.parent.mkdir(parents=True, exist_ok=True)
+        given.result.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        print(f"written: {given.result}", file=sys.stderr)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result whose `figures` are Figure objects."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("format") != FORMAT:
+        raise BenchmarkError(f"{path} has format {found.get('format')}, this version reads {FORMAT}. Measure it again.")
+    return found | {"figures": [Figure(**figure) for figure in found["figures"]]}
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """How to measure the same again, from the repository's root: without --result and its file, and without --json."""
+    kept, skip = [], False
+    for argument in arguments[1:]:
+        if skip and not argument.startswith("-"):
+            skip = False
+            continue
+        skip = argument in ("--result", "--json")
+        if not skip and not argument.startswith(("--result=", "--json=")):
+            kept.append(argument)
+    script = Path(arguments[0]).resolve()
+    return shlex.join(["python", str(script.relative_to(ROOT) if script.is_relative_to(ROOT) else script), *kept])
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it has waited for, all threads."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def revision() -> str:
+    """Commit of the checkout, with a plus where the package differs from it; the version without git."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return version("dpeer")
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "dpeer", "eval", "launcher"], capture_output=True)
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip())
+
+
+def _rounded(figure: Figure) -> Figure:
+    numbers = {k: float(f"{v:.4g}") for k, v in asdict(figure).items() if isinstance(v, int | float) and k != "goal"}
+    return Figure(**(asdict(figure) | numbers))
+
+
+def _host() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": machine()["cpu"], "cores": os.cpu_count(), "memory_gb": round(memory / 1e9)}
+
+
+def _versions() -> dict[str, str]:
+    found = {"dpeer": revision(), "python": platform.python_version()}
+    for package in ("torch", "transformers", "deepspeed"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from common import print_table
+from common import Figure, Recorder, print_table
 
 from dpeer.errors import ConfigError
 from dpeer.eval.irt.encode import encode
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--drift", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibrated", action="store_true")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     alpha = 0.05 / len(DIMENSIONS)
     found: dict[str, list[tuple[bool, float, float, float]]] = {}
@@ -148,9 +149,11 @@ def main() -> None:
             )
             found.setdefault(name, []).append(record)
         print(seed, {name: rows[-1][0] for name, rows in found.items()}, "moved:", flagged[-1:], flush=True)
-    rows = []
+    rows, figures = [], []
     for name, records in found.items():
         whole, share, square, half = (np.array(column, dtype=float) for column in zip(*records, strict=True))
+        figures.append(Figure(f"linked by {name}: change recovered", whole.mean(), "share", "higher"))
+        figures.append(Figure(f"linked by {name}: coverage of 95 % intervals", np.nanmean(share), "share", "higher"))
         rows.append(
             (
                 name,
@@ -166,6 +169,7 @@ def main() -> None:
         rows,
         "errors and half-widths of 95 % intervals in logits",
     )
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

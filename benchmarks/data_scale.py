@@ -27,6 +27,7 @@ from typing import Any
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 import psutil
+from common import Figure, Recorder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -194,11 +195,27 @@ def measure(folder: Path, count: int, tokenizer: PreTrainedTokenizerFast) -> dic
     }
 
 
+def figures_of(found: list[dict[str, float]]) -> Iterator[Figure]:
+    """Of what grows with the records, ratios per record: 1 where many cost as much each as few do."""
+    first, last = found[0], found[-1]
+    for name, key in (("tokenising, per record", "per_record"), ("first pack of a fresh rank", "first_pack_s")):
+        title = f"{last['records']:,} over {first['records']:,} records: {name}"
+        yield Figure(title, last[key] / first[key], "x", "lower")
+    for row in found:
+        records = f"{row['records']:,} records"
+        yield Figure(f"{records}: bytes stored over bytes of the source", row["stored"] / row["source"], "x", "lower")
+        yield Figure(f"{records}: tokenising, per record", 1e6 * row["per_record"], "CPU us", "lower")
+        yield Figure(f"{records}: first pack of a fresh rank", row["first_pack_s"], "s", "lower")
+        yield Figure(f"{records}: memory added to a rank", row["grown"] / MIB, "MiB", "lower")
+        yield Figure(f"{records}: most memory of the process that tokenises", row["maker"] / MIB, "MiB", "lower")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--folder", type=Path, help="where the files lie; default: a temporary folder")
     parser.add_argument("--open", nargs=2, help=argparse.SUPPRESS)
+    recorder = Recorder(parser)
     given = parser.parse_args()
     if given.open:
         print(json.dumps(first_step(Path(given.open[0]), int(given.open[1]))))
@@ -222,11 +239,15 @@ def main() -> None:
                 flush=True,
             )
         theirs = peer(folder, tokenizer)
+        figures = list(figures_of(found))
         if theirs:
             ours = found[0]["per_record"]
             print(f"datasets.map: {1e6 * theirs:,.0f} us for each record's pairs, {theirs / ours:.1f} times as long")
+            title = "datasets.map over tokenising, per record"
+            figures.insert(0, Figure(title, theirs / ours, "x", "higher"))
         grown = (found[-1]["rss"] - found[0]["rss"]) / MIB
         print(f"a rank's memory from {given.records[0]:,} to {given.records[-1]:,} records: {grown:+,.0f} MiB")
+        recorder.write(given, figures)
 
 
 if __name__ == "__main__":

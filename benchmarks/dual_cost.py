@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import Figure, Recorder
 from benchmarks.toy_runs import Arms
 
 STEPS, WARM = 16, 4
@@ -44,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/dual_cost"))
+    recorder = Recorder(parser)
     given = parser.parse_args()
     arms = Arms(given.output, 0, ())
     settings = [(reference, split) for reference in ("colocated", "cache") for split in SPLITS]
@@ -51,14 +53,19 @@ def main() -> None:
     for _ in range(given.rounds):
         for setting in settings:
             found[setting] += seconds(arms, *setting)
+    figures: list[Figure] = []
     table = Table("reference", "dual records", title=f"One step of {RECORDS} records", title_justify="left")
     for heading in ("CPU s (median)", "ratio"):
         table.add_column(heading, justify="right")
     for reference, split in settings:
         median, base = (statistics.median(found[reference, s]) for s in (split, "none"))
         name = "live" if reference == "colocated" else reference
+        if split != "none":
+            title = f"{name} reference: {split} split over none"
+            figures.append(Figure.ratio(title, found[reference, split], found[reference, "none"], "lower"))
         table.add_row(name, split, f"{median:.3f}", f"{median / base:.2f}")
     Console().print(table)
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import Figure, Recorder
 from benchmarks.toy_runs import Arms, Trained
 from dpeer.training.heldout import heldout_edges
 from dpeer.training.scoring import merge
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/dual_first"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="4 steps of 8 records: shows that it runs, no more")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     changes = QUICK if given.quick else ()
     arms = Arms(given.output, given.seed, (*changes, *((f"training.steps={given.steps}",) if given.steps else ())))
@@ -174,6 +176,12 @@ def main() -> None:
     print(", ".join(f"{d} {aim:.3f}, {loss:.3f}" for d, aim, loss in said))
     if solution.capped:
         print("A multiplier stands at its bound: no weights of the specialists' margins meet these levels.")
+    (ours, theirs), worst = rows.values(), "worst dimension by the oracle"
+    figures = [Figure("CPU of dual-first over Lagrangian", theirs["seconds"] / ours["seconds"], "x", "higher")]
+    figures += [
+        Figure(f"{name}: {worst}", min(row["shares"].values()), "share", "higher") for name, row in rows.items()
+    ]
+    recorder.write(given, figures)
     if given.json:
         given.json.write_text(json.dumps({"levels": levels, "weights": solution.weights.tolist(), **rows}, indent=1))
 

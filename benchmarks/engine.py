@@ -24,7 +24,7 @@ import torch
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import BenchmarkError, print_table, spread
+from benchmarks.common import BenchmarkError, Figure, Recorder, print_table, spread
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.toyworld.model import tiny_model
@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=36)
     parser.add_argument("--steps", type=int, default=4)
+    recorder = Recorder(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -93,16 +94,19 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = world.start(0, 1, "127.0.0.1", port, 600, gpu=False)
-    rows = []
+    rows, figures = [], []
     with tempfile.TemporaryDirectory() as folder:
         path = tiny_model(Path(folder, "model"), "qwen3", 0, vocab=300, num_hidden_layers=given.layers)
         for name, model in MODELS.items():
             found = seconds(path, model, given.steps, here)
             zero3, plain = (statistics.median(found[engine]) for engine in ENGINES)
             rows.append([name, spread(found["deepspeed"]), spread(found["plain"]), f"{plain / zero3:.2f}"])
+            figures.append(Figure.ratio(f"{name}: plain over ZeRO-3", found["plain"], found["deepspeed"], "lower"))
+            figures += [Figure.median(f"{name}: {engine}", found[engine], "CPU s", "lower") for engine in ENGINES]
     world.stop()
     title = f"One step of two micro-batches, {given.layers} layers"
     print_table(title, ("", "ZeRO-3, CPU s", "plain, CPU s", "ratio"), rows, f"medians of {given.steps} steps")
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

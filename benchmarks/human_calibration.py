@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import Figure, Recorder
 from dpeer.eval.irt import Options
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.fit import fit
@@ -117,6 +120,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--output", type=Path, help="JSON lines, a fit each; those there are not made again")
+    recorder = Recorder(parser)
     arguments = parser.parse_args()
     options = Options(chains=arguments.chains, warmup=arguments.warmup, draws=arguments.draws)
     output = arguments.output
@@ -131,7 +135,15 @@ def main() -> None:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 with output.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
-    print(summary(pd.DataFrame(rows)).to_string(index=False, float_format="{:.3f}".format))
+    found = summary(pd.DataFrame(rows))
+    print(found.to_string(index=False, float_format="{:.3f}".format))
+    kinds = (("coverage", "share", "higher"), ("width", "logits", "lower"))
+    figures = [
+        Figure(f"{row['study']}, {row['of']}: {key} of 95 % intervals", row[key], unit, better)
+        for key, unit, better in kinds
+        for row in found.to_dict("records")
+    ]
+    recorder.write(arguments, figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import CACHE, BenchmarkError, machine, measure, print_table
+from common import CACHE, BenchmarkError, Figure, Recorder, machine, measure, print_table
 
 WORKER = Path(__file__).resolve().parent / "irt_workers" / "identify.py"
 EFFECTS = {"length": True, "halo": True, "self_family": True, "self_model": True}
@@ -41,6 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="CPU seconds and memory of the identification check.")
     parser.add_argument("--quick", action="store_true", help="a tenth of the ratings")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     try:
         rows = [row for name in DESIGNS for row in run(name, 10 if given.quick else 1)]
@@ -61,6 +62,13 @@ def main() -> int:
         ],
         f"one process per row, one thread; check, MB: most that it held at once; {machine()['cpu']}",
     )
+    figures = []
+    for row in rows:
+        name = f"{row['ratings']:,} ratings, {row['design']}, {row['model']}"
+        figures.append(Figure(f"{name}: check over reading", row["check_cpu_s"] / row["read_cpu_s"], "x", "lower"))
+        figures.append(Figure(f"{name}: check", row["check_cpu_s"], "CPU s", "lower"))
+        figures.append(Figure(f"{name}: memory of the check", row["check_mb"], "MB", "lower"))
+    recorder.write(given, figures)
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     return 0

@@ -12,7 +12,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from common import BenchmarkError, machine, print_table, spread
+from common import BenchmarkError, Figure, Recorder, machine, print_table, spread
 from irt_vs_numpyro import DEPTH, LARGE, SMALL, Setting, prepare, stan
 
 from dpeer.eval.irt.cmdstan import compile_model
@@ -29,8 +29,9 @@ def main() -> int:
     parser.add_argument("--million", action="store_true", help="also 1,000,000 ratings (1 GB)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--than", type=Path, metavar="PROGRAM", help="another compiled version of the model")
+    recorder = Recorder(parser)
     given = parser.parse_args()
-    rows = []
+    rows, figures = [], []
     try:
         programs = [compile_model(print), *([given.than] if given.than else [])]
         for setting in (SMALL, LARGE, *([MILLION] if given.million else [])):
@@ -45,13 +46,19 @@ def main() -> int:
                     ms[program].append(1000 * (runs[1][1] - runs[0][1]) / steps)
                     peak[program] = max(peak[program], runs[1][2])
             size = sum(values.size for _, values, _ in problem.blocks)
+            if given.than:
+                title = f"{setting.ratings:,} ratings: this version over the other"
+                figures.append(Figure.ratio(title, *ms.values(), "lower"))
             for program in programs:
                 middle = statistics.median(ms[program])
                 name = "this version" if program == programs[0] else "the other"
                 share = f"{statistics.median(ms[programs[0]]) / middle:.2f}"
                 hours = f"{ITERATIONS * TREE * middle / 3.6e6:.1f}"
-                figures = (f"{size:,}", spread(ms[program], 2), share, f"{peak[program]:.0f}", hours)
-                rows.append([f"{setting.ratings:,}: {name}", *figures])
+                shown = (f"{size:,}", spread(ms[program], 2), share, f"{peak[program]:.0f}", hours)
+                rows.append([f"{setting.ratings:,}: {name}", *shown])
+                title = f"{setting.ratings:,} ratings, {name}"
+                figures.append(Figure.median(f"{title}: one gradient", ms[program], "CPU ms", "lower"))
+                figures.append(Figure(f"{title}: peak memory of a chain", peak[program], "MB", "lower"))
     except (BenchmarkError, IrtError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,6 +69,7 @@ def main() -> int:
         f"{given.rounds} rounds, medians; one thread; a fit: 4 chains of 2,000 iterations and a pilot, {TREE} gradients"
         f" per iteration; {machine()['cpu']}",
     )
+    recorder.write(given, figures)
     return 0
 
 

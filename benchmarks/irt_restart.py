@@ -9,7 +9,7 @@ import argparse
 import sys
 
 import numpy as np
-from common import machine, print_table
+from common import Figure, Recorder, machine, print_table
 
 from dpeer.eval.irt.diagnostics import mixing
 from dpeer.eval.irt.encode import encode
@@ -23,9 +23,11 @@ def main() -> int:
     for name, default in (("models", 6), ("items", 30), ("dimensions", 2), ("judges", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seed", type=int, nargs="+", default=[3], help="of simulated ratings; several: one by one")
-    given = vars(parser.parse_args())
+    recorder = Recorder(parser)
+    options = parser.parse_args()
+    given = {k: v for k, v in vars(options).items() if k != "result"}
     seeds, spec = given.pop("seed"), Spec(**given)
-    rows, gaps = [], []
+    rows, gaps, figures = [], [], []
     for seed in seeds:
         table, _ = simulate(spec, seed)
         earlier = table[np.random.default_rng(seed).random(len(table)) < 1 / 1.1]
@@ -35,6 +37,8 @@ def main() -> int:
         gaps.append(float(np.max(np.abs(a.mean(axis=0) - b.mean(axis=0)) / b.std(axis=0))))
         per_draw = fresh.facts["cpu_seconds"] / mixing(fresh)[1]
         given_up = "" if warm.facts["started_from_earlier"] else ", given up"
+        share = warm.facts["cpu_seconds"] / fresh.facts["cpu_seconds"]
+        figures.append(Figure(f"seed {seed}: from the earlier fit over afresh", share, "x", "lower"))
         for name, found in (("earlier", before), (f"from the earlier{given_up}", warm), ("afresh", fresh)):
             rhat, ess = mixing(found)
             cpu = found.facts["cpu_seconds"]
@@ -47,6 +51,7 @@ def main() -> int:
         rows,
         f"chains alone; mean abilities differ by at most {max(gaps):.2f} posterior sd; {machine()['cpu']}",
     )
+    recorder.write(options, figures)
     return 0
 
 

@@ -1,6 +1,6 @@
 """The many-facet model in CmdStan against NumPyro NUTS: CPU per gradient and per effective sample, peak memory.
 
-usage: python benchmarks/irt_vs_numpyro.py [--quick | --large] [--json FILE]
+usage: python benchmarks/irt_vs_numpyro.py [--quick | --large]
 
 Both sides have the same data, priors and likelihood: a run in which their log densities differ by more than a constant
 between points of the parameter space is refused. See benchmarks/README.md for what is set on each side.
@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import CACHE, BenchmarkError, machine, measure, peer_environment, print_table, spread
+from common import CACHE, BenchmarkError, Figure, Recorder, machine, measure, peer_environment, print_table, spread
 from numpy.typing import NDArray
 
 from dpeer.eval.irt.cmdstan import compile_model, version
@@ -354,11 +355,22 @@ def show_sampling(runs: list[dict[str, Any]], options: dict[str, Any], cpu: str)
     )
 
 
+def figures_of(costs: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Iterator[Figure]:
+    for which in ("min", "median"):
+        ours, theirs = (run["cpu_s"] / run["ess"][which] for run in runs)
+        yield Figure(f"CPU per effective sample ({which}): NumPyro's run over ours", theirs / ours, "x", "higher")
+    for cost in costs:
+        mine, ratings = cost["stan"]["ms"], f"{cost['ratings']:,} ratings"
+        for name, found in cost["numpyro"].items():
+            yield Figure.ratio(f"{ratings}: a gradient of NumPyro ({name}) over ours", found["ms"], mine, "higher")
+        yield Figure.median(f"{ratings}: our gradient", mine, "CPU ms", "lower")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="The many-facet model: CmdStan against NumPyro NUTS, in CPU time.")
     parser.add_argument("--quick", action="store_true", help="leave out the 88,000 ratings; shorter chains")
     parser.add_argument("--large", action="store_true", help="only whole runs at 88,000 ratings: an hour on two cores")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     if given.quick and given.large:
         parser.error("--quick and --large exclude each other")
@@ -376,12 +388,11 @@ def main() -> int:
             show_gradients(costs, rounds, about["cpu"])
         runs = sampling(LARGE if given.large else SMALL, python, options)
         show_sampling(runs, options, about["cpu"])
+        peers = {"cmdstan": about["cmdstan"], "numpyro": "0.22"}
+        recorder.write(given, [*figures_of(costs, runs)], peers=peers)
     except (BenchmarkError, IrtError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if given.json:
-        report = {"machine": about, "options": options, "gradients": costs, "runs": runs}
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

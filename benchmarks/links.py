@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import Figure, Recorder
 
 from dpeer.eval.irt import Options
 from dpeer.eval.irt.encode import encode
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=400)
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--output", type=Path, default=Path("runs/links.jsonl"))
+    recorder = Recorder(parser)
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     found = (
@@ -93,6 +95,9 @@ def main() -> None:
     print(
         f"{right} of {len(found)} sets: the link that made them is chosen; {clear} clearly (4, and 2 standard errors)"
     )
+    figures = [Figure("the link that made the ratings is chosen", right / len(found), "share", "higher")]
+    figures += [Figure("chosen clearly", clear / len(found), "share"), Figure("sets", len(found), "sets")]
+    recorder.write(arguments, figures)
 
 
 if __name__ == "__main__":

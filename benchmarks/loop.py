@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from common import machine, print_table
+from common import Figure, Recorder, machine, print_table
 from rich.console import Console
 
 NEEDED = 0.8
@@ -88,6 +88,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/loop_seeds"))
     parser.add_argument("--json", type=Path)
+    recorder = Recorder(parser)
     given = parser.parse_args()
     found: dict[int, dict[str, Any]] = {}
     for seed in given.seeds:
@@ -97,14 +98,15 @@ def main() -> int:
         found[seed] = outcome(root / "rounds" / "loop")
     rose = sum(row["gain"] > 0 for row in found.values())
     clear = sum(row["interval"][0] > 0 for row in found.values())
+    print(machine())
     if given.json:
         given.json.write_text(json.dumps({"seeds": found, "rose": rose, "clear": clear}, indent=1))
     print_table(
-        "Two rounds of the loop, by seed",
+        "Two rounds of the loop on the toy world",
         ("seed", "weakest", "ability", "gain, 95 %", "P(gain)", "worst share (oracle)", "fluent"),
         [
             (
-                str(seed),
+                f"{seed}",
                 " > ".join(row["worst"]),
                 " > ".join(f"{a:+.2f}" for a in row["ability"]),
                 f"{row['gain']:+.2f} [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]",
@@ -114,8 +116,15 @@ def main() -> int:
             )
             for seed, row in found.items()
         ],
-        f"weakest ability up in {rose} of {len(found)} seeds, clearly (95 %) in {clear}; {machine()['cpu']}",
+        "abilities in logits, from one fit of all rounds",
     )
+    print(f"weakest ability up in {rose} of {len(found)} seeds, clearly (95 %) in {clear}")
+    figures = [
+        Figure("the weakest ability rises", rose / len(found), "share", "higher", NEEDED),
+        Figure("and clearly (95 %)", clear / len(found), "share", "higher"),
+        Figure("seeds", len(found), "seeds"),
+    ]
+    recorder.write(given, figures)
     return 0 if rose >= NEEDED * len(found) else 1
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import print_table
+from benchmarks.common import Figure, Recorder, print_table
 from dpeer.config import Config
 from dpeer.integrity import write_state
 from dpeer.launcher.trackers import Trackers
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", default=[4, 64])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--keep", type=Path, help="Write the runs there.")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -117,6 +118,11 @@ def main() -> None:
     columns = ("D", *(f"{part}, ms" for part in PARTS), "together", "line, kB", "page, MB", "page, CPU s")
     ratio = float(rows[-1][4]) / float(rows[0][4])
     print_table(f"A step of {EDGES} edges, form balance", columns, rows, f"together: {ratio:.2f} times")
+    first, last = given.dimensions[0], given.dimensions[-1]
+    figures = [Figure(f"{last} over {first} dimensions: objective, ledger and trackers", ratio, "x", "lower")]
+    figures += [Figure(f"{row[0]} dimensions: together", float(row[4]), "CPU ms") for row in rows]
+    figures += [Figure(f"{row[0]} dimensions: ledger line", float(row[5]), "kB") for row in rows]
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import Figure, Recorder
 from benchmarks.toy_runs import Arms
 from dpeer.toyworld import world as toyworld
 from dpeer.training import ending
@@ -81,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("runs/overfit"))
+    recorder = Recorder(parser)
     given = parser.parse_args()
     arms = Arms(given.output, 0, ())
     rows = []
@@ -103,10 +105,10 @@ def main() -> None:
                 row |= {"kept": excess(kept), "last": excess(last), "training": found["training"], "says": told(kept)}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    show(rows)
+    recorder.write(given, show(rows))
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> None:
+def show(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     table = Table("seed", "tolerance", "multipliers follow", title="Six epochs", title_justify="left")
     for heading in ("training loss, worst", "held-out excess: kept", "last", "best reachable"):
         table.add_column(heading, justify="right")
@@ -115,6 +117,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         numbers = (f"{row[key]:.3f}" for key in ("training", "kept", "last", "reachable"))
         table.add_row(str(row["seed"]), row["asked"], row["evidence"], *numbers, row["says"])
     Console(width=150).print(table)
+    figures = []
     for evidence in EVIDENCE:
         fair = [r for r in rows if r["evidence"] == evidence and r["reachable"] <= 0]
         kept, last = (sum(r[key] <= 0.02 for r in fair) for key in ("kept", "last"))
@@ -122,6 +125,10 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             f"multipliers follow the {evidence}: of {len(fair)} attainable, {kept} are held within 0.02 by the "
             f"checkpoint that is kept, {last} by the last one"
         )
+        title = f"multipliers follow the {evidence}: tolerances held within 0.02"
+        figures.append(Figure(title, kept / max(1, len(fair)), "share", "higher"))
+        figures.append(Figure(f"multipliers follow the {evidence}: attainable tolerances", len(fair), "tolerances"))
+    return figures
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from common import Figure, Recorder
 
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.fit import fit
@@ -119,6 +120,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--scale", type=float, default=1.0, help="logits of a comparison per logit of a rating")
     parser.add_argument("--free", action="store_true", help="estimate that scale in the fit of both")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     spec = Spec(
         models=given.models,
@@ -142,10 +144,20 @@ def main() -> None:
         parts.append(pd.DataFrame(json.loads(path.read_text())["rows"]))
         print(f"{len(parts)} of {given.replications}", flush=True)
     rows = pd.concat(parts, ignore_index=True)
-    print(coverage(rows).round(3).to_string(index=False))
-    print(agreement(rows).round(3).to_string(index=False))
+    cover, agree = coverage(rows), agreement(rows)
+    print(cover.round(3).to_string(index=False))
+    print(agree.round(3).to_string(index=False))
     fits = rows.drop_duplicates(["seed", "kind"]).groupby("kind", sort=False)
     print(fits[["cpu", "seconds"]].mean().round(1).assign(divergent=fits["divergent"].sum()).to_string())
+    figures = []
+    for row in cover[cover["parameter"].isin(["contrast", "position"])].to_dict("records"):
+        ends = (row["coverage"] - 1.96 * row["se"], row["coverage"] + 1.96 * row["se"])
+        low, high = ends if np.isfinite(row["se"]) else (None, None)
+        title = f"fit of {row['fit']}: coverage of 95 % intervals, {row['parameter']}"
+        figures.append(Figure(title, row["coverage"], "share", "higher", low=low, high=high))
+    for row in agree.to_dict("records"):
+        figures.append(Figure(f"contrasts of {row['fits']} that agree", row["within"], "share", "higher"))
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

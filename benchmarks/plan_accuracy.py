@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from common import print_table
+from common import Figure, Recorder, print_table
 
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.fit import fit
@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--designs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    recorder = Recorder(parser)
     given = parser.parse_args()
     rows, ratios = [], []
     for seed in range(given.seed, given.seed + given.designs):
@@ -103,6 +104,15 @@ def main() -> None:
         rows,
         "half-widths of 95 % intervals in logits; the other columns are predicted / realised",
     )
+    figures = [
+        Figure(f"half-widths foretold within 15 % {name}", n / len(rows), "share", "higher")
+        for n, name in zip(within, SOURCES, strict=True)
+    ]
+    figures += [
+        Figure.median(f"foretold over realised {name}", [row[i] for row in ratios], "x")
+        for i, name in enumerate(SOURCES)
+    ]
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import Figure, Recorder
 from scipy.optimize import minimize
 
 from dpeer.eval.irt import Options, estimate
@@ -165,6 +167,22 @@ def replicate(name: str, seed: int, options: Options, unit: float) -> dict[str, 
     }
 
 
+def figures_of(name: str, frame: pd.DataFrame, means: pd.Series) -> Iterator[Figure]:
+    """Coverage with its 95 % interval over replications, and the shares that the study is about."""
+    for column in means.index[means.index.str.startswith("coverage_")]:
+        half = 1.96 * frame[column].std(ddof=1) / np.sqrt(len(frame)) if len(frame) > 1 else np.nan
+        ends = (means[column] - half, means[column] + half) if np.isfinite(half) else (None, None)
+        title = f"{name}: coverage of 95 % intervals, {column.removeprefix('coverage_')} prompts"
+        yield Figure(title, means[column], "share", "higher", low=ends[0], high=ends[1])
+    if DESIGNS[name].bias:
+        yield Figure(f"{name}: the planted bias is named", means["named"], "share", "higher")
+    else:
+        yield Figure(f"{name}: a bias is named where none is", means["any"], "share", "lower")
+    if name == "equal":
+        yield Figure(f"{name}: anything is claimed of equal models", means["any_claim"], "share", "lower")
+    yield Figure(f"{name}: a replication", means["cpu_s"], "CPU s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", choices=DESIGNS)
@@ -174,7 +192,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--output", type=Path, help="JSON lines, a replication each")
+    recorder = Recorder(parser)
     arguments = parser.parse_args()
+    figures: list[Figure] = []
     options = Options(chains=arguments.chains, warmup=arguments.warmup, draws=arguments.draws)
     for name in arguments.studies:
         unit, rows = slope(DESIGNS[name]), []
@@ -185,10 +205,12 @@ def main() -> None:
                     file.write(json.dumps({"study": name} | rows[-1]) + "\n")
         frame = pd.DataFrame(rows).drop(columns="seed")
         means = frame.mean()
+        figures += figures_of(name, frame, means)
         print(f"{name}: {len(frame)} replications, unit {unit:.2f}")
         for column, value in means.items():
             label = column.replace("z2_", "rms z ").replace("_", " ")
             print(f"  {label:20} {np.sqrt(value) if column.startswith('z2') else value:.3f}")
+    recorder.write(arguments, figures)
 
 
 if __name__ == "__main__":

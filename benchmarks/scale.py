@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import CACHE, BenchmarkError, machine, measure, print_table
+from common import CACHE, BenchmarkError, Figure, Recorder, machine, measure, print_table
 
 WORKER = Path(__file__).resolve().parent / "irt_workers" / "scale.py"
 JOBS: dict[str, list[dict[str, int]]] = {
@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(JOBS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="the small row of each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     if unknown := set(given.steps) - set(JOBS):
         parser.error(f"no step {unknown.pop()}; there are {', '.join(JOBS)}")
@@ -53,6 +54,11 @@ def main() -> int:
         ],
         f"one process per row, one thread; {machine()['cpu']}",
     )  # fmt: skip
+    kinds = (("CPU", "cpu_s", "CPU s"), ("peak memory", "peak_mb", "MB"))
+    figures = [
+        Figure(f"{r['step']}, {r['size']}: {name}", r[key], unit, "lower") for name, key, unit in kinds for r in rows
+    ]
+    recorder.write(given, figures)
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import Figure, Recorder
 
 from dpeer.eval.irt import Options
 from dpeer.eval.irt.encode import encode
@@ -113,7 +114,9 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=1000)
+    recorder = Recorder(parser)
     arguments = parser.parse_args()
+    figures = []
     sampling = {name: getattr(arguments, name) for name in ("chains", "warmup", "draws")}
     sampling["people_scale"] = False
     for name, thresholds, ratings in data_sets(arguments.xstest):
@@ -124,7 +127,11 @@ def main() -> None:
             gap = np.sqrt(np.mean((ours - theirs) ** 2))
             r = np.corrcoef(ours, theirs)[0, 1]
             values = " ".join(f"{a:+.3f}/{b:+.3f}" for a, b in zip(ours, theirs, strict=True))
+            title = f"{name}, {thresholds} thresholds, {prior} prior"
+            figures.append(Figure(f"{title}: correlation of severities", r, "share", "higher"))
+            figures.append(Figure(f"{title}: RMSE to maximum likelihood", gap, "logits", "lower"))
             print(f"{name:20} {thresholds:6} {prior:8} r {r:.5f}  RMSE {gap:.4f}  ours/ML {values}", flush=True)
+    recorder.write(arguments, figures)
 
 
 if __name__ == "__main__":

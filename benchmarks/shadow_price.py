@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import Figure, Recorder
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +50,8 @@ def spread(s: Spread) -> str:
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--json", type=Path)
-    target = options.parse_args().json
+    recorder = Recorder(options)
+    given = options.parse_args()
     prepare()
     subprocess.run([sys.executable, "-m", "dpeer.launcher.cli", "sweep", "run", "toy_contested"], check=True)
     data = read_sweep(ROOT / "tolerance")
@@ -71,8 +73,19 @@ def main() -> None:
         table.add_row(interval, spread(p.measured), spread(p.said), spread(p.gap), str(p.agrees))
         rows.append({"interval": interval, "measured": p.measured.mean, "said": p.said.mean, "agrees": p.agrees})
     console.print(table)
-    if target:
-        target.write_text(json.dumps(rows, indent=1) + "\n")
+    agree = [bool(row["agrees"]) for row in rows if "agrees" in row]
+    figures = [
+        Figure("slopes of the optimum that agree with the multipliers", sum(agree) / len(agree), "share", "higher")
+    ]
+    figures += [
+        Figure(f"tolerance {row['tolerance']:g}: multiplier found over that known at the loss reached",
+               row["found"] / row["reached"], "x")
+        for row in rows
+        if "tolerance" in row
+    ]  # fmt: skip
+    recorder.write(given, figures)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

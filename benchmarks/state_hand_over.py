@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import BenchmarkError, print_table, spread
+from benchmarks.common import BenchmarkError, Figure, Recorder, print_table, spread
 from dpeer import config
 from dpeer.data.layout import computed
 from dpeer.data.packing import Pack, build_pack
@@ -75,12 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("rounds", 5), ("prompt", 300), ("response", 100), ("responses", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    recorder = Recorder(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     pack = record(given.prompt, given.response, given.responses)
     tree, sequences = (computed(pack, layout) for layout in LAYOUTS)
-    rows = []
+    rows, figures = [], []
     for name, kinds in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             shape = DELTA | {"hidden_size": 256, "num_hidden_layers": len(kinds), "layer_types": kinds}
@@ -88,10 +89,14 @@ def main() -> None:
             seconds, gap, apart = compare(path, pack, given.rounds)
         ratio = statistics.median(seconds["sequences"]) / statistics.median(seconds["tree"])
         gaps = f"{gap:.0e}, {apart:.0e}"
+        figures.append(Figure.ratio(f"{name}: sequences over tree", seconds["sequences"], seconds["tree"], "higher"))
+        figures.append(Figure(f"{name}: largest gap of log-probabilities", gap, "relative"))
         rows.append([name, spread(seconds["sequences"]), spread(seconds["tree"]), f"{ratio:.2f}", gaps])
     title = f"Prompt {given.prompt}, {given.responses} responses of {given.response}: {sequences} against {tree} tokens"
     columns = ("layers", "sequences, CPU s", "tree, CPU s", "ratio", "gap of log-probs, gradient")
     print_table(title, columns, rows, f"medians of {given.rounds} rounds; tokens alone give {sequences / tree:.2f}")
+    figures.append(Figure("tokens: sequences over tree", sequences / tree, "x"))
+    recorder.write(given, figures)
 
 
 if __name__ == "__main__":

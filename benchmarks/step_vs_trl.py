@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import CACHE, BenchmarkError, machine, measure, peer_environment, print_table, spread
+from common import CACHE, BenchmarkError, Figure, Recorder, machine, measure, peer_environment, print_table, spread
 
 WORKERS = Path(__file__).resolve().parent / "step_workers"
 WORK = CACHE / "step-vs-trl"
@@ -220,10 +220,19 @@ def table_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def figures_of(row: dict[str, Any]) -> Iterator[Figure]:
+    name = f"{row['setting']}: {row['comparison']}"
+    yield Figure.median(f"{name}, TRL over dpeer", row["ratio"], "x", "higher")
+    peak = row["peak_mb"]
+    yield Figure(f"{name}, peak memory of dpeer over TRL", peak["dpeer"] / peak["trl"], "x")
+    yield from (Figure.median(f"{name}, {side}", seconds, "CPU s") for side, seconds in row["cpu_s"].items())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="CPU seconds and peak memory per optimizer step, dpeer against TRL.")
     parser.add_argument("--quick", action="store_true", help="2 rounds instead of 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    recorder = Recorder(parser)
     options = parser.parse_args()
     count = 2 if options.quick else 5
     about = machine()
@@ -253,6 +262,8 @@ def main() -> int:
         [table_row(row) for row in rows],
         f"{count} alternating rounds, medians; one thread; fp32; losses agree to {gap:.1e}; {about['cpu']}",
     )
+    figures = [figure for row in rows for figure in figures_of(row)]
+    recorder.write(options, figures, f"Losses of both sides agree to {gap:.1e}.", {"trl": "1.16"})
     if options.json:
         settings = [asdict(s) for s in SETTINGS]
         report = {"machine": about, "rounds": count, "loss_gap": gap, "settings": settings, "rows": rows}

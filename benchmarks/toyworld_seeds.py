@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from common import Figure, Recorder
 from rich.console import Console
 from rich.table import Table
 
@@ -77,6 +78,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--output", type=Path, default=Path("runs/seeds"))
+    recorder = Recorder(arguments)
     given = arguments.parse_args()
     table = Table("seed", "arm", "worst", "mean", "fluent", "decided verdicts (loss on fresh records)", show_lines=True)
     results = []
@@ -90,6 +92,12 @@ def main() -> int:
     holds = sum(r[0] for r in results)
     print(f"worst dimension, Lagrangian >= pooled: {holds} of {given.seeds} seeds")
     print(f"decided verdicts contradicted by fresh records: {wrong} of {decided}")
+    figures = [
+        Figure("worst dimension at least as good as with pooled DPO", holds / given.seeds, "share", "higher", 1),
+        Figure("decided verdicts that fresh records contradict", wrong, "count", "lower", 0),
+        Figure("decided verdicts", decided, "verdicts"),
+    ]
+    recorder.write(given, figures)
     return int(holds < given.seeds or wrong > 0)
 
 

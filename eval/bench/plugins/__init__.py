@@ -1,1 +1,1 @@
-"""The benchmarks, a file each; `docs/benchmarks.md` says how to add one."""
+"""The benchmarks, a file each; `docs/bench.md` says how to add one."""

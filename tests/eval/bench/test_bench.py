@@ -181,7 +181,7 @@ def test_an_adjusted_mean_score_is_no_percentage() -> None:
 
 
 def test_one_file_adds_a_benchmark(tmp_path: Path, endpoint: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page docs/benchmarks.md shows this file."""
+    """The page docs/bench.md shows this file."""
     state, url = endpoint
     replies(state, lambda name, messages: "4" if name == "gpt-trained" else "5", strict)
     (tmp_path / "sums.py").write_text(
