@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from dpeer import __version__
 from dpeer.errors import DpeerError, Interrupted
 from dpeer.escape import markup
 from dpeer.files import follow_umask
@@ -53,8 +54,7 @@ EXTRAS = {
 """What pip installs with each extra, by import name."""
 MOST_TRACEBACKS = 20
 """Files of unexpected errors that stay in one folder."""
-JUDGING = ("build", "generate", "judge")
-JUDGING = ("generate", "judge", "bench")
+JUDGING = ("build", "generate", "judge", "bench")
 """Commands that need the extra `judge`; all others that need an extra need `train`."""
 
 
@@ -160,8 +160,19 @@ app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well th
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/lagrangian.", metavar="RUN")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dpeer {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
     """Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3."""
 
 
@@ -234,8 +245,15 @@ def demo(
         "runs/demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the toy world and of training.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check configs and installed files, say what would be done, and stop.")
+    ] = False,
 ) -> None:
     """Train the toy model with every method, compare them, and leave model, ledger, certificate and page."""
+    if dry_run:
+        from dpeer.launcher.demo_plan import show
+
+        return show(output, seed, Console(highlight=False))
     from dpeer.launcher.demo import run
 
     raise typer.Exit(run(output, seed))
