@@ -209,12 +209,26 @@ def export(
     run: Run,
     output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/export.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the base model is now, if it has been moved.")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="Only the adapter of a LoRA run, to RUN/adapter.")] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", "--adapter-only", help="Only the adapter of a LoRA run, to RUN/adapter.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Send the export to a model hub; made first where it is not there yet."
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Who may see what --push sends: you alone, or all.")] = True,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face model with its card."""
-    from dpeer.launcher.export import export_run
+    if push is None:
+        from dpeer.launcher.export import export_run
 
-    typer.echo(export_run(run, output, model, adapter))
+        typer.echo(export_run(run, output, model, adapter))
+    else:
+        from dpeer.launcher.push import push_run
+
+        typer.echo(push_run(run, push, private, output, model, adapter))
 
 
 @app.command()
