@@ -41,6 +41,7 @@ from dpeer.launcher.commands.open import open_
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.quality import quality
+from dpeer.launcher.commands.tables import tables
 from dpeer.launcher.commands.tolerance import tolerance
 from dpeer.launcher.commands.watch import watch
 from dpeer.scratch import keep_newest
@@ -149,6 +150,7 @@ app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made
 app.add_typer(eval_app, name="eval", help="Plan an evaluation by the precision that it is to have.")
 app.command()(compare)
 app.command()(methods)
+app.command()(tables)
 app.command()(chat)
 app.command()(serve)
 app.command()(plan)
@@ -232,11 +234,27 @@ def export(
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write a run's report.html."""
-    from dpeer.report.page import write_report
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(help="Run folder, e.g. runs/demo/lagrangian; with --pdf any folder with a page.", metavar="RUN"),
+    ],
+    pdf: Annotated[bool, typer.Option("--pdf", help="Print the page to a PDF beside it, by Chromium.")] = False,
+) -> None:
+    """Write a run's report.html. With --pdf also print it, or the page of a fit, comparison, sweep or other result."""
+    from dpeer.launcher.pdf import browser, page_in, print_page
 
-    typer.echo(write_report(run))
+    if pdf:
+        browser()  # before anything is written
+    trained = not pdf or (run / "ledger.jsonl").is_file()
+    if trained:
+        from dpeer.report.page import write_report
+
+        typer.echo(page := write_report(run))
+    else:
+        page = page_in(run)
+    if pdf:
+        typer.echo(print_page(page))
 
 
 @app.command()
