@@ -1,9 +1,9 @@
 # Two images of one wheel: `cpu` (training and judging on cores) and `cuda` (NVIDIA GPUs). Both run as an ordinary user
 # and need no network at run time: mount models and data, or bring them in with a layer of your own.
 #
-#   docker build --target cuda -t registry.example/dpeer:0.1.0 .
+#   docker build --target cuda -t registry.example/dpeer:0.2.0 .
 #   docker build --target cpu --build-arg PIP_EXTRA_INDEX_URL=... .     # an index with torch+cpu makes it 4 GB smaller
-#   docker run --rm --gpus all --shm-size 16g --network none -v "$PWD:/work" registry.example/dpeer:0.1.0 train my.yaml
+#   docker run --rm --gpus all --shm-size 16g --network none -v "$PWD:/work" registry.example/dpeer:0.2.0 train my.yaml
 
 FROM python:3.11.14-slim-bookworm AS wheel
 ARG PIP_INDEX_URL

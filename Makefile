@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
   "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: demo test lint lowest bench docs setup clean
+.PHONY: demo test lint lowest dist sbom bench docs setup clean
 
 demo: setup
 	$(RUN)/dpeer demo
@@ -35,6 +35,18 @@ lowest:
 	  --ignore tests/eval/irt/test_raschpy.py \
 	  tests/report tests/eval/irt tests/eval/test_importer.py tests/eval/test_ratings.py tests/eval/test_xstest.py
 
+# sdist and wheel of the last commit, into dist/, installed and used with every Python from 3.11 to 3.13 that runs here.
+dist:
+	DPEER_CACHE="$(CACHE)" .ci/dist
+
+# What is installed, with versions and licences, as CycloneDX JSON in dist/. Its tool has an environment of its own.
+sbom: setup
+	"$(PYTHON)" -m venv --clear "$(CACHE)/sbom"
+	"$(CACHE)/sbom/bin/python" -m pip install --quiet cyclonedx-bom
+	mkdir -p dist
+	"$(CACHE)/sbom/bin/cyclonedx-py" environment --output-reproducible --of JSON --sv 1.6 --pyproject pyproject.toml \
+	  -o dist/sbom.cdx.json "$(RUN)/python"
+
 # All committed results again, beside what was committed: exit code 1 if a ratio is worse. Goes on where it was stopped.
 bench: setup
 	$(RUN)/python benchmarks/rerun.py $(ARGS)
@@ -48,4 +60,4 @@ setup:
 	@"$(PYTHON)" launcher/bootstrap.py
 
 clean:
-	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from dpeer import __version__
 from dpeer.errors import DpeerError, Interrupted
 from dpeer.escape import markup
 from dpeer.files import follow_umask
@@ -40,6 +41,7 @@ from dpeer.launcher.commands.open import open_
 from dpeer.launcher.commands.plan import plan
 from dpeer.launcher.commands.preflight import preflight
 from dpeer.launcher.commands.quality import quality
+from dpeer.launcher.commands.tables import tables
 from dpeer.launcher.commands.tolerance import tolerance
 from dpeer.launcher.commands.watch import watch
 from dpeer.launcher.faq import pointer
@@ -152,6 +154,7 @@ app.add_typer(eval_commands.ratings, name="ratings", help="Bring in ratings made
 app.add_typer(eval_app, name="eval", help="Plan an evaluation by the precision that it is to have.")
 app.command()(compare)
 app.command()(methods)
+app.command()(tables)
 app.command()(chat)
 app.command()(serve)
 app.command()(plan)
@@ -163,8 +166,19 @@ app.add_typer(irt_app, name="irt", help="Abilities from ratings, and how well th
 Run = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/demo/lagrangian.", metavar="RUN")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dpeer {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
     """Tolerant Lagrangian DPO over persona dimensions, on Ray and DeepSpeed ZeRO-3."""
 
 
@@ -201,20 +215,50 @@ def export(
     run: Run,
     output: Annotated[Path | None, typer.Option(help="Folder of the exported model; default: RUN/export.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the base model is now, if it has been moved.")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="Only the adapter of a LoRA run, to RUN/adapter.")] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", "--adapter-only", help="Only the adapter of a LoRA run, to RUN/adapter.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Send the export to a model hub; made first where it is not there yet."
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Who may see what --push sends: you alone, or all.")] = True,
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face model with its card."""
-    from dpeer.launcher.export import export_run
+    if push is None:
+        from dpeer.launcher.export import export_run
 
-    typer.echo(export_run(run, output, model, adapter))
+        typer.echo(export_run(run, output, model, adapter))
+    else:
+        from dpeer.launcher.push import push_run
+
+        typer.echo(push_run(run, push, private, output, model, adapter))
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write a run's report.html."""
-    from dpeer.report.page import write_report
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(help="Run folder, e.g. runs/demo/lagrangian; with --pdf any folder with a page.", metavar="RUN"),
+    ],
+    pdf: Annotated[bool, typer.Option("--pdf", help="Print the page to a PDF beside it, by Chromium.")] = False,
+) -> None:
+    """Write a run's report.html. With --pdf also print it, or the page of a fit, comparison, sweep or other result."""
+    from dpeer.launcher.pdf import browser, page_in, print_page
 
-    typer.echo(write_report(run))
+    if pdf:
+        browser()  # before anything is written
+    trained = not pdf or (run / "ledger.jsonl").is_file()
+    if trained:
+        from dpeer.report.page import write_report
+
+        typer.echo(page := write_report(run))
+    else:
+        page = page_in(run)
+    if pdf:
+        typer.echo(print_page(page))
 
 
 @app.command()
@@ -237,8 +281,15 @@ def demo(
         "runs/demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the toy world and of training.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check configs and installed files, say what would be done, and stop.")
+    ] = False,
 ) -> None:
     """Train the toy model with every method, compare them, and leave model, ledger, certificate and page."""
+    if dry_run:
+        from dpeer.launcher.demo_plan import show
+
+        return show(output, seed, Console(highlight=False))
     from dpeer.launcher.demo import run
 
     raise typer.Exit(run(output, seed))

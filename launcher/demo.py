@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -24,8 +23,8 @@ from dpeer.integrity import read_state, stamped, write_state
 from dpeer.launcher import demo_evaluation
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.commands.open import command
+from dpeer.launcher.demo_configs import ARMS, HELDOUT_RECORDS, TRAIN_RECORDS, UNIFORM, arm_config
 from dpeer.launcher.group import Groups, wanted
-from dpeer.launcher.recipe import training_config
 from dpeer.launcher.replies import replies
 from dpeer.launcher.train import train
 from dpeer.report.comparison import ArmRow, write_comparison
@@ -34,35 +33,7 @@ from dpeer.report.run import Certificate
 from dpeer.toyworld import world as toyworld
 from dpeer.training.run_dir import RunDir, same_recipe
 
-TRAIN_RECORDS, HELDOUT_RECORDS = 1200, 800
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?", "": " "}
-UNIFORM = "uniform (λ = 0)"
-UNENFORCED = "objective.constraint.enforce=false"
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    title: str
-    run: str
-    changes: tuple[str, ...]
-
-
-ARMS = (
-    Arm(
-        "SFT on golden",
-        "sft",
-        (
-            "objective.kind=sft",
-            UNENFORCED,
-            "training.steps=60",
-            "training.records_per_step=16",
-            "training.optimizer.lr=2e-3",
-        ),
-    ),
-    Arm("pooled DPO", "pooled", ("objective.primary=pooled", UNENFORCED)),
-    Arm(UNIFORM, "uniform", (UNENFORCED,)),
-    Arm("Lagrangian", "lagrangian", ()),
-)
 
 
 def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
@@ -115,16 +86,6 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
     index, _ = write_index(root)
     console.print(f"{'everything':12}{index}, or: {command()} open {root}", soft_wrap=True)
     return 0
-
-
-def arm_config(arm: Arm, root: Path, seed: int) -> Config:
-    places = (
-        f"output_dir={root}",
-        f"model.path={root / 'base'}",
-        f"data.train={root / 'world' / 'train.jsonl'}",
-        f"data.heldout={root / 'world' / 'test.jsonl'}",
-    )
-    return training_config("demo", (f"name={arm.run}", f"seed={seed}", *places, *arm.changes))
 
 
 def fitted(config: Config, gpus: float) -> Config:

@@ -16,37 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from dpeer.config_io import load_section
 from dpeer.eval.config import EvalConfig
 from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.types import Options
 from dpeer.eval.toy_judges import READING_STEPS, SEVERITIES, TUNING_STEPS
 from dpeer.integrity import stamped, write_state
 from dpeer.launcher.cluster import connect
-from dpeer.launcher.recipe import EVALUATION, recipe_path
+from dpeer.launcher.demo_configs import evaluation_config
 
 SAMPLED = 800
 """Replies of the base model among the judges' training texts."""
 PAIRS = 2200
-
-
-def evaluation_config(root: Path, seed: int) -> EvalConfig:
-    """The shipped recipe with the demo's own places."""
-    recipe = recipe_path("demo", EVALUATION)
-    shipped = load_section(EvalConfig, recipe)
-    moved = {
-        kind: [
-            {"name": s.name, "path": str(root / Path(s.path).relative_to("runs/demo"))} for s in getattr(shipped, kind)
-        ]
-        for kind in ("models", "judges")
-    }
-    changes = (
-        f"output_dir={json.dumps(str(root))}",
-        f"seed={seed}",
-        f"prompts.path={json.dumps(str(root / 'world' / 'prompts.jsonl'))}",
-        *(f"{kind}={json.dumps(served)}" for kind, served in moved.items()),
-    )
-    return load_section(EvalConfig, recipe, changes)
 
 
 class Evaluated(NamedTuple):

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from rich.console import Console
 from rich.table import Table
 
+from dpeer import __version__
 from dpeer.escape import markup
 from dpeer.launcher.nvidia import ailing, cards, driver_line, gpus, used
 
@@ -28,6 +29,7 @@ def show() -> None:
 
 def findings() -> Iterator[tuple[str, str]]:
     """(what, found) pairs; something absent is said in words."""
+    yield "dpeer", __version__
     yield "python", platform.python_version()
     yield "cores", str(len(os.sched_getaffinity(0)))
     yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"

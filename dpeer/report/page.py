@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from dpeer.report.run import NoSteps, Run, read_run
 
 MOST_REPLIES = 6
 MARKS = {"satisfied": "✓", "violated": "✗", "undecided": "?"}
+MOST_DOWNLOADED = 200
+"""Rows of a table that a page carries as files within itself; `dpeer tables` writes any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,21 @@ def live_html(run_dir: Path) -> str:
     return templates().get_template("waiting.html.j2").render(name=name, heading=words[0], reason=words[1])
 
 
+def _downloads(run: Run) -> list[tuple[str, str, str]]:
+    """(format, file name, data URI) of the table of constraints, which are in the page itself; none of a long one."""
+    if run.certificate is None or not 0 < len(run.certificate.constraints) <= MOST_DOWNLOADED:
+        return []
+    from dpeer.report.frames import certificate_frames
+    from dpeer.report.table_files import as_csv, as_latex, as_markdown
+
+    frame = certificate_frames(run.certificate)["constraints"]
+    kinds = (("CSV", "csv", as_csv), ("Markdown", "md", as_markdown), ("LaTeX", "tex", as_latex))
+    return [
+        (title, f"constraints.{end}", f"data:text/plain;base64,{b64encode(as_text(frame).encode()).decode()}")
+        for title, end, as_text in kinds
+    ]
+
+
 def report_html(run: Run) -> str:
     return templates().get_template("report.html.j2").render(
         name=run.get("config.name", run.path.resolve().name),
@@ -84,6 +102,7 @@ def report_html(run: Run) -> str:
         notes=[*run.notes, *_warnings(run)],
         certificate=run.certificate,
         marks=MARKS,
+        downloads=_downloads(run),
         heldout_plots=[plot for plot in (figures.certificate(run), figures.selection(run)) if plot],
         sections=list(_sections(run)),
         metadata=list(_metadata(run)),

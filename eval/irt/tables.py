@@ -45,11 +45,11 @@ from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.robustness import Robustness
 from dpeer.eval.irt.scope import COMPARED, CUMULATIVE, THRESHOLDS, fair_words, scope, shrinkage
 from dpeer.eval.irt.stan_terms import item_shares
-from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.irt.types import GRADED, Floats, Posterior, Ratings
 from dpeer.eval.irt.weaknesses import SHOWN, names_of
 from dpeer.eval.irt.without_judge import stability
 from dpeer.files import write_text
+from dpeer.report.table_files import write_frames
 
 SCALES = (
     *("mu", "s_theta", "s_beta", "s_v", "s_u", "s_severity", "s_dev", "s_tau", "s_alpha", "s_halo"),

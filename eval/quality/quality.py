@@ -12,7 +12,6 @@ import pandas as pd
 
 from dpeer.data.schema import DataSet
 from dpeer.eval.audit.rates import Interval
-from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.quality.order import LIMIT, Cell, named, order
 from dpeer.eval.quality.rated import Rated
 from dpeer.eval.quality.reasons import FAILS, HOLDS, OPEN
@@ -21,6 +20,7 @@ from dpeer.eval.quality.review import agreement, changed, with_people
 from dpeer.eval.quality.surface import FORM, Surface, surface, text_pairs
 from dpeer.eval.quality.verify import SURE, Verification, verify
 from dpeer.files import write_json
+from dpeer.report.table_files import write_frames
 
 STATUSES = (HOLDS, FAILS, OPEN)
 

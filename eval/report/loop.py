@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from dpeer.eval.irt.ability import estimates
-from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.irt.types import Floats
 from dpeer.eval.report.picture import Interval, decided, interval_plot, shared_range
 from dpeer.eval.report.table import Table, bounded, build
@@ -20,6 +19,7 @@ from dpeer.eval.report.words import clear, fixed, probability, signed
 from dpeer.files import write_text
 from dpeer.report.page import templates
 from dpeer.report.plot import Plot
+from dpeer.report.table_files import write_frames
 from dpeer.report.text import exact, number
 
 WEAKEST = "weakest"

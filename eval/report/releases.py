@@ -10,7 +10,6 @@ import pandas as pd
 
 from dpeer.eval.irt.conditions import Verdict
 from dpeer.eval.irt.releases import Comparison
-from dpeer.eval.irt.table_files import write_frames
 from dpeer.eval.report.picture import (
     by_dimension,
     decided,
@@ -23,6 +22,7 @@ from dpeer.eval.report.words import clear, count, fixed, label, probability, sig
 from dpeer.files import write_text
 from dpeer.report.page import templates
 from dpeer.report.plot import Plot
+from dpeer.report.table_files import write_frames
 from dpeer.report.text import listing
 
 MOST_MOVED = 40

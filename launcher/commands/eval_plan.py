@@ -65,9 +65,9 @@ def plan(
     from dpeer.escape import markup
     from dpeer.eval.irt.dstudy import Costs, Goal, candidates, variances
     from dpeer.eval.irt.precision import Design
-    from dpeer.eval.irt.table_files import write_frames
     from dpeer.eval.report.design_plan import picture
     from dpeer.files import write_bytes
+    from dpeer.report.table_files import write_frames
 
     goal = Goal(half_width, difference, power, order)
     goal.sd()

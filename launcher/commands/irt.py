@@ -210,8 +210,8 @@ def export(
     from dpeer.eval.irt import robustness
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.inference_data import write_netcdf
-    from dpeer.eval.irt.table_files import FORMATS, write_frames
     from dpeer.eval.irt.tables import tabulate
+    from dpeer.report.table_files import FORMATS, write_frames
 
     formats = format_ or ["csv", "md", "tex"]
     if unknown := [name for name in formats if name not in (*FORMATS, "netcdf")]:

@@ -56,10 +56,10 @@ def models(
     from dpeer.errors import ConfigError
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.loo import compare_models
-    from dpeer.eval.irt.table_files import write_frames
     from dpeer.eval.irt.types import MODELS, Options
     from dpeer.eval.report.models import write_page
     from dpeer.launcher.commands.compare import WIDTH, names_of
+    from dpeer.report.table_files import write_frames
 
     console = Console(highlight=False)
     if not console.is_terminal:

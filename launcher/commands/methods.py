@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from dpeer.eval.irt.claims import Claims
     from dpeer.report.methods import Writer
 
 
@@ -61,14 +62,20 @@ def _section(folder: Path, writer: Writer, titled: bool) -> str:
 
 def _fit(folder: Path, writer: Writer) -> str:
     """The fit with the base and the claims that its report has."""
-    from dpeer.eval.irt.claims import Claims
     from dpeer.eval.irt.fit import load
     from dpeer.eval.irt.tables import tabulate
     from dpeer.eval.report.methods import evaluation_methods
 
+    base, claims = reported(folder)
+    return evaluation_methods(tabulate(load(folder), base, wanted=claims), writer)
+
+
+def reported(folder: Path) -> tuple[str | None, Claims]:
+    """The base and the claims of a fit's page; the defaults where there is none."""
+    from dpeer.eval.irt.claims import Claims
+
     try:
-        reported = json.loads((folder / "tables" / "facts.json").read_bytes())
+        facts = json.loads((folder / "tables" / "facts.json").read_bytes())
     except (OSError, ValueError):
-        reported = {}
-    claims = Claims(reported.get("smallest_effect") or 0.0, tuple(reported.get("family") or ()))
-    return evaluation_methods(tabulate(load(folder), reported.get("base"), wanted=claims), writer)
+        facts = {}
+    return facts.get("base"), Claims(facts.get("smallest_effect") or 0.0, tuple(facts.get("family") or ()))

@@ -14,7 +14,7 @@ from dpeer.errors import ConfigError
 from dpeer.eval.irt.result import Result
 from dpeer.eval.toy_judges import SEVERITIES
 from dpeer.integrity import write_state
-from dpeer.launcher import demo, demo_evaluation
+from dpeer.launcher import demo, demo_evaluation, demo_plan
 from dpeer.report.run import Certificate
 from dpeer.training.run_dir import RunDir
 
@@ -108,3 +108,18 @@ def test_an_output_that_can_be_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="no folder can be made there"):
         demo.prepare_world(tmp_path / "file", 0, Console(file=io.StringIO()))
+
+
+def test_a_dry_run_says_what_is_left_to_do_and_writes_nothing(tmp_path: Path) -> None:
+    pooled, lagrangian = (demo.arm_config(arm, tmp_path, 0) for arm in (demo.ARMS[1], demo.ARMS[3]))
+    RunDir(pooled.run_dir).begin(pooled, {})
+    RunDir(lagrangian.run_dir).begin(lagrangian, {})
+    RunDir(lagrangian.run_dir).finish(80)
+    before = sorted(tmp_path.rglob("*"))
+    printed = io.StringIO()
+    demo_plan.show(tmp_path, 0, Console(file=printed, width=200))
+    states = dict(line.split("  ", 1) for line in printed.getvalue().splitlines()[1:])
+    states = {name: what.strip().partition(":")[0] for name, what in states.items()}
+    assert states["SFT on golden"] == "to be trained" and states["pooled DPO"] == "to be continued"
+    assert states["Lagrangian"] == "finished" and sorted(tmp_path.rglob("*")) == before
+    assert dict(demo_plan.steps(tmp_path, 7))["Lagrangian"].startswith("to be trained anew, as its recipe has changed")

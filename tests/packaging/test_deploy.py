@@ -89,3 +89,11 @@ def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == dpeer.__version__
     assert {"cff-version", "message", "title", "authors", "license"} <= citation.keys()
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    heads = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert heads[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(dpeer.__version__)} - \d{{4}}-\d\d-\d\d", heads[1]), heads[1]
+    released = yaml.safe_load((ROOT / "CITATION.cff").read_text())["date-released"]
+    assert heads[1].endswith(str(released))

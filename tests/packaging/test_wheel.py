@@ -95,6 +95,25 @@ def test_the_wheel_holds_every_file_once(wheel: Path) -> None:
     assert {n for n in packed if ".dist-info/" not in n} == wanted
 
 
+def test_a_dry_run_of_the_demo_checks_the_installed_files(installed: Installed, tmp_path: Path) -> None:
+    done = installed.run("dpeer", "demo", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert " of the installed wheel are as it brought them" in done.stdout
+    assert "3,600 ratings" in done.stdout and list(tmp_path.iterdir()) == []
+    package = next(installed.python.parents[1].glob("lib/*/site-packages/dpeer"))
+    model = package / "eval" / "irt" / "model.stan"
+    whole = model.read_bytes()
+    try:
+        model.write_bytes(whole.replace(b"data", b"date"))
+        done = installed.run("dpeer", "demo", "--dry-run", cwd=tmp_path)
+        assert done.returncode == 1 and "dpeer/eval/irt/model.stan is changed" in done.stderr
+        model.unlink()
+        done = installed.run("dpeer", "demo", "--dry-run", cwd=tmp_path)
+        assert done.returncode == 1 and "dpeer/eval/irt/model.stan is absent" in done.stderr
+    finally:
+        model.write_bytes(whole)
+
+
 def test_the_markers_work(installed: Installed, project: Path, markers: Path) -> None:
     """Else the tests below could not fail."""
     done = installed.run("python", "-c", f"import {', '.join(PACKAGES)}", cwd=project, PYTHONPATH=".")

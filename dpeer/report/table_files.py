@@ -15,6 +15,7 @@ from dpeer.files import write_text
 
 FORMATS = ("csv", "json", "md", "tex")
 PLACES = 2
+BOUNDS = (("_low", "_high"), ("_lower", "_upper"), (" low", " high"))
 
 
 def write_frames(frames: Mapping[str, pd.DataFrame], folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
@@ -61,20 +62,27 @@ def as_latex(frame: pd.DataFrame) -> str:
 
 def _shown(frame: pd.DataFrame) -> dict[str, list[str]]:
     """Cells by column; bounds stand in the cell of their estimate."""
-    bounds = {f"{name}{end}" for name in frame for end in ("_low", "_high") if f"{name}_low" in frame}
+    bounds = {str(name): found for name in frame if (found := _bounds(frame, str(name)))}
+    within = {column for pair in bounds.values() for column in pair}
     shown = {}
-    for name in frame:
-        if name in bounds:
+    for name in map(str, frame):
+        if name in within:
             continue
         cells = [_cell(value) for value in frame[name]]
-        if f"{name}_low" in frame and f"{name}_high" in frame:
-            ends = zip(frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
+        if name in bounds:
+            ends = zip(*(frame[column] for column in bounds[name]), strict=True)
             cells = [
                 f"{cell} [{_cell(low)}, {_cell(high)}]" if cell and pd.notna(low) else cell
                 for cell, (low, high) in zip(cells, ends, strict=True)
             ]
-        shown[str(name)] = cells
+        shown[name] = cells
     return shown
+
+
+def _bounds(frame: pd.DataFrame, name: str) -> tuple[str, str] | None:
+    """The columns that hold the ends of a column's interval."""
+    pairs = ((f"{name}{low}", f"{name}{high}") for low, high in BOUNDS)
+    return next((pair for pair in pairs if pair[0] in frame and pair[1] in frame), None)
 
 
 def _numeric(column: pd.Series) -> bool:
