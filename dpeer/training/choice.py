@@ -80,6 +80,23 @@ def one_choice(config: Config, ranks: int, memory: float) -> Choice:
     return choose(config, ranks, model_states(config.model) if lora else None, memory)
 
 
+def team_size(config: Config, world: World) -> int:
+    """Ranks that compute a pack together. ConfigError where the ranks cannot be shared out so."""
+    size = config.training.sequence_parallel
+    assert size != "auto"
+    refuse_ranks(size, world.size, "cluster.policy_workers")
+    return size
+
+
+def refuse_ranks(size: int, ranks: int, field: str) -> None:
+    if ranks % size:
+        fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+        raise ConfigError(
+            f"training.sequence_parallel = {size} does not divide the {ranks} ranks ({field}), which work together in "
+            f"groups of so many. Of {ranks} ranks it may be {fitting}; or take a multiple of {size} ranks."
+        )
+
+
 def policy_engine(config: Config, choice: Choice, world: World) -> Engine:
     """The engine of a policy that is to be trained."""
     return Plain(config, world) if choice.name == "plain" else Zero3(config, world)

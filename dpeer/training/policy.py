@@ -22,7 +22,7 @@ from dpeer.model.families import causal_lm
 from dpeer.objective.constraints import Weights
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
-from dpeer.training.choice import policy_choice, policy_engine
+from dpeer.training.choice import policy_choice, policy_engine, team_size
 from dpeer.training.engine import learning_rate
 from dpeer.training.exchange import StepTotals, exchange
 from dpeer.training.meter import Meter
@@ -30,7 +30,7 @@ from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
 from dpeer.training.samples import greedy
 from dpeer.training.scoring import local_packs, merge, score
-from dpeer.training.world import World, sum_over_ranks
+from dpeer.training.world import World, in_teams, sum_over_ranks
 
 IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models per token, as a mean over MANY tokens
 MANY = 100
@@ -65,11 +65,12 @@ class Policy:
     """One rank. Every method is collective: all ranks of the group call it with the same arguments."""
 
     def __init__(self, config: Config, prepared: Prepared, world: World) -> None:
-        self.config, self.prepared, self.data, self.world = config, prepared, prepared.train, world
+        self.config, self.prepared, self.data = config, prepared, prepared.train
+        self.world = in_teams(world, team_size(config, world))
         self.steps = config.training.total_steps(len(self.data.trees))
         self.lagrangian = Lagrangian(config.objective, self.data.dimensions, None, self.steps, prepared.proof)
         self.choice = policy_choice(config, world)
-        self.engine = policy_engine(config, self.choice, world)
+        self.engine = policy_engine(config, self.choice, self.world)
         self.step = 0  # optimizer steps done
         self.layout = self.engine.module.layout
         self.meter = Meter(config, self.engine.module, world.device)
@@ -166,6 +167,8 @@ class Policy:
         routed = self.routed(packs)
         for i, pack in enumerate(packs):
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
+            if not self.world.speaks:
+                part = StepTotals.zeros(len(self.data.dimensions), self.world.device)
             if routed is not None:
                 term = balance(self.engine.module.router_logits, occurrences(pack, self.layout), routed)
                 loss, part["router_aux_loss"] = loss + self.config.model.router_aux_loss * term, term.detach()
@@ -226,8 +229,9 @@ class Policy:
         self.engine.eval()
         for pack in list(local_packs(trees, self.world, self.config.training.tokens_per_pack, self.layout)):
             logps = self.engine(pack)
-            totals.add("dual_tokens", computed(pack, self.layout))
-            if pack.samples:
+            if self.world.speaks:
+                totals.add("dual_tokens", computed(pack, self.layout))
+            if pack.samples and self.world.speaks:
                 margins = self.margins(pack, logps, self.reference_of(pack, logps, references, place))
                 totals.dual += self.lagrangian.statistics(margins, pack.dims, pack.edge_sample)
                 totals.add("dual_records", len(pack.samples))

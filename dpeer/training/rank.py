@@ -151,9 +151,10 @@ class TrainingRank:
             values += [self.cached["dual"][i] for i in prepared.dual_places(self.config, step)]
             return dict(enumerate(values))
         trained, measured = prepared.train_batch(self.config, step), prepared.dual_batch(self.config, step)
-        scores = self.reference.score(trained)  # the policy's own plan: this rank scores just what it trains on
+        # The policy's own plan: this rank scores just what it trains on.
+        scores = self.reference.score(trained, everyone=True)
         if measured:
-            scores |= {len(trained) + i: v for i, v in self.reference.score(measured).items()}
+            scores |= {len(trained) + i: v for i, v in self.reference.score(measured, everyone=True).items()}
         return scores
 
     def score_train(self, start: int, stop: int) -> Scores:
