@@ -1,4 +1,4 @@
-"""One rank's part of a pack that several ranks compute together: a run of its tokens, and the predictions made there."""
+"""One rank's part of a pack that several ranks compute together: some of its tokens, and what is predicted there."""
 
 from __future__ import annotations
 

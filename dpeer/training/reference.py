@@ -39,7 +39,7 @@ class Reference:
     def __init__(
         self, config: Config, world: World, pulse: Pulse | None = None, *, beneath: Engine | None = None
     ) -> None:
-        self.world = in_teams(world, team_size(config, world))
+        self.world = in_teams(world, team_size(config, world.size))
         self.budget = config.training.tokens_per_pack
         self.beneath = beneath
         self.engine = beneath or reference_engine(config, self.world)

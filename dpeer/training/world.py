@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
 from dpeer.errors import ClusterError
-from dpeer.model.team import Alone, Ranks, Team
+from dpeer.model.team import Alone, Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,26 @@ def all_reduce_bandwidth(world: World, size: int = 2**28, rounds: int = 5) -> fl
     wait()
     seconds = (time.perf_counter() - began) / rounds
     return 2 * (world.size - 1) / world.size * size / seconds / 1e9
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A team of the ranks of a process group."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def swap(self, parts: Tensor) -> Tensor:
+        parts = parts.contiguous()
+        arrived = torch.empty_like(parts)
+        dist.all_to_all_single(arrived, parts, group=self.group)
+        return arrived
+
+    def total(self, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed, group=self.group)
+        return summed
 
 
 def in_teams(world: World, size: int) -> World:
