@@ -98,10 +98,8 @@ class Case:
         activations = count_activations(
             spec, self.shape, max(1, int(len(tree.prompt) / smaller)), responses, self.layout, size
         )
-        zero = (
-            Zero.plain() if self.plain else Zero.of(model_settings(self.config, self.shape, trained=not self.reference))
-        )
-        measure = scoring if self.reference else per_gpu
+        settings = {} if self.plain else model_settings(self.config, self.shape, trained=not self.reference)
+        zero, measure = Zero.of(settings) if settings else Zero.plain(), scoring if self.reference else per_gpu
         return measure(self.config, weights, activations, zero, self.ranks, tokens).high
 
 

@@ -101,8 +101,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one rank beside weights and their gradients' shards while one pack is computed; affine in its tokens, all of
-    them where ranks share it.
+    """Bytes of one rank beside weights and their gradients' shards while one pack is computed; affine in the pack's
+    tokens, also where ranks share it.
 
     Each pair is (bytes per token, fixed bytes). `layer`: what the forward pass keeps per decoder layer, as a mean
     over layers of all kinds. The other
@@ -159,9 +159,8 @@ def count_activations(
     """
     chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
     times = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
-    trees = [
-        [_tree(prompt, responses, 1)] * n if team == 1 else [_tree(prompt, responses, n)] for n in (times, 2 * times)
-    ]
+    counts = (times, 2 * times)
+    trees = [[_tree(prompt, responses, 1)] * n if team == 1 else [_tree(prompt, responses, n)] for n in counts]
     packs = [build_pack(records, range(len(records))).cut(team - 1, team) for records in trees]
     few = FewLayers.of(spec, shape, _attention_of(spec, shape, layout))
     base = few.base()

@@ -27,7 +27,7 @@ class Batching:
     tokens: float
     pairwise: float
     busiest: float
-    """Tokens of the rank that has most of them: the others wait for it. Of a pack that ranks share each has its part."""
+    """Tokens of the rank that has most of them: the others wait for it. Ranks that share a pack have a part each."""
     micro_steps: float
     largest_pack: int
     """Tokens of the largest pack of any looked-at step."""
@@ -128,8 +128,8 @@ def all_to_all(config: Config, weights: Weights, batch: Batching, team: int, mac
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of one optimizer step: all traffic of weights and gradients hidden behind arithmetic, and none of it. Layers
-    wait for what ranks that share a pack exchange."""
+    """Seconds of one optimizer step: all traffic of weights and gradients hidden behind arithmetic, and none of it.
+    Layers wait for what ranks that share a pack exchange."""
 
     compute: float
     traffic: float

@@ -32,8 +32,9 @@ def refuse_unbalanced(model: PreTrainedModel, path: str) -> None:
 
 
 def occurrences(pack: Pack, layout: Layout) -> Tensor:
-    """How many of the pack's separate sequences hold each token that is computed here: [T] as trees, of a slice [t], else
-    [R x L]; padding is in none. Nothing counts in a pack without samples. No value is read: a GPU's host does not wait."""
+    """How many of the pack's separate sequences hold each token that is computed here: [T] as trees, [t] of a slice,
+    else [R x L]; padding is in none. Nothing counts in a pack without samples. No value is read: a GPU's host does not
+    wait."""
     device, counts = pack.input_ids.device, pack.response_tokens
     last = counts.cumsum(0) - 1  # the row that predicts a response's last token
     if layout == "sequences":

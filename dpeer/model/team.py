@@ -55,6 +55,9 @@ class Alone:
         return values
 
 
+ALONE = Alone()
+
+
 @dataclass(frozen=True)
 class Paper:
     """A rank of a team that is only counted with: what arrives has a shape and no content."""

@@ -14,7 +14,7 @@ from dpeer.data.packing import Pack
 from dpeer.model.families import backbone, causal_lm, logits_shape
 from dpeer.model.logprob import PLAIN, Chunk, Shape, response_sums, token_logprobs
 from dpeer.model.state import by_device, hand_over
-from dpeer.model.team import Alone, Team, total
+from dpeer.model.team import ALONE, Team, total
 
 
 class Head(nn.Module):
@@ -48,7 +48,7 @@ class TreeLM(nn.Module):
         self.routing, self.router_logits = routing, tuple[Tensor, ...]()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self.layout = layout
-        self.team: Team = Alone()  # the ranks that share packs with this one
+        self.team: Team = ALONE  # the ranks that share packs with this one
         (hand_over if layout == "tree" else by_device)(model)
         causal = causal_lm(model)
         self._backbone = [backbone(model)]

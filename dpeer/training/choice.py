@@ -89,8 +89,8 @@ def team_size(config: Config, ranks: int, field: str = "cluster.policy_workers")
     if ranks % size:
         fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
         raise ConfigError(
-            f"training.sequence_parallel = {size}: {ranks} ranks ({field}) cannot work in groups of {size}. For so many "
-            f"ranks it may be {fitting}; or take a multiple of {size} ranks."
+            f"training.sequence_parallel = {size}: {ranks} ranks ({field}) cannot work in groups of {size}. For so "
+            f"many ranks it may be {fitting}; or take a multiple of {size} ranks."
         )
     return size
 

@@ -20,7 +20,7 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ClusterError, ConfigError, Diverged
 from dpeer.model.balance import balance, occurrences, routed
 from dpeer.model.families import causal_lm
-from dpeer.model.team import Alone
+from dpeer.model.team import ALONE
 from dpeer.objective.constraints import Weights
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
@@ -135,7 +135,7 @@ class Policy:
             return [], []
         short = [replace(t, prompt=t.prompt[-CUT:], responses=tuple(r[:CUT] for r in t.responses)) for t in trees]
         tokens = [len(r) for t in short for r in t.responses]
-        both = (self._scored(short, world) for world in (replace(self.world, team=Alone()), self.world))
+        both = (self._scored(short, world) for world in (replace(self.world, team=ALONE), self.world))
         whole, cut = ([v / n for v, n in zip(chain.from_iterable(x), tokens, strict=True)] for x in both)
         return whole, cut
 

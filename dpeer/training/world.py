@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
 from dpeer.errors import ClusterError
-from dpeer.model.team import Alone, Team
+from dpeer.model.team import ALONE, Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    team: Team = Alone()
+    team: Team = ALONE
     """The ranks that compute packs together with this one: as many in a row."""
 
     @property
@@ -167,7 +167,7 @@ class Ranks:
 def in_teams(world: World, size: int) -> World:
     """Collective. This rank in a team of `size`, which divides the number of ranks."""
     if size == 1:
-        return replace(world, team=Alone())
+        return replace(world, team=ALONE)
     if size not in _GROUPS:
         _GROUPS[size] = [dist.new_group(range(i, i + size)) for i in range(0, world.size, size)]
     return replace(world, team=Ranks(world.rank % size, size, _GROUPS[size][world.rank // size]))

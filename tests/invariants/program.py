@@ -50,9 +50,8 @@ def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.
     if later:
         rank.save(out / f"{name}-saved")
         rank.close()
-        rank = TrainingRank(
-            load_config(recipe, [f"name={name}", *changes, f"training.sequence_parallel={later}"]), here
-        )
+        changes = [*changes, f"training.sequence_parallel={later}"]
+        rank = TrainingRank(load_config(recipe, [f"name={name}", *changes]), here)
         rank.load(out / f"{name}-saved")
     reduced: list[tuple[str, int]] = []
     original = dist.all_reduce
