@@ -24,10 +24,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
+from dpeer.model.tree_attention import NAME
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training import world
 
-RANKS, TEAMS, CONTEXTS, ANSWER = 4, (1, 2, 4), (512, 1024, 1536, 2048), 9
+RANKS, TEAMS, CONTEXTS, ANSWER = 4, (1, 2, 4), (512, 1024, 2048), 9
 SHAPE = {
     "vocab_size": 512,
     "hidden_size": 256,
@@ -59,7 +60,7 @@ def measure(rank: int, port: int, recompute: bool) -> None:
     torch.set_num_threads(1)
     here = world.start(rank, RANKS, "127.0.0.1", port, 600, gpu=False)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE), attn_implementation="tree")
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE), attn_implementation=NAME)
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     lm = TreeLM(model.train())

@@ -63,6 +63,7 @@ def test_70b_on_64_h200_shows_its_tables() -> None:
 
 
 AUTO = "training.sequence_parallel=auto"
+KEPT = "activations kept for backward"
 LONG = GivenLengths(records=64, prompt=120_000, response=400, rejects=4)
 
 
@@ -76,10 +77,8 @@ def test_long_records_are_shared_by_as_many_gpus_as_they_need() -> None:
     contexts = dict(shared.contexts)
     assert list(contexts) == [1, 2, 4, 8] and contexts[1] < shared.tokens <= contexts[2]
     assert all(contexts[n] == pytest.approx(n * contexts[1], rel=0.1) for n in contexts)
-    kept = [dict((p.name, p.high) for p in made.memory.parts) for made in (alone, shared)]
-    assert kept[1]["activations kept for backward"] == pytest.approx(
-        kept[0]["activations kept for backward"] / 2, rel=0.1
-    )
+    whole, half = ({p.name: p.high for p in made.memory.parts}[KEPT] for made in (alone, shared))
+    assert half == pytest.approx(whole / 2, rel=0.1)
     assert shared.time.exchange > alone.time.exchange == 0 and shared.batch.busiest == alone.batch.busiest
     data = as_data(shared, 1, None, ())
     assert data["sequence_parallel"] == 2 and data["largest_record"]["8"] == contexts[8]
