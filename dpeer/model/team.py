@@ -173,5 +173,5 @@ def attend_together(
         key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
     q, k, v = (to_heads(x, team)[:, :, :tokens] for x in (query, key, value))
     own = None if sinks is None else sinks.unflatten(0, (n, -1))[team.rank]
-    out = attend(q, k, v, own)
-    return to_tokens(pad(out, (0, 0, 0, 0, 0, n * query.shape[2] - tokens)), team)
+    out, missing = attend(q, k, v, own), n * query.shape[2] - tokens
+    return to_tokens(pad(out, (0, 0, 0, 0, 0, missing)) if missing else out, team)
