@@ -50,11 +50,7 @@ def with_teams(config: Config, world: World, role: str, prepared: Prepared | Non
     dist.all_gather_object(answers, answer)
     if isinstance(answers[0], DpeerError):
         raise answers[0]
-    return with_team(config, answers[0])
-
-
-def with_team(config: Config, size: int) -> Config:
-    return config.model_copy(update={"training": config.training.model_copy(update={"sequence_parallel": size})})
+    return config.model_copy(update={"training": config.training.model_copy(update={"sequence_parallel": answers[0]})})
 
 
 def _together(hosts: Sequence[str], size: int) -> bool:

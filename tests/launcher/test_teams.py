@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 
 import pytest
 
 from dpeer.config import Config
-from dpeer.data.tokenize import TokenTree
+from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError
-from dpeer.launcher.teams import Case, _together, fewest
+from dpeer.launcher.teams import Case, _together, fewest, with_teams
 from dpeer.toyworld.model import tiny_model
-from dpeer.training import preflight
+from dpeer.training import preflight, world
+from dpeer.training.prepare import Prepared
 
 TREE = TokenTree(0, (5,) * 30_000, ((6,) * 40, (7,) * 60), (), 0, ())
 
@@ -41,11 +43,29 @@ def test_auto_takes_the_fewest_ranks_that_hold_the_longest_record(recipe: Config
     case = Case.of(recipe, 4, plain=True, reference=reference)
     assert case.possible() == [1, 2, 4] and replace(case, ranks=6).possible() == [1, 2]
     one, two, four = (case.needed(TREE, 30_098, n) for n in (1, 2, 4))
-    assert one > two > four and one - two == pytest.approx(2 * (two - four), rel=0.1)
+    assert one > two > four
     for memory, size in ((one, 1), ((one + two) / 2, 2), ((two + four) / 2, 4)):
         assert fewest(case, case.possible(), TREE, memory) == size
     with pytest.raises(ConfigError, match=r"auto: a pack of 30,098 tokens does not fit; shared by 4 ranks.*max_tokens"):
         fewest(case, case.possible(), TREE, four / 2)
+
+
+def test_ranks_make_auto_a_number(recipe: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collective, here of one rank; the recipe says all else as before."""
+    monkeypatch.setattr("dpeer.launcher.teams.device_memory", lambda world: 1e12)
+    prepared = Prepared(TokenizedSet(("A",), (TREE,), 0, 0), None, None, {})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = world.start(0, 1, "127.0.0.1", port, 60, gpu=False)
+    try:
+        found = [with_teams(recipe, here, role, prepared) for role in ("policy", "reference")]
+        monkeypatch.setattr("dpeer.launcher.teams.device_memory", lambda world: 1e6)
+        with pytest.raises(ConfigError, match="auto: a pack of 30,098 tokens does not fit; shared by 1 ranks"):
+            with_teams(recipe, here, "policy", prepared)
+    finally:
+        world.stop()
+    assert found == [with_size(recipe, 1)] * 2 and with_teams(found[0], here, "policy") is found[0]
 
 
 def test_groups_lie_on_one_host_each() -> None:
