@@ -42,7 +42,8 @@ def with_teams(config: Config, world: World, role: str, prepared: Prepared | Non
     if world.rank == 0:
         try:
             case = Case.of(config, world.size, plain, reference)
-            possible = [n for n in case.possible() if _together([host for host, _ in everyone], n)]
+            both = set(case.possible()) & set(Case.of(config, world.size, plain, not reference).possible())
+            possible = [n for n in sorted(both) if _together([host for host, _ in everyone], n)]
             trees = [longest(data.trees, case.layout) for data in (prepared or prepare(config)).splits.values()]
             answer = fewest(case, possible, longest(trees, case.layout), min(memory for _, memory in everyone))
         except DpeerError as error:
