@@ -142,13 +142,13 @@ def to_heads(tokens: Tensor, team: Team) -> Tensor:
     """This rank's tokens with all heads [1, H, t, D] to all tokens with this rank's heads [1, H / n, n t, D]."""
     _, heads, length, size = tokens.shape
     n = team.size
-    arrived = _swapped(tokens[0].unflatten(0, (n, -1)).transpose(1, 2).contiguous(), team)  # [n, t, H / n, D]
+    arrived = _swapped(tokens[0].reshape(n, -1, length, size).transpose(1, 2).contiguous(), team)  # [n, t, H / n, D]
     return arrived.view(1, n * length, heads // n, size).transpose(1, 2)
 
 
 def to_tokens(heads: Tensor, team: Team) -> Tensor:
     """All tokens with this rank's heads [1, n t, H / n, D] to this rank's tokens with all heads [1, t, H, D]."""
-    arrived = _swapped(heads[0].unflatten(0, (team.size, -1)).contiguous(), team)  # [n, t, H / n, D]
+    arrived = _swapped(heads[0].reshape(team.size, -1, *heads.shape[2:]), team)  # [n, t, H / n, D]
     return arrived.transpose(0, 1).flatten(1, 2)[None]
 
 
@@ -172,6 +172,6 @@ def attend_together(
     if (times := copies(key.shape[1], n)) > 1:
         key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
     q, k, v = (to_heads(x, team)[:, :, :tokens] for x in (query, key, value))
-    own = None if sinks is None else sinks.unflatten(0, (n, -1))[team.rank]
+    own = None if sinks is None else sinks.view(n, -1)[team.rank]
     out, missing = attend(q, k, v, own), n * query.shape[2] - tokens
     return to_tokens(pad(out, (0, 0, 0, 0, 0, missing)) if missing else out, team)
