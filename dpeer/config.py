@@ -183,7 +183,11 @@ class Training(Section):
     records_per_step: int = Field(32, ge=1)
     """Records (not pairs) in the global batch of one optimizer step."""
     tokens_per_pack: int = Field(8192, ge=8)
-    """Forward tokens per micro-batch and rank; a single larger record gets a pack of its own."""
+    """Forward tokens per micro-batch, of a rank or of the ranks that share it (`sequence_parallel`); a single larger
+    record gets a pack of its own."""
+    sequence_parallel: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Ranks that compute one pack together, each a part of its tokens, for records that are too long for one GPU.
+    Divides the ranks and the attention heads. `auto`: the fewest of a node with which the longest record fits."""
     optimizer: Optimizer = Optimizer()
     checkpoint_every: int | None = Field(50, ge=1)
     """Steps between checkpoints; the last step is always saved. None: by time alone."""

@@ -78,4 +78,5 @@ def placed_here(config: Config, resources: Mapping[str, float]) -> Config:
     print(f"{config.name}: was trained on GPUs, and none is here: exported on the CPU, by {ranks} ranks.", flush=True)
     changes = {"gpus_per_worker": 0, "policy_workers": ranks, "reference": "cache", "reference_workers": ranks}
     model = config.model.model_copy(update={"kernels": "eager"})
-    return config.model_copy(update={"cluster": spec.model_copy(update=changes), "model": model})
+    training = config.training.model_copy(update={"sequence_parallel": 1})
+    return config.model_copy(update={"cluster": spec.model_copy(update=changes), "model": model, "training": training})

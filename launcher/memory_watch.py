@@ -71,12 +71,14 @@ def planned_tensors(config: Config, timing: TimingRow) -> float:
     from dpeer.model.probe import layout_of
     from dpeer.training.choice import began_with
     from dpeer.training.engine import model_settings
+    from dpeer.training.run_dir import RunDir
 
     shape, _ = model_config(config.model, None)
     weights = count_weights(config.model, shape)
     responses = (timing["response_tokens"],) * timing["responses"]
     layout = layout_of(shape, config.model.path, config.model.layout)
-    activations = count_activations(config.model, shape, timing["prompt_tokens"], responses, layout)
+    team = int(RunDir(config.run_dir).read_manifest().get("sequence_parallel", 1))
+    activations = count_activations(config.model, shape, timing["prompt_tokens"], responses, layout, team)
     zero = Zero.plain() if began_with(config) == "plain" else Zero.of(model_settings(config, shape, trained=True))
     ranks = dist.get_world_size() if dist.is_initialized() else config.cluster.policy_workers
     memory = per_gpu(config, weights, activations, zero, ranks, timing["largest_pack"])

@@ -41,6 +41,7 @@ from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.outlasting import OUTPUT, outlasting
 from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
+from dpeer.launcher.teams import with_teams
 from dpeer.launcher.trackers import check_trackers
 from dpeer.training import preflight, world
 from dpeer.training.agreement import refuse_other_facts, refuse_other_means
@@ -80,7 +81,7 @@ class Rank:
             if self.rank:
                 self.rank.close()
             self.rank = None
-            self.rank = ROLES[role](config, self.here)
+            self.rank = ROLES[role](with_teams(config, self.here, role), self.here)
             return dict(self.rank.summary)
         assert self.rank is not None
         return carry_out(self.rank, order, *arguments, **options)
@@ -256,7 +257,7 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
-        preflight.settings(config)
+        preflight.settings(config, int(os.environ.get("WORLD_SIZE") or 1))
         config = as_begun(config, RunDir(config.run_dir), print if leads else lambda line: None)
         given_config, config = config, dated(resolved_gpus(config, torch.cuda.device_count()))
         refuse_lost_gpus(given_config, config, RunDir(config.run_dir))

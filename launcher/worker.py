@@ -73,12 +73,13 @@ class Worker:
     def build(self, role: str, config: dict[str, Any], prepared: Any = None) -> dict[str, Any]:
         """Load data (unless `prepared` has them) and model of a recipe; returns the facts about the data."""
         from dpeer.config import Config
+        from dpeer.launcher.teams import with_teams
         from dpeer.training.rank import ReferenceRank, TrainingRank
 
         if self.rank:
             self.rank.close()
         self.rank = None
-        spec = Config.model_validate(config)
+        spec = with_teams(Config.model_validate(config), self.world, role, prepared)
         if role == "policy":
             self.rank = TrainingRank(spec, self.world, prepared)
         else:

@@ -7,7 +7,7 @@ out of the input: a record costs P + sum(R - 1) forward tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from dpeer.data.slices import Slice, slice_of
 from dpeer.data.states import Segment, States, Tails, states_of, tails_of
 from dpeer.data.token_store import StoredTrees
 from dpeer.data.tokenize import TokenTree
@@ -74,6 +75,8 @@ class Pack:
     samples: tuple[int, ...]
     response_counts: tuple[int, ...]
     golden_tokens: int
+    part: Slice | None = None
+    """What this rank computes of it, where several work together on a pack."""
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
     _varlen: list[Varlen] = field(default_factory=list, repr=False)  # filled once, read by every layer
     _parts: list[Parts] = field(default_factory=list, repr=False)
@@ -88,6 +91,13 @@ class Pack:
     def longest(self) -> int:
         """Input tokens of the longest prompt + response."""
         return max(s.prompt_length + s.length for s in self.segments)
+
+    def cut(self, rank: int, size: int) -> Pack:
+        """As rank `rank` of `size` computes it."""
+        if size == 1:
+            return self
+        fields = self.input_ids, self.position_ids, self.rows, self.targets, self.row_response, self.response_tokens
+        return replace(self, part=slice_of(*fields, rank, size))
 
     def to(self, device: torch.device | str) -> Pack:
         """On another device, with the indices of its kernels: one transfer, from pinned memory to a GPU."""

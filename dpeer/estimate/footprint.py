@@ -41,11 +41,13 @@ from dpeer.model.families import (
     family_of,
     idle_parameters,
     own_attention,
+    size_of,
     state_size,
 )
 from dpeer.model.lm import add_lora, load_parts
 from dpeer.model.logprob import chunk_rows
 from dpeer.model.miniature import beneath, by_kind
+from dpeer.model.team import Paper, Team, attend_together
 from dpeer.model.tree_attention import IMPLEMENTATIONS
 from dpeer.model.tree_lm import TreeLM
 
@@ -75,6 +77,9 @@ class Weights:
     """Layers whose tokens attend to others."""
     state: int = 0
     """Elements of the recurrent states of all layers."""
+    heads: int = 1
+    key_heads: int = 1
+    """Heads of keys and values, shared by those of queries."""
 
     @property
     def total(self) -> int:
@@ -96,7 +101,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes beside weights and their gradients' shards while one pack is computed; affine in its tokens.
+    """Bytes of one rank beside weights and their gradients' shards while one pack is computed; affine in the pack's
+    tokens, also where ranks share it.
 
     Each pair is (bytes per token, fixed bytes). `layer`: what the forward pass keeps per decoder layer, as a mean
     over layers of all kinds. The other
@@ -133,37 +139,54 @@ def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
         attention_width=family.query_width(shape),
         attending=attending_layers(shape),
         state=state_size(shape),
+        heads=shape.num_attention_heads,
+        key_heads=size_of(shape, "num_key_value_heads") or shape.num_attention_heads,
     )
 
 
 def count_activations(
-    spec: config.Model, shape: PretrainedConfig, prompt: int, responses: Sequence[int], layout: Layout = "tree"
+    spec: config.Model,
+    shape: PretrainedConfig,
+    prompt: int,
+    responses: Sequence[int],
+    layout: Layout = "tree",
+    team: int = 1,
 ) -> Activations:
-    """Follow packs of records with that many prompt and response tokens through models of a few layers."""
-    tree = TokenTree(0, (0,) * prompt, tuple((0,) * n for n in responses), (), 0, ())
+    """Follow packs of records with that many prompt and response tokens through models of a few layers.
+
+    team: ranks that share a pack. Theirs are of one record, so many times longer, whose responses and predictions are
+    at the end of it: the last rank needs most.
+    """
     chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
-    records = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
-    packs = [build_pack([tree] * n, range(n)) for n in (records, 2 * records)]
+    times = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
+    counts = (times, 2 * times)
+    trees = [[_tree(prompt, responses, 1)] * n if team == 1 else [_tree(prompt, responses, n)] for n in counts]
+    packs = [build_pack(records, range(len(records))).cut(team - 1, team) for records in trees]
     few = FewLayers.of(spec, shape, _attention_of(spec, shape, layout))
     base = few.base()
-    short, long = (_of_pack(few, base, layout, pack) for pack in packs)
-    tokens = records * cost(tree, layout)
-    return Activations(**{k: ((long[k] - short[k]) / tokens, 2 * short[k] - long[k]) for k in short})
+    short, long = (_of_pack(few, base, layout, pack, team) for pack in packs)
+    fewer, more = (sum(cost(tree, layout) for tree in records) for records in trees)
+    slopes = {k: (long[k] - short[k]) / (more - fewer) for k in short}
+    return Activations(**{k: (slope, short[k] - slope * fewer) for k, slope in slopes.items()})
+
+
+def _tree(prompt: int, responses: Sequence[int], times: int) -> TokenTree:
+    return TokenTree(0, (0,) * prompt * times, tuple((0,) * n * times for n in responses), (), 0, ())
 
 
 def _attention_of(spec: config.Model, shape: PretrainedConfig, layout: Layout) -> str | None:
     return f"{NAME}_{spec.attention}" if layout == "tree" else own_attention(shape)
 
 
-def _of_pack(few: FewLayers, base: int, layout: Layout, pack: Pack) -> dict[str, float]:
+def _of_pack(few: FewLayers, base: int, layout: Layout, pack: Pack, team: int) -> dict[str, float]:
     """Bytes of `Activations` for one pack. A kind's share is what a second layer of it adds: the first may bring what
     all of them use, as a mask."""
-    one = _follow(few.model([base]), few, layout, pack)
+    one = _follow(few.model([base]), few, layout, pack, team)
     models, kept, outside = [one], 0.0, float(one["saved"])
     for layers in by_kind(few.shape):
         below = [] if layers[0] == base else beneath(few.shape, layers[0], base)
-        first = _follow(few.model([*below, layers[0]]), few, layout, pack) if below else one
-        second = _follow(few.model([*below, layers[0], layers[0]]), few, layout, pack)
+        first = _follow(few.model([*below, layers[0]]), few, layout, pack, team) if below else one
+        second = _follow(few.model([*below, layers[0], layers[0]]), few, layout, pack, team)
         added = second["saved"] - first["saved"]
         kept += len(layers) * added
         if not below:
@@ -179,9 +202,10 @@ def _of_pack(few: FewLayers, base: int, layout: Layout, pack: Pack) -> dict[str,
     }
 
 
-def _follow(model: PreTrainedModel, few: FewLayers, layout: Layout, pack: Pack) -> dict[str, int]:
+def _follow(model: PreTrainedModel, few: FewLayers, layout: Layout, pack: Pack, team: int) -> dict[str, int]:
     """Bytes kept by the forward pass (`saved`) and the peaks of the three phases of the backward pass."""
     lm = TreeLM(model.train(), few.spec.head_chunk, layout)
+    lm.team = Paper(team - 1, team)
     pack = pack.to("meta")
     indices = [x for x in tree_leaves((pack.varlen(), pack.parts(), pack.states())) if isinstance(x, Tensor)]
     parameter: Any
@@ -335,15 +359,19 @@ class _Gathered(torch.autograd.Function):
 
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, tree: Pack, gather: bool,
-    sliding_window: int | None = None, **_: Any,
+    sliding_window: int | None = None, team: Team | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if not gather and sliding_window is None:
-        return cascade(q, k, v, tree, None, _Flash())[None], None
-    gathered, cu_q, cu_k, max_q, max_k = tree.varlen()
-    apply: Callable[..., Tensor] = _Gathered.apply
-    out = apply(q.contiguous(), k[gathered], v[gathered], Lengths(cu_q, cu_k, max_q, max_k))
-    return out[None], None
+    def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        if not gather and sliding_window is None:
+            return cascade(q, k, v, tree, None, _Flash())[None]
+        gathered, cu_q, cu_k, max_q, max_k = tree.varlen()
+        apply: Callable[..., Tensor] = _Gathered.apply
+        return apply(q.contiguous(), k[gathered], v[gathered], Lengths(cu_q, cu_k, max_q, max_k))[None]
+
+    if team is None:
+        return attend(query, key, value, None), None
+    return attend_together(query, key, value, None, tree.tokens, team, attend), None
 
 
 for kind in IMPLEMENTATIONS:

@@ -12,6 +12,7 @@ from dpeer.data.packing import batch_indices
 from dpeer.estimate.footprint import Weights
 from dpeer.estimate.memory import BYTES, Zero
 from dpeer.model.flops import Lengths, forward_flops, training_flops
+from dpeer.model.team import copies
 
 SAMPLED_STEPS = 64
 TOKENISED_PER_S = 150_000
@@ -27,7 +28,7 @@ class Batching:
     tokens: float
     pairwise: float
     busiest: float
-    """Tokens of the rank that has most of them: the others wait for it."""
+    """Tokens of the rank that has most of them: the others wait for it. Ranks that share a pack have a part each."""
     micro_steps: float
     largest_pack: int
     """Tokens of the largest pack of any looked-at step."""
@@ -40,8 +41,8 @@ class Batching:
         return self.busiest / self.micro_steps
 
 
-def batching(config: Config, records: Sequence[Lengths], ranks: int) -> Batching:
-    """Plan the packs of the first steps of the run as the training step does."""
+def batching(config: Config, records: Sequence[Lengths], ranks: int, team: int = 1) -> Batching:
+    """Plan the packs of the first steps of the run as the training step does, where `team` ranks share a pack."""
     size = config.training.records_per_step
     looked_at = min(config.training.total_steps(len(records)), SAMPLED_STEPS)
     tokens = pairwise = busiest = micro_steps = 0.0
@@ -49,10 +50,10 @@ def batching(config: Config, records: Sequence[Lengths], ranks: int) -> Batching
     seen: list[Lengths] = []
     for step in range(looked_at):
         batch = [records[i] for i in batch_indices(step * size, size, len(records), config.seed)]
-        packs, loads = _packed(batch, ranks, config.training.tokens_per_pack)
+        packs, loads = _packed(batch, ranks // team, config.training.tokens_per_pack)
         tokens += sum(map(sum, loads))
         pairwise += sum(r.pairwise for r in batch)
-        busiest += max(map(sum, loads))
+        busiest += max(map(sum, loads)) / team
         micro_steps += max(map(len, packs))
         largest = max(largest, *(load for mine in loads for load in mine))
         seen += batch
@@ -114,20 +115,34 @@ def traffic(config: Config, weights: Weights, zero: Zero, ranks: int, machine: M
     return Traffic(everything * (ranks - 1) / ranks, between * (nodes - 1) / nodes)
 
 
+def all_to_all(config: Config, weights: Weights, batch: Batching, team: int, machine: Machine) -> Traffic:
+    """What ranks that share a pack exchange in one micro-step: queries, keys, values and outputs of every layer that
+    attends, in both passes and once more where the forward pass is computed again."""
+    colocated = config.cluster.reference == "colocated" and config.objective.kind == "preference"
+    passes = 2 + config.model.gradient_checkpointing + colocated
+    keys = weights.attention_width * weights.key_heads / weights.heads * copies(weights.key_heads, team)
+    width = 2 * (weights.attention_width + keys) * BYTES[config.model.dtype]
+    moved = passes * weights.attending * batch.per_micro_step * width * (team - 1) / team
+    across = max(0.0, 1 - machine.gpus_per_node / team)  # a team lies within a node, unless it is larger than one
+    return Traffic(moved, moved * across * machine.gpus_per_node)
+
+
 @dataclass(frozen=True)
 class Time:
-    """Seconds of one optimizer step: all traffic hidden behind arithmetic, and none of it."""
+    """Seconds of one optimizer step: all traffic of weights and gradients hidden behind arithmetic, and none of it.
+    Layers wait for what ranks that share a pack exchange."""
 
     compute: float
     traffic: float
+    exchange: float = 0.0
 
     @property
     def low(self) -> float:
-        return max(self.compute, self.traffic)
+        return max(self.compute, self.traffic) + self.exchange
 
     @property
     def high(self) -> float:
-        return self.compute + self.traffic
+        return self.compute + self.traffic + self.exchange
 
 
 def traffic_seconds(moved: Traffic, machine: Machine) -> float:
@@ -135,7 +150,9 @@ def traffic_seconds(moved: Traffic, machine: Machine) -> float:
     return max(moved.into_gpu / machine.gpu_link, moved.into_node / machine.node_link)
 
 
-def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine, batch: Batching) -> Time:
+def step_time(
+    config: Config, weights: Weights, zero: Zero, ranks: int, machine: Machine, batch: Batching, team: int = 1
+) -> Time:
     """Time of one optimizer step: that of the busiest rank. Records of the dual split are taken to be as long as those
     of training; they are scored by the policy, and by a colocated reference. Where experts are balanced by a loss, a
     forward pass counts beforehand where tokens are sent."""
@@ -148,7 +165,8 @@ def step_time(config: Config, weights: Weights, zero: Zero, ranks: int, machine:
     moved = traffic_seconds(traffic(config, weights, zero, ranks, machine), machine)
     gathered = traffic_seconds(_gather(config, weights, ranks, machine), machine) * (1 + colocated) * scored
     moving = batch.micro_steps * (moved + gathered) if zero.sharded else moved
-    return Time(per_token * batch.busiest / (machine.peak * machine.hfu), moving)
+    exchange = batch.micro_steps * traffic_seconds(all_to_all(config, weights, batch, team, machine), machine)
+    return Time(per_token * batch.busiest / (machine.peak * machine.hfu), moving, exchange)
 
 
 def _gather(config: Config, weights: Weights, ranks: int, machine: Machine) -> Traffic:
@@ -170,9 +188,11 @@ def break_even(time: Time, batch: Batching) -> float:
     return batch.per_micro_step * time.traffic / time.compute
 
 
-def reference_time(config: Config, weights: Weights, records: Sequence[Lengths], ranks: int, machine: Machine) -> Time:
+def reference_time(
+    config: Config, weights: Weights, records: Sequence[Lengths], ranks: int, machine: Machine, team: int = 1
+) -> Time:
     """Seconds to compute the reference log-probabilities of all records once, on `ranks` GPUs."""
     forward = _gather(config, weights, ranks, machine)
-    forwards = -(-sum(r.tokens for r in records) // (ranks * config.training.tokens_per_pack))
+    forwards = -(-sum(r.tokens for r in records) // (ranks // team * config.training.tokens_per_pack))
     compute = sum(forward_flops(weights, records)) / (ranks * machine.peak * machine.hfu)
     return Time(compute, forwards * traffic_seconds(forward, machine))

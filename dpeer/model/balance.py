@@ -32,8 +32,9 @@ def refuse_unbalanced(model: PreTrainedModel, path: str) -> None:
 
 
 def occurrences(pack: Pack, layout: Layout) -> Tensor:
-    """How many of the pack's separate sequences hold each token that is computed: [T] as trees, else [R x L], where
-    padding is in none. Nothing counts in a pack without samples. No value is read: a GPU's host does not wait."""
+    """How many of the pack's separate sequences hold each token that is computed here: [T] as trees, [t] of a slice,
+    else [R x L]; padding is in none. Nothing counts in a pack without samples. No value is read: a GPU's host does not
+    wait."""
     device, counts = pack.input_ids.device, pack.response_tokens
     last = counts.cumsum(0) - 1  # the row that predicts a response's last token
     if layout == "sequences":
@@ -46,6 +47,7 @@ def occurrences(pack: Pack, layout: Layout) -> Tensor:
         for s in pack.segments:
             if not s.prompt_length:
                 held[s.start : s.start + s.length] = responses[s.start + s.length - 1]
+        held = pack.part.of(held) if pack.part else held
     return held if pack.samples else torch.zeros_like(held)
 
 

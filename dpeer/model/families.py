@@ -122,7 +122,13 @@ def state_size(shape: PretrainedConfig) -> int:
     return math.prod(map(int, sizes)) * sum(kind == "linear_attention" for kind in _layer_types(shape))
 
 
-_WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")
+_WITH_STATE = ("linear_attention", "conv", "mamba")
+_WITHOUT_ATTENTION = (*_WITH_STATE, "mlp", "moe")
+
+
+def layers_with_state(shape: PretrainedConfig) -> list[str]:
+    """Kind of each layer that hands something from token to token by other ways than attention."""
+    return [kind for kind in _layer_types(shape) if kind in _WITH_STATE]
 
 
 def _layer_types(shape: PretrainedConfig) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -22,13 +22,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from dpeer.cache import cache_root
 from dpeer.data.layout import Layout
-from dpeer.data.packing import build_pack
+from dpeer.data.packing import Pack, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ConfigError
 from dpeer.integrity import Damaged, parse_state, write_state
 from dpeer.model.families import named, own_attention
 from dpeer.model.miniature import VOCABULARY, miniature
 from dpeer.model.state import by_device
+from dpeer.model.team import Team, side_by_side
 from dpeer.model.tree_attention import NAME
 from dpeer.model.tree_lm import TreeLM
 
@@ -39,7 +40,8 @@ SHAPES = ((23, 9, 1, 20), (5, 19, 2), (1, 6, 6))
 LARGEST = 1e8
 """Parameters of a model that is tried."""
 VERSION = 2
-LAYOUTS = {"tree": "trees", "sequences": "separate sequences"}
+Way = Layout | Literal["cut"]
+WAYS = {"tree": "trees", "sequences": "separate sequences", "cut": "trees that two ranks share"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,16 @@ def _checked(shape: PretrainedConfig, path: str, layout: Layout, before: str = "
     )
 
 
-def exactness(shape: PretrainedConfig, layout: Layout) -> Exactness:
-    """The errors of a layout for models of this config; kept in the cache folder."""
+def exactness(shape: PretrainedConfig, way: Way) -> Exactness:
+    """The errors of a layout, or of trees that are cut, for models of this config; kept in the cache folder."""
     fields = json.dumps(shape.to_dict(), sort_keys=True, default=str)
-    key = "\0".join([fields, layout, transformers.__version__, torch.__version__, str(VERSION)])
+    key = "\0".join([fields, way, transformers.__version__, torch.__version__, str(VERSION)])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     if name not in _FOUND and (kept := _kept(name)):
         _FOUND[name] = kept
     elif name not in _FOUND:
-        print(f"trying a small model of type '{shape.model_type}' as {LAYOUTS[layout]}", flush=True)
-        _FOUND[name] = _keep(name, probe(shape, layout))
+        print(f"trying a small model of type '{shape.model_type}' as {WAYS[way]}", flush=True)
+        _FOUND[name] = _keep(name, probe(shape, way))
     return _FOUND[name]
 
 
@@ -118,22 +120,45 @@ def _keep(name: str, found: Exactness) -> Exactness:
     return found
 
 
-def probe(shape: PretrainedConfig, layout: Layout) -> Exactness:
+def probe(shape: PretrainedConfig, way: Way) -> Exactness:
     """Compare the miniature of a config, with random weights, against separate sequences; seconds."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.enable_grad():
         try:
+            layout: Layout = "tree" if way == "cut" else way
             model, oracle = _pair(shape, layout)
             trees = [_tree(i, lengths) for i, lengths in enumerate(SHAPES)]
-            found = TreeLM(model, layout=layout)(build_pack(trees, range(len(trees))))
             expected = _separate(oracle, trees)
-            weights = torch.sin(torch.arange(len(found)) * 1.7 + 0.5).double()  # of mixed sign, as margins give
-            for values in (found, expected):
-                torch.autograd.backward((values * weights).sum())
+            weights = torch.sin(torch.arange(len(expected)) * 1.7 + 0.5).double()  # of mixed sign, as margins give
+            torch.autograd.backward((expected * weights).sum())
+            pack = build_pack(trees, range(len(trees)))
+            if way == "cut":
+                found = _by_two(model, pack, weights)
+            else:
+                found = TreeLM(model, layout=layout)(pack)
+                torch.autograd.backward((found * weights).sum())
         except Exception as error:  # whatever a model of unknown make does
             first = (str(error).strip().splitlines() or ["no message"])[0][:300]
             return Exactness(0, 0, "", f"small model does not run ({type(error).__name__}: {first})")
         gap, worst = max(_gradient_errors(model, oracle))
         return Exactness(_relative(found, expected), gap, worst)
+
+
+def _by_two(model: PreTrainedModel, pack: Pack, weights: Tensor) -> Tensor:
+    """What a team of two computes of a pack; the sum of their gradients is left in the model."""
+    models = [model, copy.deepcopy(model)]
+
+    def compute(team: Team) -> Tensor:
+        lm = TreeLM(models[team.rank])
+        lm.team = team
+        values: Tensor = lm(pack.cut(team.rank, team.size))
+        torch.autograd.backward((values * weights).sum())
+        return values.detach()
+
+    found, _ = side_by_side(2, compute)
+    for mine, theirs in zip(*(m.parameters() for m in models), strict=True):
+        if theirs.grad is not None:
+            mine.grad = theirs.grad if mine.grad is None else mine.grad + theirs.grad
+    return found
 
 
 def _pair(shape: PretrainedConfig, layout: Layout) -> tuple[PreTrainedModel, PreTrainedModel]:

@@ -140,6 +140,8 @@ def _batches(tokens: Tensor, place: Tensor, sizes: tuple[tuple[int, int], ...]) 
 def _tree(options: dict[str, Any]) -> tuple[Pack | None, dict[str, Any]]:
     """The tree among these keywords, and the others."""
     tree = next((v for v in options.values() if isinstance(v, Pack)), None)
+    if tree is not None and tree.part is not None:
+        raise ValueError("a state cannot be handed over to tokens that another rank has")
     return tree, {k: v for k, v in options.items() if not isinstance(v, Pack)}
 
 

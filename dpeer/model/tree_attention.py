@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 
 from dpeer.data.packing import Lengths, Pack
 from dpeer.model.cascade import TorchFlash, cascade, with_sinks
+from dpeer.model.team import Team, attend_together
 
 NAME = "tree"  # a name with "flash" in it would make transformers look for a flash package
 IMPLEMENTATIONS = {"gather": NAME, "cascade": "tree_cascade"}  # by model.attention
@@ -41,14 +42,15 @@ def tree_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
+    team: Team | None = None,
     gather: bool = True,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' registry; returns ([1, T, H, D], None).
 
-    s_aux [H]: a further logit of each head, a sink: it takes weight and has no value. Without `gather`, layers that
-    have no window copy no keys: see `cascade`. Raises ValueError for everything that it
-    does not compute exactly, rather than ignore it.
+    s_aux [H]: a further logit of each head, a sink: it takes weight and has no value. team: the ranks that have a slice
+    of the tree each; T is then the length of this rank's. Without `gather`, layers that have no window copy no keys:
+    see `cascade`. Raises ValueError for everything that it does not compute exactly, rather than ignore it.
     """
     extra = sorted(k for k, v in unknown.items() if k not in _IGNORED and v is not None)
     if tree is None or attention_mask is not None or dropout or query.shape[0] != 1 or extra:
@@ -57,12 +59,34 @@ def tree_attention(
             f"{'given' if tree is not None else None}, mask={'given' if attention_mask is not None else None}, "
             f"dropout={dropout}, batch={query.shape[0]}, options={extra}"
         )
+    if (team is None) != (tree.part is None):
+        raise ValueError("a slice of a tree needs a team, and a team slices of trees")
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
+        return _attention(query, key, value, tree, scaling, sliding_window, sinks, gather)
+
+    if team is None:
+        return attend(query, key, value, s_aux), None
+    return attend_together(query, key, value, s_aux, tree.tokens, team, attend), None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: Pack,
+    scaling: float | None,
+    window: int | None,
+    sinks: Tensor | None,
+    gather: bool,
+) -> Tensor:
+    """[1, T, H, D], by the kernel that fits."""
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= LARGEST_HEAD:
-        if gather or sliding_window is not None:
-            return varlen_attention(query, key, value, tree, scaling, sliding_window, s_aux), None
+        if gather or window is not None:
+            return varlen_attention(query, key, value, tree, scaling, window, sinks)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
-        return cascade(q, k, v, tree, scaling, TorchFlash(), s_aux)[None], None
-    return _segments(query, key, value, tree, scaling, sliding_window, s_aux), None
+        return cascade(q, k, v, tree, scaling, TorchFlash(), sinks)[None]
+    return _segments(query, key, value, tree, scaling, window, sinks)
 
 
 def _segments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -13,6 +14,7 @@ from dpeer.data.packing import Pack
 from dpeer.model.families import backbone, causal_lm, logits_shape
 from dpeer.model.logprob import PLAIN, Chunk, Shape, response_sums, token_logprobs
 from dpeer.model.state import by_device, hand_over
+from dpeer.model.team import ALONE, Team, total
 
 
 class Head(nn.Module):
@@ -46,6 +48,7 @@ class TreeLM(nn.Module):
         self.routing, self.router_logits = routing, tuple[Tensor, ...]()
         self.model = model  # a PreTrainedModel, or a PeftModel around one
         self.layout = layout
+        self.team: Team = ALONE  # the ranks that share packs with this one
         (hand_over if layout == "tree" else by_device)(model)
         causal = causal_lm(model)
         self._backbone = [backbone(model)]
@@ -56,28 +59,38 @@ class TreeLM(nn.Module):
     def forward(self, pack: Pack, greedy: bool = False) -> Tensor:
         """Log-probability [R] in nats (fp64 sums of fp32 tokens) of the pack's responses, end-of-turn included.
 
-        greedy: instead the likeliest token [R] in the place of each response's last.
+        greedy: instead the likeliest token [R] in the place of each response's last. Of a pack that is cut every rank
+        of the team gets the same.
         """
-        hidden = self._hidden(pack)
+        hidden, part = self._hidden(pack), pack.part
         if greedy:
-            likeliest: Tensor = self.head(hidden[pack.response_tokens.cumsum(0) - 1], None)
-            return likeliest
-        tokens = self.head(hidden, pack.targets)
-        return response_sums(tokens, pack.row_response, len(pack.response_tokens))
+            ends = part.ends if part else pack.response_tokens.cumsum(0) - 1
+            likeliest: Tensor = self.head(hidden[ends], None)
+            return self._together(likeliest, part.row_response[ends], pack) if part else likeliest
+        own = part or pack
+        sums = response_sums(self.head(hidden, own.targets), own.row_response, len(pack.response_tokens))
+        return total(sums, self.team) if part else sums
 
     def _hidden(self, pack: Pack) -> Tensor:
         """Last hidden states [N, H] at the pack's prediction rows."""
         if self.layout == "sequences":
             ids, rows = sequences(pack)
             return self._states(input_ids=ids).flatten(0, 1)[rows]
+        own = pack.part or pack
         states = self._states(
-            input_ids=pack.input_ids,
-            position_ids=pack.position_ids,
+            input_ids=own.input_ids,
+            position_ids=own.position_ids,
             attention_mask=None,
             tree=pack,
             seq_idx=pack,  # the one keyword that some convolutions are handed
+            **({"team": self.team} if pack.part else {}),
         )
-        return states[0][pack.rows]
+        return states[0][own.rows]
+
+    def _together(self, tokens: Tensor, responses: Tensor, pack: Pack) -> Tensor:
+        """Tokens [R] of all responses from those that the ranks of the team have."""
+        every = torch.zeros_like(pack.response_tokens)
+        return self.team.total(every.index_copy_(0, responses, tokens))
 
     def _states(self, **inputs: Any) -> Tensor:
         output = self._backbone[0](**inputs, use_cache=False)

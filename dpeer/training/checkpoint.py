@@ -293,6 +293,7 @@ def _numerics(policy: Policy) -> list[str]:
     means = ["deterministic"] if policy.config.training.deterministic else []
     means += [flash.active()] if policy.world.device.type == "cuda" else []
     means += [kernels.active()] if kernels.active() != kernels.EAGER else []
+    means += [f"{n} ranks to a pack"] if (n := policy.world.team.size) > 1 else []
     return [*numerics(policy.world.device), *means, *(sorted(trained) if policy.config.model.lora else [])]
 
 

@@ -14,7 +14,9 @@ from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.errors import ConfigError
 from dpeer.integrity import read_state
+from dpeer.model.cut import refuse_uncut
 from dpeer.model.lm import DTYPES, add_lora, load_parts, load_shape
+from dpeer.model.probe import layout_of
 from dpeer.training.engine import Engine, deepspeed_file
 from dpeer.training.plain import Plain
 from dpeer.training.run_dir import RunDir
@@ -65,7 +67,7 @@ def choose(config: Config, ranks: int, states: float | None, memory: float) -> C
 
 def policy_choice(config: Config, world: World) -> Choice:
     """Collective. The same on every rank; a run that began with one engine stays with it."""
-    mine = one_choice(config, world.size, _memory(world))
+    mine = one_choice(config, world.size, device_memory(world))
     everyone: list[Any] = [None] * world.size
     dist.all_gather_object(everyone, mine)
     choice: Choice = next((c for c in everyone if c.name == "deepspeed"), everyone[0])
@@ -78,6 +80,30 @@ def one_choice(config: Config, ranks: int, memory: float) -> Choice:
         return Choice(began, "as the run began")
     lora = ranks > 1 and config.model.lora is not None and config.cluster.engine == "auto"
     return choose(config, ranks, model_states(config.model) if lora else None, memory)
+
+
+def team_size(config: Config, ranks: int, field: str = "cluster.policy_workers") -> int:
+    """Ranks of `ranks` that compute a pack together. ConfigError where these cannot be shared out so."""
+    size = config.training.sequence_parallel
+    assert size != "auto"
+    if ranks % size:
+        fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+        raise ConfigError(
+            f"training.sequence_parallel = {size}: {ranks} ranks ({field}) cannot work in groups of {size}. For so "
+            f"many ranks it may be {fitting}; or take a multiple of {size} ranks."
+        )
+    return size
+
+
+def refuse_team(config: Config, ranks: int, field: str = "cluster.policy_workers") -> None:
+    """ConfigError where so many ranks, or the model or its reference, cannot do what training.sequence_parallel asks
+    for."""
+    if (size := team_size(config, ranks, field)) == 1:
+        return
+    spec = config.model
+    for path, revision in dict.fromkeys((spec.reference, (spec.path, spec.revision))):
+        shape = load_shape(path, revision)
+        refuse_uncut(shape, path, layout_of(shape, path, spec.layout), size, ranks)
 
 
 def policy_engine(config: Config, choice: Choice, world: World) -> Engine:
@@ -136,7 +162,7 @@ def began_with(config: Config) -> Literal["plain", "deepspeed"] | None:
     return "plain" if files.read_manifest().get("engine") == "plain" else "deepspeed"
 
 
-def _memory(world: World) -> float:
+def device_memory(world: World) -> float:
     """Bytes of the rank's GPU, or its share of the host's memory if all ranks are on one host."""
     if world.device.type == "cuda":
         return float(torch.cuda.mem_get_info(world.device)[1])

@@ -94,6 +94,7 @@ def out_of_memory(error: BaseException, config: Config, phase: str, longest: int
     checkpointing = "" if config.model.gradient_checkpointing else ", set model.gradient_checkpointing"
     return OutOfMemory(
         f"GPU memory is exhausted during '{phase}'{shown}. {lower}"
-        f"{checkpointing}, spread the model over more GPUs (cluster.policy_workers), or train an adapter (model.lora). "
+        f"{checkpointing}, spread the model over more GPUs (cluster.policy_workers), share long records among them "
+        "(training.sequence_parallel), or train an adapter (model.lora). "
         "`dpeer plan` says what fits. The last checkpoint is kept."
     )

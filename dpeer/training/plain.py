@@ -98,6 +98,7 @@ class Plain:
         with world.device:  # straight to where it stays: all ranks of a host at once would fill its memory
             lm = build_lm(config.model, config.seed, reference=reference)
         self.module: TreeLM = lm.to(world.device)
+        self.module.team = world.team
         self.flats = [Flat(named) for named in _grouped(self.module)]
         masters = [flat.master for flat in self.flats]
         for flat in self.flats if world.size > 1 else ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ClusterError, ConfigError, Diverged
 from dpeer.model.balance import balance, occurrences, routed
 from dpeer.model.families import causal_lm
+from dpeer.model.team import ALONE
 from dpeer.objective.constraints import Weights
 from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
-from dpeer.training.choice import policy_choice, policy_engine
+from dpeer.training.choice import policy_choice, policy_engine, team_size
 from dpeer.training.engine import learning_rate
 from dpeer.training.exchange import StepTotals, exchange
 from dpeer.training.meter import Meter
@@ -30,13 +32,15 @@ from dpeer.training.prepare import Prepared
 from dpeer.training.pulse import Pulse
 from dpeer.training.samples import greedy
 from dpeer.training.scoring import local_packs, merge, score
-from dpeer.training.world import World, sum_over_ranks
+from dpeer.training.world import World, in_teams, sum_over_ranks
 
 IDENTITY = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of equal models per token, as a mean over MANY tokens
 MANY = 100
 CANARIES = 8
 """Records, at most, that the start-up check takes to reach MANY tokens; and copies of a response in one pack."""
 FLOOR = {"fp32": 1e-4, "bf16": 5e-3}
+CUT = 256
+"""Tokens of a prompt and of a response, at most, that one rank computes alone to check what its team does."""
 TIMES_NOISE = 5.0
 """The start-up check allows so many times the rounding that it measures, FLOOR at least, and no more than so many
 times IDENTITY."""
@@ -65,11 +69,12 @@ class Policy:
     """One rank. Every method is collective: all ranks of the group call it with the same arguments."""
 
     def __init__(self, config: Config, prepared: Prepared, world: World) -> None:
-        self.config, self.prepared, self.data, self.world = config, prepared, prepared.train, world
+        self.config, self.prepared, self.data = config, prepared, prepared.train
+        self.world = in_teams(world, team_size(config, world.size))
         self.steps = config.training.total_steps(len(self.data.trees))
         self.lagrangian = Lagrangian(config.objective, self.data.dimensions, None, self.steps, prepared.proof)
         self.choice = policy_choice(config, world)
-        self.engine = policy_engine(config, self.choice, world)
+        self.engine = policy_engine(config, self.choice, self.world)
         self.step = 0  # optimizer steps done
         self.layout = self.engine.module.layout
         self.meter = Meter(config, self.engine.module, world.device)
@@ -90,12 +95,9 @@ class Policy:
         copies = [max(2, min(CANARIES, round(t.response_tokens / len(r)))) for t in trees for r in t.responses]
         padded = [replace(t, responses=n * t.responses) for t, n in zip(single, copies, strict=True)]
         self.engine.eval()
-        shares: list[Scores] = [{}] * self.world.size
-        dist.all_gather_object(
-            shares, score(self.engine, [*trees, *single, *padded], self.world, budget=1, layout=self.layout)
-        )
+        scores = self._scored([*trees, *single, *padded], self.world)
+        whole, cut = self._both(trees)
         self.engine.train()
-        scores = merge(shares, len(trees) + 2 * len(single))
         together = [value for values in scores[: len(trees)] for value in values]
         alone, copied = ([s[0] for s in scores[i:][: len(single)]] for i in (len(trees), len(trees) + len(single)))
         tokens = sum(len(t.responses[0]) for t in single)
@@ -104,7 +106,8 @@ class Policy:
             sum(abs(a - b) for a, b in zip(alone, x, strict=True)) / tokens / scale for x in (together, copied)
         )
         dtype = self.config.model.dtype
-        if not gap <= max(FLOOR[dtype], TIMES_NOISE * min(noise, IDENTITY[dtype])):
+        allowed = max(FLOOR[dtype], TIMES_NOISE * min(noise, IDENTITY[dtype]))
+        if not gap <= allowed:
             worst = max(range(len(alone)), key=lambda i: abs(together[i] - alone[i]))
             raise TreeMismatch(
                 f"model {self.config.model.path}: a response has log-prob {together[worst]:.6g} beside its siblings, "
@@ -112,6 +115,29 @@ class Policy:
                 f"{noise:.1e}. The model keeps state across positions, or its positions depend on the sequence length: "
                 "it cannot be trained as a tree. Choose a model with plain causal attention."
             )
+        shared = sum(abs(a - b) for a, b in zip(whole, cut, strict=True)) / max(1, len(whole)) / scale
+        if not shared <= allowed:
+            raise TreeMismatch(
+                f"model {self.config.model.path}: shared by {self.world.team.size} ranks, tokens differ in log-prob by "
+                f"{shared:.1e} nats on average from what one rank computes; {allowed:.1e} are rounding. Set "
+                "training.sequence_parallel to 1, and please report the model."
+            )
+
+    def _scored(self, trees: Sequence[TokenTree], world: World) -> list[list[float]]:
+        """Each in a pack of its own; the same on every rank."""
+        shares: list[Scores] = [{}] * world.size
+        dist.all_gather_object(shares, score(self.engine, trees, world, budget=1, layout=self.layout))
+        return merge(shares, len(trees))
+
+    def _both(self, trees: Sequence[TokenTree]) -> tuple[list[float], list[float]]:
+        """Log-probabilities per token of beginnings and ends of records: by a rank alone, and by its team."""
+        if self.world.team.size == 1:
+            return [], []
+        short = [replace(t, prompt=t.prompt[-CUT:], responses=tuple(r[:CUT] for r in t.responses)) for t in trees]
+        tokens = [len(r) for t in short for r in t.responses]
+        both = (self._scored(short, world) for world in (replace(self.world, team=ALONE), self.world))
+        whole, cut = ([v / n for v, n in zip(chain.from_iterable(x), tokens, strict=True)] for x in both)
+        return whole, cut
 
     def batch(self, step: int) -> BatchPlan:
         trees = self.prepared.train_batch(self.config, step)
@@ -166,6 +192,8 @@ class Policy:
         routed = self.routed(packs)
         for i, pack in enumerate(packs):
             loss, part = self.pack_loss(pack, self.engine(pack), batch, weights, references)
+            if not self.world.speaks:
+                part = StepTotals.zeros(len(self.data.dimensions), self.world.device)
             if routed is not None:
                 term = balance(self.engine.module.router_logits, occurrences(pack, self.layout), routed)
                 loss, part["router_aux_loss"] = loss + self.config.model.router_aux_loss * term, term.detach()
@@ -226,8 +254,9 @@ class Policy:
         self.engine.eval()
         for pack in list(local_packs(trees, self.world, self.config.training.tokens_per_pack, self.layout)):
             logps = self.engine(pack)
-            totals.add("dual_tokens", computed(pack, self.layout))
-            if pack.samples:
+            if self.world.speaks:
+                totals.add("dual_tokens", computed(pack, self.layout))
+            if pack.samples and self.world.speaks:
                 margins = self.margins(pack, logps, self.reference_of(pack, logps, references, place))
                 totals.dual += self.lagrangian.statistics(margins, pack.dims, pack.edge_sample)
                 totals.add("dual_records", len(pack.samples))

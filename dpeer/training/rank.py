@@ -18,6 +18,7 @@ from dpeer.model.lm import SEQUENCES, attention_kernel, layer_kernels, load_toke
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
 from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, SaveCost, Scores
+from dpeer.training.choice import refuse_team
 from dpeer.training.cost import StepCost
 from dpeer.training.environment import set_determinism
 from dpeer.training.export import export
@@ -70,6 +71,7 @@ def means(config: Config, world: World) -> dict[str, Any]:
         "attention": attention_kernel(config.model, world.device),
         "kernels": layer_kernels(config.model, world.device),
         "numerics": numerics(world.device),
+        "sequence_parallel": config.training.sequence_parallel,
     }
 
 
@@ -77,9 +79,10 @@ class TrainingRank:
     """Every method is collective. References come from the caller (mode `workers`), or from here (the other modes)."""
 
     def __init__(self, config: Config, world: World, prepared: Prepared | None = None) -> None:
-        self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepared or prepare(config)
+        self.config = config
+        refuse_team(config, world.size)
         self.means = means(config, world)
         self.layout = layout_in(self.means)
         with memory_explained(config, self.prepared, lambda: "loading the model", self.layout):
@@ -151,9 +154,10 @@ class TrainingRank:
             values += [self.cached["dual"][i] for i in prepared.dual_places(self.config, step)]
             return dict(enumerate(values))
         trained, measured = prepared.train_batch(self.config, step), prepared.dual_batch(self.config, step)
-        scores = self.reference.score(trained)  # the policy's own plan: this rank scores just what it trains on
+        # The policy's own plan: this rank scores just what it trains on.
+        scores = self.reference.score(trained, everyone=True)
         if measured:
-            scores |= {len(trained) + i: v for i, v in self.reference.score(measured).items()}
+            scores |= {len(trained) + i: v for i, v in self.reference.score(measured, everyone=True).items()}
         return scores
 
     def score_train(self, start: int, stop: int) -> Scores:
@@ -265,9 +269,10 @@ class ReferenceRank:
     """One rank of a separate reference group."""
 
     def __init__(self, config: Config, world: World) -> None:
-        self.config = config
         set_determinism(config.training.deterministic)
         self.prepared = prepare(config)
+        self.config = config
+        refuse_team(config, world.size, "cluster.reference_workers")
         self.means = means(config, world)
         self.layout = layout_in(self.means)
         with memory_explained(config, self.prepared, lambda: "loading the reference", self.layout):

@@ -25,11 +25,11 @@ from dpeer.model.lm import load_shape
 from dpeer.model.probe import layout_of
 from dpeer.tensor_file import read_tensors, write_tensors
 from dpeer.training.calls import Scores
-from dpeer.training.choice import reference_engine
+from dpeer.training.choice import reference_engine, team_size
 from dpeer.training.engine import Engine
 from dpeer.training.pulse import Pulse
 from dpeer.training.scoring import score
-from dpeer.training.world import World
+from dpeer.training.world import World, in_teams
 
 
 class Reference:
@@ -39,20 +39,22 @@ class Reference:
     def __init__(
         self, config: Config, world: World, pulse: Pulse | None = None, *, beneath: Engine | None = None
     ) -> None:
-        self.world, self.budget = world, config.training.tokens_per_pack
+        self.world = in_teams(world, team_size(config, world.size))
+        self.budget = config.training.tokens_per_pack
         self.beneath = beneath
-        self.engine = beneath or reference_engine(config, world)
+        self.engine = beneath or reference_engine(config, self.world)
         self.layout = self.engine.module.layout
         self.pulse = pulse or Pulse()
 
-    def score(self, trees: Sequence[TokenTree]) -> Scores:
-        """This rank's share of the reference log-probabilities (nats, fp64 of fp32 sums)."""
+    def score(self, trees: Sequence[TokenTree], *, everyone: bool = False) -> Scores:
+        """This rank's share of the reference log-probabilities (nats, fp64 of fp32 sums); `everyone`: of what its team
+        computes, on each rank of it."""
         with self.pulse.during("scoring by the reference", beating=True):
             if self.beneath is None:
-                return score(self.engine, trees, self.world, self.budget, self.pulse, self.layout)
+                return score(self.engine, trees, self.world, self.budget, self.pulse, self.layout, everyone)
             self.engine.eval()
             with self.engine.module.without_adapters():
-                scores = score(self.engine, trees, self.world, self.budget, self.pulse, self.layout)
+                scores = score(self.engine, trees, self.world, self.budget, self.pulse, self.layout, everyone)
             self.engine.train()
             return scores
 

@@ -102,9 +102,10 @@ class TrainingRun:
         self.files.begin_or_resume(self.config, built["facts"], means)
         for line in built.get("reading", ()):
             print(line, flush=True)
+        shared = f"; {n} ranks to a pack" if (n := means["sequence_parallel"]) > 1 else ""
         print(
             f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}, layers "
-            f"by {means['kernels']}",
+            f"by {means['kernels']}{shared}",
             flush=True,
         )
         for line in built["warnings"]:

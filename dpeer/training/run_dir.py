@@ -30,6 +30,7 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "output_dir",
     "model.reference_revision",  # the reference's hash is among the facts
     "training.tokens_per_pack",
+    "training.sequence_parallel",
     "training.checkpoint_every",
     "training.checkpoint_minutes",
     "training.checkpoint_async",

@@ -53,7 +53,8 @@ def greedy(
             if not live:
                 break
             begun = [replace(trees[i], responses=((*replies[i], NEXT),), edges=(), golden=0) for i in live]
-            tokens = forward(build_pack(begun, live).to(world.device), greedy=True)
+            pack = build_pack(begun, live).cut(world.team.rank, world.team.size)
+            tokens = forward(pack.to(world.device), greedy=True)
             dist.broadcast(tokens, 0)
             for i, token in zip(live, tokens.tolist(), strict=True):
                 replies[i].append(token)

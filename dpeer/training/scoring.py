@@ -16,14 +16,14 @@ from dpeer.training.world import World
 
 
 def local_packs(trees: Sequence[TokenTree], world: World, budget: int, layout: Layout = "tree") -> Iterator[Pack]:
-    """This rank's packs, each made when it is taken, and dummies up to the same number on every rank (known without
-    communication)."""
-    planned = plan(trees, world.size, budget, layout)
-    mine = planned[world.rank]
+    """The packs of this rank's team, each made when it is taken, and dummies up to the same number on every rank (known
+    without communication)."""
+    planned, team = plan(trees, world.teams, budget, layout), world.team
+    mine = planned[world.place]
     for items in mine:
-        yield build_pack([trees[i] for i in items], items).to(world.device)
+        yield build_pack([trees[i] for i in items], items).cut(team.rank, team.size).to(world.device)
     for _ in range(max(1, *map(len, planned)) - len(mine)):
-        yield dummy_pack().to(world.device)
+        yield dummy_pack().cut(team.rank, team.size).to(world.device)
 
 
 @torch.no_grad()
@@ -34,13 +34,16 @@ def score(
     budget: int,
     pulse: Pulse | None = None,
     layout: Layout = "tree",
+    everyone: bool = False,
 ) -> Scores:
-    """This rank's share of the scores; the ranks' shares together cover every record exactly once."""
+    """This rank's share of the scores; the ranks' shares together cover every record exactly once, or, for `everyone`,
+    once on each rank of a team."""
     pulse = pulse or Pulse()
     scores: Scores = {}
     for pack in local_packs(trees, world, budget, layout):
         values = forward(pack).tolist()
-        scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
+        if everyone or world.speaks:
+            scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
         pulse.beat()
     return scores
 

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
 from dpeer.errors import ClusterError
+from dpeer.model.team import ALONE, Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,22 @@ class World:
     rank: int
     size: int
     device: torch.device
+    team: Team = ALONE
+    """The ranks that compute packs together with this one: as many in a row."""
+
+    @property
+    def teams(self) -> int:
+        return self.size // self.team.size
+
+    @property
+    def place(self) -> int:
+        """Number of this rank's team."""
+        return self.rank // self.team.size
+
+    @property
+    def speaks(self) -> bool:
+        """Whether what is the same on all ranks of a team is counted here."""
+        return self.team.rank == 0
 
 
 def start(
@@ -127,7 +144,41 @@ def all_reduce_bandwidth(world: World, size: int = 2**28, rounds: int = 5) -> fl
     return 2 * (world.size - 1) / world.size * size / seconds / 1e9
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """A team of the ranks of a process group."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def swap(self, parts: Tensor) -> Tensor:
+        parts = parts.contiguous()
+        arrived = torch.empty_like(parts)
+        dist.all_to_all_single(arrived, parts, group=self.group)
+        return arrived
+
+    def total(self, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed, group=self.group)
+        return summed
+
+
+def in_teams(world: World, size: int) -> World:
+    """Collective. This rank in a team of `size`, which divides the number of ranks."""
+    if size == 1:
+        return replace(world, team=ALONE)
+    if size not in _GROUPS:
+        _GROUPS[size] = [dist.new_group(range(i, i + size)) for i in range(0, world.size, size)]
+    return replace(world, team=Ranks(world.rank % size, size, _GROUPS[size][world.rank // size]))
+
+
+_GROUPS: dict[int, list[Any]] = {}
+"""Process groups of the teams of a size."""
+
+
 def stop() -> None:
+    _GROUPS.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -48,6 +48,7 @@ class Zero3:
         settings = model_settings(config, load_shape(path, revision), trained=not reference)
         self.world = world
         lm = _partitioned(config, settings, reference=reference)
+        lm.team = world.team
         refuse_not_finite(_own_parts(lm, world.rank), f"model {path}")
         self.trained = [p for p in lm.parameters() if p.requires_grad]
         self._engine = _initialize(lm, settings, config, self.trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -29,11 +30,12 @@ from dpeer.estimate.throughput import (
 )
 from dpeer.launcher.plan.inputs import GivenLengths, Gpu, Records, gpu, model_config, records
 from dpeer.launcher.recipe import RECIPES
+from dpeer.model.cut import obstacle, refuse_uncut, sizes
 from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
 from dpeer.model.probe import layout_of
 from dpeer.model.towers import text_part, tower_parameters
-from dpeer.training.choice import TRAINED, Choice, choose, plain_reference
+from dpeer.training.choice import TRAINED, Choice, choose, plain_reference, team_size
 from dpeer.training.engine import model_settings
 
 HFU = 0.35
@@ -90,6 +92,10 @@ class Plan:
     reference: Time | None
     """Time to compute the reference once; None when that is part of the steps or not needed."""
     sources: tuple[str, ...]
+    team: int = 1
+    """Ranks that share a pack."""
+    contexts: tuple[tuple[int, int], ...] = ()
+    """Most tokens of one record that so many GPUs compute together: (GPUs, tokens)."""
     towers: int = 0
     """Parameters beside the text part of a model that sees or hears: frozen, not loaded."""
 
@@ -135,7 +141,6 @@ def make_plan(request: Request) -> Plan:
     layout = layout_of(shape, config.model.path, config.model.layout)
     lengths = records(config, request.lengths).laid_out(layout)
     weights = _weights(config.model, _Shape(shape))
-    activations = _activations(config.model, _Shape(shape), *typical(lengths.lengths), layout)
     engine = choose(
         config,
         ranks,
@@ -143,11 +148,24 @@ def make_plan(request: Request) -> Plan:
         card.memory_gib * GIB,
     )
     zero = Zero.plain() if engine.name == "plain" else Zero.of(model_settings(config, shape, trained=True))
-    batch = batching(config, lengths.lengths, ranks)
-    tokens = max(config.training.tokens_per_pack, batch.largest_pack)
-    memory = per_gpu(config, weights, activations, zero, ranks, tokens)
+
+    def counted(team: int) -> Activations:
+        return _activations(config.model, _Shape(shape), *typical(lengths.lengths), layout, team)
+
+    def planned(team: int) -> tuple[int, Batching, int, Memory]:
+        batch = batching(config, lengths.lengths, ranks, team)
+        tokens = max(config.training.tokens_per_pack, batch.largest_pack)
+        return team, batch, tokens, per_gpu(config, weights, counted(team), zero, ranks, tokens)
+
+    teams = _teams(config, shape, layout, ranks, request.gpus)
+    tried = (planned(team) for team in teams)
+    fitting = (found for found in tried if found[0] == teams[-1] or found[3].high <= card.memory_gib * GIB)
+    team, batch, tokens, memory = next(fitting)
+    activations = counted(team)
     machine = _machine(config, request, card)
-    time = step_time(config, weights, zero, ranks, machine, batch)
+    time = step_time(config, weights, zero, ranks, machine, batch, team)
+    shared = dict.fromkeys((*_possible(shape, layout, ranks, request.gpus), team))
+    contexts = [(n, largest_budget(config, weights, counted(n), zero, ranks, card.memory_gib * GIB)) for n in shared]
     preference = config.objective.kind == "preference"
     cached = preference and config.cluster.reference == "cache"
     return Plan(
@@ -165,17 +183,34 @@ def make_plan(request: Request) -> Plan:
         reference_memory=_reference_memory(config, weights, activations, reference_ranks, tokens, shape),
         largest_record=_if_smaller(batch.largest_pack, tokens, config, weights, activations, zero, ranks),
         host=host(config, weights, zero, ranks, min(request.gpus, ranks)),
-        budget=largest_budget(config, weights, activations, zero, ranks, card.memory_gib * GIB),
+        budget=dict(contexts)[team],
         records=lengths,
         batch=batch,
         steps=config.training.total_steps(len(lengths.lengths)),
         time=time,
         traffic=traffic(config, weights, zero, ranks, machine),
         break_even=break_even(time, batch),
-        reference=reference_time(config, weights, lengths.lengths, ranks, machine) if cached else None,
+        reference=reference_time(config, weights, lengths.lengths, ranks, machine, team) if cached else None,
         sources=(f"model: {source}", f"data: {lengths.source}"),
+        team=team,
+        contexts=tuple(contexts),
         towers=tower_parameters(everything),
     )
+
+
+def _teams(config: Config, shape: PretrainedConfig, layout: Layout, ranks: int, gpus: int) -> Sequence[int]:
+    """Numbers of ranks that may share a pack, in the order in which they are tried: the first that fits is taken."""
+    if config.training.sequence_parallel == "auto":
+        return _possible(shape, layout, ranks, gpus)
+    size = team_size(config, ranks, "the GPUs of the policy")
+    refuse_uncut(shape, config.model.path, layout, size, ranks)
+    return [size]
+
+
+def _possible(shape: PretrainedConfig, layout: Layout, ranks: int, gpus: int) -> list[int]:
+    """Within a node."""
+    found = [n for n in sizes(int(shape.num_attention_heads), min(ranks, gpus)) if ranks % n == 0]
+    return [1] if len(found) > 1 and obstacle(shape, layout) else found
 
 
 def _card(request: Request) -> Gpu:
@@ -251,9 +286,9 @@ def _weights(spec: settings.Model, shape: _Shape) -> Weights:
 
 @cache
 def _activations(
-    spec: settings.Model, shape: _Shape, prompt: int, responses: tuple[int, ...], layout: Layout
+    spec: settings.Model, shape: _Shape, prompt: int, responses: tuple[int, ...], layout: Layout, team: int
 ) -> Activations:
-    return count_activations(spec, shape.shape, prompt, responses, layout)
+    return count_activations(spec, shape.shape, prompt, responses, layout, team)
 
 
 @dataclass(frozen=True)
@@ -272,10 +307,11 @@ def remedies(plan: Plan) -> tuple[Remedy, ...]:
             continue
         if changed.fits_gpu:
             remedies.append(Remedy(" ".join(f"--set {c}" for c in changes), changed.memory.high / GIB))
-    nodes = 2 * plan.request.nodes
+    nodes, larger = 2 * plan.request.nodes, None
     while nodes <= MOST_NODES:
-        larger = make_plan(replace(plan.request, nodes=nodes))
-        if larger.fits_gpu:
+        with suppress(ConfigError):  # where groups of ranks do not come out even
+            larger = make_plan(replace(plan.request, nodes=nodes))
+        if larger and larger.fits_gpu:
             remedies.append(Remedy(f"--nodes {nodes}", larger.memory.high / GIB))
             break
         nodes *= 2
@@ -290,6 +326,8 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
         candidates.append((f"training.tokens_per_pack={plan.budget}",))
     if recompute:
         candidates.append(recompute)
+    if config.training.sequence_parallel != "auto" and len(plan.contexts) > 1:
+        candidates.append(("training.sequence_parallel=auto",))
     if config.cluster.reference == "colocated" or not plan.fits_reference:
         candidates.append(("cluster.reference=cache",))
     if not plan.zero.optimizer_on_host:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dpeer.escape import markup
 from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, checkpoint_bytes, model_states
-from dpeer.estimate.throughput import tokenising
+from dpeer.estimate.throughput import all_to_all, tokenising
 from dpeer.launcher.plan.planning import HFU, LINKS, Plan, Remedy
 from dpeer.training.grace import grace_s, needed_s
 
@@ -29,6 +29,7 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
         + "\n"
         f"{request.nodes} x {request.gpus} {plan.gpu.name}, {plan.gpu.memory_gib:g} GiB each; "
         f"{plan.ranks} policy ranks"
+        + (f" in groups of {plan.team} to a pack" if plan.team > 1 else "")
         + (f" + {plan.reference_ranks} reference ranks" if plan.reference_ranks else "")
         + f"; {plan.config.model.dtype}, {_engine(plan)}, "
         f"recompute {'on' if plan.config.model.gradient_checkpointing else 'off'}"
@@ -169,6 +170,9 @@ def _gpu_table(plan: Plan) -> Table:
     table.add_row(
         "largest training.tokens_per_pack", "", budget, f"the recipe has {plan.config.training.tokens_per_pack}"
     )
+    for n, tokens in plan.contexts if len(plan.contexts) > 1 else ():
+        together = f"training.sequence_parallel={n}" + (", as planned" if n == plan.team else "")
+        table.add_row(f"largest record on {n} GPU{'s' * (n > 1)} together, tokens", "", f"{tokens or 'none'}", together)
     return table
 
 
@@ -213,6 +217,9 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield f"traffic per {often}, into a GPU", f"{moved.into_gpu / 1e9:,.1f} GB", what
     if moved.into_node:
         yield "  of it between nodes", f"{moved.into_node / 1e9:,.1f} GB", "into one node"
+    if plan.team > 1:
+        swapped = all_to_all(plan.config, plan.weights, batch, plan.team, plan.machine).into_gpu
+        yield "  and of groups that share a pack", f"{swapped / 1e9:,.1f} GB", "all-to-alls of a micro-step"
     if moved.into_gpu:
         enough = batch.per_micro_step >= plan.break_even
         verdict = "traffic can hide" if enough else "traffic rules: more records a step, or fewer GPUs"
@@ -320,6 +327,8 @@ def as_data(plan: Plan, cells: int, price: float | None, fixes: tuple[Remedy, ..
             "high": plan.host.high,
         },
         "largest_tokens_per_pack": plan.budget,
+        "sequence_parallel": plan.team,
+        "largest_record": {str(n): tokens for n, tokens in plan.contexts},
         "tokens_per_step": {"tree": plan.batch.tokens, "pairwise": plan.batch.pairwise},
         "tokenising": dict(zip(("core_seconds", "bytes"), tokenising(plan.records.lengths), strict=True)),
         "micro_steps": plan.batch.micro_steps,

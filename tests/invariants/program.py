@@ -1,7 +1,8 @@
 """Run under torchrun by test_invariants.py: gradients and three steps of many configurations, written out.
 
-usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value; NAME+ is exported too). Counts a
-step's all-reduces too.
+usage: program.py OUT RECIPE SCENARIO ... (a scenario is NAME:key=value,key=value; NAME+ is exported too, NAME~N goes on
+after the first step from a checkpoint, with N ranks to a pack). Counts a step's all-reduces too, and keeps scores of
+policy and reference after the last step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from safetensors.torch import save_file
 
 from dpeer.config_io import load_config
 from dpeer.training import world
+from dpeer.training.calls import Scores
 from dpeer.training.rank import TrainingRank
+from dpeer.training.scoring import merge
+
+SCORED = 5
 
 
 def gradients(rank: TrainingRank) -> dict[str, Any]:
@@ -36,11 +41,18 @@ def gradients(rank: TrainingRank) -> dict[str, Any]:
 
 def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.World) -> None:
     name, exported = name.removesuffix("+"), name.endswith("+")
+    name, _, later = name.partition("~")
     rank = TrainingRank(load_config(recipe, [f"name={name}", *changes]), here)
     captured: list[dict[str, Any]] = []
     step = rank.policy.engine.step
     rank.policy.engine.step = lambda lr: (captured.append(gradients(rank)), step(lr))[1]
     entries = [rank.train_step()]
+    if later:
+        rank.save(out / f"{name}-saved")
+        rank.close()
+        changes = [*changes, f"training.sequence_parallel={later}"]
+        rank = TrainingRank(load_config(recipe, [f"name={name}", *changes]), here)
+        rank.load(out / f"{name}-saved")
     reduced: list[tuple[str, int]] = []
     original = dist.all_reduce
 
@@ -52,11 +64,19 @@ def scenario(out: Path, recipe: str, name: str, changes: list[str], here: world.
     entries.append(rank.train_step())
     dist.all_reduce = original
     entries.append(rank.train_step())
+    scores = [everywhere(f(0, SCORED)) for f in (rank.score_train, rank.score_train_reference)]
     if exported:
         rank.export(out / f"{name}-export")
     if here.rank == 0:
         save_file(captured[0], str(out / f"{name}.safetensors"))
-        (out / f"{name}.json").write_text(json.dumps({"entries": entries, "all_reduces": reduced}))
+        (out / f"{name}.json").write_text(json.dumps({"entries": entries, "all_reduces": reduced, "scores": scores}))
+
+
+def everywhere(share: Scores) -> list[list[float]]:
+    """All ranks' shares, put together."""
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, share)
+    return merge(shares, SCORED)
 
 
 def main() -> None:

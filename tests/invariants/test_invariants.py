@@ -56,6 +56,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """Architectures with norms after each part, with experts, with attention sinks, with a recurrent state."""
+WIDE = ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False})
+"""Heads for four ranks to share, which are more than the key heads."""
+BALANCED = "model.path={folder}/moe,model.router_aux_loss=0.5"
+SHARED = "training.sequence_parallel"
 SEEING = "seeing"
 """Gemma 3 as a model that sees: its text part is trained."""
 OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in (*FAMILIES, SEEING)]
@@ -72,6 +76,8 @@ SCENARIOS = {
         "fullhead:model.head_chunk=100000",
         f"normalised:objective.length_normalised=true,{MEDIUM}",
         "sequences:model.layout=sequences",
+        "wide:model.path={folder}/wide",
+        f"balanced:{BALANCED}",
         *OTHERS,
     ],
     2: [
@@ -82,9 +88,24 @@ SCENARIOS = {
         f"shardedlora:{LORA},cluster.engine=deepspeed",
         f"checkpointing:model.gradient_checkpointing=true,{SMALL}",
         f"sequences:model.layout=sequences,{MEDIUM}",
+        f"cut~1:{SHARED}=2",
+        f"cutplain:{SHARED}=2,cluster.engine=plain,model.gradient_checkpointing=true,{MEDIUM}",
+        f"cutlora:{LORA},{SHARED}=2,cluster.engine=deepspeed,model.gradient_checkpointing=true",
+        f"cutolmo:model.path={{folder}}/olmo,{SHARED}=2",
+        f"cutsinks:model.path={{folder}}/sinks,{SHARED}=2,cluster.engine=plain",
+        f"cutbalanced:{BALANCED},{SHARED}=2",
         *(text.replace(":", "+:", 1).replace("engine=auto", "engine=deepspeed") for text in OTHERS),
     ],
-    4: ["base:", POOLED, f"small:{SMALL}", f"lora:{LORA}"],
+    4: [
+        "base:",
+        POOLED,
+        f"small:{SMALL}",
+        f"lora:{LORA}",
+        f"cut:{SHARED}=2,{SMALL}",
+        f"cutlora:{LORA},{SHARED}=2",
+        f"cutwide~2:model.path={{folder}}/wide,{SHARED}=4",
+        f"cutwideplain:model.path={{folder}}/wide,{SHARED}=4,cluster.engine=plain,model.gradient_checkpointing=true",
+    ],
 }
 Result = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
@@ -97,6 +118,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (family, options) in FAMILIES.items():
         texts = [r.responses[0].text for r in world.train.records]
         tiny_model(path / name, family, 1, vocab=400, texts=texts, **options)
+    tiny_model(path / "wide", WIDE[0], 1, vocab=400, texts=texts, **WIDE[1])
     tiny(path / SEEING, "gemma3", 400, [r.responses[0].text for r in world.train.records])
     (path / "recipe.yaml").write_text(RECIPE.format(folder=path))
     return path
@@ -177,6 +199,40 @@ def test_lora_gradients_do_not_depend_on_ranks(result: Callable[[int, str], Resu
     error = gap(*({k: v for k, v in g.items() if "lora_B" in k} for g in (grads, reference)))
     print(f"{ranks} ranks, LoRA: {error:.2e}")
     assert error < TOLERANCE and within(ledger_gaps(found, expected))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name", "alone"),
+    [
+        (2, "cut", "base"),  # goes on from a checkpoint with each rank by itself
+        (2, "cutplain", "base"),
+        (2, "cutlora", "lora"),
+        (2, "cutolmo", "olmo"),
+        (2, "cutsinks", "sinks"),
+        (2, "cutbalanced", "balanced"),
+        (4, "cut", "base"),
+        (4, "cutlora", "lora"),
+        (4, "cutwide", "wide"),  # goes on with half as many ranks to a pack
+        (4, "cutwideplain", "wide"),
+    ],
+)
+def test_ranks_that_share_packs_compute_what_one_rank_does(
+    result: Callable[[int, str], Result], ranks: int, name: str, alone: str
+) -> None:
+    """Gradients, three steps, and what policy and reference say afterwards; every record is counted once."""
+    (found, grads), (expected, reference) = result(ranks, name), result(1, alone)
+    if name.endswith("lora"):
+        grads, reference = ({k: v for k, v in g.items() if "lora_B" in k} for g in (grads, reference))
+    error, gaps = gap(grads, reference), ledger_gaps(found, expected)
+    print(f"{ranks} ranks, {name}: gradient {error:.1e}, " + ", ".join(f"{k} {v:.1e}" for k, v in gaps.items()))
+    assert error < TOLERANCE and gaps["step 1"] < TOLERANCE and gaps["later"] < 10 * TOLERANCE
+    for ours, theirs in zip(found["entries"], expected["entries"], strict=True):
+        assert ours["records"] == theirs["records"]
+        assert 0 <= ours["tokens"] - theirs["tokens"] < ours["packs"]  # dummies
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=10 * TOLERANCE)
+        assert ours.get("router_aux_loss") == pytest.approx(theirs.get("router_aux_loss"), rel=10 * TOLERANCE)
+    for ours, theirs in zip(found["scores"], expected["scores"], strict=True):
+        assert ours == [pytest.approx(values, rel=10 * TOLERANCE) for values in theirs]
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, SEEING, "moelora", "deltalora"])

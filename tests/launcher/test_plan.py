@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from dpeer.config_io import load_config
 from dpeer.data.packing import forward_tokens
 from dpeer.data.tokenize import TokenTree
+from dpeer.errors import ConfigError
 from dpeer.estimate.throughput import batching, break_even
 from dpeer.launcher.cli import app
-from dpeer.launcher.plan.planning import Request, make_plan
+from dpeer.launcher.plan.inputs import GivenLengths
+from dpeer.launcher.plan.planning import Request, make_plan, remedies
 from dpeer.launcher.plan.show import as_data, show
 from dpeer.launcher.recipe import RECIPES, recipe_names
 from dpeer.model.flops import Lengths
@@ -58,6 +60,40 @@ def test_70b_on_64_h200_shows_its_tables() -> None:
         "fits",
     ):
         assert shown in output
+
+
+AUTO = "training.sequence_parallel=auto"
+KEPT = "activations kept for backward"
+LONG = GivenLengths(records=64, prompt=120_000, response=400, rejects=4)
+
+
+def test_long_records_are_shared_by_as_many_gpus_as_they_need() -> None:
+    """A record that one GPU cannot hold; `auto` takes the fewest that can, and memory falls with their number."""
+    options = ("model.gradient_checkpointing=true",)
+    alone = make_plan(Request(RECIPES / "llama3_8b.yaml", options, 1, 8, "h100", lengths=LONG))
+    assert not alone.fits_gpu and any("sequence_parallel=auto" in fix.change for fix in remedies(alone))
+    shared = make_plan(Request(RECIPES / "llama3_8b.yaml", (*options, AUTO), 1, 8, "h100", lengths=LONG))
+    assert shared.fits_gpu and shared.team == 2 and shared.tokens == alone.tokens
+    contexts = dict(shared.contexts)
+    assert list(contexts) == [1, 2, 4, 8] and contexts[1] < shared.tokens <= contexts[2]
+    assert all(contexts[n] == pytest.approx(n * contexts[1], rel=0.1) for n in contexts)
+    whole, half = ({p.name: p.high for p in made.memory.parts}[KEPT] for made in (alone, shared))
+    assert half == pytest.approx(whole / 2, rel=0.1)
+    assert shared.time.exchange > alone.time.exchange == 0 and shared.batch.busiest == alone.batch.busiest
+    data = as_data(shared, 1, None, ())
+    assert data["sequence_parallel"] == 2 and data["largest_record"]["8"] == contexts[8]
+    screen = StringIO()
+    show(shared, Console(file=screen, width=140), 1, None)
+    assert "in groups of 2 to a pack" in screen.getvalue() and "largest record on 4 GPUs together" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [(3, r"8 ranks \(the GPUs of the policy\) cannot work in groups of 3.*may be 1, 2, 4, 8"), (64, "cannot work")],
+)
+def test_groups_that_do_not_come_out_even_are_refused(size: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        make_plan(Request(RECIPES / "llama3_8b.yaml", (f"training.sequence_parallel={size}",), 1, 8, "h100"))
 
 
 def test_what_does_not_fit_ends_red_with_what_would() -> None:

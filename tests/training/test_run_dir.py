@@ -144,6 +144,7 @@ def test_same_run_is_resumable(run: RunDir) -> None:
         "training__keep_checkpoints": 9,
         "training__wandb_project": "p",
         "training__sample_every": 5,
+        "training__sequence_parallel": 2,
         "training__sample_prompts": 1,
     }
     run.check_resumable(recipe(**harmless), FACTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dpeer.data.packing import Pack
 from dpeer.data.tokenize import TokenTree
+from dpeer.model.team import Paper
 from dpeer.training.samples import spread
 from dpeer.training.scoring import local_packs, merge, score
 from dpeer.training.world import World
@@ -50,6 +52,21 @@ def test_every_rank_runs_as_many_forwards(counts: list[int], ranks: int, budget:
     packs = [list(local_packs(trees(counts), here, budget)) for here in worlds(ranks)]
     assert len({len(p) for p in packs}) == 1 and len(packs[0]) >= 1
     assert sum(len(p.samples) for mine in packs for p in mine) == len(counts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 6), max_size=12), st.sampled_from([(2, 2), (4, 2), (4, 4), (6, 3)]), st.integers(1, 60))
+def test_ranks_that_share_packs_count_them_once(counts: list[int], sizes: tuple[int, int], budget: int) -> None:
+    """All ranks run as many forwards, those of a team the same packs; one of them says what came out, or all do."""
+    (ranks, team), records = sizes, trees(counts)
+    here = [replace(w, team=Paper(w.rank % team, team)) for w in worlds(ranks)]
+    packs = [list(local_packs(records, w, budget)) for w in here]
+    assert len({len(mine) for mine in packs}) == 1
+    assert all([p.samples for p in packs[w.rank]] == [p.samples for p in packs[w.place * team]] for w in here)
+    expected = [[float(sum(r)) for r in t.responses] for t in records]
+    assert merge([score(by_target, records, w, budget) for w in here], len(records)) == expected
+    told = [score(by_target, records, w, budget, everyone=True) for w in here]
+    assert all(told[w.rank] == told[w.place * team] for w in here) and merge(told[::team], len(records)) == expected
 
 
 def test_ranks_without_work_run_dummies() -> None:
