@@ -87,8 +87,6 @@ class Rank:
     def commit(self, temporary: Path, final: Path) -> None:
         temporary.rename(final)
 
-    def convert(self, folder: Path) -> None: ...
-
     def load(self, folder: Path) -> int:
         self.step = int((folder / "state.json").read_text())
         return self.step
