@@ -24,9 +24,27 @@ def publish(folder: Path, made: Exported) -> str:
     if made["files"] is None:
         return FORWARD
     temporary = folder.with_name(f".{folder.name}.tmp")
+    if made["files"]:
+        refuse_unfit(temporary)
     write_list(temporary, read_back(temporary, made["files"]))
     rename(temporary, folder)
     return BYTES
+
+
+def refuse_unfit(folder: Path) -> None:
+    """CheckpointError unless the files have just the tensors, in their sizes, that a model of this config is made of.
+    No more than a tensor of them is in memory."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from dpeer.model.lm import load_parts
+
+    auto = AutoModelForImageTextToText if load_parts(str(folder)) else AutoModelForCausalLM
+    _, info = auto.from_pretrained(folder, device_map="meta", output_loading_info=True, trust_remote_code=False)
+    if wrong := sorted(str(name) for names in ("missing_keys", "mismatched_keys") for name in info[names]):
+        raise CheckpointError(
+            f"export: {len(wrong)} weights are not in the files as the model needs them, among them "
+            f"{', '.join(wrong[:3])}. The folder was left at {folder} for inspection; the checkpoint is unharmed."
+        )
 
 
 def rename(temporary: Path, folder: Path) -> None:

@@ -85,7 +85,7 @@ def test_resharding_takes_no_memory_beside_the_new_share(tmp_path: Path) -> None
     names = shapes(num_hidden_layers=2)
     old, new = grouped(names, 64, SUB_GROUP), grouped(names, 48, SUB_GROUP)
     needed = reshard.copies(old, new, 5)
-    assert list(needed) == [6, 7]
+    assert list(needed) == [6, 7, 8]  # a small weight has other parts
     for rank in needed:
         with FakeTensorMode():
             flats = [torch.empty(size) for size in old.sizes]
