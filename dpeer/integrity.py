@@ -180,10 +180,11 @@ def _fault(path: Path, expected: Entry) -> str:
     return ""
 
 
-def write_list(folder: Path) -> None:
-    """List all files below `folder` in its `checksums.json`."""
-    paths = [p for p in folder.rglob("*") if p.is_file() and p != folder / LIST]
-    write_state(folder / LIST, {"files": listed(folder, paths)})
+def write_list(folder: Path, known: Mapping[str, Entry] | None = None) -> None:
+    """List all files below `folder` in its `checksums.json`. known: of those that need not be read again."""
+    known = known or {}
+    others = [p for p in folder.rglob("*") if p.is_file() and str(p.relative_to(folder)) not in {*known, LIST}]
+    write_state(folder / LIST, {"files": dict(sorted({**known, **listed(folder, others)}.items()))})
 
 
 def refuse_damaged_model(path: str | None) -> None:

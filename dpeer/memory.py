@@ -10,6 +10,10 @@ VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 """Files of the limit and of what is used, and the entry of `memory.stat` for cached files, which give way."""
 
+RELOADED = 2**35
+"""Bytes of a model up to which its export is loaded into the host's memory again; so is none that would take more than
+half of what is free there."""
+
 
 def free_memory(root: Path = Path("/")) -> float:
     """Bytes, by /proc and /sys under `root`."""

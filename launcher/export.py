@@ -17,6 +17,7 @@ from dpeer.report.card import model_card
 from dpeer.training.calls import PolicyCalls
 from dpeer.training.dates import began
 from dpeer.training.keepsake import found_again, recall
+from dpeer.training.publish import publish
 from dpeer.training.run import EXPORTING, load
 from dpeer.training.run_dir import RunDir
 from dpeer.training.together import refuse_misfits, way_back
@@ -60,10 +61,12 @@ def export_run(run_dir: Path, output: Path | None = None, model: Path | None = N
             policy = groups.policy()
             policy.build(config, prepared=prepared)
             load(policy, files, step)
-            for line in policy.call(EXPORTING, PolicyCalls.export, folder, adapter)[0]:
-                print(line, flush=True)
+            made = policy.call(EXPORTING, PolicyCalls.export, folder, adapter)[0]
         finally:
             groups.close()
+    for line in made["notes"]:
+        print(line, flush=True)
+    publish(folder, made)
     write_text(folder / "README.md", model_card(run_dir))
     return folder
 

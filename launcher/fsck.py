@@ -15,7 +15,7 @@ from dpeer.training.together import refuse_misfit, way_back
 from dpeer.training.token_place import left, place_of, store_faults, stores
 
 State = Literal["sound", "no checksum", "damaged", "left over"]
-UNIVERSAL = "universal"  # as in training.checkpoint, which needs torch
+UNIVERSAL = "universal"  # what earlier versions made of a checkpoint for another number of ranks
 AGAIN = "`dpeer train --resume` makes it again"
 PARTS_AGAIN = "Restore it, or delete it: the next run of the same command makes its rows again"
 
@@ -140,7 +140,7 @@ def _checkpoint(files: RunDir, manifest: dict[str, Any], step: int) -> Iterator[
         if str(name) not in known and name.parts[0] != UNIVERSAL:
             yield Finding(path, "damaged" if listed else "no checksum", "was not saved with this checkpoint. Remove it")
     if (folder / UNIVERSAL).exists():
-        yield from _listed(folder / UNIVERSAL, "Delete the folder; it is made again from the shards")
+        yield Finding(folder / UNIVERSAL, "left over", "of an earlier version, for another number of ranks. Delete it")
 
 
 def _listed(folder: Path, remedy: str) -> Iterator[Finding]:

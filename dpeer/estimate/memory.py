@@ -14,6 +14,7 @@ from typing import Any
 
 from dpeer.config import Config
 from dpeer.estimate.footprint import Activations, Weights
+from dpeer.memory import RELOADED
 from dpeer.model.four_bits import BYTES as FOUR_BITS
 
 GIB = 2**30
@@ -21,7 +22,6 @@ BYTES = {"fp32": 4, "bf16": 2}
 CONTEXT = 1.5 * GIB  # CUDA context and kernels 0.5 GiB, NCCL channels and workspaces 1 GiB
 ADAM = 12  # bytes of a trained parameter in a checkpoint: fp32 master weight and two moments
 FRAGMENTATION = 0.06  # of all tensors: blocks that the caching allocator cannot hand out again
-SHARD_LIMIT = 50e9  # transformers writes safetensors files of at most that size, and serialises one at a time
 
 
 @dataclass(frozen=True)
@@ -240,8 +240,20 @@ def checkpoint_bytes(config: Config, weights: Weights, *, frozen: bool) -> int:
     return weights.trained * ADAM + frozen * (weights.total - weights.trained) * BYTES[config.model.dtype]
 
 
+def export_parts(config: Config, weights: Weights) -> tuple[Part, ...]:
+    """Host memory of rank 0 while the export is written layer by layer and then, of a smaller model, loaded again."""
+    inside, out = BYTES[config.model.dtype], BYTES[config.model.export_dtype]
+    whole, unit = weights.total * out, max(weights.layer, weights.head)
+    layer = _exact("export: a layer, gathered and as it is written", unit * (inside + out))
+    adapters = _exact("export: adapters", weights.trained * out) if config.model.lora else None
+    again = Part("export: model loaded again", 0, whole if whole <= RELOADED else 0, "where half of the memory is left")
+    if config.model.load_in_4bit:
+        again = _exact("export: model in 16 bits, twice", 2 * whole, "what adapters over 4 bits are written on")
+    return tuple(part for part in (layer, adapters, again) if part and part.high)
+
+
 def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_node: int) -> Host:
-    """Host memory of training and of the export, whose gathered weights and model meet on rank 0."""
+    """Host memory of training and of the export on rank 0."""
     trained = weights.shard(ranks, trained_only=True) * ranks_per_node
     each = [Part("worker processes", ranks_per_node * 2 * GIB, ranks_per_node * 6 * GIB, "2 to 6 GiB each", True)]
     if zero.optimizer_on_host:
@@ -253,18 +265,10 @@ def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_nod
         ]
     if zero.weights_on_host:
         each.append(_exact("weights", weights.shard(ranks) * ranks_per_node * BYTES[config.model.dtype]))
-    inside, out = BYTES[config.model.dtype], BYTES[config.model.export_dtype]
-    export = [
-        _exact("export: weights gathered on rank 0", weights.total * inside),
-        _exact("export: model that is written", weights.total * out),
-        Part("export: file being written", 0, min(SHARD_LIMIT, weights.total * out), "files of up to 50 GB", True),
-    ]
-    if inside != out:
-        export.insert(1, _exact("export: weights in the exported precision", weights.total * out))
     kept = checkpoint_bytes(config, weights, frozen=zero.sharded)
     copy = kept * ranks_per_node / ranks if zero.sharded else kept  # the plain engine's is written by rank 0 alone
     saving = _exact("copy of a checkpoint being written", copy, "while training; without room it is written first")
-    return Host(tuple(each), tuple(export), saving if config.training.checkpoint_async else None)
+    return Host(tuple(each), export_parts(config, weights), saving if config.training.checkpoint_async else None)
 
 
 def largest_budget(

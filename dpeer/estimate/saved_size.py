@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dpeer.config import Config
 from dpeer.estimate.footprint import count_weights
-from dpeer.estimate.memory import checkpoint_bytes
+from dpeer.estimate.memory import checkpoint_bytes, export_parts
 from dpeer.model.lm import DTYPES, load_shape, towers
 
 TOWERS = 4  # bytes of their parameters at most: they are copied as they are
@@ -15,7 +15,7 @@ TOWERS = 4  # bytes of their parameters at most: they are copied as they are
 @dataclass(frozen=True, slots=True)
 class SavedSize:
     """Sizes in bytes. checkpoint: one, all ranks together. export: the exported folder's weights.
-    consolidation: largest use of host memory by rank 0 while it gathers and writes the export. towers: parameters that
+    consolidation: largest use of host memory by rank 0 while it writes and checks the export. towers: parameters that
     are not loaded but copied into the export."""
 
     parameters: int
@@ -35,14 +35,13 @@ def saved_size(config: Config, *, frozen: bool = True) -> SavedSize:
     is not trained too, as DeepSpeed's do; the plain engine's do not."""
     spec = config.model
     weights = count_weights(spec, load_shape(spec.path, spec.revision))
-    compute, exported = (DTYPES[d].itemsize for d in (spec.dtype, spec.export_dtype))
-    gathered, written = weights.total * compute, weights.total * exported
+    written = weights.total * DTYPES[spec.export_dtype].itemsize
     copied = towers(spec.path, spec.revision)
     return SavedSize(
         parameters=weights.total,
         trained=weights.trained,
         checkpoint=checkpoint_bytes(config, weights, frozen=frozen),
         export=written + copied * TOWERS,
-        consolidation=gathered + written + (written if compute != exported else 0),
+        consolidation=int(sum(part.high for part in export_parts(config, weights))),
         towers=copied,
     )

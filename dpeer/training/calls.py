@@ -68,6 +68,14 @@ class SaveCost(TypedDict):
     """On this rank; the foreground where its host had no room for a copy."""
 
 
+class Exported(TypedDict):
+    """What an export has come to. notes: what was mended, in words. files: checksums of the tensors of each file of a
+    model too large to be reloaded, which `publish` still has to read back; None: it is done."""
+
+    notes: list[str]
+    files: dict[str, str] | None
+
+
 class PolicyCalls(Protocol):
     """Collective unless said otherwise: every rank of the policy group is called with the same arguments."""
 
@@ -113,14 +121,10 @@ class PolicyCalls(Protocol):
         """Not collective."""
         ...
 
-    def convert(self, folder: Path) -> None:
-        """Not collective."""
-        ...
-
     def load(self, folder: Path) -> int: ...
     def blank(self) -> None: ...
-    def export(self, folder: Path, adapter: bool = False) -> list[str]:
-        """`adapter`: only that of a LoRA run. What was mended, in words."""
+    def export(self, folder: Path, adapter: bool = False) -> Exported:
+        """`adapter`: only that of a LoRA run."""
         ...
 
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +26,8 @@ from safetensors import SafetensorError
 from dpeer.config import Model
 from dpeer.disk import disk_fault, remedy
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint
-from dpeer.files import follow_umask, sync, sync_folder
-from dpeer.integrity import LIST, Entry, faults, read_state, write_list, write_state
+from dpeer.files import follow_umask, sync_folder
+from dpeer.integrity import Entry, read_state, write_state
 from dpeer.memory import free_memory
 from dpeer.model import flash, kernels
 from dpeer.model.families import expert_count
@@ -41,10 +38,11 @@ from dpeer.training.calls import SaveCost, Scores
 from dpeer.training.numerics import numerics
 from dpeer.training.pickles import refuse_foreign_code
 from dpeer.training.policy import IDENTITY, Policy
+from dpeer.training.reshard import MODEL, OPTIMIZER
 from dpeer.training.run_dir import refuse_unshared
 from dpeer.training.snapshot import Beside, Snapshot
 from dpeer.training.world import World, sum_over_ranks
-from dpeer.training.zero3 import SHARDS, UNIVERSAL
+from dpeer.training.zero3 import SHARDS
 
 PIECE = 2**24
 STATE_LOST = "It holds the multipliers and the place in the data of this checkpoint."
@@ -175,8 +173,7 @@ def commit(temporary: Path, final: Path) -> None:
 
 
 def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
-    """Collective. Restore at the same or (after `convert`) another number of ranks; refuses what does not belong or did
-    not load."""
+    """Collective. Restore at the same or another number of ranks; refuses what does not belong or did not load."""
     policy.pulse.enter(f"loading {folder.name}")
     state = read_state(folder / "state.json", STATE_LOST)
     refuse_other_run(folder, state["facts"], facts)
@@ -186,12 +183,15 @@ def load(policy: Policy, folder: Path, facts: dict[str, Any]) -> None:
             f"cluster.engine={wrote}, or leave it at auto."
         )
     same_ranks = state["world_size"] == policy.world.size
-    if policy.engine.sharded and not same_ranks:
-        _verify_universal(policy, folder, sealed="files" in state)
+    files = state.get("files", {})
+    if policy.engine.sharded and not same_ranks:  # what the ranks read of it, each a share
+        read = sorted(name for name in files if name.endswith((OPTIMIZER, MODEL)))
+        own = read[policy.world.rank :: policy.world.size]
+        shards.share(folder, {name: files[name] for name in own}, policy.world)
     else:
-        shards.verify(folder, state.get("files", {}), policy.world)
-    if policy.engine.sharded:
-        refuse_foreign_code(folder / (SHARDS if same_ranks else UNIVERSAL))
+        shards.verify(folder, files, policy.world)
+    if policy.engine.sharded and same_ranks:
+        refuse_foreign_code(folder / SHARDS)
     _refuse_other_parameters(policy, folder, state.get("trained"))
     with _older_parameters_explained(policy, folder, state):
         policy.engine.load(folder, state["world_size"])
@@ -246,44 +246,6 @@ def refuse_other_run(folder: Path, saved: dict[str, Any], expected: dict[str, An
             raise CheckpointError(
                 f"{folder}: belongs to another run: {key} was {saved.get(key)}, now {value}. Restore it or start anew."
             )
-
-
-def convert(folder: Path, world_size: int) -> None:
-    """Not collective. Add DeepSpeed's universal form to a checkpoint of another number of ranks, unless it is there;
-    any number of ranks reads that of the plain engine."""
-    state = read_state(folder / "state.json", STATE_LOST)
-    if state.get("engine") == "plain" or state["world_size"] == world_size or (folder / UNIVERSAL).exists():
-        return
-    shards.refuse(folder, faults(folder, state.get("files", {})))
-    refuse_foreign_code(folder / SHARDS)
-    temporary = tempfile.mkdtemp(prefix=f".{UNIVERSAL}-", dir=folder)
-    workers = str(max(1, (os.cpu_count() or 1) // 2))
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    command += ["--input_folder", str(folder / SHARDS), "--output_folder", temporary]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        shutil.rmtree(temporary)
-        raise CheckpointError(f"{folder}: cannot be converted to {world_size} ranks: {done.stderr[-600:]}")
-    write_list(Path(temporary))
-    follow_umask(Path(temporary))
-    for path in Path(temporary).rglob("*"):
-        sync_folder(path) if path.is_dir() else sync(path)
-    os.replace(temporary, folder / UNIVERSAL)
-    sync_folder(folder)
-
-
-def _verify_universal(policy: Policy, folder: Path, sealed: bool) -> None:
-    """Collective. CheckpointError for a damaged file of the universal form; of an earlier version nothing is known."""
-    if not sealed:
-        return
-    converted = folder / UNIVERSAL
-    entries = read_state(converted / LIST, f"Delete {converted}; it is made again.")["files"]
-    names = sorted(entries)[policy.world.rank :: policy.world.size]
-    try:
-        shards.share(converted, {name: entries[name] for name in names}, policy.world)
-    except DamagedCheckpoint as error:
-        raise CheckpointError(f"{error} Delete {converted}: it is made again from the shards.") from error
 
 
 def _numerics(policy: Policy) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,8 +73,8 @@ class Engine(Protocol):
         """What `snapshot` had written at `world_size` ranks."""
         ...
 
-    def gathered(self) -> dict[str, Tensor] | None:
-        """All weights in the host's memory on rank 0, None elsewhere."""
+    def whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Within, every rank has these parameters whole. Changes of them are lost."""
         ...
 
     def blank(self) -> None:

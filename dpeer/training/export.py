@@ -1,73 +1,136 @@
-"""Export: a Hugging Face folder (safetensors, tokenizer, generation config, model card), reloaded and compared."""
+"""Export: a Hugging Face folder (safetensors, tokenizer, generation config, model card), written layer by layer."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import Parameter
 
 from dpeer.config import Config, Lora, Model
 from dpeer.data.packing import all_forward_tokens, build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
-from dpeer.integrity import write_list
-from dpeer.model.lm import DTYPES, add_lora, load_lm, load_parts
+from dpeer.integrity import digest, write_list
+from dpeer.memory import RELOADED, free_memory
+from dpeer.model.lm import DTYPES, add_lora, load_lm, load_parts, load_shape
 from dpeer.model.tree_lm import TreeLM
+from dpeer.model.units import Unit, adapters, as_saved, fp32_always, in_host, merged, units
 from dpeer.model.words import exported
+from dpeer.training.calls import Exported
 from dpeer.training.generation import generation, unstopped
 from dpeer.training.policy import Policy
+from dpeer.training.publish import read_back, rename
 from dpeer.training.samples import spread
+from dpeer.training.weights_file import Weights
 from dpeer.training.whole import complete, locate_adapter
 
 LOOKED_AT = 1_000
 """Records whose ends of turn are taken for all, of a run that does not say them."""
+Whole = Callable[[Sequence[Any]], AbstractContextManager[Any]]
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # nats per token between the trained policy and the reloaded export
 
 
 @torch.no_grad()
-def export(policy: Policy, folder: Path, adapter: bool = False) -> list[str]:
-    """Collective. Gathers the weights on rank 0, which writes `folder` under a temporary name, checks it, renames it.
+def export(policy: Policy, folder: Path, adapter: bool = False) -> Exported:
+    """Collective. Rank 0 writes `folder` under a temporary name, layer by layer as the weights are gathered; no rank
+    ever holds more than a layer beside its share.
 
-    A LoRA run is exported merged, with the bare adapter in `folder/adapter`; with `adapter` the folder is that adapter
-    and nothing else. Adapters that were trained over 4-bit weights go onto the 16-bit weights that these were made of,
-    so the export is compared with that. Returns what rank 0 has mended, in words.
+    A model that the host has room for is reloaded, compared and renamed here; with a larger one `publish` goes on, for
+    which nothing is needed but the files. A LoRA run is exported merged, with the bare adapter in `folder/adapter`;
+    with `adapter` the folder is that adapter and nothing else. Adapters that were trained over 4-bit weights go onto
+    the 16-bit weights that these were made of, so the export is compared with that.
     """
     policy.pulse.enter("exporting")
-    tree = policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
+    config, tree = policy.config, policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
     expected = policy.score([tree])
-    state = policy.engine.gathered()
-    if state is None:
-        return []
+    lm, whole, notes = policy.engine.module, policy.engine.whole, list[str]()
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    lm = _rebuilt(policy.config, {k.removeprefix("model."): v for k, v in state.items()})
-    del state
-    ends = policy.prepared.ends
-    if ends is None:
-        ends = frozenset(ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses)
-    notes = []
-    if policy.config.model.load_in_4bit:
+    first = policy.world.rank == 0
+    if config.model.load_in_4bit:
+        if not first:
+            return Exported(notes=[], files=None)
+        lm, whole = _on_16_bits(config, lm), lambda _: nullcontext()
         trained, expected = expected, {0: lm(build_pack([tree], [0])).tolist()}
         notes = [_apart(trained[0], expected[0], tree)]
-    notes += _write(policy.config, lm, ends, temporary, adapter)
-    exported(policy.config, policy.prepared.thoughts).save_pretrained(temporary)
-    del lm
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+    weights = Weights(temporary) if first and not adapter else None
+    low_rank = _stream(config, lm, whole, first, weights, adapter)
+    again = expected if config.model.load_in_4bit else policy.score([tree])
+    if not first:
+        return Exported(notes=[], files=None)
+    _refuse_apart(config.model, tree, expected[0], again[0], "after its weights were gathered, the model", "")
+    notes += _surround(config, lm, _ends(policy), temporary, low_rank, weights)
+    exported(config, policy.prepared.thoughts).save_pretrained(temporary)
     follow_umask(temporary)
-    _compare(policy.config.model, tree, expected[0], temporary, adapter)
-    write_list(temporary)
-    previous = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, previous)
-    os.replace(temporary, folder)
-    shutil.rmtree(previous, ignore_errors=True)
-    return notes
+    files = weights.finish() if weights else {}
+    if _bytes(lm, config.model) <= min(RELOADED, free_memory() / 2):
+        _compare(config.model, tree, expected[0], temporary, adapter)
+        write_list(temporary, read_back(temporary, files))
+        rename(temporary, folder)
+        return Exported(notes=notes, files=None)
+    if config.model.lora:
+        _refuse_other_adapter(low_rank, temporary if adapter else temporary / "adapter")
+    return Exported(notes=notes, files=files)
+
+
+def _bytes(lm: TreeLM, spec: Model) -> int:
+    """Of the model in the host's memory, were it loaded again."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in lm.parameters()) * DTYPES[spec.export_dtype].itemsize
+
+
+def _ends(policy: Policy) -> frozenset[int]:
+    """Tokens that end a turn."""
+    if (ends := policy.prepared.ends) is not None:
+        return ends
+    return frozenset(ids[-1] for tree in spread(policy.data.trees, LOOKED_AT) for ids in tree.responses)
+
+
+def _stream(
+    config: Config, lm: TreeLM, whole: Whole, first: bool, weights: Weights | None, adapter: bool
+) -> dict[str, Tensor]:
+    """Collective. Gather unit after unit, or the adapters alone; rank 0 merges and writes each, and returns the
+    adapters. What rank 0 meets it raises once all ranks have gathered everything: until then they would wait for it."""
+    low_rank: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    fault: Exception | None = None
+    for unit in units(lm.model):
+        needed = unit.parameters if not adapter else list(adapters(unit.state()).values())
+        with whole(needed) if needed else nullcontext():
+            if first and fault is None:
+                try:
+                    low_rank |= _taken(config, lm, unit, seen, weights)
+                except Exception as error:
+                    fault = error
+    if fault:
+        raise fault
+    return low_rank
+
+
+def _taken(config: Config, lm: TreeLM, unit: Unit, seen: set[int], weights: Weights | None) -> dict[str, Tensor]:
+    """Write a unit that is whole, without weights that were `seen`: tied ones have their first name. Its adapters."""
+    base, state = _base(lm), unit.state()
+    tied = {name for name, tensor in state.items() if id(tensor) in seen}
+    seen |= {id(tensor) for tensor in state.values() if isinstance(tensor, Parameter)}
+    if tied == state.keys():
+        return {}
+    with in_host(unit, fp32_always(base), DTYPES[config.model.export_dtype]):
+        low_rank = {name: t.detach().clone() for name, t in adapters(unit.state()).items()}
+        if weights is not None:
+            with merged(unit):
+                plain = {name: t for name, t in unit.state().items() if name not in tied}
+                for name, tensor in as_saved(base, plain).items():
+                    weights.add(name, tensor)
+    return low_rank
 
 
 def _apart(trained: list[float], exported: list[float], tree: TokenTree) -> str:
@@ -79,44 +142,64 @@ def _apart(trained: list[float], exported: list[float], tree: TokenTree) -> str:
     )
 
 
-def _rebuilt(config: Config, state: Mapping[str, Tensor]) -> TreeLM:
-    """The trained model in the host's memory and the exported precision, with its adapters."""
-    spec, dtype = config.model, DTYPES[config.model.export_dtype]
+def _on_16_bits(config: Config, trained: TreeLM) -> TreeLM:
+    """The trained adapters, in the host's memory, on the weights that the 4-bit ones were made of."""
+    spec = config.model
+    assert spec.lora
     model, layout = load_lm(spec.path, spec.export_dtype, spec.revision, layout=spec.layout)
-    if spec.lora:
-        model = add_lora(model, spec.lora, config.seed, load_parts(spec.path, spec.revision))
-    own = {k: v.to(dtype) for k, v in state.items() if not spec.load_in_4bit or "lora_" in k}
-    missing = model.load_state_dict(own, strict=False).missing_keys
-    if spec.load_in_4bit:  # its weights are those of `path`, which never were in 4 bits
-        missing = [k for k in missing if "lora_" in k]
-    _refuse_missing(missing, tied=model.config.get_text_config().tie_word_embeddings)
+    model = add_lora(model, spec.lora, config.seed, load_parts(spec.path, spec.revision))
+    own = {name: p for name, p in cast(nn.Module, trained.model).named_parameters() if "lora_" in name}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.copy_(own[name])
     return TreeLM(model.eval(), spec.head_chunk, layout)
 
 
-def _write(config: Config, lm: TreeLM, ends: frozenset[int], folder: Path, adapter: bool) -> list[str]:
-    spec, model = config.model, cast(Any, lm.model)
+def _base(lm: TreeLM) -> Any:
+    model: Any = lm.model
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _surround(
+    config: Config,
+    lm: TreeLM,
+    ends: frozenset[int],
+    folder: Path,
+    low_rank: dict[str, Tensor],
+    weights: Weights | None,
+) -> list[str]:
+    """What there is beside the weights of a language model: configs, the adapter by itself, towers."""
+    spec, base = config.model, _base(lm)
     part = load_parts(spec.path, spec.revision)
-    settings, notes = generation(spec.path, spec.revision, model.config, ends)
+    settings, notes = generation(spec.path, spec.revision, base.config, ends)
     if spec.lora:
-        model.save_pretrained(own := folder if adapter else folder / "adapter")
+        own = folder / "adapter" if weights else folder
+        cast(Any, lm.model).save_pretrained(own, state_dict=low_rank)
         settings.save_pretrained(own)
         if part:
             locate_adapter(own, part)
-    if not adapter:
-        model = model.merge_and_unload() if spec.lora else model
-        model.config._attn_implementation = "sdpa"
-        model.generation_config = settings
-        model.save_pretrained(folder)
+    if weights:
+        settings.save_pretrained(folder)
+        dtype = str(DTYPES[spec.export_dtype]).removeprefix("torch.")
         if part:
-            complete(folder, part, str(DTYPES[spec.export_dtype]).removeprefix("torch."))
+            complete(weights, folder, part, dtype)
+        else:
+            shape = load_shape(spec.path, spec.revision)
+            shape.dtype, shape.architectures = dtype, [type(base).__name__]
+            shape.save_pretrained(folder)
     return notes
 
 
-def _refuse_missing(missing: list[str], tied: bool) -> None:
-    """Only a head that is the embedding may be absent."""
-    if lost := [k for k in missing if not (tied and k.endswith("lm_head.weight"))]:
+def _refuse_other_adapter(low_rank: dict[str, Tensor], folder: Path) -> None:
+    """CheckpointError unless a folder's adapter has the same tensors, whatever their names."""
+    saved = load_file(folder / "adapter_model.safetensors").values()
+    kept, gathered = (Counter(digest(t.contiguous().view(torch.uint8).numpy().tobytes()) for t in tensors)
+                      for tensors in (saved, low_rank.values()))  # fmt: skip
+    if kept != gathered:
         raise CheckpointError(
-            f"export: {len(lost)} weights were not gathered, among them {', '.join(lost[:3])}. Nothing was written."
+            f"export: {(kept - gathered).total() + (gathered - kept).total()} tensors of the adapter in {folder} are "
+            "not those that were gathered. The folder was left for inspection; the checkpoint is unharmed."
         )
 
 
@@ -129,16 +212,23 @@ def _compare(spec: Model, tree: TokenTree, expected: list[float], folder: Path, 
     model = add_lora(base, Lora(path=str(folder)), 0, load_parts(path, revision)) if adapter else base
     lm = TreeLM(model.eval(), spec.head_chunk, layout)
     reloaded = lm(build_pack([tree], [0])).tolist()
-    limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]
-    for before, after, response in zip(expected, reloaded, tree.responses, strict=True):
-        gap = abs(before - after) / len(response)
-        if not gap <= limit:
-            raise CheckpointError(
-                f"export: the reloaded model differs from the trained one by {gap:.3g} nats per token (allowed "
-                f"{limit:g}). The folder was left at {folder} for inspection; the checkpoint is unharmed."
-            )
+    left = f" The folder was left at {folder} for inspection;"
+    _refuse_apart(spec, tree, expected, reloaded, "the reloaded model", left)
     if endless := unstopped(base, folder, tree):  # an adapter lies within the base
         raise CheckpointError(
             f"export: the reloaded model generates without an end: {endless}. The folder was left at {folder} for "
             "inspection; the checkpoint is unharmed."
         )
+
+
+def _refuse_apart(
+    spec: Model, tree: TokenTree, expected: list[float], found: list[float], what: str, left: str
+) -> None:
+    limit = TOLERANCE["bf16" if "bf16" in (spec.export_dtype, spec.dtype) else "fp32"]
+    for before, after, response in zip(expected, found, tree.responses, strict=True):
+        gap = abs(before - after) / len(response)
+        if not gap <= limit:
+            raise CheckpointError(
+                f"export: {what} differs from the trained one by {gap:.3g} nats per token (allowed {limit:g}).{left} "
+                "The checkpoint is unharmed."
+            )

@@ -8,7 +8,7 @@ added up in fp32 as they arrive. What is saved is by name and whole: any number 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +185,8 @@ class Plain:
                 f"{', '.join(key.removeprefix('weights/') for key in other[:3])}). Restore model.path and model.lora."
             )
 
-    def gathered(self) -> dict[str, Tensor] | None:
-        if self.world.rank:
-            return None
-        return {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
+    def whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def blank(self) -> None:
         for flat in self.flats:

@@ -17,7 +17,7 @@ from dpeer.heldout_file import Heldout, write_heldout
 from dpeer.model.lm import SEQUENCES, attention_kernel, layer_kernels, load_tokenizer
 from dpeer.objective.rows import CertificateFile
 from dpeer.training import checkpoint
-from dpeer.training.calls import PolicyCalls, ReferenceCalls, References, SaveCost, Scores
+from dpeer.training.calls import Exported, PolicyCalls, ReferenceCalls, References, SaveCost, Scores
 from dpeer.training.choice import refuse_team
 from dpeer.training.cost import StepCost
 from dpeer.training.environment import set_determinism
@@ -238,11 +238,6 @@ class TrainingRank:
         """Not collective: make a checkpoint that all ranks have written the newest one."""
         checkpoint.commit(temporary, final)
 
-    def convert(self, folder: Path) -> None:
-        """Not collective, and as long as it takes: make a checkpoint loadable at this number of ranks."""
-        self.policy.pulse.enter("converting a checkpoint to another number of ranks")
-        checkpoint.convert(folder, self.policy.world.size)
-
     def load(self, folder: Path) -> int:
         """Restore and return the number of steps done."""
         checkpoint.load(self.policy, folder, self.prepared.facts)
@@ -252,7 +247,7 @@ class TrainingRank:
         """Zero the trained weights, so that a load that does nothing cannot pass for one."""
         self.policy.engine.blank()
 
-    def export(self, folder: Path, adapter: bool = False) -> list[str]:
+    def export(self, folder: Path, adapter: bool = False) -> Exported:
         return export(self.policy, folder, adapter)
 
     def close(self) -> None:

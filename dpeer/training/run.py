@@ -21,6 +21,7 @@ from dpeer.training import ending
 from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
 from dpeer.training.cost import cost
+from dpeer.training.publish import publish
 from dpeer.training.run_dir import RunDir
 from dpeer.training.saves import Saves
 from dpeer.training.scoring import merge
@@ -29,7 +30,6 @@ from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
 CACHE_SLICE = 128  # records per worker and call
 TAIL = 20
 """Last ledger lines by which constraints are judged infeasible."""
-CONVERTING = Phase("converting a checkpoint", LONG_S)
 EXPORTING = Phase("exporting", LONG_S)
 REFERENCE = "held-out reference scores"
 DUAL_REFERENCE = "reference scores of the dual split"
@@ -81,9 +81,12 @@ class TrainingRun:
             done = self.steps(start, watcher)
         last = self.conclude(done)
         self.certify()
-        for line in self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)[0]:
+        made = self.workers.policy().call(EXPORTING, PolicyCalls.export, self.files.export)[0]
+        for line in made["notes"]:
             print(line, flush=True)
-        self.files.finish(last)
+        if made["files"] is not None:  # reading it back takes minutes, and no GPU
+            self.workers.close()
+        self.files.finish(last, publish(self.files.export, made))
 
     def build(self) -> int:
         """Bring the groups up and load the last checkpoint; returns the number of steps done."""
@@ -287,7 +290,6 @@ def load(policy: Ranks, files: RunDir, step: int) -> int:
     folder = files.checkpoint(step)
     refuse_misfit(files, files.read_manifest(), step)
     try:
-        policy.call_first(CONVERTING, PolicyCalls.convert, folder)
         return policy.call("loading a checkpoint", PolicyCalls.load, folder)[0]
     except DamagedCheckpoint as error:
         raise CheckpointError(f"{error} {way_back(files, step)}") from error

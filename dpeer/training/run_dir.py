@@ -173,11 +173,13 @@ class RunDir:
             if path.exists():
                 sync(path)
 
-    def finish(self, step: int) -> None:
-        """`step`: the checkpoint that was certified and exported."""
+    def finish(self, step: int, checked: str) -> None:
+        """`step`: the checkpoint that was certified and exported. `checked`: how the export was, in words."""
         manifest = self.read_manifest()
         closed = {"ledger": self.end(self.ledger)} if "chain" in manifest else {}
-        write_state(self.manifest, manifest | closed | {"exported_step": step, "finished": now()})
+        write_state(
+            self.manifest, manifest | closed | {"exported_step": step, "export_checked": checked, "finished": now()}
+        )
 
     @property
     def finished(self) -> bool:

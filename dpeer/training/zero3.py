@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpeer.config import Config
 from dpeer.data.packing import Pack
@@ -17,12 +18,12 @@ from dpeer.model.adapters import dora_reads
 from dpeer.model.finite import refuse_not_finite
 from dpeer.model.lm import build_lm, load_shape
 from dpeer.model.tree_lm import TreeLM
+from dpeer.training import reshard
 from dpeer.training.engine import Engine, build_optimizer, model_settings
 from dpeer.training.snapshot import Snapshot
 from dpeer.training.world import World
 
 SHARDS = "deepspeed"
-UNIVERSAL = "universal"
 
 
 def _own_parts(lm: TreeLM, rank: int) -> Iterator[tuple[str, Tensor]]:
@@ -108,18 +109,16 @@ class Zero3:
             _, client = self._engine.load_checkpoint(str(folder), tag=SHARDS)
             torch.set_rng_state(client["torch_rng"])
             return
-        self._engine._config.load_universal_checkpoint = True
-        self._engine.load_checkpoint(str(folder), tag=UNIVERSAL)
-        self._engine._config.load_universal_checkpoint = False
-        for master, state in self._engine.optimizer.optimizer.state.items():
-            # DeepSpeed hands one step tensor to all its sub-groups, and torch counts in place: once per sub-group. It
-            # lies on the CPU, where the fused kernel of a GPU cannot read it.
-            if isinstance(state.get("step"), Tensor):
-                state["step"] = state["step"].to(master.device, copy=True)
+        optimizer = self._engine.optimizer
+        optimizer.checkpoint_event_prologue()
+        saved = reshard.load(optimizer, folder / SHARDS, world_size, self.world.size, self.world.rank)
+        optimizer.checkpoint_event_epilogue()
+        for counted in ("global_steps", "global_samples", "skipped_steps"):
+            setattr(self._engine, counted, saved[counted])
 
-    def gathered(self) -> dict[str, Tensor] | None:
-        state: dict[str, Tensor] = self._engine._zero3_consolidated_16bit_state_dict()
-        return state if self.world.rank == 0 else None
+    def whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        gather = _import_deepspeed().zero.GatheredParameters
+        return cast(AbstractContextManager[Any], gather(list(parameters)))
 
     def blank(self) -> None:
         for parameter in self.trained:

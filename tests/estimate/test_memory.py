@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -245,9 +246,11 @@ def test_largest_budget_is_the_last_that_fits() -> None:
 
 def test_host_of_the_export_by_hand() -> None:
     weights = Weights({(10**9, True): 70}, 1, 1, 1, 1, 1, True, 1, 1)
+    weights = replace(weights, layer=856 * 10**6, head=1050 * 10**6)
     export = host(recipe(), weights, zero(recipe()), 64, 8).export
-    assert sum(p.low for p in export) == 2 * 140e9  # the gathered weights and the model that is written
-    assert sum(p.high for p in export) == 2 * 140e9 + 50e9
+    assert sum(p.high for p in export) == 2 * 2100e6  # the largest unit, gathered and in the exported precision
+    small = replace(weights, tensors={(10**9, True): 8})
+    assert sum(p.high for p in host(recipe(), small, zero(recipe()), 64, 8).export) == 2 * 2100e6 + 16e9
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def made_run(path: Path) -> Path:
         "rarest": 3 / RECORDS,
     }
     write_state(run.certificate, {**from_margins(config.objective, heldout), **counted_too})
-    run.finish(6)
+    run.finish(6, "reloaded")
     return path
 
 

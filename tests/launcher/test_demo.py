@@ -45,7 +45,7 @@ def test_only_a_finished_run_of_the_same_config_is_skipped(tmp_path: Path, finis
     assert not demo._up_to_date(config)
     files.begin(config, {})
     if finished:
-        files.finish(1)
+        files.finish(1, "reloaded")
     assert demo._up_to_date(config) == finished and files.manifest.exists()
     changed = files.read_manifest()
     changed["config"]["objective"]["beta"] = 0.123

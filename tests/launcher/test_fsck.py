@@ -54,7 +54,7 @@ def finished_run(path: Path, seed: int = 0) -> RunDir:
     run.export.mkdir()
     (run.export / "model.safetensors").write_bytes(rng.randbytes(900))
     write_list(run.export)
-    run.finish(6)
+    run.finish(6, "reloaded")
     return run
 
 

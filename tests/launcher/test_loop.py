@@ -245,7 +245,7 @@ def made_rounds(folder: Path, spec: Path, gains: tuple[float, ...]) -> tuple[Loo
         for step in range(1, 6):
             dual = {d: {"dual": {"loss": x, "edges": 20, "loss_se": 0.05}} for d, x in (("A", 0.2), ("T", 0.5))}
             run.append({"step": step, "dimensions": dual}, {"step": step})
-        run.finish(5)
+        run.finish(5, "reloaded")
         posterior = made_posterior(gains[:number])
         save(posterior, place.fit(number))
         state["rounds"].append(_decided(loop, config, place, number, posterior))

@@ -52,7 +52,7 @@ def test_70b_on_64_h200_shows_its_tables() -> None:
     for shown in (
         "up to 2.57B parameters gathered, kept if used again within 2.57B, 856M fetched ahead; layers of 856M at once",
         "Adam moments",
-        "export: weights gathered",
+        "export: a layer, gathered",
         "break-even",
         "cost at 3",
         "15 runs",

@@ -53,14 +53,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(path) for name, path in made.items()}
 
 
-@pytest.fixture
-def data() -> TokenizedSet:
+def records() -> tuple[TokenTree, ...]:
     """The shortest record with siblings is the third; the first has none."""
-    trees = [
+    return (
         TokenTree(0, (5, 6), ((7, 8),), (), 0, ("A",)),
         TokenTree(1, tuple(range(10, 40)), ((50, 51, 52), (53, 54), (55,)), ((0, 0, 1), (0, 0, 2)), 0, ("A",)),
         TokenTree(
             2, tuple(range(60, 66)), ((90, 91, 92, 93), (94, 95, 96, 97, 98, 99), (90,)), ((0, 0, 1),), 0, ("A",)
         ),
-    ]
-    return TokenizedSet(("A",), tuple(trees), 0, 0)
+    )
+
+
+@pytest.fixture
+def data() -> TokenizedSet:
+    return TokenizedSet(("A",), records(), 0, 0)

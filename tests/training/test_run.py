@@ -14,7 +14,7 @@ import pytest
 from dpeer.config import Config
 from dpeer.errors import Interrupted
 from dpeer.training import run_dir
-from dpeer.training.calls import SaveCost
+from dpeer.training.calls import Exported, SaveCost
 from dpeer.training.cost import PHASES, StepCost
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
@@ -87,8 +87,6 @@ class Rank:
     def commit(self, temporary: Path, final: Path) -> None:
         temporary.rename(final)
 
-    def convert(self, folder: Path) -> None: ...
-
     def load(self, folder: Path) -> int:
         self.step = int((folder / "state.json").read_text())
         return self.step
@@ -108,10 +106,10 @@ class Rank:
     def certificate(self, policy: list[list[float]], reference: list[list[float]], *more: Any) -> dict[str, int]:
         return {"step": self.step}
 
-    def export(self, folder: Path) -> list[str]:
+    def export(self, folder: Path) -> Exported:
         folder.mkdir(exist_ok=True)
         (folder / "step").write_text(str(self.step))
-        return []
+        return {"notes": [], "files": None}
 
 
 class Group:

@@ -226,7 +226,7 @@ def test_run_metadata(run: RunDir) -> None:
         manifest["data"] == FACTS["data"] and manifest["config"]["objective"]["constraint"]["tolerance"]["E"] == "inf"
     )
     assert manifest["versions"]["torch"] and manifest["finished"] is None and not run.finished
-    run.finish(9)
+    run.finish(9, "reloaded")
     assert json.loads(run.manifest.read_text())["exported_step"] == 9
     assert run.finished and json.loads(run.manifest.read_text())["config"] == manifest["config"]
     assert not RunDir(run.path / "other").finished

@@ -23,6 +23,7 @@ from dpeer.training import world
 from dpeer.training.export import export
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import prepare
+from dpeer.training.weights_file import Weights
 from dpeer.training.whole import complete, locate_adapter
 from tests.multimodal import tiny
 
@@ -89,9 +90,10 @@ def test_towers_go_through_bit_by_bit(
     assert towers and all(before[n].dtype == after[n].dtype and torch.equal(before[n], after[n]) for n in towers)
     assert any(not torch.equal(before[n].float(), after[n].float()) for n in before.keys() - set(towers))
     assert (tmp_path / "export" / "preprocessor_config.json").read_text() == '{"size": 28}'
-    index = json.loads((tmp_path / "export" / INDEX).read_text())
-    assert index["weight_map"].keys() == after.keys()
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
+    if len(list((tmp_path / "export").glob("*.safetensors"))) > 1:
+        index = json.loads((tmp_path / "export" / INDEX).read_text())
+        assert index["weight_map"].keys() == after.keys()
+        assert index["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
 
     model = whole(tmp_path / "export")
     assert str(model.dtype).removeprefix("torch.") == ("bfloat16" if "export_dtype" in options else "float32")
@@ -145,10 +147,11 @@ def test_an_adapter_of_the_whole_model_keeps_its_scales_by_module(tmp_path: Path
 
 
 def test_a_text_part_under_other_names_is_not_written(tmp_path: Path) -> None:
-    tiny(tmp_path, "gemma3")
+    weights = Weights(tmp_path)
+    weights.add("language_model.x", torch.zeros(2))
     parts = Parts("some/model", None, None, {"a": "b.safetensors"}, "a.", None, "model.")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"weights of the text part have no place in some/model, among them lang"):
-        complete(tmp_path, parts, "float32")
+        complete(weights, tmp_path, parts, "float32")
 
 
 def test_tokens_of_images_in_texts_are_refused_with_their_row(tmp_path: Path) -> None:
