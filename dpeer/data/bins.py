@@ -20,7 +20,7 @@ def plan_packs(costs: Sequence[int], ranks: int, budget: int) -> list[Bins]:
     own. Ranks may end with different numbers of packs, also none: the step pads with dummies.
     """
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    plans = []
+    plans: list[tuple[int, int, list[Bins]]] = []
     for plan in _plans(order, costs, ranks, budget):
         lasts = length(plan, costs)
         if FULL * lasts * ranks <= sum(costs):
@@ -36,18 +36,18 @@ def length(plan: Sequence[Bins], costs: Sequence[int]) -> int:
 
 
 def _plans(order: Sequence[int], costs: Sequence[int], ranks: int, budget: int) -> Iterator[list[Bins]]:
-    packs = _first_fit(order, costs, budget)
+    packs = first_fit(order, costs, budget)
     most = max(1, -(-len(packs) // ranks))
-    for steps in range(max(1, -(-sum(costs) // (ranks * max(1, budget)))), most + most // 2 + 1):
-        bins = _evenly(order, costs, ranks * steps)
+    for steps in range(max(1, -(-sum(costs) // (ranks * max(1, budget)))), most + 1):
+        bins = evenly(order, costs, ranks * steps)
         if all(len(items) < 2 or sum(costs[i] for i in items) <= budget for items in bins):
             yield _dealt(bins, costs, ranks)
             break
     yield _dealt(packs, costs, ranks)
-    yield [_first_fit(items, costs, budget) for items in _evenly(order, costs, ranks)]
+    yield [first_fit(items, costs, budget) for items in evenly(order, costs, ranks)]
 
 
-def _evenly(order: Sequence[int], costs: Sequence[int], count: int) -> Bins:
+def evenly(order: Sequence[int], costs: Sequence[int], count: int) -> Bins:
     """Into `count` bins: the largest item first, each to the least loaded bin (Graham, 1969)."""
     bins: Bins = [[] for _ in range(count)]
     loads = [(0, k) for k in range(count)]  # a heap
@@ -69,7 +69,7 @@ def _dealt(bins: Bins, costs: Sequence[int], ranks: int) -> list[Bins]:
     return dealt
 
 
-def _first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
+def first_fit(items: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
     """Every item into the first pack that has room, found by halves: `most[k]` is the most room of any pack below the
     node k of a binary tree, whose leaves are the packs; leaves without a pack yet have the whole budget."""
     leaves = 1 << max(0, len(items) - 1).bit_length()

@@ -68,6 +68,15 @@ def test_ranks_do_not_wait_where_few_records_fill_a_pack(seed: int) -> None:
     assert max(map(len, plan)) == max(map(len, naive))
 
 
+@pytest.mark.parametrize(("ranks", "records"), [(1, 64), (8, 1024)])
+def test_full_packs_are_not_split_for_evenness(ranks: int, records: int) -> None:
+    """Each micro-step gathers all weights anew: plans have no more of them than first fit has."""
+    draw = random.Random(0)
+    costs = [sum(round(n * draw.lognormvariate(0, 0.3)) for n in (1000, *[400] * 5)) for _ in range(records)]
+    steps = [max(map(len, plan(costs, ranks, 8192))) for plan in (plan_packs, first_fit)]
+    assert steps[0] <= steps[1]
+
+
 def test_what_is_over_the_budget_stands_alone() -> None:
     plan = plan_packs([900, 10, 10, 10], 1, 100)
     assert sorted(map(sorted, plan[0])) == [[0], [1, 2, 3]]
