@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.common import RESULTS, ROOT, Figure, command_line, read_result
+from benchmarks.rerun import run
 from benchmarks.write_docs import PAGE, PICTURES, goal, page, picture, results, table
 
 OWN_FORMAT = {"rerun", "write_docs", "gpu", "certificate_coverage", "multipliers"}
@@ -159,6 +161,16 @@ def test_a_benchmark_that_takes_too_long_is_ended_and_an_interrupt_stops(toy: Pa
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in said
+
+
+def test_one_that_ends_leaves_no_process_behind(tmp_path: Path) -> None:
+    child = "import subprocess; print(subprocess.Popen(['sleep', '1000']).pid)"
+    run([sys.executable, "-c", child], tmp_path / "log", 60)
+    left = int((tmp_path / "log").read_text())
+    until = time.monotonic() + 20
+    while psutil.pid_exists(left) and psutil.Process(left).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "the child still runs"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
