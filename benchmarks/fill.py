@@ -127,7 +127,7 @@ def main() -> None:
                 about = f"{name}, {per_rank:g} records per rank"
                 figures.append(Figure.median(f"fill: {about}", [r.fill for r in rows], "share", "higher"))
                 figures.append(Figure.median(f"first fit: {about}", [r.first_fit for r in rows], "share"))
-    figures.append(Figure("most micro-steps over those of first fit", most_steps, "x", "lower", 1))
+    figures.append(Figure("most micro-steps over those of first fit", most_steps, "x", "lower"))
     columns = ("lengths", "ranks", "records", "fill", "first fit", "max/mean", "tokens/GPU", "planning")
     columns += ("steps/first fit", "speed if split")
     caption = f"records split in {given.split}; planning on one core"

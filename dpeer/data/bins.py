@@ -9,23 +9,28 @@ from itertools import zip_longest
 Bins = list[list[int]]
 FULL = 0.98
 """Share of the time of a step that ranks compute, from which no other plan is looked for."""
+MICRO_STEP = 1 / 16
+"""What a micro-step costs beside its tokens, gathering of weights above all, as a share of a full pack: assumed."""
 
 
 def plan_packs(costs: Sequence[int], ranks: int, budget: int) -> list[Bins]:
     """Assign items to [rank][pack], each pack within the token budget, so that ranks wait little for each other.
 
-    All ranks run a pack in each micro-step, so that a step lasts as long as its `length`. The plan is the first that
-    fills its time to `FULL`, else the shortest, of: bins of one load, as few as fit the budget; full packs, sorted;
-    and full packs of equally loaded ranks. Deterministic in its arguments. An item over the budget gets a pack of its
-    own. Ranks may end with different numbers of packs, also none: the step pads with dummies.
+    All ranks run a pack in each micro-step, so that a step lasts as long as its `length`, and `MICRO_STEP` for each.
+    The plan is the first that fills its time to `FULL` in no more micro-steps than full packs need, else the shortest,
+    of: bins of one load, as few as fit the budget; full packs, sorted; and full packs of equally loaded ranks.
+    Deterministic in its arguments. An item over the budget gets a pack of its own. Ranks may end with different numbers
+    of packs, also none: the step pads with dummies.
     """
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    plans: list[tuple[int, int, list[Bins]]] = []
-    for plan in _plans(order, costs, ranks, budget):
-        lasts = length(plan, costs)
-        if FULL * lasts * ranks <= sum(costs):
+    packs = first_fit(order, costs, budget)
+    most = max(1, -(-len(packs) // ranks))
+    plans: list[tuple[float, int, list[Bins]]] = []
+    for plan in _plans(order, packs, most, costs, ranks, budget):
+        lasts, steps = length(plan, costs), max(map(len, plan))
+        if FULL * lasts * ranks <= sum(costs) and steps <= most:
             return plan
-        plans.append((lasts, len(plans), plan))
+        plans.append((lasts + steps * MICRO_STEP * budget, len(plans), plan))
     return min(plans)[2]
 
 
@@ -35,10 +40,10 @@ def length(plan: Sequence[Bins], costs: Sequence[int]) -> int:
     return sum(map(max, zip_longest(*loads, fillvalue=0)))
 
 
-def _plans(order: Sequence[int], costs: Sequence[int], ranks: int, budget: int) -> Iterator[list[Bins]]:
-    packs = first_fit(order, costs, budget)
-    most = max(1, -(-len(packs) // ranks))
-    for steps in range(max(1, -(-sum(costs) // (ranks * max(1, budget)))), most + 1):
+def _plans(
+    order: Sequence[int], packs: Bins, most: int, costs: Sequence[int], ranks: int, budget: int
+) -> Iterator[list[Bins]]:
+    for steps in range(max(1, -(-sum(costs) // (ranks * max(1, budget)))), most + most // 2 + 1):
         bins = evenly(order, costs, ranks * steps)
         if all(len(items) < 2 or sum(costs[i] for i in items) <= budget for items in bins):
             yield _dealt(bins, costs, ranks)
