@@ -27,7 +27,7 @@ More that no page shows.
 '''
 import argparse, pathlib, sys, time
 sys.path.insert(0, {root!r})
-from benchmarks.common import Figure, Recorder
+from benchmarks.common import BenchmarkError, Figure, Recorder
 parser = argparse.ArgumentParser()
 parser.add_argument("--ratio", type=float, default=2.0)
 parser.add_argument("--fail", action="store_true")
@@ -38,7 +38,7 @@ with open({log!r}, "a") as log:
     log.write(f"{{given.ratio}}\\n")
 time.sleep(given.sleep)
 if given.fail:
-    sys.exit("the toy broke")
+    raise BenchmarkError("the toy broke")
 figures = [Figure.ratio("ours over theirs", [1.0, 2.0, 6.0], [1.0, 1.0, 2.0], "lower", 1.5)]
 figures += [Figure("time", given.ratio, "CPU s", "lower")]
 recorder.write(given, figures, peers={{"peer": "1.2"}})
@@ -140,7 +140,8 @@ def test_rerun_compares_ratios_alone_and_goes_on_where_it_stopped(toy: Path) -> 
     committed(toy, "slow", [RATIO | {"value": 1.0}])
     committed(toy, "broken", [RATIO], "--fail")
     code, said = rerun(toy)
-    assert code == 1 and "WORSE" in said and "failed" in said and "the toy broke" in said, said
+    assert code == 1 and "WORSE" in said and "failed" in said and "error: the toy broke" in said, said
+    assert "Traceback" not in said
     assert runs(toy) == 3  # what was measured is not measured again
     assert rerun(toy, "slow", "--tolerance", "x=1.5")[0] == 0 and runs(toy) == 3
     assert rerun(toy, "same", "--fresh")[0] == 0 and runs(toy) == 4
