@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -32,7 +33,14 @@ PORTABLE = {"x": 0.25, "share": 0.1, "tokens": 0.02, "count": 0.0}
 
 
 class BenchmarkError(Exception):
-    """Something that makes the figures impossible or worthless; shown without a traceback."""
+    """Something that makes the figures impossible or worthless; shown without a traceback (`Recorder`)."""
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, BenchmarkError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def peer_environment(name: str, *installs: Sequence[str]) -> Path:
@@ -152,6 +160,7 @@ class Recorder:
         words = f"also write the figures as JSON; without FILE to benchmarks/results/{name}"
         parser.add_argument("--result", type=Path, nargs="?", const=RESULTS / name, metavar="FILE", help=words)
         self.load = os.getloadavg()
+        sys.excepthook = _tell
 
     def write(
         self, given: argparse.Namespace, figures: Sequence[Figure], note: str = "", peers: dict[str, str] | None = None

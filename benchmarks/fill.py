@@ -18,12 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import print_table
-from dpeer.data.bins import _evenly, _first_fit, length, plan_packs
+from benchmarks.common import Figure, Recorder, print_table
+from dpeer.data.bins import evenly, first_fit, length, plan_packs
 
 RANKS, BUDGET = (8, 64, 512), 8192
+ENOUGH = 8
+"""Records per rank, from which fill is a figure of the result."""
 SPEED = 700.0
 """Tokens per second and GPU of a 70B model: 40 % of an H100, recomputation included."""
 Record = tuple[int, list[int]]
@@ -58,11 +61,23 @@ def parts(record: Record, count: int) -> list[Record]:
     """The record's responses in `count` parts of near tokens, each with its prompt."""
     lengths = record[1]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [(record[0], [lengths[i] for i in part]) for part in _evenly(order, lengths, count) if part]
+    return [(record[0], [lengths[i] for i in part]) for part in evenly(order, lengths, count) if part]
 
 
-def row(name: str, ranks: int, size: int, split: int, batches: int) -> list[str]:
-    found: list[tuple[float, ...]] = []
+class Row(NamedTuple):
+    """Means over batches."""
+
+    fill: float
+    first_fit: float
+    uneven: float
+    tokens: float
+    planning: float
+    steps: float
+    faster: float
+
+
+def row(name: str, ranks: int, size: int, split: int, batches: int) -> Row:
+    found: list[Row] = []
     for seed in range(batches):
         draw = random.Random(f"{name} {ranks} {seed}")
         records = [DRAWN[name](draw) for _ in range(size)]
@@ -71,51 +86,54 @@ def row(name: str, ranks: int, size: int, split: int, batches: int) -> list[str]
         plan = plan_packs(costs, ranks, BUDGET)
         spent, lasts, total = time.process_time() - began, length(plan, costs), sum(costs)
         order = sorted(range(size), key=lambda i: (-costs[i], i))
-        before = length([_first_fit(items, costs, BUDGET) for items in _evenly(order, costs, ranks)], costs)
+        before = [first_fit(items, costs, BUDGET) for items in evenly(order, costs, ranks)]
         busiest = max(sum(costs[i] for items in mine for i in items) for mine in plan)
         pieces = [cost(p) for r in records for p in parts(r, split)]
-        faster = lasts / length(plan_packs(pieces, ranks, BUDGET), pieces)
-        fills = (total / ranks / lasts, busiest * ranks / total, total / ranks / max(map(len, plan)))
-        found.append((*fills, spent / (lasts / SPEED), total / ranks / before, faster))
-    fill, uneven, tokens, planning, before, faster = (statistics.fmean(column) for column in zip(*found, strict=True))
-    cells = [
-        f"{fill:.3f}",
-        f"{before:.3f}",
-        f"{uneven:.3f}",
-        f"{tokens:,.0f}",
-        f"{100 * planning:.3f} %",
-        f"{faster:.2f}",
-    ]
-    return [name, f"{ranks}", f"{size}", *cells]
+        found.append(
+            Row(
+                fill=total / ranks / lasts,
+                first_fit=total / ranks / length(before, costs),
+                uneven=busiest * ranks / total,
+                tokens=total / ranks / max(map(len, plan)),
+                planning=spent / (lasts / SPEED),
+                steps=max(map(len, plan)) / max(map(len, before)),
+                faster=lasts / length(plan_packs(pieces, ranks, BUDGET), pieces),
+            )
+        )
+    return Row(*map(statistics.fmean, zip(*found, strict=True)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--per-rank", type=float, nargs="+", default=[0.5, 2, 8, 32], help="records per rank and step")
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
     parser.add_argument("--split", type=int, default=2)
     parser.add_argument("--batches", type=int, default=3)
+    recorder = Recorder(parser)
     given = parser.parse_args()
-    rows = [
-        row(name, ranks, round(per_rank * ranks), given.split, given.batches)
-        for name in DRAWN
-        for ranks in given.ranks
-        for per_rank in given.per_rank
-    ]
-    columns = (
-        "lengths",
-        "ranks",
-        "records",
-        "fill",
-        "first fit",
-        "max/mean",
-        "tokens/GPU",
-        "planning",
-        "speed if split",
-    )
-    print_table(
-        f"Packs of at most {BUDGET} tokens", columns, rows, f"records split in {given.split}; planning on one core"
-    )
+    cells, figures, most_steps = [], [], 0.0
+    for name in DRAWN:
+        for per_rank in given.per_rank:
+            rows = []
+            for ranks in given.ranks:
+                size = max(1, round(per_rank * ranks))
+                r = row(name, ranks, size, given.split, given.batches)
+                rows.append(r)
+                fills = [f"{x:.3f}" for x in (r.fill, r.first_fit, r.uneven)]
+                rest = [f"{r.tokens:,.0f}", f"{100 * r.planning:.3f} %", f"{r.steps:.2f}", f"{r.faster:.2f}"]
+                cells.append([name, f"{ranks}", f"{size}", *fills, *rest])
+            most_steps = max(most_steps, *(r.steps for r in rows))
+            if per_rank >= ENOUGH:
+                about = f"{name}, {per_rank:g} records per rank"
+                figures.append(Figure.median(f"fill: {about}", [r.fill for r in rows], "share", "higher"))
+                figures.append(Figure.median(f"first fit: {about}", [r.first_fit for r in rows], "share"))
+    figures.append(Figure("most micro-steps over those of first fit", most_steps, "x", "lower"))
+    columns = ("lengths", "ranks", "records", "fill", "first fit", "max/mean", "tokens/GPU", "planning")
+    columns += ("steps/first fit", "speed if split")
+    caption = f"records split in {given.split}; planning on one core"
+    print_table(f"Packs of at most {BUDGET} tokens", columns, cells, caption)
+    ranks = ", ".join(map(str, given.ranks))
+    recorder.write(given, figures, f"Ranges are over {ranks} ranks; first fit fills packs rank by rank.")
 
 
 if __name__ == "__main__":

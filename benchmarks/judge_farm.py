@@ -115,6 +115,8 @@ def main() -> None:
     parser.add_argument("--part", choices=("scaling", "reading"), action="append")
     recorder = Recorder(parser)
     given = parser.parse_args()
+    if given.engines < 2 or given.tasks < 1 or given.tasks % given.engines or given.rounds < 1:
+        parser.error("give two engines or more, tasks that they share evenly, and at least one round")
     parts = given.part or ["scaling", "reading"]
     figures, rows = [], []
     # Engines that sleep need no cores of their own: the private cluster has a place for each.

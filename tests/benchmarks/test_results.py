@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.common import RESULTS, ROOT, Figure, command_line, read_result
+from benchmarks.rerun import run
 from benchmarks.write_docs import PAGE, PICTURES, goal, page, picture, results, table
 
-OWN_FORMAT = {"rerun", "write_docs", "gpu", "certificate_coverage", "multipliers"}
+OWN_FORMAT = {"rerun", "write_docs", "gpu", "certificate_coverage", "multipliers", "sequence_parallel"}
 PROGRAMS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text("utf-8"))
 COMMITTED = sorted(RESULTS.glob("*.json"))
 SCRIPT = """
@@ -25,7 +27,7 @@ More that no page shows.
 '''
 import argparse, pathlib, sys, time
 sys.path.insert(0, {root!r})
-from benchmarks.common import Figure, Recorder
+from benchmarks.common import BenchmarkError, Figure, Recorder
 parser = argparse.ArgumentParser()
 parser.add_argument("--ratio", type=float, default=2.0)
 parser.add_argument("--fail", action="store_true")
@@ -36,7 +38,7 @@ with open({log!r}, "a") as log:
     log.write(f"{{given.ratio}}\\n")
 time.sleep(given.sleep)
 if given.fail:
-    sys.exit("the toy broke")
+    raise BenchmarkError("the toy broke")
 figures = [Figure.ratio("ours over theirs", [1.0, 2.0, 6.0], [1.0, 1.0, 2.0], "lower", 1.5)]
 figures += [Figure("time", given.ratio, "CPU s", "lower")]
 recorder.write(given, figures, peers={{"peer": "1.2"}})
@@ -138,7 +140,8 @@ def test_rerun_compares_ratios_alone_and_goes_on_where_it_stopped(toy: Path) -> 
     committed(toy, "slow", [RATIO | {"value": 1.0}])
     committed(toy, "broken", [RATIO], "--fail")
     code, said = rerun(toy)
-    assert code == 1 and "WORSE" in said and "failed" in said and "the toy broke" in said, said
+    assert code == 1 and "WORSE" in said and "failed" in said and "error: the toy broke" in said, said
+    assert "Traceback" not in said
     assert runs(toy) == 3  # what was measured is not measured again
     assert rerun(toy, "slow", "--tolerance", "x=1.5")[0] == 0 and runs(toy) == 3
     assert rerun(toy, "same", "--fresh")[0] == 0 and runs(toy) == 4
@@ -159,6 +162,16 @@ def test_a_benchmark_that_takes_too_long_is_ended_and_an_interrupt_stops(toy: Pa
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in said
+
+
+def test_one_that_ends_leaves_no_process_behind(tmp_path: Path) -> None:
+    child = "import subprocess; print(subprocess.Popen(['sleep', '1000']).pid)"
+    run([sys.executable, "-c", child], tmp_path / "log", 60)
+    left = int((tmp_path / "log").read_text())
+    until = time.monotonic() + 20
+    while psutil.pid_exists(left) and psutil.Process(left).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "the child still runs"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)

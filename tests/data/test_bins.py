@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpeer.data.bins import FULL, length, plan_packs
+from dpeer.data.bins import FULL, MICRO_STEP, length, plan_packs
 
 Plan = list[list[list[int]]]
 
@@ -44,7 +44,8 @@ def test_plan(costs: list[int], ranks: int, budget: int) -> None:
     for packs in plan:
         for items in packs:
             assert items and (sum(costs[i] for i in items) <= budget or len(items) == 1)
-    assert length(plan, costs) <= max(length(naive, costs), sum(costs) / ranks / FULL)
+    lasts = [length(x, costs) + max(map(len, x)) * MICRO_STEP * budget for x in (plan, naive)]
+    assert lasts[0] <= lasts[1] or length(plan, costs) <= sum(costs) / ranks / FULL
 
 
 def test_length_counts_the_largest_pack_of_each_micro_step() -> None:
@@ -66,6 +67,15 @@ def test_ranks_do_not_wait_where_few_records_fill_a_pack(seed: int) -> None:
     plan, naive = plan_packs(costs, 8, 8192), first_fit(costs, 8, 8192)
     assert 8 * length(plan, costs) <= 1.02 * sum(costs) < 1.07 * sum(costs) < 8 * length(naive, costs)
     assert max(map(len, plan)) == max(map(len, naive))
+
+
+@pytest.mark.parametrize(("ranks", "records"), [(1, 64), (8, 1024)])
+def test_full_packs_are_not_split_for_evenness(ranks: int, records: int) -> None:
+    """Each micro-step gathers all weights anew: no more of them than first fit has, where little is won by them."""
+    draw = random.Random(0)
+    costs = [sum(round(n * draw.lognormvariate(0, 0.3)) for n in (1000, *[400] * 5)) for _ in range(records)]
+    steps = [max(map(len, plan(costs, ranks, 8192))) for plan in (plan_packs, first_fit)]
+    assert steps[0] <= steps[1]
 
 
 def test_what_is_over_the_budget_stands_alone() -> None:
