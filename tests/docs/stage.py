@@ -57,7 +57,7 @@ def build(folder: Path) -> Path:
     tiny_model(demo / "base", "qwen3", 1, vocab=400, texts=texts)
     made_run(demo / "lagrangian")
     shutil.copytree(demo / "base", demo / "lagrangian" / "export")
-    made_fit(made_evaluation(demo / "evaluation"), demo / "evaluation" / "irt")
+    made_fit(made_evaluation(demo / "evaluation", ("base", "mine", "sft")), demo / "evaluation" / "irt")
     for copy in ("demo/strict", "mine", "my-run"):
         shutil.copytree(demo / "lagrangian", folder / "runs" / copy)
     for copy in ("mine", "pilot", "v1", "v2"):
@@ -67,7 +67,8 @@ def build(folder: Path) -> Path:
     shutil.copyfile(demo / "world" / "train.jsonl", folder / "mine.jsonl")
     shutil.copyfile(demo / "world" / "prompts.jsonl", folder / "prompts.jsonl")
     shutil.copyfile(demo / "base" / "config.json", folder / "config.json")
-    shutil.copytree(ROOT / "dpeer" / "data" / "sample", folder / "qisein" / "PersonaKnob")
+    for copy in ("qisein/PersonaKnob", "runs/build/medical/parquet"):
+        shutil.copytree(ROOT / "dpeer" / "data" / "sample", folder / copy)
     shutil.copyfile(ROOT / "constraints.txt", folder / "constraints.txt")
     _pairs(world, folder / "pairs.jsonl")
     (folder / "labels.csv").write_text(LABELS)
@@ -98,7 +99,9 @@ def _quality_ratings(data: Path, path: Path) -> None:
 
 def own_files(page: str, folder: Path) -> None:
     """What a page calls by a name that another page gives to something else."""
-    recipe = {"judging.md": EVALUATION, "planning.md": TRAINING, "cluster.md": TRAINING}.get(page)
-    if recipe:
+    if page in ("first_run.md", "cookbook.md"):
+        (folder / "mine.jsonl").unlink()  # what the page makes
+    recipes = {"judging.md": EVALUATION, **dict.fromkeys(("planning.md", "cluster.md", "long_context.md"), TRAINING)}
+    if recipe := recipes.get(page):
         (folder / "mine.yaml").write_text(recipe)
         (folder / "my.yaml").write_text(recipe)
