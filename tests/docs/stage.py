@@ -14,7 +14,13 @@ from dpeer.toyworld.model import tiny_model
 from tests.docs.pages import ROOT
 from tests.launcher.published import made_evaluation, made_fit, made_run
 
-MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "meta-llama/Meta-Llama-3-8B-Instruct")
+MODELS = (
+    *("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "google/gemma-3-27b-it"),
+    *("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.3-70B-Instruct"),
+    "mistralai/Mistral-Small-24B-Instruct-2501",
+    *(f"runs/demo/judges/{name}" for name in ("lenient", "neutral", "severe")),
+    *(f"runs/demo/{name}/export" for name in ("sft", "pooled", "uniform")),
+)
 SERVED = '{name: served, backend: openai, path: judge, base_url: "http://127.0.0.1:9/v1", family: mistral}'
 EVALUATION = f"""
 name: mine
@@ -69,6 +75,9 @@ def build(folder: Path) -> Path:
     shutil.copyfile(demo / "base" / "config.json", folder / "config.json")
     for copy in ("qisein/PersonaKnob", "runs/build/medical/parquet"):
         shutil.copytree(ROOT / "dpeer" / "data" / "sample", folder / copy)
+    seeds = folder / "databricks" / "databricks-dolly-15k" / "train.jsonl"
+    seeds.parent.mkdir(parents=True)
+    seeds.write_text("".join(f'{{"instruction": "How do I repair a bicycle, part {k}?"}}\n' for k in range(400)))
     shutil.copyfile(ROOT / "constraints.txt", folder / "constraints.txt")
     _pairs(world, folder / "pairs.jsonl")
     (folder / "labels.csv").write_text(LABELS)
