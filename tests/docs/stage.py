@@ -9,18 +9,27 @@ from pathlib import Path
 import pandas as pd
 
 from dpeer.data.order import edges
+from dpeer.eval.responses import planned_responses, responses_folder
+from dpeer.eval.store.parts import write_part
+from dpeer.eval.store.schema import RESPONSES
+from dpeer.launcher.commands.evaluation import evaluation_config
 from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
 from tests.docs.pages import ROOT
 from tests.launcher.published import made_evaluation, made_fit, made_run
 
-MODELS = (
-    *("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "google/gemma-3-27b-it"),
-    *("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3.3-70B-Instruct"),
-    "mistralai/Mistral-Small-24B-Instruct-2501",
-    *(f"runs/demo/judges/{name}" for name in ("lenient", "neutral", "severe")),
-    *(f"runs/demo/{name}/export" for name in ("sft", "pooled", "uniform")),
-)
+MODELS = {
+    "Qwen/Qwen3-0.6B": "qwen3",
+    "Qwen/Qwen3-8B": "qwen3",
+    "Qwen/Qwen3-32B": "qwen3",
+    "google/gemma-3-27b-it": "gemma3",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama",
+    "meta-llama/Llama-3.3-70B-Instruct": "llama",
+    "mistralai/Mistral-Small-24B-Instruct-2501": "mistral",
+    **{f"runs/demo/judges/{name}": "qwen3" for name in ("lenient", "neutral", "severe")},
+    **{f"runs/demo/{name}/export": "qwen3" for name in ("sft", "pooled", "uniform")},
+}
+"""What shipped recipes and pages name -> model type of the tiny one that stands there."""
 SERVED = '{name: served, backend: openai, path: judge, base_url: "http://127.0.0.1:9/v1", family: mistral}'
 EVALUATION = f"""
 name: mine
@@ -68,8 +77,8 @@ def build(folder: Path) -> Path:
         shutil.copytree(demo / "lagrangian", folder / "runs" / copy)
     for copy in ("mine", "pilot", "v1", "v2"):
         shutil.copytree(demo / "evaluation", folder / "runs" / "eval" / copy)
-    for copy in MODELS:
-        shutil.copytree(demo / "base", folder / copy)
+    for seed, (path, family) in enumerate(MODELS.items(), 2):
+        tiny_model(folder / path, family, seed, vocab=400, texts=texts)
     shutil.copyfile(demo / "world" / "train.jsonl", folder / "mine.jsonl")
     shutil.copyfile(demo / "world" / "prompts.jsonl", folder / "prompts.jsonl")
     shutil.copyfile(demo / "base" / "config.json", folder / "config.json")
@@ -114,3 +123,14 @@ def own_files(page: str, folder: Path) -> None:
     if recipe := recipes.get(page):
         (folder / "mine.yaml").write_text(recipe)
         (folder / "my.yaml").write_text(recipe)
+    if evaluation := {"judging.md": "mine.yaml", "quickstart.md": "demo"}.get(page):
+        _answers(evaluation)
+
+
+def _answers(recipe: str) -> None:
+    """What `dpeer generate` would have left of a recipe, in the folder of the reader, where it is called."""
+    config = evaluation_config(recipe, [])
+    for model, planned in planned_responses(config).groupby("model"):
+        known = planned[[name for name in planned if name in RESPONSES.names]].to_dict("records")
+        said = dict.fromkeys(RESPONSES.names) | {"response": "It depends.", "tokens": 3, "status": "ok"}
+        write_part(responses_folder(config) / f"model={model}", [said | row for row in known], RESPONSES)
