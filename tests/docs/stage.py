@@ -30,7 +30,10 @@ MODELS = {
     **{f"runs/demo/{name}/export": "qwen3" for name in ("sft", "pooled", "uniform")},
 }
 """What shipped recipes and pages name -> model type of the tiny one that stands there."""
-SERVED = '{name: served, backend: openai, path: judge, base_url: "http://127.0.0.1:9/v1", family: mistral}'
+SERVED = ", ".join(
+    f'{{name: {name}, backend: openai, path: judge, base_url: "http://127.0.0.1:{port}/v1", family: mistral}}'
+    for name, port in (("served", 9), ("second", 10))
+)
 EVALUATION = f"""
 name: mine
 prompts: {{path: prompts.jsonl}}
