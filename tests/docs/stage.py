@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def build(folder: Path) -> Path:
         shutil.copytree(ROOT / "dpeer" / "data" / "sample", folder / copy)
     seeds = folder / "databricks" / "databricks-dolly-15k" / "train.jsonl"
     seeds.parent.mkdir(parents=True)
-    seeds.write_text("".join(f'{{"instruction": "How do I repair a bicycle, part {k}?"}}\n' for k in range(400)))
+    seeds.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in _unlike(3000)))
     shutil.copyfile(ROOT / "constraints.txt", folder / "constraints.txt")
     _pairs(world, folder / "pairs.jsonl")
     (folder / "labels.csv").write_text(LABELS)
@@ -98,6 +99,13 @@ def build(folder: Path) -> Path:
     for name, text in {"judges": EVALUATION, "audit": EVALUATION, "tolerance": SWEEP, "loop": LOOP}.items():
         (folder / f"{name}.yaml").write_text(text)
     return folder
+
+
+def _unlike(count: int) -> list[str]:
+    """Questions of which none is a near repeat of another."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abdegiklmnoprstu", k=6)) for _ in range(1000)]
+    return [f"How do I {' '.join(rng.sample(words, 8))}?" for _ in range(count)]
 
 
 def _pairs(world: toyworld.World, path: Path) -> None:
