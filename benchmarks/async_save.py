@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training beside which it is written, and whether one survives a `kill -9` at any moment.
+"""What a checkpoint costs the training beside which it is written; with `--kills`, whether one survives a `kill -9`.
 
 Steps of a small model, one rank and one thread: quiet ones, and those at whose beginning a checkpoint was being
 written. The two alternate. CPU is that of the thread that trains. Then, with --kills: a toy run that saves every second

@@ -1,4 +1,5 @@
-"""The identification check of a million ratings: CPU seconds and memory, reading the table included.
+"""The identification check of a million ratings (`--quick`: a tenth): its CPU
+seconds and memory, beside those of reading the table.
 
 usage: python benchmarks/identification.py [--quick] [--json FILE]
 """

@@ -27,6 +27,8 @@ machine, the versions and the command that repeats it. Ratios, shares and counts
 seconds and megabytes belong to the machine that is named. The load is that of the minute before the start: other work
 shared these cores. The range of a ratio is that over rounds.
 
+<!-- not run `python benchmarks`: hours; tests/benchmarks checks the results -->
+
     python benchmarks/rerun.py                # all again: committed, now, change; goes on where it was stopped
     python benchmarks/rerun.py engine         # one of them
     python benchmarks/engine.py --result      # measure anew and keep: benchmarks/results/engine.json

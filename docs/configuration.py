@@ -62,7 +62,7 @@ def trees() -> list[Tree]:
         Tree(
             "bench",
             "Benchmark recipe",
-            "For `dpeer bench`: [benchmarks](../benchmarks.md).",
+            "For `dpeer bench`: [benchmarks](../bench.md).",
             BenchConfig,
             file_schema(BenchConfig, {}),
         ),

@@ -15,6 +15,8 @@ from dpeer.files import write_text
 
 FORMATS = ("csv", "json", "md", "tex")
 PLACES = 2
+GIVEN = ("tolerance",)
+"""Columns of settings, which are not rounded."""
 BOUNDS = (("_low", "_high"), ("_lower", "_upper"), (" low", " high"))
 
 
@@ -68,7 +70,7 @@ def _shown(frame: pd.DataFrame) -> dict[str, list[str]]:
     for name in map(str, frame):
         if name in within:
             continue
-        cells = [_cell(value) for value in frame[name]]
+        cells = [_cell(value, given=name in GIVEN) for value in frame[name]]
         if name in bounds:
             ends = zip(*(frame[column] for column in bounds[name]), strict=True)
             cells = [
@@ -93,12 +95,12 @@ def _title(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, given: bool = False) -> str:
     if value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and math.isnan(value)):
         return ""
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):
-        text = f"{value:.{PLACES}f}"
+        text = f"{value:g}" if given and round(float(value), PLACES) != float(value) else f"{value:.{PLACES}f}"
         return text.lstrip("-") if float(text) == 0 else text
     return json.dumps(value) if isinstance(value, (list, dict)) else str(value)

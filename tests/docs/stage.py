@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
 from dpeer.data.order import edges
+from dpeer.eval.responses import planned_responses, responses_folder
+from dpeer.eval.store.parts import write_part
+from dpeer.eval.store.schema import RESPONSES
+from dpeer.launcher.commands.evaluation import evaluation_config
 from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
 from tests.docs.pages import ROOT
 from tests.launcher.published import made_evaluation, made_fit, made_run
 
-MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "meta-llama/Meta-Llama-3-8B-Instruct")
-SERVED = '{name: served, backend: openai, path: judge, base_url: "http://127.0.0.1:9/v1", family: mistral}'
+MODELS = {
+    "Qwen/Qwen3-0.6B": "qwen3",
+    "Qwen/Qwen3-8B": "qwen3",
+    "Qwen/Qwen3-32B": "qwen3",
+    "google/gemma-3-27b-it": "gemma3",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama",
+    "meta-llama/Llama-3.3-70B-Instruct": "llama",
+    "mistralai/Mistral-Small-24B-Instruct-2501": "mistral",
+    **{f"runs/demo/judges/{name}": "qwen3" for name in ("lenient", "neutral", "severe")},
+    **{f"runs/demo/{name}/export": "qwen3" for name in ("sft", "pooled", "uniform")},
+}
+"""What shipped recipes and pages name -> model type of the tiny one that stands there."""
+SERVED = ", ".join(
+    f'{{name: {name}, backend: openai, path: judge, base_url: "http://127.0.0.1:{port}/v1", family: mistral}}'
+    for name, port in (("served", 9), ("second", 10))
+)
 EVALUATION = f"""
 name: mine
 prompts: {{path: prompts.jsonl}}
@@ -57,17 +76,21 @@ def build(folder: Path) -> Path:
     tiny_model(demo / "base", "qwen3", 1, vocab=400, texts=texts)
     made_run(demo / "lagrangian")
     shutil.copytree(demo / "base", demo / "lagrangian" / "export")
-    made_fit(made_evaluation(demo / "evaluation"), demo / "evaluation" / "irt")
+    made_fit(made_evaluation(demo / "evaluation", ("base", "mine", "sft")), demo / "evaluation" / "irt")
     for copy in ("demo/strict", "mine", "my-run"):
         shutil.copytree(demo / "lagrangian", folder / "runs" / copy)
     for copy in ("mine", "pilot", "v1", "v2"):
         shutil.copytree(demo / "evaluation", folder / "runs" / "eval" / copy)
-    for copy in MODELS:
-        shutil.copytree(demo / "base", folder / copy)
+    for seed, (path, family) in enumerate(MODELS.items(), 2):
+        tiny_model(folder / path, family, seed, vocab=400, texts=texts)
     shutil.copyfile(demo / "world" / "train.jsonl", folder / "mine.jsonl")
     shutil.copyfile(demo / "world" / "prompts.jsonl", folder / "prompts.jsonl")
     shutil.copyfile(demo / "base" / "config.json", folder / "config.json")
-    shutil.copytree(ROOT / "dpeer" / "data" / "sample", folder / "qisein" / "PersonaKnob")
+    for copy in ("qisein/PersonaKnob", "runs/build/medical/parquet"):
+        shutil.copytree(ROOT / "dpeer" / "data" / "sample", folder / copy)
+    seeds = folder / "databricks" / "databricks-dolly-15k" / "train.jsonl"
+    seeds.parent.mkdir(parents=True)
+    seeds.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in _unlike(3000)))
     shutil.copyfile(ROOT / "constraints.txt", folder / "constraints.txt")
     _pairs(world, folder / "pairs.jsonl")
     (folder / "labels.csv").write_text(LABELS)
@@ -76,6 +99,13 @@ def build(folder: Path) -> Path:
     for name, text in {"judges": EVALUATION, "audit": EVALUATION, "tolerance": SWEEP, "loop": LOOP}.items():
         (folder / f"{name}.yaml").write_text(text)
     return folder
+
+
+def _unlike(count: int) -> list[str]:
+    """Questions of which none is a near repeat of another."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abdegiklmnoprstu", k=6)) for _ in range(1000)]
+    return [f"How do I {' '.join(rng.sample(words, 8))}?" for _ in range(count)]
 
 
 def _pairs(world: toyworld.World, path: Path) -> None:
@@ -98,7 +128,20 @@ def _quality_ratings(data: Path, path: Path) -> None:
 
 def own_files(page: str, folder: Path) -> None:
     """What a page calls by a name that another page gives to something else."""
-    recipe = {"judging.md": EVALUATION, "planning.md": TRAINING, "cluster.md": TRAINING}.get(page)
-    if recipe:
+    if page in ("first_run.md", "cookbook.md"):
+        (folder / "mine.jsonl").unlink()  # what the page makes
+    recipes = {"judging.md": EVALUATION, **dict.fromkeys(("planning.md", "cluster.md", "long_context.md"), TRAINING)}
+    if recipe := recipes.get(page):
         (folder / "mine.yaml").write_text(recipe)
         (folder / "my.yaml").write_text(recipe)
+    if evaluation := {"judging.md": "mine.yaml", "quickstart.md": "demo"}.get(page):
+        _answers(evaluation)
+
+
+def _answers(recipe: str) -> None:
+    """What `dpeer generate` would have left of a recipe, in the folder of the reader, where it is called."""
+    config = evaluation_config(recipe, [])
+    for model, planned in planned_responses(config).groupby("model"):
+        known = planned[[name for name in planned if name in RESPONSES.names]].to_dict("records")
+        said = dict.fromkeys(RESPONSES.names) | {"response": "It depends.", "tokens": 3, "status": "ok"}
+        write_part(responses_folder(config) / f"model={model}", [said | row for row in known], RESPONSES)

@@ -77,9 +77,14 @@ def _line(step: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def made_evaluation(path: Path) -> Posterior:
-    """Responses and ratings with log-probabilities; returns a posterior of these ratings, without a sampler."""
+def made_evaluation(path: Path, models: tuple[str, ...] = ()) -> Posterior:
+    """Responses and ratings with log-probabilities; returns a posterior of these ratings, without a sampler.
+
+    models: three names in alphabetical order.
+    """
     made = made_up(models=3, items=8, judges=2, dimensions=1, chains=4, draws=150, noise=0.1)
+    if models:
+        made = replace(made, ratings=replace(made.ratings, models=models))
     r, rng = made.ratings, np.random.default_rng(1)
     response_ids = [_id("response", k) for k in range(len(r.response_model))]
     for model, name in enumerate(r.models):

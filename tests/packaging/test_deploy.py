@@ -68,7 +68,7 @@ def test_what_is_copied_is_not_ignored() -> None:
 
 def test_the_kubernetes_manifest_names_the_image() -> None:
     assert f"image: {IMAGE}\n" in (ROOT / "docs" / "cluster.md").read_text()
-    assert f"-t {IMAGE} ." in DOCKERFILE
+    assert f"-t {IMAGE} ." in DOCKERFILE and f"-t {IMAGE} ." in (ROOT / "docs" / "install.md").read_text()
 
 
 def test_the_sky_task_has_fields_that_exist() -> None:

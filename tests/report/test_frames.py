@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from dpeer.launcher.cli import app
 from dpeer.report.page import MOST_DOWNLOADED, report_html
 from dpeer.report.run import read_run
+from dpeer.report.table_files import as_markdown
 
 
 def run(*command: object) -> str:
@@ -47,6 +48,11 @@ def test_stored_tables_come_back_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "tables" / "arms.csv").write_text("label,loss,loss_lower,loss_upper\n'=a+b,0.5,0.25,\n'quoted',1,,\n")
     printed = run(tmp_path)
     assert "| =a+b | 0.50 [0.25, ] |" in printed.replace("\\", "") and "| 'quoted' | 1.00 |" in printed
+
+
+def test_a_tolerance_is_not_rounded() -> None:
+    frame = pd.DataFrame({"constraint": ["A", "E"], "value": [0.0042, 0.3], "tolerance": [0.005, 0.5]})
+    assert "| A | 0.00 | 0.005 |\n| E | 0.30 | 0.50 |\n" in as_markdown(frame)
 
 
 def test_what_has_no_tables_is_told(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ def test_a_person_types_votes_and_reloads(room: tuple[Room, str], there: Endpoin
         assert tab.js("document.querySelectorAll('main b').length") == 0
         assert tab.js("[...document.querySelectorAll('h2')].map(e => e.textContent)") == ["Left", "Right"]
         assert tab.js(LABELS) == [] and tab.js(CONTRAST) == []
+        labels = "[...document.querySelectorAll('{}')].map(e => e.getAttribute('aria-label'))"
+        assert tab.js(labels.format(".said > [role=article]")) == ["You", "Reply"] * 2
+        assert tab.js(labels.format("section button")) == ["Scores: Left", "Scores: Right"]
         tab.picture(tmp_path / "desk.png")
         tab.press("Escape")
         tab.press("2")  # by key: A, the right one
