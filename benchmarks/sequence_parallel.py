@@ -12,8 +12,10 @@ rank, which is 1 where a rank's memory falls exactly with their number.
 from __future__ import annotations
 
 import argparse
-import json
 import socket
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.common import Figure, Recorder, print_table
 from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.model.tree_attention import NAME
@@ -56,7 +60,8 @@ def peak(lm: TreeLM, context: int, team: Any) -> int:
     return most
 
 
-def measure(rank: int, port: int, recompute: bool) -> None:
+def measure(rank: int, port: int, recompute: bool, found: str) -> None:
+    """Peaks [teams, contexts] in bytes, of the rank that needs most, into a file."""
     torch.set_num_threads(1)
     here = world.start(rank, RANKS, "127.0.0.1", port, 600, gpu=False)
     torch.manual_seed(0)
@@ -66,14 +71,14 @@ def measure(rank: int, port: int, recompute: bool) -> None:
     lm = TreeLM(model.train())
     for parameter in lm.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    found = {}
+    peaks = []
     for size in TEAMS:
         lm.team = world.in_teams(here, size).team
         peak(lm, 64, lm.team)  # connects, and fills what is cached
-        found[size] = [_most(peak(lm, context, lm.team)) for context in CONTEXTS]
+        peaks.append([_most(peak(lm, context, lm.team)) for context in CONTEXTS])
     world.stop()
     if rank == 0:
-        report(found)
+        torch.save(torch.tensor(peaks), found)
 
 
 def _most(size: int) -> int:
@@ -89,23 +94,42 @@ def slope(peaks: list[int]) -> float:
     return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
 
 
-def report(found: dict[int, list[int]]) -> None:
-    print(f"{'ranks':>5} " + " ".join(f"{c:>7} t" for c in CONTEXTS) + "   bytes/token   x ranks / one rank")
-    one = slope(found[1])
-    for size, peaks in found.items():
-        row = " ".join(f"{p / 2**20:6.1f} MB" for p in peaks)
-        print(f"{size:>5} {row}   {slope(peaks):11,.0f}   {size * slope(peaks) / one:.3f}")
-    print(json.dumps({"slope_ratio": {size: size * slope(peaks) / one for size, peaks in found.items()}}))
+def report(peaks: dict[int, list[int]]) -> list[Figure]:
+    slopes = {size: slope(own) for size, own in peaks.items()}
+    rows = [
+        [
+            f"{size}",
+            *(f"{p / 2**20:.1f} MB" for p in peaks[size]),
+            f"{slopes[size]:,.0f}",
+            f"{_over_one(slopes, size):.3f}",
+        ]
+        for size in peaks
+    ]
+    columns = ["ranks together", *(f"{c:,} tokens" for c in CONTEXTS), "bytes per token", "times ranks, over one rank"]
+    print_table("Peak memory of a rank, beside weights and gradients", columns, rows, "of the rank that needs most")
+    ratios = [
+        Figure(f"{n} ranks: slope x ranks, over one rank", _over_one(slopes, n), "x", "lower", 1.1) for n in TEAMS[1:]
+    ]
+    return ratios + [Figure(f"{n} ranks: bytes that a token adds", slopes[n], "bytes", "lower") for n in TEAMS]
+
+
+def _over_one(slopes: dict[int, float], size: int) -> float:
+    return size * slopes[size] / slopes[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
+    recorder = Recorder(parser)
     given = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(measure, (port, given.recompute), nprocs=RANKS)
+    with tempfile.TemporaryDirectory() as folder:
+        found = str(Path(folder, "peaks.pt"))
+        mp.spawn(measure, (port, given.recompute, found), nprocs=RANKS)
+        peaks = dict(zip(TEAMS, torch.load(found, weights_only=True).tolist(), strict=True))
+    recorder.write(given, report(peaks))
 
 
 if __name__ == "__main__":

@@ -120,9 +120,14 @@ def all_to_all(config: Config, weights: Weights, batch: Batching, team: int, mac
     attends, in both passes and once more where the forward pass is computed again."""
     colocated = config.cluster.reference == "colocated" and config.objective.kind == "preference"
     passes = 2 + config.model.gradient_checkpointing + colocated
+    return _swapped(config, weights, passes * batch.per_micro_step, team, machine)
+
+
+def _swapped(config: Config, weights: Weights, tokens: float, team: int, machine: Machine) -> Traffic:
+    """What one pass exchanges around attention, in all layers, where a rank of a team has so many tokens."""
     keys = weights.attention_width * weights.key_heads / weights.heads * copies(weights.key_heads, team)
     width = 2 * (weights.attention_width + keys) * BYTES[config.model.dtype]
-    moved = passes * weights.attending * batch.per_micro_step * width * (team - 1) / team
+    moved = weights.attending * tokens * width * (team - 1) / team
     across = max(0.0, 1 - machine.gpus_per_node / team)  # a team lies within a node, unless it is larger than one
     return Traffic(moved, moved * across * machine.gpus_per_node)
 
@@ -193,6 +198,8 @@ def reference_time(
 ) -> Time:
     """Seconds to compute the reference log-probabilities of all records once, on `ranks` GPUs."""
     forward = _gather(config, weights, ranks, machine)
-    forwards = -(-sum(r.tokens for r in records) // (ranks // team * config.training.tokens_per_pack))
+    tokens = sum(r.tokens for r in records)
+    forwards = -(-tokens // (ranks // team * config.training.tokens_per_pack))
     compute = sum(forward_flops(weights, records)) / (ranks * machine.peak * machine.hfu)
-    return Time(compute, forwards * traffic_seconds(forward, machine))
+    exchange = traffic_seconds(_swapped(config, weights, tokens / ranks, team, machine), machine)
+    return Time(compute, forwards * traffic_seconds(forward, machine), exchange)

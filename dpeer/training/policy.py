@@ -89,6 +89,8 @@ class Policy:
         """Records of median length must score the same as trees and as one tree per response, each in its own pack, up
         to what rounding does: to the same response in a pack of the tree's shape, followed by copies of itself."""
         trees = canaries(self.data.trees)
+        if self.world.team.size > 1 and not trees:  # nothing to tell of trees, but of teams
+            trees = canaries(self.data.trees, least=1)
         if not trees:
             return
         single = [replace(t, responses=(r,), edges=(), golden=0) for t in trees for r in t.responses]
@@ -318,11 +320,11 @@ class Policy:
         return replies
 
 
-def canaries(trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """Records with siblings from the one of median length on, until their responses have MANY tokens; a single answer
-    of few tokens says little of a model that computes in bf16."""
+def canaries(trees: Sequence[TokenTree], least: int = 2) -> list[TokenTree]:
+    """Records of `least` responses or more from the one of median length on, until their responses have MANY tokens; a
+    single answer of few tokens says little of a model that computes in bf16."""
     costs, counts = all_forward_tokens(trees), all_responses(trees)
-    several = np.flatnonzero(counts > 1)
+    several = np.flatnonzero(counts >= least)
     ordered = several[np.argsort(costs[several], kind="stable")]
     middle = len(ordered) // 2
     chosen: list[TokenTree] = []

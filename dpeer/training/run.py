@@ -105,7 +105,8 @@ class TrainingRun:
         self.files.begin_or_resume(self.config, built["facts"], means)
         for line in built.get("reading", ()):
             print(line, flush=True)
-        shared = f"; {n} ranks to a pack" if (n := means["sequence_parallel"]) > 1 else ""
+        n, chosen = means["sequence_parallel"], self.config.training.sequence_parallel == "auto"
+        shared = f"; {n} rank{'s' * (n > 1)} to a pack" if n > 1 or chosen else ""
         print(
             f"{self.config.name}: {means['engine']} engine ({built['why']}), attention by {means['attention']}, layers "
             f"by {means['kernels']}{shared}",

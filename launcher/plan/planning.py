@@ -138,6 +138,8 @@ def make_plan(request: Request) -> Plan:
     shape = text_part(everything, config.model.path)
     refuse_unsupported(shape, config.model.path)
     ranks, reference_ranks = _ranks(config, request)
+    if reference_ranks and config.training.sequence_parallel != "auto":
+        team_size(config, reference_ranks, "cluster.reference_workers")
     layout = layout_of(shape, config.model.path, config.model.layout)
     lengths = records(config, request.lengths).laid_out(layout)
     weights = _weights(config.model, _Shape(shape))

@@ -80,6 +80,9 @@ def test_long_records_are_shared_by_as_many_gpus_as_they_need() -> None:
     whole, half = ({p.name: p.high for p in made.memory.parts}[KEPT] for made in (alone, shared))
     assert half == pytest.approx(whole / 2, rel=0.1)
     assert shared.time.exchange > alone.time.exchange == 0 and shared.batch.busiest == alone.batch.busiest
+    cached = (*options, "training.sequence_parallel=2", "cluster.reference=cache")
+    scored = make_plan(Request(RECIPES / "llama3_8b.yaml", cached, 1, 8, "h100", lengths=LONG)).reference
+    assert scored and scored.high > scored.compute + scored.traffic  # its layers wait for one another too
     data = as_data(shared, 1, None, ())
     assert data["sequence_parallel"] == 2 and data["largest_record"]["8"] == contexts[8]
     screen = StringIO()
@@ -94,6 +97,9 @@ def test_long_records_are_shared_by_as_many_gpus_as_they_need() -> None:
 def test_groups_that_do_not_come_out_even_are_refused(size: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_plan(Request(RECIPES / "llama3_8b.yaml", (f"training.sequence_parallel={size}",), 1, 8, "h100"))
+    odd = ("training.sequence_parallel=2", "cluster.reference=workers", "cluster.reference_workers=3")
+    with pytest.raises(ConfigError, match=r"3 ranks \(cluster.reference_workers\) cannot work in groups of 2"):
+        make_plan(Request(RECIPES / "llama3_8b.yaml", odd, 1, 9, "h100"))
 
 
 def test_what_does_not_fit_ends_red_with_what_would() -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from dpeer.config import Config
+from dpeer.config_io import load_config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError
 from dpeer.launcher.teams import Case, _together, fewest, with_teams
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import preflight, world
 from dpeer.training.prepare import Prepared
+from tests.launcher.conftest import Lab, Launched
+from tests.launcher.test_torchrun import drivers
 
 TREE = TokenTree(0, (5,) * 3000, ((6,) * 400, (7,) * 600), (), 0, ())
 
@@ -82,3 +88,42 @@ def test_what_cannot_work_is_refused_before_anything_starts(recipe: Config) -> N
         preflight.settings(with_size(recipe, 2, reference_workers=1))
     with pytest.raises(ConfigError, match=r"4 attention heads.*Set it to 1, 2 or 4"):
         preflight.settings(with_size(recipe, 8), ranks=8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_whole_runs_with_shared_packs_are_those_of_ranks_by_themselves(lab: Lab, colocated: Launched) -> None:
+    """Cache, steps, a stop, a resumption with `auto`, certificate and export under torchrun; the same under Ray beside
+    reference workers who share packs too."""
+    shared = "training.sequence_parallel=2"
+    run = lab.torchrun(2, "team", shared, "cluster.reference=cache")
+    run.until(lambda: lab.steps("team") > 5, 400)
+    drivers(lab)[0].send_signal(signal.SIGUSR1)
+    assert run.wait(200) == 1 and "saved step" in run.output and "; 2 ranks to a pack" in run.output, run.output
+    auto = "training.sequence_parallel=auto", f"training.tokens_per_pack={needs_two(lab)}"
+    again = lab.torchrun(2, "team", *auto, "cluster.reference=cache")
+    assert again.wait(600) == 0 and "; 2 ranks to a pack" in again.output, again.output
+    ray = lab.train("team-ray", shared, "cluster.reference_workers=2")
+    assert ray.wait(600) == 0 and "; 2 ranks to a pack" in ray.output, ray.output
+
+    alone = lab.ledger("colocated")
+    verdicts = json.loads((lab.run("colocated") / "certificate.json").read_text())["constraints"]
+    for name in ("team", "team-ray"):
+        files = lab.run(name)
+        assert json.loads((files / "manifest.json").read_text())["sequence_parallel"] == 2
+        assert all((files / f).is_file() for f in ("export/model.safetensors", "report.html")), name
+        rows = lab.ledger(name)
+        assert len(rows) == len(alone)
+        for mine, theirs in zip(rows, alone, strict=True):
+            for key in ("objective", "golden_logp", "rejected_logp", "grad_norm", "tokens", "dual_tokens"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-3), (name, mine["step"], key)
+        found = json.loads((files / "certificate.json").read_text())["constraints"]
+        assert [v["verdict"] for v in found] == [v["verdict"] for v in verdicts]
+
+
+def needs_two(lab: Lab) -> int:
+    """Tokens of a pack that only two ranks of this machine hold together, by the estimate."""
+    config = load_config(lab.folder / "recipe.yaml", ["training.sequence_parallel=auto"])
+    case, memory = Case.of(config, 2, plain=False, reference=False), psutil.virtual_memory().total / 2
+    few, many = (case.needed(TREE, tokens, 1) for tokens in (10**6, 2 * 10**6))
+    return int(10**6 + (1.4 * memory - few) / (many - few) * 10**6)

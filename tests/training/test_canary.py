@@ -72,7 +72,8 @@ def test_canary_takes_records_of_median_length() -> None:
     trees = [TokenTree(i, (1,), tuple((2,) * n for n in s), (), 0, ("A",)) for i, s in enumerate(sizes)]
     assert [t.index for t in canaries(trees)] == [3, 4]
     assert [t.index for t in canaries(trees[:3])] == [1, 2, 0]
-    assert canaries([replace(trees[0], responses=((2,),))]) == []
+    alone = [replace(trees[0], responses=((2,),))]
+    assert canaries(alone) == [] and canaries(alone, least=1) == alone  # what a team is checked with
 
 
 def test_noise_of_few_tokens_is_allowed_for() -> None:
