@@ -66,8 +66,8 @@ def test_every_element_is_read_once_and_lands_in_its_place(seed: int) -> None:
         mine = [torch.zeros(size) for size in new.sizes]
         for other, taken in reshard.copies(old, new, rank).items():
             for copy in taken:
-                piece = theirs[other][copy.source][copy.start :][: copy.count]
-                mine[copy.target][copy.into :][: copy.count] = piece
+                piece = theirs[other][copy.source][copy.start :][: copy.numel]
+                mine[copy.target][copy.into :][: copy.numel] = piece
                 read.update(piece.tolist())
         for ours, expected in zip(mine, flat_groups(new, values, rank, padding=0.0), strict=True):
             assert torch.equal(ours, expected)

@@ -61,8 +61,8 @@ def test_slices_of_a_70b_model_cover_all_that_64_ranks_had_once(ranks: int) -> N
         into: dict[int, list[tuple[int, int]]] = {}
         for other, taken in reshard.copies(old, new, rank).items():
             for copy in taken:
-                read.setdefault((other, copy.source), []).append((copy.start, copy.start + copy.count))
-                into.setdefault(copy.target, []).append((copy.into, copy.into + copy.count))
+                read.setdefault((other, copy.source), []).append((copy.start, copy.start + copy.numel))
+                into.setdefault(copy.target, []).append((copy.into, copy.into + copy.numel))
         wrote += sum(end - start for spans in into.values() for start, end in disjoint(spans))
         assert all(disjoint(spans)[-1][1] <= new.sizes[group] for group, spans in into.items())
     found = {key: sum(end - start for start, end in disjoint(spans)) for key, spans in read.items()}
