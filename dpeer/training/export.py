@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -17,6 +18,7 @@ from torch.nn import Parameter
 from dpeer.config import Config, Lora, Model
 from dpeer.data.packing import all_forward_tokens, build_pack
 from dpeer.data.tokenize import TokenTree
+from dpeer.disk import FULL, LIMITED, disk_fault, remedy
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
 from dpeer.integrity import digest, write_list
@@ -48,7 +50,22 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> Exported:
     which nothing is needed but the files. A LoRA run is exported merged, with the bare adapter in `folder/adapter`;
     with `adapter` the folder is that adapter and nothing else. Adapters that were trained over 4-bit weights go onto
     the 16-bit weights that these were made of, so the export is compared with that.
+
+    CheckpointError: the disk is full, or what was written or reloaded is not what was trained.
     """
+    try:
+        return _export(policy, folder, adapter)
+    except (OSError, SafetensorError) as error:
+        fault = disk_fault(error)
+        if fault is None or fault not in FULL | LIMITED:
+            raise
+        raise CheckpointError(
+            f"export: {folder} {remedy(fault)}, then go on with --resume, or use `dpeer export`. The checkpoint is "
+            "unharmed."
+        ) from error
+
+
+def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
     policy.pulse.enter("exporting")
     config, tree = policy.config, policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
     expected = policy.score([tree])
