@@ -69,7 +69,8 @@ def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
     policy.pulse.enter("exporting")
     config, tree = policy.config, policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
     expected = policy.score([tree])
-    lm, whole, notes = policy.engine.module, policy.engine.whole, list[str]()
+    lm, notes = policy.engine.module, list[str]()
+    whole: Whole = policy.engine.whole
     temporary = folder.with_name(f".{folder.name}.tmp")
     first = policy.world.rank == 0
     if config.model.load_in_4bit:
