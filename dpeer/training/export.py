@@ -31,6 +31,7 @@ from dpeer.training.calls import Exported
 from dpeer.training.generation import generation, unstopped
 from dpeer.training.policy import Policy
 from dpeer.training.publish import read_back, rename
+from dpeer.training.pulse import Pulse
 from dpeer.training.samples import spread
 from dpeer.training.weights_file import Weights
 from dpeer.training.whole import complete, locate_adapter
@@ -59,10 +60,15 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> Exported:
         fault = disk_fault(error)
         if fault is None or fault not in FULL | LIMITED:
             raise
+        shutil.rmtree(_temporary(folder), ignore_errors=True)
         raise CheckpointError(
             f"export: {folder} {remedy(fault)}, then go on with --resume, or use `dpeer export`. The checkpoint is "
             "unharmed."
         ) from error
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.tmp")
 
 
 def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
@@ -71,7 +77,7 @@ def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
     expected = policy.score([tree])
     lm, notes = policy.engine.module, list[str]()
     whole: Whole = policy.engine.whole
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = _temporary(folder)
     first = policy.world.rank == 0
     if config.model.load_in_4bit:
         if not first:
@@ -82,7 +88,7 @@ def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
     weights = Weights(temporary) if first and not adapter else None
-    low_rank = _stream(config, lm, whole, first, weights, adapter)
+    low_rank = _stream(config, lm, whole, first, weights, adapter, policy.pulse)
     again = expected if config.model.load_in_4bit else policy.score([tree])
     if not first:
         return Exported(notes=[], files=None)
@@ -114,7 +120,7 @@ def _ends(policy: Policy) -> frozenset[int]:
 
 
 def _stream(
-    config: Config, lm: TreeLM, whole: Whole, first: bool, weights: Weights | None, adapter: bool
+    config: Config, lm: TreeLM, whole: Whole, first: bool, weights: Weights | None, adapter: bool, pulse: Pulse
 ) -> dict[str, Tensor]:
     """Collective. Gather unit after unit, or the adapters alone; rank 0 merges and writes each, and returns the
     adapters. What rank 0 meets it raises once all ranks have gathered everything: until then they would wait for it."""
@@ -129,6 +135,7 @@ def _stream(
                     low_rank |= _taken(config, lm, unit, seen, weights)
                 except Exception as error:
                     fault = error
+        pulse.beat()  # ranks with nothing to gather score meanwhile, and may wait for this one
     if fault:
         raise fault
     return low_rank
