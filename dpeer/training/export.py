@@ -30,7 +30,7 @@ from dpeer.model.words import exported
 from dpeer.training.calls import Exported
 from dpeer.training.generation import generation, unstopped
 from dpeer.training.policy import Policy
-from dpeer.training.publish import read_back, rename
+from dpeer.training.publish import read_back, rename, unfinished
 from dpeer.training.pulse import Pulse
 from dpeer.training.samples import spread
 from dpeer.training.weights_file import Weights
@@ -60,15 +60,11 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> Exported:
         fault = disk_fault(error)
         if fault is None or fault not in FULL | LIMITED:
             raise
-        shutil.rmtree(_temporary(folder), ignore_errors=True)
+        shutil.rmtree(unfinished(folder), ignore_errors=True)
         raise CheckpointError(
             f"export: {folder} {remedy(fault)}, then go on with --resume, or use `dpeer export`. The checkpoint is "
             "unharmed."
         ) from error
-
-
-def _temporary(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.tmp")
 
 
 def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
@@ -77,7 +73,7 @@ def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
     expected = policy.score([tree])
     lm, notes = policy.engine.module, list[str]()
     whole: Whole = policy.engine.whole
-    temporary = _temporary(folder)
+    temporary = unfinished(folder)
     first = policy.world.rank == 0
     if config.model.load_in_4bit:
         if not first:
