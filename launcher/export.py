@@ -24,8 +24,8 @@ from dpeer.training.together import refuse_misfits, way_back
 
 
 def export_run(run_dir: Path, output: Path | None = None, model: Path | None = None, adapter: bool = False) -> Path:
-    """Export to `output` (default RUN/export, or RUN/adapter), reloaded and compared before it is called done; returns
-    the folder. `adapter`: only the adapter, for PEFT on top of the base model.
+    """Export to `output` (default RUN/export, or RUN/adapter), which gets its name once it was compared with what
+    was trained; returns the folder. `adapter`: only the adapter, for PEFT on top of the base model.
 
     Needs the run's folder and the model that training started from, at `model` where it has been moved; no data.
     """

@@ -48,18 +48,18 @@ def units(module: nn.Module, name: str = "", layer: bool = False) -> Iterator[Un
 
 @contextmanager
 def in_host(unit: Unit, kept: re.Pattern[str] | None, dtype: torch.dtype) -> Iterator[None]:
-    """In the place of the unit's whole parameters copies in the host's memory, those of floats in `dtype`; those whose
-    names match `kept` in their own."""
-    named = [(n, p) for n, p in unit.state().items() if isinstance(p, nn.Parameter)]
-    own = [(p, p.data) for _, p in named]
+    """In the place of the unit's whole parameters and lasting buffers copies in the host's memory, those of floats in
+    `dtype`; those whose names match `kept` in their own."""
+    state = unit.state()
+    own = [(tensor, tensor.data) for tensor in state.values()]
     try:
-        for name, p in named:
-            wanted = p.dtype if not p.is_floating_point() or (kept and kept.search(name)) else dtype
-            p.data = p.data.to("cpu", wanted, copy=True)
+        for name, tensor in state.items():
+            wanted = tensor.dtype if not tensor.is_floating_point() or (kept and kept.search(name)) else dtype
+            tensor.data = tensor.data.to("cpu", wanted, copy=True)
         yield
     finally:
-        for p, data in own:
-            p.data = data
+        for tensor, data in own:
+            tensor.data = data
 
 
 @contextmanager
@@ -94,4 +94,5 @@ def as_saved(base: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if ".lora_" not in name
     }
-    return revert_weight_conversion(base, plain)
+    reverted: dict[str, Tensor] = revert_weight_conversion(base, plain)
+    return reverted

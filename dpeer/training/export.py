@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -17,6 +18,7 @@ from torch.nn import Parameter
 from dpeer.config import Config, Lora, Model
 from dpeer.data.packing import all_forward_tokens, build_pack
 from dpeer.data.tokenize import TokenTree
+from dpeer.disk import FULL, LIMITED, disk_fault, remedy
 from dpeer.errors import CheckpointError
 from dpeer.files import follow_umask
 from dpeer.integrity import digest, write_list
@@ -28,7 +30,8 @@ from dpeer.model.words import exported
 from dpeer.training.calls import Exported
 from dpeer.training.generation import generation, unstopped
 from dpeer.training.policy import Policy
-from dpeer.training.publish import read_back, rename
+from dpeer.training.publish import read_back, rename, unfinished
+from dpeer.training.pulse import Pulse
 from dpeer.training.samples import spread
 from dpeer.training.weights_file import Weights
 from dpeer.training.whole import complete, locate_adapter
@@ -48,12 +51,29 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> Exported:
     which nothing is needed but the files. A LoRA run is exported merged, with the bare adapter in `folder/adapter`;
     with `adapter` the folder is that adapter and nothing else. Adapters that were trained over 4-bit weights go onto
     the 16-bit weights that these were made of, so the export is compared with that.
+
+    CheckpointError: the disk is full, or what was written or reloaded is not what was trained.
     """
+    try:
+        return _export(policy, folder, adapter)
+    except (OSError, SafetensorError) as error:
+        fault = disk_fault(error)
+        if fault is None or fault not in FULL | LIMITED:
+            raise
+        shutil.rmtree(unfinished(folder), ignore_errors=True)
+        raise CheckpointError(
+            f"export: {folder} {remedy(fault)}, then go on with --resume, or use `dpeer export`. The checkpoint is "
+            "unharmed."
+        ) from error
+
+
+def _export(policy: Policy, folder: Path, adapter: bool) -> Exported:
     policy.pulse.enter("exporting")
     config, tree = policy.config, policy.data.trees[int(all_forward_tokens(policy.data.trees).argmin())]
     expected = policy.score([tree])
-    lm, whole, notes = policy.engine.module, policy.engine.whole, list[str]()
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    lm, notes = policy.engine.module, list[str]()
+    whole: Whole = policy.engine.whole
+    temporary = unfinished(folder)
     first = policy.world.rank == 0
     if config.model.load_in_4bit:
         if not first:
@@ -64,7 +84,7 @@ def export(policy: Policy, folder: Path, adapter: bool = False) -> Exported:
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
     weights = Weights(temporary) if first and not adapter else None
-    low_rank = _stream(config, lm, whole, first, weights, adapter)
+    low_rank = _stream(config, lm, whole, first, weights, adapter, policy.pulse)
     again = expected if config.model.load_in_4bit else policy.score([tree])
     if not first:
         return Exported(notes=[], files=None)
@@ -96,7 +116,7 @@ def _ends(policy: Policy) -> frozenset[int]:
 
 
 def _stream(
-    config: Config, lm: TreeLM, whole: Whole, first: bool, weights: Weights | None, adapter: bool
+    config: Config, lm: TreeLM, whole: Whole, first: bool, weights: Weights | None, adapter: bool, pulse: Pulse
 ) -> dict[str, Tensor]:
     """Collective. Gather unit after unit, or the adapters alone; rank 0 merges and writes each, and returns the
     adapters. What rank 0 meets it raises once all ranks have gathered everything: until then they would wait for it."""
@@ -111,6 +131,7 @@ def _stream(
                     low_rank |= _taken(config, lm, unit, seen, weights)
                 except Exception as error:
                     fault = error
+        pulse.beat()  # ranks with nothing to gather score meanwhile, and may wait for this one
     if fault:
         raise fault
     return low_rank

@@ -19,11 +19,16 @@ BLOCK = 1 << 24
 FORWARD, BYTES = "reloaded, and compared by its log-probabilities", "read back, and compared with what was gathered"
 
 
+def unfinished(folder: Path) -> Path:
+    """Where an export stands until it is whole and compared."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
 def publish(folder: Path, made: Exported) -> str:
     """Not collective. Read back what `export` has left unread, and rename it; how the export was checked, in words."""
     if made["files"] is None:
         return FORWARD
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = unfinished(folder)
     if made["files"]:
         refuse_unfit(temporary)
     write_list(temporary, read_back(temporary, made["files"]))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -66,13 +66,13 @@ class Layout:
 
 
 class Copy(NamedTuple):
-    """`count` elements of group `source` of an old rank, from `start` on, go to group `target` of a new one."""
+    """`numel` elements of group `source` of an old rank, from `start` on, go to group `target` of a new one."""
 
     source: int
     start: int
     target: int
     into: int
-    count: int
+    numel: int
 
 
 def copies(old: Layout, new: Layout, rank: int) -> dict[int, list[Copy]]:
@@ -131,7 +131,7 @@ class Shard:
     def _read(self, source: Tensor, start: int, out: Tensor) -> None:
         storage: Any = source.untyped_storage()
         self._file.seek(storage._checkpoint_offset + (source.storage_offset() + start) * source.element_size())
-        left = memoryview(out.reshape(-1).numpy()).cast("B")
+        left = memoryview(cast(Any, out.reshape(-1).numpy())).cast("B")
         while left:
             if not (count := self._file.readinto(left)):
                 raise DamagedCheckpoint(f"{self.path}: ends before its numbers do. Use an earlier checkpoint.")
@@ -184,8 +184,8 @@ def fill(folder: Path, old: Layout, new: Layout, rank: int, targets: Mapping[str
 
 def _pieces(taken: Sequence[Copy]) -> Iterator[tuple[Copy, int, int]]:
     for copy in taken:
-        for done in range(0, copy.count, PIECE):
-            yield copy, done, min(PIECE, copy.count - done)
+        for done in range(0, copy.numel, PIECE):
+            yield copy, done, min(PIECE, copy.numel - done)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -43,7 +44,7 @@ class _File:
     def add(self, name: str, tensor: Tensor) -> None:
         end = self.size + tensor.nbytes
         about = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [self.size, end]}
-        content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        content = memoryview(cast(Any, tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
         for start in range(0, len(content), BLOCK):
             self.hash.update(content[start : start + BLOCK])
             self.stream.write(content[start : start + BLOCK])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -20,13 +24,13 @@ from dpeer.errors import CheckpointError
 from dpeer.integrity import folder_faults
 from dpeer.model.lm import DTYPES, add_lora, attention_kernel, load_lm
 from dpeer.toyworld.model import tiny_model
-from dpeer.training import weights_file, world
+from dpeer.training import checkpoint, weights_file, world
 from dpeer.training.export import export
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
 from dpeer.training.publish import BYTES, publish
 from dpeer.training.weights_file import INDEX, Weights
-from tests.training.conftest import recipe, records
+from tests.training.conftest import TIMEOUT_S, recipe, records
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -53,14 +57,75 @@ def make(here: world.World) -> Iterator[Callable[[Config], Policy]]:
 
     def build(config: Config) -> Policy:
         attention_kernel(config.model, here.device)  # tried before an engine changes how models are built
-        data = TokenizedSet(("A",), records(), 0, 0)
-        made.append(Policy(config, Prepared(data, None, None, {"chat_template": {}}), here))
-        made[-1].train_step(None)
+        made.append(trained(config, here, steps=1))
         return made[-1]
 
     yield build
     for policy in made:
         policy.close()
+
+
+def each_of_two(number: int, port: int, config: Config, folder: Path) -> None:
+    """One rank: load what one rank saved, export it in all ways, and none waits where rank 0 finds the disk full."""
+    torch.set_num_threads(1)
+    here = world.start(number, 2, "127.0.0.1", port, TIMEOUT_S, gpu=False)
+    policy = trained(config, here)
+    checkpoint.load(policy, folder / "saved", {})
+    export(policy, folder / "reloaded")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dpeer.training.export.RELOADED", 0)
+        for name in ("export", *(["alone"] if config.model.lora else [])):
+            made = export(policy, folder / name, adapter=name == "alone")
+            if number == 0:
+                assert publish(folder / name, made) == BYTES
+        patched.setattr(Weights, "add", full_disk)
+        if number == 0:
+            with pytest.raises(CheckpointError, match="make room there"):
+                export(policy, folder / "lost")
+            policy.score(policy.data.trees[:1])  # for which the other one waits: it has met nothing
+        else:
+            export(policy, folder / "lost")
+    dist.barrier()
+    policy.close()
+    world.stop()
+
+
+def full_disk(weights: Weights, name: str, tensor: torch.Tensor) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def trained(config: Config, here: world.World, steps: int = 0) -> Policy:
+    data = TokenizedSet(("A",), records(), 0, 0)
+    policy = Policy(config, Prepared(data, None, None, {"chat_template": {}}), here)
+    for _ in range(steps):
+        policy.train_step(None)
+    return policy
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("lora", [None, {"rank": 3}])
+def test_two_ranks_export_what_one_does(here: world.World, tmp_path: Path, lora: dict[str, int] | None) -> None:
+    """Of a checkpoint that one rank has saved, under ZeRO-3."""
+    path = tiny_model(tmp_path / "model", "qwen3", 3, vocab=300, num_hidden_layers=1)
+    config = sft(path, "deepspeed", dtype="bf16", lora=lora)
+    policy = trained(config, here, steps=2)
+    checkpoint.save(policy, tmp_path / "saved", {})
+    export(policy, tmp_path / "one")
+    policy.close()
+    multiprocessing.set_forkserver_preload(["deepspeed", __name__])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.start_processes(each_of_two, (port, config, tmp_path), nprocs=2, start_method="forkserver")  # type: ignore
+    assert not (tmp_path / "lost").exists()
+    for below in (Path(), Path("adapter")) if lora else (Path(),):
+        expected = tensors(tmp_path / "one" / below)
+        exports = [tmp_path / name / below for name in ("reloaded", "export")]
+        for folder in exports + ([tmp_path / "alone"] if below.name else []):
+            found = tensors(folder)
+            assert found.keys() == expected.keys() and folder_faults(folder) in ({}, None)
+            assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def saved_whole(policy: Policy, folder: Path) -> None:
@@ -145,9 +210,9 @@ def test_what_the_disk_loses_is_found_and_no_half_of_an_export_is_left(
 
     with monkeypatch.context() as patched:
         patched.setattr(Weights, "add", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(CheckpointError, match=r"export cannot be written \(No space left on device\): make room"):
             export(policy, tmp_path / "export")
-    assert not (tmp_path / "export").exists()
+    assert not (tmp_path / "export").exists() and not list(tmp_path.glob(".export*"))
     publish(tmp_path / "alone", export(policy, tmp_path / "alone", adapter=True))
     publish(tmp_path / "export", export(policy, tmp_path / "export"))
     assert tensors(tmp_path / "alone").keys() == tensors(tmp_path / "export" / "adapter").keys()

@@ -142,7 +142,7 @@ class Group:
         return {
             "steps": TOTAL,
             "facts": {},
-            "means": {"engine": "plain", "attention": "SDPA", "kernels": "own"},
+            "means": {"engine": "plain", "attention": "SDPA", "kernels": "own", "sequence_parallel": 1},
             "why": "one rank",
             "warnings": (),
         }
