@@ -10,12 +10,7 @@ import typer
 from dpeer.launcher.commands.evaluation import DryRun, Overrides, RetryErrors, _print_config, _stoppable, connected
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dpeer.eval.build.build import Built
     from dpeer.eval.build.spec import BuildSpec
-
-SHOWN = 10
 
 
 def build(
@@ -65,6 +60,7 @@ def build(
     from dpeer.eval.build.build import build as run
     from dpeer.eval.build.build import refuse_nothing_made
     from dpeer.eval.build.files import write, write_review
+    from dpeer.eval.build.summary import show
 
     if review and review.exists():
         raise ConfigError(f"{review} exists, and may hold answers; move it away, or name another file")
@@ -86,29 +82,3 @@ def build_spec(spec: str, overrides: list[str] | None) -> BuildSpec:
     from dpeer.launcher.recipe import BUILD, recipe_path
 
     return load_section(BuildSpec, recipe_path(spec, BUILD), overrides or (), shipped=BUILD)
-
-
-def show(built: Built, console: Console) -> None:
-    """Records per split, what was dropped and why, and where records are missing."""
-    from dpeer.escape import markup
-    from dpeer.eval.build.spec import JOIN, SPLITS
-
-    for split in SPLITS:
-        counts = [len(ones) for (s, _), ones in built.records.items() if s == split]
-        if counts:
-            console.print(f"{split}: {sum(counts):,} records in {len(counts):,} masks ({min(counts)} to {max(counts)})")
-    for stage, statuses in built.texts.groupby("stage", sort=False)["status"]:
-        counted = ", ".join(f"{n:,} {status}" for status, n in statuses.value_counts().items())
-        console.print(f"{stage}: {len(statuses):,} written so far ({counted})")
-    for reason, count in built.left_out.items():
-        console.print(f"seeds left out: {count:,} ({reason})")
-    if built.dropped:
-        console.print(f"dropped: {len(built.dropped):,} records")
-        for (stage, kind), count in list(built.drops.items())[:SHOWN]:
-            console.print(f"  {count:,} {markup(stage)}: {markup(kind)}", soft_wrap=True)
-        if (more := len(built.drops) - SHOWN) > 0:
-            console.print(f"  ... and {more} more reasons, in dropped.csv")
-    for (split, mask), (there, wanted) in built.short.items():
-        console.print(
-            f"[yellow]short:[/] {split} {JOIN.join(mask)}: {there} of {wanted}; give more seeds, or raise `spare`"
-        )

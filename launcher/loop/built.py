@@ -44,8 +44,8 @@ def make(spec: BuildSpec, console: Console) -> None:
     """Make the data set, or what a stopped build left to make. Raises ConfigError where no record came of it."""
     from dpeer.eval.build.build import build, refuse_nothing_made
     from dpeer.eval.build.files import write
+    from dpeer.eval.build.summary import show
     from dpeer.launcher.cluster import connect
-    from dpeer.launcher.commands.build import show
 
     built = build(spec, partial(connect, spec.evaluation.farm.address), console=console)
     write(built)

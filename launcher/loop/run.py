@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -20,11 +20,11 @@ from dpeer.json_safe import json_safe
 from dpeer.launcher.lock import claim, holder
 from dpeer.launcher.loop.built import build_spec, make
 from dpeer.launcher.loop.rule import Reached, gained, next_tolerances, weakness
-from dpeer.launcher.loop.spec import BASE, Loop, evaluation, fixed, run_name, training
+from dpeer.launcher.loop.spec import BASE, Loop, completed, evaluation, fixed, run_name, training
 from dpeer.launcher.signals import Signals
 from dpeer.launcher.tolerance import levels
 from dpeer.training.dates import began
-from dpeer.training.run_dir import RunDir, differences
+from dpeer.training.run_dir import RunDir, differences, may_change
 
 if TYPE_CHECKING:
     from dpeer.eval.irt.result import Result
@@ -88,7 +88,8 @@ def run(loop: Loop, path: Path, console: Console) -> int:
 
 
 def _rounds(loop: Loop, path: Path, first: Config, folder: LoopFolder, console: Console) -> None:
-    state = _begun(folder, fixed(loop, first, evaluation(loop, path, first, 1)))
+    judged = evaluation(loop, path, first, 1)
+    state = _begun(folder, fixed(loop, first, judged), partial(completed, config=first, judged=judged))
     while not (ended := _ended(loop, state["rounds"])):
         number = len(state["rounds"]) + 1
         done = f" of {loop.rounds}"
@@ -108,20 +109,30 @@ def _rounds(loop: Loop, path: Path, first: Config, folder: LoopFolder, console: 
     console.print(f"[bold]ended:[/] {escape(ended)}", soft_wrap=True)
 
 
-def _begun(folder: LoopFolder, kept: dict[str, Any]) -> dict[str, Any]:
-    """The state to go on from. ConfigError: the loop began otherwise, so that its rounds could not be compared."""
+def _begun(
+    folder: LoopFolder, kept: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> dict[str, Any]:
+    """The state to go on from. ConfigError: the loop began otherwise, so that its rounds could not be compared.
+
+    `complete` adds what this version knows and the one that began the loop may not have known."""
     state, kept = folder.state, json_safe(kept)
     if not state or not (state["rounds"] or folder.run(1).manifest.exists()):
         folder.path.mkdir(parents=True, exist_ok=True)
         state = {"fixed": kept, "rounds": [], "ended": None}
         folder.write(state)
-    elif changed := differences(state["fixed"], kept):
+    elif changed := _differing(json_safe(complete(state["fixed"])), kept):
         lines = "\n  ".join(f"{key}: was {before!r}, now {after!r}" for key, before, after in changed)
         raise ConfigError(
             f"{folder.path}: this loop began otherwise, and its rounds are compared with each other. Changed since:\n  "
             f"{lines}\nRestore these, or give the loop another name. `rounds`, `patience` and `fit` may change."
         )
     return state
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """As `differences`, less the keys of training that change no result."""
+    free = tuple(f"training.{key}" for key in may_change(now.get("training", {}).get("training", {})))
+    return [change for change in differences(before, now) if not change[0].startswith(free)]
 
 
 def _ended(loop: Loop, rounds: list[dict[str, Any]]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dpeer.config import LONGEST_NAME, Config, Section
 from dpeer.config_io import load_config, load_section, resolved
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LOOPS = RECIPES / "loops"
 BASE = "base"
+FREE = {"training": ("name", "cluster"), "evaluation": ("models", "farm", "engine", "prices", "budget")}
+"""Sections that may differ between the rounds of a loop, or between its starts."""
 
 
 class Fit(Section):
@@ -110,10 +113,20 @@ def evaluation(loop: Loop, path: Path, config: Config, rounds: int) -> EvalConfi
 
 def fixed(loop: Loop, config: Config, judged: EvalConfig) -> dict[str, Any]:
     """What all rounds have in common; a loop that goes on must find it as it was."""
-    free = {"training": ("name", "cluster"), "evaluation": ("models", "farm", "engine", "prices", "budget")}
     trees = {"training": resolved(config), "evaluation": resolved(judged)}
-    kept = {kind: {k: v for k, v in tree.items() if k not in free[kind]} for kind, tree in trees.items()}
+    kept = {kind: {k: v for k, v in tree.items() if k not in FREE[kind]} for kind, tree in trees.items()}
     return {"rule": resolved(loop.rule), **kept}
+
+
+def completed(begun: Mapping[str, Any], config: Config, judged: EvalConfig) -> dict[str, Any]:
+    """`fixed` of a loop that an earlier version may have begun, with the keys added since, at their defaults."""
+    found = dict(begun)
+    for kind, now in (("training", config), ("evaluation", judged)):
+        free = {key: value for key, value in resolved(now).items() if key in FREE[kind]}
+        with suppress(ValidationError):  # then what differs is named
+            tree = resolved(type(now).model_validate(begun[kind] | free))
+            found[kind] = {key: value for key, value in tree.items() if key not in FREE[kind]}
+    return found
 
 
 def _refuse_parted(config: Config, own: Mapping[str, Any], path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from dpeer.data.load import load
 from dpeer.errors import ConfigError, Interrupted
 from dpeer.eval.irt.fit_folder import save
 from dpeer.eval.irt.types import Posterior
+from dpeer.json_safe import json_safe
 from dpeer.launcher.cli import app
 from dpeer.launcher.loop.built import build_spec, make
 from dpeer.launcher.loop.rule import Reached, Rule, gained, next_tolerances, weakness
 from dpeer.launcher.loop.run import LoopFolder, _begun, _decided, _ended, refuse_other, write_page
-from dpeer.launcher.loop.spec import Loop, evaluation, fixed, load_loop, run_name, training
+from dpeer.launcher.loop.spec import Loop, completed, evaluation, fixed, load_loop, run_name, training
 from dpeer.launcher.recipe import BUILD
 from dpeer.launcher.signals import Signals
 from dpeer.training.run_dir import RunDir
@@ -204,6 +206,24 @@ def test_a_loop_goes_on_only_as_it_began(tmp_path: Path) -> None:
     (folder.path / "loop.json").write_text("{")
     with pytest.raises(ConfigError, match="Delete it"):
         _begun(folder, {})
+
+
+def test_a_loop_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Keys that are new since stand at their defaults; those that change no result may change."""
+    spec, path = load_loop(str(loop_file(tmp_path)))
+    first = training(spec, path, 1)
+    judged = evaluation(spec, path, first, 1)
+    now, folder = fixed(spec, first, judged), LoopFolder(tmp_path / "loop")
+    before = json.loads(json.dumps(json_safe(now)))
+    del before["training"]["training"]["sequence_parallel"], before["evaluation"]["judging"]["repeats"]
+    before["training"]["training"]["checkpoint_every"] = 7
+    folder.path.mkdir()
+    folder.write({"fixed": before, "rounds": [{"round": 1}], "ended": None})
+    assert len(_begun(folder, now, partial(completed, config=first, judged=judged))["rounds"]) == 1
+    other = first.model_copy(update={"seed": 5})
+    with pytest.raises(ConfigError, match=r"training.seed: was 0, now 5") as refused:
+        _begun(folder, fixed(spec, other, judged), partial(completed, config=other, judged=judged))
+    assert "sequence_parallel" not in str(refused.value)
 
 
 def test_rounds_of_other_data_are_refused(tmp_path: Path) -> None:
