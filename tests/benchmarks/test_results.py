@@ -17,7 +17,7 @@ from benchmarks.common import RESULTS, ROOT, Figure, command_line, read_result
 from benchmarks.rerun import run
 from benchmarks.write_docs import PAGE, PICTURES, goal, page, picture, results, table
 
-OWN_FORMAT = {"rerun", "write_docs", "gpu", "certificate_coverage", "multipliers", "sequence_parallel"}
+OWN_FORMAT = {"rerun", "write_docs", "gpu", "certificate_coverage", "multipliers"}
 PROGRAMS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text("utf-8"))
 COMMITTED = sorted(RESULTS.glob("*.json"))
 SCRIPT = """

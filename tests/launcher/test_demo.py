@@ -114,7 +114,7 @@ def test_a_dry_run_says_what_is_left_to_do_and_writes_nothing(tmp_path: Path) ->
     pooled, lagrangian = (demo.arm_config(arm, tmp_path, 0) for arm in (demo.ARMS[1], demo.ARMS[3]))
     RunDir(pooled.run_dir).begin(pooled, {})
     RunDir(lagrangian.run_dir).begin(lagrangian, {})
-    RunDir(lagrangian.run_dir).finish(80)
+    RunDir(lagrangian.run_dir).finish(80, "reloaded")
     before = sorted(tmp_path.rglob("*"))
     printed = io.StringIO()
     demo_plan.show(tmp_path, 0, Console(file=printed, width=200))

@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
     """A finished run with a certificate and a whole export, an adapter among it."""
     files = RunDir(tmp_path / "made")
     files.begin(recipe(), {})
-    files.finish(3)
+    files.finish(3, "reloaded")
     write_state(files.certificate, {"confidence": 0.95, "constraints": []})
     fill(files.export, {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"})
     fill(files.path / "adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"low rank"})

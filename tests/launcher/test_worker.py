@@ -33,20 +33,21 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
+TREE = {"name": "x", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
 EXPECTED = ["build reference", "close reference", "build policy", "close policy", "build policy"]
 
 
 def test_ray_worker_closes_one_build_before_the_next(events: list[str]) -> None:
     served = worker.Worker.__ray_metadata__.modified_class()
-    tree = {"name": "x", "model": {"path": "m"}, "data": {"train": "d"}, "training": {"steps": 1}}
     for role in ("reference", "policy", "policy"):
-        served.build(role, tree)
+        served.build(role, TREE)
     assert events == EXPECTED
 
 
 def test_torchrun_rank_closes_one_build_before_the_next(events: list[str]) -> None:
     served = torchrun.Rank.__new__(torchrun.Rank)
     served.rank, served.here = None, None  # type: ignore[assignment]
+    config = Config.model_validate(TREE)
     for role in ("reference", "policy", "policy"):
-        served.execute(torchrun.BUILD, (role, None), {})
+        served.execute(torchrun.BUILD, (role, config), {})
     assert events == EXPECTED

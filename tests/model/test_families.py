@@ -96,7 +96,7 @@ def test_activations_of_hybrid_models_are_those_of_each_kind_of_layer(lora: conf
     def saved(shape: Any) -> int:
         few = FewLayers.of(spec, shape, "tree_footprint_gather")
         order = [*range(shape.num_hidden_layers)][::-1]  # attention first: gradients pass through all
-        return _follow(few.model(order), few, "tree", pack)["saved"]
+        return _follow(few.model(order), few, "tree", pack, 1)["saved"]
 
     conv, attention = saved(lfm2(2, 2)) - saved(lfm2(2, 1)), saved(lfm2(3, 1)) - saved(lfm2(2, 1))
     assert attention > 1.05 * conv  # gathered keys and values

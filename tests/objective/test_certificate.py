@@ -13,7 +13,7 @@ from dpeer.errors import ConfigError, DpeerError
 from dpeer.objective.certificate import certify, certify_masks, win_rates
 from dpeer.objective.constraints import build_constraints
 from dpeer.objective.dual import initial_state
-from dpeer.objective.forms import Form
+from dpeer.objective.forms import FORMS, Form
 from dpeer.objective.heldout import HeldoutEdges, heldout_means, selection_accuracy, wilson
 from dpeer.objective.preference import edge_loss
 from dpeer.objective.statistics import edge_statistics, summarise
@@ -138,22 +138,29 @@ def test_the_certified_tolerance_is_a_field_of_its_own():
         certify(edges, constraints, misspelt)
 
 
-class Lost(Form):
-    name = "lost_for_test"
-    meaning = "lost edges are rare"
-    certifiable = own_values = True
+@pytest.fixture
+def lost():
+    """A form of this test's own, which others must not find."""
 
-    def edge_values(self, margins, losses, tolerances):
-        return (margins <= 0).double()
+    class Lost(Form):
+        name = "lost_for_test"
+        meaning = "lost edges are rare"
+        certifiable = own_values = True
 
-    def edge_bound(self, objective):
-        return 1.0
+        def edge_values(self, margins, losses, tolerances):
+            return (margins <= 0).double()
+
+        def edge_bound(self, objective):
+            return 1.0
+
+    yield Lost.name
+    del FORMS._entries[Lost.name]
 
 
-def test_a_form_that_bounds_its_values_itself():
+def test_a_form_that_bounds_its_values_itself(lost):
     """And win rates: both are shares, so exact binomial bounds say how sharp they can be."""
     edges = heldout(np.random.default_rng(4), 300, dims=1)
-    (v,) = certify_at(edges, 0.35, "lost_for_test", ("A",))
+    (v,) = certify_at(edges, 0.35, lost, ("A",))
     (win,) = win_rates(edges, ("A",)).values()
     lost = int((edges.margins <= 0).sum())
     assert v.estimate == pytest.approx(lost / 300) and v.verdict == "satisfied" and v.mean.clipped == 0

@@ -119,7 +119,7 @@ def test_a_template_of_the_recipe_is_that_of_the_export(here: world.World, tmp_p
     assert "chat_template" in prepared.facts and prepared.facts != prepare(bare).facts
     policy, files = Policy(config, prepared, here), RunDir(tmp_path / "runs" / "x")
     files.begin(config, prepared.facts, remembered(prepared))
-    notes = export(policy, tmp_path / "export")
+    notes = export(policy, tmp_path / "export")["notes"]
     policy.close()
     assert any("end-of-turn" in note for note in notes)
 
