@@ -101,7 +101,7 @@ def test_activations_of_hybrid_models_are_those_of_each_kind_of_layer(lora: conf
     conv, attention = saved(lfm2(2, 2)) - saved(lfm2(2, 1)), saved(lfm2(3, 1)) - saved(lfm2(2, 1))
     assert attention > 1.05 * conv  # gathered keys and values
     few = FewLayers.of(spec, lfm2(2, 5), "tree_footprint_gather")
-    found = _of_pack(few, few.base(), "tree", pack)
+    found = _of_pack(few, few.base(), "tree", pack, 1)
     assert found["layer"] * 7 == pytest.approx(5 * conv + 2 * attention, rel=1e-9)
 
 
