@@ -230,7 +230,7 @@ def test_ranks_that_share_packs_compute_what_one_rank_does(
         assert ours["records"] == theirs["records"]
         assert 0 <= ours["tokens"] - theirs["tokens"] < ours["packs"]  # dummies
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=10 * TOLERANCE)
-        assert ours.keys() == theirs.keys()
+        assert ("router_aux_loss" in ours) == ("router_aux_loss" in theirs)
         if "router_aux_loss" in theirs:
             assert ours["router_aux_loss"] == pytest.approx(theirs["router_aux_loss"], rel=10 * TOLERANCE)
     for ours, theirs in zip(found["scores"], expected["scores"], strict=True):
