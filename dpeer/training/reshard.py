@@ -9,6 +9,7 @@ memory and nothing written to disk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,7 +157,7 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def layout_of(saved: Mapping[str, Any], ranks: int) -> Layout:
-    return Layout([{name: shape.numel() for name, shape in group.items()} for group in saved["param_shapes"]], ranks)
+    return Layout([{name: math.prod(shape) for name, shape in group.items()} for group in saved["param_shapes"]], ranks)
 
 
 def refuse_other(folder: Path, old: Layout, new: Layout) -> None:
