@@ -216,3 +216,9 @@ def test_a_resharded_checkpoint_is_bit_by_bit_what_deepspeed_converts_it_to(
         if after == 1:
             prepared = Prepared(TokenizedSet(("A",), records(), 0, 0), None, None, {})
             refuse_other_run(Policy(config, prepared, here), folder)
+
+
+def test_shapes_may_be_tuples() -> None:
+    """As in checkpoints that were copied and written beside the steps."""
+    shapes = {"a": (2, 3), "b": torch.Size([4])}
+    assert reshard.layout_of({"param_shapes": [shapes]}, 2).groups == [{"a": 6, "b": 4}]
