@@ -69,7 +69,7 @@ def _copied(tree: Any, held: dict[int, torch.Tensor]) -> Any:
         return [_copied(value, held) for value in tree]
     if isinstance(tree, tuple):
         values = [_copied(value, held) for value in tree]
-        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)  # a torch.Size stays one
     return tree
 
 

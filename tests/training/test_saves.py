@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from dpeer.config import Config
@@ -17,7 +18,7 @@ from dpeer.training import checkpoint, saves
 from dpeer.training.grace import VARIABLE, grace_s, shortage
 from dpeer.training.run_dir import RunDir
 from dpeer.training.saves import Ahead, Saves
-from dpeer.training.snapshot import Beside
+from dpeer.training.snapshot import Beside, _copied
 
 
 def recipe(folder: Path = Path("runs"), grace: float | None = None, **training: Any) -> Config:
@@ -125,3 +126,11 @@ def test_copies_of_all_ranks_of_a_host_take_half_of_what_its_job_has_left(
     monkeypatch.setattr(checkpoint.shards, "gathered", lambda own, world: [own, (here, 7), ("elsewhere", 99)])
     policy: Any = SimpleNamespace(world=None)
     assert checkpoint._room_for(5, policy) is room
+
+
+def test_a_copy_has_the_classes_of_the_original() -> None:
+    """DeepSpeed's own tools ask shapes for `numel`."""
+    tree = {"shape": torch.Size([2, 3]), "pair": (1, torch.ones(2))}
+    found = _copied(tree, {})
+    assert type(found["shape"]) is torch.Size and type(found["pair"]) is tuple
+    assert torch.equal(found["pair"][1], torch.ones(2))
