@@ -69,8 +69,8 @@ class Rank:
         self.here, self.timeout_s = here, timeout_s
         self.rank: TrainingRank | ReferenceRank | None = None
         self.busy = False
-        # Followers may wait long: rank 0 exports and writes pages meanwhile. Rank 0 asks for
-        # results when its own share is done, and then waits no longer than in any other collective.
+        # Followers may wait long: rank 0 exports and writes pages meanwhile. Rank 0 asks for results when its own share
+        # is done, and then waits no longer than in any other collective.
         waits_s = timeout_s if here.rank == 0 else LONG_S
         self.orders = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_S))
         self.results = dist.new_group(backend="gloo", timeout=timedelta(seconds=waits_s))

@@ -13,9 +13,11 @@ import pytest
 
 from dpeer.config import Config
 from dpeer.errors import Interrupted
+from dpeer.integrity import folder_faults
 from dpeer.training import run_dir
 from dpeer.training.calls import Exported, SaveCost
 from dpeer.training.cost import PHASES, StepCost
+from dpeer.training.publish import BYTES, unfinished
 from dpeer.training.run import TrainingRun
 from dpeer.training.run_dir import RunDir
 
@@ -283,3 +285,26 @@ def test_a_checkpoint_in_flight_is_kept_when_the_reference_group_is_lost(tmp_pat
     run.save_whole(2, 0)
     assert run.files.saved_steps() == [1, 2] and not list(run.files.checkpoints.glob(".*"))
     assert run.saves.ahead is None
+
+
+def test_a_large_export_is_read_back_when_the_workers_have_gone(tmp_path: Path) -> None:
+    """It takes minutes and no GPU; until then the folder has no name that a loader would find."""
+    closed: list[bool] = []
+
+    class Large(Rank):
+        def export(self, folder: Path) -> Exported:
+            (made := unfinished(folder)).mkdir()
+            (made / "step").write_text(str(self.step))
+            return {"notes": [], "files": {}}
+
+    class Leaving(Group):
+        def close(self) -> None:
+            closed.append(not (tmp_path / "x" / "export").exists())
+
+    group = Leaving(None, False)
+    group.rank = Large()
+    run = begun(tmp_path, {}, group)
+    run.run()
+    assert closed == [True] and run.files.read_manifest()["export_checked"] == BYTES
+    assert (run.files.export / "step").read_text() == str(TOTAL) and folder_faults(run.files.export) == {}
+    assert not unfinished(run.files.export).exists()
