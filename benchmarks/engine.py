@@ -81,19 +81,24 @@ def seconds(path: Path, model: dict[str, Any], steps: int, here: world.World) ->
     return {engine: values[WARM:] for engine, values in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=36)
-    parser.add_argument("--steps", type=int, default=4)
-    recorder = Recorder(parser)
-    given = parser.parse_args()
+def one_rank() -> world.World:
+    """This process as the only rank, with one thread; progress bars and warnings of libraries would cover the table."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    here = world.start(0, 1, "127.0.0.1", port, 600, gpu=False)
+    return world.start(0, 1, "127.0.0.1", port, 600, gpu=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=36)
+    parser.add_argument("--steps", type=int, default=4)
+    recorder = Recorder(parser)
+    given = parser.parse_args()
+    here = one_rank()
     rows, figures = [], []
     with tempfile.TemporaryDirectory() as folder:
         path = tiny_model(Path(folder, "model"), "qwen3", 0, vocab=300, num_hidden_layers=given.layers)

@@ -10,20 +10,16 @@ usage: python benchmarks/reference.py [--records 24] [--epochs 3] [--width 128]
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils import logging
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import BenchmarkError, Figure, Recorder, print_table
+from benchmarks.engine import one_rank
 from dpeer.config import Config
 from dpeer.data.packing import all_forward_tokens
 from dpeer.launcher.torchrun import LocalWorkers, Rank
@@ -84,13 +80,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     recorder = Recorder(parser)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rank = Rank(world.start(0, 1, "127.0.0.1", port, 600, gpu=False), 600)
+    rank = Rank(one_rank(), 600)
     count_tokens()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
