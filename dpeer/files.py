@@ -15,6 +15,8 @@ from dpeer.json_safe import json_safe
 
 PACKAGE = Path(__file__).parent
 """The folder of the installed package, with everything that it ships."""
+ROOM = 1 << 17
+"""Bytes that a file of exported weights keeps for its header; tensors whose names fill it end the file."""
 SILENT_S = 180.0
 """After so long without a change, a temporary file in a folder that runs share is taken for that of a killed one."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dpeer.config import Config
 from dpeer.estimate.footprint import count_weights
 from dpeer.estimate.memory import checkpoint_bytes, export_parts
+from dpeer.files import ROOM
 from dpeer.model.lm import DTYPES, load_shape, towers
 
 TOWERS = 4  # bytes of their parameters at most: they are copied as they are
@@ -41,7 +42,7 @@ def saved_size(config: Config, *, frozen: bool = True) -> SavedSize:
         parameters=weights.total,
         trained=weights.trained,
         checkpoint=checkpoint_bytes(config, weights, frozen=frozen),
-        export=written + copied * TOWERS,
+        export=written + copied * TOWERS + ROOM,  # that of further files is nothing beside their weights
         consolidation=int(sum(part.high for part in export_parts(config, weights))),
         towers=copied,
     )

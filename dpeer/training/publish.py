@@ -10,11 +10,10 @@ from pathlib import Path
 import xxhash
 
 from dpeer.errors import CheckpointError
+from dpeer.files import ROOM
 from dpeer.integrity import Entry, write_list
 from dpeer.training.calls import Exported
 
-ROOM = 1 << 17
-"""Bytes that a file of weights keeps for its header; tensors whose names fill it end the file."""
 BLOCK = 1 << 24
 FORWARD, BYTES = "reloaded, and compared by its log-probabilities", "read back, and compared with what was gathered"
 

@@ -16,8 +16,8 @@ import xxhash
 from torch import Tensor
 
 from dpeer.errors import CheckpointError
-from dpeer.files import follow_umask
-from dpeer.training.publish import BLOCK, ROOM
+from dpeer.files import ROOM, follow_umask
+from dpeer.training.publish import BLOCK
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LIMIT = 5 * 10**9

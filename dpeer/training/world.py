@@ -179,7 +179,14 @@ _GROUPS: dict[int, list[Any]] = {}
 
 def stop() -> None:
     _GROUPS.clear()
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        return
+    deepspeed = sys.modules.get("deepspeed.comm.comm")
+    if (
+        deepspeed is not None and deepspeed.cdb is not None
+    ):  # its own group would outlive this world
+        deepspeed.destroy_process_group()
+    else:
         dist.destroy_process_group()
 
 
