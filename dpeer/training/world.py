@@ -182,9 +182,7 @@ def stop() -> None:
     if not dist.is_initialized():
         return
     deepspeed = sys.modules.get("deepspeed.comm.comm")
-    if (
-        deepspeed is not None and deepspeed.cdb is not None
-    ):  # its own group would outlive this world
+    if deepspeed and deepspeed.cdb:  # it keeps a group of its own, which would outlive this world
         deepspeed.destroy_process_group()
     else:
         dist.destroy_process_group()
