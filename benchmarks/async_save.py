@@ -17,7 +17,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -91,10 +90,7 @@ def step_costs(policy: Policy, folder: Path, rounds: int) -> tuple[dict[str, lis
 
 
 def costs(engine: str, width: int, rounds: int, folder: Path) -> list[Figure]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = world.start(0, 1, "127.0.0.1", port, 600, gpu=False)
+    here = world.alone(600)
     path = tiny_model(folder / "model", "qwen3", 0, vocab=300, num_hidden_layers=4, hidden_size=width)
     policy = Policy(recipe(path, {}, engine, 10_000), Prepared(records(), None, None, {}), here)
     for _ in range(3):

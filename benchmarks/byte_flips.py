@@ -15,7 +15,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import warnings
@@ -186,13 +185,10 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     rng = random.Random(given.seed)
-    with tempfile.TemporaryDirectory() as name, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build_lab(folder)
-        rank = Rank(world.start(0, 1, "127.0.0.1", port, 600, gpu=False), 600)
+        rank = Rank(world.alone(600), 600)
         uses: dict[Path, Callable[[Console], None]] = {}
         for kind, until in (("finished", None), ("half", 3)):
             config = load_config(folder / "recipe.yaml", [*SETTINGS, f"name={kind}", f"output_dir={folder / kind}"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import socket
 import statistics
 import sys
 import tempfile
@@ -86,10 +85,7 @@ def one_rank() -> world.World:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return world.start(0, 1, "127.0.0.1", port, 600, gpu=False)
+    return world.alone(600)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +38,7 @@ class Arms:
         logging.disable_progress_bar()
         self.root, self.seed, self.changes = root, seed, changes
         self.base = demo.prepare_world(root, seed, Console())
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.world = world.start(0, 1, "127.0.0.1", port, 600, gpu=False)
+        self.world = world.alone(600)
 
     def config(self, name: str, *changes: str) -> Config:
         folder = self.root / "world"

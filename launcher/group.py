@@ -70,7 +70,7 @@ class Group:
         """Make the ranks one process group."""
         spec, own = self.spec, self.own
         self._gather(self.entered, "loading libraries", watched=False)
-        port = self._gather([self.workers[0].free_port.remote(own)], "choosing a port", watched=False)[0]
+        port = self._gather([self.workers[0].open_store.remote(own)], "choosing a port", watched=False)[0]
         limits = {
             "timeout_s": spec.timeout_s,
             "join_timeout_s": spec.join_timeout_s,

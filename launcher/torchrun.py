@@ -12,7 +12,6 @@ import atexit
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -217,28 +216,24 @@ def follow(rank: Rank) -> int:
 
 def join(config: Config) -> world.World:
     """The process group that torchrun has set up, or one of this process alone."""
-    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
-        if missing := [name for name in VARIABLES if name not in os.environ]:
-            raise ConfigError(
-                f"the environment has RANK or WORLD_SIZE, but not {', '.join(missing)}. torchrun sets all of them; for "
-                "a run of one process unset RANK and WORLD_SIZE."
-            )
-        number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            number, size, address, port = 0, 1, "127.0.0.1", int(free.getsockname()[1])
     if gpu := config.cluster.on_gpus:
         set_defaults(gpu_variables(config, "rank"))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return world.alone(config.cluster.timeout_s, gpu=gpu, local_rank=local_rank)
+    if missing := [name for name in VARIABLES if name not in os.environ]:
+        raise ConfigError(
+            f"the environment has RANK or WORLD_SIZE, but not {', '.join(missing)}. torchrun sets all of them; for "
+            "a run of one process unset RANK and WORLD_SIZE."
+        )
     return world.start(
-        number,
-        size,
-        address,
-        port,
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
         config.cluster.timeout_s,
         gpu=gpu,
-        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_rank=local_rank,
         join_timeout_s=config.cluster.join_timeout_s,
     )
 

@@ -25,16 +25,12 @@ class Worker:
     def __init__(self) -> None:
         self.world: Any = None
         self.rank: Any = None
+        self.store: Any = None
 
     def place(self) -> dict[str, Any]:
         """Where this worker runs, and the file that takes its stderr."""
         node = ray.get_runtime_context().get_node_id()
         return {"node": node, "pid": os.getpid(), "host": socket.gethostname(), "stderr": stderr_file()}
-
-    def free_port(self, address: str) -> int:
-        with socket.socket() as s:
-            s.bind((address, 0))
-            return int(s.getsockname()[1])
 
     def enter(self, own_address: str, settings: dict[str, Any]) -> None:
         """Go to the driver's working directory and load what takes long, so that all ranks are ready to join."""
@@ -58,11 +54,18 @@ class Worker:
         gc.enable()
         torch.set_num_threads(settings["threads"])
 
+    def open_store(self, address: str) -> int:
+        """The port at `address` where the ranks of this worker's group will meet."""
+        from dpeer.training import world
+
+        self.store = world.open_store(address)
+        return int(self.store.port)
+
     def join(self, rank: int, size: int, address: str, port: int, limits: dict[str, Any]) -> None:
         """Join the group's process group at rank 0's `address` and `port`."""
         from dpeer.training import world
 
-        self.world = world.start(rank, size, address, port, **limits)
+        self.world = world.start(rank, size, address, port, store=self.store, **limits)
 
     def bandwidth(self) -> float:
         """Collective: GB/s of an all-reduce."""

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -127,10 +126,7 @@ def train(
 def builds(recipe: Path, device: str) -> list[int]:
     """Bytes that are left on the device after each of four runs in one process, a step and all (0 on a CPU). Joins a
     process group, which leaves torchrun's variables in the environment: nothing may be started after it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    here = world.start(0, 1, "127.0.0.1", port, 600, gpu=device == "cuda")
+    here = world.alone(600, gpu=device == "cuda")
     left = []
     for engine in ("deepspeed", "deepspeed", "plain", "plain"):
         rank = TrainingRank(load_config(recipe, ["name=builds", f"cluster.engine={engine}"]), here)

@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -181,10 +180,7 @@ def dpeer_side(folder: Path, device: str) -> dict[str, Any]:
     from dpeer.training.reference import cache_path, write_cache
     from dpeer.training.scoring import merge
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    here = world.start(0, 1, "127.0.0.1", port, 600, gpu=device == "cuda")
+    here = world.alone(600, gpu=device == "cuda")
     found = {}
     for setting in settings(device):
         place = folder / setting.folder

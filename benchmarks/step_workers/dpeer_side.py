@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import torch
@@ -78,12 +77,6 @@ def pairs(config: Config, prepared: Prepared) -> Iterator[tuple[list[int], list[
                 yield list(tree.prompt), list(tree.responses[better]), list(tree.responses[worse])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def main() -> None:
     torch.set_num_threads(1)
     spec, meter = job(), Meter()
@@ -91,7 +84,7 @@ def main() -> None:
     if spec["step"] == "bare":
         finish(meter.result(pairs(config, bare(config, meter))))
         return
-    here = world.start(0, 1, "127.0.0.1", free_port(), config.cluster.timeout_s, gpu=False)
+    here = world.alone(config.cluster.timeout_s)
     if spec["step"] == "fill_cache":
         fill_cache(config, here)
         finish({})

@@ -42,6 +42,17 @@ class World:
         return self.team.rank == 0
 
 
+def open_store(address: str) -> dist.TCPStore:
+    """Where the ranks of a group meet, on a free port (`.port`) that is held from here on: made in rank 0's process."""
+    return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+
+
+def alone(timeout_s: float, *, gpu: bool = False, local_rank: int = 0) -> World:
+    """The process group of this process alone."""
+    store = open_store("127.0.0.1")
+    return start(0, 1, "127.0.0.1", store.port, timeout_s, gpu=gpu, local_rank=local_rank, store=store)
+
+
 def start(
     rank: int,
     size: int,
@@ -52,11 +63,13 @@ def start(
     gpu: bool,
     local_rank: int = 0,
     join_timeout_s: float | None = None,
+    store: dist.Store | None = None,
 ) -> World:
     """Join the process group of one worker group; every collective fails after `timeout_s` seconds of silence.
 
     Meeting the others and a first all-reduce may take `join_timeout_s` seconds only, so that a blocked port is found
-    out early. ClusterError when they do not succeed. Tensors on GPUs travel by NCCL, all others by gloo.
+    out early. ClusterError when they do not succeed. Tensors on GPUs travel by NCCL, all others by gloo. Rank 0 may
+    hand over the `store` that it has opened at `address` and `port`; else it opens one there.
     """
     if gpu and not torch.cuda.is_available():
         raise ClusterError(
@@ -81,10 +94,14 @@ def start(
     for default in ("default_pg_timeout", "default_pg_nccl_timeout"):  # DeepSpeed makes groups of its own without one
         setattr(c10d, default, limit)
     joining = min(timeout_s, join_timeout_s or timeout_s)
+    if store is not None:
+        store.set_timeout(timedelta(seconds=joining))
+        store = dist.PrefixStore("default_pg", store)  # as torch does for the ranks that come by an address
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo",
-            init_method=f"tcp://{address}:{port}",
+            init_method=None if store else f"tcp://{address}:{port}",
+            store=store,
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=joining),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from dataclasses import replace
 
 import psutil
@@ -59,10 +58,7 @@ def test_ranks_make_auto_a_number(recipe: Config, monkeypatch: pytest.MonkeyPatc
     """Collective, here of one rank; the recipe says all else as before."""
     monkeypatch.setattr("dpeer.launcher.teams.device_memory", lambda world: 1e12)
     prepared = Prepared(TokenizedSet(("A",), (TREE,), 0, 0), None, None, {})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = world.start(0, 1, "127.0.0.1", port, 60, gpu=False)
+    here = world.alone(60)
     try:
         found = [with_teams(recipe, here, role, prepared) for role in ("policy", "reference")]
         monkeypatch.setattr("dpeer.launcher.teams.device_memory", lambda world: 1e6)

@@ -1,7 +1,6 @@
 """One rank in this process, tiny models and a few records."""
 
 import os
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,10 +30,7 @@ def recipe(path: str = "model", **model: Any) -> Config:
 def here() -> Iterator[world.World]:
     """A process group of this process alone."""
     before = dict(os.environ)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    yield world.start(0, 1, "127.0.0.1", port, TIMEOUT_S, gpu=False)
+    yield world.alone(TIMEOUT_S)
     world.stop()
     os.environ.clear()
     os.environ.update(before)

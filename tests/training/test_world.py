@@ -51,10 +51,9 @@ def join(monkeypatch: pytest.MonkeyPatch, done: bool, synchronize: Callable[[], 
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(torch, "ones", lambda n, device=None: ones(n))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    world.start(0, 1, "127.0.0.1", port, 30, gpu=True, join_timeout_s=2 if done else 0.2)
+    store = world.open_store("127.0.0.1")
+    limit_s = 2 if done else 0.2
+    world.start(0, 1, "127.0.0.1", store.port, 30, gpu=True, join_timeout_s=limit_s, store=store)
     return asked
 
 
@@ -151,3 +150,9 @@ def test_every_process_group_inherits_the_timeout(here: world.World) -> None:
     """DeepSpeed clones the world group without a timeout; the default must then be ours."""
     clone = dist.new_group([0])
     assert clone._get_backend(torch.device("cpu")).options._timeout.total_seconds() == pytest.approx(TIMEOUT_S)
+
+
+def test_the_port_where_ranks_meet_is_held_until_they_do() -> None:
+    store = world.open_store("127.0.0.1")
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", store.port))
