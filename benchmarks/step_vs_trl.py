@@ -24,7 +24,8 @@ from common import CACHE, BenchmarkError, Figure, Recorder, machine, measure, pe
 
 WORKERS = Path(__file__).resolve().parent / "step_workers"
 WORK = CACHE / "step-vs-trl"
-VOCAB, RECORDS, STEPS = 8192, 2, 4  # each record comes twice, so that the second pass shows what the first has learnt
+SMALL, LARGE = 8192, 131_072
+RECORDS, STEPS = 2, 4  # each record comes twice, so that the second pass shows what the first has learnt
 LR, BETA, SEED = 1e-4, 0.1, 0
 LOSS_TOLERANCE = 1e-5
 PAD, EOS = "<pad>", "<eos>"
@@ -39,18 +40,34 @@ class Setting:
     response: int  # end-of-turn token included
     rejects: int
     reference: str  # colocated: computed in the step; cache: computed before
+    vocab: int = SMALL
 
     @property
     def name(self) -> str:
         source = {"colocated": "live", "cache": "cached"}[self.reference]
-        return f"{self.prompt}/{self.response}/{self.rejects}, {source} reference"
+        words = "" if self.vocab == SMALL else f", vocabulary {self.vocab:,}"
+        return f"{self.prompt}/{self.response}/{self.rejects}{words}, {source} reference"
+
+    @property
+    def model(self) -> Path:
+        return WORK / f"model-{self.vocab}"
 
     @property
     def folder(self) -> Path:
-        return WORK / f"{self.prompt}-{self.response}-{self.rejects}"
+        return WORK / f"{self.prompt}-{self.response}-{self.rejects}-{self.vocab}"
 
 
-SETTINGS = [Setting(300, 100, k, reference) for k in (4, 1) for reference in ("colocated", "cache")]
+SETTINGS = [
+    Setting(*lengths, reference, vocab)
+    for *lengths, vocab in ((300, 100, 4, SMALL), (300, 100, 1, SMALL), (1000, 400, 4, SMALL), (100, 50, 4, LARGE))
+    for reference in ("colocated", "cache")
+]
+GOALS = {
+    (SETTINGS[0].name, "whole step"): 6.0,
+    (SETTINGS[0].name, "TRL's head on completions only"): 4.0,
+    (SETTINGS[6].name, "whole step"): 8.0,
+}
+MEMORY = {(SETTINGS[0].name, "whole step"): 0.4}
 COMPARISONS = (  # label, TRL's side, dpeer's side
     ("whole step", "trl", "dpeer"),
     ("TRL one pair per forward", "trl_single", "dpeer"),
@@ -59,23 +76,22 @@ COMPARISONS = (  # label, TRL's side, dpeer's side
 )
 
 
-def write_inputs() -> None:
-    """Model, tokenizer, records, TRL's pairs in dpeer's order, and recipes; all afresh, so never out of date."""
+def write_model(folder: Path, vocab: int) -> None:
+    """A random model, and a tokenizer of as many words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    shutil.rmtree(WORK, ignore_errors=True)
-    words = {PAD: 0, EOS: 1} | {f"w{i}": i for i in range(2, VOCAB)}
+    words = {PAD: 0, EOS: 1} | {f"w{i}": i for i in range(2, vocab)}
     core = Tokenizer(models.WordLevel(words, unk_token=PAD))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=EOS, chat_template=TEMPLATE)
-    tokenizer.save_pretrained(WORK / "model")
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(SEED)
     shape = Qwen3Config(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=6,
@@ -87,12 +103,19 @@ def write_inputs() -> None:
         eos_token_id=1,
         pad_token_id=0,
     )
-    Qwen3ForCausalLM(shape).save_pretrained(WORK / "model")
+    Qwen3ForCausalLM(shape).save_pretrained(folder)
+
+
+def write_inputs(settings: list[Setting]) -> None:
+    """Models, records, TRL's pairs in dpeer's order, and recipes; all afresh, so never out of date."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    for folder, vocab in {s.model: s.vocab for s in settings}.items():
+        write_model(folder, vocab)
     zero3 = json.loads((Path(__file__).parents[1] / "ds_configs" / "zero3.json").read_text())
     zero3["zero_optimization"]["overlap_comm"] = False  # needs CUDA streams; all else as on a GPU
     (WORK / "zero3.json").write_text(json.dumps(zero3))
     rng = random.Random(SEED)
-    for setting in {s.folder: s for s in SETTINGS}.values():
+    for setting in {s.folder: s for s in settings}.values():
         setting.folder.mkdir()
         records = [_record(setting, rng) for _ in range(RECORDS)]
         _write_lines(setting.folder / "records.jsonl", records)
@@ -104,7 +127,7 @@ def _record(setting: Setting, rng: random.Random) -> dict[str, Any]:
     mask = [f"D{i}" for i in range(setting.rejects)]
 
     def text(tokens: int) -> str:
-        return " ".join(f"w{rng.randrange(2, VOCAB)}" for _ in range(tokens))
+        return " ".join(f"w{rng.randrange(2, setting.vocab)}" for _ in range(tokens))
 
     fails: list[list[str]] = [[], *([d] for d in mask)]
     responses = [{"text": text(setting.response - 1), "fails": f} for f in fails]
@@ -129,7 +152,7 @@ def _recipe(setting: Setting) -> dict[str, Any]:
         "name": "step",
         "output_dir": str(setting.folder),
         "seed": SEED,
-        "model": {"path": str(WORK / "model"), "dtype": "fp32"},
+        "model": {"path": str(setting.model), "dtype": "fp32"},
         "data": {"train": str(setting.folder / "records.jsonl"), "dual": "none", "heldout": "none"},
         "objective": {
             "beta": BETA,
@@ -165,7 +188,7 @@ def run(side: str, setting: Setting, trl_python: Path) -> dict[str, Any]:
         job = common | {"recipe": str(setting.folder / "recipe.yaml"), "step": step}
         return measure(sys.executable, WORKERS / "dpeer_side.py", job)
     job = common | {
-        "model": str(WORK / "model"),
+        "model": str(setting.model),
         "pairs": str(setting.folder / "pairs.jsonl"),
         "scratch": str(setting.folder / "trl"),
         "pairs_per_step": setting.rejects,
@@ -221,33 +244,35 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def figures_of(row: dict[str, Any]) -> Iterator[Figure]:
-    name = f"{row['setting']}: {row['comparison']}"
-    yield Figure.median(f"{name}, TRL over dpeer", row["ratio"], "x", "higher")
-    peak = row["peak_mb"]
-    yield Figure(f"{name}, peak memory of dpeer over TRL", peak["dpeer"] / peak["trl"], "x")
+    name, key, peak = f"{row['setting']}: {row['comparison']}", (row["setting"], row["comparison"]), row["peak_mb"]
+    yield Figure.median(f"{name}, TRL over dpeer", row["ratio"], "x", "higher", GOALS.get(key))
+    memory = peak["dpeer"] / peak["trl"]
+    yield Figure(f"{name}, peak memory of dpeer over TRL", memory, "x", "lower", MEMORY.get(key))
     yield from (Figure.median(f"{name}, {side}", seconds, "CPU s") for side, seconds in row["cpu_s"].items())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="CPU seconds and peak memory per optimizer step, dpeer against TRL.")
     parser.add_argument("--quick", action="store_true", help="2 rounds instead of 5")
+    parser.add_argument("--only", type=int, nargs="+", choices=range(len(SETTINGS)), help="settings, counted from 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     recorder = Recorder(parser)
     options = parser.parse_args()
     count = 2 if options.quick else 5
+    chosen = [SETTINGS[i] for i in options.only or range(len(SETTINGS))]
     about = machine()
     try:
         same = f"transformers=={about['transformers']}"
         trl_python = peer_environment("trl-1.16", ["torch==2.13.0"], ["trl==1.16.*", same])
-        write_inputs()
-        for setting in SETTINGS:
+        write_inputs(chosen)
+        for setting in chosen:
             if setting.reference == "cache":
                 fill = {"recipe": str(setting.folder / "recipe.yaml"), "reference": "cache", "step": "fill_cache"}
                 measure(sys.executable, WORKERS / "dpeer_side.py", fill)
-        found: dict[Setting, list[dict[str, dict[str, Any]]]] = {s: [] for s in SETTINGS}
+        found: dict[Setting, list[dict[str, dict[str, Any]]]] = {s: [] for s in chosen}
         gap = 0.0
         for number in range(count):
-            for setting in SETTINGS:
+            for setting in chosen:
                 print(f"round {number + 1}/{count}: {setting.name}", file=sys.stderr, flush=True)
                 results = {side: run(side, setting, trl_python) for side in sides(setting)}
                 gap = max(gap, check_same_work(setting, results))
@@ -265,7 +290,7 @@ def main() -> int:
     figures = [figure for row in rows for figure in figures_of(row)]
     recorder.write(options, figures, f"Losses of both sides agree to {gap:.1e}.", {"trl": "1.16"})
     if options.json:
-        settings = [asdict(s) for s in SETTINGS]
+        settings = [asdict(s) for s in chosen]
         report = {"machine": about, "rounds": count, "loss_gap": gap, "settings": settings, "rows": rows}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0

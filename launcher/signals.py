@@ -48,6 +48,7 @@ class Signals:
         self.received: int | None = None
         self._preempt = preempt_signal()
         self._deferred = False
+        self._said: str | None = None
         self._first = -math.inf
         self._saved: dict[int, Any] = {}
 
@@ -63,8 +64,10 @@ class Signals:
             outer = getattr(handler, "__self__", None)
             if isinstance(outer, Signals):  # a repeat may come when this level has ended
                 outer._first = max(outer._first, self._first)
-        if isinstance(error, SystemError) and (stopped := _interruption(error)):
-            raise stopped from None
+        if isinstance(error, SystemError) and self._said:
+            # Compiled code that a signal interrupts, such as Ray's waits, reports a fault of its own; the chain of its
+            # causes may go round in a circle, and need not hold what was raised.
+            raise Interrupted(self._said, self.exit_code) from None
 
     def _handle(self, number: int, frame: Any) -> None:
         moments = time.monotonic() - self._first <= TWICE_S
@@ -72,7 +75,7 @@ class Signals:
             if moments or (self.received is not None and number == self._preempt):
                 return
             self.received, self._first = number, time.monotonic()
-            raise Interrupted(f"Stopped by a signal outside training. {self._way_on}", self.exit_code)
+            raise self._stop("Stopped by a signal outside training.")
         if self.received is None:
             self.received, self._first = number, time.monotonic()
             once_more = "" if number == self._preempt else " Once more to stop without."
@@ -82,7 +85,11 @@ class Signals:
         elif self.received == self._preempt:  # pre-empted first, then told to stop: it shall not start again
             self.received, self._first = number, time.monotonic()
         elif not moments:
-            raise Interrupted(f"Stopped at once by a second signal. {self._way_on}", self.exit_code)
+            raise self._stop("Stopped at once by a second signal.")
+
+    def _stop(self, why: str) -> Interrupted:
+        self._said = f"{why} {self._way_on}"
+        return Interrupted(self._said, self.exit_code)
 
     @property
     def _way_on(self) -> str:
@@ -101,11 +108,3 @@ class Signals:
             yield
         finally:
             self._deferred = False
-
-
-def _interruption(error: BaseException) -> Interrupted | None:
-    """Compiled code that a signal interrupts, such as Ray's waits, may report that as a fault of its own."""
-    at: BaseException | None = error
-    while at is not None and not isinstance(at, Interrupted):
-        at = at.__cause__ or at.__context__
-    return at

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dpeer.data.load import load
-from dpeer.errors import ConfigError, Interrupted
+from dpeer.errors import ConfigError
 from dpeer.eval.irt.fit_folder import save
 from dpeer.eval.irt.types import Posterior
 from dpeer.json_safe import json_safe
@@ -27,7 +27,6 @@ from dpeer.launcher.loop.rule import Reached, Rule, gained, next_tolerances, wea
 from dpeer.launcher.loop.run import LoopFolder, _begun, _decided, _ended, refuse_other, write_page
 from dpeer.launcher.loop.spec import Loop, completed, evaluation, fixed, load_loop, run_name, training
 from dpeer.launcher.recipe import BUILD
-from dpeer.launcher.signals import Signals
 from dpeer.training.run_dir import RunDir
 from tests.eval.conftest import endpoint, toy
 from tests.eval.irt.made_up import made_up
@@ -317,14 +316,3 @@ def test_the_tenth_round_comes_last(tmp_path: Path) -> None:
     assert "rose from round 1 to 10: +0.70 logits" in page
     table = json.loads((place.path / "tables" / "abilities.json").read_text())
     assert list(dict.fromkeys(row["model"] for row in table)) == ["base", *(run_name(n) for n in range(1, 11))]
-
-
-def test_compiled_code_that_a_signal_interrupts_counts_as_interrupted() -> None:
-    """Ray's waits report a SystemError then."""
-    with pytest.raises(Interrupted, match="goes on"), Signals(again="It goes on."):
-        try:
-            raise Interrupted("Stopped. It goes on.", 130)
-        except Interrupted as stopped:
-            raise SystemError("returned a result with an exception set") from stopped
-    with pytest.raises(SystemError), Signals():
-        raise SystemError("of another cause")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -126,3 +126,17 @@ def test_a_repeat_within_moments_cuts_no_closing_short(levels: int, monkeypatch:
                 send(code - 128)
             send(signal.SIGUSR1)
             assert signals.exit_code == code
+
+
+def test_compiled_code_that_a_signal_interrupts_counts_as_interrupted() -> None:
+    """Ray's waits report a SystemError then, whose causes may go round in a circle."""
+    fault = SystemError("returned a result with an exception set")
+    fault.__cause__ = SystemError("the same")
+    fault.__cause__.__cause__ = fault
+    with pytest.raises(Interrupted, match="outside training") as stopped, Signals(again="It goes on."):
+        with suppress(Interrupted):
+            send(signal.SIGTERM)
+        raise fault
+    assert stopped.value.code == 143
+    with pytest.raises(SystemError), Signals():
+        raise fault
