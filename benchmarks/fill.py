@@ -3,10 +3,10 @@
 Pure planning with `plan_packs`, no model and no GPU: batches of records with lengths as they occur, over 8 to 512
 ranks. Fill is tokens / (ranks x sum over micro-steps of the largest pack): 1 minus what is lost by waiting. Beside it
 the largest over the mean rank, tokens per GPU and micro-step, the time to plan as a share of a step of so many tokens
-per second and GPU, and fill by first fit per rank. `--split K` shows what splitting records over K ranks would give,
-each part with the prompt again: "speed" is the step's length of whole records over that of the parts.
+per second and GPU, and fill by first fit per rank. Where a step has few records, the same with ranks that share them
+(`training.sequence_parallel`): so many ranks compute a pack of as many times the tokens.
 
-usage: python benchmarks/fill.py [--per-rank 8] [--split 2] [--batches 3]
+usage: python benchmarks/fill.py [--per-rank 8] [--teams 1 2 4 8] [--batches 3]
 """
 
 from __future__ import annotations
@@ -57,13 +57,6 @@ def cost(record: Record) -> int:
     return record[0] + sum(n - 1 for n in record[1])
 
 
-def parts(record: Record, count: int) -> list[Record]:
-    """The record's responses in `count` parts of near tokens, each with its prompt."""
-    lengths = record[1]
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [(record[0], [lengths[i] for i in part]) for part in evenly(order, lengths, count) if part]
-
-
 class Row(NamedTuple):
     """Means over batches."""
 
@@ -73,31 +66,30 @@ class Row(NamedTuple):
     tokens: float
     planning: float
     steps: float
-    faster: float
 
 
-def row(name: str, ranks: int, size: int, split: int, batches: int) -> Row:
+def row(name: str, ranks: int, size: int, team: int, batches: int) -> Row:
+    """Of `ranks` ranks, `team` of which compute a pack together."""
     found: list[Row] = []
+    groups, budget = ranks // team, BUDGET * team
     for seed in range(batches):
         draw = random.Random(f"{name} {ranks} {seed}")
         records = [DRAWN[name](draw) for _ in range(size)]
         costs = [cost(r) for r in records]
         began = time.process_time()
-        plan = plan_packs(costs, ranks, BUDGET)
+        plan = plan_packs(costs, groups, budget)
         spent, lasts, total = time.process_time() - began, length(plan, costs), sum(costs)
         order = sorted(range(size), key=lambda i: (-costs[i], i))
-        before = [first_fit(items, costs, BUDGET) for items in evenly(order, costs, ranks)]
+        before = [first_fit(items, costs, budget) for items in evenly(order, costs, groups)]
         busiest = max(sum(costs[i] for items in mine for i in items) for mine in plan)
-        pieces = [cost(p) for r in records for p in parts(r, split)]
         found.append(
             Row(
-                fill=total / ranks / lasts,
-                first_fit=total / ranks / length(before, costs),
-                uneven=busiest * ranks / total,
+                fill=total / groups / lasts,
+                first_fit=total / groups / length(before, costs),
+                uneven=busiest * groups / total,
                 tokens=total / ranks / max(map(len, plan)),
-                planning=spent / (lasts / SPEED),
+                planning=spent / (lasts / team / SPEED),
                 steps=max(map(len, plan)) / max(map(len, before)),
-                faster=lasts / length(plan_packs(pieces, ranks, BUDGET), pieces),
             )
         )
     return Row(*map(statistics.fmean, zip(*found, strict=True)))
@@ -105,33 +97,35 @@ def row(name: str, ranks: int, size: int, split: int, batches: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--per-rank", type=float, nargs="+", default=[0.5, 2, 8, 32], help="records per rank and step")
+    parser.add_argument(
+        "--per-rank", type=float, nargs="+", default=[0.5, 1, 2, 8, 32], help="records per rank and step"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
-    parser.add_argument("--split", type=int, default=2)
+    parser.add_argument("--teams", type=int, nargs="+", default=[1, 2, 4, 8], help=f"with fewer than {ENOUGH} records")
     parser.add_argument("--batches", type=int, default=3)
     recorder = Recorder(parser)
     given = parser.parse_args()
     cells, figures, most_steps = [], [], 0.0
     for name in DRAWN:
         for per_rank in given.per_rank:
-            rows = []
-            for ranks in given.ranks:
-                size = max(1, round(per_rank * ranks))
-                r = row(name, ranks, size, given.split, given.batches)
-                rows.append(r)
-                fills = [f"{x:.3f}" for x in (r.fill, r.first_fit, r.uneven)]
-                rest = [f"{r.tokens:,.0f}", f"{100 * r.planning:.3f} %", f"{r.steps:.2f}", f"{r.faster:.2f}"]
-                cells.append([name, f"{ranks}", f"{size}", *fills, *rest])
-            most_steps = max(most_steps, *(r.steps for r in rows))
-            if per_rank >= ENOUGH:
-                about = f"{name}, {per_rank:g} records per rank"
+            for team in given.teams if per_rank < ENOUGH else (1,):
+                rows = []
+                for ranks in given.ranks:
+                    size = max(1, round(per_rank * ranks))
+                    r = row(name, ranks, size, team, given.batches)
+                    rows.append(r)
+                    fills = [f"{x:.3f}" for x in (r.fill, r.first_fit, r.uneven)]
+                    rest = [f"{r.tokens:,.0f}", f"{100 * r.planning:.3f} %", f"{r.steps:.2f}"]
+                    cells.append([name, f"{ranks}", f"{team}", f"{size}", *fills, *rest])
+                about = f"{name}, {per_rank:g} records per rank" + f", {team} ranks to a pack" * (team > 1)
                 figures.append(Figure.median(f"fill: {about}", [r.fill for r in rows], "share", "higher"))
-                figures.append(Figure.median(f"first fit: {about}", [r.first_fit for r in rows], "share"))
+                if per_rank >= ENOUGH:
+                    most_steps = max(most_steps, *(r.steps for r in rows))
+                    figures.append(Figure.median(f"first fit: {about}", [r.first_fit for r in rows], "share"))
     figures.append(Figure("most micro-steps over those of first fit", most_steps, "x", "lower"))
-    columns = ("lengths", "ranks", "records", "fill", "first fit", "max/mean", "tokens/GPU", "planning")
-    columns += ("steps/first fit", "speed if split")
-    caption = f"records split in {given.split}; planning on one core"
-    print_table(f"Packs of at most {BUDGET} tokens", columns, cells, caption)
+    columns = ("lengths", "ranks", "to a pack", "records", "fill", "first fit", "max/mean", "tokens/GPU", "planning")
+    columns += ("steps/first fit",)
+    print_table(f"Packs of at most {BUDGET} tokens per rank", columns, cells, "planning on one core")
     ranks = ", ".join(map(str, given.ranks))
     recorder.write(given, figures, f"Ranges are over {ranks} ranks; first fit fills packs rank by rank.")
 

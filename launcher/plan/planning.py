@@ -116,6 +116,11 @@ class Plan:
         return self.request.node_memory is None or self.host.high <= self.request.node_memory * GIB
 
     @property
+    def fill(self) -> float:
+        """Share of a step in which the mean rank computes: all wait for the busiest."""
+        return self.batch.tokens / (self.ranks * self.batch.busiest)
+
+    @property
     def run_hours(self) -> tuple[float, float]:
         """Wall-clock hours of one run's steps."""
         return self.steps * self.time.low / 3600, self.steps * self.time.high / 3600

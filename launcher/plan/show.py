@@ -16,6 +16,8 @@ from dpeer.training.grace import grace_s, needed_s
 
 ASSUMED = "assumed"
 MIB = 2**20
+EVEN = 0.9
+"""Share of a step that ranks compute, below which it is said what helps."""
 
 
 def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
@@ -208,6 +210,9 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         ratio = f"{batch.pairwise / batch.tokens:.1f} times as many, without its padding"
         yield "the same as separate pairs", f"{batch.pairwise:,.0f}", ratio
     yield "micro-steps per step", f"{batch.micro_steps:.1f}", f"packs of at most {training.tokens_per_pack} tokens"
+    if plan.ranks > 1:
+        even = plan.fill >= EVEN
+        yield "ranks compute, of a step", f"[{'green' if even else 'yellow'}]{plan.fill:.0%}[/]", _fill_words(plan)
     seconds, size = tokenising(plan.records.lengths)
     yield "tokenising, once", f"{seconds:,.0f} core s", f"on all cores of a node; {size / MIB:,.0f} MiB on disk"
     saved = checkpoint_bytes(plan.config, plan.weights, frozen=plan.zero.sharded)
@@ -226,6 +231,13 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         color = "green" if enough else "yellow"
         yield "tokens per GPU and micro-step", f"[{color}]{batch.per_micro_step:,.0f}[/]", verdict
         yield "  break-even", f"{plan.break_even:,.0f}", "arithmetic takes as long as traffic"
+
+
+def _fill_words(plan: Plan) -> str:
+    if plan.fill >= EVEN:
+        return "the rest waits for the busiest rank"
+    shared = f"training.sequence_parallel above {plan.team}, so that GPUs share records"
+    return f"the rest waits for the busiest rank: more records a step, or {shared}"
 
 
 def saves_words(plan: Plan, saved: int) -> str:
@@ -333,6 +345,7 @@ def as_data(plan: Plan, cells: int, price: float | None, fixes: tuple[Remedy, ..
         "tokenising": dict(zip(("core_seconds", "bytes"), tokenising(plan.records.lengths), strict=True)),
         "micro_steps": plan.batch.micro_steps,
         "tokens_per_micro_step": plan.batch.per_micro_step,
+        "fill": plan.fill,
         "break_even_tokens": plan.break_even,
         "traffic_per_micro_step": {"into_gpu": plan.traffic.into_gpu, "into_node": plan.traffic.into_node},
         "steps": plan.steps,

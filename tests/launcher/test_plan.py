@@ -191,6 +191,23 @@ def test_tokens_by_hand() -> None:
     assert (batch.busiest, batch.micro_steps, batch.largest_pack) == (3 * 795, 2, 1590)
 
 
+def test_ranks_that_wait_are_told_what_helps() -> None:
+    """Eight records of one length on 16 ranks: half of them have none, unless two share each."""
+    records = ("training.records_per_step=8", "training.tokens_per_pack=8192")
+    lengths = GivenLengths(records=64, prompt=300, response=100, rejects=4)
+    found = {}
+    for size in (1, 2):
+        changes = (*records, f"training.sequence_parallel={size}", "cluster.reference_workers=16")
+        found[size] = make_plan(Request(RECIPES / "llama3_8b.yaml", changes, 2, 8, "h100", lengths=lengths))
+    assert (found[1].fill, found[2].fill) == (0.5, 1.0)
+    show(found[1], console := Console(file=StringIO(), width=250), 1, None)
+    told = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert (
+        "of a step 50% the rest waits for the busiest rank: more records a step, or training.sequence_parallel" in told
+    )
+    assert as_data(found[1], 1, None, ())["fill"] == 0.5
+
+
 def test_known_shapes_are_those_of_the_models() -> None:
     for name, parameters in (
         ("llama3_8b", 8_030_261_248),
