@@ -71,11 +71,11 @@ def convergence(draws: Floats) -> tuple[Floats, Floats, Floats]:
     return rhat, bulk, tail
 
 
-def diagnostics(posterior: Posterior) -> pd.DataFrame:
+def diagnostics(posterior: Posterior, left_out: tuple[str, ...] = THINNED) -> pd.DataFrame:
     """One row per parameter that is neither constant nor absent (nan): parameter, rhat, ess_bulk, ess_tail, gated."""
     frames = []
     for name, draws in posterior.draws.items():
-        if name in THINNED:
+        if name in left_out:
             continue
         flat = draws.reshape(*draws.shape[:2], -1)
         varies = ~np.isnan(flat).all(axis=(0, 1)) & ~(flat == flat[:1, :1]).all(axis=(0, 1))
@@ -101,7 +101,7 @@ def diagnostics(posterior: Posterior) -> pd.DataFrame:
 
 def mixing(posterior: Posterior) -> tuple[float, float]:
     """The largest R-hat and the least bulk or tail ESS of what is gated; R-hat is 0 for a single chain."""
-    gated = (table := diagnostics(posterior))[table["gated"]]
+    gated = diagnostics(posterior, NOT_GATED)
     return float(gated["rhat"].fillna(0).max()), float(gated[["ess_bulk", "ess_tail"]].min(axis=None))
 
 

@@ -18,7 +18,7 @@ from dpeer.eval.irt.anchors import check_anchors
 from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_EBFMI, MIN_ESS, ebfmi, mixing
-from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
+from dpeer.eval.irt.draws import RAW, WANTED, in_logits, named, response_effects, spread
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.forecast import at_once, check_room, seconds
@@ -41,6 +41,8 @@ STEPS = (0.95, 0.99, 0.998)
 STEPS_ROUGH = (0.8,)
 KEPT_EFFECTS = 200
 """Draws, over all chains, of which the response effects are kept."""
+ENOUGH = 2000
+"""Draws of all chains from which on they go on where the gate asks for up to as many more; fewer are for a look."""
 LARGE = 8000
 """Parameters from which on trees are kept shallower: scales are sharp there, and steps dear."""
 Say = Callable[[str, float], None]
@@ -112,18 +114,26 @@ def _fresh(
     problem = build(ratings, options, measured(pilot, problem.scales))
     expected = seconds(pilot.facts["seconds_per_draw"], options, at_once(options.chains, options.threads, len(ratings)))
     label = f"sampling{' (approximate)' * options.approx}, about {duration(expected)}"
+    sample = partial(_sample, ratings, problem=problem, executable=executable, keep_csv=keep_csv)
     for attempt, rate in enumerate(STEPS_ROUGH if options.approx else STEPS):
         again = f" again, adapt_delta {rate}" if attempt else ""
         nuts = _nuts(problem, options) | {"adapt_delta": rate}
-        posterior = _sample(ratings, options, problem, executable, partial(say, label + again), nuts, keep_csv)
+        posterior = sample(options, progress=partial(say, label + again), nuts=nuts)
         if not posterior.sampler["divergent"].any():
             break
     facts = {
         "pilot_leapfrogs": pilot.facts["leapfrogs"],
         "expected_seconds": expected,
         "runs_with_divergences_before": attempt,
+        "adapt_delta": rate,
     }
-    return replace(posterior, facts=facts | posterior.facts)
+    drawn_on = not options.approx and not keep_csv and options.chains * options.draws >= ENOUGH
+    if drawn_on and 0 < _missing(posterior) <= options.draws:
+        _, inverse_metric, step = begin(posterior, ratings, problem, options.chains)
+        nuts = _nuts(problem, options) | _as_before(inverse_metric, step)
+        more = partial(sample, progress=partial(say, f"{label}, more draws"))
+        posterior = _until_green(posterior, 2 * options.draws, problem, more, nuts)
+    return replace(posterior, facts=posterior.facts | facts)
 
 
 def _continued(
@@ -134,24 +144,51 @@ def _continued(
     scales, centres = earlier(start, ratings, options)
     problem = build(ratings, options, scales, centres)
     inits, inverse_metric, step = begin(start, ratings, problem, options.chains)
-    nuts = _nuts(problem, options) | {"inv_metric": inverse_metric, "step_size": step, "adapt_engaged": False}
-    parts: list[Posterior] = []
-    size, done = options.draws if keep_csv else max(options.draws // 4, min(LEAST_PART, options.draws)), 0
-    while True:
-        part = replace(options, warmup=0 if parts else BURN_IN, draws=size, seed=options.seed + len(parts))
-        label = partial(say, "sampling from the earlier fit" + ", more draws" * bool(parts))
-        parts.append(_sample(ratings, part, problem, executable, label, nuts | {"inits": inits}, keep_csv))
-        posterior, done = joined(parts, options), done + size
-        if posterior.sampler["divergent"].any():
-            return None
-        rhat, ess = mixing(posterior)
-        if rhat < MAX_RHAT and ess > MIN_ESS and (ebfmi(posterior.sampler["energy"]) > MIN_EBFMI).all():
-            return posterior
-        if done == options.draws:
-            return posterior if options.approx and rhat < APART else None
-        inits, *_ = begin(posterior, ratings, problem, options.chains)
-        more = CAUTION * done * (1.1 * MIN_ESS / ess - 1)
-        size = min(options.draws - done, max(LEAST_PART, int(more)))
+    nuts = _nuts(problem, options) | _as_before(inverse_metric, step)
+    label = "sampling from the earlier fit"
+    sample = partial(_sample, ratings, problem=problem, executable=executable, keep_csv=keep_csv)
+    size = options.draws if keep_csv else max(options.draws // 4, min(LEAST_PART, options.draws))
+    part = replace(options, warmup=BURN_IN, draws=size)
+    first = sample(part, progress=partial(say, label), nuts=nuts | {"inits": inits})
+    more = partial(sample, progress=partial(say, f"{label}, more draws"))
+    posterior = _until_green(first, options.draws, problem, more, nuts, CAUTION)
+    rough = options.approx and not posterior.sampler["divergent"].any() and mixing(posterior)[0] < APART
+    if not rough and _missing(posterior):
+        return None
+    return replace(posterior, options=replace(options, draws=posterior.options.draws))
+
+
+def _as_before(inverse_metric: Floats, step: float) -> dict[str, Any]:
+    return {"inv_metric": inverse_metric, "step_size": step, "adapt_engaged": False}
+
+
+def _missing(posterior: Posterior, caution: float = 1.0) -> int:
+    """Draws per chain that the gate still asks for, 0 where it is passed; -1: no number of draws would do."""
+    if posterior.sampler["divergent"].any() or not (ebfmi(posterior.sampler["energy"]) > MIN_EBFMI).all():
+        return -1
+    rhat, ess = mixing(posterior)
+    if rhat < MAX_RHAT and ess > MIN_ESS:
+        return 0
+    short = max(MIN_ESS / ess, (rhat**2 - 1) / (MAX_RHAT**2 - 1))  # what R-hat exceeds 1 by goes with 1 / ESS
+    return max(LEAST_PART, int(caution * posterior.options.draws * (1.1 * short - 1)))
+
+
+def _until_green(
+    first: Posterior,
+    most: int,
+    problem: Problem,
+    sample: Callable[..., Posterior],
+    nuts: dict[str, Any],
+    caution: float = 1.0,
+) -> Posterior:
+    """Chains that go on from their last draws until they pass the gate, diverge, or hold `most` draws."""
+    posterior, parts, options = first, [first], first.options
+    while (missing := _missing(posterior, caution)) > 0 and (room := most - posterior.options.draws) > 0:
+        inits, *_ = begin(posterior, posterior.ratings, problem, options.chains)
+        part = replace(options, warmup=0, draws=min(missing, room), seed=options.seed + len(parts))
+        parts.append(sample(part, nuts=nuts | {"inits": inits}))
+        posterior = joined(parts, options)
+    return posterior
 
 
 def _nuts(problem: Problem, options: Options) -> dict[str, Any]:
@@ -177,7 +214,8 @@ def _sample(
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
     stan, sampler, raw, remains, spent = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
     anchors = check_anchors(ratings, options, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
-    draws = named(stan, ratings, problem, anchors)
+    log_unit = stan["log_unit"]
+    draws = named(in_logits(stan, log_unit), ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "seconds_per_draw": spent,
@@ -200,7 +238,7 @@ def _sample(
             shape = (len(ratings.response_model), len(ratings.dimensions))
             u = response_effects(thin, effects, problem)
             effects["u"] = spread(u, (problem.cell_response, problem.cell_dimension), shape)
-        draws |= effects
+        draws |= in_logits(effects, log_unit[:, kept])
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings, options, draws, sampler, facts, remains)
 

@@ -19,7 +19,7 @@ import pytest
 
 from dpeer.eval.irt import cmdstan
 from dpeer.eval.irt.chains import Chains, Wanted
-from dpeer.eval.irt.diagnostics import gate
+from dpeer.eval.irt.diagnostics import gate, mixing
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit import fit, load, save
@@ -78,6 +78,32 @@ def test_after_divergences_the_chains_are_run_with_shorter_steps(monkeypatch: py
     table, _ = simulate(Spec(models=4, items=10, dimensions=2, judges=2), 3)
     found = fit(encode(table), QUICK)
     assert (found.facts["adapt_delta"], found.facts["runs_with_divergences_before"]) == (0.95, 1)
+
+
+def test_chains_that_are_a_little_short_of_the_gate_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By fewer draws than a second run would take, without warm-up, the first ones as they were, and always the same."""
+    table, _ = simulate(Spec(models=4, items=10, dimensions=2, judges=3), 3)
+    options = replace(QUICK, warmup=200, draws=100)
+    monkeypatch.setattr("dpeer.eval.irt.fit.MAX_RHAT", 1.5)
+    once = fit(encode(table), options)
+    assert once.options == options and not once.sampler["divergent"].any()
+    monkeypatch.setattr("dpeer.eval.irt.fit.ENOUGH", 200)
+    monkeypatch.setattr("dpeer.eval.irt.fit.MIN_ESS", 1.2 * mixing(once)[1])
+    said: list[str] = []
+    found = fit(encode(table), options, lambda what, done: said.append(what))
+    assert any("more draws" in what for what in said)
+    draws = found.options.draws
+    assert 120 <= draws <= 200 and found.options == replace(options, draws=draws)
+    assert np.array_equal(found.draws["theta"][:, :100], once.draws["theta"])
+    assert found.draws["theta"].shape[1] == found.sampler["energy"].shape[1] == draws
+    assert found.facts["leapfrogs"] == found.sampler["n_leapfrog"].sum() and found.facts["adapt_delta"] == 0.95
+    assert np.allclose(found.sampler["stepsize"][:, 100:], np.median(once.sampler["stepsize"][:, -1]))
+    assert draws == 200 or mixing(found)[1] > 1.2 * mixing(once)[1]
+    again = fit(encode(table), options)
+    assert np.array_equal(again.draws["theta"], found.draws["theta"])
+    hopeless = 3 * mixing(once)[1]
+    monkeypatch.setattr("dpeer.eval.irt.fit.MIN_ESS", hopeless)
+    assert fit(encode(table), options).options == options
 
 
 def test_an_approximate_fit_is_short_and_never_green() -> None:
