@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from typer.testing import CliRunner
 
 from dpeer.eval.config import Generation
-from dpeer.eval.elsewhere.importer import import_ratings
-from dpeer.eval.irt.encode import encode
 from dpeer.launcher.chat.app import Room, application
 from dpeer.launcher.chat.votes import Votes
+from dpeer.launcher.cli import app
 from tests.launcher.chat.cdp import Browser, browser
 from tests.launcher.chat.streaming import KEY, Endpoint, endpoint
 from tests.launcher.chat.test_serve import NAMES, served
@@ -127,15 +127,18 @@ def test_a_person_votes_twenty_times_and_reloads(room: tuple[Room, str], there: 
             tab.press("Escape")
             tab.press("1")
             tab.wait("document.querySelectorAll('#votes .row').length === 1")
-            tab.press("3")
+            tab.press("3" if k % 3 else "2")
             tab.wait(f"!({VOTING})")
         tab.open(address)
         assert tab.wait("state && state.votes") == {"A": 10, "T": 10}
         rows = list(csv.DictReader(found.votes.path.open(encoding="utf-8")))
         assert rows[0]["winner"] == names[1] and rows[1]["winner"] == "tie"
-        encoded = encode(import_ratings(found.votes.path, humans=["ann"]))
-        assert len(encoded.comparisons) == 20 and len(encoded.items) == 6
-        assert (encoded.models, encoded.people) == (NAMES, ("ann",))
+        command = ["irt", "fit", str(found.votes.path), "--human", "ann", "-o", str(tmp_path / "fit"), "--approx"]
+        fitted = CliRunner().invoke(app, command)
+        assert fitted.exit_code == 0, fitted.output
+        assert "20 comparisons: 2 models, 6 items, 1 judges, 2 dimensions" in fitted.output
+        told = (tmp_path / "fit" / "report.html").read_text(encoding="utf-8")
+        assert all(name in told for name in (*NAMES, "ann"))
         tab.shape(390, 800, dark=True)
         ask(tab, "On a phone?")
         assert tab.js("document.documentElement.scrollWidth") <= 390
