@@ -51,11 +51,10 @@ def main(python: str, target: str) -> int:
         stdout=subprocess.PIPE,
         check=True,
     ).stdout
-    folders = subprocess.run(
-        [python, "-c", "import sys; print(*sys.path, sep='\\n')"], stdout=subprocess.PIPE, text=True
-    )
+    asked = [python, "-c", "import sys; print(*sys.path, sep='\\n')"]
+    folders = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     (version,) = re.findall(r'^__version__ = "(.*)"', (ROOT / "dpeer" / "__init__.py").read_text(), re.M)
-    bom = completed(json.loads(made), version, distributions(path=folders.stdout.splitlines()))
+    bom = completed(json.loads(made), version, distributions(path=folders))
     text = json.dumps(bom, indent=2) + "\n"
     if fault := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
         print(f"not CycloneDX 1.6: {fault}", file=sys.stderr)
@@ -64,7 +63,7 @@ def main(python: str, target: str) -> int:
     Path(target).write_text(text)
     bare = [part["name"] for part in bom["components"] if not part.get("licenses")]
     print(
-        f"{target}: dpeer {version}, {len(bom['components'])} components, {len(bare)} without a licence {' '.join(bare)}"
+        f"{target}: dpeer {version}, {len(bom['components'])} components; without a licence: {', '.join(bare) or '-'}"
     )
     return int(bool(bare))
 

@@ -45,11 +45,13 @@ def test_nothing_is_cut_off(tmp_path: Path) -> None:
     assert pages > 1 and re.findall(r"(\d+) ?/ ?(\d+)\n", text) == [(str(n + 1), str(pages)) for n in range(pages)]
 
 
-SECTIONS = """{% extends "base.html.j2" %}{% block title %}made up{% endblock %}{% block body %}<main>{% for k in range(12) %}
-<h2>heading-{{ k }}</h2><p>{{ "Some words that say what is seen below. " * (1 + k) }}</p><p class="hint">What colours mean.</p>
-<div class="plots"><figure><figcaption><h3>figure-{{ k }}</h3></figcaption><img height="{{ 150 + 25 * k }}" src="data:,"></figure>
-</div>{% endfor %}<details><summary>Files</summary><ul>{% for k in range(150) %}<li>file-{{ k }}</li>{% endfor %}</ul></details>
-</main>{% endblock %}"""
+SECTIONS = """{% extends "base.html.j2" %}{% block title %}made up{% endblock %}{% block body %}<main>
+{% for k in range(12) %}<h2>heading-{{ k }}</h2>
+<p>{{ "Some words that say what is seen below. " * (1 + k) }}</p><p class="hint">What colours mean.</p>
+<div class="plots"><figure>
+<figcaption><h3>figure-{{ k }}</h3></figcaption><img height="{{ 150 + 25 * k }}" src="data:,">
+</figure></div>{% endfor %}
+<details><summary>Files</summary><ul>{% for k in range(150) %}<li>file-{{ k }}</li>{% endfor %}</ul></details></main>{% endblock %}"""
 
 
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium here to print with")
