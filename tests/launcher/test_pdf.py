@@ -51,7 +51,8 @@ SECTIONS = """{% extends "base.html.j2" %}{% block title %}made up{% endblock %}
 <div class="plots"><figure>
 <figcaption><h3>figure-{{ k }}</h3></figcaption><img height="{{ 150 + 25 * k }}" src="data:,">
 </figure></div>{% endfor %}
-<details><summary>Files</summary><ul>{% for k in range(150) %}<li>file-{{ k }}</li>{% endfor %}</ul></details></main>{% endblock %}"""
+<details><summary>Files</summary><ul>{% for k in range(150) %}<li>file-{{ k }}</li>{% endfor %}</ul></details>
+</main>{% endblock %}"""
 
 
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium here to print with")
