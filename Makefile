@@ -43,9 +43,7 @@ dist:
 sbom: setup
 	"$(PYTHON)" -m venv --clear "$(CACHE)/sbom"
 	"$(CACHE)/sbom/bin/python" -m pip install --quiet cyclonedx-bom
-	mkdir -p dist
-	"$(CACHE)/sbom/bin/cyclonedx-py" environment --output-reproducible --of JSON --sv 1.6 --pyproject pyproject.toml \
-	  -o dist/sbom.cdx.json "$(RUN)/python"
+	"$(CACHE)/sbom/bin/python" .ci/sbom.py "$(RUN)/python" dist/sbom.cdx.json
 
 # All committed results again, beside what was committed: exit code 1 if a ratio is worse. Goes on where it was stopped.
 bench: setup

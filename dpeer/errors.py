@@ -2,7 +2,11 @@
 
 
 class DpeerError(ValueError):
-    """A problem the user can fix; the command line shows it on one screen, without a traceback."""
+    """A problem the user can fix; the command line shows it on one screen, without a traceback.
+
+    `module`: where it was raised, if that was in another process, from which no traceback comes."""
+
+    module: str = ""
 
 
 class DataError(DpeerError):

@@ -69,9 +69,16 @@ UNEXPECTED = "unexpected"
 
 def section(error: BaseException) -> str:
     """The anchor in docs/errors.md."""
+    return section_of([kind.__name__ for kind in type(error).__mro__], raised_in(error))
+
+
+def raised_in(error: BaseException) -> str:
+    """The module of dpeer that raised it."""
+    if module := getattr(error, "module", ""):
+        return str(module)
     frames = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
     own = [name for name in frames if name.partition(".")[0] == "dpeer"]
-    return section_of([kind.__name__ for kind in type(error).__mro__], own[-1] if own else "dpeer.launcher")
+    return own[-1] if own else "dpeer.launcher"
 
 
 def section_of(classes: list[str], module: str) -> str:

@@ -6,13 +6,16 @@ import faulthandler
 import gc
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import ray
 
-from dpeer.errors import ClusterError
+from dpeer.errors import ClusterError, DpeerError
 from dpeer.launcher import watchdog
+from dpeer.launcher.faq import raised_in
 from dpeer.launcher.last_words import stderr_file
 from dpeer.training.environment import set_defaults
 from dpeer.training.pulse import Pulse
@@ -82,17 +85,19 @@ class Worker:
         if self.rank:
             self.rank.close()
         self.rank = None
-        spec = with_teams(Config.model_validate(config), self.world, role, prepared)
-        if role == "policy":
-            self.rank = TrainingRank(spec, self.world, prepared)
-        else:
-            self.rank = ReferenceRank(spec, self.world)
+        with _refusals():
+            spec = with_teams(Config.model_validate(config), self.world, role, prepared)
+            if role == "policy":
+                self.rank = TrainingRank(spec, self.world, prepared)
+            else:
+                self.rank = ReferenceRank(spec, self.world)
         return dict(self.rank.summary)
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
         from dpeer.training.rank import carry_out
 
-        return carry_out(self.rank, method, *args, **options)
+        with _refusals():
+            return carry_out(self.rank, method, *args, **options)
 
     @ray.method(concurrency_group="health")
     def pulse(self) -> Pulse:
@@ -103,6 +108,16 @@ class Worker:
     def look(self) -> dict[str, Any]:
         """Phase and Python stacks of this rank; answers while the main thread is inside a collective."""
         return {"phase": self.pulse().phase} | watchdog.look()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """An error takes along where it was raised: its traceback stays here."""
+    try:
+        yield
+    except DpeerError as error:
+        error.module = raised_in(error)
+        raise
 
 
 def _interface(address: str) -> str | None:

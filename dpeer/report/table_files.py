@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,8 @@ FORMATS = ("csv", "json", "md", "tex")
 PLACES = 2
 GIVEN = ("tolerance",)
 """Columns of settings, which are not rounded."""
+PROBABILITY = re.compile(r"(^|_)(p|probability)(_|$)")
+"""Names of columns whose 0 and 1 are rounded, and no certainty."""
 BOUNDS = (("_low", "_high"), ("_lower", "_upper"), (" low", " high"))
 
 
@@ -56,10 +59,17 @@ def as_latex(frame: pd.DataFrame) -> str:
     shown = _shown(frame)
     columns = "".join("r" if _numeric(frame[name]) else "l" for name in shown)
     head = [latex(_title(name)) for name in shown]
-    rows = [[latex(cell) for cell in row] for row in zip(*shown.values(), strict=True)]
+    columns_of_cells = [
+        [_MINUS.sub("$-$", latex(cell)) if _numeric(frame[name]) else latex(cell) for cell in cells]
+        for name, cells in shown.items()
+    ]
+    rows = zip(*columns_of_cells, strict=True)
     lines = [" & ".join(cells) + r" \\" for cells in (head, *rows)]
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
     return "\n".join([*body, r"\end{tabular}", ""])
+
+
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 
 
 def _shown(frame: pd.DataFrame) -> dict[str, list[str]]:
@@ -70,7 +80,8 @@ def _shown(frame: pd.DataFrame) -> dict[str, list[str]]:
     for name in map(str, frame):
         if name in within:
             continue
-        cells = [_cell(value, given=name in GIVEN) for value in frame[name]]
+        likely = _numeric(frame[name]) and PROBABILITY.search(name) is not None
+        cells = [_likely(value) if likely else _cell(value, given=name in GIVEN) for value in frame[name]]
         if name in bounds:
             ends = zip(*(frame[column] for column in bounds[name]), strict=True)
             cells = [
@@ -93,6 +104,12 @@ def _numeric(column: pd.Series) -> bool:
 
 def _title(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _likely(value: float) -> str:
+    """A probability. Of draws and simulations none is 0 or 1."""
+    text = _cell(value)
+    return {f"{0:.{PLACES}f}": "<0.01", f"{1:.{PLACES}f}": ">0.99"}.get(text, text)
 
 
 def _cell(value: object, given: bool = False) -> str:

@@ -31,6 +31,8 @@ def evaluation_methods(result: Result, writer: Writer) -> str:
         judges=list(judges["judge"].astype(str)) if "judge" in judges else [],
         gate=gate,
         green=bool(gate.get("green")),
+        reasons=[str(reason).rstrip(".") for reason in gate.get("reasons", ())],
+        scale=result.posterior.ratings.scale if result.posterior is not None else (),
         contrasts=list(_contrasts(result)),
         fixed=words.fixed,
         count=lambda value: words.count(value) if words.known(value) else "an unknown number of",

@@ -27,9 +27,9 @@ from dpeer.report.text import listing
 
 MOST_MOVED = 40
 KINDS = {
-    "judges": "Judges: positive = stricter than before, against the others (logits)",
-    "items": "Items: positive = harder than before, against the others (logits)",
-    "models": "Models that link: positive = abler than before, against the others (logits)",
+    "judges": "Judges: positive = stricter than before,\nagainst the others (logits)",
+    "items": "Items: positive = harder than before,\nagainst the others (logits)",
+    "models": "Models that link: positive = abler than before,\nagainst the others (logits)",
 }
 
 

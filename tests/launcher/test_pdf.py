@@ -45,6 +45,29 @@ def test_nothing_is_cut_off(tmp_path: Path) -> None:
     assert pages > 1 and re.findall(r"(\d+) ?/ ?(\d+)\n", text) == [(str(n + 1), str(pages)) for n in range(pages)]
 
 
+SECTIONS = """{% extends "base.html.j2" %}{% block title %}made up{% endblock %}{% block body %}<main>
+{% for k in range(12) %}<h2>heading-{{ k }}</h2>
+<p>{{ "Some words that say what is seen below. " * (1 + k) }}</p><p class="hint">What colours mean.</p>
+<div class="plots"><figure>
+<figcaption><h3>figure-{{ k }}</h3></figcaption><img height="{{ 150 + 25 * k }}" src="data:,">
+</figure></div>{% endfor %}
+<details><summary>Files</summary><ul>{% for k in range(150) %}<li>file-{{ k }}</li>{% endfor %}</ul></details>
+</main>{% endblock %}"""
+
+
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium here to print with")
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="poppler-utils, which read PDFs, are not installed")
+def test_a_heading_is_on_the_page_of_its_figure_and_a_list_of_files_takes_little(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(templates().from_string(SECTIONS).render())
+    text = subprocess.run(["pdftotext", print_page(page), "-"], capture_output=True, text=True, check=True).stdout
+    pages = text.split("\f")
+    where = {word: k for k, found in enumerate(pages) for word in re.findall(r"\b(?:heading|figure|file)-\d+", found)}
+    assert len(where) == 12 + 12 + 150
+    assert [where[f"heading-{k}"] for k in range(12)] == [where[f"figure-{k}"] for k in range(12)]
+    assert len({where[f"file-{k}"] for k in range(150)}) <= 2
+
+
 def test_no_browser_and_one_that_fails_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHROME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +70,20 @@ def test_every_licence_is_on_the_list_or_was_looked_at() -> None:
 
 def test_no_exception_outlives_its_package() -> None:
     assert set(KNOWN) <= set(pinned())
+
+
+def test_the_bill_of_materials_names_version_and_licences() -> None:
+    spec = importlib.util.spec_from_file_location("sbom", ROOT / ".ci" / "sbom.py")
+    assert spec and spec.loader
+    sbom = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sbom)
+    known = {"name": "numpy", "licenses": [{"license": {"id": "BSD-3-Clause"}}]}
+    bare = [{"name": name} for name in ("ray", "setuptools", "nowhere")]
+    made = {"metadata": {"component": {"name": "dpeer"}}, "components": [known, *bare]}
+    bom = sbom.completed(made, "1.2.3", distributions())
+    assert bom["metadata"]["component"] == {"name": "dpeer", "version": "1.2.3", "purl": "pkg:pypi/dpeer@1.2.3"}
+    ray, setuptools, nowhere = bom["components"][1:]
+    assert bom["components"][0] == known and nowhere == bare[2]
+    declared = distribution("ray").metadata["License"]
+    assert ray["licenses"] == [{"license": {"name": declared, "acknowledgement": "declared"}}]
+    assert setuptools["licenses"] == [{"license": {"id": "MIT", "acknowledgement": "concluded"}}]

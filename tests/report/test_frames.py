@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dpeer.launcher.cli import app
 from dpeer.report.page import MOST_DOWNLOADED, report_html
 from dpeer.report.run import read_run
-from dpeer.report.table_files import as_markdown
+from dpeer.report.table_files import as_latex, as_markdown
 
 
 def run(*command: object) -> str:
@@ -53,6 +53,14 @@ def test_stored_tables_come_back_as_they_were(tmp_path: Path) -> None:
 def test_a_tolerance_is_not_rounded() -> None:
     frame = pd.DataFrame({"constraint": ["A", "E"], "value": [0.0042, 0.3], "tolerance": [0.005, 0.5]})
     assert "| A | 0.00 | 0.005 |\n| E | 0.30 | 0.50 |\n" in as_markdown(frame)
+
+
+def test_a_probability_is_never_certain_and_minus_is_no_hyphen() -> None:
+    frame = pd.DataFrame({"name": ["a-1"], "p_better": [1.0], "rank_probability": [0.004], "share": [1.0]})
+    frame = frame.assign(gap=-0.5, gap_low=-1.25, gap_high=0.25)
+    assert "| a-1 | >0.99 | <0.01 | 1.00 | -0.50 [-1.25, 0.25] |" in as_markdown(frame)
+    line = r"a-1 & \textgreater{}0.99 & \textless{}0.01 & 1.00 & $-$0.50 {[}$-$1.25, 0.25{]} \\"
+    assert line in as_latex(frame)
 
 
 def test_what_has_no_tables_is_told(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from typer.testing import CliRunner
 
 from dpeer.eval.config import Generation
 from dpeer.launcher.chat.app import Room, application
 from dpeer.launcher.chat.votes import Votes
+from dpeer.launcher.cli import app
 from tests.launcher.chat.cdp import Browser, browser
 from tests.launcher.chat.streaming import KEY, Endpoint, endpoint
 from tests.launcher.chat.test_serve import NAMES, served
@@ -82,13 +84,24 @@ def replies(tab: Browser) -> list[str]:
     return found
 
 
+FOCUS = "document.activeElement.id || document.activeElement.textContent"
+WEIGHT = """(() => {
+  const [page, ...rest] = ["navigation", "resource"].flatMap(kind => performance.getEntriesByType(kind));
+  return [rest.map(r => r.name.split("/").at(-1)), [page, ...rest].reduce((sum, r) => sum + r.transferSize, 0)];
+})()"""
+"""What the page asked for beside itself, and the bytes of all of it with headers."""
+
+
 @pytest.mark.timeout(300)
-def test_a_person_types_votes_and_reloads(room: tuple[Room, str], there: Endpoint, tmp_path: Path) -> None:
+def test_a_person_votes_twenty_times_and_reloads(room: tuple[Room, str], there: Endpoint, tmp_path: Path) -> None:
     found, address = room
     with browser(tmp_path) as tab:
         tab.shape(1100, 800)
         tab.open(address)
         tab.wait("document.querySelectorAll('#left option').length === 2")
+        asked, weight = tab.wait(WEIGHT)
+        assert asked == ["state"] and weight < 25_000
+        assert tab.js("performance.getEntriesByName('first-contentful-paint').length") == 1
         ask(tab, "Is 2 + 2 = 5?")
         assert all("answers turn 1: <b>not bold</b>" in text for text in replies(tab))
         assert tab.js("document.querySelectorAll('main b').length") == 0
@@ -101,29 +114,36 @@ def test_a_person_types_votes_and_reloads(room: tuple[Room, str], there: Endpoin
         tab.press("Escape")
         tab.press("2")  # by key: A, the right one
         tab.wait("document.querySelectorAll('#votes .row').length === 1")
+        assert tab.js(FOCUS) == "votes"
+        tab.press("Enter")  # of somebody who confirms: no vote
         tab.click("#votes button[aria-label='T: a tie']")  # by hand
         names = tab.wait("(t => t[0] !== 'Left' && t)([...document.querySelectorAll('h2')].map(e => e.textContent))")
         assert sorted(names) == sorted(NAMES)
         assert all(text.startswith(name) for text, name in zip(replies(tab), names, strict=True))
-        tab.press("n")
-        for k in range(3):
-            ask(tab, f"Question {k}?")
+        for k in range(9):
+            assert tab.js(FOCUS) == "new"
+            tab.press("n" if k % 2 else "Enter")
+            ask(tab, f"Question {k % 5}?")
             tab.press("Escape")
             tab.press("1")
             tab.wait("document.querySelectorAll('#votes .row').length === 1")
-            tab.press("3")
+            tab.press("3" if k % 3 else "2")
             tab.wait(f"!({VOTING})")
-            tab.press("n")
         tab.open(address)
-        assert tab.wait("state && state.votes") == {"A": 4, "T": 4}
+        assert tab.wait("state && state.votes") == {"A": 10, "T": 10}
         rows = list(csv.DictReader(found.votes.path.open(encoding="utf-8")))
-        assert len(rows) == 8 and rows[0]["winner"] == names[1] and rows[1]["winner"] == "tie"
+        assert rows[0]["winner"] == names[1] and rows[1]["winner"] == "tie"
+        command = ["irt", "fit", str(found.votes.path), "--human", "ann", "-o", str(tmp_path / "fit"), "--approx"]
+        fitted = CliRunner().invoke(app, command)
+        assert fitted.exit_code == 0, fitted.output
+        assert "20 comparisons: 2 models, 6 items, 1 judges, 2 dimensions" in fitted.output
+        told = (tmp_path / "fit" / "report.html").read_text(encoding="utf-8")
+        assert all(name in told for name in (*NAMES, "ann"))
         tab.shape(390, 800, dark=True)
         ask(tab, "On a phone?")
         assert tab.js("document.documentElement.scrollWidth") <= 390
         assert tab.js(LABELS) == [] and tab.js(CONTRAST) == []
         tab.picture(tmp_path / "phone.png")
-        assert tab.js("performance.getEntriesByType('navigation')[0].encodedBodySize") < 40_000
         assert tab.errors == []
 
 
