@@ -1,9 +1,10 @@
-"""Hooks of the site: README, CONTRIBUTING and CHANGELOG become pages of it, and links find their way there."""
+"""Hooks of the site: README, CONTRIBUTING and CHANGELOG become pages of it, links find their way, formulas are set."""
 
 from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from docs.formulas import drawn  # noqa: E402
+
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 
@@ -41,7 +46,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     uri = page.file.src_uri
-    return markdown if uri in PAGES.values() else moved(markdown, f"docs/{uri}", uri)
+    return drawn(markdown if uri in PAGES.values() else moved(markdown, f"docs/{uri}", uri))
 
 
 class FieldLists(griffe.Extension):
