@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,12 @@ BUDGET = 1024
 
 def figures(demo: Path) -> dict[str, bytes]:
     """SVG by name; the same bytes for the same run."""
-    painters: dict[str, tuple[float, Callable[[Figure], None]]] = {
-        "order": (3.7, paint_order),
-        "margins": (2.9, lambda figure: paint_margins(figure, demo)),
-        "multipliers": (3.1, lambda figure: paint_multipliers(figure, demo)),
-        "tree": (3.3, lambda figure: paint_tree(figure, demo)),
-        "judges": (3.1, lambda figure: paint_judges(figure, demo)),
-    }
-    return {name: render(paint, height, "svg")[0] for name, (height, paint) in painters.items()}
+    if not (demo / "lagrangian" / "ledger.jsonl").is_file():
+        raise SystemExit(f"{demo} is no run of the demo. Run `make demo`, or name its folder: --run FOLDER")
+    return {name: render(partial(paint, demo=demo), height, "svg")[0] for name, (height, paint) in PAINTERS.items()}
 
 
-def paint_order(figure: Figure) -> None:
+def paint_order(figure: Figure, demo: Path | None = None) -> None:
     """One record of the sample: boxes are responses, arrows its edges."""
     figure.set_size_inches(WIDE_IN, 3.7)
     record = next(r for r in load(str(SAMPLE)).records if "Yorkshire" in r.prompt[0].content)
@@ -144,7 +140,11 @@ def paint_multipliers(figure: Figure, demo: Path) -> None:
     loss.set(xlabel="optimizer step", ylabel="loss on the dual split (nats)", ylim=(0, None))
     multiplier.set(xlabel="optimizer step", ylabel="multiplier λ", ylim=(-0.05, None))
     weight.set(xlabel="optimizer step", ylabel="weight of the dimension (%)", ylim=(0, None))
-    for axes, words in ((loss, "T is above its tolerance,"), (multiplier, "so its multiplier rises,"), (weight, "and it weighs more")):
+    for axes, words in (
+        (loss, "T is above its tolerance,"),
+        (multiplier, "so its multiplier rises,"),
+        (weight, "and it weighs more"),
+    ):
         _title(axes, words)
     multiplier.legend(fontsize=8.5, loc="center right")
 
@@ -173,7 +173,12 @@ def paint_tree(figure: Figure, demo: Path) -> None:
     one.grid(visible=False)
     one.text(0, -0.9, f"as {len(tree.edges)} pairs: {pair_tokens} tokens", fontsize=8.5, fontweight="bold")
     one.text(0, top + 0.6, f"as a tree: {tokens} tokens", fontsize=8.5, fontweight="bold")
-    for colour, words in ((PALETTE[0], "prompt"), (PALETTE[2], "golden"), (PALETTE[1], "reject"), (PALE, "not repeated")):
+    for colour, words in (
+        (PALETTE[0], "prompt"),
+        (PALETTE[2], "golden"),
+        (PALETTE[1], "reject"),
+        (PALE, "not repeated"),
+    ):
         one.barh(0, 0, color=colour, label=words)
     one.legend(fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.62), handlelength=1)
     one.set_xlim(0, 1.45 * tree.longest)
@@ -245,3 +250,13 @@ def _bar(axes: Axes, y: float, parts: list[tuple[int, str]]) -> None:
     for length, colour in parts:
         axes.barh(y, length, left=left, height=0.8, color=colour)
         left += length
+
+
+PAINTERS: dict[str, tuple[float, Callable[..., None]]] = {
+    "order": (3.7, paint_order),
+    "margins": (2.9, paint_margins),
+    "multipliers": (3.1, paint_multipliers),
+    "tree": (3.3, paint_tree),
+    "judges": (3.1, paint_judges),
+}
+"""Name -> height in inches, and what draws it."""

@@ -1,6 +1,7 @@
 """Formulas of the pages as SVG, set by matplotlib: no script, no fonts, no other host. GitHub sets the same source.
 
-A block of ```math is a formula of its own, \\tag{NAME} its number; $`...`$ stands within a line.
+A block of ```math is a formula of its own, \\tag{NAME} its number, an anchor above it is where links lead; $`...`$ stands
+within a line.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-FORMULA = re.compile(r"^```math\n(?P<block>.+?)\n```$|\$`(?P<inline>[^`\n]+)`\$", re.M | re.S)
+FORMULA = re.compile(r"^(?:<a id=\"\w+\"></a>\n)?```math\n(?P<block>.+?)\n```$|\$`(?P<inline>[^`\n]+)`\$", re.M | re.S)
 TAG = re.compile(r"\s*\\tag\{(\w+)\}")
 ALIGNED = re.compile(r"\\(?:begin|end)\{aligned\}|&")
-EM = 400
+SUM = re.compile(r"\\(?:sum|prod)_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?\w)")
+EM = 200
 """Units of the drawing in one em."""
 COMMANDS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 
@@ -27,11 +29,17 @@ def drawn(markdown: str) -> str:
         if match["inline"]:
             return svg(match["inline"])
         tag = TAG.search(match["block"])
-        lines = (svg(line) for line in ALIGNED.sub("", TAG.sub("", match["block"])).split(r"\\"))
+        source = ALIGNED.sub("", TAG.sub("", match["block"]))
+        lines = (svg(_displayed(line)) for line in source.split(r"\\"))
         number = f'<span id="{tag[1]}">({tag[1]})</span>' if tag else ""
         return f'<div class="formula" tabindex="0" role="group"><div>{"<br>".join(lines)}</div>{number}</div>'
 
     return FORMULA.sub(one, markdown)
+
+
+def _displayed(tex: str) -> str:
+    """Fractions in full size and room behind sums, which TeX gives by itself."""
+    return SUM.sub(r"\\,\g<0>\\,", tex).replace(r"\frac", r"\dfrac").replace("'", "\u2032")
 
 
 def svg(tex: str) -> str:
@@ -39,7 +47,7 @@ def svg(tex: str) -> str:
     source = " ".join(tex.split())
     path = TextPath((0, 0), f"${source}$", size=EM, prop=FontProperties(math_fontfamily="stix"))
     box = path.get_extents()
-    left, bottom, width, height = box.x0 - 8, box.y0 - 8, box.width + 16, box.height + 16
+    left, bottom, width, height = box.x0 - 4, box.y0 - 4, box.width + 8, box.height + 8
     size = f"width:{width / EM:.2f}em;height:{height / EM:.2f}em;vertical-align:{bottom / EM:.2f}em"
     view = f"{left:.0f} {-bottom - height:.0f} {width:.0f} {height:.0f}"
     return (

@@ -58,7 +58,12 @@ SHOTS = {
     "train_side_effects": Shot(TRAINING, "Side effects and speed", (".plots",), ("figure:nth-of-type(3)",)),
     "eval_head": Shot(EVALUATION, ""),
     "eval_abilities": Shot(EVALUATION, "Abilities", (".plots",)),
-    "eval_table": Shot(EVALUATION, "Abilities", (".scroll:has(tr:nth-child(16))",), ("tbody tr:nth-child(-n+15)", "tr > :nth-child(n+8)")),
+    "eval_table": Shot(
+        EVALUATION,
+        "Abilities",
+        (".scroll:has(tr:nth-child(16))",),
+        ("tbody tr:nth-child(-n+15)", "tr > :nth-child(n+8)"),
+    ),
     "eval_ranks": Shot(EVALUATION, "Ranks", (".scroll",), ("tbody tr:nth-child(-n+15)",)),
     "eval_judges": Shot(EVALUATION, "Judges", (".plots",), ("figure:nth-of-type(n+2):nth-of-type(-n+5)",)),
     "eval_ppc": Shot(EVALUATION, "Does the fit reproduce the scores?", (".plots",), ("figure:nth-of-type(n+3)",)),
@@ -70,10 +75,11 @@ const {heading, keep, hide} = %s;
 const main = document.querySelector("main"), header = document.querySelector("header");
 if (heading) {
   const first = [...main.querySelectorAll("h2")].find(h => h.textContent.trim() === heading);
-  const stay = new Set([first]);
-  for (let e = first.nextElementSibling; e && e.tagName !== "H2"; e = e.nextElementSibling) {
+  const stay = new Set();
+  for (let e = first?.nextElementSibling; e && e.tagName !== "H2"; e = e.nextElementSibling) {
     if (!keep.length || keep.some(selector => e.matches(selector))) stay.add(e);
   }
+  if (stay.size) stay.add(first);
   for (const e of [...main.children]) if (!stay.has(e)) e.remove();
   header.remove();
 } else main.remove();
