@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def paint_order(figure: Figure, demo: Path | None = None) -> None:
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         words = f"edge of {edge.dimension}"
         axes.text(*middle, words, ha="center", va="center", color=colour, fontsize=9, fontweight="bold", bbox=paper)
-    for left, right in zip(rejects, rejects[1:], strict=False):
+    for left, right in pairwise(rejects):
         middle = (places[left][0] + places[right][0]) / 2
         axes.text(middle, 6, "no\norder", ha="center", va="center", color=GREY, fontsize=7.3)
     prompt = _begun(record.prompt[0].content, 112, 2)
@@ -219,7 +220,7 @@ def paint_judges(figure: Figure, demo: Path) -> None:
     raw, fit = figure.subplots(1, 2, sharey=True)
     at = np.arange(len(ability))
     for i, judge in enumerate(severity.sort_values().index):
-        label = f"{judge}\n{severity[judge]:+.2f} logits".replace("-", "−")
+        label = f"{judge}\n{severity[judge]:+.2f} logits".replace("-", "\N{MINUS SIGN}")
         raw.plot(mean.loc[judge, ability["model"]], at, "osD"[i % 3], color=PALETTE[i], label=label, markersize=5.5)
     raw.set(xlabel="mean score in T (1 to 5)", yticks=at, xlim=(1, 5), ylim=(-0.3, len(at) + 0.1))
     raw.set_yticklabels(ability["model"])

@@ -1,7 +1,7 @@
 """Formulas of the pages as SVG, set by matplotlib: no script, no fonts, no other host. GitHub sets the same source.
 
-A block of ```math is a formula of its own, \\tag{NAME} its number, an anchor above it is where links lead; $`...`$ stands
-within a line.
+A block of ```math is a formula of its own, \\tag{NAME} its number, an anchor above it is where links lead; $`...`$
+stands within a line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Formulas can be set; every numbered equation has its place in the code and tests that exist, and every test that a page names."""
+"""Formulas can be set; each numbered equation names its code and its tests, and each test that a page names exists."""
 
 from __future__ import annotations
 
