@@ -1,9 +1,10 @@
-"""Hooks of the site: README, CONTRIBUTING and CHANGELOG become pages of it, and links find their way there."""
+"""Hooks of the site: README, CONTRIBUTING and CHANGELOG become pages of it, links find their way, formulas are set."""
 
 from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from docs.formulas import drawn  # noqa: E402
+
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+NAMES = re.compile(r"(?<=<code>)[^<]*::[^<]*(?=</code>)")
+PARTS = re.compile(r"::|[/_]")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 
 
@@ -41,7 +48,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     uri = page.file.src_uri
-    return markdown if uri in PAGES.values() else moved(markdown, f"docs/{uri}", uri)
+    return drawn(markdown if uri in PAGES.values() else moved(markdown, f"docs/{uri}", uri))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Long names such as file.py::function may break behind their parts."""
+    return NAMES.sub(lambda match: PARTS.sub(r"\g<0><wbr>", match[0]), html)
 
 
 class FieldLists(griffe.Extension):

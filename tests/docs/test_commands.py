@@ -30,6 +30,7 @@ STANDS_FOR = {
     "FOLDER": "folder",
     "PATH": "runs/demo/base",
     "base=PATH": "base=runs/demo/base",
+    "pooled": "sft",  # of the two arms the fit of the tests has one
 }
 """Words in capitals on the pages, and what a reader here puts for them."""
 PLANNED = {
