@@ -1,8 +1,9 @@
 """From command to first step: CPU and wall seconds until the first ledger line, over all processes of the run.
 
-Two ranks of a tiny random model and 24 records, by `dpeer train` (Ray) and under torchrun, each run a process of its
-own in a fresh folder. The first round of each launcher warms the file system's cache and is not counted where there
-are more. `--imports N` shows the N modules whose own import takes most of the driver's time.
+Two ranks of a tiny random model (DeepSpeed, a reference cache to be filled) and 24 records, by `dpeer train` (Ray) and
+under torchrun, each run a process of its own in a fresh folder. One more run of each comes first, is not counted, and
+warms the file system's cache and Python's bytecode. `--imports N` shows the N modules whose own import takes most of a
+rank's time.
 
 usage: python benchmarks/startup.py [--rounds 2] [--launchers ray torchrun] [--imports 15]
 """
@@ -31,13 +32,16 @@ from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
 
 RENDEZVOUS = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
-DRIVER = "import dpeer.launcher.cli, dpeer.launcher.train"
+DRIVER, RANK = "import dpeer.launcher.cli, dpeer.launcher.train", "import dpeer.training.rank"
+GOAL_S, CORES = 12.0, 2
 POLL_S = 0.2
 LAUNCHERS = {
     "ray": ("-m", "dpeer.launcher.cli", "train"),
     "torchrun": ("-m", "torch.distributed.run", *RENDEZVOUS, "--nproc-per-node=2", "-m", "dpeer.launcher.torchrun"),
 }
 IMPORTED = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|\s+(\S+)")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+"""Of runs that are warm, as all but the first after an installation."""
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -73,7 +77,7 @@ def started(launcher: str, lab: Path, name: str, limit: float) -> Start:
     with log.open("w") as file:
         began = time.monotonic()
         run = subprocess.Popen(
-            command, cwd=lab, env=os.environ | SETTINGS, stdout=file, stderr=file, start_new_session=True
+            command, cwd=lab, env=ENVIRONMENT | SETTINGS, stdout=file, stderr=file, start_new_session=True
         )
         try:
             while run.poll() is None and len(found.wall) < len(signs) and time.monotonic() - began < limit:
@@ -102,11 +106,11 @@ def _cpu_of_tree(pid: int) -> Iterator[tuple[int, float]]:
                 yield process.pid, times.user + times.system
 
 
-def imports() -> tuple[float, list[tuple[float, float, str]]]:
-    """CPU seconds of a process with a driver's imports; (own s, s with all below, name) of modules, longest first."""
+def imports(code: str) -> tuple[float, list[tuple[float, float, str]]]:
+    """CPU seconds of a process with these imports; (own s, s with all below, name) of modules, longest first."""
     before = os.times()
-    command = [sys.executable, "-X", "importtime", "-c", DRIVER]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | SETTINGS)
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=ENVIRONMENT | SETTINGS)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     rows = ((int(own) / 1e6, int(below) / 1e6, name) for own, below, name in IMPORTED.findall(told.stderr))
@@ -121,32 +125,38 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds that one run may take")
     recorder = Recorder(parser)
     given = parser.parse_args()
-    spent, modules = imports()
-    rows, figures = [], [Figure("imports of a driver", spent, "CPU s", "lower")]
+    (light, _), (heavy, modules) = imports(DRIVER), imports(RANK)
+    rows, figures = [], []
     with tempfile.TemporaryDirectory() as temporary:
         lab = Path(temporary)
         write_recipe(lab)
         for launcher in given.launchers:
-            warm = given.rounds > 1
-            names = [f"{launcher}-{i}" for i in range(given.rounds + warm)]
-            starts = [started(launcher, lab, name, given.limit) for name in names][warm:]
+            names = [f"{launcher}-{i}" for i in range(given.rounds + 1)]
+            starts = [started(launcher, lab, name, given.limit) for name in names][1:]
             cpu, built, first = (
                 [s.cpu for s in starts],
                 [s.wall["manifest"] for s in starts],
                 [s.wall["first step"] for s in starts],
             )
             rows.append([launcher, *map(spread, (built, first, cpu)), f"{starts[-1].processes}"])
-            figures.append(Figure.median(f"{launcher}: until the first step, all processes", cpu, "CPU s", "lower"))
-            figures.append(Figure.median(f"{launcher}: until the first step", first, "s"))
-            figures.append(Figure.median(f"{launcher}: until the manifest", built, "s"))
-            figures.append(Figure(f"{launcher}: processes", starts[-1].processes, "count"))
+            name = f"{launcher}: command to first step"
+            figures.append(Figure.median(f"{name}, all processes", cpu, "CPU s", "lower", GOAL_S * CORES))
+            figures.append(Figure.median(name, first, "s", "lower", GOAL_S))
+            figures.append(Figure.median(f"{launcher}: command to manifest", built, "s"))
+    figures.append(Figure("imports of a driver before it starts workers", light, "CPU s", "lower"))
+    figures.append(Figure("imports of a rank", heavy, "CPU s", "lower"))
     if given.imports:
         longest = [[name, f"{own:.3f}", f"{below:.3f}"] for own, below, name in modules[: given.imports]]
-        print_table("What the driver imports", ("module", "own s", "with below s"), longest, "wall seconds")
+        print_table("What a rank imports", ("module", "own s", "with below s"), longest, "wall seconds")
     columns = ("launcher", "wall s to the manifest", "to the first step", "CPU s until then", "processes")
-    caption = f"imports of a driver alone: {spent:.1f} CPU s"
+    caption = f"imports alone: {light:.1f} CPU s of a driver before it starts workers, {heavy:.1f} of a rank"
     print_table(f"Command to first step, {given.rounds} rounds", columns, rows, caption)
-    recorder.write(given, figures, "Wall seconds grow with the load of the machine, CPU seconds little.")
+    recorder.write(
+        given,
+        figures,
+        f"Wall seconds grow with what else the machine does (see the load), CPU seconds little: {GOAL_S:g} s on "
+        f"{CORES} cores allow {GOAL_S * CORES:g} of them at most.",
+    )
 
 
 if __name__ == "__main__":

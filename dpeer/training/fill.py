@@ -10,10 +10,9 @@ from typing import Any
 from dpeer.config import Config
 from dpeer.files import SILENT_S, clear_temporary
 from dpeer.training.agreement import refuse_other_facts
-from dpeer.training.calls import PolicyCalls, Ranks, ReferenceCalls, Scores, Workers
+from dpeer.training.calls import PolicyCalls, Ranks, ReferenceCalls, Scores, Workers, merge
 from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.reference import cache_path, uncached, write_cache
-from dpeer.training.scoring import merge
 
 CACHE_SLICE = 128  # records per worker and call
 Score = Callable[[Any, str, int, int], Scores]

@@ -1,7 +1,8 @@
 """The order of a run: build, load the newest checkpoint, train, certify, export. It exists once, for every launcher.
 
 A driver executes it: it orders steps and keeps the files, and never touches tensors of the model. How ranks are
-reached, who watches and who may stop the run comes from the launcher.
+reached, who watches and who may stop the run comes from the launcher. Nothing here needs torch until ranks are built,
+so that a driver can have them load their libraries at once.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from typing import Any, Protocol
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint, Diverged, Interrupted
 from dpeer.integrity import refuse_damaged_model, write_state
-from dpeer.objective.ledger import infeasible
 from dpeer.objective.rows import TimingRow
 from dpeer.training import ending
 from dpeer.training.agreement import refuse_other_facts, refuse_other_means
-from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
+from dpeer.training.calls import (
+    LONG_S,
+    Phase,
+    PolicyCalls,
+    Ranks,
+    ReferenceCalls,
+    WorkerFailed,
+    WorkerLost,
+    Workers,
+    merge,
+)
 from dpeer.training.cost import cost
-from dpeer.training.fill import fill_cache, fill_cache_by_policy
 from dpeer.training.publish import publish
 from dpeer.training.run_dir import RunDir
 from dpeer.training.saves import Saves
-from dpeer.training.scoring import merge
 from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
 
 TAIL = 20
@@ -88,21 +96,8 @@ class TrainingRun:
         self.files.finish(last, publish(self.files.export, made))
 
     def build(self) -> int:
-        """Bring the groups up and load the last checkpoint; returns the number of steps done."""
-        by_policy = self.config.model.reference_in_policy
-        if self.mode == "cache" and not by_policy:
-            fill_cache(self.config, self.workers)
-        roles = ("policy", "reference") if self.mode == "workers" else ("policy",)
-        policy = self.workers.start(*roles)[0]
-        pending = policy.start_build(self.config)
-        if self.mode == "workers":
-            theirs = self.workers.reference().build(self.config)
-        built = policy.finish_build(pending)
-        if self.mode == "workers":
-            refuse_other_facts("the reference group", theirs["facts"], built["facts"])
-            refuse_other_means({"policy rank 0": built, "the reference group": theirs})
-        if self.mode == "cache" and by_policy:
-            fill_cache_by_policy(self.config, policy, built["facts"])
+        """Build the ranks and load the last checkpoint; returns the number of steps done."""
+        policy, built = self.ranks()
         means = built["means"]
         self.files.begin_or_resume(self.config, built["facts"], means)
         for line in built.get("reading", ()):
@@ -128,6 +123,26 @@ class TrainingRun:
         self.files.truncate(start)
         self.prune()
         return start
+
+    def ranks(self) -> tuple[Ranks, dict[str, Any]]:
+        """Bring the groups up and fill the reference cache; the policy, still as it starts, and what it says of
+        itself."""
+        from dpeer.training.fill import fill_cache, fill_cache_by_policy
+
+        by_policy = self.config.model.reference_in_policy
+        if self.mode == "cache" and not by_policy:
+            fill_cache(self.config, self.workers)
+        policy = self.workers.start(*roles(self.config))[0]
+        pending = policy.start_build(self.config)
+        if self.mode == "workers":
+            theirs = self.workers.reference().build(self.config)
+        built = policy.finish_build(pending)
+        if self.mode == "workers":
+            refuse_other_facts("the reference group", theirs["facts"], built["facts"])
+            refuse_other_means({"policy rank 0": built, "the reference group": theirs})
+        if self.mode == "cache" and by_policy:
+            fill_cache_by_policy(self.config, policy, built["facts"])
+        return policy, built
 
     def steps(self, start: int, watcher: Watcher) -> int:
         """Train until the end or an early stop; returns the number of steps done."""
@@ -172,8 +187,11 @@ class TrainingRun:
         self.saves.finish()
         done = int(tail[-1]["step"]) if tail else start
         self.stop_here(done)
-        for message in infeasible(tail).values() if self.preference else ():
-            watcher.warn(f"infeasible: {message}")
+        if self.preference:
+            from dpeer.objective.ledger import infeasible
+
+            for message in infeasible(tail).values():
+                watcher.warn(f"infeasible: {message}")
         return done
 
     def stop_here(self, step: int) -> None:
@@ -286,6 +304,11 @@ class TrainingRun:
         scores = merge(shares, records), merge(theirs, records)
         if verdict := policy.call_first("certificate", PolicyCalls.certificate, *scores, self.files.heldout):
             write_state(self.files.certificate, verdict)
+
+
+def roles(config: Config) -> tuple[str, ...]:
+    """Groups that train."""
+    return ("policy", "reference") if config.cluster.reference == "workers" else ("policy",)
 
 
 def load(policy: Ranks, files: RunDir, step: int) -> int:
