@@ -258,7 +258,8 @@ class Cluster(Section):
     reference: Literal["workers", "colocated", "cache"] = "cache"
     """Where reference log-probs come from: own workers one step ahead, the policy's workers, or computed once."""
     reference_workers: int = Field(1, ge=1)
-    """Ranks of the reference group (modes workers and cache)."""
+    """Ranks of the reference group: in mode workers, and in mode cache where the reference is not the model that is
+    loaded to be trained, and in sweeps; otherwise the policy's ranks fill the cache."""
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray reserves per worker."""
     gpus_per_worker: Literal[0, 1, "auto"] = "auto"

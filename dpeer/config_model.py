@@ -133,6 +133,12 @@ class Model(Section):
         return self.reference == (self.path, self.revision) and self.reference_lora == self.start
 
     @property
+    def reference_in_policy(self) -> bool:
+        """The reference is the very model that is loaded to be trained: what the policy computes before its first step,
+        without adapters that were drawn for it."""
+        return self.reference_is_base and self.start is None and not self.load_in_4bit
+
+    @property
     def reference_beneath(self) -> bool:
         """The reference is what the policy computes without its adapters."""
         return self.lora is not None and self.reference == (self.path, self.revision) and self.reference_lora is None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Concatenate
 
 import ray
@@ -46,6 +47,7 @@ class Group:
         self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?", "node": "", "stderr": ""}] * size
         self.entered: list[Any] = []
         self.own = ""  # address of rank 0
+        self.joined = False
 
     def enter(self) -> None:
         """Begin to load libraries, which takes long; `join` waits for it."""
@@ -78,6 +80,7 @@ class Group:
         }
         joins = [w.join.remote(i, self.size, own, port, limits) for i, w in enumerate(self.workers)]
         self._gather(joins, "joining the process group", spec.join_timeout_s + GRACE_S, watched=False)
+        self.joined = True
 
     def build(self, config: Config, role: str | None = None, prepared: Any = None) -> dict[str, Any]:
         return self.finish_build(self.start_build(config, role, prepared))
@@ -268,22 +271,32 @@ class Groups:
         return self.start("reference")[0]
 
     def start(self, *roles: str) -> list[Group]:
-        """The groups of these roles; those that are not there yet load their libraries at the same time."""
+        """The groups of these roles."""
+        self.begin(*roles)
+        with self._whole(new := [role for role in roles if not self._groups[role].joined]):
+            for role in new:
+                self._groups[role].join()
+        return [self._groups[role] for role in roles]
+
+    def begin(self, *roles: str) -> None:
+        """Have those that are not there yet load their libraries, all at the same time; does not wait for that."""
         sizes = {"policy": self.spec.policy_workers, "reference": self.spec.reference_workers}
-        new = [role for role in roles if role not in self._groups]
-        try:
+        with self._whole(new := [role for role in roles if role not in self._groups]):
             for role in new:
                 self._groups[role] = Group(role, sizes[role], self.config, self.left)
             for role in new:
                 self._groups[role].enter()
-            for role in new:
-                self._groups[role].join()
-        except BaseException:  # a signal too must not leave processes behind
+
+    @contextmanager
+    def _whole(self, new: Sequence[str]) -> Iterator[None]:
+        """Whatever ends the block, a signal too, must not leave processes of these roles behind."""
+        try:
+            yield
+        except BaseException:
             for role in new:
                 if group := self._groups.pop(role, None):
                     group.close()
             raise
-        return [self._groups[role] for role in roles]
 
     def close(self) -> None:
         while self._groups:

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-import torch.distributed as dist
-
 from dpeer.config import Config
 from dpeer.objective.rows import TimingRow
 
@@ -48,6 +46,8 @@ class MemoryWatch:
 def _beside(work: Callable[[], float]) -> Future[float]:
     """Started in a thread that the end of the process does not wait for; at once where this process trains itself, as
     under torchrun: making a model sets the default dtype of the whole process."""
+    import torch.distributed as dist
+
     future: Future[float] = Future()
 
     def run() -> None:
@@ -65,6 +65,8 @@ def _beside(work: Callable[[], float]) -> Future[float]:
 
 def planned_tensors(config: Config, timing: TimingRow) -> float:
     """Bytes of all tensors at the peak, "up to", for packs and records like those of a step."""
+    import torch.distributed as dist
+
     from dpeer.estimate.footprint import count_activations, count_weights
     from dpeer.estimate.memory import Zero, per_gpu
     from dpeer.launcher.plan.inputs import model_config

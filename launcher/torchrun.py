@@ -42,9 +42,10 @@ from dpeer.launcher.recipe import training_config
 from dpeer.launcher.signals import Signals, preempt_signal
 from dpeer.launcher.teams import with_teams
 from dpeer.launcher.trackers import check_trackers
-from dpeer.training import preflight, world
+from dpeer.training import world
 from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import LONG_S, P, Phase, T, WorkerLost
+from dpeer.training.choice import check_settings
 from dpeer.training.dates import dated
 from dpeer.training.environment import gpu_variables, set_defaults
 from dpeer.training.faults import kind
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str]) -> int:
                 "cluster.reference = workers: torchrun starts one group, so there are no other workers. "
                 "Set it to colocated, or to cache."
             )
-        preflight.settings(config, int(os.environ.get("WORLD_SIZE") or 1))
+        check_settings(config, int(os.environ.get("WORLD_SIZE") or 1))
         config = as_begun(config, RunDir(config.run_dir), print if leads else lambda line: None)
         given_config, config = config, dated(resolved_gpus(config, torch.cuda.device_count()))
         refuse_lost_gpus(given_config, config, RunDir(config.run_dir))

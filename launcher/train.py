@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 
 from dpeer.config import Config
-from dpeer.errors import ClusterError, ConfigError, Interrupted
+from dpeer.errors import ClusterError, ConfigError, DpeerError, Interrupted
 from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, connect
 from dpeer.launcher.driver import (
@@ -23,13 +24,13 @@ from dpeer.launcher.driver import (
 from dpeer.launcher.gpus import device_line, resolved_gpus
 from dpeer.launcher.group import Groups
 from dpeer.launcher.outlasting import OUTPUT, outlasting
-from dpeer.launcher.preflight.quick import check_quickly, token
+from dpeer.launcher.preflight.quick import check_quickly, is_private, token
 from dpeer.launcher.signals import Signals
 from dpeer.launcher.trackers import check_trackers
-from dpeer.training import preflight
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
+from dpeer.training.choice import check_settings
 from dpeer.training.dates import dated
-from dpeer.training.run import TrainingRun
+from dpeer.training.run import TrainingRun, roles
 from dpeer.training.run_dir import RunDir
 
 WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"  # of Ray, on each node
@@ -41,7 +42,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     0 done, 130 / 143 / 129 stopped by Ctrl-C / SIGTERM / SIGHUP and saved, 85 pre-empted and saved, 86 a node was lost.
     """
     refuse_perishable(config)
-    preflight.settings(config)
+    check_settings(config)
     files = RunDir(config.run_dir)
     check_startable(files, resume)
     check_trackers(config)
@@ -49,16 +50,32 @@ def run(config: Config, *, resume: bool = False) -> int:
         try:
             token(config)
             with connect(config.cluster.address):
-                if config.cluster.preflight:
-                    check_quickly(config)
-                groups = Groups(config)
+                groups = begun(config, files)
                 try:
+                    if config.cluster.preflight:
+                        check_quickly(config)
+                    groups = groups or Groups(config)
                     return train(config, groups, resume=resume)
                 finally:
-                    groups.close()
+                    if groups:
+                        groups.close()
         except Interrupted as stopped:
             print(stopped, flush=True)
             return stopped.code
+
+
+def begun(config: Config, files: RunDir) -> Groups | None:
+    """Groups whose workers load their libraries while the driver looks at nodes and data: on a private cluster, where
+    nobody else waits for the places. None where they have nothing to do yet, or do not start: the run itself tells."""
+    other_first = config.cluster.reference == "cache" and not config.model.reference_in_policy
+    if not is_private(config) or other_first:
+        return None
+    with suppress(DpeerError):
+        if not files.finished:
+            groups = Groups(config)
+            groups.begin(*roles(config))
+            return groups
+    return None
 
 
 def refuse_perishable(config: Config) -> None:

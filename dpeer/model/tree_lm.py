@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -101,5 +102,5 @@ class TreeLM(nn.Module):
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """Inside, a model with LoRA adapters computes what the model does that they were added to."""
-        disabled: AbstractContextManager[None] = self.model.disable_adapter()
-        return disabled
+        disabled: Callable[[], AbstractContextManager[None]] = getattr(self.model, "disable_adapter", nullcontext)
+        return disabled()

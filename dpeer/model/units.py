@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -37,7 +36,7 @@ class Unit:
 
 def units(module: nn.Module, name: str = "", layer: bool = False) -> Iterator[Unit]:
     children = list(module.named_children())
-    if layer or not children or isinstance(module, BaseTunerLayer):
+    if layer or not children or _adapted(module):
         yield Unit(name, module, True)
         return
     if (own := Unit(name, module, False)).state():
@@ -62,10 +61,16 @@ def in_host(unit: Unit, kept: re.Pattern[str] | None, dtype: torch.dtype) -> Ite
             tensor.data = data
 
 
+def _adapted(module: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
+
+
 @contextmanager
 def merged(unit: Unit) -> Iterator[None]:
     """Adapters merged into the weights below them, by PEFT; inside of `in_host`, whose copies these are."""
-    tuners = [m for m in unit.module.modules() if isinstance(m, BaseTunerLayer)]
+    tuners: list[Any] = [m for m in unit.module.modules() if _adapted(m)]
     try:
         for tuner in tuners:  # those of fused experts lie in one another, one for each weight
             tuner.merge()

@@ -24,6 +24,16 @@ LONG_S = 24 * 3600.0
 """For work of one rank that no collective waits on: a dead worker is noticed at once all the same."""
 
 
+def merge(shares: Sequence[Scores], records: int) -> list[list[float]]:
+    """Put the ranks' shares together; every record must have been scored exactly once."""
+    merged: Scores = {}
+    for share in shares:
+        merged |= share
+    if len(merged) != records or sum(map(len, shares)) != records:
+        raise AssertionError(f"{sum(map(len, shares))} scores for {records} records")
+    return [merged[i] for i in range(records)]
+
+
 class WorkerLost(ClusterError):
     """A worker died, fell silent, stalled or lost its connection: the group is gone, the last checkpoint is not.
 
@@ -86,6 +96,10 @@ class PolicyCalls(Protocol):
 
     def score_train(self, start: int, stop: int) -> Scores: ...
     def score_train_reference(self, start: int, stop: int) -> Scores: ...
+    def score_start(self, name: str, start: int, stop: int) -> Scores:
+        """Of records of a split by the reference that the policy is until its first step."""
+        ...
+
     def score_heldout(self) -> Scores: ...
     def score_heldout_reference(self) -> Scores: ...
     def cached_heldout(self) -> list[list[float]]:
@@ -133,6 +147,7 @@ class ReferenceCalls(Protocol):
 
     def score_step(self, step: int) -> Scores: ...
     def score_train(self, start: int, stop: int) -> Scores: ...
+    def score_split(self, name: str, start: int, stop: int) -> Scores: ...
     def score_dual(self) -> Scores: ...
     def score_heldout(self) -> Scores: ...
 

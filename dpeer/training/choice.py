@@ -1,28 +1,27 @@
-"""Which engine a model runs on: `cluster.engine`, and what `auto` means."""
+"""Which engine a model runs on: `cluster.engine`, and what `auto` means.
+
+A driver asks before it starts workers, so torch and transformers are imported where they are needed."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
-import torch
-import torch.distributed as dist
-from transformers import AutoModelForCausalLM
 
 from dpeer import config as settings
 from dpeer.config import Config
 from dpeer.errors import ConfigError
 from dpeer.integrity import read_state
-from dpeer.model.cut import refuse_uncut
-from dpeer.model.lm import DTYPES, add_lora, load_parts, load_shape
-from dpeer.model.probe import layout_of
-from dpeer.training.engine import Engine, deepspeed_file
-from dpeer.training.plain import Plain
+from dpeer.training.grace import grace_s
 from dpeer.training.run_dir import RunDir
 from dpeer.training.together import way_back
-from dpeer.training.world import World
-from dpeer.training.zero3 import Zero3
+from dpeer.training.zero_file import deepspeed_config, deepspeed_file
+
+if TYPE_CHECKING:
+    from dpeer.training.engine import Engine
+    from dpeer.training.world import World
 
 SHARE = 0.6  # of a device's memory that may be taken by what is always there; activations need the rest
 TRAINED = 16  # bytes of a trained parameter beside its weight: fp32 master weight, gradient and two moments
@@ -32,6 +31,21 @@ TRAINED = 16  # bytes of a trained parameter beside its weight: fp32 master weig
 class Choice:
     name: Literal["plain", "deepspeed"]
     why: str
+
+
+def check_settings(config: Config, ranks: int | None = None) -> str:
+    """The engine can do what the recipe asks for, and the DeepSpeed files fit it. `ranks`: of the one group that there
+    is, where the recipe's numbers do not count."""
+    spec = config.cluster
+    choose(config, ranks or spec.policy_workers, None, math.inf)
+    if config.training.sequence_parallel != "auto":
+        refuse_team(config, ranks or spec.policy_workers)
+        if ranks is None and spec.reference != "colocated" and config.objective.kind == "preference":
+            refuse_team(config, spec.reference_workers, "cluster.reference_workers")
+    grace_s(config)
+    deepspeed_config(config.cluster.deepspeed, config, trained=True)
+    deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
+    return f"recipe {config.name}; DeepSpeed {config.cluster.deepspeed} and {config.cluster.reference_deepspeed}"
 
 
 def choose(config: Config, ranks: int, states: float | None, memory: float) -> Choice:
@@ -67,6 +81,8 @@ def choose(config: Config, ranks: int, states: float | None, memory: float) -> C
 
 def policy_choice(config: Config, world: World) -> Choice:
     """Collective. The same on every rank; a run that began with one engine stays with it."""
+    import torch.distributed as dist
+
     mine = one_choice(config, world.size, device_memory(world))
     everyone: list[Any] = [None] * world.size
     dist.all_gather_object(everyone, mine)
@@ -100,6 +116,10 @@ def refuse_team(config: Config, ranks: int, field: str = "cluster.policy_workers
     for."""
     if (size := team_size(config, ranks, field)) == 1:
         return
+    from dpeer.model.cut import refuse_uncut
+    from dpeer.model.lm import load_shape
+    from dpeer.model.probe import layout_of
+
     spec = config.model
     for path, revision in dict.fromkeys((spec.reference, (spec.path, spec.revision))):
         shape = load_shape(path, revision)
@@ -108,11 +128,17 @@ def refuse_team(config: Config, ranks: int, field: str = "cluster.policy_workers
 
 def policy_engine(config: Config, choice: Choice, world: World) -> Engine:
     """The engine of a policy that is to be trained."""
+    from dpeer.training.plain import Plain
+    from dpeer.training.zero3 import Zero3
+
     return Plain(config, world) if choice.name == "plain" else Zero3(config, world)
 
 
 def reference_engine(config: Config, world: World) -> Engine:
     """The engine of the frozen reference: both give the same log-probabilities."""
+    from dpeer.training.plain import Plain
+    from dpeer.training.zero3 import Zero3
+
     plain = plain_reference(config, world.size)
     return Plain(config, world, reference=True) if plain else Zero3(config, world, reference=True)
 
@@ -129,6 +155,11 @@ def plain_reference(config: Config, ranks: int) -> bool:
 
 def model_states(spec: settings.Model) -> float:
     """Bytes of weights, gradients and optimizer state of a model that is not shared; counted on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from dpeer.model.lm import DTYPES, add_lora, load_parts, load_shape
+
     shape = load_shape(spec.path, spec.revision)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[spec.dtype])
@@ -164,6 +195,8 @@ def began_with(config: Config) -> Literal["plain", "deepspeed"] | None:
 
 def device_memory(world: World) -> float:
     """Bytes of the rank's GPU, or its share of the host's memory if all ranks are on one host."""
+    import torch
+
     if world.device.type == "cuda":
         return float(torch.cuda.mem_get_info(world.device)[1])
     return float(psutil.virtual_memory().total) / world.size

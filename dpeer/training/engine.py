@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,24 +14,12 @@ from transformers import PretrainedConfig
 
 from dpeer.config import Config, Optimizer
 from dpeer.data.packing import Pack
-from dpeer.errors import ConfigError
-from dpeer.files import PACKAGE
 from dpeer.model.lm import LayerShape, layer_shape
 from dpeer.model.tree_lm import TreeLM
 from dpeer.training.extensions import cpu_adam
 from dpeer.training.snapshot import Snapshot
+from dpeer.training.zero_file import deepspeed_config
 
-FROM_RECIPE = {
-    "bf16",
-    "fp16",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-}
-DS_CONFIGS = PACKAGE / "ds_configs"
 SIZES = ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
 WINDOW, AHEAD = (10**8, 4 * 10**9), (10**7, 10**9)
 """Bounds of what `sized` derives from the model."""
@@ -86,46 +73,6 @@ class Engine(Protocol):
         ...
 
 
-def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, Any]:
-    """The user's JSON (a name in ds_configs/ or a path) plus the parts that follow from the recipe."""
-    settings = deepspeed_file(name, "cluster.deepspeed" if trained else "cluster.reference_deepspeed")
-    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
-    if config.model.dtype == "bf16":
-        settings["bf16"] = {"enabled": True}
-        if trained:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-            if config.model.lora:  # few bytes; sums over many ranks in bf16 would depend on their number
-                settings.setdefault("communication_data_type", "fp32")
-    if trained:
-        _refuse_optimizer_place(name, settings["zero_optimization"], config)
-        settings["gradient_clipping"] = config.training.optimizer.grad_clip
-        settings["zero_allow_untested_optimizer"] = True
-    return settings
-
-
-def deepspeed_file(name: str, field: str) -> dict[str, Any]:
-    """The user's JSON as it is. ConfigError, by the recipe's field, for what is none of ZeRO-3's."""
-    path = Path(name) if name.endswith(".json") else DS_CONFIGS / f"{name}.json"
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
-        raise ConfigError(f"{field} = {name}: no such file ({path}). Known names: {known}.") from None
-    except OSError as error:
-        raise ConfigError(f"{field} = {name}: {path} cannot be read ({error.strerror}). Give a JSON file.") from None
-    except ValueError as error:
-        raise ConfigError(f"{field} = {name}: {path} is not JSON ({error}).") from None
-    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
-    if not isinstance(zero, dict) or zero.get("stage") != 3:
-        raise ConfigError(f"{field} = {name}: {path} must be an object that sets zero_optimization.stage to 3.")
-    if owned := sorted(FROM_RECIPE & settings.keys()):
-        raise ConfigError(
-            f"{field} = {name}: {path} sets {', '.join(owned)}, which the recipe decides (model.dtype, "
-            "training.optimizer, training.records_per_step, training.tokens_per_pack). Remove these keys."
-        )
-    return settings
-
-
 def model_settings(config: Config, shape: PretrainedConfig, *, trained: bool) -> dict[str, Any]:
     """`deepspeed_config` of the policy or the reference, with what follows from the model's shape."""
     name = config.cluster.deepspeed if trained else config.cluster.reference_deepspeed
@@ -154,22 +101,6 @@ def sized(settings: dict[str, Any], layer: LayerShape, *, whole: bool) -> dict[s
         sizes[key] = sizes[key] if given == "auto" else given
     leaves = {"leaf_module": {"classes": list(layer.classes)}} if whole else {}
     return settings | {"zero_optimization": zero | sizes | leaves}
-
-
-def _refuse_optimizer_place(name: str, zero: dict[str, Any], config: Config) -> None:
-    """ConfigError for an optimizer that cannot work where its state lives; DeepSpeed finds out only after loading."""
-    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-    on_cpu = config.training.optimizer.name == "cpu_adam"
-    if offloaded and not on_cpu:
-        raise ConfigError(
-            f"cluster.deepspeed = {name} keeps the optimizer state in host memory, where "
-            f"{config.training.optimizer.name} cannot update it: set training.optimizer.name to cpu_adam."
-        )
-    if on_cpu and not offloaded and config.cluster.on_gpus:
-        raise ConfigError(
-            f"training.optimizer.name = cpu_adam needs the optimizer state in host memory, but cluster.deepspeed = "
-            f"{name} keeps it on the GPU: set cluster.deepspeed to zero3_offload, or use adamw."
-        )
 
 
 def learning_rate(step: int, total: int, spec: Optimizer) -> float:

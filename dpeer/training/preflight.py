@@ -17,9 +17,6 @@ from dpeer.objective.constraints import build_constraints, certified
 from dpeer.objective.controllers import CONTROLLERS
 from dpeer.objective.preference import edge_loss
 from dpeer.training.checkpoint import refuse_other_run
-from dpeer.training.choice import choose, refuse_team
-from dpeer.training.engine import deepspeed_config
-from dpeer.training.grace import grace_s
 from dpeer.training.heldout import heldout_edges
 from dpeer.training.policy import allowance
 from dpeer.training.prepare import Prepared
@@ -28,21 +25,6 @@ from dpeer.training.run_dir import RunDir
 from dpeer.training.together import refuse_misfits, way_back
 
 Rows = Sequence[Sequence[float]]  # log-probability of each response, record by record
-
-
-def settings(config: Config, ranks: int | None = None) -> str:
-    """The engine can do what the recipe asks for, and the DeepSpeed files fit it. `ranks`: of the one group that there
-    is, where the recipe's numbers do not count."""
-    spec = config.cluster
-    choose(config, ranks or spec.policy_workers, None, math.inf)
-    if config.training.sequence_parallel != "auto":
-        refuse_team(config, ranks or spec.policy_workers)
-        if ranks is None and spec.reference != "colocated" and config.objective.kind == "preference":
-            refuse_team(config, spec.reference_workers, "cluster.reference_workers")
-    grace_s(config)
-    deepspeed_config(config.cluster.deepspeed, config, trained=True)
-    deepspeed_config(config.cluster.reference_deepspeed, config, trained=False)
-    return f"recipe {config.name}; DeepSpeed {config.cluster.deepspeed} and {config.cluster.reference_deepspeed}"
 
 
 def objective(config: Config, prepared: Prepared) -> str:

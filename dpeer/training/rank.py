@@ -168,6 +168,15 @@ class TrainingRank:
         assert self.reference is not None
         return self.reference.score(self.prepared.train.trees[start:stop])
 
+    def score_start(self, name: str, start: int, stop: int) -> Scores:
+        """Scores of the records [start, stop) of a split, keyed from 0, by the reference that the policy is before its
+        first step."""
+        if self.policy.step or not self.config.model.reference_in_policy:
+            raise AssertionError(f"a policy of {self.policy.step} steps is asked for the reference's scores")
+        here, pulse = self.policy.world, self.policy.pulse
+        reference = Reference(self.config, here, pulse, beneath=self.policy.engine)
+        return reference.score(self.prepared.splits[name].trees[start:stop])
+
     def score_heldout(self) -> Scores:
         return self.policy.score(self.prepared.heldout.trees) if self.prepared.heldout else {}
 
@@ -291,7 +300,11 @@ class ReferenceRank:
 
     def score_train(self, start: int, stop: int) -> Scores:
         """Scores of the training records [start, stop), keyed from 0."""
-        return self.reference.score(self.prepared.train.trees[start:stop])
+        return self.score_split("train", start, stop)
+
+    def score_split(self, name: str, start: int, stop: int) -> Scores:
+        """The same of a split."""
+        return self.reference.score(self.prepared.splits[name].trees[start:stop])
 
     def score_dual(self) -> Scores:
         return self.reference.score(self.prepared.dual.trees) if self.prepared.dual else {}

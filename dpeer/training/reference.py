@@ -33,8 +33,8 @@ from dpeer.training.world import World, in_teams
 
 
 class Reference:
-    """One rank of the reference group, or the reference beside a policy rank (colocated): a second model, or
-    `beneath` the policy's adapters, which is the same weights."""
+    """One rank of the reference group, or the reference beside a policy rank: a second model, or `beneath` the policy's
+    adapters, which is the same weights; so is a policy without adapters until its first step."""
 
     def __init__(
         self, config: Config, world: World, pulse: Pulse | None = None, *, beneath: Engine | None = None
@@ -159,13 +159,14 @@ def write_cache(path: Path, logprobs: Iterable[Sequence[float]]) -> None:
     write_tensors(path, {"logprobs": torch.from_numpy(flat)}, {"key": path.stem})
 
 
-def cached(paths: Mapping[str, Path], splits: Mapping[str, TokenizedSet]) -> bool:
-    """Whether the cache of every split is there and sound; says which one is not."""
+def uncached(paths: Mapping[str, Path], splits: Mapping[str, TokenizedSet]) -> list[str]:
+    """Splits whose cache is not there or not sound; says what is wrong with it."""
+    lacking = []
     for name, path in paths.items():
         try:
             if read_cache(path, splits[name]) is None:
-                return False
+                lacking.append(name)
         except CheckpointError as error:
             print(f"{error} That is done now.", flush=True)
-            return False
-    return True
+            lacking.append(name)
+    return lacking

@@ -1,33 +1,40 @@
 """The order of a run: build, load the newest checkpoint, train, certify, export. It exists once, for every launcher.
 
 A driver executes it: it orders steps and keeps the files, and never touches tensors of the model. How ranks are
-reached, who watches and who may stop the run comes from the launcher.
+reached, who watches and who may stop the run comes from the launcher. Nothing here needs torch until ranks are built,
+so that a driver can have them load their libraries at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 from dpeer.config import Config
 from dpeer.errors import CheckpointError, ClusterError, DamagedCheckpoint, Diverged, Interrupted
-from dpeer.files import SILENT_S, clear_temporary
 from dpeer.integrity import refuse_damaged_model, write_state
-from dpeer.objective.ledger import infeasible
 from dpeer.objective.rows import TimingRow
 from dpeer.training import ending
 from dpeer.training.agreement import refuse_other_facts, refuse_other_means
-from dpeer.training.calls import LONG_S, Phase, PolicyCalls, Ranks, ReferenceCalls, WorkerFailed, WorkerLost, Workers
+from dpeer.training.calls import (
+    LONG_S,
+    Phase,
+    PolicyCalls,
+    Ranks,
+    ReferenceCalls,
+    WorkerFailed,
+    WorkerLost,
+    Workers,
+    merge,
+)
 from dpeer.training.cost import cost
 from dpeer.training.publish import publish
 from dpeer.training.run_dir import RunDir
 from dpeer.training.saves import Saves
-from dpeer.training.scoring import merge
 from dpeer.training.together import refuse_misfit, refuse_misfits, way_back
 
-CACHE_SLICE = 128  # records per worker and call
 TAIL = 20
 """Last ledger lines by which constraints are judged infeasible."""
 EXPORTING = Phase("exporting", LONG_S)
@@ -89,18 +96,8 @@ class TrainingRun:
         self.files.finish(last, publish(self.files.export, made))
 
     def build(self) -> int:
-        """Bring the groups up and load the last checkpoint; returns the number of steps done."""
-        if self.mode == "cache":
-            fill_cache(self.config, self.workers)
-        roles = ("policy", "reference") if self.mode == "workers" else ("policy",)
-        policy = self.workers.start(*roles)[0]
-        pending = policy.start_build(self.config)
-        if self.mode == "workers":
-            theirs = self.workers.reference().build(self.config)
-        built = policy.finish_build(pending)
-        if self.mode == "workers":
-            refuse_other_facts("the reference group", theirs["facts"], built["facts"])
-            refuse_other_means({"policy rank 0": built, "the reference group": theirs})
+        """Build the ranks and load the last checkpoint; returns the number of steps done."""
+        policy, built = self.ranks()
         means = built["means"]
         self.files.begin_or_resume(self.config, built["facts"], means)
         for line in built.get("reading", ()):
@@ -126,6 +123,26 @@ class TrainingRun:
         self.files.truncate(start)
         self.prune()
         return start
+
+    def ranks(self) -> tuple[Ranks, dict[str, Any]]:
+        """Bring the groups up and fill the reference cache; the policy, still as it starts, and what it says of
+        itself."""
+        from dpeer.training.fill import fill_cache, fill_cache_by_policy
+
+        by_policy = self.config.model.reference_in_policy
+        if self.mode == "cache" and not by_policy:
+            fill_cache(self.config, self.workers)
+        policy = self.workers.start(*roles(self.config))[0]
+        pending = policy.start_build(self.config)
+        if self.mode == "workers":
+            theirs = self.workers.reference().build(self.config)
+        built = policy.finish_build(pending)
+        if self.mode == "workers":
+            refuse_other_facts("the reference group", theirs["facts"], built["facts"])
+            refuse_other_means({"policy rank 0": built, "the reference group": theirs})
+        if self.mode == "cache" and by_policy:
+            fill_cache_by_policy(self.config, policy, built["facts"])
+        return policy, built
 
     def steps(self, start: int, watcher: Watcher) -> int:
         """Train until the end or an early stop; returns the number of steps done."""
@@ -170,8 +187,11 @@ class TrainingRun:
         self.saves.finish()
         done = int(tail[-1]["step"]) if tail else start
         self.stop_here(done)
-        for message in infeasible(tail).values() if self.preference else ():
-            watcher.warn(f"infeasible: {message}")
+        if self.preference:
+            from dpeer.objective.ledger import infeasible
+
+            for message in infeasible(tail).values():
+                watcher.warn(f"infeasible: {message}")
         return done
 
     def stop_here(self, step: int) -> None:
@@ -286,6 +306,11 @@ class TrainingRun:
             write_state(self.files.certificate, verdict)
 
 
+def roles(config: Config) -> tuple[str, ...]:
+    """Groups that train."""
+    return ("policy", "reference") if config.cluster.reference == "workers" else ("policy",)
+
+
 def load(policy: Ranks, files: RunDir, step: int) -> int:
     """Restore a checkpoint; returns its step."""
     folder = files.checkpoint(step)
@@ -301,32 +326,3 @@ def load(policy: Ranks, files: RunDir, step: int) -> int:
             "the checkpoint was not changed. Remove the cause (memory, disk) and go on with --resume. If the files "
             f"themselves are damaged: {way_back(files, step)}"
         ) from failed
-
-
-def fill_cache(config: Config, workers: Workers) -> None:
-    """Compute the reference log-probs of all records once, unless the cache has them; then free the workers."""
-    from dpeer.training.prepare import prepare
-    from dpeer.training.reference import cache_path, cached, write_cache
-
-    prepared = prepare(config)
-    train, paths = prepared.train, {name: cache_path(config, d) for name, d in prepared.splits.items()}
-    for pattern in (".*.tmp", "tmp*"):  # names of this and of earlier versions; runs of one output_dir share the cache
-        clear_temporary(paths["train"].parent, pattern, SILENT_S)
-    if cached(paths, prepared.splits):
-        return
-    print(f"{config.name}: computing the reference log-probabilities", flush=True)
-    workers.close()  # policy workers of an earlier run would hold the places
-    group, phase = workers.reference(), "filling the reference cache"
-    refuse_other_facts("the reference group", group.build(config)["facts"], prepared.facts)
-    slice_size = CACHE_SLICE * config.cluster.reference_workers
-
-    def scored() -> Iterator[list[float]]:
-        for start in range(0, len(train.trees), slice_size):  # each call is far shorter than cluster.timeout_s
-            stop = min(start + slice_size, len(train.trees))
-            yield from merge(group.call(phase, ReferenceCalls.score_train, start, stop), stop - start)
-
-    write_cache(paths["train"], scored())
-    for name, score in (("dual", ReferenceCalls.score_dual), ("heldout", ReferenceCalls.score_heldout)):
-        if data := prepared.splits.get(name):
-            write_cache(paths[name], merge(group.call(phase, score), len(data.trees)))
-    workers.close()

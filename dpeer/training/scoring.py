@@ -11,6 +11,7 @@ from dpeer.data.layout import Layout, plan
 from dpeer.data.packing import Pack, build_pack, dummy_pack, split_by_sample
 from dpeer.data.tokenize import TokenTree
 from dpeer.training.calls import Scores
+from dpeer.training.calls import merge as merge
 from dpeer.training.pulse import Pulse
 from dpeer.training.world import World
 
@@ -46,13 +47,3 @@ def score(
             scores.update(zip(pack.samples, split_by_sample(values, pack.response_counts), strict=True))
         pulse.beat()
     return scores
-
-
-def merge(shares: Sequence[Scores], records: int) -> list[list[float]]:
-    """Put the ranks' shares together; every record must have been scored exactly once."""
-    merged: Scores = {}
-    for share in shares:
-        merged |= share
-    if len(merged) != records or sum(map(len, shares)) != records:
-        raise AssertionError(f"{sum(map(len, shares))} scores for {records} records")
-    return [merged[i] for i in range(records)]

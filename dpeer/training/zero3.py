@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,6 +171,7 @@ def _partitioned(config: Config, settings: dict[str, Any], *, reference: bool) -
 def _initialize(lm: TreeLM, settings: dict[str, Any], config: Config, trained: list[torch.nn.Parameter]) -> Any:
     deepspeed = _import_deepspeed()
     optimizer = build_optimizer(trained, config.training.optimizer) if trained else None
+    _load_muon()
     engine, *_ = deepspeed.initialize(
         model=lm, config=settings, optimizer=optimizer, model_parameters=trained if optimizer else None
     )
@@ -177,6 +179,22 @@ def _initialize(lm: TreeLM, settings: dict[str, Any], config: Config, trained: l
     for module, weight in dora_reads(lm):
         deepspeed.zero.register_external_parameter(module, weight)
     return engine
+
+
+def _load_muon() -> None:
+    """DeepSpeed looks whether an optimizer is its Muon, whose module compiles functions when it is loaded. That loads
+    torch's compiler, a second or two of each rank's start, for what is never called here."""
+    name = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with suppress(ImportError):
+            import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _import_deepspeed() -> Any:

@@ -20,6 +20,7 @@ from dpeer.launcher.preflight.checklist import Checklist, Warn
 from dpeer.launcher.preflight.quick import Say, bytes_in, quick, token
 from dpeer.training import preflight
 from dpeer.training.calls import LONG_S, Phase, PolicyCalls, ReferenceCalls, Scores
+from dpeer.training.choice import check_settings
 from dpeer.training.dates import dated
 from dpeer.training.grace import shortage
 from dpeer.training.policy import TreeMismatch
@@ -45,7 +46,7 @@ ROUND_TRIP = ("save and load",)
 def full(config: Config, checks: Checklist, *, only_quick: bool = False, say: Say = lambda text: None) -> None:
     """Every check; what cannot be tried after a red one is listed as skipped."""
     deep = (*DATA, *ROLES, *SCORES, *ROUND_TRIP)
-    checks.check("config", preflight.settings, config)
+    checks.check("config", check_settings, config)
     checks.check("token", token, config)
     if not checks.ok:
         checks.skip(("cluster",), "not tried")

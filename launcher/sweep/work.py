@@ -23,7 +23,7 @@ from dpeer.launcher.sweep.spec import Cell
 from dpeer.launcher.train import train
 from dpeer.training.calls import DeviceLost
 from dpeer.training.faults import OutOfMemory
-from dpeer.training.run import fill_cache
+from dpeer.training.fill import fill_cache
 
 
 class Stopped(BaseException):

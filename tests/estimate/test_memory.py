@@ -30,7 +30,8 @@ from dpeer.estimate.memory import Zero, host, largest_budget, model_states, per_
 from dpeer.model.four_bits import BYTES as FOUR_BITS
 from dpeer.model.lm import LayerShape
 from dpeer.toyworld.model import tiny_model
-from dpeer.training.engine import deepspeed_config, sized
+from dpeer.training.engine import sized
+from dpeer.training.zero_file import deepspeed_config
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,

@@ -15,7 +15,8 @@ from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError
 from dpeer.launcher.teams import Case, _together, fewest, with_teams
 from dpeer.toyworld.model import tiny_model
-from dpeer.training import preflight, world
+from dpeer.training import world
+from dpeer.training.choice import check_settings
 from dpeer.training.prepare import Prepared
 from tests.launcher.conftest import Lab, Launched
 from tests.launcher.test_torchrun import drivers
@@ -76,14 +77,14 @@ def test_groups_lie_on_one_host_each() -> None:
 
 
 def test_what_cannot_work_is_refused_before_anything_starts(recipe: Config) -> None:
-    preflight.settings(recipe)
-    preflight.settings(with_size(recipe, 2))
+    check_settings(recipe)
+    check_settings(with_size(recipe, 2))
     with pytest.raises(ConfigError, match=r"4 ranks \(cluster.policy_workers\) cannot work in groups of 3.*1, 2, 4"):
-        preflight.settings(with_size(recipe, 3))
+        check_settings(with_size(recipe, 3))
     with pytest.raises(ConfigError, match=r"1 ranks \(cluster.reference_workers\) cannot work in groups of 2"):
-        preflight.settings(with_size(recipe, 2, reference_workers=1))
+        check_settings(with_size(recipe, 2, reference_workers=1))
     with pytest.raises(ConfigError, match=r"4 attention heads.*Set it to 1, 2 or 4"):
-        preflight.settings(with_size(recipe, 8), ranks=8)
+        check_settings(with_size(recipe, 8), ranks=8)
 
 
 @pytest.mark.slow

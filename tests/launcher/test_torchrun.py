@@ -5,16 +5,23 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import os
 import re
+import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from dpeer.config_model import Model
 from dpeer.errors import ConfigError
 from dpeer.launcher import torchrun
 from dpeer.launcher.recipe import training_config
+from dpeer.model.tree_lm import TreeLM
+from dpeer.tensor_file import read_tensors
+from dpeer.training import plain
 from tests.launcher.conftest import Lab, Launched
 
 COLOCATED = "cluster.reference=colocated"
@@ -179,11 +186,37 @@ def test_a_second_driver_is_refused_and_a_killed_follower_ends_the_run(lab: Lab)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_one_process_without_torchrun_fills_the_cache_itself(lab: Lab) -> None:
-    changes = ("name=alone", "cluster.reference=cache", "training.steps=3", "data.dual=50%")  # a split of its own
-    run = lab.launch("dpeer.launcher.torchrun", "recipe.yaml", "--set", changes[0], *changes[1:])
-    assert run.wait(200) == 0, run.output
-    assert lab.steps("alone") == 3 and (lab.run("alone") / "report.html").is_file()
+def test_the_model_that_is_trained_fills_the_cache_before_its_first_step(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process without torchrun. The weights are loaded once; a reference in a folder of its own is loaded beside
+    them and scores the same. A cache that is lost is filled again before a checkpoint is loaded."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    shutil.copytree(lab.folder / "model", tmp_path / "model")
+    loaded: list[bool] = []
+    build = plain.build_lm
+
+    def counted(spec: Model, seed: int, *, reference: bool = False) -> TreeLM:
+        loaded.append(reference)
+        return build(spec, seed, reference=reference)
+
+    monkeypatch.setattr(plain, "build_lm", counted)
+    changes = ("cluster.reference=cache", "cluster.policy_workers=1", "training.steps=3", "data.dual=50%")
+
+    def trained(folder: Path, *more: str) -> tuple[list[bool], dict[str, list[float]]]:
+        """Which models were loaded, and the caches."""
+        loaded.clear()
+        sets = (f"output_dir={folder}", "name=alone", *changes, *more)
+        assert torchrun.main([str(lab.folder / "recipe.yaml"), *sets]) == 0
+        caches = sorted((folder / "reference_cache").iterdir())
+        return [*loaded], {path.name: read_tensors(path)[0]["logprobs"].tolist() for path in caches}
+
+    loads, caches = trained(tmp_path / "one")
+    assert loads == [False] and len(caches) == 3  # training, dual and held-out split
+    assert trained(tmp_path / "two", f"model.reference_path={tmp_path / 'model'}") == ([True, False], caches)
+    shutil.rmtree(tmp_path / "one" / "alone" / "export")  # made again from the checkpoint, with all that it takes
+    shutil.rmtree(tmp_path / "one" / "reference_cache")
+    assert trained(tmp_path / "one") == ([False], caches)
 
 
 def test_a_group_of_reference_workers_is_refused(

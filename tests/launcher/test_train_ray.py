@@ -176,7 +176,7 @@ def test_reference_modes_give_the_same_run(lab: Any, baseline: Path, colocated: 
         assert runs[-1].wait() == 0, runs[-1].output
     for name in ("cache", "cached", "colocated"):
         assert_same_run(lab.ledger(name), lab.ledger("baseline"))
-    assert [len(run.workers) for run in (*runs, colocated)] == [3, 2, 2]  # a full cache needs no reference group
+    assert [len(run.workers) for run in (*runs, colocated)] == [2, 2, 2]  # the policy fills the cache
     first, second = ((lab.run(name) / "ledger.jsonl").read_bytes() for name in ("cache", "cached"))
     assert first == second
 

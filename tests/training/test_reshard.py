@@ -22,11 +22,11 @@ from dpeer.data.tokenize import TokenizedSet
 from dpeer.errors import CheckpointError, DamagedCheckpoint
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import checkpoint, reshard, world
-from dpeer.training.engine import DS_CONFIGS
 from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
 from dpeer.training.reshard import MASTER, MOMENTS, Layout
 from dpeer.training.zero3 import SHARDS
+from dpeer.training.zero_file import DS_CONFIGS
 from tests.training.conftest import recipe, records
 
 

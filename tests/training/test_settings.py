@@ -19,9 +19,9 @@ from dpeer.launcher.plan.inputs import model_config
 from dpeer.launcher.train import run
 from dpeer.model.families import FAMILIES
 from dpeer.model.lm import LayerShape, layer_shape
-from dpeer.training import preflight
-from dpeer.training.choice import choose
-from dpeer.training.engine import DS_CONFIGS, deepspeed_config, learning_rate, model_settings, sized
+from dpeer.training.choice import check_settings, choose
+from dpeer.training.engine import learning_rate, model_settings, sized
+from dpeer.training.zero_file import DS_CONFIGS, deepspeed_config
 from tests.training.conftest import recipe
 
 
@@ -156,13 +156,13 @@ def test_what_the_plain_engine_cannot_do_is_refused_before_anything_starts(tmp_p
             tree | {"cluster": tree["cluster"] | changes, "training": tree["training"] | {"optimizer": adam}}
         )
 
-    preflight.settings(asked(engine="plain"))
-    preflight.settings(asked(engine="auto", deepspeed="zero3_offload", optimizer="cpu_adam"))
+    check_settings(asked(engine="plain"))
+    check_settings(asked(engine="auto", deepspeed="zero3_offload", optimizer="cpu_adam"))
     with pytest.raises(ConfigError, match=r"engine = plain keeps .* on the device, but training\.optimizer"):
-        preflight.settings(asked(engine="plain", optimizer="cpu_adam"))
+        check_settings(asked(engine="plain", optimizer="cpu_adam"))
     offload = asked(engine="plain", deepspeed="zero3_offload")
     with pytest.raises(ConfigError, match=r"plain .*but cluster.deepspeed = zero3_offload keeps states in the host"):
-        preflight.settings(offload)
+        check_settings(offload)
     with pytest.raises(ConfigError, match="zero3_offload keeps states"):
         run(offload.model_copy(update={"output_dir": tmp_path}))  # before Ray is started
     assert not ray.is_initialized() and not list(tmp_path.iterdir())
