@@ -24,6 +24,14 @@ def test_help_needs_no_heavy_import() -> None:
     assert done.stdout.split() == []
 
 
+def test_a_driver_starts_its_workers_before_it_loads_torch() -> None:
+    """They load it at the same time."""
+    heavy = tuple(sorted({*HEAVY} - {"ray", "numpy"}))
+    probe = f"import sys, dpeer.launcher.train; print(*(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_help_lists_every_command() -> None:
     output = CliRunner().invoke(app, ["--help"]).output
     for command in ("train", "export", "report", "data", "demo", "doctor"):

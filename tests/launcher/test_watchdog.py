@@ -110,5 +110,5 @@ def test_stack_of_a_thread_inside_dpeer() -> None:
     seen = look()
     released.set()
     thread.join()
-    assert seen["place"].startswith("scoring.py:") and seen["place"].endswith("in merge")
+    assert seen["place"].startswith("calls.py:") and seen["place"].endswith("in merge")
     assert seen["waits_in"] is None and "thread working" in seen["stacks"] and "released.wait()" in seen["stacks"]

@@ -209,24 +209,6 @@ def test_reference_beneath_the_adapters_is_the_reference(
     assert policy.score(data.trees) == undisturbed.score(data.trees) != expected
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@MODELS
-def test_a_fresh_policy_scores_as_the_reference_of_its_own_does(
-    here: world.World, models: dict[str, str], data: TokenizedSet, engine: str, model: dict[str, Any]
-) -> None:
-    """To the bit; with one step it is asked no more."""
-    config = sft(models["plain"], engine, **model)
-    separate = Reference(config, here)
-    expected = separate.score(data.trees[1:])
-    separate.close()
-    rank = TrainingRank(config, here, Prepared(data, None, data, {}))
-    assert rank.score_start("heldout", 1, 3) == expected and rank.policy.engine.module.training
-    rank.train_step()
-    with pytest.raises(AssertionError, match="a policy of 1 steps"):
-        rank.score_start("heldout", 1, 3)
-    rank.close()
-
-
 @pytest.mark.parametrize(("engine", "dtype"), [("deepspeed", "fp32"), ("plain", "fp32"), ("plain", "bf16")])
 def test_a_run_from_an_adapter_begins_at_ln_2(
     make: Callable[[Config], Policy],
