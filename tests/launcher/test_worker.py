@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 
-from dpeer.config import Config
+from dpeer.config import Config, Constraint
+from dpeer.errors import ConfigError
 from dpeer.launcher import torchrun, worker
+from dpeer.launcher.faq import section
+from dpeer.objective.constraints import build_constraints
 from dpeer.training import rank
 from dpeer.training.world import World
 
@@ -51,3 +55,9 @@ def test_torchrun_rank_closes_one_build_before_the_next(events: list[str]) -> No
     for role in ("reference", "policy", "policy"):
         served.execute(torchrun.BUILD, (role, config), {})
     assert events == EXPECTED
+
+
+def test_an_error_of_a_rank_points_to_its_own_section() -> None:
+    with pytest.raises(ConfigError, match="no value for H") as caught, worker._refusals():
+        build_constraints(Constraint(tolerance={"A": 0.3}), ("A", "H"))
+    assert section(pickle.loads(pickle.dumps(caught.value))) == "objective"
