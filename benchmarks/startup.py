@@ -154,7 +154,7 @@ def main() -> None:
     recorder.write(
         given,
         figures,
-        f"Wall seconds grow with what else the machine does (see the load), CPU seconds little: {GOAL_S:g} s on "
+        f"Wall seconds grow with what else the machine does (see the load), CPU seconds less: {GOAL_S:g} s on "
         f"{CORES} cores allow {GOAL_S * CORES:g} of them at most.",
     )
 
