@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import distributed_c10d as c10d
 
 from dpeer.errors import ClusterError
@@ -42,9 +43,9 @@ class World:
         return self.team.rank == 0
 
 
-def open_store(address: str) -> dist.TCPStore:
+def open_store(address: str) -> TCPStore:
     """Where the ranks of a group meet, on a free port (`.port`) that is held from here on: made in rank 0's process."""
-    return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    return TCPStore(address, 0, is_master=True, wait_for_workers=False)
 
 
 def alone(timeout_s: float, *, gpu: bool = False, local_rank: int = 0) -> World:
@@ -63,7 +64,7 @@ def start(
     gpu: bool,
     local_rank: int = 0,
     join_timeout_s: float | None = None,
-    store: dist.Store | None = None,
+    store: Store | None = None,
 ) -> World:
     """Join the process group of one worker group; every collective fails after `timeout_s` seconds of silence.
 
@@ -96,7 +97,7 @@ def start(
     joining = min(timeout_s, join_timeout_s or timeout_s)
     if store is not None:
         store.set_timeout(timedelta(seconds=joining))
-        store = dist.PrefixStore("default_pg", store)  # as torch does for the ranks that come by an address
+        store = PrefixStore("default_pg", store)  # as torch does for the ranks that come by an address
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo",
