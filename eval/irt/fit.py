@@ -18,7 +18,7 @@ from dpeer.eval.irt.anchors import check_anchors
 from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_EBFMI, MIN_ESS, ebfmi, mixing
-from dpeer.eval.irt.draws import RAW, WANTED, in_logits, named, response_effects, spread
+from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.forecast import at_once, check_room, seconds
@@ -214,8 +214,7 @@ def _sample(
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
     stan, sampler, raw, remains, spent = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
     anchors = check_anchors(ratings, options, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
-    log_unit = stan["log_unit"]
-    draws = named(in_logits(stan, log_unit), ratings, problem, anchors)
+    draws = named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "seconds_per_draw": spent,
@@ -238,7 +237,7 @@ def _sample(
             shape = (len(ratings.response_model), len(ratings.dimensions))
             u = response_effects(thin, effects, problem)
             effects["u"] = spread(u, (problem.cell_response, problem.cell_dimension), shape)
-        draws |= in_logits(effects, log_unit[:, kept])
+        draws |= effects
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings, options, draws, sampler, facts, remains)
 
