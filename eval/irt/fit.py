@@ -106,7 +106,8 @@ def fit(
 def _fresh(
     ratings: Ratings, options: Options, problem: Problem, executable: Path, say: Say, keep_csv: Path | None
 ) -> Posterior:
-    """A pilot for the scales of `problem`, then all chains, anew with shorter steps after divergences."""
+    """A pilot for the scales of `problem`, then all chains, anew with shorter steps after divergences, and on from
+    their last draws where they are a little short of the gate."""
     chains, warmup, draws = PILOT
     short = replace(options, approx=True, chains=chains, warmup=warmup, draws=draws)
     nuts = _nuts(problem, options) | {"adapt_delta": STEPS_ROUGH[0]}
@@ -131,7 +132,7 @@ def _fresh(
     if drawn_on and 0 < _missing(posterior) <= options.draws:
         _, inverse_metric, step = begin(posterior, ratings, problem, options.chains)
         nuts = _nuts(problem, options) | _as_before(inverse_metric, step)
-        more = partial(sample, progress=partial(say, f"{label}, more draws"))
+        more = partial(sample, progress=partial(say, "sampling, more draws"))
         posterior = _until_green(posterior, 2 * options.draws, problem, more, nuts)
     return replace(posterior, facts=posterior.facts | facts)
 
