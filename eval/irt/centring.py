@@ -63,18 +63,14 @@ def _centring(precision: Any, scale: Any) -> Any:
     return (precision / (precision + 1 / scale**2)) ** 2
 
 
-def centrings(
-    precision: dict[str, Any], scales: Scales, cell_dimension: Ints, found: Terms, judges: int
-) -> dict[str, Any]:
+def centrings(precision: dict[str, Any], scales: Scales, cell_dimension: Ints, found: Terms) -> dict[str, Any]:
     """How far each block is centred, see `model.stan`."""
     centre = {f"centre_{block}": _centring(precision[block], getattr(scales, block)) for block in CENTRED}
-    # Judges who differ much in discrimination leave the common scale loose, also in the unit of those who are known
-    # best: centred effects must all follow it (measured: 0.3 mixes best at a spread of 1.3).
+    # Judges who differ much in discrimination leave the common scale loose: centred effects must all follow it.
     centre_u = _centring(precision["u"], scales.u[cell_dimension]) * min(1.0, ALIKE / scales.alpha)
     for name in ("judge_model", "judge_item"):
         centre[f"centre_{name}"] = _centring(precision[name], getattr(scales, name))
     centre["centre_v"] = _centring(precision["v"], scales.v[found.triple_dimension])
     centre |= {f"centre_{name}": _centring(precision["comparer"], spread) for name, spread in SPREADS.items()}
     at = np.column_stack([helmert(ability) for ability in scales.ability.T])
-    centre["centre_unit"] = scales.unit_share if len(scales.unit_share) else np.full(judges, 1 / judges)
     return centre | {"centre_u": centre_u, "centre_theta": precision["theta"], "centre_theta_at": at}

@@ -28,25 +28,11 @@ WANTED = frozenset(
         *VECTORS,
         *(name for name in SCALARS if not name.startswith("own")),
         *("own_family_effect", "own_model_effect", "theta", "severity", "log_alpha", "beta", "delta", "tau", "kappa"),
-        *("log_unit", "correlation", "v_mean", "judge_model", "group", "position", "tie", *OF_COMPARISONS),
+        *("correlation", "v_mean", "judge_model", "group", "position", "tie", *OF_COMPARISONS),
     }
 )
-OF_LOG_ODDS = (
-    *("log_alpha", "s_alpha", "kappa", "s_tau", "correlation", "tie", "tie_mean", "s_tie", "log_scale", "log_unit"),
-)
-"""Draws in no unit of logits, or in log odds of a judge."""
 RAW = frozenset(f"{name}_raw" for name in THINNED)
 """Stan's columns of the blocks that are thinned."""
-
-
-def in_logits(stan: dict[str, Floats], log_unit: Floats) -> dict[str, Floats]:
-    """Blocks [chains, draws, ...] in the logits of judges whose log discriminations have a mean of zero, of blocks in
-    those of model.stan (see `log_unit` there)."""
-    unit = np.exp(log_unit)
-    return {
-        name: x if name in OF_LOG_ODDS else x / unit.reshape(*unit.shape, *[1] * (x.ndim - unit.ndim))
-        for name, x in stan.items()
-    }
 
 
 def named(stan: dict[str, Floats], ratings: Ratings, problem: Problem, anchors: Anchors) -> dict[str, Floats]:

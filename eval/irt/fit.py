@@ -18,7 +18,7 @@ from dpeer.eval.irt.anchors import check_anchors
 from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_EBFMI, MIN_ESS, ebfmi, mixing
-from dpeer.eval.irt.draws import RAW, WANTED, in_logits, named, response_effects, spread
+from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.forecast import at_once, check_room, seconds
@@ -106,7 +106,8 @@ def fit(
 def _fresh(
     ratings: Ratings, options: Options, problem: Problem, executable: Path, say: Say, keep_csv: Path | None
 ) -> Posterior:
-    """A pilot for the scales of `problem`, then all chains, anew with shorter steps after divergences."""
+    """A pilot for the scales of `problem`, then all chains, anew with shorter steps after divergences, and on from
+    their last draws where they are a little short of the gate."""
     chains, warmup, draws = PILOT
     short = replace(options, approx=True, chains=chains, warmup=warmup, draws=draws)
     nuts = _nuts(problem, options) | {"adapt_delta": STEPS_ROUGH[0]}
@@ -131,7 +132,7 @@ def _fresh(
     if drawn_on and 0 < _missing(posterior) <= options.draws:
         _, inverse_metric, step = begin(posterior, ratings, problem, options.chains)
         nuts = _nuts(problem, options) | _as_before(inverse_metric, step)
-        more = partial(sample, progress=partial(say, f"{label}, more draws"))
+        more = partial(sample, progress=partial(say, "sampling, more draws"))
         posterior = _until_green(posterior, 2 * options.draws, problem, more, nuts)
     return replace(posterior, facts=posterior.facts | facts)
 
@@ -214,8 +215,7 @@ def _sample(
     kept = np.unique(np.linspace(0, options.draws - 1, min(keep, options.draws)).round().astype(np.int64))
     stan, sampler, raw, remains, spent = _run(ratings, problem, options, executable, nuts, kept, progress, keep_csv)
     anchors = check_anchors(ratings, options, "log_alpha" in stan, problem.response_effect, "v_mean" in stan)
-    log_unit = stan["log_unit"]
-    draws = named(in_logits(stan, log_unit), ratings, problem, anchors)
+    draws = named(stan, ratings, problem, anchors)
     facts: dict[str, Any] = {
         "leapfrogs": int(sampler["n_leapfrog"].sum()),
         "seconds_per_draw": spent,
@@ -238,7 +238,7 @@ def _sample(
             shape = (len(ratings.response_model), len(ratings.dimensions))
             u = response_effects(thin, effects, problem)
             effects["u"] = spread(u, (problem.cell_response, problem.cell_dimension), shape)
-        draws |= in_logits(effects, log_unit[:, kept])
+        draws |= effects
         facts["u_draws"] = (np.arange(options.chains)[:, None] * options.draws + kept).ravel().tolist()
     return Posterior(ratings, options, draws, sampler, facts, remains)
 

@@ -233,7 +233,6 @@ data {
   real<lower=0, upper=1> centre_severity;
   real<lower=0, upper=1> centre_dev;
   real<lower=0, upper=1> centre_alpha;
-  vector<lower=0>[J] centre_unit; // shares, sum 1, of the judges whose mean log discrimination sets the unit: see log_unit
   vector<lower=0, upper=1>[E] centre_u; // by cell: a centred effect of a cell that tells little would be a funnel
   real<lower=0, upper=1> centre_tau;
   vector<lower=0, upper=1>[V] centre_v;
@@ -356,10 +355,6 @@ transformed parameters {
   matrix[D, D] factor;
   matrix[J, D] severity = rep_matrix(0, J, D);
   vector[use_alpha ? J : 0] log_alpha;
-  // Locations and their scales, from mu to s_u, are in logits of judges whose log discriminations have a mean of zero
-  // with the weights centre_unit: these are known well also where the mean over all judges is loose. Divided by
-  // exp(log_unit) they are those of log_alpha. Thresholds kappa and ties are log odds and need no unit.
-  real log_unit = 0;
   vector[B] beta;
   vector[C] delta;
   vector[S] tau; // common
@@ -419,7 +414,6 @@ transformed parameters {
       }
     } else {
       log_alpha = s_alpha[1] ^ (1 - centre_alpha) * sum_zero(alpha_raw);
-      log_unit = dot_product(centre_unit, log_alpha);
     }
   }
   {
@@ -454,13 +448,13 @@ transformed parameters {
       delta[criterion_first[d] : criterion_last[d]] = sum_zero(part(delta_raw, at, c));
       tau[a : a + f] = sum_zero(part(tau_raw, tau_at, f));
       if (graded) {
-        tau[a : a + f] = exp(log_unit) * ascending(tau[a : a + f] / exp(log_unit));
+        tau[a : a + f] = ascending(tau[a : a + f]);
       }
       for (j in 1 : J) {
         int l = levels[j, d];
         int n = own_steps[j, d];
         vector[l] passed = append_row(0, cumulative_sum(tau[a : a + f]))[level[j, d, 1 : l]];
-        vector[l - 1] own = (use_alpha ? exp(log_alpha[j] - log_unit) : 1) * (passed[2 : l] - passed[1 : l - 1]);
+        vector[l - 1] own = (use_alpha ? exp(log_alpha[j]) : 1) * (passed[2 : l] - passed[1 : l - 1]);
         if (graded) { // of cutpoints that a judge makes one of, their mean
           for (i in 2 : l) {
             own[i - 1] /= level[j, d, i] - level[j, d, i - 1];
@@ -492,8 +486,7 @@ model {
   vector[G] location;
   matrix[use_item_steps ? most_steps + 1 : 0, use_item_steps ? B : 0] item_passed
     = rep_matrix(0, use_item_steps ? most_steps + 1 : 0, use_item_steps ? B : 0);
-  vector[J] alpha = use_alpha ? exp(log_alpha - log_unit) : rep_vector(1, J);
-  real unit = exp(log_unit);
+  vector[J] alpha = use_alpha ? exp(log_alpha) : rep_vector(1, J);
   {
     vector[M * D] ability = to_vector(theta + rep_matrix((mu .* rated)', M));
     vector[0] none;
@@ -576,12 +569,12 @@ model {
   }
 
   // Scales of blocks with few effects: a prior that avoids zero (Chung et al. 2013), where such a block has a funnel.
-  mu ~ normal(0, 5 * unit);
-  s_theta ~ lognormal(log_unit, 0.8);
+  mu ~ normal(0, 5);
+  s_theta ~ lognormal(0, 0.8);
   L_theta ~ lkj_corr_cholesky(2);
   to_vector(t) ~ std_normal();
   target += -(M - 1) * sum(log(diagonal(factor))); // dt / dtheta_raw
-  s_beta ~ lognormal(log(0.7) + log_unit, 0.8);
+  s_beta ~ lognormal(log(0.7), 0.8);
   beta_mean ~ normal(0, 5);
   {
     int at = 1;
@@ -591,34 +584,34 @@ model {
       at += n;
     }
   }
-  s_severity ~ lognormal(severity_prior[1] + log_unit, severity_prior[2]);
+  s_severity ~ lognormal(severity_prior[1], severity_prior[2]);
   severity_raw ~ normal(0, has_main && !judges_anchored ? s_severity[1] ^ centre_severity : 1);
-  s_dev ~ lognormal(dev_prior[1] + log_unit, dev_prior[2]);
+  s_dev ~ lognormal(dev_prior[1], dev_prior[2]);
   dev_raw ~ normal(0, has_deviation && !judges_anchored ? s_dev[1] ^ centre_dev : 1);
   severity_mean ~ normal(0, 5);
   s_alpha ~ lognormal(log(0.35), 0.8);
   alpha_raw ~ normal(0, use_alpha && !alphas_anchored ? s_alpha[1] ^ centre_alpha : 1);
-  delta_raw ~ normal(0, unit);
-  tau_raw ~ normal(0, 2.5 * unit);
+  delta_raw ~ std_normal();
+  tau_raw ~ normal(0, 2.5);
   s_tau ~ lognormal(log(0.25), 1);
   kappa_raw ~ normal(kappa_middle, deviations > 0 ? s_tau[1] ^ centre_tau : 1);
-  length ~ normal(0, unit);
-  order ~ normal(0, unit);
-  own_family_effect ~ normal(0, unit);
-  own_model_effect ~ normal(0, unit);
-  s_v ~ student_t(4, 0, unit);
-  s_judge_model ~ lognormal(log(0.25) + log_unit, 0.8);
-  s_judge_item ~ lognormal(log(0.25) + log_unit, 0.8);
-  s_group ~ lognormal(log(0.25) + log_unit, 0.8);
+  length ~ std_normal();
+  order ~ std_normal();
+  own_family_effect ~ std_normal();
+  own_model_effect ~ std_normal();
+  s_v ~ student_t(4, 0, 1);
+  s_judge_model ~ lognormal(log(0.25), 0.8);
+  s_judge_item ~ lognormal(log(0.25), 0.8);
+  s_group ~ lognormal(log(0.25), 0.8);
   group_raw ~ std_normal();
-  s_item_step ~ lognormal(log(0.5) + log_unit, 1);
+  s_item_step ~ lognormal(log(0.5), 1);
   item_step_raw ~ std_normal();
-  s_halo ~ normal(0, unit);
+  s_halo ~ std_normal();
   halo_raw ~ std_normal();
-  s_u ~ student_t(4, 0, unit);
+  s_u ~ student_t(4, 0, 1);
 
-  position_mean ~ normal(0, unit);
-  s_position ~ lognormal(log(0.25) + log_unit, 0.8);
+  position_mean ~ std_normal();
+  s_position ~ lognormal(log(0.25), 0.8);
   tie_mean ~ normal(0, 2);
   s_tie ~ lognormal(log(0.35), 0.8);
   if (comparers > 1) {

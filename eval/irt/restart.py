@@ -52,7 +52,7 @@ def earlier(previous: Posterior, ratings: Ratings, options: Options) -> tuple[Sc
     anchors, or was made by a version that left nothing to start from.
     """
     before = previous.ratings
-    if not previous.left or "scales.unit_share" not in previous.left:
+    if not previous.left or "scales.ability" not in previous.left:
         raise IrtError("the earlier fit holds no state to start from (an earlier version made it); fit without it once")
     if previous.options.anchors or options.anchors:
         raise IrtError("a fit with anchors cannot start from an earlier one: leave out --start-from, or the anchors")

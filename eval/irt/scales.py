@@ -7,8 +7,7 @@ them, the time to reach it does: the best centring of a block follows from the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from dpeer.eval.irt.types import Floats, Posterior, Ratings
 SPREAD = 0.7
 """First guess of the spread of abilities, difficulties and response effects, in logits."""
 LEAST = 0.02
-IN_LOGITS = ("theta", "beta", "u", "v", "ability", "severity", "dev", "judge_model", "judge_item")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,14 +37,6 @@ class Scales:
     judge_model: float = 0.25
     judge_item: float = 0.25
     v: Floats = field(default_factory=lambda: np.zeros(0))  # [D]
-    unit_share: Floats = field(default_factory=lambda: np.zeros(0))  # [J] see `centre_unit` in model.stan; empty: equal
-    log_unit: float = 0.0
-
-    def in_unit(self) -> Scales:
-        """The same in the logits that `model.stan` works in."""
-        unit = float(np.exp(self.log_unit))
-        longer = {name: unit * getattr(self, name) for name in IN_LOGITS}
-        return replace(self, **longer, information=self.information / unit**2, compared=self.compared / unit**2)
 
 
 def by_response(ratings: Ratings, each: Floats) -> Floats:
@@ -81,10 +71,7 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         spread = pilot.flat(f"s_{name}").mean(axis=0) if f"s_{name}" in pilot.draws else np.asarray(otherwise)
         return np.asarray(np.maximum(np.where(np.isnan(spread), otherwise, spread), LEAST), dtype=np.float64)
 
-    scalars = ("severity", "dev", "tau", "alpha", "judge_item")
-    others: dict[str, Any] = {name: float(mean(name, getattr(before, name))) for name in scalars}
     taste = "favour" if "s_favour" in pilot.draws else "judge_model"
-    others["judge_model"] = float(mean(taste, before.judge_model))
     return Scales(
         theta=mean("theta", before.theta),
         beta=mean("beta", before.beta),
@@ -93,20 +80,11 @@ def measured(pilot: Posterior, before: Scales) -> Scales:
         information=by_response(pilot.ratings, information(pilot)),
         compared=before.compared,
         ability=pilot.flat("theta").mean(axis=0),
-        **others | _unit(pilot),
+        **{
+            name: float(mean(name, getattr(before, name))) for name in ("severity", "dev", "tau", "alpha", "judge_item")
+        },
+        judge_model=float(mean(taste, before.judge_model)),
     )
-
-
-def _unit(pilot: Posterior) -> dict[str, Any]:
-    """Shares of judges, by how well their slopes per spread of locations are known, and the unit that these set."""
-    if "log_alpha" not in pilot.draws or pilot.options.anchors:
-        return {}
-    log_alpha = pilot.flat("log_alpha")
-    spreads = [np.square(pilot.flat(name)) for name in ("s_theta", "s_beta", "s_u", "s_v") if name in pilot.draws]
-    log_spread = 0.5 * np.log(np.sum([np.nan_to_num(s) for s in spreads], axis=0)).mean(axis=1)
-    precision = 1 / (np.var(log_alpha + log_spread[:, None], axis=0) + LEAST**2)
-    share = precision / precision.sum()
-    return {"unit_share": share, "log_unit": float(log_alpha.mean(axis=0) @ share)}
 
 
 def helmert(x: Floats) -> Floats:

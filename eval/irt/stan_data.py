@@ -72,9 +72,8 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     data |= _rating_data(ratings, options, used, levels, cells, criterion, found.of_rating)
     data |= compared | {"graded": options.model == GRADED, "use_alpha": alpha, "use_u": use_u} | _switches(options)
     data["use_threads"] &= len(ratings) > 0
-    inner = scales.in_unit()
-    precision = precision_of(data, inner, cells, found)
-    data |= centrings(precision, inner, cells.dimension, found, len(ratings.judges))
+    precision = precision_of(data, scales, cells, found)
+    data |= centrings(precision, scales, cells.dimension, found)
     if centres:
         of_cell = centres["centre_u"][cells.response, cells.dimension]
         kept = {n: v for n, v in centres.items() if n in data and np.shape(v) == np.shape(data[n])}
@@ -83,7 +82,7 @@ def build(ratings: Ratings, options: Options, scales: Scales, centres: dict[str,
     data = {k: _json(v) for k, v in data.items()}
     return Problem(
         data=data,
-        blocks=blocks(data, ratings, used, precision, inner),
+        blocks=blocks(data, ratings, used, precision, scales),
         scales=scales,
         used=used,
         levels=levels,

@@ -81,7 +81,7 @@ def test_after_divergences_the_chains_are_run_with_shorter_steps(monkeypatch: py
 
 
 def test_chains_that_are_a_little_short_of_the_gate_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By fewer draws than a second run would take, without warm-up, the first ones as they were, and always the same."""
+    """By few draws and without warm-up; the first ones stay as they were, and all are always the same."""
     table, _ = simulate(Spec(models=4, items=10, dimensions=2, judges=3), 3)
     options = replace(QUICK, warmup=200, draws=100)
     monkeypatch.setattr("dpeer.eval.irt.fit.MAX_RHAT", 1.5)
