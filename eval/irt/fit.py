@@ -71,7 +71,7 @@ def fit(
     compiles the model on first use. `unchecked` leaves out the identification check; such a fit supports no claim.
     `start`: an earlier fit of the same models, judges and terms to fewer ratings. Chains go on from its last draws with
     its metric and step size, and end as soon as they hold the effective draws that a claim needs; where a transition
-    diverges, or `options.draws` do not suffice for the gate, the fit is made afresh.
+    diverges, or draws for which a fresh fit could be made do not pass the gate, it is made afresh.
     CmdStan's own files go to the folder `keep_csv`, in place of those of an earlier fit.
     Raises a DesignError (see `check`) when the ratings cannot tell the models apart, and IrtError when they hold
     nothing to estimate, CmdStan cannot be had, or a chain fails.
@@ -141,7 +141,8 @@ def _continued(
     start: Posterior, ratings: Ratings, options: Options, executable: Path, say: Say, keep_csv: Path | None
 ) -> Posterior | None:
     """Chains that go on from the last draws of an earlier fit, with its metric and step size, until they hold the
-    effective draws that a claim needs; None where a transition diverged or `options.draws` do not pass the gate."""
+    effective draws that a claim needs; None where a transition diverged or draws for which a fresh fit could be made do
+    not pass the gate."""
     scales, centres = earlier(start, ratings, options)
     problem = build(ratings, options, scales, centres)
     inits, inverse_metric, step = begin(start, ratings, problem, options.chains)
@@ -152,7 +153,8 @@ def _continued(
     part = replace(options, warmup=BURN_IN, draws=size)
     first = sample(part, progress=partial(say, label), nuts=nuts | {"inits": inits})
     more = partial(sample, progress=partial(say, f"{label}, more draws"))
-    posterior = _until_green(first, options.draws, problem, more, nuts, CAUTION)
+    most = options.draws + options.warmup * (not keep_csv and not options.approx)  # more would take a fresh fit's time
+    posterior = _until_green(first, most, problem, more, nuts, CAUTION)
     rough = options.approx and not posterior.sampler["divergent"].any() and mixing(posterior)[0] < APART
     if not rough and _missing(posterior):
         return None
