@@ -80,6 +80,8 @@ class Weights:
     heads: int = 1
     key_heads: int = 1
     """Heads of keys and values, shared by those of queries."""
+    width: int = 0
+    """Of the hidden states."""
 
     @property
     def total(self) -> int:
@@ -141,6 +143,7 @@ def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
         state=state_size(shape),
         heads=shape.num_attention_heads,
         key_heads=size_of(shape, "num_key_value_heads") or shape.num_attention_heads,
+        width=shape.hidden_size,
     )
 
 
@@ -158,7 +161,9 @@ def count_activations(
     at the end of it: the last rank needs most.
     """
     chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
-    times = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
+    # Several chunks of the head and tiles of the MLPs, whose sizes are then constants.
+    tiles = 2 * (spec.mlp_tile or 0) * team / cost(_tree(prompt, responses, 1), layout)
+    times = math.ceil(max(2 * chunk / sum(responses), tiles))
     counts = (times, 2 * times)
     trees = [[_tree(prompt, responses, 1)] * n if team == 1 else [_tree(prompt, responses, n)] for n in counts]
     packs = [build_pack(records, range(len(records))).cut(team - 1, team) for records in trees]
