@@ -166,11 +166,14 @@ def _phases(
             _exact("one layer: working set, gradients", at(activations.layers)),
             *backward,
         ),
+        "backward of an MLP in tiles": (kept, _exact("one MLP: tiles, gradients", at(activations.mlp)), *backward),
         "backward of the embedding": (_exact("embedding: gradient", at(activations.embedding)), *backward),
     }
     if zero.sharded and not zero.optimizer_on_host:
         trained = weights.shard(ranks, trained_only=True)
         phases["optimizer step"] = (_exact("gradients of a sub-group, fp32 copy", 4 * min(zero.sub_group, trained)),)
+    if not config.model.mlp_tile:
+        del phases["backward of an MLP in tiles"]
     return {name: tuple(part for part in parts if part.high) for name, parts in phases.items()}
 
 
@@ -203,7 +206,7 @@ def scoring(config: Config, weights: Weights, activations: Activations, zero: Ze
     gathered = (_gathered(weights, zero, size),) if zero.sharded else ()
     phases = {
         "head": (Part("head: logits chunk", 0, at(activations.head)), *gathered),
-        "layers": (Part("one layer: working set", 0, at(activations.layers)), *gathered),
+        "layers": (Part("one layer: working set", 0, max(at(activations.layers), at(activations.mlp))), *gathered),
     }
     return Memory(tuple(resident), phases, _exact("CUDA context, NCCL", CONTEXT, assumed=True))
 
