@@ -118,10 +118,7 @@ def test_activations_on_the_host_and_tiles_lengthen_records() -> None:
     alone = made("training.sequence_parallel=1")
     assert not alone.fits_gpu
     fixes = {fix.change for fix in remedies(alone)}
-    assert {
-        "--set model.offload_activations=true",
-        "--set model.mlp_tile=4096 --set model.offload_activations=true",
-    } & fixes
+    assert any("model.offload_activations=true" in fix for fix in fixes), fixes
 
 
 @pytest.mark.parametrize(
