@@ -18,7 +18,7 @@ from dpeer.training.policy import Policy
 from tests.training.conftest import gradients, recipe, sft
 
 SPARED = {"mlp_tile": 8, "offload_activations": True}
-LORA = {"lora": {"rank": 4}}
+LORA, DORA = {"lora": {"rank": 4}}, {"lora": {"rank": 4, "dora": True}}
 
 
 def three_steps(policy: Policy) -> tuple[list[Any], dict[str, Tensor], Counter[str]]:
@@ -33,8 +33,11 @@ def three_steps(policy: Policy) -> tuple[list[Any], dict[str, Tensor], Counter[s
     return [*entries, policy.train_step(None)], first[0], arrived
 
 
-@pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("engine", ["deepspeed", "plain"])
+@pytest.mark.parametrize(
+    ("engine", "model"),
+    [("deepspeed", {}), ("deepspeed", LORA), ("deepspeed", DORA), ("plain", {}), ("plain", LORA)],
+    ids=["deepspeed", "deepspeed-lora", "deepspeed-dora", "plain", "plain-lora"],
+)
 def test_a_step_is_the_same(
     make: Callable[[Config], Policy],
     models: dict[str, str],
