@@ -92,7 +92,7 @@ def test_long_records_are_shared_by_as_many_gpus_as_they_need() -> None:
 
 def test_activations_on_the_host_and_tiles_lengthen_records() -> None:
     """Each by itself, both together; the host's memory bounds the first, and copies take time."""
-    base, room = ("model.gradient_checkpointing=true", "training.sequence_parallel=2"), 250
+    base, room = ("model.gradient_checkpointing=true", "training.sequence_parallel=2"), 120
     away, tiles = ("model.offload_activations=true",), ("model.mlp_tile=2048",)
 
     def made(*changes: str, node_memory: float | None = None) -> Plan:
