@@ -66,6 +66,12 @@ class Model(Section):
     bitsandbytes); the reference too. The export has the adapters on the 16-bit weights of `path`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    offload_activations: bool = False
+    """Keep what `gradient_checkpointing` keeps, each layer's input, in the host's memory until the backward pass, which
+    costs two copies over the GPU's link to its host. For long records (docs/long_context.md)."""
+    mlp_tile: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that each dense MLP computes at once, so that its intermediate activations are those of so many alone;
+    4096 or more keeps GPUs busy. Needs `gradient_checkpointing`. Experts are left as they are. None: all of a pack."""
     layout: Literal["auto", "tree", "sequences"] = "auto"
     """How records reach the model: as trees, each prompt computed once, or as separate sequences, which costs more and
     is exact for every causal model. `auto`: trees where they are exact, which is tried on a small model of the same
@@ -98,6 +104,15 @@ class Model(Section):
         """Path and revision of the reference."""
         path = self.reference_path or self.path
         return path, self.reference_revision or (self.revision if path == self.path else None)
+
+    @model_validator(mode="after")
+    def _activations_are_recomputed(self) -> Model:
+        if not self.gradient_checkpointing and (self.offload_activations or self.mlp_tile):
+            asked = "offload_activations moves what gradient_checkpointing keeps, and would find nothing to move"
+            if not self.offload_activations:
+                asked = f"mlp_tile ({self.mlp_tile}) computes tiles again in the backward pass, and so must layers be"
+            raise ValueError(f"{asked}: set model.gradient_checkpointing=true, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _frozen_weights_in_4_bits(self) -> Model:

@@ -113,6 +113,7 @@ def fewest(case: Case, possible: Iterable[int], tree: TokenTree, memory: float) 
         f"training.sequence_parallel = auto: a pack of {tokens:,} tokens does not fit; shared by {size} ranks it needs "
         f"up to {peak / GIB:.1f} of {memory / GIB:.1f} GiB on each. Lower data.max_tokens "
         f"({case.config.data.max_tokens}) or training.tokens_per_pack ({training.tokens_per_pack}), set "
-        "model.gradient_checkpointing, or take more ranks per node; a number in place of auto is taken as it is. "
+        "model.gradient_checkpointing or, beside it, model.offload_activations and model.mlp_tile, or take more ranks "
+        "per node; a number in place of auto is taken as it is. "
         "`dpeer plan` says what fits."
     )

@@ -16,6 +16,7 @@ from dpeer import config
 from dpeer.model.adapters import start_of
 from dpeer.model.lm import DTYPES, add_lora, load_parts
 from dpeer.model.miniature import by_kind, with_layers
+from dpeer.model.recompute import spare_memory
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -35,8 +36,7 @@ def without_adapters(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             small, dtype=DTYPES[spec.dtype], attn_implementation=attention
         )
-    if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    spare_memory(model, spec, some=len(layers) < shape.num_hidden_layers)
     return model
 
 

@@ -48,6 +48,7 @@ from dpeer.model.lm import add_lora, load_parts
 from dpeer.model.logprob import chunk_rows
 from dpeer.model.miniature import beneath, by_kind
 from dpeer.model.team import Paper, Team, attend_together
+from dpeer.model.tiles import dense_mlps
 from dpeer.model.tree_attention import IMPLEMENTATIONS
 from dpeer.model.tree_lm import TreeLM
 
@@ -80,6 +81,8 @@ class Weights:
     heads: int = 1
     key_heads: int = 1
     """Heads of keys and values, shared by those of queries."""
+    width: int = 0
+    """Of the hidden states."""
 
     @property
     def total(self) -> int:
@@ -105,15 +108,16 @@ class Activations:
     tokens, also where ranks share it.
 
     Each pair is (bytes per token, fixed bytes). `layer`: what the forward pass keeps per decoder layer, as a mean
-    over layers of all kinds. The other
-    three are the most that is alive beyond layers x `layer`: until the head's backward pass is done, in the layers'
-    backward pass, and in the embedding's (where the layers' share is gone already).
+    over layers of all kinds. The others are the most that is alive beyond layers x `layer`: until the head's backward
+    pass is done, in the layers' backward pass, in the embedding's (where the layers' share is gone already), and, apart
+    from the rest of a layer's, in that of an MLP in tiles, most of which is fixed.
     """
 
     layer: tuple[float, float]
     head: tuple[float, float]
     layers: tuple[float, float]
     embedding: tuple[float, float]
+    mlp: tuple[float, float] = (0.0, 0.0)
 
 
 def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
@@ -141,6 +145,7 @@ def count_weights(spec: config.Model, shape: PretrainedConfig) -> Weights:
         state=state_size(shape),
         heads=shape.num_attention_heads,
         key_heads=size_of(shape, "num_key_value_heads") or shape.num_attention_heads,
+        width=shape.hidden_size,
     )
 
 
@@ -158,7 +163,9 @@ def count_activations(
     at the end of it: the last rank needs most.
     """
     chunk = chunk_rows(spec.head_chunk, torch.device("meta"))
-    times = math.ceil(2 * chunk / sum(responses))  # several chunks of the head, whose size is then a constant
+    # Several chunks of the head and tiles of the MLPs, whose sizes are then constants.
+    tiles = 2 * (spec.mlp_tile or 0) * team / cost(_tree(prompt, responses, 1), layout)
+    times = math.ceil(max(2 * chunk / sum(responses), tiles))
     counts = (times, 2 * times)
     trees = [[_tree(prompt, responses, 1)] * n if team == 1 else [_tree(prompt, responses, n)] for n in counts]
     packs = [build_pack(records, range(len(records))).cut(team - 1, team) for records in trees]
@@ -199,6 +206,7 @@ def _of_pack(few: FewLayers, base: int, layout: Layout, pack: Pack, team: int) -
         "head": one["head"] - one["saved"] + outside,
         "layers": max(m["layers"] - m["saved"] for m in models) + outside,
         "embedding": one["embedding"],
+        "mlp": max(m["mlp"] - m["saved"] + outside if "mlp" in m else 0.0 for m in models),
     }
 
 
@@ -215,10 +223,14 @@ def _follow(model: PreTrainedModel, few: FewLayers, layout: Layout, pack: Pack, 
     follower: Any
     with _Follower([*lm.parameters(), *lm.buffers(), *indices]) as follower:
         backbone(model).register_forward_hook(lambda _, __, out: follower.mark(out.last_hidden_state, "head"))
-        family_of(few.shape).decoder_layers(model)[0].register_forward_pre_hook(
-            lambda _, args, kwargs: follower.mark(args[0] if args else kwargs["hidden_states"], "layers"),
-            with_kwargs=True,
-        )
+        layers, tiled = family_of(few.shape).decoder_layers(model), dense_mlps(model) if few.spec.mlp_tile else []
+        for layer in layers if tiled else layers[:1]:
+            layer.register_forward_pre_hook(
+                lambda _, args, kwargs: follower.mark(args[0] if args else kwargs["hidden_states"], "layers"),
+                with_kwargs=True,
+            )
+        for mlp in tiled:
+            mlp.register_forward_pre_hook(lambda _, args: follower.begin(args[0], "layers", "mlp"))
         with _unasked():
             logps = lm(pack)
             saved: int = follower.live
@@ -299,6 +311,11 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The phase ends when the gradient of this tensor is there."""
         if tensor.requires_grad:
             tensor.register_hook(lambda _: self.close(phase))
+
+    def begin(self, tensor: Any, before: str, phase: str) -> None:
+        """A phase ends here, and another one when the gradient of this tensor is there."""
+        self.close(before)
+        self.mark(tensor, phase)
 
     def close(self, phase: str) -> None:
         self.peaks[phase] = max(self._peak, self.peaks.get(phase, 0))  # recomputing a layer may close a phase twice

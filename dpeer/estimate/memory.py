@@ -8,7 +8,7 @@ and nothing beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from dpeer.config import Config
 from dpeer.estimate.footprint import Activations, Weights
 from dpeer.memory import RELOADED
 from dpeer.model.four_bits import BYTES as FOUR_BITS
+from dpeer.model.on_host import PIECE
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2}
@@ -165,11 +166,14 @@ def _phases(
             _exact("one layer: working set, gradients", at(activations.layers)),
             *backward,
         ),
+        "backward of an MLP in tiles": (kept, _exact("one MLP: tiles, gradients", at(activations.mlp)), *backward),
         "backward of the embedding": (_exact("embedding: gradient", at(activations.embedding)), *backward),
     }
     if zero.sharded and not zero.optimizer_on_host:
         trained = weights.shard(ranks, trained_only=True)
         phases["optimizer step"] = (_exact("gradients of a sub-group, fp32 copy", 4 * min(zero.sub_group, trained)),)
+    if not config.model.mlp_tile:
+        del phases["backward of an MLP in tiles"]
     return {name: tuple(part for part in parts if part.high) for name, parts in phases.items()}
 
 
@@ -202,7 +206,7 @@ def scoring(config: Config, weights: Weights, activations: Activations, zero: Ze
     gathered = (_gathered(weights, zero, size),) if zero.sharded else ()
     phases = {
         "head": (Part("head: logits chunk", 0, at(activations.head)), *gathered),
-        "layers": (Part("one layer: working set", 0, at(activations.layers)), *gathered),
+        "layers": (Part("one layer: working set", 0, max(at(activations.layers), at(activations.mlp))), *gathered),
     }
     return Memory(tuple(resident), phases, _exact("CUDA context, NCCL", CONTEXT, assumed=True))
 
@@ -252,8 +256,13 @@ def export_parts(config: Config, weights: Weights) -> tuple[Part, ...]:
     return tuple(part for part in (layer, adapters, again) if part and part.high)
 
 
-def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_node: int) -> Host:
-    """Host memory of training and of the export on rank 0."""
+def offloaded(config: Config, weights: Weights, tokens: float) -> float:
+    """Bytes of one rank's `tokens` in the host's memory: the input of each layer, which recomputation starts from."""
+    return config.model.offload_activations * weights.layers * weights.width * BYTES[config.model.dtype] * tokens
+
+
+def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_node: int, tokens: float = 0.0) -> Host:
+    """Host memory of training and of the export on rank 0. tokens: of a rank's part of a pack."""
     trained = weights.shard(ranks, trained_only=True) * ranks_per_node
     each = [Part("worker processes", ranks_per_node * 2 * GIB, ranks_per_node * 6 * GIB, "2 to 6 GiB each", True)]
     if zero.optimizer_on_host:
@@ -265,6 +274,10 @@ def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_nod
         ]
     if zero.weights_on_host:
         each.append(_exact("weights", weights.shard(ranks) * ranks_per_node * BYTES[config.model.dtype]))
+    if config.model.offload_activations:
+        held = ranks_per_node * offloaded(config, weights, tokens)
+        pieces = ranks_per_node * weights.layers * PIECE
+        each.append(Part("activations of the layers, pinned", held, held + pieces, "a pack's, until its backward pass"))
     kept = checkpoint_bytes(config, weights, frozen=zero.sharded)
     copy = kept * ranks_per_node / ranks if zero.sharded else kept  # the plain engine's is written by rank 0 alone
     saving = _exact("copy of a checkpoint being written", copy, "while training; without room it is written first")
@@ -272,12 +285,21 @@ def host(config: Config, weights: Weights, zero: Zero, ranks: int, ranks_per_nod
 
 
 def largest_budget(
-    config: Config, weights: Weights, activations: Activations, zero: Zero, ranks: int, usable: float, step: int = 256
+    config: Config,
+    weights: Weights,
+    activations: Activations,
+    zero: Zero,
+    ranks: int,
+    usable: float,
+    step: int = 256,
+    also: Callable[[int], bool] = lambda tokens: True,
 ) -> int:
-    """Most tokens per pack, a multiple of `step`, whose peak stays within `usable` bytes; 0 when none does."""
+    """Most tokens per pack, a multiple of `step`, whose peak stays within `usable` bytes; 0 when none does. also: what
+    else that many tokens must do."""
 
     def fits(multiple: int) -> bool:
-        return per_gpu(config, weights, activations, zero, ranks, multiple * step).high <= usable
+        tokens = multiple * step
+        return per_gpu(config, weights, activations, zero, ranks, tokens).high <= usable and also(tokens)
 
     if not fits(1):
         return 0

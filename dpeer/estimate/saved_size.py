@@ -1,4 +1,4 @@
-"""How large the things are that a run writes: from the config alone, without loading a weight."""
+"""How large the things are that a run writes, or keeps in host memory: from the config alone, without a weight."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dpeer.config import Config
 from dpeer.estimate.footprint import count_weights
-from dpeer.estimate.memory import checkpoint_bytes, export_parts
+from dpeer.estimate.memory import checkpoint_bytes, export_parts, offloaded
 from dpeer.files import ROOM
 from dpeer.model.lm import DTYPES, load_shape, towers
 
@@ -17,7 +17,8 @@ TOWERS = 4  # bytes of their parameters at most: they are copied as they are
 class SavedSize:
     """Sizes in bytes. checkpoint: one, all ranks together. export: the exported folder's weights.
     consolidation: largest use of host memory by rank 0 while it writes and checks the export. towers: parameters that
-    are not loaded but copied into the export."""
+    are not loaded but copied into the export. activations: those of a pack in the host's memory, all its ranks
+    together, where the recipe keeps them there."""
 
     parameters: int
     trained: int
@@ -25,6 +26,7 @@ class SavedSize:
     export: int
     consolidation: int
     towers: int = 0
+    activations: int = 0
 
     def disk(self, keep_checkpoints: int) -> int:
         """Free bytes that a fresh run needs: a checkpoint is written before the oldest goes, an export likewise."""
@@ -45,4 +47,5 @@ def saved_size(config: Config, *, frozen: bool = True) -> SavedSize:
         export=written + copied * TOWERS + ROOM,  # that of further files is nothing beside their weights
         consolidation=int(sum(part.high for part in export_parts(config, weights))),
         towers=copied,
+        activations=int(offloaded(config, weights, max(config.training.tokens_per_pack, config.data.max_tokens))),
     )

@@ -10,7 +10,7 @@ from dpeer.data.bins import plan_packs
 from dpeer.data.layout import padded, plan_sequences
 from dpeer.data.packing import batch_indices
 from dpeer.estimate.footprint import Weights
-from dpeer.estimate.memory import BYTES, Zero
+from dpeer.estimate.memory import BYTES, Zero, offloaded
 from dpeer.model.flops import Lengths, forward_flops, training_flops
 from dpeer.model.team import copies
 
@@ -19,6 +19,10 @@ TOKENISED_PER_S = 150_000
 """Tokens that a core renders, checks and encodes, of records of 150 (benchmarks/data_scale.py)."""
 ABOUT_A_RECORD = 500
 """Bytes of a tokenised record beside its tokens: its last message as text, and what arrays say of it."""
+
+
+HOST_LINK = 25e9
+"""Bytes per second between a GPU and its host, each way: what PCIe 4.0 x16 reaches. Assumed."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +139,20 @@ def _swapped(config: Config, weights: Weights, tokens: float, team: int, machine
 @dataclass(frozen=True)
 class Time:
     """Seconds of one optimizer step: all traffic of weights and gradients hidden behind arithmetic, and none of it.
-    Layers wait for what ranks that share a pack exchange."""
+    Layers wait for what ranks that share a pack exchange, and for copies of activations to the host and back."""
 
     compute: float
     traffic: float
     exchange: float = 0.0
+    copies: float = 0.0
 
     @property
     def low(self) -> float:
-        return max(self.compute, self.traffic) + self.exchange
+        return max(self.compute, self.traffic) + self.exchange + self.copies
 
     @property
     def high(self) -> float:
-        return self.compute + self.traffic + self.exchange
+        return self.compute + self.traffic + self.exchange + self.copies
 
 
 def traffic_seconds(moved: Traffic, machine: Machine) -> float:
@@ -171,7 +176,8 @@ def step_time(
     gathered = traffic_seconds(_gather(config, weights, ranks, machine), machine) * (1 + colocated) * scored
     moving = batch.micro_steps * (moved + gathered) if zero.sharded else moved
     exchange = batch.micro_steps * traffic_seconds(all_to_all(config, weights, batch, team, machine), machine)
-    return Time(per_token * batch.busiest / (machine.peak * machine.hfu), moving, exchange)
+    copies = 2 * offloaded(config, weights, batch.busiest) / HOST_LINK
+    return Time(per_token * batch.busiest / (machine.peak * machine.hfu), moving, exchange, copies)
 
 
 def _gather(config: Config, weights: Weights, ranks: int, machine: Machine) -> Traffic:

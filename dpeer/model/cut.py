@@ -19,7 +19,8 @@ def refuse_uncut(shape: PretrainedConfig, path: str, layout: Layout, size: int, 
     if size > 1 and (why := obstacle(shape, layout)):
         raise ConfigError(
             f"training.sequence_parallel = {size}: model {path} (type '{shape.model_type}') {why}. Set it to 1; for "
-            "longer records lower memory by model.gradient_checkpointing, or take GPUs with more of it (dpeer plan)."
+            "longer records lower memory by model.gradient_checkpointing, model.offload_activations and "
+            "model.mlp_tile, or take GPUs with more of it (dpeer plan)."
         )
     heads = int(shape.num_attention_heads)
     if heads % size:

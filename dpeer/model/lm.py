@@ -34,7 +34,9 @@ from dpeer.model.families import expert_count, family_of, own_attention, refuse_
 from dpeer.model.finite import refuse_not_finite
 from dpeer.model.four_bits import four_bits, refuse_four_bits
 from dpeer.model.probe import layout_of
+from dpeer.model.recompute import refuse_untiled, spare_memory
 from dpeer.model.state import by_device
+from dpeer.model.tiles import tile_mlps
 from dpeer.model.towers import Parts, parts, text_part, tower_parameters
 from dpeer.model.tree_lm import TreeLM
 
@@ -114,6 +116,7 @@ def attention_kernel(spec: config.Model, device: torch.device) -> str:
         shape = load_shape(path, revision)
         refuse_unsupported(shape, path)
         layout = layout_of(shape, path, spec.layout)
+        refuse_untiled(shape, path, spec.mlp_tile)
     if layout == "sequences":
         return SEQUENCES
     heads = shape.num_attention_heads
@@ -303,9 +306,10 @@ def build_lm(spec: config.Model, seed: int, *, reference: bool = False) -> TreeL
     if reference:
         if spec.reference_lora:
             model = add_lora(model, spec.reference_lora, seed, load_parts(path, revision))
+        if spec.mlp_tile:
+            tile_mlps(model, spec.mlp_tile)
         return TreeLM(model.requires_grad_(False).eval(), spec.head_chunk, layout)
-    if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    spare_memory(model, spec)
     if spec.lora:
         model = add_lora(model, spec.lora, seed, load_parts(path, revision))
     if spec.router_aux_loss:

@@ -30,6 +30,7 @@ from dpeer.model.families import named, own_attention
 from dpeer.model.miniature import VOCABULARY, miniature
 from dpeer.model.state import by_device
 from dpeer.model.team import Team, side_by_side
+from dpeer.model.tiles import tile_mlps
 from dpeer.model.tree_attention import NAME
 from dpeer.model.tree_lm import TreeLM
 
@@ -40,8 +41,14 @@ SHAPES = ((23, 9, 1, 20), (5, 19, 2), (1, 6, 6))
 LARGEST = 1e8
 """Parameters of a model that is tried."""
 VERSION = 2
-Way = Layout | Literal["cut"]
-WAYS = {"tree": "trees", "sequences": "separate sequences", "cut": "trees that two ranks share"}
+TILE = 7
+Way = Layout | Literal["cut", "tiled"]
+WAYS = {
+    "tree": "trees",
+    "sequences": "separate sequences",
+    "cut": "trees that two ranks share",
+    "tiled": "sequences whose MLPs are tiled",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +131,10 @@ def probe(shape: PretrainedConfig, way: Way) -> Exactness:
     """Compare the miniature of a config, with random weights, against separate sequences; seconds."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.enable_grad():
         try:
-            layout: Layout = "tree" if way == "cut" else way
+            layout: Layout = "tree" if way == "cut" else "sequences" if way == "tiled" else way
             model, oracle = _pair(shape, layout)
+            if way == "tiled":
+                tile_mlps(model, TILE)
             trees = [_tree(i, lengths) for i, lengths in enumerate(SHAPES)]
             expected = _separate(oracle, trees)
             weights = torch.sin(torch.arange(len(expected)) * 1.7 + 0.5).double()  # of mixed sign, as margins give

@@ -91,7 +91,9 @@ def out_of_memory(error: BaseException, config: Config, phase: str, longest: int
         )
     else:
         lower = f"The largest pack has up to {budget} tokens: lower training.tokens_per_pack"
-    checkpointing = "" if config.model.gradient_checkpointing else ", set model.gradient_checkpointing"
+    checkpointing = ", set model.gradient_checkpointing"
+    if config.model.gradient_checkpointing:
+        checkpointing = "" if config.model.offload_activations else ", set model.offload_activations"
     return OutOfMemory(
         f"GPU memory is exhausted during '{phase}'{shown}. {lower}"
         f"{checkpointing}, spread the model over more GPUs (cluster.policy_workers), share long records among them "

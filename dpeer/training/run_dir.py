@@ -29,6 +29,8 @@ MAY_CHANGE = (  # nothing here changes what a step computes
     "cluster",
     "output_dir",
     "model.reference_revision",  # the reference's hash is among the facts
+    "model.offload_activations",
+    "model.mlp_tile",
     "training.tokens_per_pack",
     "training.sequence_parallel",
     "training.checkpoint_every",

@@ -25,7 +25,14 @@ DS_CONFIGS = PACKAGE / "ds_configs"
 
 def deepspeed_config(name: str, config: Config, *, trained: bool) -> dict[str, Any]:
     """The user's JSON (a name in ds_configs/ or a path) plus the parts that follow from the recipe."""
-    settings = deepspeed_file(name, "cluster.deepspeed" if trained else "cluster.reference_deepspeed")
+    field = "cluster.deepspeed" if trained else "cluster.reference_deepspeed"
+    settings = deepspeed_file(name, field)
+    if config.model.mlp_tile and "leaf_module" in settings["zero_optimization"]:
+        raise ConfigError(
+            f"model.mlp_tile = {config.model.mlp_tile} needs decoder layers that are gathered as one, else weights "
+            f"would be gathered once per tile; but {field} = {name} sets leaf_module itself: take that key out of "
+            "the file, or leave mlp_tile out."
+        )
     settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "steps_per_print": 10**9}
     if config.model.dtype == "bf16":
         settings["bf16"] = {"enabled": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from dpeer.model.cut import obstacle, refuse_uncut, sizes
 from dpeer.model.families import refuse_unsupported
 from dpeer.model.flops import typical
 from dpeer.model.probe import layout_of
+from dpeer.model.recompute import refuse_untiled
 from dpeer.model.towers import text_part, tower_parameters
 from dpeer.training.choice import TRAINED, Choice, choose, plain_reference, team_size
 from dpeer.training.engine import model_settings
@@ -41,6 +43,7 @@ from dpeer.training.engine import model_settings
 HFU = 0.35
 LINKS = 0.8  # share of a link's rated speed that collectives reach
 MOST_NODES = 64
+TILE = 4096  # tokens of an MLP's tile that is tried: a product of so many rows still fills a GPU
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def make_plan(request: Request) -> Plan:
     everything, source = model_config(config.model, request.model_config)
     shape = text_part(everything, config.model.path)
     refuse_unsupported(shape, config.model.path)
+    refuse_untiled(shape, config.model.path, config.model.mlp_tile)
     ranks, reference_ranks = _ranks(config, request)
     if reference_ranks and config.training.sequence_parallel != "auto":
         team_size(config, reference_ranks, "cluster.reference_workers")
@@ -172,7 +176,19 @@ def make_plan(request: Request) -> Plan:
     machine = _machine(config, request, card)
     time = step_time(config, weights, zero, ranks, machine, batch, team)
     shared = dict.fromkeys((*_possible(shape, layout, ranks, request.gpus), team))
-    contexts = [(n, largest_budget(config, weights, counted(n), zero, ranks, card.memory_gib * GIB)) for n in shared]
+    on_node = min(request.gpus, ranks)
+
+    def largest(team: int) -> int:
+        """Where activations lie in the host's memory, it must hold them too, if it is known."""
+        unbounded = request.node_memory is None or not config.model.offload_activations
+        room = math.inf if unbounded else (request.node_memory or 0) * GIB
+
+        def held(tokens: int) -> bool:
+            return host(config, weights, zero, ranks, on_node, tokens / team).high <= room
+
+        return largest_budget(config, weights, counted(team), zero, ranks, card.memory_gib * GIB, also=held)
+
+    contexts = [(n, largest(n)) for n in shared]
     preference = config.objective.kind == "preference"
     cached = preference and config.cluster.reference == "cache"
     return Plan(
@@ -189,7 +205,7 @@ def make_plan(request: Request) -> Plan:
         memory=memory,
         reference_memory=_reference_memory(config, weights, activations, reference_ranks, tokens, shape),
         largest_record=_if_smaller(batch.largest_pack, tokens, config, weights, activations, zero, ranks),
-        host=host(config, weights, zero, ranks, min(request.gpus, ranks)),
+        host=host(config, weights, zero, ranks, on_node, tokens / team),
         budget=dict(contexts)[team],
         records=lengths,
         batch=batch,
@@ -333,6 +349,9 @@ def _candidates(plan: Plan) -> Sequence[tuple[str, ...]]:
         candidates.append((f"training.tokens_per_pack={plan.budget}",))
     if recompute:
         candidates.append(recompute)
+    tiles = () if config.model.mlp_tile else (f"model.mlp_tile={TILE}",)
+    away = () if config.model.offload_activations else ("model.offload_activations=true",)
+    candidates += [(*recompute, *changes) for changes in dict.fromkeys((tiles, away, (*tiles, *away))) if changes]
     if config.training.sequence_parallel != "auto" and len(plan.contexts) > 1:
         candidates.append(("training.sequence_parallel=auto",))
     if config.cluster.reference == "colocated" or not plan.fits_reference:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dpeer.escape import markup
-from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, checkpoint_bytes, model_states
-from dpeer.estimate.throughput import all_to_all, tokenising
+from dpeer.estimate.memory import FRAGMENTATION, GIB, Memory, Part, checkpoint_bytes, model_states, offloaded
+from dpeer.estimate.throughput import HOST_LINK, all_to_all, tokenising
 from dpeer.launcher.plan.planning import HFU, LINKS, Plan, Remedy
 from dpeer.training.grace import grace_s, needed_s
 
@@ -35,6 +35,8 @@ def show(plan: Plan, console: Console, cells: int, price: float | None) -> None:
         + (f" + {plan.reference_ranks} reference ranks" if plan.reference_ranks else "")
         + f"; {plan.config.model.dtype}, {_engine(plan)}, "
         f"recompute {'on' if plan.config.model.gradient_checkpointing else 'off'}"
+        + (", activations in the host's memory" if plan.config.model.offload_activations else "")
+        + (f", MLPs in tiles of {plan.config.model.mlp_tile} tokens" if plan.config.model.mlp_tile else "")
     )
     if plan.zero.sharded:
         console.print(window(plan))
@@ -120,6 +122,10 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
                 f"the recipe has {', '.join(f'{name} {getattr(cluster, name)}' for name in other)}; planned for all "
                 f"GPUs: run it with {' '.join(f'--set cluster.{name}={n}' for name, n in other.items())}"
             )
+    if plan.config.model.offload_activations:
+        yield f"{HOST_LINK / 1e9:g} GB/s between a GPU and its host, each way; layers wait for what is copied"
+    if plan.config.model.mlp_tile:
+        yield "families with a norm on what an MLP gives (Gemma, OLMo) compute tiles a third time: not in the hours"
     if plan.zero.optimizer_on_host:
         yield "the optimizer step on the host and its transfers are not in the hours; pinned buffers may be rounded up"
     yield "the checkpoint is memory-mapped while it loads: page cache, not counted in the host's memory"
@@ -225,6 +231,9 @@ def _token_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     if plan.team > 1:
         swapped = all_to_all(plan.config, plan.weights, batch, plan.team, plan.machine).into_gpu
         yield "  and of groups that share a pack", f"{swapped / 1e9:,.1f} GB", "all-to-alls of a micro-step"
+    if away := 2 * offloaded(plan.config, plan.weights, batch.per_micro_step):
+        what = f"activations of a micro-step; {plan.time.copies:.1f} s of a step"
+        yield "to the host's memory and back, per GPU", f"{away / 1e9:,.1f} GB", what
     if moved.into_gpu:
         enough = batch.per_micro_step >= plan.break_even
         verdict = "traffic can hide" if enough else "traffic rules: more records a step, or fewer GPUs"

@@ -139,11 +139,17 @@ def disk_space(free: Mapping[str, int], needed: int, present: int, folder: Path)
     return shown
 
 
-def host_memory(total: Mapping[str, int], available: Mapping[str, int], needed: int) -> str | Warn:
+def host_memory(
+    total: Mapping[str, int],
+    available: Mapping[str, int],
+    needed: int,
+    what: str = "gathering the weights for the export takes",
+    instead: str = "train an adapter (model.lora)",
+) -> str | Warn:
     host = min(total, key=lambda h: total[h])
-    shown = f"gathering the weights for the export takes {_size(needed)} on one node; {host} has {_size(total[host])}"
+    shown = f"{what} {_size(needed)} on one node; {host} has {_size(total[host])}"
     if total[host] < needed:
-        raise Fault(f"{shown}.", "Use nodes with more memory, or train an adapter (model.lora).")
+        raise Fault(f"{shown}.", f"Use nodes with more memory, or {instead}.")
     host = min(available, key=lambda h: available[h])
     if available[host] < needed:
         return Warn(f"{shown}, of which {host} has {_size(available[host])} free now.", "Other jobs may be in the way.")

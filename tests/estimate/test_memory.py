@@ -26,7 +26,7 @@ from dpeer.estimate.footprint import (
     count_activations,
     count_weights,
 )
-from dpeer.estimate.memory import Zero, host, largest_budget, model_states, per_gpu
+from dpeer.estimate.memory import Zero, host, largest_budget, model_states, offloaded, per_gpu
 from dpeer.model.four_bits import BYTES as FOUR_BITS
 from dpeer.model.lm import LayerShape
 from dpeer.toyworld.model import tiny_model
@@ -96,6 +96,32 @@ def test_activations_by_hand() -> None:
     assert kept[0] == pytest.approx(by_hand, rel=0.005)
     recomputed = count_activations(recipe(gradient_checkpointing=True).model, shape, 300, [100] * 5).layer
     assert recomputed == pytest.approx((2 * h, 0))
+
+
+def test_activations_on_the_host_and_tiles_by_hand() -> None:
+    """Layers keep nothing on the GPU; beside the rest of a layer, an MLP needs what it computes of one tile, and its
+    weights' gradients: a tile's in bf16, their sum in fp32."""
+    shape = AutoConfig.for_model("llama", **LLAMA_8B)
+    plain, away, tiled = (
+        count_activations(recipe(gradient_checkpointing=True, **spared).model, shape, 3000, [300] * 5)
+        for spared in ({}, {"offload_activations": True}, {"mlp_tile": 1024})
+    )
+    h, inner = 4096, 14336
+    assert (plain.layer, away.layer, tiled.layer) == (pytest.approx((2 * h, 0)), pytest.approx((0, 0)), plain.layer)
+    assert away.layers == pytest.approx(plain.layers, rel=0.01)
+    intermediates = 4 * 2 * inner  # gate, its activation, up, their product
+    print(plain, tiled, sep="\n")
+    assert tiled.layers[0] < 0.8 * plain.layers[0] and tiled.mlp[0] < plain.layers[0] - intermediates
+    gradients = 3 * h * inner * (4 + 2)
+    assert gradients + 1024 * intermediates < tiled.mlp[1] < 1.3 * gradients + 2 * 1024 * intermediates
+    assert plain.mlp == away.mlp == (0, 0)
+    config = recipe(gradient_checkpointing=True, offload_activations=True)
+    weights = count_weights(config.model, shape)
+    assert offloaded(config, weights, 1000) == 32 * 2 * h * 1000 and offloaded(recipe(), weights, 1000) == 0
+    held, none = (host(c, weights, zero(c), 8, 8, 1000).each_node for c in (config, recipe()))
+    (part,) = (p for p in held if "activations" in p.name)
+    assert part.low == 8 * 32 * 2 * h * 1000 and part.high == part.low + 8 * 32 * 2**24
+    assert len(held) == len(none) + 1
 
 
 @pytest.mark.parametrize(
@@ -262,8 +288,13 @@ def test_host_of_the_export_by_hand() -> None:
         ("deepspeed", 1, {"dtype": "bf16"}),
         ("deepspeed", 2, {"dtype": "fp32"}),
         ("plain", 1, {"dtype": "fp32", "gradient_checkpointing": True}),
+        (
+            "plain",
+            1,
+            {"dtype": "fp32", "gradient_checkpointing": True, "offload_activations": True, "mlp_tile": 256},
+        ),
     ],
-    ids=["bf16", "two ranks", "plain, recompute"],
+    ids=["bf16", "two ranks", "plain, recompute", "plain, host and tiles"],
 )
 def test_predicts_the_measured_peak(engine: str, ranks: int, model: dict[str, Any], tmp_path: Path) -> None:
     """Peak of all tensors of two real training steps (torch's profiler), of a model of 10 million parameters."""
@@ -292,5 +323,6 @@ def test_predicts_the_measured_peak(engine: str, ranks: int, model: dict[str, An
     shares = zero(config) if engine == "deepspeed" else Zero.plain()
     plan = per_gpu(config, weights, activations, shares, ranks, 2000)
     tensors = sum(p.high for p in (*plan.resident, *plan.phases[plan.peak_phase]))
+    tensors += offloaded(config, weights, 2000)  # here the host is the device
     print(f"predicted {tensors / 1e6:.0f} MB, measured {[round(m['tensors'] / 1e6) for m in measured]}")
     assert tensors == pytest.approx(max(m["tensors"] for m in measured), rel=0.2)

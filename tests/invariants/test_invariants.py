@@ -60,6 +60,7 @@ WIDE = ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim"
 """Heads for four ranks to share, which are more than the key heads."""
 BALANCED = "model.path={folder}/moe,model.router_aux_loss=0.5"
 SHARED = "training.sequence_parallel"
+SPARED = "model.gradient_checkpointing=true,model.offload_activations=true,model.mlp_tile=16"
 SEEING = "seeing"
 """Gemma 3 as a model that sees: its text part is trained."""
 OTHERS = [f"{name}:model.path={{folder}}/{name}" for name in (*FAMILIES, SEEING)]
@@ -88,7 +89,9 @@ SCENARIOS = {
         f"shardedlora:{LORA},cluster.engine=deepspeed",
         f"checkpointing:model.gradient_checkpointing=true,{SMALL}",
         f"sequences:model.layout=sequences,{MEDIUM}",
+        f"spared:{SPARED}",
         f"cut~1:{SHARED}=2",
+        f"cutspared:{SHARED}=2,{SPARED}",
         f"cutplain:{SHARED}=2,cluster.engine=plain,model.gradient_checkpointing=true,{MEDIUM}",
         f"cutlora:{LORA},{SHARED}=2,cluster.engine=deepspeed,model.gradient_checkpointing=true",
         f"cutolmo:model.path={{folder}}/olmo,{SHARED}=2",
@@ -182,7 +185,7 @@ def within(gaps: dict[str, float]) -> bool:
 @pytest.mark.parametrize(
     ("ranks", "name"),
     [(1, n) for n in ("small", "medium", "checkpointing", "fullhead", "sharded", "sequences")]
-    + [(2, n) for n in ("base", "small", "checkpointing", "sequences")]
+    + [(2, n) for n in ("base", "small", "checkpointing", "sequences", "spared")]
     + [(4, n) for n in ("base", "small")],
 )
 def test_same_gradients_losses_and_multipliers(result: Callable[[int, str], Result], ranks: int, name: str) -> None:
@@ -206,6 +209,7 @@ def test_lora_gradients_do_not_depend_on_ranks(result: Callable[[int, str], Resu
     [
         (2, "cut", "base"),  # goes on from a checkpoint with each rank by itself
         (2, "cutplain", "base"),
+        (2, "cutspared", "base"),
         (2, "cutlora", "lora"),
         (2, "cutolmo", "olmo"),
         (2, "cutsinks", "sinks"),

@@ -14,10 +14,10 @@ from dpeer.config_io import load_config
 from dpeer.data.packing import forward_tokens
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ConfigError
-from dpeer.estimate.throughput import batching, break_even
+from dpeer.estimate.throughput import HOST_LINK, batching, break_even
 from dpeer.launcher.cli import app
 from dpeer.launcher.plan.inputs import GivenLengths
-from dpeer.launcher.plan.planning import Request, make_plan, remedies
+from dpeer.launcher.plan.planning import Plan, Request, _candidates, make_plan, remedies
 from dpeer.launcher.plan.show import as_data, show
 from dpeer.launcher.recipe import RECIPES, recipe_names
 from dpeer.model.flops import Lengths
@@ -88,6 +88,37 @@ def test_long_records_are_shared_by_as_many_gpus_as_they_need() -> None:
     screen = StringIO()
     show(shared, Console(file=screen, width=140), 1, None)
     assert "in groups of 2 to a pack" in screen.getvalue() and "largest record on 4 GPUs together" in screen.getvalue()
+
+
+def test_activations_on_the_host_and_tiles_lengthen_records() -> None:
+    """Each by itself, both together; the host's memory bounds the first, and copies take time."""
+    base, room = ("model.gradient_checkpointing=true", "training.sequence_parallel=2"), 120
+    away, tiles = ("model.offload_activations=true",), ("model.mlp_tile=2048",)
+
+    def made(*changes: str, node_memory: float | None = None) -> Plan:
+        return make_plan(
+            Request(RECIPES / "llama3_8b.yaml", (*base, *changes), 1, 4, "h100", node_memory=node_memory, lengths=LONG)
+        )
+
+    plain, moved, tiled, both = made(), made(*away), made(*tiles), made(*away, *tiles)
+    assert plain.budget < tiled.budget < moved.budget < both.budget
+    assert moved.time.low - plain.time.low == pytest.approx(
+        2 * 32 * 2 * 4096 * moved.batch.busiest / HOST_LINK, rel=1e-6
+    )
+    assert tiled.time == plain.time and KEPT not in {p.name for p in moved.memory.parts}
+    (held,) = (p for p in moved.host.each_node if "activations" in p.name)
+    assert held.low == 2 * 32 * 2 * 4096 * moved.tokens  # two pairs of ranks with a pack each
+    bounded = made(*away, *tiles, node_memory=room)
+    beside = bounded.host.high - held.low
+    by_hand = (room * 2**30 - beside) / (2 * 32 * 2 * 4096)
+    assert by_hand - 256 <= bounded.budget <= by_hand < both.budget
+    screen = StringIO()
+    show(both, Console(file=screen, width=160), 1, None)
+    for shown in ("MLPs in tiles of 2048 tokens", "activations in the host's memory", "25 GB/s between", "pinned"):
+        assert shown in screen.getvalue()
+    tried = _candidates(plain)
+    assert away in tried and ("model.mlp_tile=4096",) in tried and ("model.mlp_tile=4096", *away) in tried
+    assert not any("model.mlp_tile" in change for changes in _candidates(both) for change in changes)
 
 
 @pytest.mark.parametrize(

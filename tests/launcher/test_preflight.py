@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from dpeer.config import Config
 from dpeer.config_io import load_config
 from dpeer.errors import CheckpointError, ClusterError
+from dpeer.estimate.saved_size import saved_size
 from dpeer.integrity import write_state
 from dpeer.launcher.cli import app
 from dpeer.launcher.cluster import connect
@@ -29,7 +30,8 @@ from dpeer.launcher.preflight import judge
 from dpeer.launcher.preflight.checklist import Checklist, Fault, Warn
 from dpeer.launcher.preflight.full import data, full
 from dpeer.launcher.preflight.probe import Probe, unreachable
-from dpeer.launcher.preflight.quick import check_quickly, quick
+from dpeer.launcher.preflight.quick import _activations, check_quickly, quick
+from dpeer.model.lm import load_shape
 from dpeer.training import preflight
 from dpeer.training.prepare import prepare
 from dpeer.training.reference import cache_path, write_cache
@@ -123,6 +125,24 @@ def test_model_too_large_for_the_host(lab: Any) -> None:
     with pytest.raises(Fault, match=r"280\.0 GiB on one node; a has 128\.0 GiB"):
         judge.host_memory({"a": 128 * 2**30, "b": 512 * 2**30}, {"a": 1, "b": 1}, 280 * 2**30)
     assert isinstance(judge.host_memory({"a": 512 * 2**30}, {"a": 2**30}, 280 * 2**30), Warn)
+
+
+@pytest.mark.parametrize(("team", "packs"), [("1", 4), ("2", 2), ("auto", 1)])
+def test_activations_that_no_host_could_hold(lab: Any, team: str, packs: int) -> None:
+    """Of a pack of max_tokens, in fp32: two layers' hidden states, for each group of four ranks on a node."""
+    spared = ("model.gradient_checkpointing=true", "model.offload_activations=true")
+    config = recipe(
+        lab, *spared, "cluster.policy_workers=8", f"training.sequence_parallel={team}", "training.tokens_per_pack=64"
+    )
+    shape, size = load_shape(config.model.path), saved_size(config)
+    assert size.activations == shape.num_hidden_layers * shape.hidden_size * 4 * config.data.max_tokens
+    assert saved_size(recipe(lab)).activations == 0
+    needed, *words = _activations(config, 2, size)
+    assert needed == packs * size.activations
+    with pytest.raises(Fault, match=r"activations of the largest packs .* take at least") as refused:
+        judge.host_memory({"a": needed - 1}, {"a": 1}, needed, *words)
+    assert "lower training.tokens_per_pack" in str(refused.value.args)
+    assert words[0] in str(judge.host_memory({"a": needed}, {"a": needed}, needed, *words))
 
 
 def test_faulty_recipe_is_a_line_of_its_own(lab: Any) -> None:

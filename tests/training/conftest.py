@@ -1,15 +1,19 @@
 """One rank in this process, tiny models and a few records."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import world
+from dpeer.training.policy import Policy
+from dpeer.training.prepare import Prepared
 
 TIMEOUT_S = 77.0
 
@@ -63,3 +67,37 @@ def records() -> tuple[TokenTree, ...]:
 @pytest.fixture
 def data() -> TokenizedSet:
     return TokenizedSet(("A",), records(), 0, 0)
+
+
+def sft(path: str, engine: str, **model: Any) -> Config:
+    """Steps of two micro-batches, without a reference."""
+    base = recipe(path, **model)
+    changes = {"tokens_per_pack": 10, "optimizer": {"lr": 1e-3, "warmup": 0, "grad_clip": 0.05, "weight_decay": 0.1}}
+    return Config.model_validate(
+        base.model_dump()
+        | {"output_dir": Path(path).parent / "runs", "objective": {"kind": "sft"}}
+        | {"training": base.training.model_dump() | changes, "cluster": base.cluster.model_dump() | {"engine": engine}}
+    )
+
+
+@pytest.fixture
+def make(here: world.World, data: TokenizedSet) -> Iterator[Callable[[Config], Policy]]:
+    """Policies that are closed when the test is over."""
+    made: list[Policy] = []
+
+    def build(config: Config) -> Policy:
+        made.append(Policy(config, Prepared(data, None, None, {"chat_template": {}}), here))
+        return made[-1]
+
+    yield build
+    for policy in made:
+        policy.close()
+
+
+def gradients(policy: Policy) -> dict[str, Tensor]:
+    """As the optimizer is about to use them."""
+    from deepspeed.utils import safe_get_full_grad
+
+    read = safe_get_full_grad if policy.engine.name == "deepspeed" else lambda p: p.grad
+    named = policy.engine.module.named_parameters()
+    return {name: read(p).detach().clone() for name, p in named if p.requires_grad}

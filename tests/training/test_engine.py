@@ -6,7 +6,7 @@ import gc
 import math
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
 from dpeer.training.samples import LONGEST
 from dpeer.training.snapshot import Snapshot
-from tests.training.conftest import recipe
+from tests.training.conftest import gradients, recipe, sft
 
 
 @pytest.mark.parametrize("budget", [1, 10_000])  # a forward for each prompt, and one for all
@@ -60,31 +60,6 @@ LORA: dict[str, Any] = {"lora": {"rank": 4}}
 DORA: dict[str, Any] = {"lora": {"rank": 4, "dora": True, "rslora": True}}
 ENGINES = ("deepspeed", "plain")
 MODELS = pytest.mark.parametrize("model", [{}, LORA | {"dtype": "bf16"}, DORA], ids=["full", "lora-bf16", "dora"])
-
-
-def sft(path: str, engine: str, **model: Any) -> Config:
-    """Steps of two micro-batches, without a reference."""
-    base = recipe(path, **model)
-    changes = {"tokens_per_pack": 10, "optimizer": {"lr": 1e-3, "warmup": 0, "grad_clip": 0.05, "weight_decay": 0.1}}
-    return Config.model_validate(
-        base.model_dump()
-        | {"output_dir": Path(path).parent / "runs", "objective": {"kind": "sft"}}
-        | {"training": base.training.model_dump() | changes, "cluster": base.cluster.model_dump() | {"engine": engine}}
-    )
-
-
-@pytest.fixture
-def make(here: world.World, data: TokenizedSet) -> Iterator[Callable[[Config], Policy]]:
-    """Policies that are closed when the test is over."""
-    made: list[Policy] = []
-
-    def build(config: Config) -> Policy:
-        made.append(Policy(config, Prepared(data, None, None, {"chat_template": {}}), here))
-        return made[-1]
-
-    yield build
-    for policy in made:
-        policy.close()
 
 
 def gathered(policy: Policy) -> dict[str, Tensor]:
@@ -117,15 +92,6 @@ def test_builds_in_one_process_do_not_grow(
         policy.close()
     assert held > before + 200_000
     assert alive() < before + 1000
-
-
-def gradients(policy: Policy) -> dict[str, Tensor]:
-    """As the optimizer is about to use them."""
-    from deepspeed.utils import safe_get_full_grad
-
-    read = safe_get_full_grad if policy.engine.name == "deepspeed" else lambda p: p.grad
-    named = policy.engine.module.named_parameters()
-    return {name: read(p).detach().clone() for name, p in named if p.requires_grad}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dpeer.config import Config
 from dpeer.errors import CheckpointError
 from dpeer.files import write_json, write_text
 from dpeer.launcher.driver import as_begun
-from dpeer.training.run_dir import RunDir
+from dpeer.training.run_dir import RunDir, identity
 
 FACTS = {"data": {"train": {"sha256": "d0"}}, "reference": {"hash": "r0"}}
 
@@ -148,6 +148,14 @@ def test_same_run_is_resumable(run: RunDir) -> None:
         "training__sample_prompts": 1,
     }
     run.check_resumable(recipe(**harmless), FACTS)
+
+
+def test_where_activations_lie_may_change(tmp_path: Path) -> None:
+    run, recomputed = RunDir(tmp_path), {"model__gradient_checkpointing": True}
+    run.begin(recipe(**recomputed), FACTS)
+    spared = recipe(**recomputed, model__offload_activations=True, model__mlp_tile=64)
+    run.check_resumable(spared, FACTS)
+    assert identity(spared, FACTS) == identity(recipe(**recomputed), FACTS)
 
 
 def test_a_map_by_which_the_records_are_the_same_may_change(run: RunDir) -> None:
