@@ -125,12 +125,13 @@ def test_experts_are_balanced_over_all_ranks(tmp_path: Path, trees: list[TokenTr
         held, logits = occurrences(pack, "tree"), lm.router_logits
         return routed(logits, held, 2), lambda everywhere: balance(logits, held, everywhere)
 
-    def compute(team: Team) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        lm = build_lm(moe, seed=1)
-        lm.team = team
-        return parts(lm, pack.cut(team.rank, team.size))
+    whole, *shared = [build_lm(moe, seed=1) for _ in range(3)]  # transformers loads no two models at once in threads
 
-    everywhere, loss = parts(build_lm(moe, seed=1), pack)
+    def compute(team: Team) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        shared[team.rank].team = team
+        return parts(shared[team.rank], pack.cut(team.rank, team.size))
+
+    everywhere, loss = parts(whole, pack)
     shares = side_by_side(2, compute)
     assert torch.equal(sum(share for share, _ in shares), everywhere)
     assert sum(term(everywhere).item() for _, term in shares) == pytest.approx(loss(everywhere).item(), rel=1e-6)
