@@ -42,7 +42,7 @@ STEPS_ROUGH = (0.8,)
 KEPT_EFFECTS = 200
 """Draws, over all chains, of which the response effects are kept."""
 ENOUGH = 2000
-"""Draws of all chains from which on they go on where the gate asks for up to as many more; fewer are for a look."""
+"""Draws of all chains from which on they go on where the gate asks for more; fewer are for a look."""
 LARGE = 8000
 """Parameters from which on trees are kept shallower: scales are sharp there, and steps dear."""
 Say = Callable[[str, float], None]
@@ -129,11 +129,12 @@ def _fresh(
         "adapt_delta": rate,
     }
     drawn_on = not options.approx and not keep_csv and options.chains * options.draws >= ENOUGH
-    if drawn_on and 0 < _missing(posterior) <= options.draws:
+    afresh = options.warmup + options.draws  # what sampling anew would take
+    if drawn_on and 0 < _missing(posterior) <= afresh:
         _, inverse_metric, step = begin(posterior, ratings, problem, options.chains)
         nuts = _nuts(problem, options) | _as_before(inverse_metric, step)
         more = partial(sample, progress=partial(say, "sampling, more draws"))
-        posterior = _until_green(posterior, 2 * options.draws, problem, more, nuts)
+        posterior = _until_green(posterior, options.draws + afresh, problem, more, nuts)
     return replace(posterior, facts=posterior.facts | facts)
 
 

@@ -93,15 +93,15 @@ def test_chains_that_are_a_little_short_of_the_gate_go_on(monkeypatch: pytest.Mo
     found = fit(encode(table), options, lambda what, done: said.append(what))
     assert any("more draws" in what for what in said)
     draws = found.options.draws
-    assert 120 <= draws <= 200 and found.options == replace(options, draws=draws)
+    assert 120 <= draws <= 400 and found.options == replace(options, draws=draws)
     assert np.array_equal(found.draws["theta"][:, :100], once.draws["theta"])
     assert found.draws["theta"].shape[1] == found.sampler["energy"].shape[1] == draws
     assert found.facts["leapfrogs"] == found.sampler["n_leapfrog"].sum() and found.facts["adapt_delta"] == 0.95
     assert np.allclose(found.sampler["stepsize"][:, 100:], np.median(once.sampler["stepsize"][:, -1]))
-    assert draws == 200 or mixing(found)[1] > 1.2 * mixing(once)[1]
+    assert draws == 400 or mixing(found)[1] > 1.2 * mixing(once)[1]
     again = fit(encode(table), options)
     assert np.array_equal(again.draws["theta"], found.draws["theta"])
-    hopeless = 3 * mixing(once)[1]
+    hopeless = 5 * mixing(once)[1]
     monkeypatch.setattr("dpeer.eval.irt.fit.MIN_ESS", hopeless)
     assert fit(encode(table), options).options == options
 
