@@ -1,4 +1,4 @@
-"""Three files run side by side (`pytest -n 3`): most tests wait for processes that import torch, each on one core."""
+"""Two files run side by side (`pytest -n 2`): most tests wait for processes that import torch, each on one core."""
 
 from __future__ import annotations
 
