@@ -43,6 +43,10 @@ class World:
         return self.team.rank == 0
 
 
+_ENVIRONMENT: dict[str, str | None] = {}
+"""torchrun's variables as they were before this process joined a group; None: not set."""
+
+
 def open_store(address: str) -> TCPStore:
     """Where the ranks of a group meet, on a free port (`.port`) that is held from here on: made in rank 0's process."""
     return TCPStore(address, 0, is_master=True, wait_for_workers=False)
@@ -84,9 +88,9 @@ def start(
             "needs its own. Start fewer ranks per machine (torchrun --nproc-per-node), or train on the CPU: "
             "cluster.gpus_per_worker=0."
         )
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), MASTER_ADDR=address, MASTER_PORT=str(port)
-    )
+    here = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "MASTER_ADDR": address, "MASTER_PORT": port}
+    _ENVIRONMENT.update({name: os.environ.get(name) for name in here if name not in _ENVIRONMENT})
+    os.environ.update({name: str(value) for name, value in here.items()})
     os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
@@ -196,7 +200,15 @@ _GROUPS: dict[int, list[Any]] = {}
 
 
 def stop() -> None:
+    """Leave the group; the environment is as it was, so that what this process starts next does not take itself for a
+    rank of it."""
     _GROUPS.clear()
+    for name, value in _ENVIRONMENT.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _ENVIRONMENT.clear()
     if not dist.is_initialized():
         return
     deepspeed = sys.modules.get("deepspeed.comm.comm")

@@ -91,6 +91,17 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         world.start(2, 3, "127.0.0.1", 1, 30, gpu=True, local_rank=2)
 
 
+def test_a_process_that_has_left_its_group_is_no_rank(clean: None) -> None:
+    """It may join another, and what it starts does not look for the first one."""
+    os.environ.pop("RANK", None)
+    os.environ["MASTER_PORT"] = "1"
+    for _ in range(2):
+        world.alone(30)
+        assert os.environ["RANK"] == "0" and os.environ["MASTER_PORT"] != "1"
+        world.stop()
+        assert "RANK" not in os.environ and os.environ["MASTER_PORT"] == "1"
+
+
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
 def test_variables_never_override_the_users(tmp_path: Path, clean: None, name: str) -> None:
     config = Config.model_validate(CONFIG | {"output_dir": tmp_path})

@@ -90,7 +90,8 @@ def test_a_model_here_answers_beside_an_endpoint_and_votes_become_a_fit(
         process.kill()
         process.wait()
         assert gone(children)
-        process, _ = begin(begun, tmp_path, f"peer@{there.url}", "--voter", "ann", "--votes", "v.csv")
+        process, address = begin(begun, tmp_path, f"peer@{there.url}", "--voter", "ann", "--votes", "v.csv")
+        assert httpx.get(address, timeout=120).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0
     fit = ["irt", "fit", str(tmp_path / "v.csv"), "--human", "ann", "-o", str(tmp_path / "fit"), "--approx"]
