@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from dpeer.cache import cache_root
+
+os.environ.setdefault("DPEER_CACHE", str(cache_root()))  # also of tests and processes that work in another folder
 settings.register_profile("dpeer", deadline=None)  # how long an example takes says nothing on a busy machine
 settings.load_profile("dpeer")
 SLOW_LIMIT_S = 900  # of a slow test that names none: it may be the first to build CmdStan and to compile the model
