@@ -173,6 +173,8 @@ def _missing(posterior: Posterior, caution: float = 1.0) -> int:
     rhat, ess = mixing(posterior)
     if rhat < MAX_RHAT and ess > MIN_ESS:
         return 0
+    if not (ess > 0 and np.isfinite(rhat)):  # chains that stood still
+        return -1
     short = max(MIN_ESS / ess, (rhat**2 - 1) / (MAX_RHAT**2 - 1))  # what R-hat exceeds 1 by goes with 1 / ESS
     return max(LEAST_PART, int(caution * posterior.options.draws * (1.1 * short - 1)))
 

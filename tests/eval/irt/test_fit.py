@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cmdstanpy
 import numpy as np
@@ -22,7 +24,7 @@ from dpeer.eval.irt.chains import Chains, Wanted
 from dpeer.eval.irt.diagnostics import gate, mixing
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.fit import fit, load, save
+from dpeer.eval.irt.fit import _missing, fit, load, save
 from dpeer.eval.irt.simulate import Spec, simulate
 from dpeer.eval.irt.types import Floats, Options, Posterior
 
@@ -104,6 +106,17 @@ def test_chains_that_are_a_little_short_of_the_gate_go_on(monkeypatch: pytest.Mo
     hopeless = 5 * mixing(once)[1]
     monkeypatch.setattr("dpeer.eval.irt.fit.MIN_ESS", hopeless)
     assert fit(encode(table), options).options == options
+
+
+@pytest.mark.parametrize(
+    ("rhat", "ess", "more"), [(1.0, 500.0, 0), (1.0, 200.0, 1200), (math.inf, 4.0, -1), (0.0, math.nan, -1)]
+)
+def test_what_the_gate_still_asks_for(monkeypatch: pytest.MonkeyPatch, rhat: float, ess: float, more: int) -> None:
+    """Twice the effective draws take 2.2 times the draws; of chains that stood still no number would do."""
+    monkeypatch.setattr("dpeer.eval.irt.fit.mixing", lambda posterior: (rhat, ess))
+    monkeypatch.setattr("dpeer.eval.irt.fit.ebfmi", lambda energy: np.ones(4))
+    posterior = SimpleNamespace(sampler={"divergent": np.zeros(4), "energy": None}, options=Options(draws=1000))
+    assert _missing(posterior) == more  # type: ignore[arg-type]
 
 
 def test_an_approximate_fit_is_short_and_never_green() -> None:
