@@ -174,6 +174,7 @@ class Stage:
         self.folder, self.lab = folder, folder / "lab"
         self.lab.mkdir()
         self.context = multiprocessing.get_context("forkserver")
+        self.end()  # a server that is there already has the modules and the environment of whoever started it
         self.context.set_forkserver_preload(["tests.faults.programs"])
         with patch.dict(os.environ, ENVIRONMENT | self._own_cache()):
             forkserver.ensure_running()
