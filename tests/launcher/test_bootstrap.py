@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
@@ -52,6 +53,23 @@ def test_failed_command_shows_its_last_lines(tmp_path: Path, monkeypatch: pytest
         bootstrap.run(sys.executable, "-c", "import sys; print('no route to host'); sys.exit(3)")
     assert "no route to host" in str(caught.value)
     assert "no route to host" in (tmp_path / "log").read_text()
+
+
+def test_what_runs_beside_is_waited_for_and_ends_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "LOG", tmp_path / "log")
+    with bootstrap.beside(sys.executable, "-c", "print('built')") as wait:
+        wait()
+    assert "built" in (tmp_path / "log").read_text()
+    with (
+        bootstrap.beside(sys.executable, "-c", "import sys; sys.exit('no memory')") as wait,
+        pytest.raises(bootstrap.SetupError, match=r"code 1[\s\S]*no memory"),
+    ):
+        wait()
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(300)'])"
+    began = time.monotonic()
+    with pytest.raises(bootstrap.SetupError), bootstrap.beside(sys.executable, "-c", child):
+        bootstrap.run(sys.executable, "-c", "import sys; sys.exit(3)")
+    assert time.monotonic() - began < 60
 
 
 def test_fingerprint_follows_the_pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
