@@ -43,8 +43,8 @@ def main() -> int:
             rhat, ess = mixing(found)
             cpu = found.facts["cpu_seconds"]
             shares = (f"{cpu / fresh.facts['cpu_seconds']:.2f}", f"{cpu / ess / per_draw:.2f}")
-            figures = (f"{len(found.ratings):,}", f"{cpu:.0f}", *shares)
-            rows.append([f"seed {seed}, {name}", *figures, f"{found.options.draws:,}", f"{rhat:.4f}", f"{ess:.0f}"])
+            costs = (f"{len(found.ratings):,}", f"{cpu:.0f}", *shares, f"{found.length:,}")
+            rows.append([f"seed {seed}, {name}", *costs, f"{rhat:.4f}", f"{ess:.0f}"])
     print_table(
         "Ratings that have grown by a tenth",
         ["fit", "ratings", "CPU s", "of afresh", "per ESS of afresh", "draws per chain", "R-hat", "least ESS"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 
 from dpeer.eval.adaptive.task import Task
 from dpeer.eval.irt.design import DiscriminationAliased
+from dpeer.eval.irt.diagnostics import missing_draws
 from dpeer.eval.irt.encode import encode
 from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.estimation import estimate
@@ -20,10 +22,19 @@ from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.types import Floats, Options, Posterior
 
 
-def posterior(
-    what: Task, ratings: pd.DataFrame, scale: Sequence[int], folder: Path, number: int
-) -> tuple[Floats, Floats, list[str]]:
-    """Mean and standard deviation of the contrasts [D, M], and what speaks against claims.
+@dataclass(frozen=True, slots=True, eq=False)
+class Last:
+    """What the last fit says of the contrasts."""
+
+    mean: Floats  # [D, M]
+    sd: Floats  # [D, M]
+    against_claims: list[str]
+    sampled: bool
+    """Whether its chains passed their diagnostics: others decide nothing."""
+
+
+def posterior(what: Task, ratings: pd.DataFrame, scale: Sequence[int], folder: Path, number: int) -> Last:
+    """The last fit.
 
     Fits are kept in `folder` by the number of their round: chains go on from the newest one of an earlier round, read
     from the disk, so that a run that was killed anywhere finds the same as one that was not.
@@ -51,7 +62,7 @@ def posterior(
     mean, sd = np.zeros(shape), np.full(shape, np.inf)
     at = np.ix_([what.dimensions.index(d) for d in r.dimensions], [what.models.index(m) for m in r.models])
     mean[at], sd[at] = contrast.mean(axis=0).T, contrast.std(axis=0).T
-    return mean, sd, list(result.gate["reasons"])
+    return Last(mean, sd, list(result.gate["reasons"]), missing_draws(result.posterior) == 0)
 
 
 def _earlier(folder: Path, number: int) -> list[Path]:

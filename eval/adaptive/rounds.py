@@ -33,7 +33,7 @@ from dpeer.eval.adaptive.task import Task, task
 from dpeer.eval.config import EvalConfig, Until
 from dpeer.eval.irt.cmdstan import compile_model
 from dpeer.eval.irt.design import DesignError
-from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.errors import IrtError, SamplerError
 from dpeer.eval.plan import Plan, ratings_folder
 from dpeer.eval.run import OverBudget
 from dpeer.eval.store.parts import done_ids
@@ -102,14 +102,16 @@ def run(cfg: EvalConfig, planned: Plan, until: Until, make: Make, keep: Keep, co
         def chosen(seen: Look, asked: Any = asked, worth: Any = worth) -> Any:
             return next_batch(what.design, asked, open_contrasts(seen), worth, what.batch, what.seed)
 
-        seen, failure = look(fits, what.design, asked, record.looks, until.contrast), None
+        seen, failure, sampled = look(fits, what.design, asked, record.looks, until.contrast), None, True
         if not (batch := chosen(seen)).any():  # then the shipped model has the last word
             compile_model(lambda _: None)  # a machine that cannot fit is not helped by more ratings
             try:
-                mean, sd, record.against_claims = posterior(
-                    what, ratings, planned.rubric.scale, record.folder, len(record.asked)
-                )
-                seen = confirmed(seen, mean, sd, what.design, asked, record.looks, until.contrast)
+                last = posterior(what, ratings, planned.rubric.scale, record.folder, len(record.asked))
+                record.against_claims, sampled = last.against_claims, last.sampled
+                seen = confirmed(seen, last.mean, last.sd, what.design, asked, record.looks, until.contrast)
+            except SamplerError:  # nor by less memory or a full disk
+                kept(part, "the last fit failed")
+                raise
             except (DesignError, DataError, IrtError) as error:
                 seen, failure = undecided(seen), error
                 record.failures[len(record.asked)] = str(error)
@@ -120,8 +122,16 @@ def run(cfg: EvalConfig, planned: Plan, until: Until, make: Make, keep: Keep, co
             kept(part, "the last fit failed")
             raise failure
         if not batch.any():
-            record.finish(ratings)
-            break
+            if sampled:
+                record.finish(ratings)
+                break
+            console.print(
+                "[yellow]note:[/] the chains of the last fit did not pass their diagnostics "
+                f"({markup('; '.join(record.against_claims))}), so what they decide is provisional.",
+                soft_wrap=True,
+            )
+            kept(part, "the last fit, whose chains did not pass their diagnostics")
+            return
         if failure:
             console.print(
                 f"[yellow]note:[/] the ratings do not bear the last fit yet, so more are asked for: {markup(failure)}",

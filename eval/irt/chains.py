@@ -21,7 +21,7 @@ import numpy as np
 from cmdstanpy import CmdStanMCMC, CmdStanModel, disable_logging
 
 from dpeer.disk import remedy
-from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.errors import IrtError, SamplerError
 from dpeer.eval.irt.types import Floats
 from dpeer.files import clear_temporary
 
@@ -110,7 +110,7 @@ class Chains(CmdStanModel):
                 self.running[idx] = process = _begin(runset.cmd(idx))
             said = self._listen(process, idx, runset.chains)
             if code := process.wait():
-                raise IrtError(_ended(code, said))
+                raise (SamplerError if code < 0 else IrtError)(_ended(code, said))
             self.rest[idx] = self._read(Path(runset.csv_files[idx]), Path(runset.stdout_files[idx]), said)
             runset._set_retcode(idx, code)
         except BaseException as error:  # this thread's pool would drop it
@@ -140,7 +140,9 @@ class Chains(CmdStanModel):
             if not self.keep:
                 wide.unlink()
         except OSError as error:
-            raise IrtError(f"{file.parent} {_remedy(error)}, or set TMPDIR to another place, and fit again") from error
+            raise SamplerError(
+                f"{file.parent} {_remedy(error)}, or set TMPDIR to another place, and fit again"
+            ) from error
         return rest
 
     def _end(self, failure: BaseException | None) -> None:
@@ -195,7 +197,7 @@ def _begin(command: list[str]) -> subprocess.Popen[str]:
             errors="replace",
         )
     except OSError as error:
-        raise IrtError(
+        raise SamplerError(
             f"a chain of the sampler could not be started ({error}): raise the limits on processes and open files "
             "(`ulimit -u`, `ulimit -n`), free memory, or give --chains a smaller number, and fit again"
         ) from error
@@ -246,7 +248,7 @@ def narrow(file: Path, wide: Path, wanted: Wanted, draws: int) -> Rest:
                 row += 1
             target.write(b",".join(pick(fields)) + b"\n")
     if row != draws or not ended:
-        raise IrtError(
+        raise SamplerError(
             f"a chain of the sampler wrote {row} of {draws} draws and no end of its file; is the disk full? Make "
             f"room in {file.parent}, or set TMPDIR to another place, and fit again"
         )

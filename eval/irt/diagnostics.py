@@ -100,9 +100,25 @@ def diagnostics(posterior: Posterior, left_out: tuple[str, ...] = THINNED) -> pd
 
 
 def mixing(posterior: Posterior) -> tuple[float, float]:
-    """The largest R-hat and the least bulk or tail ESS of what is gated; R-hat is 0 for a single chain."""
+    """The largest R-hat and the least bulk or tail ESS of what is gated, infinite and 0 where one cannot be told; R-hat
+    is 0 for a single chain."""
     gated = diagnostics(posterior, NOT_GATED)
-    return float(gated["rhat"].fillna(0).max()), float(gated[["ess_bulk", "ess_tail"]].min(axis=None))
+    alone = posterior.sampler["divergent"].shape[0] == 1
+    rhat, ess = gated["rhat"].fillna(0.0 if alone else np.inf), gated[["ess_bulk", "ess_tail"]].fillna(0.0)
+    return float(rhat.max()), float(ess.min(axis=None))
+
+
+def missing_draws(posterior: Posterior) -> int:
+    """Draws per chain that the gate asks of the sampler still, 0 where it is passed; -1: no number would do."""
+    if posterior.sampler["divergent"].any() or not (ebfmi(posterior.sampler["energy"]) > MIN_EBFMI).all():
+        return -1
+    rhat, ess = mixing(posterior)
+    if rhat < MAX_RHAT and ess > MIN_ESS:
+        return 0
+    if not (ess > 0 and np.isfinite(rhat)):  # chains that stood still
+        return -1
+    short = max(MIN_ESS / ess, (rhat**2 - 1) / (MAX_RHAT**2 - 1))  # what R-hat exceeds 1 by goes with 1 / ESS
+    return max(1, int(posterior.length * (1.1 * short - 1)))
 
 
 def ebfmi(energy: Floats) -> Floats:

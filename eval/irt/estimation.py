@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from dpeer.eval.irt.result import Result
 from dpeer.eval.irt.tables import tabulate
 from dpeer.eval.irt.types import Options, Posterior, Ratings
 
-CSV = "csv"
+CSV, CSV_FILES = "csv", "model-*.csv"
 
 
 def estimate(
@@ -61,9 +62,19 @@ def estimate(
     in_family(ratings, base or ratings.models[0], wanted or Claims())  # a wrong name is told before hours of sampling
     if started:
         started(ratings)
-    csv = Path(folder) / CSV if folder is not None and keep_csv else None
     start = load(Path(start_from)) if isinstance(start_from, Path | str) else start_from
-    posterior = fit(ratings, options, progress, unchecked=unchecked, warn=warn, keep_csv=csv, start=start)
-    if folder is not None:
-        save(posterior, Path(folder))
+    fitted = partial(fit, ratings, options, progress, unchecked=unchecked, warn=warn, start=start)
+    if folder is None:
+        return tabulate(fitted(), base, wanted=wanted)
+    folder = Path(folder)
+    new = folder / f".{CSV}"
+    posterior = fitted(keep_csv=new if keep_csv else None, keep=partial(save, folder=folder))
+    for old in (folder / CSV).glob(CSV_FILES):  # of an earlier fit, whose draws go now
+        old.unlink()
+    save(posterior, folder)
+    if keep_csv and new.is_dir():
+        (folder / CSV).mkdir(exist_ok=True)
+        for file in new.glob(CSV_FILES):
+            file.rename(folder / CSV / file.name)
+        new.rmdir()
     return tabulate(posterior, base, wanted=wanted)

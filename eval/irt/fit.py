@@ -17,9 +17,9 @@ import numpy as np
 from dpeer.eval.irt.anchors import check_anchors
 from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL, compile_model, find_or_install, version
 from dpeer.eval.irt.design import check
-from dpeer.eval.irt.diagnostics import MAX_RHAT, MIN_EBFMI, MIN_ESS, ebfmi, mixing
+from dpeer.eval.irt.diagnostics import missing_draws, mixing
 from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
-from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.errors import IrtError, SamplerError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.forecast import at_once, check_room, seconds
 from dpeer.eval.irt.restart import begin, earlier, joined, left
@@ -27,7 +27,7 @@ from dpeer.eval.irt.scales import guessed, measured
 from dpeer.eval.irt.stan_data import Problem, build
 from dpeer.eval.irt.stan_start import metric, starts
 from dpeer.eval.irt.stan_terms import term_effects
-from dpeer.eval.irt.types import Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.irt.types import KEPT_EFFECTS, Floats, Ints, Options, Posterior, Ratings
 from dpeer.eval.progress import duration
 from dpeer.scratch import scratch
 
@@ -39,8 +39,6 @@ PILOT = (1, 150, 50)
 STEPS = (0.95, 0.99, 0.998)
 """Acceptance rates aimed at (Stan's adapt_delta): after divergences all chains are run anew with the next one."""
 STEPS_ROUGH = (0.8,)
-KEPT_EFFECTS = 200
-"""Draws, over all chains, of which the response effects are kept."""
 ENOUGH = 2000
 """Draws of all chains from which on they go on where the gate asks for more; fewer are for a look."""
 LARGE = 8000
@@ -50,6 +48,8 @@ APART = 1.05
 """R-hat from which on approximate chains that go on from an earlier fit are given up; others must pass the gate."""
 CAUTION = 0.6
 """Of the draws that seem to be missing: short chains understate their effective size (0.14 at 250, 0.18 at 810)."""
+SEEDS = 2**32
+"""Seeds that CmdStan knows."""
 BURN_IN, LEAST_PART = 100, 50
 """Iterations by which chains from an earlier fit reach the posterior of more ratings, and draws that are worth a start
 of CmdStan."""
@@ -64,6 +64,7 @@ def fit(
     warn: Callable[[str], None] | None = None,
     keep_csv: Path | None = None,
     start: Posterior | None = None,
+    keep: Callable[[Posterior], None] | None = None,
 ) -> Posterior:
     """Posterior draws of the many-facet model (see `model.stan` for the formula and the priors).
 
@@ -72,7 +73,8 @@ def fit(
     `start`: an earlier fit of the same models, judges and terms to fewer ratings. Chains go on from its last draws with
     its metric and step size, and end as soon as they hold the effective draws that a claim needs; where a transition
     diverges, or draws for which a fresh fit could be made do not pass the gate, it is made afresh.
-    CmdStan's own files go to the folder `keep_csv`, in place of those of an earlier fit.
+    CmdStan's own files go to the folder `keep_csv`, in place of those of an earlier fit. `keep` gets what there is
+    before chains go on, which an interrupt would cost.
     Raises a DesignError (see `check`) when the ratings cannot tell the models apart, and IrtError when they hold
     nothing to estimate, CmdStan cannot be had, or a chain fails.
     """
@@ -88,30 +90,42 @@ def fit(
     cmdstan = find_or_install(lambda text: say(text, 0.0))
     executable = compile_model(lambda text: say(text, 0.0), cmdstan)
     begin, cpu_before = time.perf_counter(), _children_cpu()
+
+    def with_facts(posterior: Posterior) -> Posterior:
+        facts = {
+            "cmdstan": version(cmdstan),
+            "model_sha256": hashlib.sha256(MODEL.read_bytes() + FUNCTIONS.read_bytes()).hexdigest(),
+            "seconds": round(time.perf_counter() - begin, 2),
+            "cpu_seconds": round(_children_cpu() - cpu_before, 2),
+            "started_from_earlier": start is not None and "pilot_leapfrogs" not in posterior.facts,
+            "design_checked": not unchecked,
+            "design_warnings": warnings,
+        }
+        return replace(posterior, facts=facts | posterior.facts)
+
     posterior = start and _continued(start, ratings, options, executable, say, keep_csv)
     if posterior is None:
-        posterior = _fresh(ratings, options, problem, executable, say, keep_csv)
-    facts = {
-        "cmdstan": version(cmdstan),
-        "model_sha256": hashlib.sha256(MODEL.read_bytes() + FUNCTIONS.read_bytes()).hexdigest(),
-        "seconds": round(time.perf_counter() - begin, 2),
-        "cpu_seconds": round(_children_cpu() - cpu_before, 2),
-        "started_from_earlier": start is not None and "pilot_leapfrogs" not in posterior.facts,
-        "design_checked": not unchecked,
-        "design_warnings": warnings,
-    }
-    return replace(posterior, facts=facts | posterior.facts)
+        goes_on = not (unchecked or keep_csv or options.approx or options.chains == 1 or problem.no_intervals)
+        before = (lambda found: keep(with_facts(found))) if keep else (lambda found: None)
+        posterior = _fresh(ratings, options, problem, executable, say, keep_csv, before if goes_on else None)
+    return with_facts(posterior)
 
 
 def _fresh(
-    ratings: Ratings, options: Options, problem: Problem, executable: Path, say: Say, keep_csv: Path | None
+    ratings: Ratings,
+    options: Options,
+    problem: Problem,
+    executable: Path,
+    say: Say,
+    keep_csv: Path | None,
+    keep: Callable[[Posterior], None] | None,
 ) -> Posterior:
-    """A pilot for the scales of `problem`, then all chains, anew with shorter steps after divergences, and on from
-    their last draws where they are a little short of the gate."""
+    """A pilot for the scales of `problem`, then all chains, anew with shorter steps after divergences; with `keep` on
+    from their last draws where they are a little short of the gate."""
     chains, warmup, draws = PILOT
     short = replace(options, approx=True, chains=chains, warmup=warmup, draws=draws)
     nuts = _nuts(problem, options) | {"adapt_delta": STEPS_ROUGH[0]}
-    pilot = _sample(ratings, short, problem, executable, partial(say, "pilot chain"), nuts)
+    pilot = _sample(ratings, short, problem, executable, partial(say, "pilot chain"), nuts=nuts)
     problem = build(ratings, options, measured(pilot, problem.scales))
     expected = seconds(pilot.facts["seconds_per_draw"], options, at_once(options.chains, options.threads, len(ratings)))
     label = f"sampling{' (approximate)' * options.approx}, about {duration(expected)}"
@@ -119,23 +133,23 @@ def _fresh(
     for attempt, rate in enumerate(STEPS_ROUGH if options.approx else STEPS):
         again = f" again, adapt_delta {rate}" if attempt else ""
         nuts = _nuts(problem, options) | {"adapt_delta": rate}
-        posterior = sample(options, progress=partial(say, label + again), nuts=nuts)
+        found = sample(options, progress=partial(say, label + again), nuts=nuts)
+        facts = {
+            "pilot_leapfrogs": pilot.facts["leapfrogs"],
+            "expected_seconds": expected,
+            "runs_with_divergences_before": attempt,
+            "adapt_delta": rate,
+        }
+        posterior = replace(found, facts=found.facts | facts)
+        afresh = options.warmup + options.draws  # what sampling anew would take
+        if keep and options.chains * options.draws >= ENOUGH and 0 < missing_draws(posterior) <= afresh:
+            _, inverse_metric, _ = begin(posterior, ratings, problem, options.chains)
+            nuts = _nuts(problem, options) | _as_before(inverse_metric, posterior.sampler["stepsize"][:, -1].tolist())
+            more = partial(sample, progress=partial(say, f"sampling, more draws{again}"))
+            posterior = _until_green(posterior, options, options.draws + afresh, problem, more, nuts, keep)
         if not posterior.sampler["divergent"].any():
             break
-    facts = {
-        "pilot_leapfrogs": pilot.facts["leapfrogs"],
-        "expected_seconds": expected,
-        "runs_with_divergences_before": attempt,
-        "adapt_delta": rate,
-    }
-    drawn_on = not options.approx and not keep_csv and options.chains * options.draws >= ENOUGH
-    afresh = options.warmup + options.draws  # what sampling anew would take
-    if drawn_on and 0 < _missing(posterior) <= afresh:
-        _, inverse_metric, step = begin(posterior, ratings, problem, options.chains)
-        nuts = _nuts(problem, options) | _as_before(inverse_metric, step)
-        more = partial(sample, progress=partial(say, "sampling, more draws"))
-        posterior = _until_green(posterior, options.draws + afresh, problem, more, nuts)
-    return replace(posterior, facts=posterior.facts | facts)
+    return posterior
 
 
 def _continued(
@@ -155,45 +169,41 @@ def _continued(
     first = sample(part, progress=partial(say, label), nuts=nuts | {"inits": inits})
     more = partial(sample, progress=partial(say, f"{label}, more draws"))
     most = options.draws + options.warmup * (not keep_csv and not options.approx)  # more would take a fresh fit's time
-    posterior = _until_green(first, most, problem, more, nuts, CAUTION)
+    posterior = _until_green(replace(first, options=options), options, most, problem, more, nuts, caution=CAUTION)
     rough = options.approx and not posterior.sampler["divergent"].any() and mixing(posterior)[0] < APART
-    if not rough and _missing(posterior):
+    if not rough and missing_draws(posterior):
         return None
-    return replace(posterior, options=replace(options, draws=posterior.options.draws))
+    return posterior
 
 
-def _as_before(inverse_metric: Floats, step: float) -> dict[str, Any]:
+def _as_before(inverse_metric: Floats, step: float | list[float]) -> dict[str, Any]:
     return {"inv_metric": inverse_metric, "step_size": step, "adapt_engaged": False}
 
 
-def _missing(posterior: Posterior, caution: float = 1.0) -> int:
-    """Draws per chain that the gate still asks for, 0 where it is passed; -1: no number of draws would do."""
-    if posterior.sampler["divergent"].any() or not (ebfmi(posterior.sampler["energy"]) > MIN_EBFMI).all():
-        return -1
-    rhat, ess = mixing(posterior)
-    if rhat < MAX_RHAT and ess > MIN_ESS:
-        return 0
-    if not (ess > 0 and np.isfinite(rhat)):  # chains that stood still
-        return -1
-    short = max(MIN_ESS / ess, (rhat**2 - 1) / (MAX_RHAT**2 - 1))  # what R-hat exceeds 1 by goes with 1 / ESS
-    return max(LEAST_PART, int(caution * posterior.options.draws * (1.1 * short - 1)))
-
-
 def _until_green(
-    first: Posterior,
+    posterior: Posterior,
+    options: Options,
     most: int,
     problem: Problem,
     sample: Callable[..., Posterior],
     nuts: dict[str, Any],
+    keep: Callable[[Posterior], None] = lambda posterior: None,
     caution: float = 1.0,
 ) -> Posterior:
-    """Chains that go on from their last draws until they pass the gate, diverge, or hold `most` draws."""
-    posterior, parts, options = first, [first], first.options
-    while (missing := _missing(posterior, caution)) > 0 and (room := most - posterior.options.draws) > 0:
+    """Chains that go on from their last draws until they pass the gate, diverge, hold `most` draws, or cannot go on. No
+    part is longer than the run that was asked for, for whose files there was room."""
+    number = 0
+    while (missing := missing_draws(posterior)) > 0 and (room := min(most - posterior.length, options.draws)) > 0:
+        number += 1
+        keep(posterior)
         inits, *_ = begin(posterior, posterior.ratings, problem, options.chains)
-        part = replace(options, warmup=0, draws=min(missing, room), seed=options.seed + len(parts))
-        parts.append(sample(part, nuts=nuts | {"inits": inits}))
-        posterior = joined(parts, options)
+        draws = min(max(LEAST_PART, int(caution * missing)), room)
+        part = replace(options, warmup=0, draws=draws, seed=(options.seed + number) % SEEDS)
+        try:
+            posterior = joined(posterior, sample(part, nuts=nuts | {"inits": inits}))
+        except SamplerError as error:
+            note = f"the chains could not go on until the gate is passed: {error}"
+            return replace(posterior, facts=posterior.facts | {"notes": [*posterior.facts["notes"], note]})
     return posterior
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.errors import SamplerError
 from dpeer.eval.irt.types import Options
 from dpeer.memory import free_memory
 
@@ -35,15 +35,15 @@ def seconds(per_draw: float, options: Options, side_by_side: int) -> float:
 
 
 def check_room(folder: Path, ratings: int, parameters: int, options: Options, files: int) -> None:
-    """Raises IrtError where not even one chain fits into memory, or `files` of CmdStan's files not onto the disk."""
+    """SamplerError where not even one chain fits into memory, or `files` of CmdStan's files not onto the disk."""
     if (need := memory(ratings)) > (free := free_memory()):
-        raise IrtError(
+        raise SamplerError(
             f"one chain of {ratings:,} ratings needs about {need / 2**30:.1f} GB of memory, and {free / 2**30:.1f} GB "
             "are free: end other programs, fit on a machine with more, or fit the dimensions apart (--dimension)"
         )
     need = VALUE_BYTES * OTHER_COLUMNS * parameters * options.draws * files
     if need > (free := shutil.disk_usage(folder).free):
-        raise IrtError(
+        raise SamplerError(
             f"CmdStan writes every parameter at every draw, {need / 2**30:.1f} GB here, and {folder} has "
             f"{free / 2**30:.1f} GB left: make room, set TMPDIR to another place, or lower --draws"
         )

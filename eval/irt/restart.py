@@ -17,7 +17,7 @@ from dpeer.eval.irt.fit_statistics import information
 from dpeer.eval.irt.scales import Scales, by_response, helmert
 from dpeer.eval.irt.stan_data import Problem
 from dpeer.eval.irt.stan_start import metric
-from dpeer.eval.irt.types import THINNED, Floats, Ints, Options, Posterior, Ratings
+from dpeer.eval.irt.types import KEPT_EFFECTS, THINNED, Floats, Ints, Options, Posterior, Ratings
 
 SAME = ("models", "judges", "dimensions", "rated_criteria", "scale", "groups", "comparers", "rated_dimensions")
 """Comparing judges and rated dimensions decide which blocks there are."""
@@ -119,20 +119,22 @@ def begin(
     return inits, np.concatenate(variances), float(np.median(previous.sampler["stepsize"][:, -1]))
 
 
-def joined(parts: list[Posterior], options: Options) -> Posterior:
-    """One fit of runs whose chains go on from each other; of blocks that are thinned as many draws as one run keeps."""
-    last, sizes = parts[-1], [part.options.draws for part in parts]
-    draws = {n: np.concatenate([p.draws[n] for p in parts], axis=1) for n in last.draws}
-    sampler = {n: np.concatenate([p.sampler[n] for p in parts], axis=1) for n in last.sampler}
-    facts = last.facts | {"leapfrogs": sum(p.facts["leapfrogs"] for p in parts)}
+def joined(before: Posterior, part: Posterior) -> Posterior:
+    """One fit of chains and of `part`, which goes on from their last draws. Of thinned blocks as many draws are kept as
+    of one run, evenly spaced over both."""
+    draws = {n: np.concatenate([before.draws[n], part.draws[n]], axis=1) for n in part.draws}
+    sampler = {n: np.concatenate([before.sampler[n], part.sampler[n]], axis=1) for n in part.sampler}
+    chains, length = sampler["divergent"].shape
+    sizes = [*before.facts.get("parts", [before.length]), part.length]
+    facts = before.facts | {"leapfrogs": before.facts["leapfrogs"] + part.facts["leapfrogs"], "parts": sizes}
     if thinned := draws.keys() & set(THINNED):
-        rows = [np.reshape(p.facts["u_draws"], (options.chains, -1))[0] for p in parts]
-        places = np.concatenate([r + at for r, at in zip(rows, np.cumsum([0, *sizes]), strict=False)])
-        chosen = np.unique(np.linspace(0, len(places) - 1, len(rows[0])).round().astype(np.int64))
+        rows = [np.reshape(p.facts["u_draws"], (chains, -1))[0] for p in (before, part)]
+        places = np.concatenate([rows[0], rows[1] + before.length])
+        wanted = np.linspace(0, length - 1, min(len(places), max(1, KEPT_EFFECTS // chains)))
+        chosen = np.unique(np.abs(places[:, None] - wanted).argmin(axis=0))
         draws |= {name: draws[name][:, chosen] for name in thinned}
-        facts["u_draws"] = (np.arange(options.chains)[:, None] * sum(sizes) + places[chosen]).ravel().tolist()
-        assert all(np.prod(draws[name].shape[:2]) == len(facts["u_draws"]) for name in thinned)
-    return Posterior(last.ratings, replace(options, draws=sum(sizes)), draws, sampler, facts, last.left)
+        facts["u_draws"] = (np.arange(chains)[:, None] * length + places[chosen]).ravel().tolist()
+    return Posterior(before.ratings, before.options, draws, sampler, facts, part.left)
 
 
 def _places(before: Ratings, ratings: Ratings) -> Ints:

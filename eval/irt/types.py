@@ -169,6 +169,8 @@ AXES = {
 
 THINNED = ("u", "v", "judge_item", "item_step")
 """Blocks with an element per response or item, kept for the draws `facts["u_draws"]` only."""
+KEPT_EFFECTS = 200
+"""Such draws, over all chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,11 @@ class Posterior:
     """CmdStan version, seconds, model hash, unused categories, notes."""
     left: dict[str, Floats] = field(default_factory=dict)
     """What a fit of more ratings may start from, see `dpeer.eval.irt.restart`."""
+
+    @property
+    def length(self) -> int:
+        """Draws per chain: more than were asked for where chains went on, fewer where they could end early."""
+        return int(self.sampler["divergent"].shape[1])
 
     def flat(self, name: str) -> Floats:
         """Draws of all chains in one axis: [chains * draws, ...]."""

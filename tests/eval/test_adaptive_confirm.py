@@ -36,14 +36,15 @@ def test_a_last_fit_goes_on_from_the_one_before_and_is_the_same_after_a_kill(tmp
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     posterior(what, few, scale, whole, 3)
     shutil.copytree(whole, cut)
-    mean, sd, _ = posterior(what, more, scale, whole, 5)
+    last = posterior(what, more, scale, whole, 5)
+    assert last.sampled
     facts = {n: load(whole / f"fit-{n:03d}").facts for n in (3, 5)}
     assert facts[5]["started_from_earlier"] and not facts[3]["started_from_earlier"]
-    assert mean[0, what.models.index("better")] > 1 and mean[0, what.design.base] == 0
+    assert last.mean[0, what.models.index("better")] > 1 and last.mean[0, what.design.base] == 0
     (cut / "fit-005").mkdir()
     (cut / "fit-005" / "draws.npz").write_bytes(b"half of it")  # killed while the fit was kept
-    again, spread, _ = posterior(what, more, scale, cut, 5)
-    assert np.array_equal(again, mean) and np.array_equal(spread, sd)
+    again = posterior(what, more, scale, cut, 5)
+    assert np.array_equal(again.mean, last.mean) and np.array_equal(again.sd, last.sd)
     assert [path.name for path in _earlier(cut, 6)] == ["fit-003", "fit-005"], (
         "this round may have to be done once more"
     )

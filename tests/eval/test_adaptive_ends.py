@@ -14,8 +14,10 @@ import yaml
 from rich.console import Console
 
 from dpeer.errors import ClusterError
+from dpeer.eval.adaptive.confirm import Last
+from dpeer.eval.config import EvalConfig
 from dpeer.eval.irt.design import ConstantScores
-from dpeer.eval.irt.errors import IrtError
+from dpeer.eval.irt.errors import IrtError, SamplerError
 from dpeer.eval.judge import judge
 from dpeer.eval.plan import plan
 from dpeer.eval.store.parts import read_table
@@ -77,3 +79,43 @@ def test_a_last_fit_that_fails_asks_for_more_ratings(tmp_path: Path, monkeypatch
     second = json.loads(next((cfg.folder / "rounds").rglob("round-002.json")).read_text())
     assert second["failure"] == "the sampler failed: planted"
     assert set(np.ravel(second["looks"][0]["verdict"])) == {"open"}, "nothing is decided"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> EvalConfig:
+    """Its last fit comes after the first rounds: nothing that large is to be found."""
+    registered()
+    return planted(
+        tmp_path,
+        write_responses(tmp_path / "few.jsonl", 24, tuple(ABILITY)),
+        judging={"rubric": "toyworld", "dimensions": ["A"], "until": {"contrast": 9.0, "batch": 60}},
+    )
+
+
+def test_a_machine_that_cannot_fit_buys_no_ratings(small: EvalConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise SamplerError("no room left: planted")
+
+    monkeypatch.setattr("dpeer.eval.adaptive.confirm.estimate", full)
+    with pytest.raises(SamplerError, match="planted"):
+        judge(small, no_ray, console=Console(file=StringIO()))
+    facts = json.loads((small.folder / "ratings" / "manifest.json").read_text())["rounds"]
+    assert facts["ratings"] < facts["of"] and facts["provisional"] == "the last fit failed"
+
+
+def test_chains_that_did_not_pass_decide_nothing_for_good(small: EvalConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[bool] = []
+
+    def last(what: Any, *_: Any) -> Last:
+        fits.append(len(fits) > 0)
+        shape = len(what.dimensions), len(what.models)
+        return Last(np.zeros(shape), np.full(shape, 0.1), [] if fits[-1] else ["R-hat is 1.2"], fits[-1])
+
+    monkeypatch.setattr("dpeer.eval.adaptive.rounds.posterior", last)
+    said = StringIO()
+    for passed in (False, True, True):
+        judge(small, no_ray, console=Console(file=said, width=300))
+        facts = json.loads((small.folder / "ratings" / "manifest.json").read_text())["rounds"]
+        assert (facts["provisional"] is None) is passed
+    assert "R-hat is 1.2" in said.getvalue() and "did not pass their diagnostics" in said.getvalue()
+    assert fits == [False, True], "fitted again until it passed, and then no more"

@@ -151,6 +151,9 @@ def test_the_model_of_a_fit_is_the_one_that_was_fitted() -> None:
     common = of(options={"thresholds": "common", "chains": 4}, dimensions=1)
     assert "partial credit" not in common and "correlated" not in common and "discrimination" not in common
     assert "warm-up iterations" not in of(started_from_earlier=True)
+    assert "of 1,000 draws" in people and "more, drawn until" not in people
+    went_on = of(parts=[1000, 300, 130], options={"chains": 4, "draws": 1000, "warmup": 1000})
+    assert "of 1,000 draws after 1,000 warm-up iterations, and 430 more, drawn until the criteria" in went_on
     family = made.tables["contrasts"].copy()
     family.loc[family.index[1:], ["family_low", "family_high"]] = float("nan")
     one = flat(evaluation_methods(replace(made, tables=made.tables | {"contrasts": family}), Writer("md")))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cmdstanpy
 import numpy as np
@@ -21,12 +22,13 @@ import pytest
 
 from dpeer.eval.irt import cmdstan
 from dpeer.eval.irt.chains import Chains, Wanted
-from dpeer.eval.irt.diagnostics import gate, mixing
+from dpeer.eval.irt.diagnostics import gate, missing_draws, mixing
 from dpeer.eval.irt.encode import encode
-from dpeer.eval.irt.errors import IrtError
-from dpeer.eval.irt.fit import _missing, fit, load, save
+from dpeer.eval.irt.errors import IrtError, SamplerError
+from dpeer.eval.irt.estimation import estimate
+from dpeer.eval.irt.fit import _sample, fit, load, save
 from dpeer.eval.irt.simulate import Spec, simulate
-from dpeer.eval.irt.types import Floats, Options, Posterior
+from dpeer.eval.irt.types import Floats, Options, Posterior, Ratings
 
 QUICK = Options(chains=2, warmup=100, draws=50)
 
@@ -82,41 +84,82 @@ def test_after_divergences_the_chains_are_run_with_shorter_steps(monkeypatch: py
     assert (found.facts["adapt_delta"], found.facts["runs_with_divergences_before"]) == (0.95, 1)
 
 
-def test_chains_that_are_a_little_short_of_the_gate_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By few draws and without warm-up; the first ones stay as they were, and all are always the same."""
-    table, _ = simulate(Spec(models=4, items=10, dimensions=2, judges=3), 3)
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> tuple[Ratings, Options, Posterior]:
+    """Ratings, how they are sampled, and chains that are a little short of a gate that asks for more than they hold."""
+    ratings = encode(simulate(Spec(models=4, items=10, dimensions=2, judges=3), 3)[0])
     options = replace(QUICK, warmup=200, draws=100)
-    monkeypatch.setattr("dpeer.eval.irt.fit.MAX_RHAT", 1.5)
-    once = fit(encode(table), options)
-    assert once.options == options and not once.sampler["divergent"].any()
+    monkeypatch.setattr("dpeer.eval.irt.diagnostics.MAX_RHAT", 1.5)
+    once = fit(ratings, options)
+    assert once.options == options and once.length == 100 and not once.sampler["divergent"].any()
     monkeypatch.setattr("dpeer.eval.irt.fit.ENOUGH", 200)
-    monkeypatch.setattr("dpeer.eval.irt.fit.MIN_ESS", 1.2 * mixing(once)[1])
+    monkeypatch.setattr("dpeer.eval.irt.diagnostics.MIN_ESS", 1.2 * mixing(once)[1])
+    return ratings, options, once
+
+
+def test_chains_that_are_a_little_short_of_the_gate_go_on(
+    short: tuple[Ratings, Options, Posterior], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By few draws and without warm-up; the first ones stay as they were, all are always the same, and what there is
+    before is kept."""
+    ratings, options, once = short
     said: list[str] = []
-    found = fit(encode(table), options, lambda what, done: said.append(what))
+    found = fit(
+        ratings, options, lambda what, done: said.append(what), keep=lambda p: save(p, tmp_path / str(p.length))
+    )
     assert any("more draws" in what for what in said)
-    draws = found.options.draws
-    assert 120 <= draws <= 400 and found.options == replace(options, draws=draws)
+    draws, kept = found.length, load(tmp_path / "100")
+    assert 120 <= draws <= 400 and found.options == options and sum(found.facts["parts"]) == draws
+    assert np.array_equal(kept.draws["theta"], once.draws["theta"]) and kept.facts["cmdstan"]
     assert np.array_equal(found.draws["theta"][:, :100], once.draws["theta"])
     assert found.draws["theta"].shape[1] == found.sampler["energy"].shape[1] == draws
     assert found.facts["leapfrogs"] == found.sampler["n_leapfrog"].sum() and found.facts["adapt_delta"] == 0.95
-    assert np.allclose(found.sampler["stepsize"][:, 100:], np.median(once.sampler["stepsize"][:, -1]))
+    assert np.allclose(found.sampler["stepsize"][:, 100:], once.sampler["stepsize"][:, -1:])
     assert draws == 400 or mixing(found)[1] > 1.2 * mixing(once)[1]
-    again = fit(encode(table), options)
+    again = fit(ratings, options)
     assert np.array_equal(again.draws["theta"], found.draws["theta"])
     hopeless = 5 * mixing(once)[1]
-    monkeypatch.setattr("dpeer.eval.irt.fit.MIN_ESS", hopeless)
-    assert fit(encode(table), options).options == options
+    monkeypatch.setattr("dpeer.eval.irt.diagnostics.MIN_ESS", hopeless)
+    assert fit(ratings, options).length == 100
+
+
+def test_chains_that_cannot_go_on_lose_nothing(
+    short: tuple[Ratings, Options, Posterior], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No room for more draws: what there is stands, and says why. A transition of theirs that diverges: all anew."""
+    ratings, options, once = short
+    usual, ran = _sample, list[tuple[int, float | None]]()
+
+    def sample(ratings: Ratings, options: Options, *given: Any, nuts: dict[str, Any], **more: Any) -> Posterior:
+        ran.append((options.warmup, nuts.get("adapt_delta")))
+        if full and not options.warmup:
+            raise SamplerError("no room left")
+        found = usual(ratings, options, *given, nuts=nuts, **more)
+        if len(ran) == 3:  # the pilot, the chains, and these
+            found.sampler["divergent"][0, 0] = 1
+        return found
+
+    monkeypatch.setattr("dpeer.eval.irt.fit._sample", sample)
+    full = True
+    found = fit(ratings, options)
+    assert np.array_equal(found.draws["theta"], once.draws["theta"]) and "parts" not in found.facts
+    assert any("no room left" in note for note in found.facts["notes"])
+    ran.clear()
+    full = False
+    found = fit(ratings, options)
+    assert ran[2:4] == [(0, None), (200, 0.99)]
+    assert found.facts["runs_with_divergences_before"] == 1 and not found.sampler["divergent"].any()
 
 
 @pytest.mark.parametrize(
-    ("rhat", "ess", "more"), [(1.0, 500.0, 0), (1.0, 200.0, 1200), (math.inf, 4.0, -1), (0.0, math.nan, -1)]
+    ("rhat", "ess", "more"), [(1.0, 500.0, 0), (1.0, 200.0, 1200), (math.inf, 4.0, -1), (0.0, 0.0, -1)]
 )
 def test_what_the_gate_still_asks_for(monkeypatch: pytest.MonkeyPatch, rhat: float, ess: float, more: int) -> None:
     """Twice the effective draws take 2.2 times the draws; of chains that stood still no number would do."""
-    monkeypatch.setattr("dpeer.eval.irt.fit.mixing", lambda posterior: (rhat, ess))
-    monkeypatch.setattr("dpeer.eval.irt.fit.ebfmi", lambda energy: np.ones(4))
-    posterior = SimpleNamespace(sampler={"divergent": np.zeros(4), "energy": None}, options=Options(draws=1000))
-    assert _missing(posterior) == more  # type: ignore[arg-type]
+    monkeypatch.setattr("dpeer.eval.irt.diagnostics.mixing", lambda posterior: (rhat, ess))
+    monkeypatch.setattr("dpeer.eval.irt.diagnostics.ebfmi", lambda energy: np.ones(4))
+    posterior = SimpleNamespace(sampler={"divergent": np.zeros(4), "energy": None}, length=1000)
+    assert missing_draws(posterior) == more  # type: ignore[arg-type]
 
 
 def test_an_approximate_fit_is_short_and_never_green() -> None:
@@ -216,16 +259,21 @@ def test_a_wheel_that_is_not_the_expected_one_is_refused(tmp_path: Path) -> None
 
 def test_kept_files_are_an_ordinary_fit_to_cmdstanpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, _ = simulate(Spec(models=3, items=8, dimensions=2, judges=2), 3)
-    (tmp_path / "model-0-20260101000000_1.csv").write_text("of an earlier fit")
-    found = fit(encode(table), QUICK, keep_csv=tmp_path)
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv/model-0-20260101000000_1.csv").write_text("of an earlier fit")
+    found = estimate(table, options=QUICK, folder=tmp_path, keep_csv=True).posterior
+    assert found is not None and {p.name for p in tmp_path.iterdir()} == {"csv", "draws.npz", "manifest.json"}
     with cmdstanpy.disable_logging():
-        theirs = cmdstanpy.from_csv(sorted(map(str, tmp_path.glob("*.csv"))))
+        theirs = cmdstanpy.from_csv(sorted(map(str, tmp_path.glob("csv/*.csv"))))
     for name in ("theta", "mu", "s_u"):
         assert np.array_equal(theirs.stan_variable(name), found.flat(name)), name
     assert theirs.stan_variable("u_raw").shape == (100, 48)  # as wide as CmdStan wrote them
     monkeypatch.setenv("CMDSTAN", str(cmdstan.find()))
     assert "divergent transitions" in theirs.diagnose()
     assert {"mu[1]", "theta[3,2]"} <= {*theirs.summary().index}
+    (tmp_path / "csv/mine.csv").touch()
+    estimate(table, options=QUICK, folder=tmp_path)
+    assert [p.name for p in (tmp_path / "csv").iterdir()] == ["mine.csv"], "those of other draws are gone"
 
 
 def test_the_manifest_is_plain_json(posterior: Posterior, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_effects_that_the_earlier_fit_lacked_start_as_in_a_fresh_one(before: Pos
 @pytest.mark.parametrize("names", [("u", "v", "item_step"), ("v", "judge_item"), ()])
 def test_kept_effects_of_joined_runs_stand_with_their_draws(names: tuple[str, ...]) -> None:
     """Every value names its draw: what is kept of an effect must name the draw that `u_draws` says."""
-    sizes, keeps, parts = (25, 60, 40), (20, 20, 10), []
+    sizes, keeps, parts = (250, 600, 40), (100, 100, 40), []
     for k, (size, keep) in enumerate(zip(sizes, keeps, strict=True)):
         p = made_up(items=2, draws=size, chains=2)
         mark = np.arange(2)[:, None] * 1000.0 + sum(sizes[:k]) + np.arange(size)
@@ -85,10 +86,13 @@ def test_kept_effects_of_joined_runs_stand_with_their_draws(names: tuple[str, ..
         facts = {"leapfrogs": 1, "u_draws": (np.arange(2)[:, None] * size + kept).ravel().tolist()}
         draws = {"mu": mark[..., None]} | dict.fromkeys(names, mark[:, kept, None, None])
         parts.append(replace(p, draws=draws, facts=facts, options=Options(chains=2, draws=size)))
-    whole = joined(parts, parts[0].options)
-    assert whole.draws["mu"].shape[1] == sum(sizes)
+    whole = reduce(joined, parts)
+    assert whole.draws["mu"].shape[1] == whole.length == sum(sizes) and whole.options == parts[0].options
+    assert whole.facts["parts"] == [*sizes]
     for name in names:
-        assert whole.draws[name].shape[:2] == (2, 20)
+        chains, kept = whole.draws[name].shape[:2]
+        assert chains == 2 and 95 <= kept <= 100  # one of 8.9, of those that each run kept
+        assert np.diff(whole.facts["u_draws"][:kept]).max() < 20
         assert np.array_equal(whole.flat(name)[:, 0, 0], whole.flat("mu")[whole.facts["u_draws"], 0]), name
 
 
@@ -97,16 +101,16 @@ def test_a_fit_from_an_earlier_one_finds_what_a_fresh_one_finds(before: Posterio
     most = replace(OPTIONS, draws=2000)  # the fit ends as soon as it passes the gate
     warm, fresh = fit(ratings, most, start=before), fit(ratings, replace(OPTIONS, draws=400, seed=2))
     assert warm.facts["started_from_earlier"] and not fresh.facts["started_from_earlier"]
-    each = [p.facts["leapfrogs"] / p.options.draws for p in (warm, fresh)]
+    each = [p.facts["leapfrogs"] / p.length for p in (warm, fresh)]
     assert each[0] < each[1] * 1.5  # the metric is as good
     rhat, ess = mixing(warm)
-    assert rhat < 1.01 and ess > 400 and warm.options.draws < 2000
+    assert rhat < 1.01 and ess > 400 and warm.length < 2000 and warm.options == most
     for name in ("theta", "severity", "beta", "mu"):
         a, b = warm.flat(name), fresh.flat(name)
         assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 0.5 * b.std(axis=0)).all(), name
         assert 0.8 < np.median(a.std(axis=0) / b.std(axis=0)) < 1.25, name
     assert warm.draws["u"].shape[1] == fresh.draws["u"].shape[1]
-    draws = warm.options.draws
+    draws = warm.length
     assert warm.draws["theta"].shape[1] == draws and np.max(warm.facts["u_draws"]) == 2 * draws - 1
 
 
