@@ -88,6 +88,13 @@ def parsed_section(root: type[Root], values: Tree, settings: Sequence[str], wher
         raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error, tree, root))) from None
 
 
+def setting_tree(overrides: Sequence[str]) -> Tree:
+    """What overrides say, as a recipe says it."""
+    tree: Tree = {}
+    _apply(tree, [_setting(override) for override in overrides])
+    return tree
+
+
 def known_names() -> dict[str, tuple[str, ...]]:
     """Config key -> names that are registered for it; in the config tree itself they are plain text."""
     from dpeer.objective.controllers import CONTROLLERS
