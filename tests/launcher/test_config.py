@@ -127,11 +127,7 @@ MALFORMED: dict[str, tuple[bytes | str, list[str], list[str]]] = {
     "set without value": (GOOD, ["training.steps"], ["--set 'training.steps': write it as section.key=value"]),
     "set without key": (GOOD, ["=3"], ["write it as section.key=value"]),
     "set with empty part": (GOOD, ["training..steps=3"], ["write it as section.key=value"]),
-    "set of unknown key": (
-        GOOD,
-        ["training.stepz=3"],
-        ["--set training.stepz: unknown key; did you mean training.steps?"],
-    ),
+    "set of unknown key": (GOOD, ["training.stepz=3"], ["error: --set training.stepz: unknown key; did you mean"]),
     "key of a mapping that is set": (GOOD, ["model.lora={ranc: 3}"], ["--set model.lora.ranc: unknown key"]),
     "set and recipe": (
         GOOD.replace("steps", "stepz"),
