@@ -14,6 +14,7 @@ COPY eval eval
 COPY launcher launcher
 COPY ds_configs ds_configs
 COPY slurm slurm
+COPY docs/errors.md docs/
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11.14-slim-bookworm AS base

@@ -38,6 +38,9 @@ from dpeer.training.policy import Policy
 from dpeer.training.prepare import Prepared
 from dpeer.training.run_dir import RunDir
 
+NOISE = (
+    "A step beside which a checkpoint is written does more, never less: ratios below 1 are the noise of a busy machine."
+)
 QUIET = 8
 """Quiet steps in a row."""
 RUN = (
@@ -200,7 +203,7 @@ def main() -> None:
             figures = costs(given.engine, given.width, given.rounds, folder)
     finally:
         shutil.rmtree(folder)
-    recorder.write(given, figures)
+    recorder.write(given, figures, "" if given.kills else NOISE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does a farm of four engines do four times the work of one, and is each conversation read once?
+"""Does a farm of four engines that only sleep do four times the work of one, and does vLLM read each conversation once?
 
 Scaling: the farm as shipped, real Ray actors, but engines that only sleep, as long for each conversation; so what is
 measured is what the farm adds between engines that never wait for each other. Engines have started before. Reading:
@@ -125,7 +125,7 @@ def main() -> None:
         if "scaling" in parts:
             one, many = scaling(given.engines, given.tasks, given.latency, given.rounds).values()
             ratio = min(one) / (given.engines * min(many))
-            title = f"{given.engines} engines over {given.engines} times one, work per second"
+            title = f"{given.engines} sleeping engines over {given.engines} times one, work per second"
             figures.append(Figure(title, ratio, "x", "higher", SCALING))
             figures.append(Figure.median(f"{given.tasks} tasks by one engine", one, "s"))
             figures.append(Figure.median(f"{given.tasks} tasks by {given.engines} engines", many, "s"))

@@ -1,4 +1,5 @@
-"""Does a loop of two rounds raise the weakest ability? On the toy world, whose truth is known, for several seeds.
+"""Does a loop of two rounds raise the weakest ability? On the toy world, whose truth is known, for several seeds; the
+first round is plain DPO without tolerances, so that the rise is over a round that neglects a dimension.
 
 usage: python benchmarks/loop.py [--seeds 0 1 2 3 4] [--folder runs/loop_seeds] [--json FILE]
 

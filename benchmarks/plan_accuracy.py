@@ -1,4 +1,4 @@
-"""Does `dpeer eval plan` foretell how wide intervals will be? Predicted half-widths against those of fits.
+"""Does `dpeer eval plan` predict how wide intervals will be? Predicted half-widths against those of fits.
 
 usage: python benchmarks/plan_accuracy.py [--designs 20] [--seed 0]
 
@@ -105,11 +105,11 @@ def main() -> None:
         "half-widths of 95 % intervals in logits; the other columns are predicted / realised",
     )
     figures = [
-        Figure(f"half-widths foretold within 15 % {name}", n / len(rows), "share", "higher")
+        Figure(f"half-widths predicted within 15 % {name}", n / len(rows), "share", "higher")
         for n, name in zip(within, SOURCES, strict=True)
     ]
     figures += [
-        Figure.median(f"foretold over realised {name}", [row[i] for row in ratios], "x")
+        Figure.median(f"predicted over realised {name}", [row[i] for row in ratios], "x")
         for i, name in enumerate(SOURCES)
     ]
     recorder.write(given, figures)

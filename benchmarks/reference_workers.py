@@ -1,8 +1,9 @@
-"""With the reference on workers of its own, does a step take as long as the slower of policy and reference?
+"""With the reference on workers of its own, does the driver let its steps overlap with the policy's?
+Ranks only sleep here; without overlap a step would take the sum of both.
 
 The driver as shipped (`training.run`) orders steps of two groups whose ranks only sleep, as long as a step of the
 policy and of the reference is said to take, in threads that never wait for each other: what is measured is whether the
-order of calls lets them overlap, and what the driver adds. Without overlap a step would take the sum.
+order of calls lets them overlap, and what the driver adds; not what a reference costs.
 
 usage: python benchmarks/reference_workers.py [--steps 10] [--seconds 0.6]
 """
@@ -137,7 +138,7 @@ def main() -> None:
             policy, reference = (share * given.seconds for share in shares)
             found = seconds(Path(folder), policy, reference, given.steps)
             slower = [max(policy, reference)] * len(found)
-            title = f"step over the slower: policy {policy:g} s, reference {reference:g} s"
+            title = f"step over the slower: policy sleeps {policy:g} s, reference {reference:g} s"
             figures.append(Figure.ratio(title, found, slower, "lower", GOAL))
             middle = statistics.median(found)
             rows.append(

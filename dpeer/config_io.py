@@ -69,11 +69,16 @@ def load_section(
         faults = [*_explain(error, tree, root), *_misread_booleans(tree, root)]
     if not faults:
         return config
+    said = [_setting(override)[0] for override in overrides]
+    faults = [f"--set {fault}" if _said_by(fault, said) else fault for fault in faults]
+    if len(faults) == 1 and faults[0].startswith("--set "):
+        raise ConfigError(faults[0])
     shown = [f"  {fault}" for fault in faults[:_SHOWN_FAULTS]]
     if len(faults) > _SHOWN_FAULTS:
         shown.append(f"  ... and {len(faults) - _SHOWN_FAULTS} more")
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    raise ConfigError("\n".join([f"{path}: {count} in the config", *shown]))
+    given = f"{path} and --set" if said else str(path)
+    raise ConfigError("\n".join([f"{given}: {count} in the config", *shown]))
 
 
 def parsed_section(root: type[Root], values: Tree, settings: Sequence[str], where: str) -> Root:
@@ -86,6 +91,13 @@ def parsed_section(root: type[Root], values: Tree, settings: Sequence[str], wher
         return root.model_validate(_with_homes(tree))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error, tree, root))) from None
+
+
+def setting_tree(overrides: Sequence[str]) -> Tree:
+    """What overrides say, as a recipe says it."""
+    tree: Tree = {}
+    _apply(tree, [_setting(override) for override in overrides])
+    return tree
 
 
 def known_names() -> dict[str, tuple[str, ...]]:
@@ -260,6 +272,12 @@ def _explain(error: ValidationError, tree: Tree, root: type[Section]) -> Iterato
         if any(key.startswith(f"{dotted}.") for key, _ in located) and len(faults[0]["loc"]) > dotted.count(".") + 1:
             continue
         yield _fault_line(dotted, faults, known, root)
+
+
+def _said_by(fault: str, keys: Sequence[str]) -> bool:
+    """Whether the key of a fault is one of these or lies inside one."""
+    dotted = fault.partition(":")[0]
+    return any(dotted == key or dotted.startswith(f"{key}.") for key in keys)
 
 
 def _fault_line(dotted: str, faults: list[ErrorDetails], known: Mapping[str, FieldInfo], root: type[Section]) -> str:

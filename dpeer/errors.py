@@ -4,7 +4,8 @@
 class DpeerError(ValueError):
     """A problem the user can fix; the command line shows it on one screen, without a traceback.
 
-    `module`: where it was raised, if that was in another process, from which no traceback comes."""
+    `module`: the part of dpeer that it is about, where the traceback does not end there: it was raised in another
+    process, or by a registry."""
 
     module: str = ""
 

@@ -44,7 +44,9 @@ class Registry(Generic[T]):
         if name not in self._entries:
             nearest = difflib.get_close_matches(name, self._entries, 1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ConfigError(f"there is no {self.kind} {name!r}; registered are {', '.join(self.names())}{hint}")
+            error = ConfigError(f"there is no {self.kind} {name!r}; registered: {', '.join(self.names())}{hint}")
+            error.module = self.place
+            raise error
         return self._entries[name]
 
     def _import_all(self) -> None:

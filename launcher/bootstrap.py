@@ -85,8 +85,12 @@ def check_python() -> None:
 def check_machine(gpu: bool) -> None:
     if not sys.platform.startswith("linux"):
         raise SetupError(f"{sys.platform} is not supported: DeepSpeed and Ray groups need Linux")
-    if not (shutil.which("gcc") or shutil.which("cc")):
-        raise SetupError("no C compiler found; install gcc and g++ (Debian, Ubuntu: apt install build-essential)")
+    needs = (("gcc", "cc"), ("g++", "c++"), ("make",))
+    if missing := [names[0] for names in needs if not any(map(shutil.which, names))]:
+        raise SetupError(
+            f"{', '.join(missing)} not found: CmdStan and DeepSpeed are compiled here "
+            "(Debian, Ubuntu: apt install build-essential)"
+        )
     try:
         import ensurepip  # noqa: F401
     except ImportError:

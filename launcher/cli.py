@@ -33,6 +33,7 @@ from dpeer.launcher.commands.config import app as config_app
 from dpeer.launcher.commands.data import app as data_app
 from dpeer.launcher.commands.eval_plan import app as eval_app
 from dpeer.launcher.commands.fsck import fsck
+from dpeer.launcher.commands.help import help_
 from dpeer.launcher.commands.irt import app as irt_app
 from dpeer.launcher.commands.loop import loop
 from dpeer.launcher.commands.methods import methods
@@ -142,6 +143,7 @@ app.command()(preflight)
 app.command()(watch)
 app.command(name="open")(open_)
 app.command()(fsck)
+app.command(name="help")(help_)
 app.command()(build)
 app.command()(bundle)
 app.command()(verify)

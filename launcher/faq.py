@@ -1,8 +1,15 @@
-"""Which section of docs/errors.md explains an error: by its class, or by the part of dpeer that refused."""
+"""Which section of docs/errors.md explains an error: by its class, or by the part of dpeer that refused.
+
+The page lies in the package too: errors.md is a link to it here, and the page itself in a wheel.
+"""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from traceback import walk_tb
+
+PAGE = Path(__file__).parent / "errors.md"
 
 CLASSES = {
     "Diverged": "diverged",
@@ -93,4 +100,11 @@ def section_of(classes: list[str], module: str) -> str:
 
 def pointer(error: BaseException) -> str:
     """The line below an error."""
-    return f"see docs/errors.md#{section(error)}"
+    return f"see: dpeer help {section(error)}"
+
+
+def sections() -> dict[str, str]:
+    """The page's sections, each from its heading on, by their anchors."""
+    parts = re.split(r'<a id="([^"]+)"></a>', PAGE.read_text(encoding="utf-8"))
+    texts = (re.split(r"\n(?=## )", text.strip())[0].strip() for text in parts[2::2])
+    return dict(zip(parts[1::2], texts, strict=True))

@@ -44,8 +44,12 @@ def recipe_path(name: str, folder: Path = RECIPES) -> Path:
     if path.is_file():
         return path
     near = difflib.get_close_matches(path.stem, names, 1)
-    meant = f"did you mean '{near[0]}'? " if near else ""
-    raise ConfigError(f"'{name}' is neither a recipe file nor a shipped recipe; {meant}Shipped: {', '.join(names)}")
+    meant = f"; did you mean '{near[0]}'?" if near else "."
+    if path.is_dir():
+        what = "a folder, not a recipe's file"
+    else:
+        what = "no such file" if path.name != name or path.suffix else "no shipped recipe, and no file"
+    raise ConfigError(f"{name}: {what}{meant} Shipped recipes: {', '.join(names)}")
 
 
 def beside(recipe: str, file: Path, folder: Path) -> Path:

@@ -13,16 +13,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dpeer import chain
 from dpeer.config import Config
+from dpeer.config_io import resolved_yaml, setting_tree
 from dpeer.errors import CheckpointError, ConfigError
 from dpeer.escape import markup
 from dpeer.files import write_text
+from dpeer.launcher.recipe import recipe_path, training_config
 from dpeer.objective.bounds import records_for, room
 from dpeer.report.text import UNKNOWN, number
 from dpeer.report.tolerance import Reach, write_page
@@ -182,15 +183,24 @@ def _rounded(value: float) -> float:
     return math.ceil(100 * value - 1e-9) / 100
 
 
-def apply(path: Path, recipe: str, reached: Sequence[Reach]) -> None:
-    """Write a recipe that extends the given one by the suggested tolerances. ConfigError: the file exists."""
+def apply(path: Path, recipe: str, overrides: Sequence[str], reached: Sequence[Reach]) -> None:
+    """Write the recipe with its `--set` settings and the suggested tolerances, under a name of its own.
+
+    ConfigError: the file exists.
+    """
     import yaml
 
     if path.exists():
         raise ConfigError(f"--apply {path}: the file exists; give a new name")
-    tolerance = {r.dimension: r.suggested for r in reached}
-    tree: dict[str, Any] = {"extends": recipe, "objective": {"constraint": {"tolerance": tolerance}}}
+    tolerance = json.dumps({r.dimension: r.suggested for r in reached})
+    name = json.dumps(f"{training_config(recipe, overrides).name}-held")
+    settings = [*overrides, f"name={name}", f"objective.constraint.tolerance={tolerance}"]
+    wanted = training_config(recipe, settings)
+    file = recipe_path(recipe)
+    tree = {"extends": str(file.resolve()) if file == Path(recipe) else recipe, **setting_tree(settings)}
     write_text(path, yaml.safe_dump(tree, sort_keys=False))
+    if training_config(str(path)) != wanted:  # --set replaces a mapping, a recipe that extends merges it
+        write_text(path, resolved_yaml(wanted))
 
 
 def show(console: Console, reached: Sequence[Reach]) -> None:

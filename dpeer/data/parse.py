@@ -30,6 +30,7 @@ MESSAGES = re.compile(
 """How the text of messages begins; {from, value} is told from other objects with these keys by both."""
 ROLES = ("system", "user", "assistant", "tool")
 
+SIDES = ("golden", "responses", "chosen", "rejected")
 PERSONA_KNOB = "PersonaKnob columns"
 GENERAL = "general form"
 
@@ -47,12 +48,14 @@ def form(columns: Mapping[str, object]) -> str:
     if persona_knob and general:
         raise Invalid("responses", f"mixed forms: `responses` beside golden / {REJECT}X columns; keep one form")
     if not persona_knob and not general:
-        near = get_close_matches("golden", columns) + get_close_matches("responses", columns)
+        unknown = [c for c in columns if c not in SIDES]
+        near = [c for side in SIDES if side not in columns for c in get_close_matches(side, unknown, 1, 0.75)]
         hint = f"; is {near[0]!r} misspelt?" if near else ""
         raise Invalid(
             "",
             f"columns {excerpt(', '.join(columns), 100)} are neither PersonaKnob's (mask, prompt, golden, {REJECT}X) "
-            f"nor the general form's (prompt, mask, responses) nor a known layout{hint}; say what they are by data.map",
+            f"nor the general form's (prompt, mask, responses) nor a known layout's{hint}. Say what they are: "
+            f"--map prompt=COLUMN --map golden=BETTER --map reject=WORSE (in a recipe: data.map)",
         )
     return GENERAL if general else PERSONA_KNOB
 
@@ -83,7 +86,9 @@ def mask_in(fields: Mapping[str, object]) -> tuple[str, ...]:
     try:
         value = _field(fields, "mask")
     except Invalid as missing:
-        raise Invalid("mask", f"{missing.message}; or say by data.map what the columns are") from None
+        raise Invalid(
+            "mask", f"{missing.message}; or say what the columns are by --map KEY=COLUMN (in a recipe: data.map)"
+        ) from None
     mask = _names(value, "mask")
     if not mask:
         raise Invalid("mask", "is empty; at least one active dimension is needed")
@@ -151,7 +156,7 @@ def _tools(fields: Mapping[str, object]) -> str:
     try:
         return tools(fields.get("tools"))
     except Invalid as invalid:
-        hint = "; where the column says something else, leave it out by data.map.tools=none"
+        hint = "; where the column says something else, leave it out: --map tools=none (in a recipe: data.map.tools)"
         raise Invalid(invalid.column, invalid.message + hint) from None
 
 

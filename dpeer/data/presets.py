@@ -56,7 +56,9 @@ def detected(columns: Collection[str]) -> Preset | None:
     }
     names = [name for name, fit in fits.items() if fit]
     if len(names) > 1:
-        raise DataError(f"the columns fit {' and '.join(names)}; say which by data.map, e.g. data.map={names[0]}")
+        raise DataError(
+            f"the columns fit {' and '.join(names)}; say which, e.g. --map {names[0]} (in a recipe: data.map)"
+        )
     return names[0] if names else None
 
 
@@ -102,7 +104,10 @@ def _told(given: Map, columns: Sequence[str], place: str, talks: bool) -> dict[s
         prompts = [c for c in PROMPTS if c in columns]
         if len(prompts) > 1 and not talks:
             hint = f", or {NONE} where the conversations hold it" if given.shape == "pair" else ""
-            raise DataError(f"{place}: the prompt may be {' or '.join(prompts)}; say which by data.map.prompt{hint}")
+            raise DataError(
+                f"{place}: the prompt may be {' or '.join(prompts)}; say which, e.g. --map prompt={prompts[0]}{hint} "
+                "(in a recipe: data.map.prompt)"
+            )
         if len(prompts) > 1:
             prompts = []
         if prompts == ["instruction"] and "input" in columns:
@@ -114,7 +119,10 @@ def _told(given: Map, columns: Sequence[str], place: str, talks: bool) -> dict[s
     if given.dimension is None and given.constant is None and given.shape in ("pair", "scored pair"):
         dimensions = [c for c in DIMENSIONS if c in columns]
         if len(dimensions) > 1:
-            raise DataError(f"{place}: the dimension may be {' or '.join(dimensions)}; say which by data.map.dimension")
+            raise DataError(
+                f"{place}: the dimension may be {' or '.join(dimensions)}; say which, e.g. "
+                f"--map dimension={dimensions[0]} (in a recipe: data.map.dimension)"
+            )
         told["dimension" if dimensions else "constant"] = dimensions[0] if dimensions else UNNAMED
     return told
 

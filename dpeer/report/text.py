@@ -139,7 +139,8 @@ def certified_words(certificate: Certificate) -> str:
     return (
         f"What is certified is the mean with each pair counted up to {exact(certificate.bound)}, over prompts like the "
         f"held-out ones. With {confidence} confidence no \u201csatisfied\u201d here is false, and with {confidence} "
-        "confidence no \u201cviolated\u201d is. A tolerance inside the range would be undecided."
+        "confidence no \u201cviolated\u201d is. A tolerance inside the range would be undecided; one that is chosen "
+        "after looking at the range needs fresh held-out records."
     )
 
 

@@ -155,8 +155,9 @@ def _enough(ratings: Ratings, planned: bool) -> None:
         )
     comparing = np.setdiff1d(ratings.comparisons.judge, ratings.judge)
     if len(ratings.judges) - len(comparing) < 2 and len(ratings):
+        who = "the only judge who rates" if len(comparing) else "the only judge"
         raise TooFewJudges(
-            f"only {ratings.judges[ratings.judge[0]]} rated; its severity and noise cannot be told from ability. "
+            f"{who} is '{ratings.judges[ratings.judge[0]]}', whose severity and noise cannot be told from ability. "
             f"Cheapest repair: a second judge on the same responses, {FEW} or more per model"
         )
     if planned:

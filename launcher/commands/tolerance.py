@@ -22,7 +22,7 @@ def tolerance(
     from rich.console import Console
 
     from dpeer.errors import ConfigError
-    from dpeer.launcher.recipe import recipe_path, training_config
+    from dpeer.launcher.recipe import training_config
     from dpeer.launcher.tolerance import apply, explore, show
 
     if apply_ is not None and apply_.exists():
@@ -32,5 +32,5 @@ def tolerance(
     show(Console(highlight=False), reached)
     typer.echo(str(page))
     if apply_ is not None:
-        apply(apply_, recipe if Path(recipe) != recipe_path(recipe) else str(Path(recipe).resolve()), reached)
+        apply(apply_, recipe, set_ or (), reached)
         typer.echo(str(apply_))

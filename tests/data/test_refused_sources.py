@@ -37,7 +37,11 @@ class Case:
 
 GOOD = pair("q", "c", "r", attribute="tone")
 CASES = {
-    "misspelt column": Case([{"prompt": "q", "chosen": "c", "rejcted": "r"}], ("data.map", "chosen, rejcted")),
+    "misspelt column": Case(
+        [{"prompt": "q", "chosen": "c", "rejcted": "r"}],
+        ("--map reject=WORSE (in a recipe: data.map)", "'rejcted' misspelt"),
+    ),
+    "other columns": Case([{"q": "q", "good": "c", "bad": "r"}], ("known layout's. Say what they are: --map prompt=",)),
     "column of the map": Case(
         [GOOD], ("d.jsonl", "'chsen'", "is 'chosen' meant?"), ("golden=chsen", "reject=rejected")
     ),
@@ -68,7 +72,8 @@ CASES = {
         [GOOD], ("--map", "labels: not read"), ("responses=[chosen,rejected]", "score=s", "labels={tone: l}")
     ),
     "no mask": Case(
-        [{"prompt": "q", "golden": "c", "bad": "r"}], ("row 1, column mask", "is missing", "or say by data.map")
+        [{"prompt": "q", "golden": "c", "bad": "r"}],
+        ("row 1, column mask", "is missing", "or say what the columns are by --map"),
     ),
     "weights that are not there": Case(
         [{"prompt": "q", "mask": ["A"], "golden": "c", "reject_A": "r"}], ("names the column 'w'",), ("weight=w",)
@@ -83,7 +88,8 @@ CASES = {
     "two prompts": Case([GOOD | {"question": "q"}], ("d.jsonl", "prompt or question", "data.map.prompt")),
     "two dimensions": Case([GOOD | {"dimension": "x"}], ("dimension or attribute", "data.map.dimension")),
     "two layouts": Case(
-        [saferlhf("q", "a", "b", 0, 0) | {"chosen": "a", "rejected": "b"}], ("preference and pku_saferlhf", "data.map=")
+        [saferlhf("q", "a", "b", 0, 0) | {"chosen": "a", "rejected": "b"}],
+        ("preference and pku_saferlhf", "--map preference"),
     ),
     "no prompt": Case([{"chosen": "c", "rejected": "r"}], ("d.jsonl, row 1, column chosen", "holds no prompt")),
     "prompt of another conversation": Case(

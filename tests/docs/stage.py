@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -134,11 +135,17 @@ def own_files(page: str, folder: Path) -> None:
     if recipe := recipes.get(page):
         (folder / "mine.yaml").write_text(recipe)
         (folder / "my.yaml").write_text(recipe)
-    if evaluation := {"judging.md": "mine.yaml", "quickstart.md": "demo"}.get(page):
-        _answers(evaluation)
+    if page == "first_run.md":
+        (folder / "judges.yaml").write_text(first_evaluation())
 
 
-def _answers(recipe: str) -> None:
+def first_evaluation() -> str:
+    """The recipe that the page of the first own run has its reader write."""
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "first_run.md").read_text(), re.M | re.S)
+    return str(recipe)
+
+
+def answers(recipe: str) -> None:
     """What `dpeer generate` would have left of a recipe, in the folder of the reader, where it is called."""
     config = evaluation_config(recipe, [])
     for model, planned in planned_responses(config).groupby("model"):

@@ -19,7 +19,7 @@ from dpeer.launcher.cli import app
 from dpeer.launcher.pdf import BROWSERS
 from tests.docs.commands import Command, commands
 from tests.docs.pages import ROOT, pages
-from tests.docs.stage import build, own_files
+from tests.docs.stage import answers, build, own_files
 
 STANDS_FOR = {
     "SWEEP.yaml": "tolerance.yaml",
@@ -36,7 +36,7 @@ STANDS_FOR = {
 PLANNED = {
     ("train",): ("--dry-run",),
     ("generate",): ("--dry-run",),
-    ("judge",): ("--dry-run",),
+    ("judge",): ("--plan-only",),
     ("build",): ("--plan-only",),
     ("bench",): ("--plan-only",),
     ("loop",): ("--dry-run",),
@@ -120,7 +120,10 @@ def run(command: Command) -> str:
     """What a command said when it failed; empty where it did not."""
     program, *words = command.words
     if program == "dpeer":
-        result = CliRunner().invoke(app, extended(dpeer_words(command)))
+        words = extended(dpeer_words(command))
+        if words[0] == "judge":
+            answers(words[1])
+        result = CliRunner().invoke(app, words)
         return "" if result.exit_code == 0 else f"exit code {result.exit_code}\n{result.output[-2000:]}"
     if program == "make":
         line = ["make", "-n", "-C", str(ROOT), *words]

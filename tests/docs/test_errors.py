@@ -9,6 +9,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from dpeer.launcher import faq
 from dpeer.launcher.cli import app
 from dpeer.launcher.faq import CLASSES, PARTS, UNEXPECTED, section_of
 from tests.docs.pages import ROOT
@@ -76,6 +77,25 @@ def test_the_command_line_prints_the_section(tmp_path: Path) -> None:
         (["data", "show", str(tmp_path / "none.jsonl")], "data"),
         (["report", str(tmp_path)], "run-folder"),
         (["irt", "fit", str(tmp_path / "none.parquet")], "ratings"),
+        (["bench", "no-such"], "bench"),
     ):
         result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 1 and f"see docs/errors.md#{anchor}\n" in result.output, result.output
+        assert result.exit_code == 1 and f"see: dpeer help {anchor}\n" in result.output, result.output
+
+
+def test_help_shows_the_section_that_the_line_names() -> None:
+    listed = CliRunner().invoke(app, ["help"]).output.splitlines()
+    assert [line.split()[0] for line in listed] == ANCHORS and faq.PAGE.read_text(encoding="utf-8") == PAGE
+    for anchor in ANCHORS:
+        shown = CliRunner().invoke(app, ["help", anchor], env={"COLUMNS": "120"})
+        heading, *text = shown.output.split("\n")
+        title = re.search(rf'id="{anchor}"></a>\n+#+ (.*)', PAGE)
+        assert title and title[1].replace("`", "") in heading and len(" ".join(text).split()) > 10, shown.output
+        assert "##" not in shown.output and "<a id" not in shown.output
+    assert "(docs/planning.md)" in CliRunner().invoke(app, ["help", "training"]).output
+
+
+def test_help_names_what_is_near_and_what_is_a_command() -> None:
+    for word, said in (("bugdet", "did you mean budget?"), ("train", "train is a command: dpeer train --help")):
+        result = CliRunner().invoke(app, ["help", word])
+        assert result.exit_code == 1 and said in result.output, result.output

@@ -19,6 +19,7 @@ from dpeer.launcher.cli import app
 from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
 from tests.docs.pages import ROOT
+from tests.docs.stage import first_evaluation
 
 MODEL = "Qwen/Qwen3-0.6B"
 TINY = ("training.optimizer.lr=1e-3", "objective.beta=0.5", "training.epochs=2")
@@ -28,12 +29,11 @@ TINY = ("training.optimizer.lr=1e-3", "objective.beta=0.5", "training.epochs=2")
 def commands() -> list[list[str]]:
     """The page's commands, without `dpeer`, in their order."""
     text = (ROOT / "docs" / "first_run.md").read_text(encoding="utf-8")
-    return [shlex.split(line) for line in re.findall(r"^    dpeer (.+)$", text, re.MULTILINE)]
+    return [shlex.split(line, comments=True) for line in re.findall(r"^    dpeer (.+)$", text, re.MULTILINE)]
 
 
 def command(*words: str) -> list[str]:
-    (found,) = [c for c in commands() if c[: len(words)] == list(words)]
-    return found
+    return next(c for c in commands() if c[: len(words)] == list(words))
 
 
 def bring(folder: Path, records: int) -> None:
@@ -85,9 +85,13 @@ def test_from_a_file_of_pairs_to_a_certified_model(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["generate", "judge"])
-def test_settings_of_the_evaluation_are_sound(name: str) -> None:
+def test_settings_of_the_evaluation_are_sound(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("judges.yaml").write_text(first_evaluation())
     shown = dpeer([*command(name), "--dry-run"])
     assert "path: runs/mine/export" in shown and "name: mine" in shown
+    assert shown.count("backend: openai") == 2 and "device: gpu" in shown
+    assert "device: cpu" in dpeer([*command(name), "--set", "engine.device=cpu", "--dry-run"])
 
 
 def test_every_command_of_the_page_exists() -> None:

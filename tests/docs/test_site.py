@@ -40,7 +40,7 @@ def test_every_page_is_built(site: Path) -> None:
     expected = {str(path) for path in sources} | {"index.html", "contributing.html", "changelog.html"}
     built = {str(path.relative_to(site)) for path in site.rglob("*.html")}
     assert len(expected) > 10 and expected <= built
-    assert (site / "img" / "worst_dimension.svg").is_file() and not list(site.rglob("*.py"))
+    assert (site / "img" / "reports" / "demo_arms.png").is_file() and not list(site.rglob("*.py"))
 
 
 @pytest.mark.slow

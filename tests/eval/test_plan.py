@@ -77,7 +77,7 @@ def test_a_linked_plan_gives_the_anchors_to_all_and_the_rest_to_some(tmp_path: P
 
 def test_a_design_that_cannot_tell_models_apart_is_refused_before_any_engine(tmp_path: Path, models: Path) -> None:
     cfg = evaluation(tmp_path, models, judges=[{"name": "a", "path": str(models / "a")}])
-    with pytest.raises(DesignError, match="TooFewJudges"):
+    with pytest.raises(DesignError, match="TooFewJudges: the only judge is 'a'"):
         judge(cfg, no_ray)
     assert len(plan(cfg, check_design=False).rows) == 5 * 2 * 4
 

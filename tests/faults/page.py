@@ -21,11 +21,16 @@ started again, once the way back that a message named was taken. What was seen c
 
 Runs are of one process on the CPU, without Ray:
 
+<!-- not run: minutes; tests/faults runs a part -->
+
     python tests/launcher/chaos.py --catalogue                    # all, and this page; some minutes
     python tests/launcher/chaos.py --catalogue --only "byte: "    # rows whose names begin so
 
 What befalls worker groups, nodes and networks is tried in random order by `python tests/launcher/chaos.py --faults 20`:
 kills of driver, workers, raylet and head, stopped ranks, partitions, full disks.
+
+`with` is the version of dpeer with which a row was last tried for this page; one of an earlier version has not been
+tried again here since. The quick ones, about a fifth, are tried by the tests at every change.
 
 What the words of the table mean:
 """

@@ -181,7 +181,7 @@ class Chaos:
     def after_end(self, run: Launched) -> Launched:
         """Check what an ended run has left; start it again, or the next one if it is finished."""
         code = run.process.returncode
-        beside = ("state-dump", "see docs/errors.md")
+        beside = ("state-dump", "see: dpeer help")
         words = [line for line in run.output.splitlines() if line.strip() and not any(b in line for b in beside)]
         if self.outcomes and self.outcomes[-1].code is None and code:
             self.outcomes[-1].code, self.outcomes[-1].reason = code, words[-1] if words else "(silent)"

@@ -33,9 +33,17 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path, monkeypat
     assert (tmp_path / "thesis.txt").read_text() == "important"
 
 
-def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(bootstrap.SetupError, match="no C compiler"):
+@pytest.mark.parametrize(
+    ("found", "missing"),
+    [((), "gcc, g[+][+], make"), (("gcc", "make"), "g[+][+]"), (("cc", "c++"), "make"), (("g++", "make"), "gcc")],
+)
+def test_missing_compilers_are_named(
+    found: tuple[str, ...], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in found:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(bootstrap.SetupError, match=f"^{missing} not found.*build-essential"):
         bootstrap.check_machine(gpu=False)
 
 

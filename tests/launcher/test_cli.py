@@ -129,7 +129,7 @@ def test_a_missing_extra_is_named_in_one_line(
     done = without(absent, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     line, section = done.stderr.splitlines()
-    assert section == "see docs/errors.md#missing-part"
+    assert section == "see: dpeer help missing-part"
     assert line == f"error: `dpeer {arguments[0]}` needs {package}, which is not installed: pip install '{extra}'"
 
 

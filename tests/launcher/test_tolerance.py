@@ -83,15 +83,30 @@ def test_pilots_change_weights_and_nothing_else() -> None:
 
 def test_recipe_and_page(tmp_path: Path) -> None:
     reached = reach(FOUND, {"A": 400, "T": 100}, 6.0)
-    apply(tmp_path / "new.yaml", "demo", reached)
+    apply(tmp_path / "new.yaml", "demo", (), reached)
     assert training_config(str(tmp_path / "new.yaml")).objective.constraint.tolerance == {
         r.dimension: r.suggested for r in reached
     }
     with pytest.raises(ConfigError, match="the file exists"):
-        apply(tmp_path / "new.yaml", "demo", reached)
+        apply(tmp_path / "new.yaml", "demo", (), reached)
     assert yaml.safe_load((tmp_path / "new.yaml").read_text())["extends"] == "demo"
     page = write_page(reached, tmp_path / "page.html", "x").read_text()
     assert "can be had and proven" in page and "Half way" not in page and "half way" in page
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("training.epochs=2", "data.heldout=10%"), ("name=mine", "model.lora={alpha: 8}"), ("training.optimizer={}",)],
+)
+def test_the_recipe_has_a_name_of_its_own_and_all_settings(settings: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("extends: demo\nname: first\nmodel: {lora: {rank: 4}}\n")
+    recipe, new = str(tmp_path / "first.yaml"), str(tmp_path / "new.yaml")
+    apply(Path(new), recipe, settings, reached := reach(FOUND, {"A": 400, "T": 100}, 6.0))
+    before, after = training_config(recipe, settings), training_config(new)
+    assert after.name == f"{before.name}-held" and after.run_dir != before.run_dir
+    assert after.objective.constraint.tolerance == {r.dimension: r.suggested for r in reached}
+    rest = {"name", "objective"}
+    assert after.model_dump(exclude=rest) == before.model_dump(exclude=rest)
 
 
 @pytest.mark.parametrize(

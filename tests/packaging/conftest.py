@@ -17,7 +17,7 @@ from dpeer.cache import cache_root
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("dpeer", "eval", "launcher", "ds_configs", "slurm")
-FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "docs/errors.md")
 
 
 def names(folder: Path) -> set[str]:
@@ -50,6 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"
     for name in SOURCES:
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "docs").mkdir()
     for name in FILES:
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]

@@ -95,6 +95,11 @@ def test_the_wheel_holds_every_file_once(wheel: Path) -> None:
     assert {n for n in packed if ".dist-info/" not in n} == wanted
 
 
+def test_the_page_of_errors_travels_with_the_wheel(installed: Installed, tmp_path: Path) -> None:
+    done = installed.run("dpeer", "help", "budget", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("The budget is spent"), done.stderr
+
+
 def test_a_dry_run_of_the_demo_checks_the_installed_files(installed: Installed, tmp_path: Path) -> None:
     done = installed.run("dpeer", "demo", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -65,6 +65,7 @@ def test_whole_report(make_run):
     for words in ("violated", "undecided", "about 310", "0.530 to 0.710", "Violated: E. Undecided: T."):
         assert words in page.words
     assert "counted up to 6, over prompts like the held-out ones" in page.words and "7.50" in page.words
+    assert "chosen after looking at the range needs fresh held-out records" in page.words
     assert "rarer than 1.4 % (3 / 215)" in page.words and "1.3 %" in page.words
     assert page.all("summary")[0] == "Verdicts per mask" and "A 88 % (at least 81 %)" in page.words
     for fact in ("0123abcd", "ab" * 32, "22" * 32, "objective.dual.eta", "2.13.0", "3 dropped, 0 cut as too long"):

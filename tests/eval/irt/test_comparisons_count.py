@@ -81,7 +81,7 @@ def test_severities_count_from_the_mean_of_those_who_rate(anchored: bool) -> Non
 
 
 def test_who_only_compares_is_no_second_rater() -> None:
-    with pytest.raises(TooFewJudges, match="only rater0 rated"):
+    with pytest.raises(TooFewJudges, match="the only judge who rates is 'rater0'"):
         check(one := encode(with_comparers(1)), Options())
     assert build(one, Options(response_effect=False), guessed(one)).no_intervals
     two = encode(with_comparers(2))
