@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -134,14 +135,16 @@ class Group:
     def _gather(
         self, refs: Sequence[Any], phase: str, limit_s: float | None = None, *, watched: bool = True
     ) -> list[Any]:
+        """One result per rank. The limit is that of a rank's silence: one that is watched and goes on may take long."""
         limit = limit_s or self.spec.timeout_s + GRACE_S
         rank_of = {ref: i for i, ref in enumerate(refs)}
         pending, results = list(refs), {}
-        deadline = time.monotonic() + limit
         watch = Watch(self.spec.stall_timeout_s, time.monotonic())
         failures: dict[int, Exception] = {}
+        told_by = math.inf  # by when ranks must have told of another's failure
         while pending:
-            left = deadline - time.monotonic()
+            silent_since = min(watch.moved_at(rank_of[r]) for r in pending)
+            left = min(told_by, silent_since + limit) - time.monotonic()
             if left <= 0:
                 break
             done, pending = wait(pending, 1, min(left, watch.interval_s) if watched else left)
@@ -157,11 +160,12 @@ class Group:
                     results[ref] = ray.get(ref)
                 except Exception as error:
                     failures[rank_of[ref]] = error
-                    deadline = min(deadline, time.monotonic() + GRACE_S)
+                    told_by = min(told_by, time.monotonic() + GRACE_S)
                     if _dead(error) or isinstance(_cause(error), DpeerError):
                         pending = []
         if failures or pending:
-            raise self._failure(failures, [rank_of[r] for r in pending], phase, limit)
+            silent = sorted((rank_of[r] for r in pending), key=watch.moved_at)
+            raise self._failure(failures, silent, phase, limit)
         return [results[r] for r in refs]
 
     def _failure(self, failures: dict[int, Exception], silent: list[int], phase: str, limit: float) -> Exception:
