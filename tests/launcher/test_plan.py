@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -119,6 +120,29 @@ def test_activations_on_the_host_and_tiles_lengthen_records() -> None:
     tried = _candidates(plain)
     assert away in tried and ("model.mlp_tile=4096",) in tried and ("model.mlp_tile=4096", *away) in tried
     assert not any("model.mlp_tile" in change for changes in _candidates(both) for change in changes)
+
+
+RECOMPUTED = "model.gradient_checkpointing=true"
+AWAY = "model.offload_activations=true"
+
+
+def on_one_node(*changes: str, gpu: float | None = None, node: float | None = None) -> Plan:
+    """Of long records; gpu, node: GiB."""
+    lengths = replace(LONG, prompt=60_000)
+    changes = (RECOMPUTED, *changes)
+    return make_plan(
+        Request(RECIPES / "llama3_8b.yaml", changes, 1, 8, "h100", gpu_memory=gpu, node_memory=node, lengths=lengths)
+    )
+
+
+def test_auto_shares_what_a_node_does_not_hold_eight_times() -> None:
+    alone, pairs = on_one_node(AWAY, AUTO), on_one_node(AWAY, "training.sequence_parallel=2")
+    assert alone.team == 1 and alone.fits_gpu
+    most, fewer = (plan.host.high / 2**30 for plan in (alone, pairs))
+    assert on_one_node(AWAY, AUTO, node=most).team == 1
+    bounded = on_one_node(AWAY, AUTO, node=(most + fewer) / 2)
+    assert bounded.team == 2 and bounded.fits_gpu and bounded.fits_host
+    assert on_one_node(AUTO, node=(most + fewer) / 2).team == on_one_node(AUTO).team
 
 
 @pytest.mark.parametrize(
