@@ -320,20 +320,20 @@ class Remedy:
 
 
 def remedies(plan: Plan) -> tuple[Remedy, ...]:
-    """Changes after which the plan fits the GPU, each tried out; the first ones cost least."""
+    """Changes after which the plan fits GPU and host, each tried out; the first ones cost least."""
     remedies = []
     for changes in _candidates(plan):
         try:
             changed = make_plan(replace(plan.request, overrides=(*plan.request.overrides, *changes)))
         except ConfigError:
             continue
-        if changed.fits_gpu:
+        if changed.fits_gpu and changed.fits_host:
             remedies.append(Remedy(" ".join(f"--set {c}" for c in changes), changed.memory.high / GIB))
     nodes, larger = 2 * plan.request.nodes, None
     while nodes <= MOST_NODES:
         with suppress(ConfigError):  # where groups of ranks do not come out even
             larger = make_plan(replace(plan.request, nodes=nodes))
-        if larger and larger.fits_gpu:
+        if larger and larger.fits_gpu and larger.fits_host:
             remedies.append(Remedy(f"--nodes {nodes}", larger.memory.high / GIB))
             break
         nodes *= 2

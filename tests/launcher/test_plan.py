@@ -145,6 +145,16 @@ def test_auto_shares_what_a_node_does_not_hold_eight_times() -> None:
     assert on_one_node(AUTO, node=(most + fewer) / 2).team == on_one_node(AUTO).team
 
 
+def test_what_would_fit_fits_the_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a change, and of more nodes."""
+    moved, kept = on_one_node(AWAY), on_one_node()
+    gpu, needed = (moved.memory.high + kept.memory.high) / 2**31, moved.host.high / 2**30
+    monkeypatch.setattr("dpeer.launcher.plan.planning._candidates", lambda plan: [(AWAY,)])
+    for room, changes in ((1.01 * needed, {f"--set {AWAY}", "--nodes 2"}), (0.9 * needed, {"--nodes 2"}), (10, set())):
+        plan = on_one_node(gpu=gpu, node=room)
+        assert not plan.fits_gpu and {fix.change for fix in remedies(plan)} == changes
+
+
 @pytest.mark.parametrize(
     ("size", "says"),
     [(3, r"8 ranks \(the GPUs of the policy\) cannot work in groups of 3.*may be 1, 2, 4, 8"), (64, "cannot work")],
