@@ -102,7 +102,7 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
 
 
 def _placement(config: Config) -> str:
-    roles, each = wanted(config.cluster), bundle(config.cluster)
+    roles, each = wanted(config), bundle(config.cluster)
     check_feasible(roles, each)
     return " + ".join(f"{n} {role}" for role, n in roles.items()) + f" workers of {each} fit"
 

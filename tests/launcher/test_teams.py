@@ -6,11 +6,12 @@ import json
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
-from dpeer.config import Config
+from dpeer.config import Config, Lora
 from dpeer.config_io import load_config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError
@@ -40,7 +41,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def with_size(config: Config, size: int, **cluster: int) -> Config:
+def with_size(config: Config, size: int, **cluster: Any) -> Config:
     training = config.training.model_copy(update={"sequence_parallel": size})
     return config.model_copy(update={"training": training, "cluster": config.cluster.model_copy(update=cluster)})
 
@@ -103,8 +104,13 @@ def test_what_cannot_work_is_refused_before_anything_starts(recipe: Config) -> N
     check_settings(with_size(recipe, 2))
     with pytest.raises(ConfigError, match=r"4 ranks \(cluster.policy_workers\) cannot work in groups of 3.*1, 2, 4"):
         check_settings(with_size(recipe, 3))
-    with pytest.raises(ConfigError, match=r"1 ranks \(cluster.reference_workers\) cannot work in groups of 2"):
-        check_settings(with_size(recipe, 2, reference_workers=1))
+    few = with_size(recipe, 2, reference_workers=1)
+    check_settings(few)  # the policy fills the cache
+    beside = with_size(few, 2, reference="workers")
+    adapter = few.model.model_copy(update={"lora": Lora(path="adapter")})
+    for own in (beside, few.model_copy(update={"model": adapter})):
+        with pytest.raises(ConfigError, match=r"1 ranks \(cluster.reference_workers\) cannot work in groups of 2"):
+            check_settings(own)
     with pytest.raises(ConfigError, match=r"4 attention heads.*Set it to 1, 2 or 4"):
         check_settings(with_size(recipe, 8), ranks=8)
 
