@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 from dpeer.config import Config
 from dpeer.config_io import load_config
-from dpeer.errors import CheckpointError, ClusterError
+from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.estimate.saved_size import saved_size
 from dpeer.integrity import write_state
+from dpeer.launcher import torchrun
 from dpeer.launcher.cli import app
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.preflight import judge
@@ -31,6 +32,7 @@ from dpeer.launcher.preflight.checklist import Checklist, Fault, Warn
 from dpeer.launcher.preflight.full import data, full
 from dpeer.launcher.preflight.probe import Probe, unreachable
 from dpeer.launcher.preflight.quick import _activations, check_quickly, quick
+from dpeer.launcher.train import train
 from dpeer.model.lm import load_shape
 from dpeer.training import preflight
 from dpeer.training.prepare import prepare
@@ -161,6 +163,21 @@ def test_faulty_recipe_is_a_line_of_its_own(lab: Any) -> None:
     assert result.exit_code == 1 and not answer["ok"]
     assert [(c["name"], c["status"]) for c in answer["checks"]] == [("config", "failed")]
     assert "seed: 'x' given" in answer["checks"][0]["found"]
+
+
+@pytest.mark.parametrize(
+    "field", ["objective.constraint.tolerance", "objective.certificate.tolerance", "objective.primary"]
+)
+def test_an_objective_of_other_dimensions_is_refused_before_workers_are_built(
+    lab: Any, tmp_path: Path, field: str
+) -> None:
+    """Under Ray, under torchrun and by preflight."""
+    config = recipe(lab, f"{field}={{A: 3, C: 3, E: 3}}", f"output_dir={tmp_path}", "cluster.gpus_per_worker=0")
+    nobody: Any = None
+    for refuses in (lambda: train(config, nobody), lambda: torchrun.drive(config, nobody)):
+        with pytest.raises(ConfigError, match=f"{field} gives no value for T, but the data has"):
+            refuses()
+    assert f"{field} gives no value for T" in checked(data, config, print)["objective"]
 
 
 # Data, template, reference, checkpoints
