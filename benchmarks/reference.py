@@ -27,8 +27,8 @@ from dpeer.toyworld import world as toyworld
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import reference as reference_module
 from dpeer.training import world
+from dpeer.training.fill import fill_cache
 from dpeer.training.rank import TrainingRank
-from dpeer.training.run import fill_cache
 
 AGREE = 1e-5
 counted = [0]

@@ -344,6 +344,12 @@ class Config(Section):
         return self.model.reference_beneath
 
     @property
+    def reference_group(self) -> bool:
+        """Ranks of their own compute the reference: beside the policy's, or before these."""
+        mode = self.cluster.reference
+        return mode == "workers" or (mode == "cache" and not self.model.reference_in_policy)
+
+    @property
     def follows_split(self) -> bool:
         """Multipliers follow the dual split, and there are any to move."""
         objective = self.objective

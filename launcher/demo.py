@@ -90,7 +90,7 @@ def run(root: Path = Path("runs/demo"), seed: int = 0) -> int:
 
 def fitted(config: Config, gpus: float) -> Config:
     """On a machine with fewer GPUs than workers: one rank, which also scores the reference, before training."""
-    if not 0 < gpus < sum(wanted(config.cluster).values()):
+    if not 0 < gpus < sum(wanted(config).values()):
         return config
     few = config.cluster.model_copy(update={"policy_workers": 1, "reference": "cache"})
     return config.model_copy(update={"cluster": few})

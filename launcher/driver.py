@@ -56,11 +56,13 @@ def refuse_lost_gpus(given: Config, config: Config, files: RunDir) -> None:
 
 
 def tokenise(config: Config, files: RunDir) -> None:
-    """Before the ranks start, which then only open what this makes and never wait for it in a collective."""
+    """Before the ranks start, which then only open what this makes and never wait for it in a collective. ConfigError
+    where the objective does not fit the dimensions that the data turn out to have."""
     from dpeer.training.prepare import prepare
 
     with disk_faults(files):
-        prepare(config, whole=True)
+        prepared = prepare(config, whole=True)
+    prepared.lagrangian(config)
 
 
 def already_finished(files: RunDir, config: Config) -> bool:

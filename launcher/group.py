@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -42,7 +43,7 @@ class Group:
     def __init__(self, role: str, size: int, config: Config, left: Collection[str] = ()) -> None:
         self.role, self.size, self.spec = role, size, config.cluster
         spec, self.variables = self.spec, gpu_variables(config, role) if config.cluster.on_gpus else {}
-        self.placement = _reserve(role, size, spec, left)
+        self.placement = _reserve(role, size, config, left)
         self.workers = [_worker(self.placement, i, spec) for i in range(size)]
         self.hosts: list[dict[str, Any]] = [{"host": "?", "pid": "?", "node": "", "stderr": ""}] * size
         self.entered: list[Any] = []
@@ -134,14 +135,16 @@ class Group:
     def _gather(
         self, refs: Sequence[Any], phase: str, limit_s: float | None = None, *, watched: bool = True
     ) -> list[Any]:
+        """One result per rank. The limit is that of a rank's silence: one that is watched and goes on may take long."""
         limit = limit_s or self.spec.timeout_s + GRACE_S
         rank_of = {ref: i for i, ref in enumerate(refs)}
         pending, results = list(refs), {}
-        deadline = time.monotonic() + limit
         watch = Watch(self.spec.stall_timeout_s, time.monotonic())
         failures: dict[int, Exception] = {}
+        told_by = math.inf  # by when ranks must have told of another's failure
         while pending:
-            left = deadline - time.monotonic()
+            silent_since = min(watch.moved_at(rank_of[r]) for r in pending)
+            left = min(told_by, silent_since + limit) - time.monotonic()
             if left <= 0:
                 break
             done, pending = wait(pending, 1, min(left, watch.interval_s) if watched else left)
@@ -157,11 +160,12 @@ class Group:
                     results[ref] = ray.get(ref)
                 except Exception as error:
                     failures[rank_of[ref]] = error
-                    deadline = min(deadline, time.monotonic() + GRACE_S)
+                    told_by = min(told_by, time.monotonic() + GRACE_S)
                     if _dead(error) or isinstance(_cause(error), DpeerError):
                         pending = []
         if failures or pending:
-            raise self._failure(failures, [rank_of[r] for r in pending], phase, limit)
+            silent = sorted((rank_of[r] for r in pending), key=watch.moved_at)
+            raise self._failure(failures, silent, phase, limit)
         return [results[r] for r in refs]
 
     def _failure(self, failures: dict[int, Exception], silent: list[int], phase: str, limit: float) -> Exception:
@@ -262,7 +266,7 @@ class Groups:
         self.spec = self.config.cluster
         self._groups: dict[str, Group] = {}
         self.left: set[str] = set()  # nodes with a broken GPU
-        check_feasible(wanted(self.spec), bundle(self.spec))
+        check_feasible(wanted(self.config), bundle(self.spec))
 
     def policy(self) -> Group:
         return self.start("policy")[0]
@@ -312,11 +316,12 @@ def _answer(ref: Any) -> Any:
         return None
 
 
-def wanted(spec: Cluster) -> dict[str, int]:
+def wanted(config: Config) -> dict[str, int]:
     """Workers that a run holds at the same time, by role."""
+    spec = config.cluster
     if spec.reference == "workers":
         return {"policy": spec.policy_workers, "reference": spec.reference_workers}
-    if spec.reference == "cache":  # one after the other
+    if config.reference_group:  # one after the other
         return {"policy": max(spec.policy_workers, spec.reference_workers)}
     return {"policy": spec.policy_workers}
 
@@ -326,13 +331,15 @@ def bundle(spec: Cluster) -> dict[str, float]:
     return {"CPU": spec.cpus_per_worker} | ({"GPU": 1.0} if spec.on_gpus else {})
 
 
-def _reserve(role: str, size: int, spec: Cluster, left: Collection[str]) -> PlacementGroup:
+def _reserve(role: str, size: int, config: Config, left: Collection[str]) -> PlacementGroup:
+    spec = config.cluster
+    needed = max(wanted(config), {role: size}, key=lambda groups: sum(groups.values()))
     elsewhere = [{"ray.io/node-id": f"!in({','.join(sorted(left))})"}] * size if left else None
     group = placement_group([bundle(spec)] * size, strategy="PACK", bundle_label_selector=elsewhere)
     deadline = time.monotonic() + spec.placement_timeout_s
     try:
         while not group.wait(PROBE_S):
-            refuse_lost_nodes(wanted(spec), bundle(spec), left)
+            refuse_lost_nodes(needed, bundle(spec), left)
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"{role}: {size} x {bundle(spec)} could not be placed within {spec.placement_timeout_s:g} s, "

@@ -64,7 +64,7 @@ def refuse_misfit(config: Config, request: Request) -> None:
     from dpeer.launcher.cluster import unplaceable
     from dpeer.launcher.group import wanted
 
-    groups = wanted(config.cluster)
+    groups = wanted(config)
     if not _on_gpus(config, request):
         return
     workers, per_node = sum(groups.values()), {"GPU": float(request.gpus)}
@@ -86,7 +86,7 @@ def idle_gpus(config: Config, request: Request) -> int:
     """GPUs asked for that no worker of the recipe uses."""
     from dpeer.launcher.group import wanted
 
-    used = sum(wanted(config.cluster).values()) if _on_gpus(config, request) else 0
+    used = sum(wanted(config).values()) if _on_gpus(config, request) else 0
     return request.nodes * request.gpus - used if used else 0
 
 

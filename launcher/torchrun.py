@@ -128,7 +128,7 @@ class LocalRanks:
     """The group as the driver on rank 0 sees it; calls are done when they return."""
 
     def __init__(self, rank: Rank, role: str) -> None:
-        self.rank, self.role = rank, role
+        self.rank, self.role, self.size = rank, role, rank.here.size
 
     def start_build(self, config: Config, role: str | None = None) -> list[Any]:
         return self.rank.everywhere(BUILD, role or self.role, config)

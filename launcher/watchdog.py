@@ -20,13 +20,18 @@ SILENT = "silent"
 
 
 class Watch:
-    """Told what the awaited ranks say and when; knows for how long none of them has moved."""
+    """Told what the awaited ranks say and when; knows for how long none of them has moved, and when each did."""
 
     def __init__(self, limit_s: float, now: float) -> None:
-        self.limit_s, self.since = limit_s, now
+        self.limit_s, self.since, self.began = limit_s, now, now
         self.interval_s = min(15.0, max(1.0, limit_s / 5))
         self.last: dict[int, Pulse] = {}
         self.silent: set[int] = set()
+        self.moves: dict[int, float] = {}
+
+    def moved_at(self, rank: int) -> float:
+        """When this rank was last seen to go on; before that, when the wait for it began."""
+        return self.moves.get(rank, self.began)
 
     def moved(self, now: float) -> None:
         """A rank has returned: that is progress of all."""
@@ -39,9 +44,11 @@ class Watch:
         One ought to when it is in a phase of counted packs, or when it has not answered at all for so long.
         """
         answered = {rank: replace(pulse) for rank, pulse in seen.items() if pulse}
-        if any(self.last.get(rank) != pulse for rank, pulse in answered.items()):
+        moving = {rank for rank, pulse in answered.items() if self.last.get(rank) != pulse}
+        if moving:
             self.since = now
             self.silent = set(seen)
+        self.moves |= dict.fromkeys(moving & self.last.keys(), now)
         self.last |= answered
         self.silent = (self.silent or set(seen)) - answered.keys()
         beating = any(pulse.beating for rank, pulse in self.last.items() if rank in seen)

@@ -17,8 +17,8 @@ TOWERS = 4  # bytes of their parameters at most: they are copied as they are
 class SavedSize:
     """Sizes in bytes. checkpoint: one, all ranks together. export: the exported folder's weights.
     consolidation: largest use of host memory by rank 0 while it writes and checks the export. towers: parameters that
-    are not loaded but copied into the export. activations: those of a pack in the host's memory, all its ranks
-    together, where the recipe keeps them there."""
+    are not loaded but copied into the export. activations: those of a full pack in the host's memory, all its
+    ranks together, where the recipe keeps them there."""
 
     parameters: int
     trained: int

@@ -34,7 +34,7 @@ from dpeer.model.families import expert_count, family_of, own_attention, refuse_
 from dpeer.model.finite import refuse_not_finite
 from dpeer.model.four_bits import four_bits, refuse_four_bits
 from dpeer.model.probe import layout_of
-from dpeer.model.recompute import refuse_untiled, spare_memory
+from dpeer.model.recompute import refuse_unmoved, refuse_untiled, spare_memory
 from dpeer.model.state import by_device
 from dpeer.model.tiles import tile_mlps
 from dpeer.model.towers import Parts, parts, text_part, tower_parameters
@@ -117,6 +117,8 @@ def attention_kernel(spec: config.Model, device: torch.device) -> str:
         refuse_unsupported(shape, path)
         layout = layout_of(shape, path, spec.layout)
         refuse_untiled(shape, path, spec.mlp_tile)
+    if spec.offload_activations:
+        refuse_unmoved(shape)
     if layout == "sequences":
         return SEQUENCES
     heads = shape.num_attention_heads

@@ -172,14 +172,19 @@ def _by_two(model: PreTrainedModel, pack: Pack, weights: Tensor) -> Tensor:
 
 def _pair(shape: PretrainedConfig, layout: Layout) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model as we compute it and as transformers does, with the same weights."""
-    kinds = (NAME if layout == "tree" else own_attention(shape), "eager")
-    try:
-        model, oracle = (_build(miniature(shape), kind) for kind in kinds)
-    except Exception:  # sizes that hang together in a way of this architecture
-        model, oracle = (_build(_affordable(miniature(shape, narrow=False)), kind) for kind in kinds)
+    model, oracle = small_models(shape, NAME if layout == "tree" else own_attention(shape), "eager")
     _waken(model)
     oracle.load_state_dict(model.state_dict())
-    return model.train(), oracle.train()
+    return model, oracle
+
+
+def small_models(shape: PretrainedConfig, *attention: str | None) -> list[PreTrainedModel]:
+    """Miniatures of a config as in training, one with each kind of attention."""
+    try:
+        models = [_build(miniature(shape), kind) for kind in attention]
+    except Exception:  # sizes that hang together in a way of this architecture
+        models = [_build(_affordable(miniature(shape, narrow=False)), kind) for kind in attention]
+    return [model.train() for model in models]
 
 
 def _affordable(small: PretrainedConfig) -> PretrainedConfig:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from dpeer import config
 from dpeer.errors import ConfigError
 from dpeer.model.families import named
 from dpeer.model.on_host import keep_on_host
-from dpeer.model.probe import exactness
+from dpeer.model.probe import exactness, small_models
 from dpeer.model.tiles import tile_mlps
 
 
@@ -32,3 +33,18 @@ def refuse_untiled(shape: PretrainedConfig, path: str, tile: int | None) -> None
             f"model.mlp_tile = {tile}: model {path} (type '{shape.model_type}') is not computed exactly in tiles: its "
             f"{found}. Leave it out (model.mlp_tile=null)."
         )
+
+
+def refuse_unmoved(shape: PretrainedConfig) -> None:
+    """ConfigError where layers hand on nothing that could lie in the host's memory: tried in small, as the real model
+    would say so in its first step alone, after hours of scoring."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            (model,) = small_models(shape, "eager")
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            keep_on_host(model)
+            model(input_ids=torch.ones(1, 2, dtype=torch.long), use_cache=False)
+        except ConfigError:
+            raise
+        except Exception:  # of a small model that does not run: whether the real one does is told elsewhere
+            return

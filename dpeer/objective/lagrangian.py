@@ -14,7 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from dpeer.config import Objective
-from dpeer.objective.constraints import Weights, aims, build_constraints, dimension_weights, edge_coefficients
+from dpeer.objective.constraints import (
+    Weights,
+    aims,
+    build_constraints,
+    certified,
+    dimension_weights,
+    edge_coefficients,
+)
 from dpeer.objective.dual import DualState, initial_state, update
 from dpeer.objective.ledger import ledger_entry
 from dpeer.objective.preference import edge_loss
@@ -40,6 +47,7 @@ class Lagrangian:
     ) -> None:
         self.objective, self.steps, self.proof = objective, steps, proof
         self.constraints = build_constraints(objective.constraint, tuple(dimensions))
+        certified(self.constraints, objective)  # refuses those of other dimensions now, not in the first step
         self.state = state if state is not None else initial_state(self.constraints, objective)
 
     @property

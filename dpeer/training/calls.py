@@ -155,6 +155,9 @@ class ReferenceCalls(Protocol):
 class Ranks(Protocol):
     """All ranks of one role. Errors: WorkerLost, WorkerFailed, or a rank's own DpeerError."""
 
+    @property
+    def size(self) -> int: ...
+
     def start_build(self, config: Config, role: str | None = None) -> Any:
         """Begin to load data and model; `finish_build` waits."""
         ...

@@ -256,6 +256,7 @@ def _numerics(policy: Policy) -> list[str]:
     means += [flash.active()] if policy.world.device.type == "cuda" else []
     means += [kernels.active()] if kernels.active() != kernels.EAGER else []
     means += [f"{n} ranks to a pack"] if (n := policy.world.team.size) > 1 else []
+    means += [f"MLPs in tiles of {tile} tokens"] if (tile := policy.config.model.mlp_tile) else []
     return [*numerics(policy.world.device), *means, *(sorted(trained) if policy.config.model.lora else [])]
 
 

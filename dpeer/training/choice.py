@@ -40,7 +40,7 @@ def check_settings(config: Config, ranks: int | None = None) -> str:
     choose(config, ranks or spec.policy_workers, None, math.inf)
     if config.training.sequence_parallel != "auto":
         refuse_team(config, ranks or spec.policy_workers)
-        if ranks is None and spec.reference != "colocated" and config.objective.kind == "preference":
+        if ranks is None and config.reference_group:
             refuse_team(config, spec.reference_workers, "cluster.reference_workers")
     grace_s(config)
     deepspeed_config(config.cluster.deepspeed, config, trained=True)

@@ -14,7 +14,7 @@ from dpeer.training.calls import PolicyCalls, Ranks, ReferenceCalls, Scores, Wor
 from dpeer.training.prepare import Prepared, prepare
 from dpeer.training.reference import cache_path, uncached, write_cache
 
-CACHE_SLICE = 128  # records per worker and call
+CACHE_SLICE = 128  # records per rank and call
 Score = Callable[[Any, str, int, int], Scores]
 
 
@@ -25,7 +25,7 @@ def fill_cache(config: Config, workers: Workers) -> None:
         workers.close()  # policy workers of an earlier run would hold the places
         group = workers.reference()
         refuse_other_facts("the reference group", group.build(config)["facts"], prepared.facts)
-        _fill(paths, prepared, group, ReferenceCalls.score_split, CACHE_SLICE * config.cluster.reference_workers)
+        _fill(paths, prepared, group, ReferenceCalls.score_split)
         workers.close()
 
 
@@ -34,7 +34,7 @@ def fill_cache_by_policy(config: Config, policy: Ranks, facts: dict[str, Any]) -
     prepared = prepare(config)
     if paths := _lacking(config, prepared):
         refuse_other_facts("the driver", prepared.facts, facts)
-        _fill(paths, prepared, policy, PolicyCalls.score_start, CACHE_SLICE * config.cluster.policy_workers)
+        _fill(paths, prepared, policy, PolicyCalls.score_start)
 
 
 def _lacking(config: Config, prepared: Prepared) -> Mapping[str, Path]:
@@ -47,12 +47,14 @@ def _lacking(config: Config, prepared: Prepared) -> Mapping[str, Path]:
     return {name: paths[name] for name in lacking}
 
 
-def _fill(paths: Mapping[str, Path], prepared: Prepared, group: Ranks, method: Score, slice_size: int) -> None:
+def _fill(paths: Mapping[str, Path], prepared: Prepared, group: Ranks, method: Score) -> None:
     for name, path in paths.items():
-        write_cache(path, _scored(group, method, name, len(prepared.splits[name].trees), slice_size))
+        write_cache(path, _scored(group, method, name, len(prepared.splits[name].trees)))
 
 
-def _scored(group: Ranks, method: Score, name: str, records: int, slice_size: int) -> Iterator[list[float]]:
-    for start in range(0, records, slice_size):  # each call is far shorter than cluster.timeout_s
-        stop = min(start + slice_size, records)
+def _scored(group: Ranks, method: Score, name: str, records: int) -> Iterator[list[float]]:
+    """In slices: ranks that compute by themselves wait for the slowest after each, not for hours in the end."""
+    size = CACHE_SLICE * group.size
+    for start in range(0, records, size):
+        stop = min(start + size, records)
         yield from merge(group.call("filling the reference cache", method, name, start, stop), stop - start)

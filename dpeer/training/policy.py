@@ -22,7 +22,6 @@ from dpeer.model.balance import balance, occurrences, routed
 from dpeer.model.families import causal_lm
 from dpeer.model.team import ALONE
 from dpeer.objective.constraints import Weights
-from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.calls import References, Scores
 from dpeer.training.choice import policy_choice, policy_engine, team_size
 from dpeer.training.engine import learning_rate
@@ -72,7 +71,7 @@ class Policy:
         self.config, self.prepared, self.data = config, prepared, prepared.train
         self.world = in_teams(world, team_size(config, world.size))
         self.steps = config.training.total_steps(len(self.data.trees))
-        self.lagrangian = Lagrangian(config.objective, self.data.dimensions, None, self.steps, prepared.proof)
+        self.lagrangian = prepared.lagrangian(config)
         self.choice = policy_choice(config, world)
         self.engine = policy_engine(config, self.choice, self.world)
         self.step = 0  # optimizer steps done

@@ -28,10 +28,9 @@ Rows = Sequence[Sequence[float]]  # log-probability of each response, record by 
 
 
 def objective(config: Config, prepared: Prepared) -> str:
-    """The tolerances name the data's dimensions."""
-    constraints = build_constraints(config.objective.constraint, prepared.train.dimensions)
-    steps = config.training.total_steps(len(prepared.train.trees))
-    return f"{len(constraints.names)} constraints over {', '.join(prepared.train.dimensions)}; {steps} steps"
+    """Tolerances and weights name the data's dimensions."""
+    found = prepared.lagrangian(config)
+    return f"{len(found.constraints.names)} constraints over {', '.join(found.dimensions)}; {found.steps} steps"
 
 
 def out_of_reach(config: Config, prepared: Prepared) -> list[str]:

@@ -26,6 +26,7 @@ from dpeer.model.four_bits import refuse_four_bits
 from dpeer.model.lm import load_tokenizer
 from dpeer.model.shape import model_facts
 from dpeer.model.words import template_hash, tokenizer_of
+from dpeer.objective.lagrangian import Lagrangian
 from dpeer.training.reference import reference_hash, start_hash
 from dpeer.training.tokens import parts, refuse_empty, tokens
 
@@ -75,6 +76,11 @@ class Prepared:
     def dual_places(self, config: Config, step: int) -> list[int]:
         size = config.dual_records if self.dual else 0
         return batch_indices(step * size, size, len(self.dual.trees), config.seed) if self.dual else []
+
+    def lagrangian(self, config: Config) -> Lagrangian:
+        """Before the first step. ConfigError where the recipe's objective does not fit the data's dimensions."""
+        steps = config.training.total_steps(len(self.train.trees))
+        return Lagrangian(config.objective, self.train.dimensions, None, steps, self.proof)
 
     @property
     def proof(self) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -163,30 +162,30 @@ def make_plan(request: Request) -> Plan:
     def counted(team: int) -> Activations:
         return _activations(config.model, _Shape(shape), *typical(lengths.lengths), layout, team)
 
-    def planned(team: int) -> tuple[int, Batching, int, Memory]:
+    on_node, usable = min(request.gpus, ranks), card.memory_gib * GIB
+
+    def held(tokens: float) -> bool:
+        """Whether a host, where its memory is known, holds the activations of so many tokens of each rank."""
+        if request.node_memory is None or not config.model.offload_activations:
+            return True
+        return host(config, weights, zero, ranks, on_node, tokens).high <= request.node_memory * GIB
+
+    for team in _teams(config, shape, layout, ranks, request.gpus):
         batch = batching(config, lengths.lengths, ranks, team)
         tokens = max(config.training.tokens_per_pack, batch.largest_pack)
-        return team, batch, tokens, per_gpu(config, weights, counted(team), zero, ranks, tokens)
-
-    teams = _teams(config, shape, layout, ranks, request.gpus)
-    tried = (planned(team) for team in teams)
-    fitting = (found for found in tried if found[0] == teams[-1] or found[3].high <= card.memory_gib * GIB)
-    team, batch, tokens, memory = next(fitting)
+        memory = per_gpu(config, weights, counted(team), zero, ranks, tokens)
+        if memory.high <= usable and held(tokens / team):
+            break
     activations = counted(team)
     machine = _machine(config, request, card)
     time = step_time(config, weights, zero, ranks, machine, batch, team)
     shared = dict.fromkeys((*_possible(shape, layout, ranks, request.gpus), team))
-    on_node = min(request.gpus, ranks)
 
     def largest(team: int) -> int:
-        """Where activations lie in the host's memory, it must hold them too, if it is known."""
-        unbounded = request.node_memory is None or not config.model.offload_activations
-        room = math.inf if unbounded else (request.node_memory or 0) * GIB
+        def also(tokens: int) -> bool:
+            return held(tokens / team)
 
-        def held(tokens: int) -> bool:
-            return host(config, weights, zero, ranks, on_node, tokens / team).high <= room
-
-        return largest_budget(config, weights, counted(team), zero, ranks, card.memory_gib * GIB, also=held)
+        return largest_budget(config, weights, counted(team), zero, ranks, usable, also=also)
 
     contexts = [(n, largest(n)) for n in shared]
     preference = config.objective.kind == "preference"
@@ -321,20 +320,20 @@ class Remedy:
 
 
 def remedies(plan: Plan) -> tuple[Remedy, ...]:
-    """Changes after which the plan fits the GPU, each tried out; the first ones cost least."""
+    """Changes after which the plan fits GPU and host, each tried out; the first ones cost least."""
     remedies = []
     for changes in _candidates(plan):
         try:
             changed = make_plan(replace(plan.request, overrides=(*plan.request.overrides, *changes)))
         except ConfigError:
             continue
-        if changed.fits_gpu:
+        if changed.fits_gpu and changed.fits_host:
             remedies.append(Remedy(" ".join(f"--set {c}" for c in changes), changed.memory.high / GIB))
     nodes, larger = 2 * plan.request.nodes, None
     while nodes <= MOST_NODES:
         with suppress(ConfigError):  # where groups of ranks do not come out even
             larger = make_plan(replace(plan.request, nodes=nodes))
-        if larger and larger.fits_gpu:
+        if larger and larger.fits_gpu and larger.fits_host:
             remedies.append(Remedy(f"--nodes {nodes}", larger.memory.high / GIB))
             break
         nodes *= 2

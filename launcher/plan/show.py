@@ -115,7 +115,7 @@ def assumptions(plan: Plan, price: float | None) -> Iterator[str]:
     else:
         cluster = config.cluster
         planned = {"policy_workers": plan.ranks}
-        if cluster.reference == "cache" and config.objective.kind == "preference":
+        if cluster.reference == "cache" and config.reference_group:
             planned["reference_workers"] = plan.ranks  # before training, on the same GPUs
         if other := {name: n for name, n in planned.items() if getattr(cluster, name) != n}:
             yield (

@@ -139,20 +139,30 @@ def disk_space(free: Mapping[str, int], needed: int, present: int, folder: Path)
     return shown
 
 
-def host_memory(
-    total: Mapping[str, int],
-    available: Mapping[str, int],
-    needed: int,
-    what: str = "gathering the weights for the export takes",
-    instead: str = "train an adapter (model.lora)",
-) -> str | Warn:
+def host_memory(total: Mapping[str, int], available: Mapping[str, int], needed: int) -> str | Warn:
     host = min(total, key=lambda h: total[h])
-    shown = f"{what} {_size(needed)} on one node; {host} has {_size(total[host])}"
+    shown = f"gathering the weights for the export takes {_size(needed)} on one node; {host} has {_size(total[host])}"
     if total[host] < needed:
-        raise Fault(f"{shown}.", f"Use nodes with more memory, or {instead}.")
+        raise Fault(f"{shown}.", "Use nodes with more memory, or train an adapter (model.lora).")
     host = min(available, key=lambda h: available[h])
     if available[host] < needed:
         return Warn(f"{shown}, of which {host} has {_size(available[host])} free now.", "Other jobs may be in the way.")
+    return shown
+
+
+def host_activations(available: Mapping[str, int], needed: int) -> str | Warn:
+    """`needed`: by packs as full, and records as long, as the recipe lets them be; those of the data may be shorter."""
+    host = min(available, key=lambda h: available[h])
+    shown = (
+        f"activations of full packs (model.offload_activations) take up to {_size(needed)} on one node; {host} has "
+        f"{_size(available[host])} free now"
+    )
+    if available[host] < needed:
+        return Warn(
+            f"{shown}.",
+            "Should the records be that long: lower training.tokens_per_pack and data.max_tokens, or let more ranks "
+            "share a pack (training.sequence_parallel).",
+        )
     return shown
 
 

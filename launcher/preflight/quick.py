@@ -93,18 +93,16 @@ def quick(config: Config, checks: Checklist, say: Say = lambda text: None) -> No
         if checks.check("model size", lambda: _size(config, memory, sizes)):
             needed = sizes[0].disk(config.training.keep_checkpoints + (config.training.keep == "best"))
             checks.check("disk space", judge.disk_space, fact("free"), needed, bytes_in(config.run_dir), output)
-            memories = fact("memory"), fact("available")
-            checks.check("host memory", judge.host_memory, *memories, sizes[0].consolidation)
+            checks.check("host memory", judge.host_memory, fact("memory"), fact("available"), sizes[0].consolidation)
             if config.model.offload_activations:
-                checks.check(
-                    "host activations", judge.host_memory, *memories, *_activations(config, len(facts), sizes[0])
-                )
+                moved = _activations(config, len(facts), sizes[0])
+                checks.check("host activations", judge.host_activations, fact("available"), moved)
     finally:
         nodes.close()
 
 
 def _placement(config: Config) -> str:
-    roles, each = wanted(config.cluster), bundle(config.cluster)
+    roles, each = wanted(config), bundle(config.cluster)
     check_feasible(roles, each)
     return " + ".join(f"{n} {role}" for role, n in roles.items()) + f" workers of {each} fit"
 
@@ -160,15 +158,10 @@ def _rank_memory(config: Config, cards: dict[str, list[Card]], hosts: dict[str, 
     return min(hosts.values()) / config.cluster.policy_workers
 
 
-def _activations(config: Config, nodes: int, size: SavedSize) -> tuple[int, str, str]:
-    """Bytes of a node's ranks; in words what they are, and what to do if there is no room."""
+def _activations(config: Config, nodes: int, size: SavedSize) -> int:
+    """Bytes of full packs of a node's ranks."""
     ranks, team = -(-config.cluster.policy_workers // nodes), config.training.sequence_parallel
-    packs = ranks / (ranks if team == "auto" else team)
-    return (
-        int(packs * size.activations),
-        "activations of the largest packs (model.offload_activations) take at least",
-        "lower training.tokens_per_pack and data.max_tokens",
-    )
+    return int(ranks / (ranks if team == "auto" else team) * size.activations)
 
 
 def _size(config: Config, memory: float, sizes: list[SavedSize]) -> str:

@@ -39,7 +39,7 @@ def test_a_run_of_gpus_is_exported_where_there_are_none(
     changes = ["cluster.gpus_per_worker=1", "cluster.policy_workers=16", "cluster.cpus_per_worker=2"]
     found = placed_here(training_config("demo", changes), resources)
     assert (found.cluster.on_gpus, found.cluster.policy_workers) == (on_gpus, ranks)
-    assert wanted(found.cluster) == {"policy": ranks} or on_gpus
+    assert wanted(found) == {"policy": ranks} or on_gpus
     assert ("exported on the CPU" in capsys.readouterr().out) != on_gpus
     trained_here = training_config("demo", ["cluster.gpus_per_worker=0"])
     assert placed_here(trained_here, resources) is trained_here
@@ -80,11 +80,26 @@ def test_manifests_of_earlier_versions_are_read() -> None:
     assert Config.model_validate(old).cluster.gpus_per_worker == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "workers"),
+    [
+        (["cluster.reference=cache"], {"policy": 2}),
+        (["cluster.reference=cache", "model.reference_path=other"], {"policy": 8}),
+        (["cluster.reference=colocated"], {"policy": 2}),
+        (["cluster.reference=workers"], {"policy": 2, "reference": 8}),
+    ],
+)
+def test_a_cache_that_the_policy_fills_asks_for_no_reference_workers(
+    changes: list[str], workers: dict[str, int]
+) -> None:
+    assert wanted(training_config("demo", [*changes, "cluster.reference_workers=8"])) == workers
+
+
 def test_demo_fits_the_gpus_that_are_there() -> None:
     config = training_config("demo")
     assert fitted(config, 0) is config and fitted(config, 3) is config
     few = fitted(config, 1)
-    assert wanted(few.cluster) == {"policy": 1} and same_recipe(resolved(few), config)
+    assert wanted(few) == {"policy": 1} and same_recipe(resolved(few), config)
 
 
 @pytest.mark.parametrize(("dtype", "gpus", "tokens", "warns"), [

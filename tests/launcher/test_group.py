@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +19,13 @@ from dpeer.launcher import exit_codes
 from dpeer.launcher.cluster import NodeLost, unplaceable
 from dpeer.launcher.driver import check_startable, refuse_lost_gpus
 from dpeer.launcher.gpus import resolved_gpus
-from dpeer.launcher.group import Group
+from dpeer.launcher.group import GRACE_S, Group
 from dpeer.launcher.last_words import tail
 from dpeer.launcher.train import train
 from dpeer.launcher.watchdog import State
 from dpeer.training.agreement import refuse_other_facts, refuse_other_means
 from dpeer.training.calls import DeviceLost, WorkerFailed, WorkerLost
+from dpeer.training.pulse import Pulse
 from dpeer.training.run_dir import RunDir
 
 
@@ -170,6 +173,56 @@ def test_the_rank_with_the_fault_is_blamed_and_not_the_one_that_died_of_it(
     (tmp_path / "0.err").unlink()
     bug = group._failure({0: raised(ValueError("a bug")), 1: ActorDiedError()}, [], "step", 10.0)
     assert type(bug) is WorkerLost and "line 3 of the worker" in bug.details
+
+
+@pytest.mark.parametrize(
+    ("beats_until", "fails_at", "ends", "says"),
+    [
+        ((7000, 9000), None, 9000, ""),
+        ((100, 9000), None, 100 + 1800 + GRACE_S, "rank 0 (host n0, pid 7) did not answer during 'scoring' within"),
+        ((100, 100), None, 100 + 600, "made no progress for 600 s during 'scoring'"),
+        ((9000, 9000), 3000, 3000 + GRACE_S, "rank 1 (host n1, pid 8) did not answer during 'scoring'"),
+    ],
+    ids=["long", "one-stands-still", "all-stand-still", "one-fails"],
+)
+def test_a_call_may_take_long_while_its_ranks_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    beats_until: tuple[float, float],
+    fails_at: float | None,
+    ends: float,
+    says: str,
+) -> None:
+    """Two ranks of which the clock alone is not real: they beat up to a second, and then return if that was the last
+    of their work."""
+    group, clock = lone_group(monkeypatch, tmp_path), [0.0]
+    returns = [until if until >= 7000 else math.inf for until in beats_until]
+    if fails_at:
+        returns[0] = fails_at
+
+    def wait(pending: list[int], count: int, timeout: float) -> tuple[list[int], list[int]]:
+        clock[0] = min(clock[0] + timeout, max(clock[0], min(returns[rank] for rank in pending)))
+        done = [rank for rank in pending if returns[rank] <= clock[0]]
+        return done, [rank for rank in pending if rank not in done]
+
+    def get(rank: int) -> str:
+        if fails_at and rank == 0:
+            raise raised(LINK)
+        return f"scores of {rank}"
+
+    def pulses(ranks: list[int]) -> dict[int, Pulse]:
+        return {r: Pulse("scoring", 0, int(min(clock[0], beats_until[r])), beating=True) for r in ranks}
+
+    monkeypatch.setattr("dpeer.launcher.group.wait", wait)
+    monkeypatch.setattr("dpeer.launcher.group.ray.get", get)
+    monkeypatch.setattr("dpeer.launcher.group.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(group, "_pulses", pulses)
+    if says:
+        with pytest.raises(WorkerLost, match=re.escape(says)):
+            group.wait("scoring", [0, 1])
+    else:
+        assert group.wait("scoring", [0, 1]) == ["scores of 0", "scores of 1"]
+    assert ends <= clock[0] <= ends + 15
 
 
 def test_a_run_that_began_on_gpus_does_not_go_on_on_the_cpu_unawares(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -119,6 +120,39 @@ def test_activations_on_the_host_and_tiles_lengthen_records() -> None:
     tried = _candidates(plain)
     assert away in tried and ("model.mlp_tile=4096",) in tried and ("model.mlp_tile=4096", *away) in tried
     assert not any("model.mlp_tile" in change for changes in _candidates(both) for change in changes)
+
+
+RECOMPUTED = "model.gradient_checkpointing=true"
+AWAY = "model.offload_activations=true"
+
+
+def on_one_node(*changes: str, gpu: float | None = None, node: float | None = None) -> Plan:
+    """Of long records; gpu, node: GiB."""
+    lengths = replace(LONG, prompt=60_000)
+    changes = (RECOMPUTED, *changes)
+    return make_plan(
+        Request(RECIPES / "llama3_8b.yaml", changes, 1, 8, "h100", gpu_memory=gpu, node_memory=node, lengths=lengths)
+    )
+
+
+def test_auto_shares_what_a_node_does_not_hold_eight_times() -> None:
+    alone, pairs = on_one_node(AWAY, AUTO), on_one_node(AWAY, "training.sequence_parallel=2")
+    assert alone.team == 1 and alone.fits_gpu
+    most, fewer = (plan.host.high / 2**30 for plan in (alone, pairs))
+    assert on_one_node(AWAY, AUTO, node=most).team == 1
+    bounded = on_one_node(AWAY, AUTO, node=(most + fewer) / 2)
+    assert bounded.team == 2 and bounded.fits_gpu and bounded.fits_host
+    assert on_one_node(AUTO, node=(most + fewer) / 2).team == on_one_node(AUTO).team
+
+
+def test_what_would_fit_fits_the_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a change, and of more nodes."""
+    moved, kept = on_one_node(AWAY), on_one_node()
+    gpu, needed = (moved.memory.high + kept.memory.high) / 2**31, moved.host.high / 2**30
+    monkeypatch.setattr("dpeer.launcher.plan.planning._candidates", lambda plan: [(AWAY,)])
+    for room, changes in ((1.01 * needed, {f"--set {AWAY}", "--nodes 2"}), (0.9 * needed, {"--nodes 2"}), (10, set())):
+        plan = on_one_node(gpu=gpu, node=room)
+        assert not plan.fits_gpu and {fix.change for fix in remedies(plan)} == changes
 
 
 @pytest.mark.parametrize(

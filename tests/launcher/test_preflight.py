@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 from dpeer.config import Config
 from dpeer.config_io import load_config
-from dpeer.errors import CheckpointError, ClusterError
+from dpeer.errors import CheckpointError, ClusterError, ConfigError
 from dpeer.estimate.saved_size import saved_size
 from dpeer.integrity import write_state
+from dpeer.launcher import torchrun
 from dpeer.launcher.cli import app
 from dpeer.launcher.cluster import connect
 from dpeer.launcher.preflight import judge
@@ -31,6 +32,7 @@ from dpeer.launcher.preflight.checklist import Checklist, Fault, Warn
 from dpeer.launcher.preflight.full import data, full
 from dpeer.launcher.preflight.probe import Probe, unreachable
 from dpeer.launcher.preflight.quick import _activations, check_quickly, quick
+from dpeer.launcher.train import train
 from dpeer.model.lm import load_shape
 from dpeer.training import preflight
 from dpeer.training.prepare import prepare
@@ -128,8 +130,9 @@ def test_model_too_large_for_the_host(lab: Any) -> None:
 
 
 @pytest.mark.parametrize(("team", "packs"), [("1", 4), ("2", 2), ("auto", 1)])
-def test_activations_that_no_host_could_hold(lab: Any, team: str, packs: int) -> None:
-    """Of a pack of max_tokens, in fp32: two layers' hidden states, for each group of four ranks on a node."""
+def test_activations_that_a_host_may_not_hold(lab: Any, team: str, packs: int) -> None:
+    """Of a pack of max_tokens, in fp32: two layers' hidden states, for each group of four ranks on a node. Records may
+    be shorter, so that nothing is refused."""
     spared = ("model.gradient_checkpointing=true", "model.offload_activations=true")
     config = recipe(
         lab, *spared, "cluster.policy_workers=8", f"training.sequence_parallel={team}", "training.tokens_per_pack=64"
@@ -137,12 +140,21 @@ def test_activations_that_no_host_could_hold(lab: Any, team: str, packs: int) ->
     shape, size = load_shape(config.model.path), saved_size(config)
     assert size.activations == shape.num_hidden_layers * shape.hidden_size * 4 * config.data.max_tokens
     assert saved_size(recipe(lab)).activations == 0
-    needed, *words = _activations(config, 2, size)
+    needed = _activations(config, 2, size)
     assert needed == packs * size.activations
-    with pytest.raises(Fault, match=r"activations of the largest packs .* take at least") as refused:
-        judge.host_memory({"a": needed - 1}, {"a": 1}, needed, *words)
-    assert "lower training.tokens_per_pack" in str(refused.value.args)
-    assert words[0] in str(judge.host_memory({"a": needed}, {"a": needed}, needed, *words))
+    warned = judge.host_activations({"a": needed - 1, "b": 2 * needed}, needed)
+    assert isinstance(warned, Warn) and re.search("take up to .*; a has", warned.found)
+    assert "lower training.tokens_per_pack" in warned.fix
+    assert isinstance(judge.host_activations({"a": needed}, needed), str)
+
+
+def test_a_cap_on_the_length_of_records_refuses_no_run(lab: Any, ray_here: None) -> None:
+    """Though packs of records that long would take more than any machine has."""
+    spared = ("model.gradient_checkpointing=true", "model.offload_activations=true", "data.max_tokens=100000000000")
+    checks = Checklist()
+    quick(recipe(lab, *spared), checks)
+    (line,) = (line for line in checks.lines if line.name == "host activations")
+    assert line.status == "warning" and checks.ok
 
 
 def test_faulty_recipe_is_a_line_of_its_own(lab: Any) -> None:
@@ -151,6 +163,21 @@ def test_faulty_recipe_is_a_line_of_its_own(lab: Any) -> None:
     assert result.exit_code == 1 and not answer["ok"]
     assert [(c["name"], c["status"]) for c in answer["checks"]] == [("config", "failed")]
     assert "seed: 'x' given" in answer["checks"][0]["found"]
+
+
+@pytest.mark.parametrize(
+    "field", ["objective.constraint.tolerance", "objective.certificate.tolerance", "objective.primary"]
+)
+def test_an_objective_of_other_dimensions_is_refused_before_workers_are_built(
+    lab: Any, tmp_path: Path, field: str
+) -> None:
+    """Under Ray, under torchrun and by preflight."""
+    config = recipe(lab, f"{field}={{A: 3, C: 3, E: 3}}", f"output_dir={tmp_path}", "cluster.gpus_per_worker=0")
+    nobody: Any = None
+    for refuses in (lambda: train(config, nobody), lambda: torchrun.drive(config, nobody)):
+        with pytest.raises(ConfigError, match=f"{field} gives no value for T, but the data has"):
+            refuses()
+    assert f"{field} gives no value for T" in checked(data, config, print)["objective"]
 
 
 # Data, template, reference, checkpoints

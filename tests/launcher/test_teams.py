@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
-from dpeer.config import Config
+from dpeer.config import Config, Lora
 from dpeer.config_io import load_config
 from dpeer.data.tokenize import TokenizedSet, TokenTree
 from dpeer.errors import ConfigError
-from dpeer.launcher.teams import Case, _together, fewest, with_teams
+from dpeer.launcher.teams import Case, _together, fewest, share, with_teams
 from dpeer.toyworld.model import tiny_model
 from dpeer.training import world
 from dpeer.training.choice import check_settings
@@ -39,7 +41,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def with_size(config: Config, size: int, **cluster: int) -> Config:
+def with_size(config: Config, size: int, **cluster: Any) -> Config:
     training = config.training.model_copy(update={"sequence_parallel": size})
     return config.model_copy(update={"training": training, "cluster": config.cluster.model_copy(update=cluster)})
 
@@ -47,12 +49,27 @@ def with_size(config: Config, size: int, **cluster: int) -> Config:
 def test_auto_takes_the_fewest_ranks_that_hold_the_longest_record(recipe: Config) -> None:
     case = Case.of(recipe, 4, plain=True, reference=False)
     assert case.possible() == [1, 2, 4] and replace(case, ranks=6).possible() == [1, 2]
-    one, two, four = (case.needed(TREE, 3_998, n) for n in (1, 2, 4))
-    assert one > two > four
+    (one, held), (two, _), (four, _) = (case.needed(TREE, 3_998, n) for n in (1, 2, 4))
+    assert one > two > four and held == 0
     for memory, size in ((1.01 * one, 1), ((one + two) / 2, 2), ((two + four) / 2, 4)):
-        assert fewest(case, case.possible(), TREE, memory) == size
+        assert fewest(case, case.possible(), TREE, memory, 0) == size
     with pytest.raises(ConfigError, match=r"auto: a pack of 3,998 tokens does not fit; shared by 4 ranks.*max_tokens"):
-        fewest(case, case.possible(), TREE, four / 2)
+        fewest(case, case.possible(), TREE, four / 2, 0)
+
+
+def test_auto_takes_as_many_as_their_hosts_can_hold_activations_of(recipe: Config) -> None:
+    """A device that has room for all of it does not help; a reference keeps nothing there."""
+    model = recipe.model.model_copy(update={"gradient_checkpointing": True, "offload_activations": True})
+    moved = recipe.model_copy(update={"model": model})
+    case = Case.of(moved, 4, plain=True, reference=False)
+    layers, width, size = case.shape.num_hidden_layers, case.shape.hidden_size, 4
+    whole = 3_998 * layers * width * size
+    for room, ranks in ((whole, 1), (whole - 1, 2), (whole / 2, 2), (whole / 2 - 1, 4), (whole / 4, 4)):
+        assert fewest(case, case.possible(), TREE, 1e12, room) == ranks
+        assert fewest(replace(case, reference=True), case.possible(), TREE, 1e12, room) == 1
+    with pytest.raises(ConfigError, match=r"shared by 4 ranks it needs .*the host's memory for each.*as its share"):
+        fewest(case, case.possible(), TREE, 1e12, whole / 4 - 1)
+    assert share(["a", "a", "b", "b", "b"], [8, 8, 9, 9, 9]) == 3
 
 
 def test_ranks_make_auto_a_number(recipe: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +82,12 @@ def test_ranks_make_auto_a_number(recipe: Config, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("dpeer.launcher.teams.device_memory", lambda world: 1e6)
         with pytest.raises(ConfigError, match="auto: a pack of 3,998 tokens does not fit; shared by 1 ranks"):
             with_teams(recipe, here, "policy", prepared)
+        monkeypatch.setattr("dpeer.launcher.teams.device_memory", lambda world: 1e12)
+        monkeypatch.setattr("dpeer.launcher.teams.psutil.virtual_memory", lambda: SimpleNamespace(total=1000))
+        moved = {"gradient_checkpointing": True, "offload_activations": True}
+        spared = recipe.model_copy(update={"model": recipe.model.model_copy(update=moved)})
+        with pytest.raises(ConfigError, match="of the host's memory for each"):
+            with_teams(spared, here, "policy", prepared)
     finally:
         world.stop()
     assert found == [with_size(recipe, 1)] * 2 and with_teams(found[0], here, "policy") is found[0]
@@ -81,8 +104,13 @@ def test_what_cannot_work_is_refused_before_anything_starts(recipe: Config) -> N
     check_settings(with_size(recipe, 2))
     with pytest.raises(ConfigError, match=r"4 ranks \(cluster.policy_workers\) cannot work in groups of 3.*1, 2, 4"):
         check_settings(with_size(recipe, 3))
-    with pytest.raises(ConfigError, match=r"1 ranks \(cluster.reference_workers\) cannot work in groups of 2"):
-        check_settings(with_size(recipe, 2, reference_workers=1))
+    few = with_size(recipe, 2, reference_workers=1)
+    check_settings(few)  # the policy fills the cache
+    beside = with_size(few, 2, reference="workers")
+    adapter = few.model.model_copy(update={"lora": Lora(path="adapter")})
+    for own in (beside, few.model_copy(update={"model": adapter})):
+        with pytest.raises(ConfigError, match=r"1 ranks \(cluster.reference_workers\) cannot work in groups of 2"):
+            check_settings(own)
     with pytest.raises(ConfigError, match=r"4 attention heads.*Set it to 1, 2 or 4"):
         check_settings(with_size(recipe, 8), ranks=8)
 
@@ -122,5 +150,5 @@ def needs_two(lab: Lab) -> int:
     """Tokens of a pack that only two ranks of this machine hold together, by the estimate."""
     config = load_config(lab.folder / "recipe.yaml", ["training.sequence_parallel=auto"])
     case, memory = Case.of(config, 2, plain=False, reference=False), psutil.virtual_memory().total / 2
-    few, many = (case.needed(TREE, tokens, 1) for tokens in (10**6, 2 * 10**6))
+    few, many = (case.needed(TREE, tokens, 1)[0] for tokens in (10**6, 2 * 10**6))
     return int(10**6 + (1.4 * memory - few) / (many - few) * 10**6)

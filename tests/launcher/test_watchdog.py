@@ -60,6 +60,14 @@ def test_returned_rank_is_progress() -> None:
     assert dog.stalled({1: STEP}, 66)
 
 
+def test_each_rank_was_last_seen_to_move_when_it_beat() -> None:
+    """What is seen first may have been so for long."""
+    dog = Watch(30, 0)
+    for now, beats in ((10, 0), (20, 1), (30, 2)):
+        dog.stalled({0: STEP, 1: replace(STEP, beats=beats), 2: None}, now)
+    assert [dog.moved_at(rank) for rank in range(3)] == [0, 30, 0]
+
+
 def test_phases_restore_what_was_before() -> None:
     pulse = Pulse()
     pulse.enter("exporting")

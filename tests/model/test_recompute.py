@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig
-from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
+from transformers.models.lfm2.modeling_lfm2 import Lfm2DecoderLayer, Lfm2MLP
 
 from dpeer import config
 from dpeer.config import Model
@@ -18,7 +18,7 @@ from dpeer.data.packing import build_pack
 from dpeer.data.tokenize import TokenTree
 from dpeer.errors import ConfigError
 from dpeer.model import on_host
-from dpeer.model.lm import build_lm
+from dpeer.model.lm import attention_kernel, build_lm
 from dpeer.model.on_host import PIECE, OnHost, pack, unpack
 from dpeer.model.probe import probe
 from dpeer.model.recompute import refuse_untiled
@@ -162,3 +162,20 @@ def test_a_model_that_the_tests_do_not_name_is_tried(
     ):
         refuse_untiled(shape, "m", 8)
     refuse_untiled(shape, "m", None)
+
+
+def test_layers_that_take_hidden_states_by_name_are_found_before_the_model_is_built(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score, which trains nothing, would not meet them."""
+    spec = Model(path=str(checkpoint("lfm2")), dtype="fp32", gradient_checkpointing=True, offload_activations=True)
+    state = torch.random.get_rng_state()
+    attention_kernel(spec, torch.device("cpu"))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    own = Lfm2DecoderLayer.__call__
+    monkeypatch.setattr(
+        Lfm2DecoderLayer, "__call__", lambda layer, hidden, **more: own(layer, hidden_states=hidden, **more)
+    )
+    with pytest.raises(ConfigError, match=r"offload_activations = true: layers of this model take hidden states by na"):
+        attention_kernel(spec, torch.device("cpu"))
+    attention_kernel(spec.model_copy(update={"offload_activations": False}), torch.device("cpu"))

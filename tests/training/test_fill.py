@@ -9,6 +9,8 @@ import pytest
 from dpeer.config import Cluster
 from dpeer.data.tokenize import TokenizedSet
 from dpeer.training import world
+from dpeer.training.calls import ReferenceCalls, Scores
+from dpeer.training.fill import CACHE_SLICE, _scored
 from dpeer.training.prepare import Prepared
 from dpeer.training.rank import TrainingRank
 from dpeer.training.reference import Reference
@@ -61,3 +63,24 @@ def test_only_the_model_that_is_loaded_to_be_trained_is_scored_in_the_policy(
     model: dict[str, Any], found: bool
 ) -> None:
     assert recipe("model", **model).model.reference_in_policy is found
+
+
+class Ranks:
+    """Three of them, of which the first computes everything."""
+
+    size = 3
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def call(self, phase: str, method: Any, name: str, start: int, stop: int) -> list[Scores]:
+        self.asked.append((start, stop))
+        return [{i: [float(start + i)] for i in range(stop - start)}, {}, {}]
+
+
+def test_slices_are_of_the_ranks_that_there_are() -> None:
+    """Whatever number of them the recipe has."""
+    ranks: Any = Ranks()
+    found = list(_scored(ranks, ReferenceCalls.score_split, "train", 1000))
+    assert found == [[float(i)] for i in range(1000)]
+    assert ranks.asked == [(0, 3 * CACHE_SLICE), (3 * CACHE_SLICE, 6 * CACHE_SLICE), (6 * CACHE_SLICE, 1000)]

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from dpeer.config import Config
 from dpeer.errors import ConfigError
+from dpeer.integrity import read_state
+from dpeer.training import checkpoint
 from dpeer.training.engine import deepspeed_config
-from dpeer.training.policy import Policy
+from dpeer.training.policy import IDENTITY, Policy
 from tests.training.conftest import gradients, recipe, sft
 
 SPARED = {"mlp_tile": 8, "offload_activations": True}
@@ -84,3 +86,23 @@ def test_a_file_that_would_gather_once_per_tile_is_refused(tmp_path: Path, train
     config = recipe(gradient_checkpointing=True, mlp_tile=8)
     with pytest.raises(ConfigError, match=r"mlp_tile = 8 .*deepspeed = .*own.json sets leaf_module itself"):
         deepspeed_config(str(tmp_path / "own.json"), config, trained=trained)
+
+
+def test_a_checkpoint_is_sound_whatever_the_tiles(
+    make: Callable[[Config], Policy], models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tiles may round otherwise; with the same ones, or none, a forward pass repeats to the last digits."""
+    allowed: list[float] = []
+    check = checkpoint._check_probe
+    monkeypatch.setattr(checkpoint, "_check_probe", lambda *given: (allowed.append(given[-1]), check(*given))[1])
+    for saved in (None, 8):
+        policy = make(sft(models["plain"], "plain", dtype="bf16", gradient_checkpointing=True, mlp_tile=saved))
+        checkpoint.save(policy, tmp_path / f"{saved}", {})
+    for tile in (None, 8, 1):
+        policy = make(sft(models["plain"], "plain", dtype="bf16", gradient_checkpointing=True, mlp_tile=tile))
+        for saved in (None, 8):
+            checkpoint.load(policy, tmp_path / f"{saved}", {})
+    same, other = 1e-6, IDENTITY["bf16"]
+    assert allowed == [same, other, other, same, other, other]
+    numerics = read_state(tmp_path / "None" / "state.json", "")["numerics"]
+    assert not any("tile" in words for words in numerics)  # as in checkpoints of versions that knew of none
