@@ -1,4 +1,4 @@
-"""Two files run side by side (`pytest -n 2`): most tests wait for processes that import torch, each on one core."""
+"""Four files run side by side (`pytest -n 4`): most slow tests wait for processes of their own."""
 
 from __future__ import annotations
 
