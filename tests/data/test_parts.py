@@ -119,7 +119,7 @@ PAIR = {"prompt": "How warm is it?", "chosen": "It is mild.", "rejected": "Look 
 def test_the_map_says_which_column_holds_tools_if_any_does(tmp_path: Path, row: dict[str, Any]) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(row | {"tools": "calculator", "functions": TOOLS}) + "\n")
-    with pytest.raises(DataError, match=r"column tools: must be a list or its JSON.*data\.map\.tools=none"):
+    with pytest.raises(DataError, match=r"column tools: must be a list or its JSON.*--map tools=none"):
         load(str(path))
     unused, functions = (load(str(path), map=Map(tools=name)).records for name in ("none", "functions"))
     assert [r.tools for r in unused] == [""] and [json.loads(r.tools) for r in functions] == [TOOLS]
