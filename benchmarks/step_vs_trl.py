@@ -27,7 +27,9 @@ WORK = CACHE / "step-vs-trl"
 SMALL, LARGE = 8192, 131_072
 RECORDS, STEPS = 2, 4  # each record comes twice, so that the second pass shows what the first has learnt
 LR, BETA, SEED = 1e-4, 0.1, 0
-LOSS_TOLERANCE = 1e-5
+LOSS_TOLERANCE, LATER = 1e-5, 1e-4
+"""In the first step, and in later ones: Adam gives weights whose gradient is almost zero a whole step in the direction
+that rounding decides."""
 PAD, EOS = "<pad>", "<eos>"
 TEMPLATE = "{% for m in messages %}{{ m['content'] + (eos_token if m['role'] == 'assistant' else ' ') }}{% endfor %}"
 
@@ -206,14 +208,14 @@ def check_same_work(setting: Setting, results: dict[str, dict[str, Any]]) -> flo
     if len({r["ids"] for r in results.values()}) > 1:
         raise BenchmarkError(f"{setting.name}: the sides saw different token ids, so their times cannot be compared")
     expected = results["trl"]["losses"]
-    gaps = {side: max(abs(a - b) for a, b in zip(r["losses"], expected, strict=True)) for side, r in results.items()}
-    worst = max(gaps, key=lambda side: gaps[side])
-    if not gaps[worst] <= LOSS_TOLERANCE:
-        raise BenchmarkError(
-            f"{setting.name}: losses of {worst} differ from TRL's by {gaps[worst]:.1e} (allowed {LOSS_TOLERANCE:.0e}): "
-            f"{results[worst]['losses']} against {expected}"
-        )
-    return float(gaps[worst])
+    gaps = {side: [abs(a - b) for a, b in zip(r["losses"], expected, strict=True)] for side, r in results.items()}
+    for side, (first, *later) in gaps.items():
+        if not (first <= LOSS_TOLERANCE and max(later) <= LATER):
+            raise BenchmarkError(
+                f"{setting.name}: losses of {side} differ from TRL's by {first:.1e} in the first step and {max(later):.1e} "
+                f"later (allowed {LOSS_TOLERANCE:.0e}, {LATER:.0e}): {results[side]['losses']} against {expected}"
+            )
+    return max(map(max, gaps.values()))
 
 
 def compare(setting: Setting, rounds: list[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
