@@ -213,8 +213,8 @@ def check_same_work(setting: Setting, results: dict[str, dict[str, Any]]) -> flo
         if not (first <= LOSS_TOLERANCE and max(later) <= LATER):
             raise BenchmarkError(
                 f"{setting.name}: losses of {side} differ from TRL's by {first:.1e} in the first step and "
-                f"{max(later):.1e} later (allowed {LOSS_TOLERANCE:.0e}, {LATER:.0e}): {results[side]['losses']} against "
-                f"{expected}"
+                f"{max(later):.1e} later (allowed {LOSS_TOLERANCE:.0e}, {LATER:.0e}): {results[side]['losses']} "
+                f"against {expected}"
             )
     return max(map(max, gaps.values()))
 
