@@ -1,4 +1,6 @@
 """One optimizer step of dpeer against TRL's DPOTrainer: CPU seconds, peak memory, forward tokens, on the same work.
+Settings are tokens of prompt and response, and rejects. Ratios are TRL's CPU seconds over dpeer's; peak memory is
+dpeer's as a share of TRL's.
 
 usage: python benchmarks/step_vs_trl.py [--quick] [--json FILE]
 
@@ -247,10 +249,10 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def figures_of(row: dict[str, Any]) -> Iterator[Figure]:
-    name, key, peak = f"{row['setting']}: {row['comparison']}", (row["setting"], row["comparison"]), row["peak_mb"]
-    yield Figure.median(f"{name}, TRL over dpeer", row["ratio"], "x", "higher", GOALS.get(key))
-    memory = peak["dpeer"] / peak["trl"]
-    yield Figure(f"{name}, peak memory of dpeer over TRL", memory, "x", "lower", MEMORY.get(key))
+    key, peak = (row["setting"], row["comparison"]), row["peak_mb"]
+    name = ": ".join(key).replace(", live reference", "")
+    yield Figure.median(name, row["ratio"], "x", "higher", GOALS.get(key))
+    yield Figure(f"{name}, peak memory", peak["dpeer"] / peak["trl"], "share", "lower", MEMORY.get(key))
     yield from (Figure.median(f"{name}, {side}", seconds, "CPU s") for side, seconds in row["cpu_s"].items())
 
 
