@@ -134,7 +134,8 @@ def test_an_endpoint_of_a_reasoning_model_is_used_and_its_wishes_said_once(
     assert limits == {(1512, "low"), (512, None)}
     said = [line for line in text.getvalue().splitlines() if "From now on" in line]
     assert len(said) == 2 * 4 and "max_completion_tokens in place of max_tokens" in said[0]
-    assert read_state(cfg.folder / "ratings" / "manifest.json", "")["models"]["j1"]["said"] == said[:4]
+    kept = read_state(cfg.folder / "ratings" / "manifest.json", "")["models"]["j1"]["said"]
+    assert sorted(kept) == sorted(line for line in said if line.startswith("j1:"))
     plain = evaluation(tmp_path, url)
     assert set(plan(plain).rows["rating_id"]) != set(plan(cfg).rows["rating_id"]), "another request, other ratings"
 
