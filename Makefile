@@ -17,9 +17,9 @@ PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 demo: setup
 	$(RUN)/dpeer demo
 
-# Four files at a time, on two cores too: slow tests wait most of their time, for processes, lost nodes and time-outs.
+# Three files at a time, on two cores too: slow tests wait most of their time, for processes, lost nodes and time-outs.
 test: setup
-	$(RUN)/python -m pytest -n 4 --no-loadscope-reorder --durations 40 --durations-min 10 $(ARGS)
+	$(RUN)/python -m pytest -n 3 --no-loadscope-reorder --durations 40 --durations-min 10 $(ARGS)
 
 lint: setup
 	$(RUN)/ruff check .

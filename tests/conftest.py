@@ -1,4 +1,4 @@
-"""Four files run side by side (`pytest -n 4`): most slow tests wait for processes of their own."""
+"""Three files run side by side (`pytest -n 3`): most slow tests wait for processes of their own."""
 
 from __future__ import annotations
 
