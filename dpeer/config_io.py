@@ -77,7 +77,7 @@ def load_section(
     if len(faults) > _SHOWN_FAULTS:
         shown.append(f"  ... and {len(faults) - _SHOWN_FAULTS} more")
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    given = f"{path} and --set" if said else str(path)
+    given = f"{path} and --set" if any(fault.startswith("--set ") for fault in faults) else str(path)
     raise ConfigError("\n".join([f"{given}: {count} in the config", *shown]))
 
 

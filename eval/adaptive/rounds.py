@@ -79,6 +79,7 @@ def run(cfg: EvalConfig, planned: Plan, until: Until, make: Make, keep: Keep, co
     def kept(part: Plan, provisional: str | None = None) -> None:
         keep(part, summary(what, record, len(part.rows), len(planned.rows)) | {"provisional": provisional})
 
+    provisional: str | None = None
     while True:
         inside = planned.rows["rating_id"].isin(record.ids).to_numpy()
         part = _part(planned, planned.rows[inside], missing)
@@ -124,21 +125,18 @@ def run(cfg: EvalConfig, planned: Plan, until: Until, make: Make, keep: Keep, co
         if not batch.any():
             if sampled:
                 record.finish(ratings)
-                break
-            console.print(
-                "[yellow]note:[/] the chains of the last fit did not pass their diagnostics "
-                f"({markup('; '.join(record.against_claims))}), so what they decide is provisional.",
-                soft_wrap=True,
-            )
-            kept(part, "the last fit, whose chains did not pass their diagnostics")
-            return
+            else:
+                provisional = "the last fit, whose chains did not pass their diagnostics"
+                why = markup("; ".join(record.against_claims))
+                console.print(f"[yellow]note:[/] what {provisional} ({why}), decides is provisional.", soft_wrap=True)
+            break
         if failure:
             console.print(
                 f"[yellow]note:[/] the ratings do not bear the last fit yet, so more are asked for: {markup(failure)}",
                 soft_wrap=True,
             )
         record.begin(planned.rows["rating_id"][batch[what.unit]])
-    kept(part)
+    kept(part, provisional)
 
 
 def _remaining(what: Task, record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,7 @@ def estimate(
         return tabulate(fitted(), base, wanted=wanted)
     folder = Path(folder)
     new = folder / f".{CSV}"
+    shutil.rmtree(new, ignore_errors=True)  # of a fit that was killed
     posterior = fitted(keep_csv=new if keep_csv else None, keep=partial(save, folder=folder))
     for old in (folder / CSV).glob(CSV_FILES):  # of an earlier fit, whose draws go now
         old.unlink()
@@ -76,5 +78,5 @@ def estimate(
         (folder / CSV).mkdir(exist_ok=True)
         for file in new.glob(CSV_FILES):
             file.rename(folder / CSV / file.name)
-        new.rmdir()
+        shutil.rmtree(new, ignore_errors=True)
     return tabulate(posterior, base, wanted=wanted)

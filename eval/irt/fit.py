@@ -19,7 +19,7 @@ from dpeer.eval.irt.cmdstan import FUNCTIONS, MODEL, compile_model, find_or_inst
 from dpeer.eval.irt.design import check
 from dpeer.eval.irt.diagnostics import missing_draws, mixing
 from dpeer.eval.irt.draws import RAW, WANTED, named, response_effects, spread
-from dpeer.eval.irt.errors import IrtError, SamplerError
+from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.fit_folder import load, save
 from dpeer.eval.irt.forecast import at_once, check_room, seconds
 from dpeer.eval.irt.restart import begin, earlier, joined, left
@@ -132,6 +132,8 @@ def _fresh(
     sample = partial(_sample, ratings, problem=problem, executable=executable, keep_csv=keep_csv)
     for attempt, rate in enumerate(STEPS_ROUGH if options.approx else STEPS):
         again = f" again, adapt_delta {rate}" if attempt else ""
+        for other in keep_csv.glob("model-*.csv") if keep_csv and attempt else ():  # of draws that do not count
+            other.unlink()
         nuts = _nuts(problem, options) | {"adapt_delta": rate}
         found = sample(options, progress=partial(say, label + again), nuts=nuts)
         facts = {
@@ -201,7 +203,7 @@ def _until_green(
         part = replace(options, warmup=0, draws=draws, seed=(options.seed + number) % SEEDS)
         try:
             posterior = joined(posterior, sample(part, nuts=nuts | {"inits": inits}))
-        except SamplerError as error:
+        except IrtError as error:  # what there is is worth more
             note = f"the chains could not go on until the gate is passed: {error}"
             return replace(posterior, facts=posterior.facts | {"notes": [*posterior.facts["notes"], note]})
     return posterior

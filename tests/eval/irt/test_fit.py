@@ -24,7 +24,7 @@ from dpeer.eval.irt import cmdstan
 from dpeer.eval.irt.chains import Chains, Wanted
 from dpeer.eval.irt.diagnostics import gate, missing_draws, mixing
 from dpeer.eval.irt.encode import encode
-from dpeer.eval.irt.errors import IrtError, SamplerError
+from dpeer.eval.irt.errors import IrtError
 from dpeer.eval.irt.estimation import estimate
 from dpeer.eval.irt.fit import _sample, fit, load, save
 from dpeer.eval.irt.simulate import Spec, simulate
@@ -133,7 +133,7 @@ def test_chains_that_cannot_go_on_lose_nothing(
     def sample(ratings: Ratings, options: Options, *given: Any, nuts: dict[str, Any], **more: Any) -> Posterior:
         ran.append((options.warmup, nuts.get("adapt_delta")))
         if full and not options.warmup:
-            raise SamplerError("no room left")
+            raise IrtError("no room left")
         found = usual(ratings, options, *given, nuts=nuts, **more)
         if len(ran) == 3:  # the pilot, the chains, and these
             found.sampler["divergent"][0, 0] = 1
